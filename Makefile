@@ -1,0 +1,46 @@
+# Every target prints the commands it runs; the README lists the same commands for those without make.
+PYTHON ?= python3
+PORT ?= 8000
+MODEL ?= fashion
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help serve test bench lint format clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+serve: .venv/serving ## serve the shipped student on http://127.0.0.1:$(PORT)
+	.venv/bin/python -m server --model $(MODEL) --port $(PORT)
+
+test: .venv/developing ## the whole CPU suite
+	.venv/bin/python -m pytest
+
+bench: .venv/benchmarking ## latency against quality, student against EDM's solvers, in five minutes
+	.venv/bin/python benchmarks/latency.py
+
+lint: .venv/developing ## ruff and pyright
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+
+format: .venv/developing ## rewrite the code in the project's style
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+clean: ## remove the environment and caches; runs/ stays
+	rm -rf .venv build dist .pytest_cache .ruff_cache
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/serving: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+.venv/benchmarking: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[bench]'
+	@touch $@
+
+.venv/developing: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[dev]'
+	@touch $@

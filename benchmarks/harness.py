@@ -1,0 +1,123 @@
+"""What every benchmark shares: timing, percentiles, memory, the machine, tables, JSON."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewstep.card import write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+FORMAT = 1
+
+
+def time_interleaved(calls: dict[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Seconds of every call, `rounds` times, one of each per round in a fresh order.
+
+    Machines drift, and interleaving makes the drift the same for everyone: read the figures as ratios.
+    """
+    order = np.random.default_rng(0)
+    names = list(calls)
+    for name in names:
+        for _ in range(warmup):
+            calls[name]()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for index in order.permutation(len(names)):
+            start = time.perf_counter()
+            calls[names[index]]()
+            seconds[names[index]].append(time.perf_counter() - start)
+    return seconds
+
+
+def percentile_ms(seconds: Sequence[float], percent: float) -> float:
+    return float(np.percentile(seconds, percent)) * 1000
+
+
+def peak_memory_mb(call: Callable[[], Any]) -> float | None:
+    """Peak resident memory of this process during the call, or None where the kernel cannot reset the mark."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    call()
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what the numbers were made."""
+    packages = ("numpy", "onnxruntime", "torch")
+    cpu = next((row.split(":")[1].strip() for row in _lines("/proc/cpuinfo") if row.startswith("model name")), "")
+    flags = next((row.split(":")[1].split() for row in _lines("/proc/cpuinfo") if row.startswith("flags")), [])
+    return {
+        "cpu": cpu or platform.processor(),
+        "cores": os.cpu_count(),
+        "cpu_features": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "load_average": os.getloadavg()[0],
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "packages": {name: found for name in packages if (found := _version(name))},
+    }
+
+
+def commit() -> dict[str, Any]:
+    """The commit measured, and whether the tree had changes."""
+    run = lambda *args: subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    return {"commit": run("rev-parse", "HEAD"), "dirty": bool(run("status", "--porcelain", "-uno"))}
+
+
+def write_result(path: Path, name: str, settings: dict[str, Any], rows: list[dict[str, Any]], **more: Any) -> None:
+    """One JSON file per run: what was asked, where it ran, what came out."""
+    result = {
+        "benchmark": name,
+        "format": FORMAT,
+        "settings": settings,
+        "machine": machine(),
+        **commit(),
+        **more,
+        "rows": rows,
+    }
+    write_atomically(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+
+
+def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
+    """A text table of some columns, {key: heading}; numbers to three significant digits."""
+    cells = [list(columns.values())] + [[_cell(row.get(key)) for key in columns] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    text = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells]
+    return "\n".join([text[0], "  ".join("-" * width for width in widths), *text[1:]])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and abs(value) < 1000
+        else f"{value:.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,148 @@
+"""Latency against quality: a student at k = 1..8 beside EDM's Heun and Euler on its teacher, on the same runtime.
+
+    python benchmarks/latency.py            # five minutes on two cores
+    python benchmarks/latency.py --smoke    # seconds; proves that it runs
+
+Prints a table, writes JSON and a PNG. Every figure comes from one run: timings are interleaved over all methods, images
+come from the same seeds and class labels, and the distance stands beside its noise floor at the same number of images.
+"""
+
+import argparse
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from benchmarks.features import Extractor, load_extractor
+from benchmarks.frechet import Moments, frechet_distance
+from benchmarks.harness import ROOT, peak_memory_mb, percentile_ms, table, time_interleaved, write_result
+from benchmarks.plots import draw_quality_against_latency
+from export.engine import Engine, load_engine
+from fewstep.noise import noise_for
+from fewstep.pixels import to_pixels
+from fewstep.samplers import Sample, sample_dpdm, sample_euler, sample_heun
+from fewstep.schedule import solver_sigmas
+
+HEUN_LEVELS = (1, 2, 3, 5, 10, 18)  # 2N - 1 calls: 1, 3, 5, 9, 19, 35
+EULER_LEVELS = (1, 2, 4, 8, 18, 35)
+COLUMNS = {
+    "method": "method", "nfe": "NFE", "p50_ms": "p50 ms", "p95_ms": "p95 ms", "ratio": "vs k=1",
+    "images_per_s": "images/s", "peak_mb": "peak MB", "distance": "distance", "floor": "floor", "accuracy": "accuracy",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to make images: an engine, a sampler and its sigmas."""
+
+    method: str  # "dpdm", "heun" or "euler"
+    engine: Engine
+    sampler: Callable[..., Sample]
+    sigmas: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-{len(self.sigmas) - (self.sigmas[-1] == 0)}"
+
+    def pixels(self, first_seed: int, count: int) -> tuple[NDArray[np.uint8], int]:
+        """Images of seeds first_seed, first_seed + 1, ..., classes in turn: uint8 [count, H, W, C], and the NFE."""
+        manifest = self.engine.manifest
+        seeds = range(first_seed, first_seed + count)
+        labels = np.array(seeds) % manifest.classes if manifest.classes else None
+        denoiser = functools.partial(self.engine.denoiser, labels=labels)
+        sample = self.sampler(denoiser, noise_for(seeds, manifest.image_shape), self.sigmas)
+        return to_pixels(sample.images), sample.nfe
+
+
+def variants(student: Engine, teacher: Engine, smoke: bool) -> list[Variant]:
+    levels = student.manifest.levels
+    steps = (1, 4) if smoke else sorted(levels)
+    heun, euler = ((2,), (2,)) if smoke else (HEUN_LEVELS, EULER_LEVELS)
+    return [
+        *(Variant("dpdm", student, sample_dpdm, levels[k]) for k in steps),
+        *(Variant("heun", teacher, sample_heun, solver_sigmas(n)) for n in heun),
+        *(Variant("euler", teacher, sample_euler, solver_sigmas(n)) for n in euler),
+    ]
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    student, teacher = (load_engine(folder, threads=args.threads) for folder in (args.student, args.teacher))
+    extractor = load_extractor(threads=args.threads)
+    tried = variants(student, teacher, args.smoke)
+    alone = time_interleaved({v.name: functools.partial(v.pixels, 0, 1) for v in tried}, args.rounds)
+    together = time_interleaved(
+        {v.name: functools.partial(v.pixels, 0, args.batch) for v in tried}, max(args.rounds // 10, 1)
+    )
+    rows = []
+    for variant in tqdm(tried, desc="quality", unit="method"):
+        pixels, nfe = sample_many(variant, args.images, args.batch)
+        rows.append({
+            "method": variant.method,
+            "nfe": nfe,
+            "sigmas": list(variant.sigmas),
+            "p50_ms": percentile_ms(alone[variant.name], 50),
+            "p95_ms": percentile_ms(alone[variant.name], 95),
+            "images_per_s": args.batch / float(np.median(together[variant.name])),
+            "peak_mb": peak_memory_mb(functools.partial(variant.pixels, 0, args.batch)),
+            **quality(extractor, pixels, variant.engine.manifest.classes),
+        })  # fmt: skip
+    baseline = next(row["p50_ms"] for row in rows if row["method"] == "dpdm" and row["nfe"] == 1)
+    return [{**row, "ratio": row["p50_ms"] / baseline} for row in rows]
+
+
+def sample_many(variant: Variant, count: int, batch: int) -> tuple[NDArray[np.uint8], int]:
+    parts = [variant.pixels(first, min(batch, count - first)) for first in range(0, count, batch)]
+    return np.concatenate([pixels for pixels, _ in parts]), parts[0][1]
+
+
+def quality(extractor: Extractor, pixels: NDArray[np.uint8], classes: int) -> dict[str, float]:
+    """Distance to the training images, its floor, and how often the classifier sees the class that was asked for."""
+    features, predicted = extractor(pixels)
+    return {
+        "distance": frechet_distance(Moments.of(features), extractor.reference),
+        "floor": extractor.floor(len(pixels)),
+        "accuracy": float((predicted == np.arange(len(pixels)) % classes).mean()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    models = ROOT / "models" / "fashion"
+    parser.add_argument("--student", type=Path, default=models / "engine", metavar="ENGINE")
+    parser.add_argument("--teacher", type=Path, default=models / "teacher" / "engine", metavar="ENGINE")
+    parser.add_argument("--images", type=int, default=500, help="images per method behind the distance (default 500)")
+    parser.add_argument("--rounds", type=int, default=50, help="timed single images per method (default 50)")
+    parser.add_argument("--batch", type=int, default=32, help="batch for images/s and memory (default 32)")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "latency.json", help="JSON; the PNG lies beside it"
+    )
+    parser.add_argument("--smoke", action="store_true", help="four methods, 100 images, 3 rounds")
+    args = parser.parse_args()
+    if args.smoke:
+        args.images, args.rounds = 100, 3
+    rows = measure(args)
+    print(table(rows, COLUMNS))
+    settings = {
+        "images": args.images,
+        "rounds": args.rounds,
+        "batch": args.batch,
+        "threads": args.threads,
+        "seeds": [0, args.images - 1],
+    }
+    engines = {
+        name: load_engine(folder).manifest.checkpoint
+        for name, folder in (("student", args.student), ("teacher", args.teacher))
+    }
+    write_result(args.out, "latency", settings, rows, checkpoints=engines, extractor="fashion128")
+    draw_quality_against_latency(rows, args.out.with_suffix(".png"))
+    print(f"\nwrote {args.out} and {args.out.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()

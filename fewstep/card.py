@@ -1,0 +1,102 @@
+"""The card: card.json beside model.safetensors says what the weights are and where they come from. No torch."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+CARD_FORMAT = 1
+CARD_FILE = "card.json"
+WEIGHTS_FILE = "model.safetensors"
+
+Levels = dict[int, tuple[float, ...]]  # step count -> sigmas, high to low
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or engine that cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Provenance of the training images."""
+
+    name: str
+    sha256: str
+    licence: str
+    images: int
+
+
+@dataclass(frozen=True)
+class Card:
+    role: Literal["teacher", "student"]
+    network: dict[str, Any]  # the UNetConfig, field by field
+    sigma_data: float
+    weights: str  # sha256 of model.safetensors
+    dataset: Dataset
+    class_names: tuple[str, ...] = ()
+    levels: Levels = field(default_factory=dict)  # students only: one list per served step count
+    parent: str | None = None  # sha256 of the teacher's weights
+    training: dict[str, Any] = field(default_factory=dict)  # recipe, images seen, seconds, seed, precision, versions
+    metrics: dict[str, Any] = field(default_factory=dict)
+    format: int = CARD_FORMAT
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.network["channels"], self.network["resolution"], self.network["resolution"]
+
+
+def card_to_json(card: Card) -> str:
+    return json.dumps(asdict(card), indent=2) + "\n"
+
+
+def card_from_json(text: str, where: Path) -> Card:
+    """Raises CheckpointError when the text is not a card this version can read."""
+    try:
+        data = json.loads(text)
+        if not isinstance(data, dict) or "format" not in data:
+            raise CheckpointError(f"{where} is not a fewstep card: it has no format number")
+        if data["format"] != CARD_FORMAT:
+            raise CheckpointError(
+                f"{where} has card format {data['format']}; this version reads format {CARD_FORMAT}. "
+                "Install the fewstep version that wrote it, or train again"
+            )
+        data["dataset"] = Dataset(**data["dataset"])
+        data["class_names"] = tuple(data["class_names"])
+        data["levels"] = levels_from_json(data["levels"])
+        return Card(**data)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{where} is not a readable fewstep card ({error})") from error
+
+
+def levels_from_json(levels: dict[str, list[float]]) -> Levels:
+    """JSON turns integer keys into strings; turn them back."""
+    return {int(steps): tuple(sigmas) for steps, sigmas in levels.items()}
+
+
+def read_card(folder: Path) -> Card:
+    """The card of a checkpoint folder. Raises CheckpointError when there is none."""
+    path = folder / CARD_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {CARD_FILE}: it is not a fewstep checkpoint")
+    return card_from_json(path.read_text(), path)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside, flush to disk, rename: a reader sees the old file or the new one, never a part of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.part")
+    with staged.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    staged.replace(path)

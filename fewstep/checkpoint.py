@@ -1,0 +1,90 @@
+"""Checkpoints: model.safetensors and card.json in one folder. Never pickle."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from fewstep.card import (
+    CARD_FILE,
+    WEIGHTS_FILE,
+    Card,
+    CheckpointError,
+    card_from_json,
+    card_to_json,
+    read_card,
+    write_atomically,
+)
+from fewstep.network import UNet, UNetConfig
+from fewstep.precond import Denoiser
+
+_PENDING_CARD = f".{CARD_FILE}.pending"
+
+
+def save_checkpoint(folder: Path, weights: dict[str, Tensor], card: Card) -> Card:
+    """Write both files; returns the card with the hash of the weights filled in.
+
+    Two files cannot be renamed at once, so the new card waits beside the weights until they are in place: whatever
+    moment the process dies at, `load_denoiser` finds the old pair or the new one.
+    """
+    content = save_tensors({name: tensor.contiguous().cpu() for name, tensor in weights.items()})
+    card = dataclasses.replace(card, weights=hashlib.sha256(content).hexdigest())
+    write_atomically(folder / _PENDING_CARD, card_to_json(card).encode())
+    write_atomically(folder / WEIGHTS_FILE, content)
+    (folder / _PENDING_CARD).replace(folder / CARD_FILE)
+    return card
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Card]:
+    """Weights and card, checked against each other. Raises CheckpointError."""
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {WEIGHTS_FILE}: it is not a fewstep checkpoint")
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    pending = folder / _PENDING_CARD
+    if pending.is_file():  # the writer died between the two renames
+        card = card_from_json(pending.read_text(), pending)
+        if card.weights == digest:
+            pending.replace(folder / CARD_FILE)
+    card = read_card(folder)
+    if card.weights != digest:
+        raise CheckpointError(
+            f"{path} is not the file its card describes (sha256 {digest[:12]}..., card says {card.weights[:12]}...): "
+            "it is truncated, or belongs to another card"
+        )
+    try:
+        return load_tensors(content), card
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file ({error})") from error
+
+
+def network_config(card: Card) -> UNetConfig:
+    """The UNetConfig a card describes. Raises CheckpointError when it describes none."""
+    try:
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in card.network.items()}
+        return UNetConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the card describes a network this version does not know ({error})") from error
+
+
+def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Denoiser, Card]:
+    """The denoiser of a checkpoint folder, in fp32 and eval mode, with its card.
+
+    denoiser(x [B, C, H, W] in noise units, sigma [B], labels [B] int or None) -> denoised [B, C, H, W].
+    Raises CheckpointError with a sentence when the folder is not a usable checkpoint.
+    """
+    weights, card = load_checkpoint(Path(folder))
+    network = UNet(network_config(card))
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {folder} do not fit the network of its card: {error}") from error
+    network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    return Denoiser(network, card.sigma_data, network.config.classes), card

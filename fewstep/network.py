@@ -1,0 +1,287 @@
+"""The raw network F: one U-Net whose configuration covers the EDM family.
+
+Three published architectures are values of one `UNetConfig` (Karras et al. 2022, Table 7): DDPM++ and NCSN++
+(Song et al. 2021) share a block that adds the noise embedding; ADM (Dhariwal & Nichol 2021) scales and shifts
+with it. `patch` puts a space-to-depth stem in front of any of them, which makes small images several times cheaper.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Everything that decides the shape of F. The defaults are a small DDPM++."""
+
+    resolution: int = 32  # height and width of the image
+    channels: int = 1  # image channels, in and out
+    classes: int = 0  # 0: unconditional
+    width: int = 64  # channels of the first level
+    mult: tuple[int, ...] = (1, 2)  # width of each level, in units of `width`
+    blocks: int = 2  # residual blocks per level (the decoder has one more)
+    attention: tuple[int, ...] = ()  # feature-map sizes with attention; the innermost block always has it
+    dropout: float = 0.0
+    patch: int = 1  # side of the space-to-depth stem; 1: none
+    style: Literal["song", "adm"] = "song"  # how the noise embedding enters a block
+    embedding: Literal["positional", "fourier"] = "positional"
+    encoder: Literal["standard", "residual"] = "standard"  # residual: NCSN++ feeds the shrunken input to each level
+    resample: tuple[int, ...] = (1, 1)  # separable filter for down- and upsampling
+    head_width: int = 0  # channels per attention head; 0: a single head
+
+    def __post_init__(self) -> None:
+        stride = self.patch * 2 ** (len(self.mult) - 1)
+        if self.resolution % stride:
+            raise ValueError(
+                f"resolution {self.resolution} is not a multiple of patch x 2^(levels - 1) = {stride}; "
+                "change patch or the number of entries in mult"
+            )
+        if len(self.resample) % 2:
+            raise ValueError(f"resample filter {self.resample} must have an even number of taps")
+
+
+def ddpmpp(resolution: int, channels: int = 3, classes: int = 0) -> UNetConfig:
+    """EDM's CIFAR-10 "vp" network: 55.7 M parameters at 32x32."""
+    mult = (2, 2, 2) if resolution <= 32 else (1, 2, 2, 2)
+    return UNetConfig(resolution, channels, classes, 128, mult, blocks=4, attention=(16,), dropout=0.13)
+
+
+def ncsnpp(resolution: int, channels: int = 3, classes: int = 0) -> UNetConfig:
+    """EDM's CIFAR-10 "ve" network: 56.4 M parameters at 32x32."""
+    mult = (2, 2, 2) if resolution <= 32 else (1, 2, 2, 2)
+    return UNetConfig(
+        resolution, channels, classes, 128, mult, blocks=4, attention=(16,), dropout=0.13,
+        embedding="fourier", encoder="residual", resample=(1, 3, 3, 1),
+    )  # fmt: skip
+
+
+def adm(resolution: int, channels: int = 3, classes: int = 1000) -> UNetConfig:
+    """EDM's ImageNet-64 network: 295.9 M parameters at 64x64."""
+    return UNetConfig(
+        resolution, channels, classes, 192, (1, 2, 3, 4), blocks=3, attention=(32, 16, 8), dropout=0.10,
+        style="adm", head_width=64,
+    )  # fmt: skip
+
+
+class UNet(nn.Module):
+    """F(x, c_noise, onehot): x [B, C, H, W] scaled to unit variance, c_noise [B], onehot [B, classes]."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = [config.width * m for m in config.mult]
+        stem_in = config.channels * config.patch**2
+        size = config.resolution // config.patch
+
+        self.embedding = Embedding(config)
+        cout = config.width if config.style == "song" else widths[0]
+        self.stem = Conv(stem_in, cout, 3)
+        skips = [cout]
+        self.encoder = nn.ModuleList()
+        self.feeders = nn.ModuleList()  # NCSN++: the shrunken input, one per level below the first
+        feed = stem_in
+        for level, width in enumerate(widths):
+            here = size >> level
+            if level:
+                self.encoder.append(Block(config, cout, cout, resample="down"))
+                skips.append(cout)
+                if config.encoder == "residual":
+                    self.feeders.append(Conv(feed, cout, 3, "down", config.resample))
+                    feed = cout
+            for _ in range(config.blocks):
+                self.encoder.append(Block(config, cout, width, attention=here in config.attention))
+                cout = width
+                skips.append(cout)
+
+        self.middle = nn.ModuleList([Block(config, cout, cout, attention=True), Block(config, cout, cout)])
+        self.decoder = nn.ModuleList()
+        for level, width in reversed(list(enumerate(widths))):
+            here = size >> level
+            if level < len(widths) - 1:
+                self.decoder.append(Block(config, cout, cout, resample="up"))
+            for index in range(config.blocks + 1):
+                # DDPM++ attends in the decoder only once per level, ADM in every block.
+                attend = here in config.attention and (config.style == "adm" or index == config.blocks)
+                self.decoder.append(Block(config, cout + skips.pop(), width, attention=attend))
+                cout = width
+        self.out_norm = group_norm(cout, config)
+        self.out_conv = Conv(cout, stem_in, 3, gain=1e-5 if config.style == "song" else 0.0)
+
+    def forward(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
+        patch = self.config.patch
+        if patch > 1:
+            x = functional.pixel_unshuffle(x, patch)
+        emb = self.embedding(c_noise, onehot).to(x.dtype)
+        fed = x  # what the next feeder shrinks
+        x = self.stem(x)
+        skips = [x]
+        feeders = iter(self.feeders)
+        for block in self.encoder:
+            x = block(x, emb)
+            if block.resample == "down" and len(self.feeders):
+                x = fed = (x + next(feeders)(fed)) * math.sqrt(0.5)
+            skips.append(x)
+        for block in self.middle:
+            x = block(x, emb)
+        for block in self.decoder:
+            x = block(x if block.resample else torch.cat([x, skips.pop()], dim=1), emb)
+        x = self.out_conv(functional.silu(self.out_norm(x)))
+        return functional.pixel_shuffle(x, patch) if patch > 1 else x
+
+
+class Embedding(nn.Module):
+    """Noise level and class -> one vector per image, [B, 4 * width]."""
+
+    freqs: Tensor  # [features / 2]
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.song = config.style == "song"
+        self.classes = config.classes
+        self.kind = config.embedding
+        features = config.width * (2 if config.embedding == "fourier" else 1)
+        out = config.width * 4
+        if config.embedding == "fourier":
+            self.register_buffer("freqs", torch.randn(features // 2) * 16)
+        else:
+            last = features // 2 - (1 if self.song else 0)  # DDPM++ includes the endpoint 1 / 10000
+            exponents = torch.arange(features // 2, dtype=torch.float32) / last
+            self.register_buffer("freqs", 10000.0**-exponents, persistent=False)
+        self.linear0 = linear(features, out, config.style)
+        self.linear1 = linear(out, out, config.style)
+        if self.classes:
+            self.label = linear(self.classes, features if self.song else out, config.style, bias=self.song)
+
+    def forward(self, c_noise: Tensor, onehot: Tensor) -> Tensor:
+        angles = c_noise[:, None] * self.freqs.to(c_noise.dtype)
+        if self.kind == "fourier":
+            angles = angles * (2 * math.pi)
+        emb = torch.cat([angles.cos(), angles.sin()], dim=1)
+        if self.song and self.kind == "positional":
+            emb = emb.roll(emb.shape[1] // 2, dims=1)  # DDPM++ lists the sines first
+        if self.song:
+            if self.classes:
+                emb = emb + self.label(onehot * math.sqrt(self.classes))
+            return functional.silu(self.linear1(functional.silu(self.linear0(emb))))
+        emb = self.linear1(functional.silu(self.linear0(emb)))
+        if self.classes:
+            emb = emb + self.label(onehot)
+        return functional.silu(emb)
+
+
+class Block(nn.Module):
+    """Residual block with noise embedding, optional resampling and optional self-attention."""
+
+    def __init__(
+        self, config: UNetConfig, cin: int, cout: int, *, attention: bool = False,
+        resample: Literal["", "up", "down"] = "",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        song = config.style == "song"
+        self.resample = resample
+        self.scale_shift = not song
+        self.residual_scale = math.sqrt(0.5) if song else 1.0
+        self.norm0 = group_norm(cin, config)
+        self.conv0 = Conv(cin, cout, 3, resample, config.resample, default_init=not song)
+        self.affine = linear(4 * config.width, cout * (1 if song else 2), config.style)
+        self.norm1 = group_norm(cout, config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv1 = Conv(cout, cout, 3, gain=1e-5 if song else 0.0)
+        # DDPM++ projects whenever the shape changes; ADM only resamples when the width stays.
+        kernel = 1 if cin != cout or (resample and song) else 0
+        needs_skip = cin != cout or resample
+        self.skip = Conv(cin, cout, kernel, resample, config.resample, default_init=not song) if needs_skip else None
+        self.attention = Attention(config, cout) if attention else None
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv0(functional.silu(self.norm0(x)))
+        params = self.affine(emb)[:, :, None, None]
+        if self.scale_shift:
+            scale, shift = params.chunk(2, dim=1)
+            h = functional.silu(self.norm1(h) * (1 + scale) + shift)
+        else:
+            h = functional.silu(self.norm1(h + params))
+        h = self.conv1(self.dropout(h))
+        x = (h + (x if self.skip is None else self.skip(x))) * self.residual_scale
+        return x if self.attention is None else (x + self.attention(x)) * self.residual_scale
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions of the feature map; returns the update, not the sum."""
+
+    def __init__(self, config: UNetConfig, width: int) -> None:
+        super().__init__()
+        self.heads = width // config.head_width if config.head_width else 1
+        song = config.style == "song"
+        self.norm = group_norm(width, config)
+        self.qkv = Conv(width, 3 * width, 1, gain=math.sqrt(0.2) if song else 1.0, default_init=not song)
+        self.proj = Conv(width, width, 1, gain=1e-5 if song else 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, width, height, breadth = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, width // self.heads, height * breadth)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each [B, heads, positions, width / heads]
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(-1, -2).reshape(batch, width, height, breadth))
+
+
+class Conv(nn.Module):
+    """Convolution with optional 2x resampling first. kernel 0 resamples only and has no parameters."""
+
+    filter: Tensor  # [cin, 1, taps, taps]
+
+    def __init__(
+        self, cin: int, cout: int, kernel: int, resample: Literal["", "up", "down"] = "",
+        taps: tuple[int, ...] = (1, 1), *, gain: float = 1.0, default_init: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.resample = resample
+        self.box = taps == (1, 1)
+        if resample and not self.box:
+            line = torch.tensor(taps, dtype=torch.float32)
+            kernel2d = torch.outer(line, line) / line.sum() ** 2
+            self.register_buffer("filter", kernel2d.expand(cin, 1, -1, -1).clone(), persistent=False)
+        self.conv = nn.Conv2d(cin, cout, kernel, padding=kernel // 2) if kernel else None
+        if self.conv is not None and not default_init:
+            _xavier(self.conv, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.resample:
+            x = self._resampled(x)
+        return x if self.conv is None else self.conv(x)
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        up = self.resample == "up"
+        if self.box:  # the same numbers as the general case, in the form every runtime has a fast path for
+            return functional.interpolate(x, scale_factor=2.0) if up else functional.avg_pool2d(x, 2)
+        taps = self.filter.to(x.dtype)
+        pad, groups = (taps.shape[-1] - 1) // 2, x.shape[1]
+        if up:
+            return functional.conv_transpose2d(x, taps * 4, stride=2, padding=pad, groups=groups)
+        return functional.conv2d(x, taps, stride=2, padding=pad, groups=groups)
+
+
+def group_norm(width: int, config: UNetConfig) -> nn.GroupNorm:
+    """At most 32 groups of at least 4 channels; a divisor is chosen where 4 does not fit."""
+    groups = min(32, max(width // 4, 1))
+    while width % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, width, eps=1e-6 if config.style == "song" else 1e-5)
+
+
+def linear(cin: int, cout: int, style: str, *, bias: bool = True) -> nn.Linear:
+    layer = nn.Linear(cin, cout, bias=bias)
+    if style == "song":
+        _xavier(layer, 1.0)
+    return layer
+
+
+def _xavier(layer: nn.Conv2d | nn.Linear, gain: float) -> None:
+    """Initialisation of Song et al. 2021: Xavier-uniform weights times gain, zero bias."""
+    nn.init.xavier_uniform_(layer.weight, gain=gain)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

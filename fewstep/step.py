@@ -1,0 +1,44 @@
+"""One step of the student's sampler for a whole slot table at once, in numpy.
+
+Every row may be at another level, step and seed, so sigmas, seeds and step indices are arrays [B]. Run to the end,
+the rows equal `sample_dpdm` with the same seeds and levels; a test holds the two together.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fewstep.noise import normals
+from fewstep.precond import edm_scalings
+
+Rows = NDArray[np.float32]  # [B, C, H, W]
+PerRow = NDArray[np.float32]  # [B]
+
+
+def begin(seeds: NDArray[np.uint64], sigma: PerRow, shape: tuple[int, int, int]) -> Rows:
+    """The noisy images before the first call: sigma times the initial noise of each seed."""
+    return normals(seeds, np.zeros(len(seeds), np.int64), shape) * sigma[:, None, None, None]
+
+
+def network_input(x: Rows, sigma: PerRow, sigma_data: float) -> tuple[Rows, PerRow]:
+    """What F is called with: c_in * x [B, C, H, W] and c_noise [B]."""
+    scalings = edm_scalings(sigma, sigma_data)
+    return x * scalings.c_in[:, None, None, None], scalings.c_noise
+
+
+def advance(
+    x: Rows,
+    output: Rows,  # F of network_input(x, sigma)
+    sigma: PerRow,
+    sigma_next: PerRow,  # 0 where this was the last step
+    seeds: NDArray[np.uint64],
+    steps: NDArray[np.int64],  # index of the step just done, from 0
+    sigma_data: float,
+) -> Rows:
+    """Denoise, then re-noise to sigma_next: the next x, or the finished image where sigma_next is 0."""
+    scalings = edm_scalings(sigma, sigma_data)
+    x = scalings.c_skip[:, None, None, None] * x + scalings.c_out[:, None, None, None] * output
+    more = np.flatnonzero(sigma_next > 0)  # finished rows need no noise
+    if len(more):
+        noise = normals(seeds[more], steps[more] + 1, x.shape[1:])
+        x[more] += sigma_next[more, None, None, None] * noise
+    return x

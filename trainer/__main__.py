@@ -1,0 +1,108 @@
+"""python -m trainer data|teacher|student|publish: from images to a checkpoint folder."""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from fewstep.card import CheckpointError
+from trainer import data
+from trainer.commands import RunOptions, train_student, train_teacher
+from trainer.dataset import DataError, ImageSet, read_image_set
+from trainer.loop import DivergedError
+from trainer.publish import publish
+from trainer.recipes import RECIPES, UnknownRecipeError, recipe
+from trainer.renoise import RULES
+
+INTERRUPTED = 130
+CACHE = Path("runs/data")
+
+
+def main() -> int:
+    args = _parser().parse_args()
+    try:
+        return args.run(args) or 0
+    except (CheckpointError, DataError, UnknownRecipeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except DivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    data.add_parser(commands)
+
+    teacher = commands.add_parser("teacher", help="train an EDM teacher")
+    _add_run_arguments(teacher)
+    teacher.set_defaults(run=_teacher)
+
+    student = commands.add_parser("student", help="distil a teacher into a few-step student")
+    _add_run_arguments(student)
+    student.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="checkpoint folder of the teacher")
+    student.add_argument("--renoise", choices=RULES, help="where outputs are judged (default: the recipe's)")
+    student.set_defaults(run=_student)
+
+    shipped = commands.add_parser("publish", help="copy a checkpoint in half precision, ready to ship")
+    shipped.add_argument("--model", type=Path, required=True, metavar="DIR")
+    shipped.add_argument("--out", type=Path, required=True, metavar="DIR")
+    shipped.set_defaults(run=lambda args: publish(args.model, args.out))
+    return parser
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", required=True, metavar="NAME", help=", ".join(RECIPES))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--data", type=Path, metavar="ZIP", help="your own data set (default: the recipe's)")
+    parser.add_argument("--budget", type=_seconds, metavar="TIME", help="stop after this long: 90s, 30m, 2h")
+    parser.add_argument("--images", type=int, metavar="N", help="stop after N training images")
+    parser.add_argument("--batch", type=int, metavar="N")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
+    parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.add_argument("--checkpoint-every", type=_seconds, default=300.0, metavar="TIME")
+
+
+def _seconds(text: str) -> float:
+    """90, 90s, 30m or 2h -> seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration; write 90s, 30m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _options(args: argparse.Namespace) -> RunOptions:
+    return RunOptions(
+        recipe=args.recipe, out=args.out, images=args.images, budget_s=args.budget, batch=args.batch, seed=args.seed,
+        resume=args.resume, precision=args.precision, compile=args.compile, device=args.device,
+        checkpoint_s=args.checkpoint_every,
+    )  # fmt: skip
+
+
+def _images(args: argparse.Namespace) -> ImageSet:
+    recipe(args.recipe)  # an unknown recipe is said before data is looked for
+    return read_image_set(args.data) if args.data else data.load_recipe_dataset(args.recipe, CACHE)
+
+
+def _teacher(args: argparse.Namespace) -> int:
+    return _finish(train_teacher(_options(args), _images(args)), args.out)
+
+
+def _student(args: argparse.Namespace) -> int:
+    return _finish(train_student(_options(args), _images(args), args.teacher, args.renoise), args.out)
+
+
+def _finish(completed: bool, out: Path) -> int:
+    if completed:
+        print(f"{out} is ready")
+        return 0
+    print(f"interrupted; {out} is usable as it is, and --resume continues it", file=sys.stderr)
+    return INTERRUPTED
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

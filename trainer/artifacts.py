@@ -1,0 +1,60 @@
+"""What a training run leaves behind at every checkpoint: weights, card, sample grid."""
+
+import functools
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import fewstep
+from fewstep.card import Card, write_atomically
+from fewstep.checkpoint import save_checkpoint
+from fewstep.network import UNet
+from fewstep.noise_torch import noise_for
+from fewstep.pixels import Pixels, encode, grid, to_pixels
+from fewstep.precond import Denoiser
+from fewstep.samplers import sample_dpdm, sample_heun
+from fewstep.schedule import solver_sigmas
+
+GRID_COLUMNS = 20
+TEACHER_LEVELS = 10  # Heun levels of a teacher's grid: 19 calls
+
+
+def environment() -> dict[str, str]:
+    return {"fewstep": fewstep.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def describe(network: UNet) -> dict[str, Any]:
+    """The network part of a card."""
+    return asdict(network.config)
+
+
+def write_checkpoint(out: Path, network: nn.Module, card: Card, progress_note: str) -> Card:
+    """Weights, card and a grid under samples/ named after the note."""
+    assert isinstance(network, UNet)
+    card = save_checkpoint(out, network.state_dict(), card)
+    sheet = sample_sheet(Denoiser(network, card.sigma_data, network.config.classes), card)
+    write_atomically(out / "samples" / f"{progress_note}.png", encode(sheet, "png"))
+    return card
+
+
+@torch.no_grad()
+def sample_sheet(denoiser: Denoiser, card: Card, columns: int = GRID_COLUMNS) -> Pixels:
+    """A student: one row per step count 1, 2, 4, 8, the same seeds in each. A teacher: five rows of seeds."""
+    device = next(denoiser.network.parameters()).device  # pyright: ignore[reportFunctionMemberAccess]
+    rows = []
+    plans = [card.levels[k] for k in (1, 2, 4, 8) if k in card.levels] if card.levels else [()] * 5
+    for row, levels in enumerate(plans):
+        first = 0 if levels else row * columns
+        labels = torch.arange(columns, device=device) % max(denoiser.classes, 1)
+        bound = functools.partial(denoiser, labels=labels if denoiser.classes else None)
+        noise = noise_for(range(first, first + columns), card.image_shape, device)
+        sample = (
+            sample_dpdm(bound, noise, levels) if levels else sample_heun(bound, noise, solver_sigmas(TEACHER_LEVELS))
+        )
+        rows.append(to_pixels(sample.images.cpu().numpy()))
+    return grid(np.concatenate(rows), columns)

@@ -1,0 +1,67 @@
+"""How networks run during training: device, precision, compilation."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.network import UNet
+from fewstep.precond import Network
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    device: str = "cpu"
+    precision: Precision = "fp32"  # of F alone; preconditioning, losses and averages are fp32 always
+    compile: bool = False
+
+
+def runner(network: nn.Module, compute: Compute) -> Network:
+    """The network as the trainer calls it: channels-last, autocast if asked, fp32 out."""
+    forward = torch.compile(_forward, dynamic=False) if compute.compile else _forward
+    autocast = compute.precision == "bf16"
+
+    def run(x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
+        with torch.autocast(torch.device(compute.device).type, torch.bfloat16, enabled=autocast):
+            return forward(network, x.contiguous(memory_format=torch.channels_last), c_noise, onehot).float()
+
+    return run
+
+
+def _forward(network: nn.Module, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
+    return network(x, c_noise, onehot)
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def faster_precision(network: UNet, device: str, batch: int) -> Precision:
+    """Time one training step in fp32 and in bf16 autocast; bf16 has to win by a tenth to be worth its rounding."""
+    config = network.config
+    x = torch.randn(batch, config.channels, config.resolution, config.resolution, device=device)
+    c_noise, onehot = torch.zeros(batch, device=device), torch.zeros(batch, config.classes, device=device)
+    seconds: dict[Precision, float] = {}
+    for precision in ("fp32", "bf16"):
+        run = runner(network, Compute(device, precision))
+        durations = []
+        for _ in range(3):
+            start = time.perf_counter()
+            run(x, c_noise, onehot).square().mean().backward()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            durations.append(time.perf_counter() - start)
+        seconds[precision] = min(durations)
+    network.zero_grad(set_to_none=True)
+    return "bf16" if seconds["bf16"] < 0.9 * seconds["fp32"] else "fp32"
+
+
+def worth_compiling(device: str, budget_s: float | None) -> bool:
+    """Compiling takes about a minute a network and then trains 1.7x faster on a CPU (docs/adr/0005)."""
+    able = device == "cuda" or shutil.which("g++") is not None
+    return able and budget_s is not None and budget_s >= 900

@@ -1,0 +1,189 @@
+"""The one training loop: batches, averages, progress, checkpoints, resume. What is optimised is the method's affair."""
+
+import functools
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from fewstep.card import CheckpointError
+from trainer.dataset import ImageSet
+from trainer.ema import average_of, update_average
+from trainer.state import Parts, load_state, save_state
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class Method(Protocol):
+    """A way to train: the teacher's and the student's are two."""
+
+    networks: dict[str, nn.Module]  # everything that is optimised
+    optimizers: dict[str, Optimizer]
+    served: str  # the network whose average is sampled, saved and served
+    ema_halflife: float  # in images
+
+    def update(self, images: Tensor, labels: Tensor, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
+        """One optimiser step on images [B, C, H, W] in [-1, 1] and labels [B]; progress 0 -> 1 over the run.
+
+        Returns scalars to log.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    batch: int = 64
+    images: int | None = None  # stop after this many training images
+    budget_s: float | None = None  # or after this many seconds, resumed time included
+    checkpoint_s: float = 300.0
+    log_every: int = 50  # updates between two log lines
+    seed: int = 0
+    flip: bool = False  # mirror half of the images
+
+
+@dataclass
+class Clock:
+    """How far the run is. Everything the schedule of a run depends on."""
+
+    images: int = 0
+    elapsed_s: float = 0.0
+
+    def progress(self, config: LoopConfig) -> float:
+        """0 at the start, 1 at whichever limit comes first."""
+        by_images = self.images / config.images if config.images else 0.0
+        by_time = self.elapsed_s / config.budget_s if config.budget_s else 0.0
+        return min(max(by_images, by_time), 1.0)
+
+
+def train(
+    method: Method,
+    data: ImageSet,
+    config: LoopConfig,
+    out: Path,
+    save: Callable[[nn.Module, Clock], None],  # writes checkpoint and sample grid from the averaged network
+    *,
+    resume: bool = False,
+    identity: dict[str, Any],  # what a resumed run must share with the run it continues
+) -> bool:
+    """Train until a limit is reached. Returns False when interrupted; either way the checkpoint is usable.
+
+    Raises DivergedError when a loss stops being finite (the last checkpoint stays), CheckpointError when there is
+    nothing to resume or the state is another run's.
+    """
+    device = next(method.networks[method.served].parameters()).device
+    average = average_of(method.networks[method.served])
+    rng = torch.Generator(device).manual_seed(config.seed)
+    parts = Parts({**method.networks, "average": average}, method.optimizers, rng)
+    clock = Clock()
+    if resume:
+        facts = load_state(out, parts)
+        if facts["identity"] != identity:
+            raise CheckpointError(f"{out} was trained with other settings: {_differences(facts['identity'], identity)}")
+        clock = Clock(facts["images"], facts["elapsed_s"])
+
+    def checkpoint() -> None:
+        save(average, clock)
+        save_state(out, parts, {"images": clock.images, "elapsed_s": clock.elapsed_s, "identity": identity})
+
+    writer = SummaryWriter(out / "events", purge_step=clock.images)
+    bar = tqdm(
+        total=1.0,
+        initial=clock.progress(config),
+        bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
+    )
+    saved_s, since, window = clock.elapsed_s, time.monotonic(), (clock.images, clock.elapsed_s)
+    started_s = clock.elapsed_s
+    with _interruptible() as interrupted, bar, writer:
+        for updates, (images, labels) in enumerate(_batches(data, config, clock.images, device), start=1):
+            progress = clock.progress(config)
+            if progress >= 1 or interrupted():
+                break
+            scalars = method.update(images, labels, progress, rng)
+            clock.images += config.batch
+            clock.elapsed_s = started_s + time.monotonic() - since
+            update_average(average, method.networks[method.served], config.batch, clock.images, method.ema_halflife)
+            if updates % config.log_every == 0:
+                _check_finite(scalars, clock)
+                speed = (clock.images - window[0]) / max(clock.elapsed_s - window[1], 1e-9)
+                window = (clock.images, clock.elapsed_s)
+                _log(writer, bar, {**scalars, "images_per_s": speed}, clock, config)
+            if clock.elapsed_s - saved_s >= config.checkpoint_s:
+                _check_finite(scalars, clock)
+                checkpoint()
+                saved_s = clock.elapsed_s
+        checkpoint()
+    return not interrupted()
+
+
+def _batches(
+    data: ImageSet, config: LoopConfig, images_seen: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches; which images come after `images_seen` depends on the seed and on nothing else."""
+    count, start = len(data.images), images_seen
+    while True:
+        epochs, places = np.divmod(np.arange(start, start + config.batch), count)
+        index = np.concatenate([_order(config.seed, int(e), count)[places[epochs == e]] for e in np.unique(epochs)])
+        pixels = torch.from_numpy(np.ascontiguousarray(data.images[index])).to(device)
+        images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+        if config.flip:
+            mirrored = torch.from_numpy(np.random.default_rng([config.seed, 1, start]).random(config.batch) < 0.5)
+            images = torch.where(mirrored.to(device)[:, None, None, None], images.flip(3), images)
+        yield images, torch.from_numpy(data.labels[index].astype(np.int64)).to(device)
+        start += config.batch
+
+
+@functools.lru_cache(maxsize=2)  # a batch touches two epochs at most, unless it is larger than the data
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng([seed, 0, epoch]).permutation(count)
+
+
+def _check_finite(scalars: dict[str, Tensor], clock: Clock) -> None:
+    bad = [name for name, value in scalars.items() if not math.isfinite(float(value))]
+    if bad:
+        raise DivergedError(
+            f"{', '.join(bad)} stopped being finite after {clock.images:,} images; the last checkpoint is intact. "
+            "Resume it with a lower learning rate, or with --precision fp32"
+        )
+
+
+def _log(writer: SummaryWriter, bar: tqdm, scalars: dict[str, Any], clock: Clock, config: LoopConfig) -> None:
+    values = {name: float(value) for name, value in scalars.items()}
+    for name, value in values.items():
+        writer.add_scalar(name, value, clock.images)
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "images_per_s")
+    bar.set_postfix_str(
+        f"{clock.images / 1000:.0f}k images  {values['images_per_s']:.0f} img/s  {shown}", refresh=False
+    )
+    bar.update(clock.progress(config) - bar.n)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """While open, SIGINT and SIGTERM only set a flag: the update under way is finished and saved."""
+    caught: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda n, _: caught.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    keys = [key for key in theirs | ours if theirs.get(key) != ours.get(key)]
+    return "; ".join(f"{key} was {theirs.get(key)}, now {ours.get(key)}" for key in keys)

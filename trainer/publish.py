@@ -1,0 +1,20 @@
+"""A checkpoint to ship: the same weights in half precision, half the bytes in every clone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fewstep.checkpoint import load_checkpoint, save_checkpoint
+
+
+def publish(model: Path, out: Path) -> None:
+    """Copy model.safetensors (as float16) and card.json. Raises CheckpointError when `model` is no checkpoint.
+
+    The copy has a hash of its own: distil from the published teacher, not from the run, so that the student's
+    `parent` names a file that others have.
+    """
+    weights, card = load_checkpoint(model)
+    half = {name: tensor.to(torch.float16) for name, tensor in weights.items()}
+    note = {**card.training, "published_from": card.weights}
+    save_checkpoint(out, half, replace(card, training=note))

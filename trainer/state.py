@@ -1,0 +1,75 @@
+"""Resumable training state in one safetensors file: weights, averages, optimiser moments, generators. Never pickle."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fewstep.card import CheckpointError, write_atomically
+
+FORMAT = 1
+STATE_FILE = "state.safetensors"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything with tensors that changes during training, by name. Saved from and restored in place."""
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, Optimizer]
+    generator: torch.Generator
+
+
+def save_state(folder: Path, parts: Parts, facts: dict[str, Any]) -> None:
+    """facts: JSON-able values restored by `load_state`, such as the images seen."""
+    tensors = {
+        f"net.{name}.{key}": value for name, net in parts.networks.items() for key, value in net.state_dict().items()
+    }
+    for name, optimizer in parts.optimizers.items():
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"opt.{name}.{index}.{key}": torch.as_tensor(value) for key, value in moments.items()}
+    tensors["rng.loop"] = parts.generator.get_state()
+    tensors["rng.torch"] = torch.get_rng_state()  # dropout draws from it
+    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    metadata = {"facts": json.dumps({"format": FORMAT, **facts})}
+    write_atomically(folder / STATE_FILE, save_tensors(owned, metadata=metadata))
+
+
+def load_state(folder: Path, parts: Parts) -> dict[str, Any]:
+    """Restore every part in place and return the facts. Raises CheckpointError."""
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {STATE_FILE}: there is nothing to resume; start without --resume")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+            if facts.pop("format") != FORMAT:
+                raise CheckpointError(f"{path} was written by another version; start without --resume")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name, network in parts.networks.items():
+            network.load_state_dict(_below(tensors, f"net.{name}."))
+        for name, optimizer in parts.optimizers.items():
+            _restore_optimizer(optimizer, _below(tensors, f"opt.{name}."))
+        parts.generator.set_state(tensors["rng.loop"])
+        torch.set_rng_state(tensors["rng.torch"])
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit this run ({error}); start without --resume") from error
+    return facts
+
+
+def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, key = name.split(".", 1)
+        moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,39 @@
+"""The teacher: EDM training of one denoiser (Karras et al. 2022)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.network import UNet
+from fewstep.precond import Denoiser
+from trainer.compute import Compute, runner
+from trainer.edm import NoiseDistribution, denoising_loss
+from trainer.optimizer import AdamConfig, adam, descend
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    noise: NoiseDistribution = NoiseDistribution()
+    adam: AdamConfig = field(default_factory=lambda: AdamConfig(lr=1e-3, betas=(0.9, 0.99), final=0.02))
+    ema_halflife: float = 50_000  # images
+
+
+class Teacher:
+    """trainer.loop.Method for an EDM denoiser."""
+
+    served = "teacher"
+
+    def __init__(self, network: UNet, sigma_data: float, config: TeacherConfig, compute: Compute) -> None:
+        self.config = config
+        self.ema_halflife = config.ema_halflife
+        self.networks: dict[str, nn.Module] = {"teacher": network.train()}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"teacher": adam(network, config.adam, compute.device)}
+        self.denoiser = Denoiser(runner(network, compute), sigma_data, network.config.classes)
+
+    def update(self, images: Tensor, labels: Tensor, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
+        sigma = self.config.noise.sample(len(images), rng)
+        noise = torch.randn(images.shape, generator=rng, device=images.device)
+        loss = denoising_loss(self.denoiser, images, labels, sigma, noise).mean()
+        norm = descend(self.optimizers["teacher"], loss, self.config.adam, progress)
+        return {"loss": loss.detach(), "gradient": norm}
