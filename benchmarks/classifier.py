@@ -69,7 +69,7 @@ def fit(data: ImageSet, epochs: int, seed: int, batch: int = 128) -> Classifier:
     """Adam with a one-cycle rate; random shifts of up to two pixels. No mirroring: shoes all face left."""
     torch.manual_seed(seed)
     network = Classifier(len(data.class_names))
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
     total = epochs * (len(data.images) // batch)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=total)

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 
-from fewstep.card import Card, CheckpointError
+from fewstep.card import Card, CheckpointError, read_card
 from fewstep.checkpoint import load_denoiser
 from fewstep.network import UNet
 from trainer.artifacts import describe, environment, write_checkpoint
-from trainer.compute import Compute, default_device, faster_precision, worth_compiling
+from trainer.compute import Compute, default_device, faster_precision, placed, worth_compiling
 from trainer.dataset import DataError, ImageSet, sigma_data
 from trainer.loop import Clock, LoopConfig, train
 from trainer.recipes import fitted, recipe
@@ -47,11 +47,11 @@ def train_teacher(options: RunOptions, data: ImageSet) -> bool:
     torch.manual_seed(options.seed)
     network = UNet(fitted(chosen.network, data))
     compute = _compute(options, network, config.batch)
-    network.to(compute.device).to(memory_format=torch.channels_last)
+    placed(network, compute.device)
     sigma = sigma_data(data.images)
     method = Teacher(network, sigma, chosen.teacher, compute)
     card = Card("teacher", describe(network), sigma, "", data.provenance(), data.class_names)
-    return _run(method, data, config, options, card, asdict(chosen.teacher))
+    return _run(method, data, config, options, card, asdict(chosen.teacher), compute)
 
 
 def train_student(options: RunOptions, data: ImageSet, teacher_dir: Path, renoise: Rule | None = None) -> bool:
@@ -65,7 +65,7 @@ def train_student(options: RunOptions, data: ImageSet, teacher_dir: Path, renois
     assert isinstance(network, UNet)
     torch.manual_seed(options.seed)
     compute = _compute(options, network.requires_grad_(True), config.batch)
-    network.to(compute.device)
+    placed(network, compute.device)
     settings = replace(chosen.student, renoise=renoise) if renoise else chosen.student
     method = Student(network, parent.sigma_data, settings, compute)
     levels = dict(zip(settings.steps, served_lists(settings.steps, settings.sigma_min), strict=True))
@@ -79,7 +79,7 @@ def train_student(options: RunOptions, data: ImageSet, teacher_dir: Path, renois
         levels,
         parent.weights,
     )
-    return _run(method, data, config, options, card, asdict(settings))
+    return _run(method, data, config, options, card, asdict(settings), compute)
 
 
 def _run(
@@ -89,18 +89,16 @@ def _run(
     options: RunOptions,
     card: Card,
     settings: dict[str, Any],
+    compute: Compute,
 ) -> bool:
-    compute = {
-        "seed": config.seed,
-        "batch": config.batch,
-        "images_planned": config.images,
-        "budget_s": config.budget_s,
-    }
     identity = {
         "recipe": options.recipe,
         "data": card.dataset.sha256,
         "teacher": card.parent,
-        **compute,
+        "seed": config.seed,
+        "batch": config.batch,
+        "images_planned": config.images,
+        "budget_s": config.budget_s,
         **settings,
     }
     identity = json.loads(json.dumps(identity))  # as it will be read back
@@ -108,7 +106,8 @@ def _run(
 
     def save(average: torch.nn.Module, clock: Clock) -> None:
         training = {
-            **identity, "images": clock.images, "seconds": round(clock.elapsed_s, 1), "environment": environment()
+            **identity, "images": clock.images, "seconds": round(clock.elapsed_s, 1),
+            "device": compute.device, "precision": compute.precision, "environment": environment(),
         }  # fmt: skip
         write_checkpoint(options.out, average, replace(card, training=training), f"{clock.images:09d}")
 
@@ -130,8 +129,10 @@ def _loop_config(options: RunOptions, batch: int, images: int, flip: bool) -> Lo
 def _compute(options: RunOptions, network: UNet, batch: int) -> Compute:
     device = options.device or default_device()
     precision = options.precision
+    if precision == "auto" and options.resume:
+        precision = read_card(options.out).training["precision"]  # a run goes on as it began
     if precision == "auto":
-        precision = faster_precision(network.to(device).to(memory_format=torch.channels_last), device, batch)
+        precision = faster_precision(network, device, batch)
     compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
     print(f"device {device}, {precision}, {'compiled' if compile else 'eager'}", file=sys.stderr)
     return Compute(device, precision, compile)

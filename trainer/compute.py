@@ -37,6 +37,11 @@ def _forward(network: nn.Module, x: Tensor, c_noise: Tensor, onehot: Tensor) -> 
     return network(x, c_noise, onehot)
 
 
+def placed(network: UNet, device: str) -> UNet:
+    """The network on its device, channels-last: the layout convolutions are fastest in."""
+    return network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -44,6 +49,7 @@ def default_device() -> str:
 def faster_precision(network: UNet, device: str, batch: int) -> Precision:
     """Time one training step in fp32 and in bf16 autocast; bf16 has to win by a tenth to be worth its rounding."""
     config = network.config
+    placed(network, device)
     x = torch.randn(batch, config.channels, config.resolution, config.resolution, device=device)
     c_noise, onehot = torch.zeros(batch, device=device), torch.zeros(batch, config.classes, device=device)
     seconds: dict[Precision, float] = {}

@@ -1,0 +1,151 @@
+"""Checkpoint folder -> engine directory: export, prove parity, and only then put it in place."""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from export.engine import load_engine
+from export.manifest import ENGINE_FILE, NETWORK_FILE, Manifest, read_manifest, write_manifest
+from export.to_onnx import OPSET, network_to_onnx
+from export.verify import BOUNDS, Gap, measure, refuse_beyond
+from fewstep import __version__
+from fewstep.card import WEIGHTS_FILE, Card, CheckpointError, file_sha256, write_atomically
+from fewstep.checkpoint import load_checkpoint, load_denoiser, network_config
+from fewstep.network import UNet
+from fewstep.noise import NOISE_VERSION
+
+RECORDED_VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+
+def export_checkpoint(
+    model: Path,
+    out: Path,
+    name: str | None = None,
+    *,
+    bounds: Mapping[str, float] = BOUNDS,
+    threads: int = 0,
+) -> Manifest:
+    """Write the engine of the checkpoint folder `model` to the directory `out`; an engine there is replaced.
+
+    name: what the engine is called; the checkpoint folder's name when None. threads: as for `load_engine`.
+    Raises CheckpointError, and leaves `out` as it was, when the checkpoint is unusable, when `out` is no place
+    for an engine, or when parity is beyond bounds.
+    """
+    model, out = model.resolve(), out.resolve()
+    weights, card = load_checkpoint(model)
+    check_destination(out, card)
+    half = any(tensor.dtype == torch.float16 for tensor in weights.values())
+    del weights
+    weights_dtype = "float16" if half else "float32"
+    eager, _ = load_denoiser(model)
+    content = network_to_onnx(cast(UNet, eager.network), weights_dtype=weights_dtype)
+    manifest = _manifest(card, name or model.name, content, weights_dtype)
+    with _staged(out) as stage:
+        write_atomically(stage / NETWORK_FILE, content)
+        write_manifest(stage, manifest)
+        gaps = measure(eager, load_engine(stage, threads=threads).denoiser, card)
+        refuse_beyond(gaps, bounds)
+        parity = {steps: dataclasses.asdict(gap) for steps, gap in gaps.items()}
+        write_manifest(stage, dataclasses.replace(manifest, parity=parity, bounds=dict(bounds)))
+        manifest = read_manifest(stage)
+        _replace_directory(stage, out)
+    return manifest
+
+
+def verify_engine(
+    folder: Path, model: Path, *, bounds: Mapping[str, float] = BOUNDS, threads: int = 0
+) -> dict[str, Gap]:
+    """Measure an engine against its checkpoint again. Raises CheckpointError when they do not match."""
+    manifest = read_manifest(folder)
+    eager, card = load_denoiser(model)
+    if manifest.checkpoint != card.weights:
+        raise CheckpointError(
+            f"the engine {folder} was exported from another checkpoint than {model} "
+            f"(manifest says sha256 {manifest.checkpoint[:12]}..., card says {card.weights[:12]}...)"
+        )
+    gaps = measure(eager, load_engine(folder, threads=threads).denoiser, card)
+    refuse_beyond(gaps, bounds)
+    return gaps
+
+
+def check_destination(out: Path, card: Card) -> None:
+    """Raise CheckpointError unless `out` is free, empty, or an engine directory and nothing else."""
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"{out} is a file; give --out a directory")
+    found = {entry.name for entry in out.iterdir()} if out.exists() else set()
+    foreign = sorted(found - {ENGINE_FILE, NETWORK_FILE})
+    if foreign or (found and ENGINE_FILE not in found):
+        raise CheckpointError(
+            f"{out} exists and is not only an engine (it holds {(foreign or sorted(found))[0]}); "
+            "it is left as it is. Give --out another directory"
+        )
+    neighbour = out.parent / WEIGHTS_FILE
+    if neighbour.is_file() and file_sha256(neighbour) != card.weights:
+        raise CheckpointError(
+            f"{out.parent} holds another checkpoint than the one to export; an engine inside it would be "
+            "refused. Give --out another directory"
+        )
+
+
+def _manifest(card: Card, name: str, content: bytes, weights_dtype: str) -> Manifest:
+    versions = {"fewstep": __version__} | {package: version(package) for package in RECORDED_VERSIONS}
+    channels, resolution, _ = card.image_shape
+    return Manifest(
+        name=name,
+        role=card.role,
+        checkpoint=card.weights,
+        network_sha256=hashlib.sha256(content).hexdigest(),
+        opset=OPSET,
+        dtype="float32",
+        weights_dtype=weights_dtype,
+        channels=channels,
+        resolution=resolution,
+        classes=network_config(card).classes,
+        class_names=card.class_names,
+        sigma_data=card.sigma_data,
+        levels=card.levels,
+        buckets=None,
+        noise_version=NOISE_VERSION,
+        parity={},  # measured on the finished file
+        bounds={},
+        versions=versions,
+    )
+
+
+@contextlib.contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A fresh directory beside `out`, gone after a failure, with the parents made for it."""
+    made = [parent for parent in out.parents if not parent.exists()]
+    stage = out.with_name(f".{out.name}.{os.getpid()}.part")
+    stage.mkdir(parents=True)
+    try:
+        yield stage
+    except BaseException:  # an interrupt must not leave anything either
+        shutil.rmtree(stage)
+        for parent in made:
+            with contextlib.suppress(OSError):  # someone else has put something in it
+                parent.rmdir()
+        raise
+
+
+def _replace_directory(stage: Path, out: Path) -> None:
+    """Move `stage` to `out`. A reader finds the old engine, for an instant none, then the new one."""
+    if not out.exists():
+        stage.rename(out)
+        return
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    out.rename(old)
+    try:
+        stage.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    shutil.rmtree(old)

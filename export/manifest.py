@@ -1,0 +1,89 @@
+"""The manifest: engine.json says what an engine directory holds, what it was made from, and how close it is.
+
+Standard library only, because the server reads it before it loads anything heavy.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.card import CheckpointError, Levels, levels_from_json, write_atomically
+
+ENGINE_FORMAT = 1
+ENGINE_FILE = "engine.json"
+NETWORK_FILE = "network.onnx"
+BACKEND_ORT_CPU = "onnxruntime-cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """One engine. `parity` and `bounds` are in pixel units: 1.0 is 1/255 of the range from black to white."""
+
+    name: str
+    role: str  # "student" or "teacher"
+    checkpoint: str  # sha256 of the model.safetensors the network was exported from
+    network: str = NETWORK_FILE  # file beside engine.json
+    network_sha256: str
+    opset: int
+    dtype: str  # what the network computes in: "float32"
+    weights_dtype: str  # what its file stores: "float16" or "float32"
+    backend: str = BACKEND_ORT_CPU
+    channels: int
+    resolution: int
+    classes: int  # 0: unconditional; the network then has no `onehot` input
+    class_names: tuple[str, ...]
+    sigma_data: float
+    levels: Levels  # step count -> sigmas; empty for a teacher
+    buckets: tuple[int, ...] | None  # batch sizes the network accepts; None: any
+    noise_version: int
+    parity: dict[str, dict[str, Any]]  # "1", "2", ... or "solver" -> export.verify.Gap, field by field
+    bounds: dict[str, float]  # {"mean": ..., "max": ...}: what parity was held against
+    versions: dict[str, str]  # torch, onnx, onnxruntime, ... at export
+    format: int = ENGINE_FORMAT
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.channels, self.resolution, self.resolution
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write engine.json, whole or not at all."""
+    write_atomically(folder / ENGINE_FILE, (json.dumps(asdict(manifest), indent=2) + "\n").encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of an engine directory. Raises CheckpointError when this version cannot read it."""
+    path = folder / ENGINE_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} holds no {ENGINE_FILE}: it is not a fewstep engine. "
+            "Make one with: python -m export --model MODEL --out ENGINE"
+        )
+    try:
+        return manifest_from_json(path.read_text(), path)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not a readable fewstep engine manifest ({error})") from error
+
+
+def manifest_from_json(text: str, where: Path) -> Manifest:
+    """Raises CheckpointError when the text is not a manifest this version can read."""
+    try:
+        data = json.loads(text)
+        if not isinstance(data, dict) or "format" not in data:
+            raise CheckpointError(f"{where} is not a fewstep engine manifest: it has no format number")
+        if data["format"] != ENGINE_FORMAT:
+            raise CheckpointError(
+                f"{where} has engine format {data['format']}; this version reads format {ENGINE_FORMAT}. "
+                "Install the fewstep version that wrote it, or export the checkpoint again: python -m export"
+            )
+        data["levels"] = levels_from_json(data["levels"])
+        data["class_names"] = tuple(data["class_names"])
+        data["buckets"] = None if data["buckets"] is None else tuple(data["buckets"])
+        manifest = Manifest(**data)
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{where} is not a readable fewstep engine manifest ({error})") from error
+    if Path(manifest.network).name != manifest.network:
+        raise CheckpointError(f"{where} names a network outside its own directory: {manifest.network}")
+    return manifest

@@ -1,0 +1,124 @@
+"""The network F of a checkpoint as an ONNX file: opset 20, any batch size, float16 or float32 weights.
+
+    x [batch, C, H, W]  c_noise [batch]  onehot [batch, classes]  ->  output [batch, C, H, W]      all float32
+
+An unconditional network has no `onehot` input.
+"""
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from fewstep.card import CheckpointError
+from fewstep.network import UNet
+
+# At opset 20 GroupNorm becomes InstanceNormalization, which ONNX Runtime runs as one kernel; opset 21's own
+# GroupNormalization it takes apart into more than twice the nodes, 10 to 16 % slower.
+OPSET = 20
+MAX_BYTES = 2**31 - 2**20  # protobuf's limit for one file, with room for the graph
+
+# Smaller tensors stay float32: a Cast node each would cost more than it saves.
+_MIN_ELEMENTS = 1024
+_HALF_SUFFIX = "_float16"
+
+
+def network_to_onnx(network: UNet, *, weights_dtype: str) -> bytes:
+    """The ONNX file of `network`, as bytes; the same network gives the same bytes.
+
+    weights_dtype: "float32", or "float16" to store as such what float16 holds exactly.
+    Raises CheckpointError when the network does not fit one file.
+    """
+    size = sum(tensor.numel() * 4 for tensor in network.parameters())
+    if size > MAX_BYTES:
+        raise CheckpointError(f"the network has {size / 2**30:.1f} GiB of weights; one ONNX file holds 2 GiB")
+    model = _traced(network)
+    _strip_traces(model)
+    if weights_dtype == "float16":
+        _store_as_float16(model)
+    onnx.checker.check_model(model)
+    return model.SerializeToString(deterministic=True)
+
+
+class _Unconditional(nn.Module):
+    """F without the onehot input, which a network without classes never reads."""
+
+    def __init__(self, network: UNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+        return self.network(x, c_noise, x.new_zeros(x.shape[0], 0))
+
+
+def _traced(network: UNet) -> onnx.ModelProto:
+    config = network.config
+    batch = 2  # torch.export would turn an example batch of 1 into a constant
+    side = config.resolution
+    arguments = [torch.zeros(batch, config.channels, side, side), torch.zeros(batch)]
+    names = ["x", "c_noise"]
+    module: nn.Module = _Unconditional(network)
+    if config.classes:
+        arguments.append(torch.zeros(batch, config.classes))
+        names.append("onehot")
+        module = network
+    rows = torch.export.Dim("batch", min=1)
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            module.eval(), tuple(arguments), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=names, output_names=["output"], dynamic_shapes=tuple({0: rows} for _ in names),
+        )  # fmt: skip
+    assert program is not None  # only the old exporter, which writes a file itself, returns nothing
+    return program.model_proto
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Mute the exporter's remarks (torchvision is absent, an axis is renamed); errors still come out."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*axis name", category=UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _strip_traces(model: onnx.ModelProto) -> None:
+    """Remove the stack traces, with file paths of this machine, that the exporter notes for every node."""
+    del model.metadata_props[:]
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        part.doc_string = ""
+        del part.metadata_props[:]
+
+
+def _store_as_float16(model: onnx.ModelProto) -> None:
+    """Store each large weight as float16 and a Cast to float32, provided that float16 holds it exactly.
+
+    ONNX Runtime folds the casts when it loads the file: they cost nothing afterwards and change no result.
+    """
+    graph = model.graph
+    casts = []
+    for tensor in graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype != np.float32 or values.size < _MIN_ELEMENTS:
+            continue
+        half = values.astype(np.float16)
+        if not np.array_equal(half.astype(np.float32), values):
+            continue  # not one of the checkpoint's float16 tensors: a constant the exporter computed
+        stored = tensor.name + _HALF_SUFFIX
+        casts.append(onnx.helper.make_node("Cast", [stored], [tensor.name], to=onnx.TensorProto.FLOAT))
+        tensor.CopyFrom(numpy_helper.from_array(half, stored))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)

@@ -1,0 +1,76 @@
+"""The ONNX file: every kind of network, any batch size, float16 weights, nothing about the machine that wrote it."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from export.engine import load_engine
+from fewstep.checkpoint import load_checkpoint, load_denoiser
+
+KINDS = ("patch", "unconditional", "ncsnpp", "adm")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_eager_at_every_batch_size(checkpoint, kind):
+    folder = checkpoint(kind)
+    engine = load_engine(folder / "engine", threads=1)
+    network = load_denoiser(folder)[0].network
+    random = np.random.default_rng(0)
+    for batch in (1, 2, 7):
+        x = random.standard_normal((batch, *engine.manifest.image_shape), dtype=np.float32)
+        c_noise = random.uniform(-1.5, 1.1, batch).astype(np.float32)
+        onehot = np.eye(max(engine.manifest.classes, batch), dtype=np.float32)[:batch, : engine.manifest.classes]
+        with torch.no_grad():
+            expected = network(*(torch.from_numpy(array) for array in (x, c_noise, onehot))).numpy()
+        assert np.abs(expected).mean() > 0.05, "a network that returns zeros proves nothing"
+        np.testing.assert_allclose(engine.network(x, c_noise, onehot), expected, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parity_is_recorded(checkpoint, kind):
+    manifest = load_engine(checkpoint(kind) / "engine").manifest
+    expected = {"solver"} if manifest.role == "teacher" else {"1", "2", "4", "8"}
+    assert set(manifest.parity) == expected
+    for gap in manifest.parity.values():
+        assert 0 <= gap["mean"] <= gap["max"] < 0.1
+        assert gap["images"] == len(gap["seeds"]) == 16
+        assert 0 <= gap["differing"] <= 1
+
+
+def test_inputs_and_opset(checkpoint):
+    conditional = onnx.load(checkpoint("patch") / "engine" / "network.onnx")
+    unconditional = onnx.load(checkpoint("unconditional") / "engine" / "network.onnx")
+    assert [value.name for value in conditional.graph.input] == ["x", "c_noise", "onehot"]
+    assert [value.name for value in unconditional.graph.input] == ["x", "c_noise"]
+    assert conditional.opset_import[0].version == 20
+
+
+def test_float16_weights_are_stored_as_such_and_exactly(checkpoint):
+    folder = checkpoint("patch")
+    manifest = load_engine(folder / "engine").manifest
+    assert manifest.weights_dtype == "float16"
+    assert manifest.dtype == "float32"
+    graph = onnx.load(folder / "engine" / "network.onnx").graph
+    stored = [numpy_helper.to_array(tensor) for tensor in graph.initializer]
+    half_values = {array.tobytes() for array in stored if array.dtype == np.float16}
+    weights, _ = load_checkpoint(folder)
+    convolutions = [
+        tensor.numpy().tobytes() for tensor in weights.values() if tensor.ndim == 4 and tensor.numel() >= 1024
+    ]
+    assert convolutions and all(tensor in half_values for tensor in convolutions)
+    large_single = [array.shape for array in stored if array.dtype == np.float32 and array.size >= 1024]
+    assert large_single == []
+
+
+def test_float32_weights_stay(checkpoint):
+    folder = checkpoint("adm")
+    assert load_engine(folder / "engine").manifest.weights_dtype == "float32"
+    graph = onnx.load(folder / "engine" / "network.onnx").graph
+    assert all(tensor.data_type != onnx.TensorProto.FLOAT16 for tensor in graph.initializer)
+
+
+def test_the_file_says_nothing_about_the_machine(checkpoint):
+    content = (checkpoint("patch") / "engine" / "network.onnx").read_bytes()
+    assert b".py" not in content

@@ -1,0 +1,101 @@
+"""The DPDM objective: its gradient on closed forms, and what a short distillation does to a real teacher."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fewstep.analytic import Gaussian
+from fewstep.network import UNet, UNetConfig
+from trainer.compute import Compute
+from trainer.dataset import ImageSet, sigma_data
+from trainer.renoise import RULES
+from trainer.student import Student, StudentConfig
+from trainer.teacher import Teacher, TeacherConfig
+
+TINY = UNetConfig(resolution=8, channels=1, classes=10, width=16, mult=(1,), blocks=1)
+
+
+def judges(teacher: Gaussian, auxiliary: Gaussian, rule="hybrid") -> Student:
+    """A Student whose two judges are exact."""
+    student = Student(UNet(TINY), 0.5, StudentConfig(renoise=rule), Compute())
+    student.teacher = lambda x, sigma, labels: teacher.teacher(x, sigma)
+    student.auxiliary = lambda x, sigma, labels: auxiliary.teacher(x, sigma)
+    return student
+
+
+def test_gradient_vanishes_when_student_and_data_agree():
+    same = Gaussian(0.1, 0.5)
+    outputs = torch.randn(64, 1, 8, 8) * 0.5 + 0.1
+    gradient, gap = judges(same, same).kl_gradient(outputs, None, torch.full((64,), 0.7), torch.Generator())
+    assert gradient.abs().max() == 0 and gap == 0
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 10.0])
+def test_descent_moves_the_students_mean_towards_the_data(sigma):
+    outputs = torch.randn(256, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.5 + 0.4
+    student = judges(teacher=Gaussian(0.0, 0.5), auxiliary=Gaussian(0.4, 0.5))
+    gradient, _ = student.kl_gradient(outputs, None, torch.full((256,), sigma), torch.Generator().manual_seed(1))
+    assert gradient.mean() > 0  # descending lowers a mean that is too high
+
+
+@pytest.mark.parametrize("sigma", [0.1, 1.0])
+def test_descent_spreads_outputs_that_are_averages(sigma):
+    # A posterior-mean denoiser's outputs are too narrow: the gradient must push them away from their mean.
+    outputs = torch.randn(256, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.2
+    student = judges(teacher=Gaussian(0.0, 0.5), auxiliary=Gaussian(0.0, 0.2))
+    gradient, _ = student.kl_gradient(outputs, None, torch.full((256,), sigma), torch.Generator().manual_seed(1))
+    assert (gradient * outputs).mean() < 0
+
+
+@pytest.fixture(scope="module")
+def small_teacher(fashion_2000: ImageSet):
+    """A teacher of 8x8 thumbnails, 400 updates: poor, but a diffusion model."""
+    images = fashion_2000.images.reshape(-1, 8, 4, 8, 4, 1).mean(axis=(2, 4)).round().astype("uint8")
+    data = replace(fashion_2000, images=images)
+    torch.manual_seed(0)
+    network = UNet(TINY)
+    method = Teacher(network, sigma_data(images), TeacherConfig(), Compute())
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    for i in range(400):
+        index = torch.randint(len(pixels), (64,), generator=rng)
+        method.update(pixels[index], torch.from_numpy(data.labels)[index].long(), i / 400, rng)
+    return network, pixels, torch.from_numpy(data.labels).long()
+
+
+def spread(student: Student, count: int = 256) -> float:
+    """Standard deviation over images of one-step outputs: averages have little, samples have the data's."""
+    noise = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(9))
+    labels = torch.zeros(count, dtype=torch.long)
+    with torch.no_grad():
+        return student.student(80 * noise, torch.full((count,), 80.0), labels).std(dim=0).mean().item()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_trains_and_changes_only_student_and_auxiliary(rule, small_teacher):
+    network, pixels, labels = small_teacher
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    student = Student(network, 0.66, StudentConfig(renoise=rule), Compute())
+    rng = torch.Generator().manual_seed(0)
+    scalars = [student.update(pixels[:32], labels[:32], 0.1, rng) for _ in range(3)]
+    assert all(torch.isfinite(value) for row in scalars for value in row.values())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    for trained in student.networks.values():
+        assert any(not torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+
+
+def test_distillation_turns_the_teachers_averages_into_samples(small_teacher):
+    network, pixels, labels = small_teacher
+    settings = StudentConfig()
+    faster = replace(settings.adam, lr=5e-4, decay_from=1.0)
+    config = replace(settings, adam=faster, auxiliary_adam=replace(faster, lr=1e-3))
+    student = Student(network, 0.66, config, Compute())
+    averages, truth = spread(student), pixels[labels == 0].std(dim=0).mean().item()
+    rng = torch.Generator().manual_seed(0)
+    for i in range(150):
+        index = torch.randint(len(pixels), (64,), generator=rng)
+        student.update(pixels[index], labels[index], 0.1 + i / 1000, rng)
+    print(f"spread of one-step outputs: teacher {averages:.3f}, student {spread(student):.3f}, data {truth:.3f}")
+    assert averages < 0.3 * truth
+    assert spread(student) > 2 * averages
