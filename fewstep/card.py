@@ -83,7 +83,7 @@ def read_card(folder: Path) -> Card:
     path = folder / CARD_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {CARD_FILE}: it is not a fewstep checkpoint")
-    return card_from_json(path.read_text(), path)
+    return card_from_json(path.read_text("utf-8", errors="replace"), path)
 
 
 def file_sha256(path: Path) -> str:

@@ -50,7 +50,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Card]:
     digest = hashlib.sha256(content).hexdigest()
     pending = folder / _PENDING_CARD
     if pending.is_file():  # the writer died between the two renames
-        card = card_from_json(pending.read_text(), pending)
+        card = card_from_json(pending.read_text("utf-8", errors="replace"), pending)
         if card.weights == digest:
             pending.replace(folder / CARD_FILE)
     card = read_card(folder)
@@ -86,5 +86,5 @@ def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tup
         network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {folder} do not fit the network of its card: {error}") from error
-    network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)
+    network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return Denoiser(network, card.sigma_data, network.config.classes), card

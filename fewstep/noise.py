@@ -66,11 +66,12 @@ def uniforms(words: NDArray[np.uint32]) -> NDArray[np.floating]:
 def normals(seeds: NDArray[np.uint64], steps: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Unit normals [B, *shape] for seeds [B] and step indices [B], which may differ from row to row."""
     count = int(np.prod(shape))
-    u = uniforms(random_words(seeds, steps, STREAM_NOISE, -(-count // 4)))
+    blocks = -(-count // 4)
+    u = uniforms(random_words(seeds, steps, STREAM_NOISE, blocks))
     radius = np.sqrt(-2.0 * np.log(u[..., 0::2]))
     angle = 2.0 * np.pi * u[..., 1::2]
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)  # [B, blocks, 2, 2]
-    return pairs.reshape(len(pairs), -1)[:, :count].reshape(-1, *shape).astype(np.float32)
+    return pairs.reshape(-1, 4 * blocks)[:, :count].reshape(len(pairs), *shape).astype(np.float32)
 
 
 def noise_for(seeds: Sequence[int], shape: tuple[int, ...]) -> Callable[[int], NDArray[np.float32]]:

@@ -39,7 +39,7 @@ def normals(seeds: Tensor, steps: Tensor, shape: tuple[int, ...]) -> Tensor:
     u = ((words >> 9).double() + 0.5) * 2.0**-23
     radius, angle = (-2.0 * u[..., 0::2].log()).sqrt(), 2.0 * math.pi * u[..., 1::2]
     pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
-    return pairs.flatten(1)[:, :count].reshape(-1, *shape).float()
+    return pairs.flatten(1)[:, :count].reshape(len(pairs), *shape).float()
 
 
 def noise_for(

@@ -94,7 +94,10 @@ def train(
             raise CheckpointError(f"{out} was trained with other settings: {_differences(facts['identity'], identity)}")
         clock = Clock(facts["images"], facts["elapsed_s"])
 
+    scalars: dict[str, Tensor] = {}
+
     def checkpoint() -> None:
+        _check_finite(scalars, clock)
         save(average, clock)
         save_state(out, parts, {"images": clock.images, "elapsed_s": clock.elapsed_s, "identity": identity})
 
@@ -121,7 +124,6 @@ def train(
                 window = (clock.images, clock.elapsed_s)
                 _log(writer, bar, {**scalars, "images_per_s": speed}, clock, config)
             if clock.elapsed_s - saved_s >= config.checkpoint_s:
-                _check_finite(scalars, clock)
                 checkpoint()
                 saved_s = clock.elapsed_s
         checkpoint()

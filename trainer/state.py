@@ -64,9 +64,14 @@ def load_state(folder: Path, parts: Parts) -> dict[str, Any]:
 
 
 def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, key = name.split(".", 1)
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:
+            # Fused Adam walks both through memory in step, so a moment must lie as its parameter does.
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -116,11 +116,13 @@ def test_nothing_to_resume_is_said_and_nothing_is_written(thumbnails, tmp_path):
 
 
 def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(thumbnails, tmp_path, monkeypatch):
-    train_teacher(options(tmp_path, images=16), thumbnails)
+    with monkeypatch.context() as patch:
+        interrupt_after(2, Teacher, patch)
+        train_teacher(options(tmp_path), thumbnails)
     before = weights(tmp_path)
     monkeypatch.setattr(Teacher, "update", lambda *_: {"loss": torch.tensor(float("nan"))})
-    with pytest.raises(DivergedError, match="loss stopped being finite"):
-        train_teacher(options(tmp_path, images=16, resume=True, checkpoint_s=0.0), thumbnails)
+    with pytest.raises(DivergedError, match="loss stopped being finite after 24 images"):
+        train_teacher(options(tmp_path, resume=True, checkpoint_s=0.0), thumbnails)
     assert weights(tmp_path) == before
 
 

@@ -1,0 +1,34 @@
+"""Fixtures for every test: 2,000 real images."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from trainer.dataset import ImageSet, write_image_set
+from trainer.sources.fashion import CLASS_NAMES, LICENCE
+from trainer.sources.idx import pad_to_power_of_two
+
+_SHEET = Path(__file__).parent / "fixtures" / "fashion-2000.png"
+_SIDE, _COLUMNS, _PER_CLASS = 28, 50, 200
+
+
+@pytest.fixture(scope="session")
+def fashion_2000() -> ImageSet:
+    """2,000 images of Fashion-MNIST, uint8 [2000, 32, 32, 1], 200 of each class, sorted by class. Read-only."""
+    with Image.open(_SHEET) as sheet:
+        pixels = np.asarray(sheet)
+    tiles = pixels.reshape(-1, _SIDE, _COLUMNS, _SIDE).transpose(0, 2, 1, 3).reshape(-1, _SIDE, _SIDE)
+    images = pad_to_power_of_two(tiles)[..., None]
+    images.setflags(write=False)
+    labels = np.repeat(np.arange(10, dtype=np.int32), _PER_CLASS)
+    return ImageSet("fashion-2000", images, labels, CLASS_NAMES, LICENCE, "Fashion-MNIST, train split, 200 a class")
+
+
+@pytest.fixture(scope="session")
+def fashion_2000_zip(fashion_2000: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a dataset zip, for commands that take --data."""
+    path = tmp_path_factory.mktemp("data") / "fashion-2000.zip"
+    write_image_set(path, fashion_2000)
+    return path

@@ -1,0 +1,97 @@
+"""Pixels: exact round trips, EDM's rounding, lossless files, grids."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from fewstep.pixels import FORMATS, MEDIA_TYPES, Format, encode, from_pixels, grid, to_pixels
+
+
+def decode(content: bytes, format: Format) -> np.ndarray:
+    if format == "npy":
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    with Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image)
+
+
+def test_all_256_values_survive_the_way_to_floats_and_back():
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    images = from_pixels(pixels)
+    assert images.dtype == np.float32
+    assert images.min() == -1
+    assert images.max() == 1
+    np.testing.assert_array_equal(to_pixels(images), pixels)
+
+
+def test_floats_become_pixels_by_edms_rule():
+    # 127.5 x + 128, truncated, then clipped.
+    values = np.array([-5, -1.0001, -1, -0.0001, 0, 0.0001, 0.999, 1, 1.0001, 5], dtype=np.float32)
+    expected = [0, 0, 0, 127, 128, 128, 255, 255, 255, 255]
+    assert to_pixels(values.reshape(1, 1, 1, -1)).ravel().tolist() == expected
+
+
+@settings(deadline=None)
+@given(st.floats(-3, 3, width=32))
+def test_rounding_is_never_off_by_more_than_half_a_level(value: float):
+    pixel = int(to_pixels(np.full((1, 1, 1, 1), value, np.float32))[0, 0, 0, 0])
+    assert abs(pixel - np.clip(value * 127.5 + 127.5, 0, 255)) <= 0.5 + 1e-4
+
+
+def test_channels_go_last_and_rows_stay_rows():
+    images = np.zeros((2, 3, 4, 5), dtype=np.float32)
+    images[1, 2, 3, 4] = 1
+    pixels = to_pixels(images)
+    assert pixels.shape == (2, 4, 5, 3)
+    assert pixels[1, 3, 4, 2] == 255
+    assert pixels.flags.c_contiguous
+    np.testing.assert_array_equal(from_pixels(pixels)[1, 2], (pixels[1, :, :, 2] / np.float32(127.5) - 1))
+
+
+def test_an_empty_batch_stays_empty():
+    assert to_pixels(np.zeros((0, 3, 4, 4), np.float32)).shape == (0, 4, 4, 3)
+    assert from_pixels(np.zeros((0, 4, 4, 1), np.uint8)).shape == (0, 1, 4, 4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_is_lossless(format: Format, channels: int):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, channels), dtype=np.uint8)
+    decoded = decode(encode(pixels, format), format)
+    if format == "webp" and channels == 1:  # WebP knows no gray; all three channels carry it
+        assert decoded.shape == (9, 7, 3)
+        decoded = decoded[..., :1]
+    np.testing.assert_array_equal(decoded.reshape(9, 7, channels), pixels)
+
+
+def test_files_are_what_their_media_type_says():
+    pixels = np.zeros((4, 4, 3), dtype=np.uint8)
+    assert encode(pixels, "png").startswith(b"\x89PNG")
+    assert encode(pixels, "webp")[8:12] == b"WEBP"
+    assert encode(pixels, "npy").startswith(b"\x93NUMPY")
+    assert set(MEDIA_TYPES) == set(FORMATS)
+
+
+def test_the_same_pixels_give_the_same_bytes():
+    pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    for format in FORMATS:
+        assert encode(pixels, format) == encode(pixels.copy(), format)
+
+
+def test_a_grid_fills_row_by_row_with_gaps_and_leaves_missing_tiles_blank():
+    tiles = np.stack([np.full((2, 3, 1), value, np.uint8) for value in (10, 20, 30)])
+    sheet = grid(tiles, columns=2, gap=1, background=99)
+    assert sheet.shape == (5, 7, 1)
+    expected = np.full((5, 7), 99)
+    expected[0:2, 0:3], expected[0:2, 4:7], expected[3:5, 0:3] = 10, 20, 30
+    np.testing.assert_array_equal(sheet[..., 0], expected)
+
+
+def test_a_grid_without_gap_of_whole_rows_is_a_plain_tiling():
+    tiles = np.arange(4 * 2 * 2, dtype=np.uint8).reshape(4, 2, 2, 1)
+    sheet = grid(tiles, columns=2)
+    np.testing.assert_array_equal(sheet[:2, 2:], tiles[1])
+    np.testing.assert_array_equal(sheet[2:, :2], tiles[2])

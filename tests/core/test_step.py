@@ -1,0 +1,61 @@
+"""The step of a slot table is the student's sampler, row by row, whatever the rows beside it are doing."""
+
+import numpy as np
+import pytest
+
+from fewstep import noise
+from fewstep.precond import Denoiser
+from fewstep.samplers import sample_dpdm
+from fewstep.schedule import student_levels
+from fewstep.step import advance, begin, network_input
+
+SHAPE, SIGMA_DATA = (2, 4, 4), 0.5
+
+
+def network(x_in: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.ndarray:
+    """Any function that works row by row."""
+    return (np.tanh(x_in) + 0.3 * c_noise[:, None, None, None]).astype(np.float32)
+
+
+def run_slots(seeds: list[int], steps: list[int]) -> dict[int, np.ndarray]:
+    """Serve all seeds together, each with its own step count; a finished row leaves the table."""
+    levels = [student_levels(count) for count in steps]
+    keys = np.array(seeds, dtype=np.uint64)
+    x = begin(keys, np.array([level[0] for level in levels], np.float32), SHAPE)
+    active, done, finished = list(range(len(seeds))), 0, {}
+    while active:
+        sigma = np.array([levels[row][done] for row in active], np.float32)
+        following = np.array([(*levels[row], 0.0)[done + 1] for row in active], np.float32)
+        x_in, c_noise = network_input(x, sigma, SIGMA_DATA)
+        output = network(x_in, c_noise, np.zeros((len(active), 0)))
+        x = advance(x, output, sigma, following, keys[active], np.full(len(active), done), SIGMA_DATA)
+        finished |= {seeds[row]: x[place] for place, row in enumerate(active) if following[place] == 0}
+        x, active = x[following > 0], [row for place, row in enumerate(active) if following[place] > 0]
+        done += 1
+    return finished
+
+
+@pytest.mark.parametrize("steps", [[1], [4], [1, 2, 4, 8], [8, 1, 1, 3]], ids=str)
+def test_mixed_step_counts_give_what_the_sampler_gives_each_seed_alone(steps: list[int]):
+    seeds = [2**63 + row for row in range(len(steps))]
+    finished = run_slots(seeds, steps)
+    denoiser = Denoiser(network, SIGMA_DATA)
+    for seed, count in zip(seeds, steps, strict=True):
+        expected = sample_dpdm(denoiser, noise.noise_for([seed], SHAPE), student_levels(count))
+        assert expected.nfe == count
+        np.testing.assert_allclose(finished[seed], expected.images[0], rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_is_bit_for_bit_the_same_alone_and_in_a_full_table():
+    seeds, steps = list(range(10, 18)), [4, 1, 8, 2, 4, 3, 6, 5]
+    together = run_slots(seeds, steps)
+    for seed, count in zip(seeds, steps, strict=True):
+        np.testing.assert_array_equal(together[seed], run_slots([seed], [count])[seed])
+
+
+def test_the_state_passed_in_is_not_changed():
+    keys, sigma = np.array([1, 2], np.uint64), np.array([80.0, 3.0], np.float32)
+    x = begin(keys, sigma, SHAPE)
+    before = x.copy()
+    advance(x, np.ones_like(x), sigma, np.array([5.0, 0.0], np.float32), keys, np.zeros(2, np.int64), SIGMA_DATA)
+    np.testing.assert_array_equal(x, before)

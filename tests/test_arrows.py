@@ -1,0 +1,82 @@
+"""Which room may import which, and what must not be loaded: the architecture as a test."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("fewstep", "kernels", "trainer", "export", "server", "benchmarks")
+ALLOWED = {
+    "fewstep": ("fewstep",),
+    "kernels": ("kernels",),
+    "trainer": ("trainer", "fewstep"),
+    "export": ("export", "fewstep", "kernels"),
+    # A server reads engines; it never loads what builds them.
+    "server": ("server", "fewstep", "kernels", "export.engine", "export.manifest"),
+    # benchmarks import anything, and so do tests
+}
+TORCH_FREE = ("analytic", "card", "noise", "pixels", "precond", "samplers", "schedule", "step")
+
+
+def imports(source: str) -> Iterator[str]:
+    """Every module that a file imports, anywhere in it; `from export import engine` counts as export.engine."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0 and node.module, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def forbidden(room: str, source: str) -> list[str]:
+    """Imports of ours that this room may not have."""
+    ours = [name for name in imports(source) if name.partition(".")[0] in (*ROOMS, "tests")]
+    return [name for name in ours if not any(f"{name}.".startswith(f"{allowed}.") for allowed in ALLOWED[room])]
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports_point_down(room: str):
+    found = {
+        str(path.relative_to(ROOT)): names
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if (names := forbidden(room, path.read_text("utf-8")))
+    }
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "caught"),
+    [
+        ("fewstep", "import trainer.loop", ["trainer.loop"]),
+        ("server", "from export import build", ["export.build"]),
+        ("server", "from export.engine import Engine\nimport export.manifest", []),
+        ("server", "import export", ["export"]),
+        ("kernels", "def f():\n    from fewstep import noise", ["fewstep.noise"]),
+        ("export", "import trainers, exporter", []),
+        ("trainer", "from tests.fixtures import x", ["tests.fixtures.x"]),
+    ],
+)
+def test_the_check_catches_arrows_that_point_up(room: str, source: str, caught: list[str]):
+    assert forbidden(room, source) == caught
+
+
+def test_no_benchmark_script_shadows_a_room():
+    # A script's own folder comes first on the path: benchmarks/kernels.py would hide the package `kernels`.
+    names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert not names & {*ROOMS, "tests"}
+
+
+@pytest.mark.parametrize("module", TORCH_FREE)
+def test_the_serving_half_of_the_core_does_not_load_torch(module: str):
+    code = f"import sys, fewstep.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_every_core_module_says_on_which_side_of_torch_it_stands():
+    modules = {path.stem for path in (ROOT / "fewstep").glob("*.py")} - {"__init__"}
+    with_torch = {"network", "checkpoint", "noise_torch"}
+    assert modules - with_torch == set(TORCH_FREE)
