@@ -1,0 +1,80 @@
+"""Every refusal is {"error": {"message", "type", "param", "code"}}, in sentences a user can act on."""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+CLIENT_GONE = 499  # nobody reads it; logs and tests do
+
+
+class ApiError(Exception):
+    """An answer other than success, raised anywhere below a route."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+
+
+def invalid(message: str, *, code: str, param: str | None = None) -> ApiError:
+    return ApiError(HTTPStatus.BAD_REQUEST, message, code=code, param=param)
+
+
+def unavailable(message: str, *, code: str) -> ApiError:
+    return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, message, code=code, headers={"Retry-After": "1"})
+
+
+def error_response(error: ApiError) -> Response:
+    if error.status == HTTPStatus.TOO_MANY_REQUESTS:
+        kind = "rate_limit_error"
+    else:
+        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    body = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    return JSONResponse({"error": body}, error.status, headers=error.headers)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Give the answers of the framework itself (404, 405, 500) the same shape as ours."""
+
+    async def ours(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return error_response(error)
+
+    async def framework(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path, allowed = request.url.path, (error.headers or {}).get("Allow", "GET")
+        if error.status_code == HTTPStatus.NOT_FOUND:
+            message, code = f"there is nothing at {path}; images come from POST /v1/generate", "not_found"
+        elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            message, code = f"{path} answers {allowed}, not {request.method}", "method_not_allowed"
+        else:
+            message, code = str(error.detail), "http_error"
+        return error_response(ApiError(error.status_code, message, code=code, headers=error.headers))
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    async def bug(request: Request, error: Exception) -> Response:
+        return error_response(
+            ApiError(500, "the server made a mistake; its log has the details", code="internal_error")
+        )
+
+    app.add_exception_handler(ApiError, ours)
+    app.add_exception_handler(HTTPException, framework)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(Exception, bug)

@@ -1,0 +1,155 @@
+"""`POST /v1/generate`: from a body's bytes to a checked request, or an ApiError that says what to change."""
+
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, cast
+
+from export.manifest import Manifest
+from fewstep.noise import random_labels
+from fewstep.pixels import FORMATS, Format
+from fewstep.schedule import MAX_STEPS
+from server.errors import ApiError, invalid
+
+FIELDS = ("steps", "n", "seed", "label", "format", "model")
+DEFAULT_STEPS = 4
+SEED_LIMIT = 2**63
+# A drawn seed goes back as a JSON number, and JavaScript reads those exactly only below 2^53.
+DRAWN_SEED_LIMIT = 2**53
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Image i is the image of seed + i with labels[i]."""
+
+    steps: int
+    images: int
+    seed: int
+    labels: tuple[int, ...]  # one per image; -1: the model has no classes
+    format: Format
+
+
+async def read_body(chunks: AsyncIterator[bytes], headers: Mapping[str, str], limit: int) -> bytes:
+    """The whole body. Raises ApiError 413 beyond `limit` bytes, whatever Content-Length says."""
+    too_large = ApiError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"the body is larger than {limit} bytes; a request needs only a few fields",
+        code="body_too_large",
+        headers={"Connection": "close"},  # the rest of the body is not worth reading
+    )
+    declared = headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > limit:
+            raise too_large
+    return bytes(body)
+
+
+def parse_request(body: bytes, model: Manifest, max_images: int) -> GenerateRequest:
+    """Check a body against the model it is for. An empty body means all defaults. Raises ApiError."""
+    data = _json_object(body)
+    for name in data:
+        if name not in FIELDS:
+            message = f"{name!r} is not a field of this request; the fields are {', '.join(FIELDS)}"
+            raise invalid(message, code="unknown_field", param=name)
+    _check_model(data.get("model"), model)
+    seed = _integer(data, "seed", 0, SEED_LIMIT - 1, default=None)
+    images = _integer(data, "n", 1, max_images, default=1)
+    steps = _steps(data, model)
+    if seed is None:
+        seed = secrets.randbelow(DRAWN_SEED_LIMIT)
+    assert images is not None
+    labels = _labels(data.get("label"), model, seed, images)
+    return GenerateRequest(steps, images, seed, labels, _format(data))
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    if not body.strip():
+        return {}
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"the body is not valid JSON: {error}", code="malformed_json") from error
+    if not isinstance(data, dict):
+        raise invalid('the body must be a JSON object such as {"steps": 4}', code="malformed_json")
+    return data
+
+
+def _integer(data: dict[str, Any], name: str, low: int, high: int, default: int | None) -> int | None:
+    value = data.get(name)
+    if value is None:
+        return default
+    if type(value) is not int:  # bool is an int to Python, not to a reader of JSON
+        raise invalid(f"{name} must be a whole number, not {_shown(value)}", code="wrong_type", param=name)
+    if not low <= value <= high:
+        message = f"{name} must be from {low} to {high}, not {_shown(value)}"
+        raise invalid(message, code="out_of_range", param=name)
+    return value
+
+
+def _steps(data: dict[str, Any], model: Manifest) -> int:
+    served = sorted(model.levels)
+    default = DEFAULT_STEPS if DEFAULT_STEPS in model.levels else served[-1]
+    steps = _integer(data, "steps", 1, MAX_STEPS, default)
+    assert steps is not None
+    if steps not in model.levels:
+        listed = ", ".join(map(str, served))
+        message = f"{model.name} has no levels for {steps} steps; it serves {listed}"
+        raise invalid(message, code="unsupported_steps", param="steps")
+    return steps
+
+
+def _labels(label: Any, model: Manifest, seed: int, images: int) -> tuple[int, ...]:
+    if not model.classes:
+        if label is not None:
+            message = f"{model.name} has no classes; leave label out"
+            raise invalid(message, code="unknown_label", param="label")
+        return (-1,) * images
+    if label is None:
+        return tuple(random_labels(range(seed, seed + images), model.classes).tolist())
+    return (_label(label, model),) * images
+
+
+def _label(label: Any, model: Manifest) -> int:
+    """A class index from an index or a class name; upper and lower case are the same."""
+    if type(label) not in (int, str):
+        message = f"label must be a class index or a class name, not {_shown(label)}"
+        raise invalid(message, code="wrong_type", param="label")
+    if isinstance(label, str):
+        names = [name.casefold() for name in model.class_names]
+        if label.strip().casefold() in names:
+            return names.index(label.strip().casefold())
+    elif 0 <= label < model.classes:
+        return label
+    listed = f" or one of {', '.join(model.class_names)}" if model.class_names else ""
+    message = f"{model.name} has no class {_shown(label)}; label is a number from 0 to {model.classes - 1}{listed}"
+    raise invalid(message, code="unknown_label", param="label")
+
+
+def _format(data: dict[str, Any]) -> Format:
+    value = data.get("format", "png")
+    if value not in FORMATS:
+        message = f"format must be one of {', '.join(FORMATS)}, not {_shown(value)}"
+        raise invalid(message, code="unknown_format", param="format")
+    return cast(Format, value)
+
+
+def _check_model(name: Any, model: Manifest) -> None:
+    if name is None or name == model.name:
+        return
+    message = f"there is no model {_shown(name)} here; this server has {model.name}"
+    raise ApiError(HTTPStatus.NOT_FOUND, message, code="model_not_found", param="model")
+
+
+def _shown(value: Any) -> str:
+    """A value as the client wrote it, cut to a readable length."""
+    try:
+        text = json.dumps(value)
+    except (ValueError, RecursionError):
+        text = f"that {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,161 @@
+"""A tiny engine directory (a real ONNX network, no torch), and servers on it."""
+
+import hashlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from export.manifest import BACKEND_ORT_CPU, NETWORK_FILE, Manifest, write_manifest
+from tests.server.fakes import LEVELS, manifest
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 60.0  # for things that take a second; a test that waits this long has failed
+
+
+def tiny_network(shape: tuple[int, int, int], classes: int) -> bytes:
+    """An ONNX file with the contract of F: tanh(conv3x3(x) + onehot @ table + c_noise)."""
+    channels, _, _ = shape
+    rng = np.random.default_rng(7)
+    kernel = rng.normal(size=(channels, channels, 3, 3), scale=0.3).astype(np.float32)
+    table = rng.normal(size=(classes, channels), scale=0.5).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel"], ["conv"], pads=[1, 1, 1, 1]),
+        helper.make_node("MatMul", ["onehot", "table"], ["shift"]),
+        helper.make_node("Unsqueeze", ["c_noise", "one"], ["noise_column"]),
+        helper.make_node("Add", ["shift", "noise_column"], ["shift_noise"]),
+        helper.make_node("Unsqueeze", ["shift_noise", "two_three"], ["plane"]),
+        helper.make_node("Add", ["conv", "plane"], ["sum"]),
+        helper.make_node("Tanh", ["sum"], ["F"]),
+    ]
+    constants = {
+        "kernel": kernel,
+        "table": table,
+        "one": np.array([1]),
+        "two_three": np.array([2, 3]),
+    }
+    inputs = {"x": ["B", *shape], "c_noise": ["B"], "onehot": ["B", classes]}
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in inputs.items()],
+        [helper.make_tensor_value_info("F", TensorProto.FLOAT, ["B", *shape])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return model.SerializeToString()
+
+
+def write_engine(folder: Path, name: str = "tiny") -> Manifest:
+    described = replace(manifest(name), levels={k: v for k, v in LEVELS.items() if k != 7})
+    content = tiny_network(described.image_shape, described.classes)
+    folder.mkdir(parents=True)
+    (folder / NETWORK_FILE).write_bytes(content)
+    described = replace(described, network_sha256=hashlib.sha256(content).hexdigest(), backend=BACKEND_ORT_CPU)
+    write_manifest(folder, described)
+    return described
+
+
+@pytest.fixture(scope="session")
+def engine_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny" / "engine"
+    write_engine(folder)
+    return folder
+
+
+@dataclass
+class Server:
+    """A running `python -m server`."""
+
+    process: subprocess.Popen[str]
+    url: str
+    lines: "queue.SimpleQueue[str]"
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=DEADLINE_S)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(how)
+        return self.process.wait(DEADLINE_S)
+
+
+def launch(arguments: Sequence[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "server", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def serving(engine: Path, *arguments: str) -> Iterator[Server]:
+    """A server that has said that it serves; killed with all its children at the end if it still runs."""
+    process = launch(["--engine", str(engine), "--port", "0", "--threads", "1", *arguments])
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            lines.put(line)
+        lines.put("")
+
+    threading.Thread(target=read, daemon=True).start()
+    family: list[psutil.Process] = []
+    try:
+        line = lines.get(timeout=DEADLINE_S)
+        assert line.startswith("serving "), f"said {line!r}; {process.communicate()[1]}"
+        server = Server(process, line.split()[-1], lines)
+        family = server.children()
+        yield server
+    finally:
+        process.kill()
+        process.communicate()
+        for child in family:
+            if child.is_running():
+                child.kill()
+
+
+@pytest.fixture(scope="module")
+def server(engine_dir: Path) -> Iterator[Server]:
+    """One exact-mode server for all tests of a module that leave it as they found it."""
+    with serving(engine_dir, "--mode", "exact", "--capacity", "8") as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], None]:
+    """Poll a condition without sleeping: wait on an event nobody sets, up to the deadline."""
+
+    def poll(condition: Callable[[], bool]) -> None:
+        tick = threading.Event()
+        for _ in range(int(DEADLINE_S / 0.01)):
+            if condition():
+                return
+            tick.wait(0.01)
+        raise AssertionError("the condition did not come true in time")
+
+    return poll

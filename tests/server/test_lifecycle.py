@@ -1,0 +1,133 @@
+"""Starting, refusing to start, stopping, and dying."""
+
+import signal
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from server.__main__ import main
+from server.settings import MODELS, Settings, SettingsError, model_engine, parse_settings
+from tests.server.conftest import DEADLINE_S, Server, launch, serving, write_engine
+
+Until = Callable[[Callable[[], bool]], None]
+
+
+def worker_of(server: Server) -> psutil.Process:
+    """The child that has loaded ONNX Runtime."""
+    (worker,) = [c for c in server.children() if any("onnxruntime" in m.path for m in c.memory_maps())]
+    return worker
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
+
+
+def settle(server: Server) -> None:
+    """Two round trips: whatever was sent before has been handed to the worker by now."""
+    for _ in range(2):
+        httpx.get(f"{server.url}/livez", timeout=DEADLINE_S)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_ends_every_process_with_exit_code_0(engine_dir: Path, how: signal.Signals, until: Until):
+    with serving(engine_dir) as server:
+        family = server.children()
+        assert server.stop(how) == 0
+        until(lambda: gone(family))
+
+
+def test_sigterm_lets_the_request_in_flight_finish(engine_dir: Path):
+    with serving(engine_dir) as server, ThreadPoolExecutor(1) as pool:
+        worker = worker_of(server)
+        worker.suspend()
+        answer = pool.submit(httpx.post, f"{server.url}/v1/generate", json={"seed": 1}, timeout=DEADLINE_S)
+        settle(server)
+        server.process.send_signal(signal.SIGTERM)
+        worker.resume()
+        assert answer.result(DEADLINE_S).status_code == 200
+        assert server.process.wait(DEADLINE_S) == 0
+
+
+def test_a_killed_worker_fails_its_requests_at_once_and_ends_the_server(engine_dir: Path, until: Until):
+    with serving(engine_dir) as server, ThreadPoolExecutor(1) as pool:
+        family = server.children()
+        worker = worker_of(server)
+        worker.suspend()
+        answer = pool.submit(httpx.post, f"{server.url}/v1/generate", json={"seed": 1}, timeout=DEADLINE_S)
+        settle(server)
+        worker.kill()
+        response = answer.result(DEADLINE_S)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "worker_lost")
+        assert server.process.wait(DEADLINE_S) == 1
+        until(lambda: gone(family))
+        assert server.process.stderr is not None
+        assert "engine-worker process was killed by signal 9" in server.process.stderr.read()
+
+
+def test_a_killed_parent_takes_its_children_with_it(engine_dir: Path, until: Until):
+    with serving(engine_dir) as server:
+        family = server.children()
+        server.process.kill()
+        until(lambda: gone(family))
+
+
+def refused(*arguments: str) -> str:
+    """The sentence a server that cannot start leaves on stderr."""
+    process = launch(arguments)
+    output, errors = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, output) == (2, "")
+    assert len(errors.strip().splitlines()) == 1, errors
+    return errors
+
+
+def test_a_port_in_use_is_refused(engine_dir: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert f"port {port}: Address already in use" in refused("--engine", str(engine_dir), "--port", port)
+
+
+def test_a_network_that_is_not_the_manifests_is_refused(tmp_path: Path):
+    engine = tmp_path / "engine"
+    write_engine(engine)
+    with (engine / "network.onnx").open("ab") as file:
+        file.write(b"x")
+    assert "is not the file its manifest describes" in refused("--engine", str(engine), "--port", "0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "nosuch"], "there is no model 'nosuch'"),
+        (["--model", "../fashion"], "there is no model"),
+        (["--engine", "/nonexistent"], "it is not a fewstep engine"),
+        (["--capacity", "0"], "--capacity must be from 1"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_one_sentence(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+):
+    if "--model" not in arguments and "--engine" not in arguments:
+        arguments = ["--engine", "/nonexistent", *arguments]
+    assert main([*arguments, "--port", "0"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_unknown_model_is_told_apart_from_those_there_are(tmp_path: Path):
+    write_engine(tmp_path / "tiny" / "engine")
+    (tmp_path / "untrained").mkdir()
+    assert model_engine("tiny", tmp_path) == tmp_path / "tiny" / "engine"
+    with pytest.raises(SettingsError, match="the models with an engine are: tiny"):
+        model_engine("huge", tmp_path)
+    assert MODELS.name == "models"
+
+
+def test_flags_become_settings(engine_dir: Path):
+    settings = parse_settings(["--engine", str(engine_dir), "--mode", "exact", "--max-queue", "3", "--max-images", "9"])
+    assert settings == Settings(engine=engine_dir, mode="exact", max_queue=3, max_images=9)
+    with pytest.raises(SettingsError, match="could never be admitted"):
+        Settings(engine=engine_dir, capacity=2, max_queue=3, max_images=9)

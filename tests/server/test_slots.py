@@ -1,0 +1,154 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fewstep.card import CheckpointError
+from fewstep.pixels import Pixels
+from fewstep.precond import Network
+from server.exact import check_rows_independent
+from server.slots import Image, ImageKey, SlotTable, buckets_for
+from tests.server.fakes import CLASSES, LEVELS, SHAPE, SIGMA_DATA, GaussianNetwork, expected_pixels
+
+
+def table_of(network: GaussianNetwork, capacity: int, exact: bool = False) -> SlotTable:
+    return SlotTable(network, SHAPE, CLASSES, SIGMA_DATA, buckets_for(capacity, exact))
+
+
+def image(request: int, steps: int, seed: int = 0, label: int = 0) -> Image:
+    return Image(ImageKey(request, 0), seed, label, LEVELS[steps])
+
+
+def drain(table: SlotTable) -> list[tuple[int, Pixels]]:
+    """(request, pixels) in the order in which they finish."""
+    finished = []
+    while table.requests():
+        finished += [(key.request, pixels) for key, pixels in table.tick().finished]
+    return finished
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_a_slot_ends_in_the_image_of_the_sampler(steps: int):
+    table = table_of(GaussianNetwork(), capacity=2)
+    table.admit([image(0, steps, seed=11, label=2)])
+    ((_, pixels),) = drain(table)
+    np.testing.assert_array_equal(pixels, expected_pixels(11, 2, steps))
+
+
+def test_mixed_step_counts_share_every_call_and_retire_when_they_are_done():
+    network = GaussianNetwork()
+    table = table_of(network, capacity=8)
+    table.admit([image(request, steps) for request, steps in enumerate([8, 1, 4, 2])])
+    assert [request for request, _ in drain(table)] == [1, 3, 2, 0]
+    assert network.batches == [4, 3, 2, 2, 1, 1, 1, 1]
+
+
+def test_fast_mode_pads_to_the_next_bucket_and_exact_mode_to_the_capacity():
+    network = GaussianNetwork()
+    for exact in (False, True):
+        table = table_of(network, 16, exact)
+        table.admit([image(request, 1) for request in range(9)])
+        tick = table.tick()
+        assert (tick.active, tick.batch) == (9, network.batches[-1])
+    assert network.batches == [10, 16]
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3, 7, 8, 9, 16, 33, 64, 100])
+def test_buckets_ascend_to_the_capacity_and_waste_a_quarter_at_most(capacity: int):
+    buckets = buckets_for(capacity, exact=False)
+    assert buckets[0] == 1 and buckets[-1] == capacity
+    assert all(low < high <= 1.25 * low + 1 for low, high in pairwise(buckets))
+    assert buckets_for(capacity, exact=True) == (capacity,)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2**63 - 1), st.integers(1, 8), st.integers(0, CLASSES - 1)),
+        min_size=2,
+        max_size=31,
+    ),
+    st.integers(0, 5),
+)
+def test_exact_mode_gives_the_same_bytes_alone_and_among_thirty_others(
+    company: list[tuple[int, int, int]], head_start: int
+):
+    (seed, steps, label), *others = company
+    alone = table_of(GaussianNetwork(), 32, exact=True)
+    alone.admit([image(0, steps, seed, label)])
+    crowd = table_of(GaussianNetwork(), 32, exact=True)
+    crowd.admit([image(i, k, s, c) for i, (s, k, c) in enumerate(others, start=1)])
+    for _ in range(head_start):
+        crowd.tick()
+    crowd.admit([image(0, steps, seed, label)])
+    np.testing.assert_array_equal(dict(drain(crowd))[0], drain(alone)[0][1])
+
+
+def test_evicting_a_request_frees_all_its_slots_and_no_other():
+    table = table_of(GaussianNetwork(), capacity=4)
+    table.admit([Image(ImageKey(5, i), i, 0, LEVELS[8]) for i in range(3)] + [image(6, 8)])
+    table.tick()
+    assert table.evict(5) == 3
+    assert (table.free, table.requests()) == (3, {6})
+    assert table.evict(5) == 0
+
+
+def test_rows_that_are_not_finite_are_named_and_freed_while_the_others_go_on():
+    network = GaussianNetwork()
+    table = table_of(network, capacity=4)
+    table.admit([image(0, 2, seed=1), image(1, 2, seed=2)])
+
+    def poison(x: np.ndarray, c_noise: np.ndarray) -> None:
+        x[0] = np.nan
+
+    network.before = poison
+    tick = table.tick()
+    assert tick.broken == (ImageKey(0, 0),)
+    network.before = lambda x, c_noise: None
+    ((request, pixels),) = drain(table)
+    assert request == 1
+    np.testing.assert_array_equal(pixels, expected_pixels(2, 0, 2))
+
+
+def test_an_empty_table_does_not_call_the_network():
+    network = GaussianNetwork()
+    assert table_of(network, 4).tick().batch == 0
+    assert network.batches == []
+
+
+def test_an_unconditional_network_gets_a_onehot_of_no_columns():
+    shapes = []
+
+    def network(x: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.ndarray:
+        shapes.append(onehot.shape)
+        return x
+
+    table = SlotTable(network, SHAPE, 0, SIGMA_DATA, (4,))
+    table.admit([image(0, 1, label=-1)])
+    table.tick()
+    assert shapes == [(4, 0)]
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 3, 8])
+def test_the_self_check_accepts_rows_that_are_independent(capacity: int):
+    check_rows_independent(GaussianNetwork(), SHAPE, CLASSES, capacity)
+
+
+def by_slot(x: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.ndarray:
+    return x + np.arange(len(x), dtype=np.float32)[:, None, None, None] * 1e-6
+
+
+def by_company(x: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.ndarray:
+    return x - x.mean()
+
+
+def by_neighbour(x: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.ndarray:
+    return x + 1e-6 * np.roll(x, 1, axis=0)
+
+
+@pytest.mark.parametrize("network", [by_slot, by_company, by_neighbour])
+def test_the_self_check_refuses_rows_that_know_their_slot_or_their_company(network: Network):
+    with pytest.raises(CheckpointError, match="exact mode is not possible"):
+        check_rows_independent(network, SHAPE, CLASSES, capacity=4)
