@@ -32,6 +32,8 @@ def student_levels(steps: int, sigma_min: float = 0.05, sigma_max: float = SIGMA
     The last level is dropped because a call at sigma_min changes nothing a viewer can see, and sigma_min is 0.05
     rather than EDM's 0.002 because a student's call is better spent where structure is still open.
     """
+    if steps < 1:
+        raise ValueError(f"a student takes at least one step, not {steps}")
     return karras_sigmas(steps + 1, sigma_min, sigma_max)[:steps]
 
 

@@ -1,9 +1,10 @@
-"""Fixtures for every test: 2,000 real images."""
+"""Fixtures for every test: 2,000 real images, and one thread."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from trainer.dataset import ImageSet, write_image_set
@@ -12,6 +13,9 @@ from trainer.sources.idx import pad_to_power_of_two
 
 _SHEET = Path(__file__).parent / "fixtures" / "fashion-2000.png"
 _SIDE, _COLUMNS, _PER_CLASS = 28, 50, 200
+
+# Networks in these tests are so small that several threads only wait for each other.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ class ImageSet:
     def sha256(self) -> str:
         digest = hashlib.sha256(repr(self.images.shape).encode())
         digest.update(np.ascontiguousarray(self.images).data)
-        digest.update(np.ascontiguousarray(self.labels).data)
+        digest.update(np.ascontiguousarray(self.labels, dtype=np.int32).data)
         return digest.hexdigest()
 
     def provenance(self) -> card.Dataset:
@@ -73,15 +73,13 @@ def write_image_set(path: Path, images: ImageSet) -> None:
         "source": images.source,
         "sha256": images.sha256(),
     }
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in (("images.npy", images.images), ("labels.npy", images.labels)):
-            member = io.BytesIO()
-            np.save(member, np.ascontiguousarray(array), allow_pickle=False)
-            # A fixed date: the same images give the same file.
-            archive.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), member.getvalue())
-        archive.writestr(zipfile.ZipInfo("dataset.json", (1980, 1, 1, 0, 0, 0)), json.dumps(meta, indent=2))
-    card.write_atomically(path, buffer.getvalue())
+    date = (1980, 1, 1, 0, 0, 0)  # a fixed one: the same images give the same file
+    labels = images.labels.astype(np.int32)
+    with card.replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in (("images.npy", images.images), ("labels.npy", labels)):
+            with archive.open(zipfile.ZipInfo(name, date), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
+        archive.writestr(zipfile.ZipInfo("dataset.json", date), json.dumps(meta, indent=2))
 
 
 def read_image_set(path: Path, *, verify: bool = False) -> ImageSet:

@@ -1,6 +1,6 @@
 """Recipes: a data set together with the network and the settings that suit it."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from fewstep.network import UNetConfig
 from trainer.dataset import ImageSet
@@ -15,8 +15,8 @@ class UnknownRecipeError(ValueError):
 @dataclass(frozen=True)
 class Recipe:
     network: UNetConfig  # resolution, channels and classes are taken from the data
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    student: StudentConfig = field(default_factory=StudentConfig)
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
     batch: int = 64
     teacher_images: int = 1_000_000  # length of a run without --images or --budget
     student_images: int = 500_000

@@ -7,7 +7,7 @@ the student recovers and the data (DPDM, Eq. 3.4); no gradient passes through ei
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,9 @@ class StudentConfig:
     sigma_min: float = 0.01  # of the Karras levels behind each list
     floor: float = 0.05  # lowest level at which outputs are judged; below, the judges' own error dominates
     top: float = 0.3  # share of each longer list's draws spent on its top level
-    adam: AdamConfig = field(default_factory=lambda: AdamConfig(1e-4, (0.0, 0.999), decay_from=0.5, final=0.1))
-    auxiliary_adam: AdamConfig = field(
-        default_factory=lambda: AdamConfig(3e-4, (0.0, 0.999), decay_from=0.5, final=0.1)
-    )
+    adam: AdamConfig = AdamConfig(5e-5, (0.0, 0.999), decay_from=0.4, final=0.05)
+    # The auxiliary has to follow a moving student: with equal rates it lags, and the outputs oscillate (ADR 0003).
+    auxiliary_adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
     auxiliary_updates: int = 1  # per student update
     ema_halflife: float = 20_000  # images
 

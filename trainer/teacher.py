@@ -1,6 +1,6 @@
 """The teacher: EDM training of one denoiser (Karras et al. 2022)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from trainer.optimizer import AdamConfig, adam, descend
 @dataclass(frozen=True)
 class TeacherConfig:
     noise: NoiseDistribution = NoiseDistribution()
-    adam: AdamConfig = field(default_factory=lambda: AdamConfig(lr=1e-3, betas=(0.9, 0.99), final=0.02))
+    adam: AdamConfig = AdamConfig(lr=1e-3, betas=(0.9, 0.99), final=0.02)
     ema_halflife: float = 50_000  # images
 
 

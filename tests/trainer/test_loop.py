@@ -26,7 +26,9 @@ def thumbnails(fashion_2000: ImageSet) -> ImageSet:
 
 
 def options(out: Path, **changes) -> RunOptions:
-    return replace(RunOptions("digits", out, images=64, batch=8, precision="fp32", compile="off", device="cpu"), **changes)
+    return replace(
+        RunOptions("digits", out, images=64, batch=8, precision="fp32", compile="off", device="cpu"), **changes
+    )
 
 
 def weights(folder: Path) -> bytes:

@@ -79,7 +79,9 @@ def samples(denoiser: Denoiser, steps: int, count: int = 300) -> torch.Tensor:
     """Images of `count` fixed seeds, classes in turn, flattened."""
     labels = torch.arange(count) % 10
     with torch.no_grad():
-        sampled = sample_dpdm(partial(denoiser, labels=labels), noise_for(range(count), (1, 8, 8)), student_levels(steps))
+        sampled = sample_dpdm(
+            partial(denoiser, labels=labels), noise_for(range(count), (1, 8, 8)), student_levels(steps)
+        )
     return sampled.images.flatten(1)
 
 

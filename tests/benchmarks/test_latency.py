@@ -1,0 +1,59 @@
+"""The benchmark runs from a user's shell, and what it writes is what it says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.features import load_extractor
+from benchmarks.harness import percentile_ms, table, time_interleaved
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_smoke_run_prints_a_table_and_writes_json_and_png(tmp_path):
+    out = tmp_path / "latency.json"
+    command = [sys.executable, "benchmarks/latency.py", "--smoke", "--threads", "1", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    by_name = {(row["method"], row["nfe"]): row for row in result["rows"]}
+    assert set(by_name) == {("dpdm", 1), ("dpdm", 4), ("heun", 3), ("euler", 2)}
+    assert {"machine", "commit", "settings", "checkpoints"} <= set(result)
+    assert all(row["distance"] > row["floor"] > 0 for row in result["rows"])
+    # What the project is for: at about equal calls the student is far closer to the data than a solver.
+    assert by_name["dpdm", 4]["distance"] < 0.2 * by_name["heun", 3]["distance"]
+    assert "NFE" in done.stdout and out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_every_call_is_timed_once_per_round():
+    calls = {"a": [], "b": []}
+    timed = time_interleaved({name: lambda name=name: calls[name].append(1) for name in calls}, rounds=5, warmup=2)
+    assert {name: len(seconds) for name, seconds in timed.items()} == {"a": 5, "b": 5}
+    assert all(len(made) == 7 for made in calls.values())
+
+
+def test_percentiles_are_milliseconds():
+    assert percentile_ms([0.001, 0.002, 0.003], 50) == pytest.approx(2.0)
+
+
+def test_table_aligns_and_shows_missing_values_as_dashes():
+    text = table([{"x": 1.23456, "y": None}, {"x": 12345.6, "y": "b"}], {"x": "X", "y": "Y"})
+    assert text.splitlines() == ["    X  Y", "-----  -", " 1.23  -", "12346  b"]
+
+
+def test_shipped_extractor_recognises_real_images(fashion_2000):
+    extractor = load_extractor(threads=1)
+    features, predicted = extractor(fashion_2000.images)
+    assert features.shape == (2000, 128) and np.isfinite(features).all()
+    assert (predicted == fashion_2000.labels).mean() > 0.9
+
+
+def test_floor_follows_one_over_n_between_measured_counts():
+    extractor = load_extractor(threads=1)
+    known = sorted(extractor.floors)
+    assert [extractor.floor(n) for n in known] == pytest.approx([extractor.floors[n] for n in known])
+    assert extractor.floors[1000] < extractor.floor(700) < extractor.floors[500]

@@ -1,0 +1,62 @@
+"""What ships with the checkout is what its cards say, and does what the README says."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.features import load_extractor
+from benchmarks.frechet import Moments, frechet_distance
+from export.engine import load_engine
+from fewstep.checkpoint import load_denoiser
+from fewstep.noise import noise_for
+from fewstep.pixels import to_pixels
+from fewstep.samplers import sample_dpdm
+
+FASHION = Path(__file__).resolve().parent.parent / "models" / "fashion"
+
+
+@pytest.fixture(scope="module")
+def student():
+    return load_engine(FASHION / "engine", threads=1)
+
+
+def pixels(engine, levels, count=300) -> np.ndarray:
+    denoiser = functools.partial(engine.denoiser, labels=np.arange(count) % 10)
+    return to_pixels(sample_dpdm(denoiser, noise_for(range(count), (1, 32, 32)), levels).images)
+
+
+def test_student_teacher_and_engines_name_each_other():
+    _, student = load_denoiser(FASHION)
+    _, teacher = load_denoiser(FASHION / "teacher")
+    assert student.parent == teacher.weights
+    assert student.dataset.sha256 == teacher.dataset.sha256 and student.dataset.images == 60_000
+    assert load_engine(FASHION / "engine").manifest.checkpoint == student.weights
+    assert load_engine(FASHION / "teacher" / "engine").manifest.checkpoint == teacher.weights
+    assert sorted(student.levels) == list(range(1, 9))
+
+
+def test_engine_equals_its_checkpoint(student):
+    denoiser, _ = load_denoiser(FASHION)
+    x = noise_for([0, 1], (1, 32, 32))(0) * 5
+    sigma, labels = np.full(2, 5, np.float32), np.array([9, 3])
+    eager = denoiser(torch.from_numpy(x), torch.from_numpy(sigma), torch.from_numpy(labels)).numpy()
+    assert np.abs(student.denoiser(x, sigma, labels) - eager).max() < 1e-3
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_a_classifier_sees_the_class_that_was_asked_for(student, steps):
+    _, predicted = load_extractor(threads=1)(pixels(student, student.manifest.levels[steps]))
+    assert (predicted == np.arange(300) % 10).mean() > 0.7
+
+
+def test_distillation_is_what_makes_four_steps_enough(student):
+    extractor, levels = load_extractor(threads=1), student.manifest.levels[4]
+    teacher = load_engine(FASHION / "teacher" / "engine", threads=1)
+    ours, theirs = (
+        frechet_distance(Moments.of(extractor(pixels(engine, levels))[0]), extractor.reference)
+        for engine in (student, teacher)
+    )
+    assert ours < 0.5 * theirs
