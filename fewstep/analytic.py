@@ -4,11 +4,12 @@ Data x0 ~ N(mean, std^2), every element alone. Then x = x0 + sigma * eps ~ N(mea
 Numpy or torch. Both functions are denoisers: x [B, C, H, W], sigma [B] -> [B, C, H, W].
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from array_api_compat import array_namespace
 
-from fewstep.precond import Array
+from fewstep.precond import Array, Network, edm_scalings
 
 
 @dataclass(frozen=True)
@@ -30,3 +31,15 @@ class Gaussian:
     def flow(self, x: Array, sigma: float) -> Array:
         """Where the probability-flow ODE takes x at `sigma` once it reaches zero noise."""
         return self.mean + self.std / (self.std**2 + sigma**2) ** 0.5 * (x - self.mean)
+
+
+def as_network(denoise: Callable[[Array, Array], Array], sigma_data: float) -> Network:
+    """The F that EDM preconditioning turns back into `denoise`; it takes no notice of classes."""
+
+    def network(x: Array, c_noise: Array, onehot: Array) -> Array:
+        sigma = array_namespace(c_noise).exp(4 * c_noise)
+        c_skip, c_out, c_in = (factor[:, None, None, None] for factor in edm_scalings(sigma, sigma_data)[:3])
+        noisy = x / c_in
+        return (denoise(noisy, sigma) - c_skip * noisy) / c_out
+
+    return network

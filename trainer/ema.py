@@ -1,13 +1,16 @@
 """Exponential moving average of the weights: what is sampled from, saved and served."""
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+Module = TypeVar("Module", bound=nn.Module)
 
-def average_of(network: nn.Module) -> nn.Module:
+
+def average_of(network: Module) -> Module:
     """A frozen copy to hold the average."""
     return copy.deepcopy(network).eval().requires_grad_(False)
 

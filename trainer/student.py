@@ -18,7 +18,7 @@ from fewstep.schedule import MAX_STEPS
 from trainer.compute import Compute, runner
 from trainer.edm import denoising_loss
 from trainer.optimizer import AdamConfig, adam, descend
-from trainer.renoise import LevelLists, Rule, renoise_levels, served_lists
+from trainer.renoise import Drawn, LevelLists, Rule, renoise_levels, served_lists
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Student:
 
     @torch.no_grad()
     def kl_gradient(
-        self, recovered: Tensor, labels: Tensor, sigma: Tensor, rng: torch.Generator
+        self, recovered: Tensor, labels: Tensor | None, sigma: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Gradient of the smoothed KL at each output [B, C, H, W], and the mean distance between the judges.
 
@@ -88,7 +88,9 @@ class Student:
         scale = (recovered - real).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-4)
         return (fake - real) / scale, (fake - real).abs().mean()
 
-    def fit_auxiliary(self, recovered: Tensor, labels: Tensor, drawn, progress: float, rng: torch.Generator) -> Tensor:
+    def fit_auxiliary(
+        self, recovered: Tensor, labels: Tensor, drawn: Drawn, progress: float, rng: torch.Generator
+    ) -> Tensor:
         """Denoising score matching on the student's outputs, at the levels where they are judged."""
         loss = recovered.new_zeros(())
         for _ in range(self.config.auxiliary_updates):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.analytic import Gaussian
+from fewstep.analytic import Gaussian, as_network
+from fewstep.precond import Denoiser
 
 PAIR = Gaussian(mean=0.3, std=0.5)
 
@@ -46,3 +47,10 @@ def test_torch_and_numpy_agree_and_every_row_has_its_own_sigma():
         )
         for row in range(2):
             np.testing.assert_array_equal(together[row], denoiser(x[row : row + 1], sigma[row : row + 1])[0])
+
+
+def test_preconditioning_turns_the_network_form_back_into_the_denoiser():
+    x, sigma = np.linspace(-3, 3, 12).reshape(3, 1, 2, 2), np.array([0.05, 1.0, 60.0])
+    for exact in (PAIR.teacher, PAIR.student):
+        denoiser = Denoiser(as_network(exact, sigma_data=0.7), 0.7)
+        np.testing.assert_allclose(denoiser(x, sigma), exact(x, sigma), rtol=1e-9)

@@ -5,25 +5,11 @@ import math
 import pytest
 import torch
 
-from fewstep.analytic import Gaussian
+from fewstep.analytic import Gaussian, as_network
 from fewstep.precond import Denoiser
 from trainer.edm import NoiseDistribution, denoising_loss
 from trainer.ema import average_of, update_average
 from trainer.optimizer import AdamConfig, learning_rate
-
-
-class AsNetwork:
-    """F of an exact denoiser, so that Denoiser's preconditioning is exercised too."""
-
-    def __init__(self, gaussian: Gaussian) -> None:
-        self.gaussian = gaussian
-
-    def __call__(self, x, c_noise, onehot):
-        sigma = torch.exp(4 * c_noise)[:, None, None, None]
-        total = (sigma**2 + self.gaussian.std**2).sqrt()
-        noisy = x * total
-        denoised = self.gaussian.teacher(noisy, sigma[:, 0, 0, 0])
-        return (denoised - self.gaussian.std**2 / total**2 * noisy) / (sigma * self.gaussian.std / total)
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.5, 30.0])
@@ -32,7 +18,7 @@ def test_perfect_denoiser_of_gaussian_data_has_loss_one_at_every_level(sigma):
     gaussian, rng = Gaussian(0.0, 0.5), torch.Generator().manual_seed(0)
     images = 0.5 * torch.randn(4000, 1, 4, 4, generator=rng)
     noise = torch.randn(images.shape, generator=rng)
-    denoiser = Denoiser(AsNetwork(gaussian), 0.5)
+    denoiser = Denoiser(as_network(gaussian.teacher, 0.5), 0.5)
     loss = denoising_loss(denoiser, images, None, torch.full((4000,), sigma), noise)
     assert loss.mean().item() == pytest.approx(1.0, abs=0.03)
 
@@ -42,7 +28,7 @@ def test_any_other_denoiser_of_gaussian_data_has_a_higher_loss():
     images = 0.5 * torch.randn(4000, 1, 4, 4, generator=rng)
     noise, sigma = torch.randn(images.shape, generator=rng), torch.full((4000,), 0.5)
     wrong = Denoiser(lambda x, c, o: torch.zeros_like(x), 0.5)
-    exact = Denoiser(AsNetwork(Gaussian(0.0, 0.5)), 0.5)
+    exact = Denoiser(as_network(Gaussian(0.0, 0.5).teacher, 0.5), 0.5)
     biased = Denoiser(lambda x, c, o: exact.network(x, c, o) + 0.3, 0.5)
     best = denoising_loss(exact, images, None, sigma, noise).mean()
     assert denoising_loss(wrong, images, None, sigma, noise).mean() >= best - 0.02

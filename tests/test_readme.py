@@ -1,0 +1,59 @@
+"""The README tells the truth: its table is a committed result, its files exist, its commands parse."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_linked_file_exists():
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_table_is_the_committed_result():
+    name = re.search(r"benchmarks/results/[\w.-]+\.json", README)
+    assert name, "the README names no result file"
+    assert markdown(json.loads((ROOT / name[0]).read_text())) in README
+
+
+def test_the_folder_table_lists_every_top_level_folder():
+    listed = set(re.findall(r"^\| `([\w/]+)/` \|", README, flags=re.MULTILINE))
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    folders = {path.split("/")[0] for path in tracked if "/" in path and not path.startswith(".")}
+    assert {entry.split("/")[0] for entry in listed} >= folders - {"kernels"}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("python ")]
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_name_flags_that_exist(command):
+    words = shlex.split(command)
+    prefix = words[1:3] if words[1] == "-m" else words[1:2]
+    subcommands = [word for word in words[len(prefix) + 1 :] if not word.startswith("-")]
+    helps = ""
+    for depth in range(3):  # python -m trainer, python -m trainer data, python -m trainer data folder
+        call = [sys.executable, *prefix, *subcommands[:depth], "--help"]
+        done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        helps += done.stdout if done.returncode == 0 else ""
+    flags = {word for word in words if word.startswith("--")}
+    assert helps and {flag for flag in flags if flag not in helps} == set()
+
+
+def test_make_targets_of_the_readme_exist():
+    targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)) <= set(targets)
