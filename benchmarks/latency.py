@@ -115,8 +115,8 @@ def main() -> None:
     models = ROOT / "models" / "fashion"
     parser.add_argument("--student", type=Path, default=models / "engine", metavar="ENGINE")
     parser.add_argument("--teacher", type=Path, default=models / "teacher" / "engine", metavar="ENGINE")
-    parser.add_argument("--images", type=int, default=500, help="images per method behind the distance (default 500)")
-    parser.add_argument("--rounds", type=int, default=50, help="timed single images per method (default 50)")
+    parser.add_argument("--images", type=int, default=400, help="images per method behind the distance (default 400)")
+    parser.add_argument("--rounds", type=int, default=30, help="timed single images per method (default 30)")
     parser.add_argument("--batch", type=int, default=32, help="batch for images/s and memory (default 32)")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     parser.add_argument(

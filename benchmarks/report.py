@@ -1,12 +1,15 @@
-"""A committed result as the README's table. A test holds the two together.
+"""A committed result as the README's table, which a test holds to it, and as the metrics of a model's card.
 
-python benchmarks/report.py benchmarks/results/NAME.json
+python benchmarks/report.py benchmarks/results/NAME.json [--card models/fashion]
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from fewstep.card import CARD_FILE, CheckpointError, card_to_json, read_card, write_atomically
 
 NAMES = {"dpdm": "**DPDM student**", "heun": "EDM Heun", "euler": "EDM Euler"}
 
@@ -25,6 +28,25 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def record_metrics(result: dict[str, Any], folder: Path) -> None:
+    """Write the student's rows into its card. Raises CheckpointError when another checkpoint was measured."""
+    card = read_card(folder)
+    if result["checkpoints"]["student"] != card.weights:
+        raise CheckpointError(
+            f"the result was measured on another checkpoint than the one in {folder}; run latency.py again"
+        )
+    rows = [row for row in result["rows"] if row["method"] == "dpdm"]
+    metrics = {
+        "extractor": result["extractor"],
+        "images": result["settings"]["images"],
+        "seeds": result["settings"]["seeds"],
+        "floor": rows[0]["floor"],
+        "distance": {str(row["nfe"]): row["distance"] for row in rows},
+        "accuracy": {str(row["nfe"]): row["accuracy"] for row in rows},
+    }
+    write_atomically(folder / CARD_FILE, card_to_json(replace(card, metrics=metrics)).encode())
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}"
 
@@ -32,7 +54,12 @@ def _number(value: float | None) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("result", type=Path)
-    print(markdown(json.loads(parser.parse_args().result.read_text())))
+    parser.add_argument("--card", type=Path, metavar="DIR", help="also write the student's metrics into this card")
+    args = parser.parse_args()
+    result = json.loads(args.result.read_text())
+    print(markdown(result))
+    if args.card:
+        record_metrics(result, args.card)
 
 
 if __name__ == "__main__":

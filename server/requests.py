@@ -16,8 +16,8 @@ from server.errors import ApiError, invalid
 FIELDS = ("steps", "n", "seed", "label", "format", "model")
 DEFAULT_STEPS = 4
 SEED_LIMIT = 2**63
-# A drawn seed goes back as a JSON number, and JavaScript reads those exactly only below 2^53.
-DRAWN_SEED_LIMIT = 2**53
+# A drawn seed is short enough to be written down, and JavaScript reads it exactly (it does so only below 2^53).
+DRAWN_SEED_LIMIT = 2**32
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,99 @@
+"""From `python -m server` to the first image: seconds, memory over all processes, idle CPU, one client's latency.
+
+    python benchmarks/cold_start.py --out build/cold_start.json
+
+Starts real servers one after the other, modes in turn, and stops each with SIGTERM.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from tqdm import tqdm
+
+from benchmarks.harness import ROOT, percentile_ms, table, write_result
+
+COLUMNS = {
+    "mode": "mode", "ready_s": "ready s", "first_image_s": "first image s", "pss_mb": "PSS MB", "rss_mb": "RSS MB",
+    "idle_cpu": "idle CPU", "p50_ms": "p50 ms", "p95_ms": "p95 ms", "images_per_s": "images/s, n=64", "exit": "exit",
+}  # fmt: skip
+IDLE_S = 2.0
+
+
+def measure(mode: str, requests: int) -> dict[str, Any]:
+    """One server's life."""
+    command = [sys.executable, "-m", "server", "--port", "0", "--mode", mode]
+    started = time.monotonic()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().split()[-1]
+            ready = time.monotonic() - started
+            _generate(url, steps=4, label="Ankle boot", seed=7)
+            first = time.monotonic() - started
+            alone = [_generate(url, steps=4, label=9, seed=seed) for seed in range(requests)]
+            many = _generate(url, steps=4, n=64, seed=0)
+            processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+            memory = [process.memory_full_info() for process in processes]
+            busy = _cpu_s(processes)
+            time.sleep(IDLE_S)
+            idle = (_cpu_s(processes) - busy) / IDLE_S
+        finally:
+            server.terminate()
+            code = server.wait()
+    return {
+        "mode": mode,
+        "ready_s": ready,
+        "first_image_s": first,
+        "pss_mb": sum(m.pss for m in memory) / 2**20,  # shared pages counted once
+        "rss_mb": sum(m.rss for m in memory) / 2**20,
+        "processes": len(processes),
+        "idle_cpu": idle,  # share of one core
+        "p50_ms": percentile_ms(alone, 50),
+        "p95_ms": percentile_ms(alone, 95),
+        "images_per_s": 64 / many,
+        "exit": code,
+    }
+
+
+def _generate(url: str, **fields: Any) -> float:
+    """Seconds of one answered POST /v1/generate."""
+    started = time.monotonic()
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/generate", json.dumps(fields).encode())) as answer:
+        answer.read()
+    return time.monotonic() - started
+
+
+def _cpu_s(processes: list[psutil.Process]) -> float:
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5, help="servers started per mode (default 5)")
+    parser.add_argument("--requests", type=int, default=50, help="single images asked of each (default 50)")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "cold_start.json")
+    args = parser.parse_args()
+    runs = [measure(mode, args.requests) for _ in tqdm(range(args.repeats)) for mode in ("fast", "exact")]
+    rows = [_median([run for run in runs if run["mode"] == mode]) for mode in ("fast", "exact")]
+    print(table(rows, COLUMNS))
+    settings = {"repeats": args.repeats, "requests": args.requests, "steps": 4}
+    write_result(args.out, "cold_start", settings, rows, runs=runs)
+    print(f"\nwrote {args.out}")
+
+
+def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        key: value if key == "mode" else float(np.median([run[key] for run in runs])) for key, value in runs[0].items()
+    }
+
+
+if __name__ == "__main__":
+    main()
