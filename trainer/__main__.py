@@ -22,9 +22,12 @@ def main() -> int:
     args = _parser().parse_args()
     try:
         return args.run(args) or 0
-    except (CheckpointError, DataError, UnknownRecipeError) as error:
+    except (CheckpointError, DataError, UnknownRecipeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before training began; once it has, the loop finishes its update and saves
+        print("interrupted; nothing was written", file=sys.stderr)
+        return INTERRUPTED
     except DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -97,8 +97,6 @@ def _run(
         "teacher": card.parent,
         "seed": config.seed,
         "batch": config.batch,
-        "images_planned": config.images,
-        "budget_s": config.budget_s,
         **settings,
     }
     identity = json.loads(json.dumps(identity))  # as it will be read back
@@ -106,9 +104,15 @@ def _run(
 
     def save(average: torch.nn.Module, clock: Clock) -> None:
         training = {
-            **identity, "images": clock.images, "seconds": round(clock.elapsed_s, 1),
-            "device": compute.device, "precision": compute.precision, "environment": environment(),
-        }  # fmt: skip
+            **identity,
+            "images_planned": config.images,
+            "budget_s": config.budget_s,
+            "images": clock.images,
+            "seconds": round(clock.elapsed_s, 1),
+            "device": compute.device,
+            "precision": compute.precision,
+            "environment": environment(),
+        }
         write_checkpoint(options.out, average, replace(card, training=training), f"{clock.images:09d}")
 
     return train(method, data, config, options.out, save, resume=options.resume, identity=identity)

@@ -157,7 +157,7 @@ def _check_finite(scalars: dict[str, Tensor], clock: Clock) -> None:
     if bad:
         raise DivergedError(
             f"{', '.join(bad)} stopped being finite after {clock.images:,} images; the last checkpoint is intact. "
-            "Resume it with a lower learning rate, or with --precision fp32"
+            "Continue from it with --resume --precision fp32, or start again with a lower learning rate"
         )
 
 

@@ -103,6 +103,13 @@ def test_resume_with_other_settings_is_refused_naming_them(thumbnails, tmp_path)
         train_teacher(options(tmp_path, images=16, seed=1, resume=True), thumbnails)
 
 
+def test_a_finished_run_goes_on_under_a_new_limit(thumbnails, tmp_path):
+    train_teacher(options(tmp_path, images=16), thumbnails)
+    before = weights(tmp_path)
+    assert train_teacher(options(tmp_path, images=32, resume=True), thumbnails)
+    assert load_denoiser(tmp_path)[1].training["images"] == 32 and weights(tmp_path) != before
+
+
 def test_a_run_is_not_overwritten_by_accident(thumbnails, tmp_path):
     train_teacher(options(tmp_path, images=16), thumbnails)
     before = weights(tmp_path)
