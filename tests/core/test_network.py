@@ -168,3 +168,24 @@ def test_an_empty_batch_passes():
 def test_a_shape_that_cannot_be_halved_is_refused_in_words(fields: dict[str, int]):
     with pytest.raises(ValueError, match=r"multiple|even number"):
         replace(SMALL, **fields)
+
+
+@pytest.mark.parametrize("style", ["song", "adm"])
+def test_the_noise_level_enters_as_sines_and_cosines_in_the_order_of_the_published_weights(style):
+    # DDPM++ lists the sines first and ends its frequencies at 1 / 10000; ADM lists the cosines first.
+    embedding = UNet(UNetConfig(resolution=8, width=16, mult=(1,), blocks=1, style=style)).embedding
+    seen = []
+    embedding.linear0.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    embedding(torch.tensor([0.7]), torch.zeros(1, 0))
+    exponents = torch.arange(8) / (7 if style == "song" else 8)
+    angles = 0.7 * 10000.0**-exponents
+    halves = (angles.sin(), angles.cos()) if style == "song" else (angles.cos(), angles.sin())
+    torch.testing.assert_close(seen[0][0], torch.cat(halves))
+
+
+def test_a_class_enters_ddpmpp_as_its_column_times_the_root_of_the_number_of_classes():
+    embedding = UNet(UNetConfig(resolution=8, classes=9, width=16, mult=(1,), blocks=1)).embedding
+    seen = []
+    embedding.linear0.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    embedding(torch.zeros(2), torch.stack([torch.zeros(9), torch.eye(9)[4]]))
+    torch.testing.assert_close(seen[0][1] - seen[0][0], 3.0 * embedding.label.weight[:, 4])

@@ -170,3 +170,18 @@ def test_bad_levels_are_refused_before_the_network_is_called(sigmas: tuple[float
 def test_a_solver_asks_for_a_final_zero(name: str):
     with pytest.raises(ValueError, match="end in 0"):
         SOLVERS[name](PAIR.teacher, gaussian_noise(2), (2.0, 1.0))
+
+
+def test_churn_adds_noise_times_its_scale_up_to_the_raised_level():
+    # EDM Algorithm 2, line 6: x_hat = x + sqrt(sigma_hat^2 - sigma^2) S_noise eps
+    seen = []
+
+    def denoiser(x, sigma):
+        seen.append((x, float(sigma[0])))
+        return np.zeros_like(x)
+
+    draw = noise.noise_for([5], (1, 2, 2))
+    sample_heun(denoiser, draw, (2.0, 0.0), Churn(amount=0.3, scale=1.5))
+    x, raised = seen[0]
+    assert raised == pytest.approx(2.0 * 1.3)
+    np.testing.assert_allclose(x, 2.0 * draw(0) + math.sqrt(raised**2 - 4.0) * 1.5 * draw(1), rtol=1e-6)
