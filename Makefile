@@ -9,7 +9,7 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --cons
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
 
-serve: .venv/serving ## serve the shipped student on http://127.0.0.1:$(PORT)
+serve: .venv/serving ## serve the shipped student on http://127.0.0.1:8000, or PORT=...
 	.venv/bin/python -m server --model $(MODEL) --port $(PORT)
 
 test: .venv/developing ## the whole CPU suite

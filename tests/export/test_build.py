@@ -1,11 +1,11 @@
 """python -m export: proof before writing, and a refusal that leaves everything as it was."""
 
+import contextlib
 import dataclasses
 import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -102,8 +102,9 @@ def test_terminated_export_leaves_nothing(model):
     before = snapshot(model)
     command = [sys.executable, "-m", "export", "--model", str(model), "--out", str(model / "engine"), "--threads=1"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None and not list(model.glob(".engine.*.part")):
-            time.sleep(0.01)
+        while process.returncode is None and not list(model.glob(".engine.*.part")):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.01)
         process.send_signal(signal.SIGTERM)
     assert process.returncode == 128 + signal.SIGTERM
     assert snapshot(model) == before
