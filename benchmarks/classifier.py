@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from benchmarks.features import FORMAT, load_extractor
 from benchmarks.frechet import Moments, frechet_distance
+from export.to_onnx import strip_traces
 from fewstep.card import write_atomically
 from trainer.dataset import ImageSet, read_image_set
 
@@ -101,7 +102,9 @@ def export(network: Classifier, out: Path) -> None:
         input_names=["pixels"], output_names=["features", "logits"], dynamic_shapes=({0: batch},),
     )  # fmt: skip
     assert program is not None
-    write_atomically(out / "extractor.onnx", program.model_proto.SerializeToString())
+    model = program.model_proto
+    strip_traces(model)
+    write_atomically(out / "extractor.onnx", model.SerializeToString(deterministic=True))
 
 
 def freeze_statistics(out: Path, data: ImageSet, held_out: ImageSet, training: dict) -> None:

@@ -39,7 +39,7 @@ def network_to_onnx(network: UNet, *, weights_dtype: str) -> bytes:
     if size > MAX_BYTES:
         raise CheckpointError(f"the network has {size / 2**30:.1f} GiB of weights; one ONNX file holds 2 GiB")
     model = _traced(network)
-    _strip_traces(model)
+    strip_traces(model)
     if weights_dtype == "float16":
         _store_as_float16(model)
     onnx.checker.check_model(model)
@@ -93,7 +93,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _strip_traces(model: onnx.ModelProto) -> None:
+def strip_traces(model: onnx.ModelProto) -> None:
     """Remove the stack traces, with file paths of this machine, that the exporter notes for every node."""
     del model.metadata_props[:]
     graph = model.graph

@@ -38,6 +38,12 @@ def test_student_teacher_and_engines_name_each_other():
     assert sorted(student.levels) == list(range(1, 9))
 
 
+def test_shipped_networks_carry_no_file_paths_of_the_machine_that_made_them():
+    networks = sorted(FASHION.rglob("*.onnx"))
+    assert len(networks) == 3
+    assert [path for path in networks if b".py" in path.read_bytes()] == []
+
+
 def test_engine_equals_its_checkpoint(student):
     denoiser, _ = load_denoiser(FASHION)
     x = noise_for([0, 1], (1, 32, 32))(0) * 5
