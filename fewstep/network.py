@@ -32,6 +32,7 @@ class UNetConfig:
     encoder: Literal["standard", "residual"] = "standard"  # residual: NCSN++ feeds the shrunken input to each level
     resample: tuple[int, ...] = (1, 1)  # separable filter for down- and upsampling
     head_width: int = 0  # channels per attention head; 0: a single head
+    extra: int = 0  # further input channels that F sees and does not predict, such as a conditioning image
 
     def __post_init__(self) -> None:
         stride = self.patch * 2 ** (len(self.mult) - 1)
@@ -68,13 +69,13 @@ def adm(resolution: int, channels: int = 3, classes: int = 1000) -> UNetConfig:
 
 
 class UNet(nn.Module):
-    """F(x, c_noise, onehot): x [B, C, H, W] scaled to unit variance, c_noise [B], onehot [B, classes]."""
+    """F(x, c_noise, onehot): x [B, C + extra, H, W] of unit variance, c_noise [B], onehot [B, classes] -> [B, C, H, W]."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         widths = [config.width * m for m in config.mult]
-        stem_in = config.channels * config.patch**2
+        stem_in = (config.channels + config.extra) * config.patch**2
         size = config.resolution // config.patch
 
         self.embedding = Embedding(config)
@@ -109,12 +110,26 @@ class UNet(nn.Module):
                 self.decoder.append(Block(config, cout + skips.pop(), width, attention=attend))
                 cout = width
         self.out_norm = group_norm(cout, config)
-        self.out_conv = Conv(cout, stem_in, 3, gain=1e-5 if config.style == "song" else 0.0)
+        self.out_conv = Conv(cout, config.channels * config.patch**2, 3, gain=1e-5 if config.style == "song" else 0.0)
 
     def forward(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
-        patch = self.config.patch
-        if patch > 1:
-            x = functional.pixel_unshuffle(x, patch)
+        x, skips, emb = self._encoded(x, c_noise, onehot)
+        for block in self.decoder:
+            x = block(x if block.resample else torch.cat([x, skips.pop()], dim=1), emb)
+        x = self.out_conv(functional.silu(self.out_norm(x)))
+        return functional.pixel_shuffle(x, self.config.patch)
+
+    def features(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
+        """The innermost feature map [B, feature_width, h, w]: what the encoder knows, at half the cost of a call."""
+        return self._encoded(x, c_noise, onehot)[0]
+
+    @property
+    def feature_width(self) -> int:
+        return self.config.width * self.config.mult[-1]
+
+    def _encoded(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The innermost feature map, what the decoder will be handed on its way out, and the embedding."""
+        x = functional.pixel_unshuffle(x, self.config.patch)
         emb = self.embedding(c_noise, onehot).to(x.dtype)
         fed = x  # what the next feeder shrinks
         x = self.stem(x)
@@ -127,10 +142,7 @@ class UNet(nn.Module):
             skips.append(x)
         for block in self.middle:
             x = block(x, emb)
-        for block in self.decoder:
-            x = block(x if block.resample else torch.cat([x, skips.pop()], dim=1), emb)
-        x = self.out_conv(functional.silu(self.out_norm(x)))
-        return functional.pixel_shuffle(x, patch) if patch > 1 else x
+        return x, skips, emb
 
 
 class Embedding(nn.Module):

@@ -40,6 +40,18 @@ def onehot(labels: Array, classes: int, like: Array) -> Array:
     return xp.astype(rows, like.dtype)
 
 
+def with_inputs(network: Network, image: Array | None = None, features: Array | None = None) -> Network:
+    """F with further inputs bound: image [B, extra, H, W] behind x, features [B, n] behind the classes."""
+
+    def run(x: Array, c_noise: Array, onehot: Array) -> Array:
+        xp = array_namespace(x)
+        x = x if image is None else xp.concat([x, image], axis=1)
+        onehot = onehot if features is None else xp.concat([onehot, features], axis=1)
+        return network(x, c_noise, onehot)
+
+    return run
+
+
 @dataclass(frozen=True)
 class Denoiser:
     """D(x, sigma, labels) around a network F. Works for a torch module and for an exported engine alike."""

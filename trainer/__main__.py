@@ -7,12 +7,15 @@ from pathlib import Path
 
 from fewstep.card import CheckpointError
 from trainer import data
-from trainer.commands import RunOptions, train_student, train_teacher
+from trainer.commands import Distillation, train_student, train_teacher
+from trainer.compute import default_device
 from trainer.dataset import DataError, ImageSet, read_image_set
 from trainer.loop import DivergedError
 from trainer.publish import publish
 from trainer.recipes import RECIPES, UnknownRecipeError, recipe
-from trainer.renoise import RULES
+from trainer.runs import RunOptions
+from trainer.switches import SwitchError, add_switches, given
+from trainer.world import joined
 
 INTERRUPTED = 130
 CACHE = Path("runs/data")
@@ -22,7 +25,7 @@ def main() -> int:
     args = _parser().parse_args()
     try:
         return args.run(args) or 0
-    except (CheckpointError, DataError, UnknownRecipeError, OSError) as error:
+    except (CheckpointError, DataError, SwitchError, UnknownRecipeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before training began; once it has, the loop finishes its update and saves
@@ -45,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     student = commands.add_parser("student", help="distil a teacher into a few-step student")
     _add_run_arguments(student)
     student.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="checkpoint folder of the teacher")
-    student.add_argument("--renoise", choices=RULES, help="where outputs are judged (default: the recipe's)")
+    student.add_argument("--init", type=Path, metavar="DIR", help="continue this student under other settings")
+    add_switches(student)
     student.set_defaults(run=_student)
 
     shipped = commands.add_parser("publish", help="copy a checkpoint in half precision, ready to ship")
@@ -92,11 +96,14 @@ def _images(args: argparse.Namespace) -> ImageSet:
 
 
 def _teacher(args: argparse.Namespace) -> int:
-    return _finish(train_teacher(_options(args), _images(args)), args.out)
+    with joined(args.device or default_device()):
+        return _finish(train_teacher(_options(args), _images(args)), args.out)
 
 
 def _student(args: argparse.Namespace) -> int:
-    return _finish(train_student(_options(args), _images(args), args.teacher, args.renoise), args.out)
+    request = Distillation(args.teacher, args.method, given(args), args.init)
+    with joined(args.device or default_device()):
+        return _finish(train_student(_options(args), _images(args), request), args.out)
 
 
 def _finish(completed: bool, out: Path) -> int:

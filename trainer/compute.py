@@ -23,6 +23,9 @@ class Compute:
 
 def runner(network: nn.Module, compute: Compute) -> Network:
     """The network as the trainer calls it: channels-last, autocast if asked, fp32 out."""
+    if compute.compile:
+        # One graph per network, shape and gradient mode; past the default of 8 the rest would run uncompiled, unsaid.
+        torch._dynamo.config.recompile_limit = 64
     forward = torch.compile(_forward, dynamic=False) if compute.compile else _forward
     autocast = compute.precision == "bf16"
 

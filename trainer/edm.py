@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fewstep.precond import Denoiser
+from trainer.draws import Draws
 
 
 @dataclass(frozen=True)
@@ -15,9 +16,9 @@ class NoiseDistribution:
     mean: float = -1.2
     std: float = 1.2
 
-    def sample(self, count: int, rng: torch.Generator) -> Tensor:
+    def sample(self, count: int, rng: Draws) -> Tensor:
         """sigma [count]."""
-        return torch.exp(torch.randn(count, generator=rng, device=rng.device) * self.std + self.mean)
+        return torch.exp(rng.normal(count) * self.std + self.mean)
 
 
 def denoising_loss(denoiser: Denoiser, images: Tensor, labels: Tensor | None, sigma: Tensor, noise: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,8 +19,10 @@ from tqdm import tqdm
 
 from fewstep.card import CheckpointError
 from trainer.dataset import ImageSet
+from trainer.draws import Draws
 from trainer.ema import average_of, update_average
 from trainer.state import Parts, load_state, save_state
+from trainer.world import agreed, averaged, rank, ranks
 
 
 class DivergedError(RuntimeError):
@@ -35,17 +37,17 @@ class Method(Protocol):
     served: str  # the network whose average is sampled, saved and served
     ema_halflife: float  # in images
 
-    def update(self, images: Tensor, labels: Tensor, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
+    def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         """One optimiser step on images [B, C, H, W] in [-1, 1] and labels [B]; progress 0 -> 1 over the run.
 
-        Returns scalars to log.
+        Under torchrun every process calls it with its own rows. Returns scalars to log.
         """
         ...
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    batch: int = 64
+    batch: int = 64  # over all processes
     images: int | None = None  # stop after this many training images
     budget_s: float | None = None  # or after this many seconds, resumed time included
     checkpoint_s: float = 300.0
@@ -85,63 +87,77 @@ def train(
     """
     device = next(method.networks[method.served].parameters()).device
     average = average_of(method.networks[method.served])
-    rng = torch.Generator(device).manual_seed(config.seed)
-    parts = Parts({**method.networks, "average": average}, method.optimizers, rng)
+    generator = torch.Generator(device).manual_seed(config.seed)
+    rng = Draws(generator, rank(), ranks())
+    parts = Parts({**method.networks, "average": average}, method.optimizers, generator)
     clock = Clock()
     if resume:
         facts = load_state(out, parts)
         if facts["identity"] != identity:
             raise CheckpointError(f"{out} was trained with other settings: {_differences(facts['identity'], identity)}")
         clock = Clock(facts["images"], facts["elapsed_s"])
+        if rank():  # the stored generator is the first process's
+            torch.manual_seed(config.seed + clock.images + rank())
 
     scalars: dict[str, Tensor] = {}
 
     def checkpoint() -> None:
-        _check_finite(scalars, clock)
+        _check_finite(averaged(scalars), clock)
+        if rank() > 0:
+            return
         save(average, clock)
         save_state(out, parts, {"images": clock.images, "elapsed_s": clock.elapsed_s, "identity": identity})
 
-    writer = SummaryWriter(out / "events", purge_step=clock.images)
+    writer = SummaryWriter(out / "events", purge_step=clock.images) if rank() == 0 else None
     bar = tqdm(
         total=1.0,
         initial=clock.progress(config),
+        disable=rank() > 0,
         bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
     )
-    saved_s, since, window = clock.elapsed_s, time.monotonic(), (clock.images, clock.elapsed_s)
-    started_s = clock.elapsed_s
-    with _interruptible() as interrupted, bar, writer:
+    saved_s = started_s = clock.elapsed_s
+    since, window = time.monotonic(), (clock.images, clock.elapsed_s)
+    stopped = False
+    with _interruptible() as interrupted, bar, writer or nullcontext():
         for updates, (images, labels) in enumerate(_batches(data, config, clock.images, device), start=1):
-            progress = clock.progress(config)
-            if progress >= 1 or interrupted():
+            # One clock for all processes: whatever depends on it, they decide alike.
+            clock.elapsed_s, stopped = agreed(started_s + time.monotonic() - since, interrupted(), device)
+            if clock.progress(config) >= 1 or stopped:
                 break
-            scalars = method.update(images, labels, progress, rng)
-            clock.images += config.batch
-            clock.elapsed_s = started_s + time.monotonic() - since
-            update_average(average, method.networks[method.served], config.batch, clock.images, method.ema_halflife)
-            if updates % config.log_every == 0:
-                _check_finite(scalars, clock)
-                speed = (clock.images - window[0]) / max(clock.elapsed_s - window[1], 1e-9)
-                window = (clock.images, clock.elapsed_s)
-                _log(writer, bar, {**scalars, "images_per_s": speed}, clock, config)
             if clock.elapsed_s - saved_s >= config.checkpoint_s:
                 checkpoint()
                 saved_s = clock.elapsed_s
+            scalars = method.update(images, labels, clock.progress(config), rng)
+            clock.images += config.batch
+            update_average(average, method.networks[method.served], config.batch, clock.images, method.ema_halflife)
+            if updates % config.log_every == 0:
+                shown = averaged(scalars)
+                _check_finite(shown, clock)
+                speed = (clock.images - window[0]) / max(clock.elapsed_s - window[1], 1e-9)
+                window = (clock.images, clock.elapsed_s)
+                if writer:
+                    _log(writer, bar, {**shown, "images_per_s": speed}, clock, config)
         checkpoint()
-    return not interrupted()
+    return not stopped
 
 
 def _batches(
     data: ImageSet, config: LoopConfig, images_seen: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches; which images come after `images_seen` depends on the seed and on nothing else."""
+    """Endless batches; which images come after `images_seen` depends on the seed and on nothing else.
+
+    Each process gets its own part of every batch.
+    """
     count, start = len(data.images), images_seen
+    rows = config.batch // ranks()
+    own = slice(rank() * rows, (rank() + 1) * rows)
     while True:
-        epochs, places = np.divmod(np.arange(start, start + config.batch), count)
+        epochs, places = np.divmod(np.arange(start, start + config.batch)[own], count)
         index = np.concatenate([_order(config.seed, int(e), count)[places[epochs == e]] for e in np.unique(epochs)])
         pixels = torch.from_numpy(np.ascontiguousarray(data.images[index])).to(device)
         images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
         if config.flip:
-            mirrored = torch.from_numpy(np.random.default_rng([config.seed, 1, start]).random(config.batch) < 0.5)
+            mirrored = torch.from_numpy(np.random.default_rng([config.seed, 1, start]).random(config.batch)[own] < 0.5)
             images = torch.where(mirrored.to(device)[:, None, None, None], images.flip(3), images)
         yield images, torch.from_numpy(data.labels[index].astype(np.int64)).to(device)
         start += config.batch

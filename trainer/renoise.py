@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from fewstep.schedule import SIGMA_MAX, student_levels
+from trainer.draws import Draws
+from trainer.edm import NoiseDistribution
 
-Rule = Literal["tied", "independent", "subinterval", "hybrid"]
+Rule = Literal["tied", "independent", "lognormal", "subinterval", "hybrid"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 
@@ -24,25 +26,53 @@ class LevelLists:
 
     sigmas: Tensor  # [lists, longest + 1]: each list, then its floor
     lengths: Tensor  # [lists]
+    floor: float
 
     @staticmethod
     def of(lists: Sequence[Sequence[float]], floor: float, device: torch.device | str = "cpu") -> "LevelLists":
         longest = max(map(len, lists))
         rows = [[*levels, *[floor] * (longest + 1 - len(levels))] for levels in lists]
         lengths = torch.tensor([len(levels) for levels in lists], device=device)
-        return LevelLists(torch.tensor(rows, device=device), lengths)
+        return LevelLists(torch.tensor(rows, device=device), lengths, floor)
 
-    def draw(self, count: int, top: float, rng: torch.Generator) -> "Drawn":
+    def list_at(self, u: float) -> tuple[float, ...]:
+        """One of the lists, chosen by u in [0, 1)."""
+        index = int(u * len(self.lengths))
+        return tuple(self.sigmas[index, : self.lengths[index]].tolist())
+
+    def draw(self, count: int, top: float, rng: Draws) -> "Drawn":
         """`count` student levels: a list at random, then its top level with probability `top`, else any other."""
-        device = self.lengths.device
-        which = torch.randint(len(self.lengths), (count,), generator=rng, device=device)
+        which = rng.integers(len(self.lengths), count)
         lengths = self.lengths[which]
-        u = torch.rand(count, generator=rng, device=device)
+        u = rng.uniform(count)
         below = 1 + ((u - top) / (1 - top) * (lengths - 1)).floor().clamp(min=0).long()
         position = torch.where((u < top) | (lengths == 1), 0, torch.minimum(below, lengths - 1))
         rows = self.sigmas[which]
         take = lambda index: rows.gather(1, index[:, None])[:, 0]  # noqa: E731
         return Drawn(take(position), take(position + 1), position)
+
+
+@dataclass(frozen=True)
+class ContinuousLevels:
+    """Any level between the lowest and the highest served, for students whose lists are found after training."""
+
+    sigma_min: float
+    sigma_max: float
+    steps: tuple[int, ...]  # step counts served: how far below the next level may lie
+    floor: float
+
+    def draw(self, count: int, top: float, rng: Draws) -> "Drawn":
+        """`count` levels: the top with probability `top`, else uniform in Karras' spacing."""
+        u = rng.uniform(count)
+        position = (u >= top).long()
+        depth = torch.where(position == 0, 0.0, (u - top) / (1 - top))
+        steps = torch.tensor(self.steps, device=u.device)[rng.integers(len(self.steps), count)]
+        below = self._level(depth + 1 / steps).clamp(min=self.floor)
+        return Drawn(self._level(depth).clamp(min=self.floor * 1.01), below, position)
+
+    def _level(self, depth: Tensor) -> Tensor:
+        """depth 0: sigma_max, 1: sigma_min, deeper: sigma_min."""
+        return _karras(depth.clamp(max=1.0), torch.tensor(self.sigma_max), torch.tensor(self.sigma_min))
 
 
 @dataclass(frozen=True)
@@ -54,32 +84,39 @@ class Drawn:
     position: Tensor  # [B] index in the list; 0 is the top
 
 
-def served_lists(steps: Sequence[int], sigma_min: float) -> tuple[tuple[float, ...], ...]:
-    return tuple(student_levels(k, sigma_min) for k in steps)
+def served_lists(steps: Sequence[int], sigma_min: float, sigma_max: float = SIGMA_MAX) -> tuple[tuple[float, ...], ...]:
+    return tuple(student_levels(k, sigma_min, sigma_max) for k in steps)
 
 
-def renoise_levels(rule: Rule, drawn: Drawn, floor: float, rng: torch.Generator) -> Tensor:
+def renoise_levels(rule: Rule, drawn: Drawn, floor: float, rng: Draws) -> Tensor:
     """Levels [B] at which the student's outputs are judged.
 
     tied         the student's own level (the paper's Eq. 3.4)
-    independent  anywhere in [floor, 80], whatever the student was fed (Diff-Instruct, DMD2)
+    independent  anywhere in [floor, 80], whatever the student was fed (DMD, DMD2)
+    lognormal    where EDM's training looks, whatever the student was fed (Diff-Instruct)
     subinterval  between the student's level and the next of its list (moment matching)
     hybrid       subinterval, but outputs of the top level mostly anywhere: they need judging at every scale
     """
     sigma, below = drawn.sigma, drawn.below
     if rule == "tied":
         return sigma
+    if rule == "lognormal":
+        return NoiseDistribution().sample(len(sigma), rng).clamp(min=floor)
     everywhere = _karras_uniform(torch.full_like(sigma, floor), torch.full_like(sigma, SIGMA_MAX), rng)
     if rule == "independent":
         return everywhere
     inside = _karras_uniform(below, sigma, rng)
     if rule == "subinterval":
         return inside
-    roam = torch.rand(sigma.shape, generator=rng, device=sigma.device) < 0.6
+    roam = rng.uniform(len(sigma)) < 0.6
     return torch.where((drawn.position == 0) & roam, everywhere, inside)
 
 
-def _karras_uniform(low: Tensor, high: Tensor, rng: torch.Generator, rho: float = 7.0) -> Tensor:
-    """Levels [B] uniform in sigma^(1/rho), the spacing of Karras et al. 2022, Eq. 5."""
-    u = torch.rand(low.shape, generator=rng, device=low.device)
-    return (low ** (1 / rho) + u * (high ** (1 / rho) - low ** (1 / rho))) ** rho
+def _karras_uniform(low: Tensor, high: Tensor, rng: Draws) -> Tensor:
+    """Levels [B] uniform in sigma^(1/rho)."""
+    return _karras(rng.uniform(len(low)), low, high)
+
+
+def _karras(u: Tensor, start: Tensor, end: Tensor, rho: float = 7.0) -> Tensor:
+    """From start at u = 0 to end at u = 1 in the spacing of Karras et al. 2022, Eq. 5."""
+    return (start ** (1 / rho) + u * (end ** (1 / rho) - start ** (1 / rho))) ** rho

@@ -3,103 +3,194 @@
 One weight-shared network serves every level. It is fed real images noised to one of its levels (pure noise at the
 top level); its output is noised again and judged there by the frozen teacher and by an auxiliary diffusion model
 fitted online to the student's outputs. Their difference is the gradient of the smoothed KL divergence between what
-the student recovers and the data (DPDM, Eq. 3.4); no gradient passes through either judge.
+the student recovers and the data (DPDM, Eq. 3.4). Every documented variant of this is a field of StudentConfig.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.network import UNet
-from fewstep.precond import Denoiser
-from fewstep.schedule import MAX_STEPS
+from fewstep.precond import Denoiser, with_inputs
+from fewstep.schedule import MAX_STEPS, SIGMA_MAX
 from trainer.compute import Compute, runner
+from trainer.conditioning import LEVEL_FEATURES, level_features, widened
+from trainer.discriminator import Adversary, AdversaryConfig
+from trainer.divergence import Judge, Weight, kl_gradient, sid_gradient
+from trainer.draws import Draws
 from trainer.edm import denoising_loss
+from trainer.endpoints import Endpoints
+from trainer.feeding import Fed, Levels, noised, simulated
 from trainer.optimizer import AdamConfig, adam, descend
-from trainer.renoise import Drawn, LevelLists, Rule, renoise_levels, served_lists
+from trainer.posterior import Observation, combined
+from trainer.renoise import ContinuousLevels, LevelLists, Rule, renoise_levels, served_lists
+from trainer.world import replicated
 
 
 @dataclass(frozen=True)
 class StudentConfig:
+    """The switches of DPDM. docs/adr/0003 and 0009 say how the defaults were chosen."""
+
     renoise: Rule = "hybrid"
+    levels: Literal["lists", "continuous"] = "lists"  # fed at the served levels, or at any
     steps: tuple[int, ...] = tuple(range(1, MAX_STEPS + 1))  # step counts whose levels are trained and served
     sigma_min: float = 0.01  # of the Karras levels behind each list
+    sigma_max: float = SIGMA_MAX  # the top level: Diff-Instruct starts at 2.5
     floor: float = 0.05  # lowest level at which outputs are judged; below, the judges' own error dominates
     top: float = 0.3  # share of each longer list's draws spent on its top level
+    loss: Literal["kl", "sid"] = "kl"
+    alpha: float = 1.0  # of the SiD loss
+    weight: Weight = "l1"
+    objective: Literal["marginal", "posterior"] = "marginal"  # what outputs are matched to: p(x0), or p(x0 | x_t)
+    auxiliary_sees_level: bool = False  # tell the auxiliary which level the student was fed
+    auxiliary_updates: int = 1  # per student update
+    auxiliary_first: float = 0.0  # fraction of the run in which only the auxiliary learns, to catch up with `start`
+    simulate: float = 0.0  # share of updates fed from the student's own trajectory
+    simulate_from: float = 0.5  # and after which fraction of the run: early trajectories are not worth learning from
+    warm: float = 0.0  # fraction of the run in which the top level regresses on stored teacher endpoints
+    warm_pairs: int = 4096
+    adversary: AdversaryConfig = AdversaryConfig()
     adam: AdamConfig = AdamConfig(5e-5, (0.0, 0.999), decay_from=0.4, final=0.05)
     # The auxiliary has to follow a moving student: with equal rates it lags, and the outputs oscillate (ADR 0003).
     auxiliary_adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
-    auxiliary_updates: int = 1  # per student update
     ema_halflife: float = 20_000  # images
 
 
 class Student:
-    """trainer.loop.Method for a DPDM. Student and auxiliary start as copies of the teacher."""
+    """trainer.loop.Method for a DPDM. Student and auxiliary start as copies of the teacher, or of `start`."""
 
     served = "student"
 
-    def __init__(self, teacher: UNet, sigma_data: float, config: StudentConfig, compute: Compute) -> None:
-        self.config = config
+    def __init__(
+        self,
+        teacher: UNet,
+        sigma_data: float,
+        config: StudentConfig,
+        compute: Compute,
+        start: UNet | None = None,  # a student to continue from
+        endpoints: Endpoints | None = None,  # needed when config.warm > 0
+    ) -> None:
+        self.config, self.endpoints = config, endpoints
         self.ema_halflife = config.ema_halflife
-        student = copy.deepcopy(teacher).requires_grad_(True).eval()  # eval: dropout would blur the judges
-        auxiliary = copy.deepcopy(student)
+        posterior = config.objective == "posterior"
+        self.tells_level = config.auxiliary_sees_level or posterior
+        frozen = teacher.eval().requires_grad_(False)
+        extra = teacher.config.channels if posterior else 0
+        begun = copy.deepcopy(start if start is not None else teacher)
+        student = begun if begun.config.extra == extra else widened(begun, channels=extra)
+        auxiliary = widened(teacher, channels=extra, features=LEVEL_FEATURES if self.tells_level else 0)
+        student, auxiliary = (net.requires_grad_(True).eval() for net in (student, auxiliary))  # eval: no dropout
+        self.network = student
         self.networks: dict[str, nn.Module] = {"student": student, "auxiliary": auxiliary}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
             "student": adam(student, config.adam, compute.device),
             "auxiliary": adam(auxiliary, config.auxiliary_adam, compute.device),
         }
-        self.lists = LevelLists.of(served_lists(config.steps, config.sigma_min), config.floor, compute.device)
-        classes = teacher.config.classes
-        frozen = teacher.eval().requires_grad_(False)
-        self.student, self.auxiliary, self.teacher = (
-            Denoiser(runner(network, compute), sigma_data, classes) for network in (student, auxiliary, frozen)
-        )
+        self.adversary = None
+        if config.adversary.weight > 0:
+            self.adversary = Adversary(frozen, sigma_data, config.adversary, compute)
+            self.networks["head"], self.optimizers["head"] = self.adversary.head, self.adversary.optimizer
+        lists = served_lists(config.steps, config.sigma_min, config.sigma_max)
+        self.lists = LevelLists.of(lists, config.floor, compute.device)
+        anywhere = ContinuousLevels(config.sigma_min, config.sigma_max, config.steps, config.floor)
+        self.levels: Levels = self.lists if config.levels == "lists" else anywhere
+        denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, teacher.config.classes)  # noqa: E731
+        self.student, self.teacher = denoiser(replicated(student)), denoiser(frozen)
+        # Gradients that pass through the auxiliary without training it must not reach DistributedDataParallel.
+        self.fitted = self.auxiliary = denoiser(auxiliary)
+        if (shared := replicated(auxiliary)) is not auxiliary:
+            self.fitted = denoiser(shared)
 
-    def update(self, images: Tensor, labels: Tensor, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
-        drawn = self.lists.draw(len(images), self.config.top, rng)
-        noisy = drawn.sigma[:, None, None, None] * _normal_like(images, rng)
-        # At the top level sampling starts from pure noise, so that is what training feeds there.
-        x = torch.where((drawn.position == 0)[:, None, None, None], noisy, images + noisy)
-        generated = self.student(x, drawn.sigma, labels)
+    def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        if progress < self.config.warm:
+            return self.warm_up(len(images), progress, rng)
+        fed = self.feed(images, labels, progress, rng)
+        generated = self.generator(fed.x, rng)(fed.x, fed.drawn.sigma, labels)
         recovered = generated.detach()
 
-        judged_at = renoise_levels(self.config.renoise, drawn, self.config.floor, rng)
-        gradient, gap = self.kl_gradient(recovered, labels, judged_at, rng)
-        loss = (gradient * generated).sum() / len(images)
-        norm = descend(self.optimizers["student"], loss, self.config.adam, progress)
+        scalars: dict[str, Tensor] = {}
+        if progress >= self.config.auxiliary_first:
+            gradient = self.divergence_gradient(recovered, labels, fed, rng)
+            scalars["gap"] = gradient.abs().mean()
+            if self.adversary and progress >= self.config.adversary.start:
+                adversarial = self.adversary.gradient(recovered, labels, rng)
+                scalars["adversarial"] = adversarial.abs().mean()
+                gradient = gradient + adversarial
+            loss = (gradient * generated).sum() / len(images)
+            scalars["gradient"] = descend(self.optimizers["student"], loss, self.config.adam, progress)
+        scalars["auxiliary_loss"] = self.fit_auxiliary(recovered, labels, fed, progress, rng)
+        if self.adversary:
+            scalars |= self.adversary.fit(images, recovered, labels, progress, rng)
+        return scalars
 
-        fitted = self.fit_auxiliary(recovered, labels, drawn, progress, rng)
-        return {"gap": gap, "auxiliary_loss": fitted, "gradient": norm}
+    def feed(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> Fed:
+        config = self.config
+        if config.simulate and progress >= config.simulate_from and rng.shared() < config.simulate:
+            return simulated(self.generator(images, rng), self.lists, images, labels, rng)
+        return noised(images, self.levels.draw(len(images), config.top, rng), rng)
 
-    @torch.no_grad()
-    def kl_gradient(
-        self, recovered: Tensor, labels: Tensor | None, sigma: Tensor, rng: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Gradient of the smoothed KL at each output [B, C, H, W], and the mean distance between the judges.
+    def generator(self, like: Tensor, rng: Draws) -> Denoiser:
+        """The student's denoiser; a posterior student is handed fresh noise to decide by."""
+        if self.config.objective == "marginal":
+            return self.student
+        return replace(self.student, network=with_inputs(self.student.network, image=rng.normal_like(like)))
 
-        The score difference of Eq. 3.4 is (D_auxiliary - D_teacher) / sigma^2; dividing by the teacher's mean
-        absolute error instead of sigma^2 gives every level the same say (Yin et al. 2024, Eq. 8).
-        """
-        noisy = recovered + sigma[:, None, None, None] * _normal_like(recovered, rng)
-        real = self.teacher(noisy, sigma, labels)
-        fake = self.auxiliary(noisy, sigma, labels)
-        scale = (recovered - real).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-4)
-        return (fake - real) / scale, (fake - real).abs().mean()
+    def divergence_gradient(self, recovered: Tensor, labels: Tensor | None, fed: Fed, rng: Draws) -> Tensor:
+        """The gradient [B, C, H, W] to descend at each output [B, C, H, W], judged at a level drawn for it."""
+        config = self.config
+        sigma = renoise_levels(config.renoise, fed.drawn, config.floor, rng)
+        noise = sigma[:, None, None, None] * rng.normal_like(recovered)
+        teacher = self._teacher_at(sigma, labels, fed)
+        auxiliary = partial(self._told(self.auxiliary, fed), sigma=sigma, labels=labels)
+        if config.loss == "sid":
+            return sid_gradient(recovered, noise, teacher, auxiliary, config.weight, config.alpha)
+        return kl_gradient(recovered, recovered + noise, teacher, auxiliary, config.weight)
 
-    def fit_auxiliary(
-        self, recovered: Tensor, labels: Tensor, drawn: Drawn, progress: float, rng: torch.Generator
-    ) -> Tensor:
+    def fit_auxiliary(self, recovered: Tensor, labels: Tensor, fed: Fed, progress: float, rng: Draws) -> Tensor:
         """Denoising score matching on the student's outputs, at the levels where they are judged."""
         loss = recovered.new_zeros(())
+        denoiser = self._told(self.fitted, fed)
         for _ in range(self.config.auxiliary_updates):
-            sigma = renoise_levels(self.config.renoise, drawn, self.config.floor, rng)
-            noise = _normal_like(recovered, rng)
-            loss = denoising_loss(self.auxiliary, recovered, labels, sigma, noise).mean()
+            sigma = renoise_levels(self.config.renoise, fed.drawn, self.config.floor, rng)
+            loss = denoising_loss(denoiser, recovered, labels, sigma, rng.normal_like(recovered)).mean()
             descend(self.optimizers["auxiliary"], loss, self.config.auxiliary_adam, progress)
         return loss.detach()
 
+    def warm_up(self, count: int, progress: float, rng: Draws) -> dict[str, Tensor]:
+        """Pseudo-Huber regression (Song & Dhariwal 2024, Eq. 7) of the top level on teacher endpoints."""
+        assert self.endpoints is not None, "a warm start needs endpoints"
+        x, labels, images = self.endpoints.draw(count, rng)
+        sigma = torch.full((count,), self.config.sigma_max, device=x.device)
+        generated = self.generator(x, rng)(x, sigma, labels)
+        bend = 0.00054 * images[0].numel() ** 0.5
+        squared = (generated - images).square().sum(dim=(1, 2, 3))
+        loss = ((squared + bend**2).sqrt() - bend).mean()
+        norm = descend(self.optimizers["student"], loss, self.config.adam, progress)
+        fed = noised(images, self.levels.draw(count, 1.0, rng), rng)
+        fitted = self.fit_auxiliary(generated.detach(), labels, replace(fed, x=x), progress, rng)
+        return {"warm_loss": loss.detach(), "gradient": norm, "auxiliary_loss": fitted}
 
-def _normal_like(x: Tensor, rng: torch.Generator) -> Tensor:
-    return torch.randn(x.shape, generator=rng, device=x.device)
+    def _teacher_at(self, sigma: Tensor, labels: Tensor | None, fed: Fed) -> Judge:
+        if self.config.objective == "marginal":
+            return partial(self.teacher, sigma=sigma, labels=labels)
+
+        def judge(noisy: Tensor) -> Tensor:
+            both = combined(Observation(noisy, sigma), Observation(fed.x, fed.drawn.sigma))
+            return self.teacher(both.x, both.sigma, labels)
+
+        return judge
+
+    def _told(self, auxiliary: Denoiser, fed: Fed) -> Denoiser:
+        """The auxiliary, told what its configuration lets it know of the student's input."""
+        if not self.tells_level:
+            return auxiliary
+        image = None
+        if self.config.objective == "posterior":
+            scale = (fed.drawn.sigma**2 + auxiliary.sigma_data**2).rsqrt()
+            image = scale[:, None, None, None] * fed.x
+        features = level_features(fed.drawn.sigma)
+        return replace(auxiliary, network=with_inputs(auxiliary.network, image, features))

@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
 from trainer.compute import Compute, runner
+from trainer.draws import Draws
 from trainer.edm import NoiseDistribution, denoising_loss
 from trainer.optimizer import AdamConfig, adam, descend
+from trainer.world import replicated
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,10 @@ class Teacher:
         self.ema_halflife = config.ema_halflife
         self.networks: dict[str, nn.Module] = {"teacher": network.train()}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"teacher": adam(network, config.adam, compute.device)}
-        self.denoiser = Denoiser(runner(network, compute), sigma_data, network.config.classes)
+        self.denoiser = Denoiser(runner(replicated(network), compute), sigma_data, network.config.classes)
 
-    def update(self, images: Tensor, labels: Tensor, progress: float, rng: torch.Generator) -> dict[str, Tensor]:
+    def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         sigma = self.config.noise.sample(len(images), rng)
-        noise = torch.randn(images.shape, generator=rng, device=images.device)
-        loss = denoising_loss(self.denoiser, images, labels, sigma, noise).mean()
+        loss = denoising_loss(self.denoiser, images, labels, sigma, rng.normal_like(images)).mean()
         norm = descend(self.optimizers["teacher"], loss, self.config.adam, progress)
         return {"loss": loss.detach(), "gradient": norm}

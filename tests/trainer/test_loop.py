@@ -10,10 +10,11 @@ import torch
 
 from fewstep.card import CheckpointError
 from fewstep.checkpoint import load_denoiser
-from trainer.commands import RunOptions, train_student, train_teacher
+from trainer.commands import Distillation, train_student, train_teacher
 from trainer.dataset import DataError, ImageSet, write_image_set
 from trainer.loop import DivergedError, LoopConfig, _batches
 from trainer.recipes import UnknownRecipeError
+from trainer.runs import RunOptions
 from trainer.student import Student
 from trainer.teacher import Teacher
 
@@ -86,11 +87,11 @@ def test_interrupted_teacher_is_usable_and_resumes_to_identical_weights(thumbnai
 
 def test_interrupted_student_resumes_to_identical_weights(thumbnails, tmp_path, monkeypatch):
     train_teacher(options(tmp_path / "teacher", images=16), thumbnails)
-    assert train_student(options(tmp_path / "straight"), thumbnails, tmp_path / "teacher")
+    assert train_student(options(tmp_path / "straight"), thumbnails, Distillation(tmp_path / "teacher"))
     with monkeypatch.context() as patch:
         interrupt_after(5, Student, patch)
-        assert not train_student(options(tmp_path / "parts"), thumbnails, tmp_path / "teacher")
-    assert train_student(options(tmp_path / "parts", resume=True), thumbnails, tmp_path / "teacher")
+        assert not train_student(options(tmp_path / "parts"), thumbnails, Distillation(tmp_path / "teacher"))
+    assert train_student(options(tmp_path / "parts", resume=True), thumbnails, Distillation(tmp_path / "teacher"))
     assert weights(tmp_path / "parts") == weights(tmp_path / "straight")
     _, card = load_denoiser(tmp_path / "parts")
     _, parent = load_denoiser(tmp_path / "teacher")
@@ -144,18 +145,18 @@ def test_budget_ends_a_run(thumbnails, tmp_path):
 def test_student_refuses_a_teacher_of_other_images(thumbnails, fashion_2000, tmp_path):
     train_teacher(options(tmp_path / "teacher", images=16), thumbnails)
     with pytest.raises(DataError, match="8x8 images with 1 channels, fashion-2000 has 32x32"):
-        train_student(options(tmp_path / "student"), fashion_2000, tmp_path / "teacher")
+        train_student(options(tmp_path / "student"), fashion_2000, Distillation(tmp_path / "teacher"))
     brighter = replace(thumbnails, images=thumbnails.images // 4)
     with pytest.raises(DataError, match="sigma_data"):
-        train_student(options(tmp_path / "student"), brighter, tmp_path / "teacher")
+        train_student(options(tmp_path / "student"), brighter, Distillation(tmp_path / "teacher"))
     assert not (tmp_path / "student").exists()
 
 
 def test_a_student_is_not_a_teacher(thumbnails, tmp_path):
     train_teacher(options(tmp_path / "teacher", images=16), thumbnails)
-    train_student(options(tmp_path / "student", images=16), thumbnails, tmp_path / "teacher")
+    train_student(options(tmp_path / "student", images=16), thumbnails, Distillation(tmp_path / "teacher"))
     with pytest.raises(CheckpointError, match="is a student"):
-        train_student(options(tmp_path / "again"), thumbnails, tmp_path / "student")
+        train_student(options(tmp_path / "again"), thumbnails, Distillation(tmp_path / "student"))
 
 
 def test_unknown_recipe_lists_those_that_exist(thumbnails, tmp_path):

@@ -1,0 +1,59 @@
+"""Networks that see more than the noisy image: another image, or the level a student was fed.
+
+A widened copy starts out ignoring what is new (its weights there are zero), so it behaves as the network it was made
+from until it is trained.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.network import Conv, UNet, UNetConfig
+
+LEVEL_FEATURES = 16
+
+
+def widened(network: UNet, *, channels: int = 0, features: int = 0) -> UNet:
+    """A copy that also sees `channels` more channels, behind the noisy image, and `features` numbers, behind the classes."""
+    old = network.config
+    config = replace(old, extra=old.extra + channels, classes=old.classes + features)
+    wide = UNet(config)
+    weights = dict(network.state_dict())
+    for name in _image_layers(network):
+        weights[name] = _zero_columns(weights[name], channels * old.patch**2)
+    if features:
+        weights |= _label_weights(weights, wide, old, config)
+    wide.load_state_dict(weights)
+    device = next(network.parameters()).device
+    return wide.to(device).to(memory_format=torch.channels_last).train(network.training)  # pyright: ignore[reportCallIssue]
+
+
+def level_features(sigma: Tensor) -> Tensor:
+    """sigma [B] -> [B, LEVEL_FEATURES]: sines and cosines of ln(sigma) / 4, fine enough to tell neighbours apart."""
+    angles = sigma.log()[:, None] / 4 * math.pi * 2.0 ** torch.arange(LEVEL_FEATURES // 2, device=sigma.device) / 2
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _image_layers(network: UNet) -> list[str]:
+    """Names of the weights that the image itself enters through: the stem, and NCSN++'s first feeder."""
+    entries: list[tuple[str, nn.Module]] = [("stem", network.stem), *(
+        (f"feeders.{index}", feeder) for index, feeder in enumerate(list(network.feeders)[:1])
+    )]  # fmt: skip
+    return [f"{name}.conv.weight" for name, layer in entries if isinstance(layer, Conv)]
+
+
+def _zero_columns(weight: Tensor, count: int) -> Tensor:
+    return torch.cat([weight, weight.new_zeros(weight.shape[0], count, *weight.shape[2:])], dim=1)
+
+
+def _label_weights(weights: dict[str, Tensor], wide: UNet, old: UNetConfig, new: UNetConfig) -> dict[str, Tensor]:
+    """The class embedding with zero columns for the features; DDPM++ scales it by the root of its width."""
+    fresh = {f"embedding.label.{name}": torch.zeros_like(p) for name, p in wide.embedding.label.named_parameters()}
+    if old.classes:
+        scale = math.sqrt(old.classes / new.classes) if old.style == "song" else 1.0
+        fresh["embedding.label.weight"][:, : old.classes] = weights["embedding.label.weight"] * scale
+        if "embedding.label.bias" in weights:
+            fresh["embedding.label.bias"] = weights["embedding.label.bias"]
+    return fresh

@@ -1,0 +1,40 @@
+"""Rival distillation methods as settings of the same student (consistency distillation has a file of its own).
+
+Each keeps what defines the method and takes the recipe's optimisers, so that one table compares methods and not
+learning rates. The papers' own rates belong to runs a hundred times longer.
+"""
+
+from dataclasses import replace
+from typing import Literal, get_args
+
+from trainer.student import StudentConfig
+
+MethodName = Literal["dpdm", "tied", "diff-instruct", "dmd2", "consistency"]
+METHODS: tuple[MethodName, ...] = get_args(MethodName)
+
+
+def diff_instruct(base: StudentConfig) -> StudentConfig:
+    """Luo et al. 2023: one step from sigma 2.5, no data, unweighted score difference at EDM's training levels."""
+    return replace(base, renoise="lognormal", steps=(1,), sigma_max=2.5, floor=0.002, weight="one")
+
+
+def dmd2(base: StudentConfig) -> StudentConfig:
+    """Yin et al. 2024: re-noised anywhere, five auxiliary updates to one, adversarial term, the student's own inputs.
+
+    Its one list of four levels contains those of two and one steps, so it serves 1, 2 and 4.
+    """
+    return replace(
+        base,
+        renoise="independent",
+        steps=(1, 2, 4),
+        sigma_min=0.002,
+        auxiliary_updates=5,
+        simulate=1.0,
+        simulate_from=0.0,
+        adversary=replace(base.adversary, weight=3e-3, start=0.0),
+    )
+
+
+def tied(base: StudentConfig) -> StudentConfig:
+    """The DPDM paper's own variant: outputs are judged at the level the student was fed (Eq. 3.4), nothing added."""
+    return replace(base, renoise="tied", simulate=0.0, warm=0.0, adversary=replace(base.adversary, weight=0.0))

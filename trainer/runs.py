@@ -1,0 +1,140 @@
+"""What every training command shares: options, limits, precision, and the run itself."""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from fewstep.card import Card, CheckpointError, read_card
+from fewstep.network import UNet
+from trainer.artifacts import environment, write_checkpoint
+from trainer.compute import Compute, Precision, default_device, faster_precision, worth_compiling
+from trainer.dataset import DataError, ImageSet, sigma_data
+from trainer.loop import Clock, LoopConfig, Method, train
+from trainer.recipes import Recipe
+from trainer.state import STATE_FILE
+from trainer.world import from_first, rank, ranks
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line decides; everything else is the recipe's."""
+
+    recipe: str
+    out: Path
+    images: int | None = None
+    budget_s: float | None = None
+    batch: int | None = None
+    seed: int = 0
+    resume: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    device: str | None = None
+    checkpoint_s: float = 300.0
+
+
+def run_method(
+    method: Method,
+    data: ImageSet,
+    config: LoopConfig,
+    options: RunOptions,
+    card: Card,
+    settings: dict[str, Any],
+    compute: Compute,
+) -> bool:
+    """Train, with the card kept beside the weights. Returns False when interrupted."""
+    identity = {
+        "recipe": options.recipe,
+        "data": card.dataset.sha256,
+        "teacher": card.parent,
+        "seed": config.seed,
+        "batch": config.batch,
+        **settings,
+    }
+    identity = json.loads(json.dumps(identity))  # as it will be read back
+    if rank() == 0:
+        print(json.dumps({"role": card.role, "network": card.network, **identity}, indent=2), file=sys.stderr)
+
+    def save(average: nn.Module, clock: Clock) -> None:
+        training = {
+            **identity,
+            "images_planned": config.images,
+            "budget_s": config.budget_s,
+            "images": clock.images,
+            "seconds": round(clock.elapsed_s, 1),
+            "processes": ranks(),
+            "device": compute.device,
+            "precision": compute.precision,
+            "environment": environment(),
+        }
+        write_checkpoint(options.out, average, replace(card, training=training), f"{clock.images:09d}")
+
+    return train(method, data, config, options.out, save, resume=options.resume, identity=identity)
+
+
+def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
+    """The limits of a run; `images` where the command line sets none. Raises DataError on an indivisible batch."""
+    limited = options.images is not None or options.budget_s is not None
+    batch = options.batch or chosen.batch
+    if batch % ranks():
+        raise DataError(f"a batch of {batch} cannot be shared by {ranks()} processes; choose --batch accordingly")
+    return LoopConfig(
+        batch=batch,
+        images=options.images if limited else images,
+        budget_s=options.budget_s,
+        checkpoint_s=options.checkpoint_s,
+        seed=options.seed,
+        flip=chosen.flip,
+    )
+
+
+def compute_for(options: RunOptions, network: UNet, batch: int) -> Compute:
+    """Where and how a run computes, the same in every process."""
+    device = options.device or default_device()
+    precision = _precision(options, network, device, batch)
+    compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
+    if rank() == 0:
+        print(f"device {device}, {precision}, {'compiled' if compile else 'eager'}", file=sys.stderr)
+    return Compute(device, precision, compile)
+
+
+def _precision(options: RunOptions, network: UNet, device: str, batch: int) -> Precision:
+    if options.precision != "auto":
+        return options.precision
+    if options.resume:
+        return read_card(options.out).training["precision"]  # a run goes on as it began
+    measured: Precision = faster_precision(network, device, batch // ranks())
+    return from_first(measured)
+
+
+def check_out(options: RunOptions) -> None:
+    if not options.resume and (options.out / STATE_FILE).exists():
+        raise CheckpointError(
+            f"{options.out} already holds a training run; add --resume to continue it, or choose another --out"
+        )
+
+
+def check_match(parent: Card, data: ImageSet, folder: Path) -> None:
+    """Refuse a teacher that was made for other images, before the first step."""
+    if parent.role != "teacher":
+        raise CheckpointError(f"{folder} is a {parent.role}; a student is distilled from a teacher")
+    channels, resolution, _ = parent.image_shape
+    _, height, _, data_channels = data.images.shape
+    if (channels, resolution) != (data_channels, height):
+        raise DataError(
+            f"the teacher makes {resolution}x{resolution} images with {channels} channels, "
+            f"{data.name} has {height}x{height} with {data_channels}"
+        )
+    if parent.network["classes"] not in (0, len(data.class_names)):
+        raise DataError(
+            f"the teacher knows {parent.network['classes']} classes, {data.name} has {len(data.class_names)}"
+        )
+    measured = sigma_data(data.images)
+    if abs(measured / parent.sigma_data - 1) > 0.1:
+        raise DataError(
+            f"{data.name} has sigma_data {measured:.3f}, the teacher was trained at {parent.sigma_data:.3f}: "
+            "it was made for other images"
+        )

@@ -1,0 +1,81 @@
+"""The student's variants on the command line: one flag per field of StudentConfig that the literature varies."""
+
+import argparse
+from dataclasses import replace
+from typing import Any, get_args
+
+from trainer.divergence import Weight
+from trainer.renoise import RULES
+from trainer.rivals import METHODS
+from trainer.student import StudentConfig
+
+
+class SwitchError(ValueError):
+    """Flags that contradict each other."""
+
+
+def add_switches(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", choices=METHODS, default="dpdm", help="dpdm, or a rival trained by the same loop")
+    group = parser.add_argument_group("DPDM variants (default: the recipe's)")
+    group.add_argument("--renoise", choices=RULES, help="where outputs are judged")
+    group.add_argument("--levels", choices=("lists", "continuous"), help="feed the served levels, or any level")
+    group.add_argument("--loss", choices=("kl", "sid"), help="divergence: KL (DPDM) or Fisher (SiD)")
+    group.add_argument("--alpha", type=float, metavar="A", help="of the SiD loss: 0.5, 1.0 or 1.2")
+    group.add_argument(
+        "--weight", choices=get_args(Weight), help="normalise the gradient by the teacher's error, or not"
+    )
+    group.add_argument("--objective", choices=("marginal", "posterior"), help="match p(x0), or p(x0 | x_t)")
+    group.add_argument("--auxiliary-sees-level", action="store_true", default=None, help="tell it the student's level")
+    group.add_argument("--auxiliary-updates", type=int, metavar="N", help="per student update")
+    group.add_argument("--auxiliary-first", type=_share, metavar="SHARE", help="of the run: only the auxiliary learns")
+    group.add_argument("--simulate", type=_share, metavar="P", help="share of updates fed from own trajectories")
+    group.add_argument("--simulate-from", type=_share, metavar="SHARE", help="of the run before they begin")
+    group.add_argument("--warm", type=_share, metavar="SHARE", help="of the run: regress on stored teacher endpoints")
+    group.add_argument("--gan", type=float, metavar="W", help="weight of the adversarial term (DMD2: 0.003)")
+    group.add_argument("--gan-from", type=_share, metavar="SHARE", help="of the run before the student feels it")
+    group.add_argument("--lr", type=float, help="of the student")
+    group.add_argument("--auxiliary-lr", type=float, help="of the auxiliary and the adversarial head")
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The switches that were given, by flag name."""
+    names = (
+        "renoise", "levels", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
+        "auxiliary_first", "simulate", "simulate_from", "warm", "gan", "gan_from", "lr", "auxiliary_lr",
+    )  # fmt: skip
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
+    """The configuration with these switches set. Raises SwitchError when one has no effect without another."""
+    switches = dict(switches)
+    adversary, optimiser, auxiliary = config.adversary, config.adam, config.auxiliary_adam
+    if "gan" in switches:
+        adversary = replace(adversary, weight=switches.pop("gan"))
+    if "gan_from" in switches:
+        adversary = replace(adversary, start=switches.pop("gan_from"))
+    if "lr" in switches:
+        optimiser = replace(optimiser, lr=switches.pop("lr"))
+    if "auxiliary_lr" in switches:
+        rate = switches.pop("auxiliary_lr")
+        auxiliary, adversary = replace(auxiliary, lr=rate), replace(adversary, adam=replace(adversary.adam, lr=rate))
+    changed = replace(config, **switches, adversary=adversary, adam=optimiser, auxiliary_adam=auxiliary)
+    if "alpha" in switches and changed.loss != "sid":
+        raise SwitchError("--alpha belongs to the SiD loss; add --loss sid")
+    if "simulate_from" in switches and not changed.simulate:
+        raise SwitchError("--simulate-from has no effect without --simulate")
+    if changed.adversary.start and not changed.adversary.weight:
+        raise SwitchError("--gan-from has no effect without --gan")
+    if changed.auxiliary_updates < 1:
+        raise SwitchError(f"--auxiliary-updates must be at least 1, not {changed.auxiliary_updates}")
+    return changed
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
+    return value
