@@ -24,7 +24,7 @@ class Sample(NamedTuple):
     nfe: int  # network calls per image
 
 
-class _Counted:
+class Counted:
     """A denoiser at scalar sigma that counts its calls."""
 
     def __init__(self, denoiser: BoundDenoiser) -> None:
@@ -43,7 +43,7 @@ def sample_dpdm(denoiser: BoundDenoiser, noise: Noise, sigmas: Sequence[float]) 
     sigmas: the student's levels, positive and descending, one network call each. There is no final noise.
     """
     check_levels(sigmas)
-    counted = _Counted(denoiser)
+    counted = Counted(denoiser)
     denoised = counted(sigmas[0] * noise(0), sigmas[0])
     for step, sigma in enumerate(sigmas[1:], start=1):
         denoised = counted(denoised + sigma * noise(step), sigma)
@@ -52,8 +52,8 @@ def sample_dpdm(denoiser: BoundDenoiser, noise: Noise, sigmas: Sequence[float]) 
 
 def sample_euler(denoiser: BoundDenoiser, noise: Noise, sigmas: Sequence[float]) -> Sample:
     """Euler's method on the probability-flow ODE, which in this parametrisation is DDIM. sigmas end in 0."""
-    counted = _Counted(denoiser)
-    _check_solver(sigmas)
+    counted = Counted(denoiser)
+    check_solver(sigmas)
     x = sigmas[0] * noise(0)
     for sigma, sigma_next in pairwise(sigmas):
         slope = (x - counted(x, sigma)) / sigma
@@ -72,8 +72,8 @@ class Churn(NamedTuple):
 
 def sample_heun(denoiser: BoundDenoiser, noise: Noise, sigmas: Sequence[float], churn: Churn = Churn()) -> Sample:
     """EDM's second-order sampler (Karras et al. 2022, Algorithm 2). N levels and a final 0 cost 2N - 1 calls."""
-    counted = _Counted(denoiser)
-    _check_solver(sigmas)
+    counted = Counted(denoiser)
+    check_solver(sigmas)
     levels = len(sigmas) - 1
     x = sigmas[0] * noise(0)
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas), start=1):
@@ -90,7 +90,8 @@ def sample_heun(denoiser: BoundDenoiser, noise: Noise, sigmas: Sequence[float], 
     return Sample(x, counted.nfe)
 
 
-def _check_solver(sigmas: Sequence[float]) -> None:
+def check_solver(sigmas: Sequence[float]) -> None:
+    """Raise ValueError unless sigmas are positive, strictly descending levels and then an exact 0."""
     check_levels(sigmas[:-1])
     if sigmas[-1] != 0:
         raise ValueError(f"a solver's sigmas end in 0, not {sigmas[-1]}; solver_sigmas() builds such a list")

@@ -26,6 +26,19 @@ def solver_sigmas(
     return (*karras_sigmas(levels, sigma_min, sigma_max, rho), 0.0)
 
 
+def logsnr_sigmas(levels: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> tuple[float, ...]:
+    """What DPM-Solver++ and UniPC walk down: `levels` sigmas in equal steps of lambda = -ln sigma, then an exact zero.
+
+    The log signal-to-noise ratio is 2 lambda (Lu et al. 2022, section 5), so neighbours have a constant ratio.
+    """
+    if levels < 1:
+        raise ValueError(f"a schedule needs at least one level, not {levels}")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"sigma_min must lie between 0 and sigma_max = {sigma_max}, not {sigma_min}")
+    ratio = sigma_min / sigma_max
+    return (*(sigma_max * ratio ** (i / max(levels - 1, 1)) for i in range(levels)), 0.0)
+
+
 def student_levels(steps: int, sigma_min: float = 0.05, sigma_max: float = SIGMA_MAX) -> tuple[float, ...]:
     """The levels of a k-step student: the first k of k + 1 Karras levels.
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.schedule import MAX_STEPS, check_levels, karras_sigmas, solver_sigmas, student_levels
+from fewstep.schedule import MAX_STEPS, check_levels, karras_sigmas, logsnr_sigmas, solver_sigmas, student_levels
 
 
 def test_edm_with_18_levels_runs_from_80_to_0_002():
@@ -40,6 +40,26 @@ def test_solver_sigmas_are_the_karras_levels_and_an_exact_zero():
     assert solver_sigmas(18) == (*karras_sigmas(18), 0.0)
 
 
+def test_logsnr_sigmas_have_a_constant_ratio_and_end_in_an_exact_zero():
+    assert logsnr_sigmas(5, 0.01, 100.0) == pytest.approx((100.0, 10.0, 1.0, 0.1, 0.01, 0.0))
+    assert logsnr_sigmas(18)[0] == 80.0
+    assert logsnr_sigmas(18)[-2] == pytest.approx(0.002, rel=1e-12)
+    assert logsnr_sigmas(18)[-1] == 0
+    assert logsnr_sigmas(1) == (80.0, 0.0)
+
+
+def test_logsnr_sigmas_are_karras_levels_of_a_rho_without_end():
+    assert logsnr_sigmas(9)[:-1] == pytest.approx(karras_sigmas(9, rho=1e6), rel=1e-4)
+
+
+@given(levels=st.integers(1, 300), low=st.floats(1e-4, 0.5), high=st.floats(1.0, 200.0))
+def test_logsnr_levels_descend_strictly(levels: int, low: float, high: float):
+    sigmas = logsnr_sigmas(levels, low, high)
+    check_levels(sigmas[:-1])
+    assert len(sigmas) == levels + 1
+    assert all(type(sigma) is float for sigma in sigmas)
+
+
 def test_student_levels_have_these_values_at_two_and_four_steps():
     high, low = 80 ** (1 / 7), 0.05 ** (1 / 7)
     for steps in (2, 4):
@@ -68,8 +88,15 @@ def test_karras_levels_descend_strictly_between_their_end_points(levels: int, lo
 
 @pytest.mark.parametrize("levels", [0, -1])
 def test_a_schedule_without_levels_is_refused(levels: int):
-    with pytest.raises(ValueError, match="at least one level"):
-        karras_sigmas(levels)
+    for schedule in (karras_sigmas, logsnr_sigmas):
+        with pytest.raises(ValueError, match="at least one level"):
+            schedule(levels)
+
+
+@pytest.mark.parametrize("low", [0.0, -1.0, 80.0, 100.0, math.nan])
+def test_equal_steps_in_log_sigma_need_a_positive_lower_end(low: float):
+    with pytest.raises(ValueError, match="between 0 and sigma_max"):
+        logsnr_sigmas(4, low)
 
 
 @pytest.mark.parametrize(
