@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, Literal
 CARD_FORMAT = 1
 CARD_FILE = "card.json"
 WEIGHTS_FILE = "model.safetensors"
+UNET_FAMILY = "unet"  # the network of fewstep.network; what a card without a family means
 
 Levels = dict[int, tuple[float, ...]]  # step count -> sigmas, high to low
 
@@ -33,7 +34,9 @@ class Dataset:
 @dataclass(frozen=True)
 class Card:
     role: Literal["teacher", "student"]
-    network: dict[str, Any]  # the UNetConfig, field by field
+    # The configuration of F, field by field. Every family has resolution, channels and classes; which family it is
+    # says the key "family", absent for UNET_FAMILY.
+    network: dict[str, Any]
     sigma_data: float
     weights: str  # sha256 of model.safetensors
     dataset: Dataset

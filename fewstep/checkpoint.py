@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fewstep.card import (
     CARD_FILE,
+    UNET_FAMILY,
     WEIGHTS_FILE,
     Card,
     CheckpointError,
@@ -21,8 +22,12 @@ from fewstep.card import (
     read_card,
     write_atomically,
 )
+from fewstep.ddpm_network import DDPMConfig, DDPMNetwork
 from fewstep.network import UNet, UNetConfig
 from fewstep.precond import Denoiser
+
+NetworkConfig = UNetConfig | DDPMConfig
+NetworkModule = UNet | DDPMNetwork  # every module that keeps the contract of F and has such a config
 
 _PENDING_CARD = f".{CARD_FILE}.pending"
 
@@ -65,13 +70,26 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Card]:
         raise CheckpointError(f"{path} is not a safetensors file ({error})") from error
 
 
-def network_config(card: Card) -> UNetConfig:
-    """The UNetConfig a card describes. Raises CheckpointError when it describes none."""
+def network_config(card: Card) -> NetworkConfig:
+    """The configuration a card describes. Raises CheckpointError when this version knows no such network."""
     try:
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in card.network.items()}
-        return UNetConfig(**fields)
+        family = fields.pop("family", UNET_FAMILY)
+        if family == UNET_FAMILY:
+            return UNetConfig(**fields)
+        if family == DDPMConfig.family:
+            return DDPMConfig(**fields)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the card describes a network this version does not know ({error})") from error
+    raise CheckpointError(
+        f"the card describes a network of the family {family!r}; this version knows {UNET_FAMILY!r} and "
+        f"{DDPMConfig.family!r}. Install the fewstep version that wrote it"
+    )
+
+
+def build_network(config: NetworkConfig) -> NetworkModule:
+    """The network F of a configuration, with fresh weights."""
+    return UNet(config) if isinstance(config, UNetConfig) else DDPMNetwork(config)
 
 
 def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Denoiser, Card]:
@@ -81,10 +99,19 @@ def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tup
     Raises CheckpointError with a sentence when the folder is not a usable checkpoint.
     """
     weights, card = load_checkpoint(Path(folder))
-    network = UNet(network_config(card))
+    config = network_config(card)
+    if isinstance(config, DDPMConfig) and config.sigma_data != card.sigma_data:
+        raise CheckpointError(
+            f"the card in {folder} is damaged: its network expects sigma_data {config.sigma_data}, the card says "
+            f"{card.sigma_data}"
+        )
+    try:
+        network = build_network(config)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the card describes a network this version does not know ({error})") from error
     try:
         network.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {folder} do not fit the network of its card: {error}") from error
     network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return Denoiser(network, card.sigma_data, network.config.classes), card
+    return Denoiser(network, card.sigma_data, config.classes), card

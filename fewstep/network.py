@@ -69,7 +69,7 @@ def adm(resolution: int, channels: int = 3, classes: int = 1000) -> UNetConfig:
 
 
 class UNet(nn.Module):
-    """F(x, c_noise, onehot): x [B, C + extra, H, W] of unit variance, c_noise [B], onehot [B, classes] -> [B, C, H, W]."""
+    """F(x, c_noise, onehot): x [B, C + extra, H, W] scaled to unit variance, c_noise [B], onehot [B, classes]."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class UNet(nn.Module):
                 self.encoder.append(Block(config, cout, cout, resample="down"))
                 skips.append(cout)
                 if config.encoder == "residual":
-                    self.feeders.append(Conv(feed, cout, 3, "down", config.resample))
+                    self.feeders.append(Conv(feed, cout, 3, "down", config.resample, strided=True))
                     feed = cout
             for _ in range(config.blocks):
                 self.encoder.append(Block(config, cout, width, attention=here in config.attention))
@@ -248,22 +248,23 @@ class Conv(nn.Module):
 
     def __init__(
         self, cin: int, cout: int, kernel: int, resample: Literal["", "up", "down"] = "",
-        taps: tuple[int, ...] = (1, 1), *, gain: float = 1.0, default_init: bool = False,
+        taps: tuple[int, ...] = (1, 1), *, gain: float = 1.0, default_init: bool = False, strided: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.resample = resample
-        self.box = taps == (1, 1)
+        self.box = taps == (1, 1) and not strided
+        # strided: filter at full size, pad once for both, and let the convolution halve, as NCSN++ feeds its input
+        self.stride, self.pad = (1, (len(taps) - 1) // 2 + kernel // 2) if strided else (2, (len(taps) - 1) // 2)
         if resample and not self.box:
             line = torch.tensor(taps, dtype=torch.float32)
             kernel2d = torch.outer(line, line) / line.sum() ** 2
             self.register_buffer("filter", kernel2d.expand(cin, 1, -1, -1).clone(), persistent=False)
-        self.conv = nn.Conv2d(cin, cout, kernel, padding=kernel // 2) if kernel else None
+        self.conv = nn.Conv2d(cin, cout, kernel, 3 - self.stride, 0 if strided else kernel // 2) if kernel else None
         if self.conv is not None and not default_init:
             _xavier(self.conv, gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.resample:
-            x = self._resampled(x)
+        x = self._resampled(x) if self.resample else x
         return x if self.conv is None else self.conv(x)
 
     def _resampled(self, x: Tensor) -> Tensor:
@@ -271,10 +272,9 @@ class Conv(nn.Module):
         if self.box:  # the same numbers as the general case, in the form every runtime has a fast path for
             return functional.interpolate(x, scale_factor=2.0) if up else functional.avg_pool2d(x, 2)
         taps = self.filter.to(x.dtype)
-        pad, groups = (taps.shape[-1] - 1) // 2, x.shape[1]
         if up:
-            return functional.conv_transpose2d(x, taps * 4, stride=2, padding=pad, groups=groups)
-        return functional.conv2d(x, taps, stride=2, padding=pad, groups=groups)
+            return functional.conv_transpose2d(x, taps * 4, stride=2, padding=self.pad, groups=x.shape[1])
+        return functional.conv2d(x, taps, stride=self.stride, padding=self.pad, groups=x.shape[1])
 
 
 def group_norm(width: int, config: UNetConfig) -> nn.GroupNorm:

@@ -1,6 +1,5 @@
 """What a training run leaves behind at every checkpoint: weights, card, sample grid."""
 
-import functools
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +11,9 @@ from torch import nn
 
 import fewstep
 from fewstep.card import Card, write_atomically
-from fewstep.checkpoint import save_checkpoint
-from fewstep.network import UNet
-from fewstep.noise_torch import noise_for
+from fewstep.checkpoint import NetworkModule, save_checkpoint
+from fewstep.latent import latent_shape, with_latent
+from fewstep.noise_torch import latent_for, noise_for
 from fewstep.pixels import Pixels, encode, grid, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm, sample_heun
@@ -28,14 +27,14 @@ def environment() -> dict[str, str]:
     return {"fewstep": fewstep.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def describe(network: UNet) -> dict[str, Any]:
+def describe(network: NetworkModule) -> dict[str, Any]:
     """The network part of a card."""
     return asdict(network.config)
 
 
 def write_checkpoint(out: Path, network: nn.Module, card: Card, progress_note: str) -> Card:
     """Weights, card and a grid under samples/ named after the note."""
-    assert isinstance(network, UNet)
+    assert isinstance(network, NetworkModule)
     card = save_checkpoint(out, network.state_dict(), card)
     sheet = sample_sheet(Denoiser(network, card.sigma_data, network.config.classes), card)
     write_atomically(out / "samples" / f"{progress_note}.png", encode(sheet, "png"))
@@ -51,8 +50,9 @@ def sample_sheet(denoiser: Denoiser, card: Card, columns: int = GRID_COLUMNS) ->
     for row, levels in enumerate(plans):
         first = 0 if levels else row * columns
         labels = torch.arange(columns, device=device) % max(denoiser.classes, 1)
-        bound = functools.partial(denoiser, labels=labels if denoiser.classes else None)
-        noise = noise_for(range(first, first + columns), card.image_shape, device)
+        seeds = range(first, first + columns)
+        noise, latent = noise_for(seeds, card.image_shape, device), latent_for(seeds, latent_shape(card), device)
+        bound = with_latent(denoiser, latent, labels if denoiser.classes else None)
         sample = (
             sample_dpdm(bound, noise, levels) if levels else sample_heun(bound, noise, solver_sigmas(TEACHER_LEVELS))
         )

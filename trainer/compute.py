@@ -3,15 +3,16 @@
 import shutil
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.network import UNet
+from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Network
 
 Precision = Literal["fp32", "bf16"]
+Placed = TypeVar("Placed", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def _forward(network: nn.Module, x: Tensor, c_noise: Tensor, onehot: Tensor) -> 
     return network(x, c_noise, onehot)
 
 
-def placed(network: UNet, device: str) -> UNet:
+def placed(network: Placed, device: str) -> Placed:
     """The network on its device, channels-last: the layout convolutions are fastest in."""
     return network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -49,7 +50,7 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def faster_precision(network: UNet, device: str, batch: int) -> Precision:
+def faster_precision(network: NetworkModule, device: str, batch: int) -> Precision:
     """Time one training step in fp32 and in bf16 autocast; bf16 has to win by a tenth to be worth its rounding."""
     config = network.config
     placed(network, device)

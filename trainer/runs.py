@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from fewstep.card import Card, CheckpointError, read_card
-from fewstep.network import UNet
+from fewstep.checkpoint import NetworkModule
 from trainer.artifacts import environment, write_checkpoint
 from trainer.compute import Compute, Precision, default_device, faster_precision, worth_compiling
 from trainer.dataset import DataError, ImageSet, sigma_data
@@ -91,7 +91,7 @@ def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
     )
 
 
-def compute_for(options: RunOptions, network: UNet, batch: int) -> Compute:
+def compute_for(options: RunOptions, network: NetworkModule, batch: int) -> Compute:
     """Where and how a run computes, the same in every process."""
     device = options.device or default_device()
     precision = _precision(options, network, device, batch)
@@ -101,7 +101,7 @@ def compute_for(options: RunOptions, network: UNet, batch: int) -> Compute:
     return Compute(device, precision, compile)
 
 
-def _precision(options: RunOptions, network: UNet, device: str, batch: int) -> Precision:
+def _precision(options: RunOptions, network: NetworkModule, device: str, batch: int) -> Precision:
     if options.precision != "auto":
         return options.precision
     if options.resume:

@@ -11,7 +11,8 @@ from torch import Tensor
 from fewstep import card as card_module
 from fewstep import checkpoint
 from fewstep.card import CARD_FILE, WEIGHTS_FILE, Card, CheckpointError, Dataset, file_sha256, write_atomically
-from fewstep.checkpoint import load_checkpoint, load_denoiser, network_config, save_checkpoint
+from fewstep.checkpoint import build_network, load_checkpoint, load_denoiser, network_config, save_checkpoint
+from fewstep.ddpm_network import DDPMConfig, DDPMNetwork
 from fewstep.network import UNet, UNetConfig
 
 CONFIG = UNetConfig(resolution=8, channels=1, classes=3, width=8, mult=(1, 2), blocks=1)
@@ -177,6 +178,56 @@ def test_a_card_whose_network_does_not_fit_is_refused(saved: Path, change: dict[
     edit_card(saved, network=asdict(CONFIG) | change)
     with pytest.raises(CheckpointError, match=message):
         load_denoiser(saved)
+
+
+DDPM = DDPMConfig(8, 1, (8, 16), (False, True), (True, False), classes=3, blocks=1, groups=4, middle_groups=4)
+
+
+@pytest.fixture
+def ddpm(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "ddpm", build_network(DDPM).state_dict(), replace(CARD, network=asdict(DDPM)))
+    return tmp_path / "ddpm"
+
+
+@torch.no_grad()
+def test_the_family_of_a_card_decides_which_network_is_built(saved: Path, ddpm: Path):
+    denoiser, card = load_denoiser(ddpm)
+    assert isinstance(denoiser.network, DDPMNetwork)
+    assert network_config(card) == denoiser.network.config == DDPM
+    assert card.image_shape == (1, 8, 8) and denoiser.classes == 3
+    torch.manual_seed(0)
+    expected = replace(denoiser, network=DDPMNetwork(DDPM).eval())
+    x, sigma = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.5, 40.0])
+    torch.testing.assert_close(denoiser(x, sigma), expected(x, sigma), rtol=1e-5, atol=1e-5)
+
+    edit_card(saved, network=asdict(CONFIG) | {"family": "unet"})  # said outright, what a card without a family means
+    assert isinstance(load_denoiser(saved)[0].network, UNet)
+
+
+@pytest.mark.parametrize("family", ["edm2", None, 3, ["unet"]], ids=str)
+def test_an_unknown_family_is_refused_and_named(saved: Path, family: object):
+    edit_card(saved, network=asdict(CONFIG) | {"family": family})
+    with pytest.raises(CheckpointError, match=r"of the family .*; this version knows 'unet' and 'ddpm'"):
+        load_denoiser(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"widths": [8, 24]}, "do not fit the network"),
+        ({"widths": 8}, "a network this version does not know"),
+        ({"beta_end": 2.0}, r"a network this version does not know .*no noise levels that rise"),
+        ({"timesteps": "many"}, "a network this version does not know"),
+        ({"prediction": "flow"}, "a network this version does not know"),
+        ({"sigma_data": 0.6}, "its network expects sigma_data 0.6, the card says 0.5"),
+    ],
+    ids=str,
+)
+def test_a_ddpm_card_that_does_not_fit_is_refused(ddpm: Path, change: dict[str, object], message: str):
+    edit_card(ddpm, network=asdict(DDPM) | change)
+    with pytest.raises(CheckpointError, match=message):
+        load_denoiser(ddpm)
 
 
 class ProcessDiedError(Exception):

@@ -1,0 +1,77 @@
+"""`python -m trainer import`: a teacher that exists already becomes a checkpoint folder.
+
+python -m trainer import edm-cifar10-32x32-cond-vp.pkl --out runs/cifar10 --class-names names.txt
+python -m trainer import ddpm-cifar10-32 --out runs/ddpm --data-name CIFAR-10
+
+A file is read as a network pickle of EDM (DDPM++, NCSN++ or ADM; EDM's own are licensed CC BY-NC-SA 4.0), without
+running the code inside it; a folder as a UNet2DModel of diffusers with its scheduler.
+Exit code 2: refused, the reason is on stderr, nothing was written.
+"""
+
+import argparse
+from pathlib import Path
+
+from fewstep.card import CheckpointError
+from trainer.importing.diffusers_folder import import_diffusers
+from trainer.importing.edm_weights import import_edm
+from trainer.importing.teacher import UNKNOWN, Provenance, check_free, save_teacher
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `import`. It sets `run`: a function of the parsed arguments that raises CheckpointError or OSError."""
+    parser = subparsers.add_parser(
+        "import", help="turn a pretrained EDM or diffusers model into a teacher", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("source", type=Path, metavar="FILE_OR_DIR", help="an EDM network pickle, or a diffusers folder")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--data-name", metavar="TEXT", help="what it was trained on (default: what the file says)")
+    parser.add_argument("--licence", default=UNKNOWN, metavar="TEXT", help="of the training images, kept in the card")
+    parser.add_argument("--weights-licence", default=UNKNOWN, metavar="TEXT", help="of the file, kept in the card")
+    parser.add_argument("--class-names", type=Path, metavar="FILE", help="names of classes 0, 1, ..., one a line")
+    parser.add_argument(
+        "--sigma-data", type=float, metavar="X",
+        help="standard deviation of the training images in [-1, 1] (default: 0.5; an EDM pickle says it itself)",
+    )  # fmt: skip
+    parser.set_defaults(run=_import)
+
+
+def _import(args: argparse.Namespace) -> None:
+    check_free(args.out)
+    provenance = Provenance(
+        data_name=args.data_name,
+        data_licence=args.licence,
+        weights_licence=args.weights_licence,
+        class_names=_names(args.class_names) if args.class_names else (),
+    )
+    source: Path = args.source
+    if source.is_dir():
+        sigma_data = 0.5 if args.sigma_data is None else args.sigma_data
+        if not 0 < sigma_data < 10:
+            raise CheckpointError(f"--sigma-data {sigma_data} is no standard deviation of pixels in [-1, 1]")
+        teacher = import_diffusers(source, sigma_data)
+    elif source.is_file():
+        if args.sigma_data is not None:
+            raise CheckpointError("--sigma-data is for diffusers folders; an EDM network was trained with its own")
+        teacher = import_edm(source)
+    else:
+        raise CheckpointError(f"{source} does not exist")
+    card = save_teacher(args.out, teacher, provenance)
+    channels, resolution, _ = card.image_shape
+    count = sum(tensor.numel() for tensor in teacher.weights.values())
+    print(
+        f"{args.out}: a teacher of {resolution}x{resolution} {'gray' if channels == 1 else 'RGB'}, "
+        f"{teacher.config.classes} classes, from a {teacher.origin['class']} with {count:,} numbers"
+    )
+    if dropped := teacher.origin.get("dropped"):
+        print(f"dropped {dropped}")
+    if args.weights_licence == UNKNOWN:
+        print("the card does not state the licence of the weights: --weights-licence TEXT does")
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not a text file in UTF-8") from error
+    return tuple(line.strip() for line in lines if line.strip())

@@ -1,0 +1,212 @@
+"""EDM's pickles as teachers: their DDPM++, NCSN++ and ADM networks, tensor by tensor, into `fewstep.network.UNet`."""
+
+import math
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.card import CheckpointError, file_sha256
+from fewstep.network import UNet, UNetConfig
+from trainer.importing.edm_pickle import SavedObject, module_tensors, read_edm_pickle, submodule
+from trainer.importing.teacher import UNKNOWN, ImportedTeacher
+
+_SHARED = {"img_resolution": None, "in_channels": None, "out_channels": None, "label_dim": 0, "augment_dim": 0}
+# What the two classes take, with what a missing argument means (Karras et al. 2022, Table 7).
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "SongUNet": _SHARED | {
+        "model_channels": 128, "channel_mult": [1, 2, 2, 2], "channel_mult_emb": 4, "num_blocks": 4,
+        "attn_resolutions": [16], "dropout": 0.10, "label_dropout": 0, "embedding_type": "positional",
+        "channel_mult_noise": 1, "encoder_type": "standard", "decoder_type": "standard", "resample_filter": [1, 1],
+    },
+    "DhariwalUNet": _SHARED | {
+        "model_channels": 192, "channel_mult": [1, 2, 3, 4], "channel_mult_emb": 4, "num_blocks": 3,
+        "attn_resolutions": [32, 16, 8], "dropout": 0.10, "label_dropout": 0,
+    },
+}  # fmt: skip
+_ADM_HEAD_WIDTH = 64
+
+_AUGMENT = "map_augment.weight"
+_FILTER = ".resample_filter"
+
+
+def import_edm(path: Path) -> ImportedTeacher:
+    """The teacher in an EDM network pickle. Raises CheckpointError naming what was found in its place."""
+    data = read_edm_pickle(path)
+    precond = data.get("ema")
+    if not isinstance(precond, SavedObject):
+        raise CheckpointError(
+            f"{path} holds no EDM network under 'ema', only {', '.join(map(repr, data)) or 'nothing'}"
+        )
+    if precond.class_name != "EDMPrecond":
+        raise CheckpointError(f"{path} holds a network of class {precond.class_name}; only EDMPrecond can be imported")
+    model = submodule(precond, "model")
+    if model is None or model.class_name not in _ARGUMENTS:
+        found = f"a network of class {model.class_name}" if model else "no network"
+        raise CheckpointError(f"{path} holds {found} inside EDMPrecond; known are {', '.join(_ARGUMENTS)}")
+    try:
+        config = edm_config(model)
+        weights, dropped = edm_weights(config, module_tensors(model))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    origin = {"file": path.name, "sha256": file_sha256(path), "format": "EDM pickle", "class": model.class_name}
+    if dropped:
+        origin["dropped"] = f"{dropped}: read only together with augmentation labels, which sampling never gives"
+    name, images = _dataset(data.get("dataset_kwargs"))
+    return ImportedTeacher(config, weights, _sigma_data(precond, path), origin, name, images)
+
+
+def edm_config(model: SavedObject) -> UNetConfig:
+    """The configuration of a saved SongUNet or DhariwalUNet, from the arguments it was built with."""
+    defaults = _ARGUMENTS[model.class_name]
+    given = model.state.get("_init_kwargs")
+    if not isinstance(given, dict) or model.state.get("_init_args"):
+        raise CheckpointError(f"the {model.class_name} does not say with which arguments it was built")
+    if unknown := sorted(map(str, given.keys() - defaults.keys())):
+        raise CheckpointError(f"{model.class_name} has the argument {unknown[0]}, which this importer does not know")
+    args = defaults | given
+    for name, value in args.items():
+        _check_kind(model.class_name, name, value, defaults[name])
+    fourier = args.get("embedding_type") == "fourier"
+    fixed = {
+        "out_channels": args["in_channels"], "channel_mult_emb": 4, "decoder_type": "standard",
+        "channel_mult_noise": 2 if fourier else 1,
+    }  # fmt: skip
+    allowed = {"embedding_type": ("positional", "fourier"), "encoder_type": ("standard", "residual")}
+    for name, values in {**{name: (value,) for name, value in fixed.items()}, **allowed}.items():
+        if name in args and args[name] not in values:
+            expected = " or ".join(map(repr, values))
+            raise CheckpointError(f"{model.class_name} has {name} = {args[name]!r}; only {expected} can be imported")
+    song = model.class_name == "SongUNet"
+    try:
+        return UNetConfig(
+            resolution=args["img_resolution"],
+            channels=args["in_channels"],
+            classes=args["label_dim"],
+            width=args["model_channels"],
+            mult=tuple(args["channel_mult"]),
+            blocks=args["num_blocks"],
+            attention=tuple(args["attn_resolutions"]),
+            dropout=float(args["dropout"]),
+            style="song" if song else "adm",
+            embedding="fourier" if fourier else "positional",
+            encoder=args["encoder_type"] if song else "standard",
+            resample=tuple(args["resample_filter"]) if song else (1, 1),
+            head_width=0 if song else _ADM_HEAD_WIDTH,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{model.class_name}: {error}") from error
+
+
+def edm_weights(config: UNetConfig, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Our state dict out of published tensors, and the name of what was dropped ("" for nothing).
+
+    Raises CheckpointError on a missing, superfluous or misshapen tensor, and on another resampling filter.
+    """
+    with torch.device("meta"):
+        expected = UNet(config).state_dict()
+    modules = published_modules(config)
+    names = {ours: published_name(ours, modules) for ours in expected}
+    if missing := [name for name in names.values() if name not in tensors]:
+        raise CheckpointError(f"the network lacks {missing[0]} ({len(missing)} of {len(names)} tensors are missing)")
+    rest = [name for name in tensors.keys() - set(names.values()) if not name.endswith(_FILTER)]
+    if superfluous := sorted(set(rest) - {_AUGMENT}):
+        raise CheckpointError(f"the network has {superfluous[0]}, for which this configuration has no place")
+    _check_filters(config, tensors)
+    weights = {}
+    for ours, published in names.items():
+        tensor = tensors[published]
+        if tensor.shape != expected[ours].shape or not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{published} is {tensor.dtype} {list(tensor.shape)} where the network's arguments ask for "
+                f"{list(expected[ours].shape)}"
+            )
+        weights[ours] = _reordered(ours, tensor.float(), config).contiguous()
+    return weights, _AUGMENT if rest else ""
+
+
+def published_modules(config: UNetConfig) -> dict[str, str]:
+    """Our modules -> the published ones: encoder.3 -> enc.16x16_block1."""
+    sides = [f"{config.resolution >> level}x{config.resolution >> level}" for level in range(len(config.mult))]
+    inner, outer = sides[-1], sides[0]
+    encoder, decoder = [], []
+    for side in sides:
+        encoder += [f"enc.{side}_down"] if side != outer else []
+        encoder += [f"enc.{side}_block{index}" for index in range(config.blocks)]
+    for side in reversed(sides):
+        decoder += [f"dec.{side}_up"] if side != inner else []
+        decoder += [f"dec.{side}_block{index}" for index in range(config.blocks + 1)]
+    lists = {
+        "encoder": encoder,
+        "feeders": [f"enc.{side}_aux_residual" for side in sides[1:]],
+        "middle": [f"dec.{inner}_in0", f"dec.{inner}_in1"],
+        "decoder": decoder,
+    }
+    last = f"dec.{outer}_aux" if config.style == "song" else "out"
+    return {f"{kind}.{index}": name for kind, names in lists.items() for index, name in enumerate(names)} | {
+        "stem": f"enc.{outer}_conv", "out_norm": f"{last}_norm", "out_conv": f"{last}_conv",
+        "embedding.linear0": "map_layer0", "embedding.linear1": "map_layer1", "embedding.label": "map_label",
+        "embedding.freqs": "map_noise.freqs",
+    }  # fmt: skip
+
+
+def published_name(name: str, modules: dict[str, str]) -> str:
+    """encoder.3.conv0.conv.bias -> enc.16x16_block1.conv0.bias"""
+    ours = next(module for module in modules if f"{name}.".startswith(f"{module}."))
+    inside = name[len(ours) :].replace("attention.norm", "norm2").split(".")
+    return ".".join([modules[ours], *(part for part in inside if part not in ("", "attention", "conv"))])
+
+
+def _reordered(name: str, tensor: Tensor, config: UNetConfig) -> Tensor:
+    """Published tensors that are ordered otherwise than ours."""
+    if ".qkv." in name:  # published [head][channel][q, k, v], ours [q, k, v][head][channel]
+        width = len(tensor) // 3
+        heads = width // config.head_width if config.head_width else 1
+        return tensor.unflatten(0, (heads, width // heads, 3)).movedim(2, 0).flatten(0, 2)
+    if config.embedding == "fourier":  # published with the sines first, ours with the cosines
+        half = config.width
+        if name == "embedding.linear0.weight":
+            return tensor.roll(half, dims=1)
+        if name.startswith("embedding.label."):
+            return tensor.roll(half, dims=0)
+    return tensor
+
+
+def _check_filters(config: UNetConfig, tensors: dict[str, Tensor]) -> None:
+    """The published buffers repeat what the arguments say; a file where they do not computes something else."""
+    line = torch.tensor(config.resample, dtype=torch.float32)
+    expected = torch.outer(line, line) / line.sum() ** 2
+    for name, tensor in tensors.items():
+        if not name.endswith(_FILTER):
+            continue
+        if tensor.shape[-2:] != expected.shape or not torch.allclose(tensor.float(), expected):
+            raise CheckpointError(f"{name} is not the filter {list(config.resample)} of the network's arguments")
+
+
+def _check_kind(model: str, name: str, value: Any, default: Any) -> None:
+    """An argument has the kind of its default: a number, a string, or a list of whole numbers."""
+    if isinstance(default, list):
+        good = isinstance(value, list | tuple) and all(type(item) is int and item > 0 for item in value)
+    elif isinstance(default, float):
+        good = isinstance(value, int | float) and 0 <= value < 1
+    elif isinstance(default, str):
+        good = isinstance(value, str)
+    else:
+        good = type(value) is int and value >= (1 if default is None else 0)
+    if not good:
+        raise CheckpointError(f"{model} has the argument {name} = {value!r}, which makes no sense")
+
+
+def _sigma_data(precond: SavedObject, path: Path) -> float:
+    value = precond.state.get("sigma_data", 0.5)
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise CheckpointError(f"{path} has sigma_data {value!r}, which is no positive number")
+    return float(value)
+
+
+def _dataset(kwargs: Any) -> tuple[str, int]:
+    """Name and number of the training images, as far as the file says."""
+    path, count = (kwargs.get("path"), kwargs.get("max_size")) if isinstance(kwargs, dict) else (None, None)
+    name = PurePosixPath(path).stem if isinstance(path, str) else ""
+    return name or UNKNOWN, count if type(count) is int else 0

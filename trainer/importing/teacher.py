@@ -1,0 +1,72 @@
+"""A teacher from elsewhere: what every importer finds out about it, and the checkpoint folder it becomes."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import fewstep
+from fewstep.card import CARD_FILE, WEIGHTS_FILE, Card, CheckpointError, Dataset
+from fewstep.checkpoint import NetworkConfig, save_checkpoint
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class ImportedTeacher:
+    config: NetworkConfig
+    weights: dict[str, Tensor]  # float32, named as in the state dict of the network of `config`
+    sigma_data: float
+    origin: dict[str, Any]  # for the card: JSON-able facts about the file
+    data_name: str = UNKNOWN
+    images: int = 0  # 0: not known
+
+    def __post_init__(self) -> None:
+        if self.config.channels not in (1, 3):
+            raise CheckpointError(
+                f"the network has {self.config.channels} image channels; only gray and RGB images can be imported"
+            )
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What only the person who imports can say."""
+
+    data_name: str | None = None  # None: what the file says
+    data_licence: str = UNKNOWN
+    weights_licence: str = UNKNOWN
+    class_names: tuple[str, ...] = field(default=())  # empty: "class 0", "class 1", ...
+
+
+def save_teacher(out: Path, teacher: ImportedTeacher, provenance: Provenance) -> Card:
+    """Write the checkpoint folder, for which `check_free(out)` comes first.
+
+    Raises CheckpointError when there are not as many names as classes.
+    """
+    classes = teacher.config.classes
+    names = provenance.class_names
+    if names and len(names) != classes:
+        raise CheckpointError(f"there are {len(names)} class names, but the teacher has {classes} classes")
+    card = Card(
+        role="teacher",
+        network=asdict(teacher.config),
+        sigma_data=teacher.sigma_data,
+        weights="",
+        dataset=Dataset(provenance.data_name or teacher.data_name, UNKNOWN, provenance.data_licence, teacher.images),
+        class_names=names or tuple(f"class {index}" for index in range(classes)),
+        training={
+            "imported": {**teacher.origin, "licence": provenance.weights_licence},
+            "environment": {"fewstep": fewstep.__version__},
+        },
+    )
+    return save_checkpoint(out, teacher.weights, card)
+
+
+def check_free(out: Path) -> None:
+    """Raise CheckpointError when `out` is a file, or holds a checkpoint already."""
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"--out {out} is a file; name a folder")
+    for name in (WEIGHTS_FILE, CARD_FILE):
+        if (out / name).exists():
+            raise CheckpointError(f"--out {out} already holds a {name}, which is left as it is; name another folder")
