@@ -18,8 +18,8 @@ from export.to_onnx import OPSET, network_to_onnx
 from export.verify import BOUNDS, Gap, measure, refuse_beyond
 from fewstep import __version__
 from fewstep.card import WEIGHTS_FILE, Card, CheckpointError, file_sha256, write_atomically
-from fewstep.checkpoint import load_checkpoint, load_denoiser, network_config
-from fewstep.network import UNet
+from fewstep.checkpoint import NetworkModule, load_checkpoint, load_denoiser, network_config
+from fewstep.latent import latent_shape
 from fewstep.noise import NOISE_VERSION
 
 RECORDED_VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
@@ -46,7 +46,7 @@ def export_checkpoint(
     del weights
     weights_dtype = "float16" if half else "float32"
     eager, _ = load_denoiser(model)
-    content = network_to_onnx(cast(UNet, eager.network), weights_dtype=weights_dtype)
+    content = network_to_onnx(cast(NetworkModule, eager.network), weights_dtype=weights_dtype)
     manifest = _manifest(card, name or model.name, content, weights_dtype)
     with _staged(out) as stage:
         write_atomically(stage / NETWORK_FILE, content)
@@ -108,6 +108,7 @@ def _manifest(card: Card, name: str, content: bytes, weights_dtype: str) -> Mani
         weights_dtype=weights_dtype,
         channels=channels,
         resolution=resolution,
+        extra=latent_shape(card)[0],
         classes=network_config(card).classes,
         class_names=card.class_names,
         sigma_data=card.sigma_data,

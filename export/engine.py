@@ -23,13 +23,20 @@ class Engine:
     session: ort.InferenceSession
 
     def network(self, x: Floats, c_noise: Floats, onehot: Floats) -> Floats:
-        """F: x [B, C, H, W] of unit variance, c_noise [B], onehot [B, classes] -> [B, C, H, W], all float32.
+        """F: x [B, C + extra, H, W] of unit variance, c_noise [B], onehot [B, classes] -> [B, C, H, W], all float32.
 
+        The extra channels, where the manifest counts any, hold a posterior student's latent (`fewstep.latent`).
         An unconditional network has no use for onehot [B, 0]. Calls from several threads are safe, but share
-        the same cores: one call at a time is the fast way.
+        the same cores: one call at a time is the fast way. Raises ValueError on another number of channels.
         """
+        manifest = self.manifest
+        if x.shape[1] != manifest.channels + manifest.extra:
+            raise ValueError(
+                f"the network of {manifest.name} takes {manifest.channels} channels of image and {manifest.extra} of "
+                f"latent noise behind them, not {x.shape[1]} in all; fewstep.latent.with_latent binds the latent"
+            )
         feed = {"x": x, "c_noise": c_noise}
-        if self.manifest.classes:
+        if manifest.classes:
             feed["onehot"] = onehot
         feed = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in feed.items()}
         return self.session.run(None, feed)[0]  # pyright: ignore[reportReturnType]

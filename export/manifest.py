@@ -31,6 +31,7 @@ class Manifest:
     backend: str = BACKEND_ORT_CPU
     channels: int
     resolution: int
+    extra: int = 0  # channels the network takes behind the image: the latent of a posterior student
     classes: int  # 0: unconditional; the network then has no `onehot` input
     class_names: tuple[str, ...]
     sigma_data: float
@@ -47,10 +48,23 @@ class Manifest:
         """(C, H, W)."""
         return self.channels, self.resolution, self.resolution
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(extra, H, W); extra is 0 for a marginal student or a teacher."""
+        return self.extra, self.resolution, self.resolution
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C + extra, H, W) of the network's x."""
+        return self.channels + self.extra, self.resolution, self.resolution
+
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write engine.json, whole or not at all."""
-    write_atomically(folder / ENGINE_FILE, (json.dumps(asdict(manifest), indent=2) + "\n").encode())
+    fields = asdict(manifest)
+    if not manifest.extra:  # a reader that has never heard of the field refuses it, and does without it here
+        del fields["extra"]
+    write_atomically(folder / ENGINE_FILE, (json.dumps(fields, indent=2) + "\n").encode())
 
 
 def read_manifest(folder: Path) -> Manifest:

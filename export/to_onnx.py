@@ -1,8 +1,8 @@
 """The network F of a checkpoint as an ONNX file: opset 20, any batch size, float16 or float32 weights.
 
-    x [batch, C, H, W]  c_noise [batch]  onehot [batch, classes]  ->  output [batch, C, H, W]      all float32
+    x [batch, C + extra, H, W]  c_noise [batch]  onehot [batch, classes]  ->  output [batch, C, H, W]    all float32
 
-An unconditional network has no `onehot` input.
+An unconditional network has no `onehot` input. A posterior student has extra channels, for its latent noise.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from fewstep.card import CheckpointError
-from fewstep.network import UNet
+from fewstep.checkpoint import NetworkModule
+from fewstep.network import UNetConfig
 
 # At opset 20 GroupNorm becomes InstanceNormalization, which ONNX Runtime runs as one kernel; opset 21's own
 # GroupNormalization it takes apart into more than twice the nodes, 10 to 16 % slower.
@@ -29,7 +30,7 @@ _MIN_ELEMENTS = 1024
 _HALF_SUFFIX = "_float16"
 
 
-def network_to_onnx(network: UNet, *, weights_dtype: str) -> bytes:
+def network_to_onnx(network: NetworkModule, *, weights_dtype: str) -> bytes:
     """The ONNX file of `network`, as bytes; the same network gives the same bytes.
 
     weights_dtype: "float32", or "float16" to store as such what float16 holds exactly.
@@ -49,7 +50,7 @@ def network_to_onnx(network: UNet, *, weights_dtype: str) -> bytes:
 class _Unconditional(nn.Module):
     """F without the onehot input, which a network without classes never reads."""
 
-    def __init__(self, network: UNet) -> None:
+    def __init__(self, network: NetworkModule) -> None:
         super().__init__()
         self.network = network
 
@@ -57,11 +58,12 @@ class _Unconditional(nn.Module):
         return self.network(x, c_noise, x.new_zeros(x.shape[0], 0))
 
 
-def _traced(network: UNet) -> onnx.ModelProto:
+def _traced(network: NetworkModule) -> onnx.ModelProto:
     config = network.config
     batch = 2  # torch.export would turn an example batch of 1 into a constant
     side = config.resolution
-    arguments = [torch.zeros(batch, config.channels, side, side), torch.zeros(batch)]
+    extra = config.extra if isinstance(config, UNetConfig) else 0
+    arguments = [torch.zeros(batch, config.channels + extra, side, side), torch.zeros(batch)]
     names = ["x", "c_noise"]
     module: nn.Module = _Unconditional(network)
     if config.classes:

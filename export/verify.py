@@ -1,6 +1,5 @@
 """Parity: how far the images of an engine lie from those of eager PyTorch, on the same seeds and noise."""
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from fewstep.card import Card, CheckpointError
-from fewstep.noise import noise_for
+from fewstep.latent import latent_shape, with_latent
+from fewstep.noise import latent_for, noise_for
 from fewstep.pixels import to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import Noise, Sample, sample_dpdm, sample_heun
@@ -47,7 +47,7 @@ class Gap:
 def measure(eager: Denoiser, engine: Denoiser, card: Card) -> dict[str, Gap]:
     """Gap per step count of a student ("1", "2", ...), or of a 5-level Heun solver for a teacher ("solver").
 
-    eager works on torch tensors, engine on numpy arrays. Both get the noise of SEEDS, and classes in turn.
+    eager works on torch tensors, engine on numpy arrays. Both get noise and latent of SEEDS, and classes in turn.
     """
     if card.role == "student" and not card.levels:
         raise CheckpointError("the card is a student's but lists no levels: there is nothing to serve")
@@ -89,7 +89,8 @@ def _gap(eager: Denoiser, engine: Denoiser, card: Card, sampler: Sampler, sigmas
     rows, start = [], 0
     for count in BATCHES:
         part = slice(start, start + count)
-        denoiser = functools.partial(engine, labels=None if labels is None else labels[part])
+        latent = latent_for(SEEDS[part], latent_shape(card))
+        denoiser = with_latent(engine, latent, None if labels is None else labels[part])
         rows.append(sampler(denoiser, noise_for(SEEDS[part], card.image_shape), sigmas).images)
         start += count
     return compare(reference.images, np.concatenate(rows), reference.nfe)
@@ -100,7 +101,8 @@ def _sample_eager(
     eager: Denoiser, card: Card, sampler: Sampler, sigmas: Sequence[float], labels: NDArray[np.int64] | None
 ) -> Sample:
     """Numpy's noise on purpose: what is compared is the network, not two implementations of the logarithm."""
-    noise = noise_for(SEEDS, card.image_shape)
-    denoiser = functools.partial(eager, labels=None if labels is None else torch.from_numpy(labels))
+    noise, latent = noise_for(SEEDS, card.image_shape), latent_for(SEEDS, latent_shape(card))
+    bound = None if labels is None else torch.from_numpy(labels)
+    denoiser = with_latent(eager, lambda step: torch.from_numpy(latent(step)), bound)
     sample = sampler(denoiser, lambda step: torch.from_numpy(noise(step)), sigmas)
     return Sample(sample.images.numpy(), sample.nfe)

@@ -7,7 +7,10 @@ noise_version 1, written down:
     counter    (element // 4, step, stream, noise_version): four 32-bit words out, for elements 4i .. 4i + 3
     uniform    u = ((word >> 9) + 0.5) / 2^23, exact in float32, strictly inside (0, 1)
     normal     Box-Muller: r = sqrt(-2 ln u0), a = 2 pi u1 -> (r cos a, r sin a); the same from u2, u3
-    element    index into the image in C, H, W order; step 0 is the initial noise, step i the i-th re-noising
+    element    index into the image in C, H, W order
+    stream     0: step 0 is the initial noise, step i the i-th re-noising
+               1: random labels, step 0
+               2: what a posterior student decides by; step i is for the i-th network call, counted from 0
 
 Batch, slot, neighbours, worker, restart and device do not enter. `noise_torch` is the same on tensors.
 Integers agree exactly everywhere; normals to 1e-6, because log and cos differ in the last bit.
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 NOISE_VERSION = 1
 STREAM_NOISE = 0
 STREAM_LABEL = 1
+STREAM_LATENT = 2
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -63,21 +67,30 @@ def uniforms(words: NDArray[np.uint32]) -> NDArray[np.floating]:
     return ((words >> np.uint32(9)) + 0.5) * 2.0**-23
 
 
-def normals(seeds: NDArray[np.uint64], steps: NDArray, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def normals(
+    seeds: NDArray[np.uint64], steps: NDArray, shape: tuple[int, ...], stream: int = STREAM_NOISE
+) -> NDArray[np.float32]:
     """Unit normals [B, *shape] for seeds [B] and step indices [B], which may differ from row to row."""
     count = int(np.prod(shape))
     blocks = -(-count // 4)
-    u = uniforms(random_words(seeds, steps, STREAM_NOISE, blocks))
+    u = uniforms(random_words(seeds, steps, stream, blocks))
     radius = np.sqrt(-2.0 * np.log(u[..., 0::2]))
     angle = 2.0 * np.pi * u[..., 1::2]
     pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)  # [B, blocks, 2, 2]
-    return pairs.reshape(-1, 4 * blocks)[:, :count].reshape(len(pairs), *shape).astype(np.float32)
+    return pairs.reshape(len(pairs), 4 * blocks)[:, :count].reshape(len(pairs), *shape).astype(np.float32)
 
 
-def noise_for(seeds: Sequence[int], shape: tuple[int, ...]) -> Callable[[int], NDArray[np.float32]]:
+def noise_for(
+    seeds: Sequence[int], shape: tuple[int, ...], stream: int = STREAM_NOISE
+) -> Callable[[int], NDArray[np.float32]]:
     """The `noise` argument of a sampler: step -> unit normals [B, *shape] of these seeds."""
     keys = np.array([seed % 2**64 for seed in seeds], dtype=np.uint64)
-    return lambda step: normals(keys, np.full(len(keys), step), shape)
+    return lambda step: normals(keys, np.full(len(keys), step), shape, stream)
+
+
+def latent_for(seeds: Sequence[int], shape: tuple[int, ...]) -> Callable[[int], NDArray[np.float32]]:
+    """The `latent` of `fewstep.latent.with_latent`: step -> unit normals [B, *shape] of these seeds, not the noise."""
+    return noise_for(seeds, shape, STREAM_LATENT)
 
 
 def random_labels(seeds: Sequence[int], classes: int) -> NDArray[np.int64]:

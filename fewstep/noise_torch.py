@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fewstep.noise import MULTIPLIERS, NOISE_VERSION, ROUNDS, STREAM_NOISE, WEYL
+from fewstep.noise import MULTIPLIERS, NOISE_VERSION, ROUNDS, STREAM_LATENT, STREAM_NOISE, WEYL
 
 _LOW = 0xFFFFFFFF
 
@@ -32,10 +32,10 @@ def random_words(seeds: Tensor, steps: Tensor, stream: int, blocks: int) -> Tens
     return torch.stack([c0, c1, c2, c3], dim=-1)
 
 
-def normals(seeds: Tensor, steps: Tensor, shape: tuple[int, ...]) -> Tensor:
+def normals(seeds: Tensor, steps: Tensor, shape: tuple[int, ...], stream: int = STREAM_NOISE) -> Tensor:
     """Unit normals [B, *shape] float32 for seeds [B] int64 and step indices [B]."""
     count = math.prod(shape)
-    words = random_words(seeds, steps, STREAM_NOISE, -(-count // 4))
+    words = random_words(seeds, steps, stream, -(-count // 4))
     u = ((words >> 9).double() + 0.5) * 2.0**-23
     radius, angle = (-2.0 * u[..., 0::2].log()).sqrt(), 2.0 * math.pi * u[..., 1::2]
     pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
@@ -43,9 +43,16 @@ def normals(seeds: Tensor, steps: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def noise_for(
-    seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu"
+    seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu", stream: int = STREAM_NOISE
 ) -> Callable[[int], Tensor]:
     """The `noise` argument of a sampler: step -> unit normals [B, *shape] of these seeds."""
     signed = [(seed + 2**63) % 2**64 - 2**63 for seed in seeds]  # the same 64 bits as int64
     keys = torch.tensor(signed, dtype=torch.int64, device=device)
-    return lambda step: normals(keys, torch.full_like(keys, step), shape)
+    return lambda step: normals(keys, torch.full_like(keys, step), shape, stream)
+
+
+def latent_for(
+    seeds: Sequence[int], shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> Callable[[int], Tensor]:
+    """The `latent` of `fewstep.latent.with_latent`: step -> unit normals [B, *shape] of these seeds, not the noise."""
+    return noise_for(seeds, shape, device, STREAM_LATENT)

@@ -7,7 +7,7 @@ the rows equal `sample_dpdm` with the same seeds and levels; a test holds the tw
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.noise import normals
+from fewstep.noise import STREAM_LATENT, normals
 from fewstep.precond import edm_scalings
 
 Rows = NDArray[np.float32]  # [B, C, H, W]
@@ -19,10 +19,16 @@ def begin(seeds: NDArray[np.uint64], sigma: PerRow, shape: tuple[int, int, int])
     return normals(seeds, np.zeros(len(seeds), np.int64), shape) * sigma[:, None, None, None]
 
 
-def network_input(x: Rows, sigma: PerRow, sigma_data: float) -> tuple[Rows, PerRow]:
-    """What F is called with: c_in * x [B, C, H, W] and c_noise [B]."""
+def latent(seeds: NDArray[np.uint64], steps: NDArray[np.int64], shape: tuple[int, int, int]) -> Rows:
+    """What a posterior student decides by at each row's next network call, whose index from 0 is steps [B]."""
+    return normals(seeds, steps, shape, STREAM_LATENT)
+
+
+def network_input(x: Rows, sigma: PerRow, sigma_data: float, latent: Rows | None = None) -> tuple[Rows, PerRow]:
+    """What F is called with: c_in * x [B, C, H, W], behind it the latent [B, extra, H, W] if any, and c_noise [B]."""
     scalings = edm_scalings(sigma, sigma_data)
-    return x * scalings.c_in[:, None, None, None], scalings.c_noise
+    scaled = x * scalings.c_in[:, None, None, None]
+    return scaled if latent is None else np.concatenate([scaled, latent], axis=1), scalings.c_noise
 
 
 def advance(

@@ -13,7 +13,7 @@ Rows = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]  # x
 def check_rows_independent(network: Network, shape: tuple[int, int, int], classes: int, capacity: int) -> None:
     """A row must give the same bytes in every slot of the padded shape, alone, among copies and among strangers.
 
-    Raises CheckpointError when it does not. Seven network calls.
+    shape: (channels, H, W) of the network's input. Raises CheckpointError when it does not. Seven network calls.
     """
     seeds = np.arange(capacity, dtype=np.uint64)
     x = normals(seeds, np.zeros(capacity, np.int64), shape)

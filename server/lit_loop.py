@@ -56,9 +56,9 @@ class StudentAPI(LitAPI):
             manifest, exact = self.engine.manifest, settings.mode == "exact"
             network, shape = self.engine.network, manifest.image_shape
             if exact:
-                check_rows_independent(network, shape, manifest.classes, settings.capacity)
+                check_rows_independent(network, manifest.input_shape, manifest.classes, settings.capacity)
             buckets = buckets_for(settings.capacity, exact)
-            self.table = SlotTable(network, shape, manifest.classes, manifest.sigma_data, buckets)
+            self.table = SlotTable(network, shape, manifest.classes, manifest.sigma_data, buckets, manifest.extra)
             self.tick_s = warm_up(self.table)
         except CheckpointError as error:
             print(error, file=sys.stderr, flush=True)

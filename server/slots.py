@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fewstep.pixels import Pixels, to_pixels
 from fewstep.precond import Network, onehot
 from fewstep.schedule import MAX_STEPS
-from fewstep.step import advance, begin, network_input
+from fewstep.step import advance, begin, latent, network_input
 
 
 class ImageKey(NamedTuple):
@@ -48,6 +48,7 @@ class SlotTable:
 
     buckets: batch sizes the network is called with, ascending, the last one being the capacity. Exact mode
     has a single bucket: the shape, and with it every row's bytes, never depends on the company.
+    extra: channels of latent noise that the network takes behind the image; 0 for a marginal student.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class SlotTable:
         classes: int,
         sigma_data: float,
         buckets: Sequence[int],
+        extra: int = 0,
     ) -> None:
         self.network = network
         self.shape = shape
+        self.latent_shape = (extra, *shape[1:])
         self.classes = classes
         self.sigma_data = sigma_data
         self.buckets = np.asarray(buckets, dtype=np.int64)
@@ -104,7 +107,7 @@ class SlotTable:
         if not len(rows):
             return Tick()
         sigma = self.sigmas[rows, self.step[rows]]
-        output, batch = self._call(self.x[rows], sigma, self.labels[rows])
+        output, batch = self._call(rows, sigma)
         sound = np.logical_and.reduce(np.isfinite(output), axis=(1, 2, 3))
         broken = tuple(self._key(slot) for slot in rows[~sound])
         self._release(rows[~sound])
@@ -120,15 +123,16 @@ class SlotTable:
         self._release(rows[last])
         return Tick(tuple(zip(keys, to_pixels(x[last]), strict=True)), broken, len(sound), batch)
 
-    def _call(self, x: NDArray, sigma: NDArray, labels: NDArray) -> tuple[NDArray[np.float32], int]:
+    def _call(self, rows: NDArray[np.int64], sigma: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
         """F for these rows, padded up to the next bucket, and that bucket."""
-        count = len(x)
+        count = len(rows)
         batch = int(self.buckets[np.searchsorted(self.buckets, count)])
-        scaled, c_noise = network_input(x, sigma, self.sigma_data)
-        classes = onehot(labels, self.classes, scaled)
+        z = latent(self.seeds[rows], self.step[rows], self.latent_shape) if self.latent_shape[0] else None
+        scaled, c_noise = network_input(self.x[rows], sigma, self.sigma_data, z)
+        classes = onehot(self.labels[rows], self.classes, scaled)
         pad = batch - count
         output = self.network(
-            np.concatenate([scaled, np.zeros((pad, *self.shape), np.float32)]),
+            np.concatenate([scaled, np.zeros((pad, *scaled.shape[1:]), np.float32)]),
             np.concatenate([c_noise, np.zeros(pad, np.float32)]),
             np.concatenate([classes, np.zeros((pad, self.classes), np.float32)]),
         )

@@ -16,6 +16,11 @@ GOLDEN_NORMALS = [
     [1.6511778, 0.8456461, -0.1020986, -0.1156361, -0.1749922],
     [1.3068554, -0.7159024, -0.1718713, -0.6278979, -1.6200758],
 ]
+GOLDEN_LATENT = [
+    [0.0455524, 1.0179632, -0.5043754, 1.3499967, -0.1992193],
+    [0.2113992, -0.2874433, -0.5664071, -0.7905255, -0.8699425],
+]
+GOLDEN_LATENT_WORDS = [[[2907654008, 138069745, 255457593, 609147041]]]
 GOLDEN_LABELS = [8, 3, 8, 4, 8, 1, 1, 5]
 
 
@@ -51,7 +56,7 @@ def test_counter_and_key_are_laid_out_as_documented():
 
 def test_torch_gives_exactly_the_same_words_for_edge_seeds_and_steps():
     steps = np.array([0, 1, 2, 7, 8, 1000, 2**31, 2**32 - 1], dtype=np.int64)
-    for stream in (noise.STREAM_NOISE, noise.STREAM_LABEL):
+    for stream in (noise.STREAM_NOISE, noise.STREAM_LABEL, noise.STREAM_LATENT):
         ours = noise.random_words(np.array(EDGE_SEEDS, np.uint64), steps, stream, blocks=9)
         theirs = noise_torch.random_words(signed(EDGE_SEEDS), torch.from_numpy(steps), stream, blocks=9)
         np.testing.assert_array_equal(ours.astype(np.int64), theirs.numpy())
@@ -71,8 +76,10 @@ def test_torch_and_numpy_agree_for_any_seed(seed: int, step: int, size: int):
 def test_normals_agree_to_a_millionth_over_many_values():
     ours = noise.noise_for(EDGE_SEEDS, (3, 64, 64))
     theirs = noise_torch.noise_for(EDGE_SEEDS, (3, 64, 64))
+    z, other = noise.latent_for(EDGE_SEEDS, (3, 64, 64)), noise_torch.latent_for(EDGE_SEEDS, (3, 64, 64))
     for step in (0, 8):
         np.testing.assert_allclose(ours(step), theirs(step).numpy(), rtol=0, atol=1e-6)
+        np.testing.assert_allclose(z(step), other(step).numpy(), rtol=0, atol=1e-6)
 
 
 def test_golden_values_of_noise_version_1_never_change():
@@ -81,6 +88,16 @@ def test_golden_values_of_noise_version_1_never_change():
     values = noise.normals(np.array([0, 2**63 + 7], np.uint64), np.array([0, 3]), (5,))
     np.testing.assert_allclose(values, GOLDEN_NORMALS, rtol=0, atol=1e-6)
     assert noise.random_labels(range(8), 10).tolist() == GOLDEN_LABELS
+
+
+def test_golden_values_of_the_latent_never_change():
+    # Of the same seeds and steps as above: a stream of its own.
+    assert noise.STREAM_LATENT == 2
+    values = noise.normals(np.array([0, 2**63 + 7], np.uint64), np.array([0, 3]), (5,), noise.STREAM_LATENT)
+    np.testing.assert_allclose(values, GOLDEN_LATENT, rtol=0, atol=1e-6)
+    words = noise.random_words(np.array([5], np.uint64), np.array([2]), noise.STREAM_LATENT, blocks=1)
+    assert words.tolist() == GOLDEN_LATENT_WORDS
+    np.testing.assert_array_equal(noise.latent_for([2**63 + 7], (5,))(3)[0], values[1])
 
 
 def test_uniforms_stay_inside_the_open_interval_and_are_exact_in_float32():
@@ -157,6 +174,11 @@ def test_an_empty_batch_gives_an_empty_array():
     assert noise_torch.noise_for([], SHAPE)(0).shape == (0, *SHAPE)
 
 
+def test_an_image_of_no_channels_gives_an_empty_array():
+    assert noise.latent_for([1, 2], (0, 4, 5))(0).shape == (2, 0, 4, 5)
+    assert noise_torch.latent_for([1, 2], (0, 4, 5))(0).shape == (2, 0, 4, 5)
+
+
 @pytest.mark.parametrize("classes", [1, 2, 10, 1000])
 def test_random_labels_are_in_range_and_uniform(classes: int):
     labels = noise.random_labels(range(20_000), classes)
@@ -165,6 +187,14 @@ def test_random_labels_are_in_range_and_uniform(classes: int):
     counts = np.bincount(labels, minlength=classes)
     chi2 = ((counts - 20_000 / classes) ** 2 / (20_000 / classes)).sum()
     assert chi2 <= classes - 1 + 4 * math.sqrt(2 * classes)  # four standard deviations of chi squared
+
+
+def test_the_latent_and_the_noise_are_uncorrelated_at_any_pair_of_steps():
+    streams = [source([7], (1, 128, 128)) for source in (noise.noise_for, noise.latent_for)]
+    for step in range(3):
+        for other in range(3):
+            assert abs(correlation(streams[0](step), streams[1](other))) < 4 / 128
+    assert abs(correlation(streams[1](0), streams[1](1))) < 4 / 128
 
 
 def test_labels_come_from_another_stream_than_the_noise():

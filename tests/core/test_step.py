@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from fewstep import noise
-from fewstep.precond import Denoiser
+from fewstep.latent import with_latent
+from fewstep.precond import Denoiser, edm_scalings
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import student_levels
-from fewstep.step import advance, begin, network_input
+from fewstep.step import advance, begin, latent, network_input
 
 SHAPE, SIGMA_DATA = (2, 4, 4), 0.5
 
@@ -17,7 +18,12 @@ def network(x_in: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.nda
     return (np.tanh(x_in) + 0.3 * c_noise[:, None, None, None]).astype(np.float32)
 
 
-def run_slots(seeds: list[int], steps: list[int]) -> dict[int, np.ndarray]:
+def deciding_network(x_in: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.ndarray:
+    """One that takes a latent of three channels behind the image's two."""
+    return network(x_in[:, :2] + 0.5 * x_in[:, 2:4] - x_in[:, 4:], c_noise, onehot)
+
+
+def run_slots(seeds: list[int], steps: list[int], network=network, extra: int = 0) -> dict[int, np.ndarray]:
     """Serve all seeds together, each with its own step count; a finished row leaves the table."""
     levels = [student_levels(count) for count in steps]
     keys = np.array(seeds, dtype=np.uint64)
@@ -26,7 +32,8 @@ def run_slots(seeds: list[int], steps: list[int]) -> dict[int, np.ndarray]:
     while active:
         sigma = np.array([levels[row][done] for row in active], np.float32)
         following = np.array([(*levels[row], 0.0)[done + 1] for row in active], np.float32)
-        x_in, c_noise = network_input(x, sigma, SIGMA_DATA)
+        z = latent(keys[active], np.full(len(active), done), (extra, *SHAPE[1:])) if extra else None
+        x_in, c_noise = network_input(x, sigma, SIGMA_DATA, z)
         output = network(x_in, c_noise, np.zeros((len(active), 0)))
         x = advance(x, output, sigma, following, keys[active], np.full(len(active), done), SIGMA_DATA)
         finished |= {seeds[row]: x[place] for place, row in enumerate(active) if following[place] == 0}
@@ -46,11 +53,34 @@ def test_mixed_step_counts_give_what_the_sampler_gives_each_seed_alone(steps: li
         np.testing.assert_allclose(finished[seed], expected.images[0], rtol=1e-5, atol=1e-5)
 
 
-def test_a_row_is_bit_for_bit_the_same_alone_and_in_a_full_table():
-    seeds, steps = list(range(10, 18)), [4, 1, 8, 2, 4, 3, 6, 5]
-    together = run_slots(seeds, steps)
+@pytest.mark.parametrize("steps", [[1], [1, 2, 4, 8]], ids=str)
+def test_a_row_of_a_posterior_student_is_handed_the_latents_of_its_seed_in_the_order_of_its_calls(steps: list[int]):
+    seeds = [2**63 + row for row in range(len(steps))]
+    finished = run_slots(seeds, steps, deciding_network, extra=3)
     for seed, count in zip(seeds, steps, strict=True):
-        np.testing.assert_array_equal(together[seed], run_slots([seed], [count])[seed])
+        bound = with_latent(Denoiser(deciding_network, SIGMA_DATA), noise.latent_for([seed], (3, *SHAPE[1:])))
+        expected = sample_dpdm(bound, noise.noise_for([seed], SHAPE), student_levels(count))
+        np.testing.assert_allclose(finished[seed], expected.images[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("called", "extra"), [(network, 0), (deciding_network, 3)], ids=["marginal", "posterior"])
+def test_a_row_is_bit_for_bit_the_same_alone_and_in_a_full_table(called, extra: int):
+    seeds, steps = list(range(10, 18)), [4, 1, 8, 2, 4, 3, 6, 5]
+    together = run_slots(seeds, steps, called, extra)
+    for seed, count in zip(seeds, steps, strict=True):
+        np.testing.assert_array_equal(together[seed], run_slots([seed], [count], called, extra)[seed])
+
+
+def test_without_a_latent_the_network_sees_the_scaled_image_and_with_one_the_latent_lies_behind():
+    sigma = np.array([80.0, 0.3], np.float32)
+    x = begin(np.array([1, 2], np.uint64), sigma, SHAPE)
+    expected = x * edm_scalings(sigma, SIGMA_DATA).c_in[:, None, None, None]
+    assert network_input(x, sigma, SIGMA_DATA)[0].tobytes() == expected.tobytes()
+    z = latent(np.array([1, 2], np.uint64), np.array([0, 5]), (1, 4, 4))
+    both, _ = network_input(x, sigma, SIGMA_DATA, z)
+    assert both.dtype == np.float32
+    np.testing.assert_array_equal(both[:, :2], expected)
+    np.testing.assert_array_equal(both[:, 2:], z)
 
 
 def test_the_state_passed_in_is_not_changed():

@@ -20,11 +20,12 @@ TINY = UNetConfig(resolution=8, channels=1, classes=10, width=8, mult=(1, 2), bl
 CONFIGS: dict[str, UNetConfig] = {
     "patch": dataclasses.replace(TINY, resolution=16, patch=2),
     "unconditional": dataclasses.replace(TINY, classes=0, channels=3),
-    "ncsnpp": dataclasses.replace(TINY, embedding="fourier", encoder="residual", resample=(1, 3, 3, 1)),
+    "ncsnpp": dataclasses.replace(TINY, embedding="fourier", encoder="residual", resample=(1, 3, 3, 1), extra=1),
     "adm": dataclasses.replace(TINY, style="adm", attention=(8, 4), head_width=4, classes=20),
 }
 TEACHER = "unconditional"  # this one is exported as a teacher
 HALF = "patch"  # this one has float16 weights, as the shipped models have
+POSTERIOR = "ncsnpp"  # this one takes a latent
 
 
 def make_checkpoint(folder: Path, config: UNetConfig, *, role: str = "student", half: bool = False) -> Path:

@@ -12,16 +12,20 @@ import pytest
 from export.engine import load_engine
 from export.manifest import read_manifest, write_manifest
 from fewstep.card import CheckpointError
+from fewstep.latent import with_latent
+from fewstep.noise import latent_for
+from tests.export.conftest import POSTERIOR
 
 ROOT = Path(__file__).parents[2]
 SAMPLE_WITHOUT_TORCH = """
-import functools, sys
+import sys
 import numpy as np
 from export.engine import load_engine
-from fewstep.noise import noise_for
+from fewstep.latent import with_latent
+from fewstep.noise import latent_for, noise_for
 from fewstep.samplers import sample_dpdm
 engine = load_engine(sys.argv[1], threads=1)
-denoiser = functools.partial(engine.denoiser, labels=np.array([0, 3, 9]))
+denoiser = with_latent(engine.denoiser, latent_for([1, 2, 3], engine.manifest.latent_shape), np.array([0, 3, 9]))
 sample = sample_dpdm(denoiser, noise_for([1, 2, 3], engine.manifest.image_shape), engine.manifest.levels[4])
 assert sample.images.shape == (3, *engine.manifest.image_shape) and sample.images.dtype == np.float32
 assert sample.nfe == 4 and np.isfinite(sample.images).all()
@@ -29,8 +33,9 @@ assert "torch" not in sys.modules, "the reader imported torch"
 """
 
 
-def test_samples_without_torch(checkpoint):
-    command = [sys.executable, "-c", SAMPLE_WITHOUT_TORCH, str(checkpoint("patch") / "engine")]
+@pytest.mark.parametrize("kind", ["patch", POSTERIOR])
+def test_samples_without_torch(checkpoint, kind):
+    command = [sys.executable, "-c", SAMPLE_WITHOUT_TORCH, str(checkpoint(kind) / "engine")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
@@ -69,13 +74,32 @@ def test_unknown_backend_is_refused(model):
         load_engine(engine)
 
 
+def test_another_number_of_channels_is_refused_in_words(checkpoint):
+    posterior, marginal = (load_engine(checkpoint(kind) / "engine", threads=1) for kind in (POSTERIOR, "patch"))
+    assert (posterior.manifest.extra, marginal.manifest.extra) == (1, 0)
+    one = np.ones(1, np.float32)
+    with pytest.raises(ValueError, match=r"1 channels of image and 1 of latent noise .* not 1 in all.*with_latent"):
+        posterior.denoiser(np.zeros((1, 1, 8, 8), np.float32), one)
+    with pytest.raises(ValueError, match=r"1 channels of image and 0 of latent noise"):
+        marginal.denoiser(np.zeros((1, 2, 16, 16), np.float32), one)
+
+
+def test_the_latent_decides_and_changes_nothing_else(checkpoint):
+    engine = load_engine(checkpoint(POSTERIOR) / "engine", threads=1)
+    x, sigma = np.ones((2, 1, 8, 8), np.float32), np.ones(2, np.float32)
+    first, second = (with_latent(engine.denoiser, latent_for(seeds, (1, 8, 8))) for seeds in ([1, 2], [1, 3]))
+    a, b = first(x, sigma), second(x, sigma)
+    assert np.array_equal(a[0], b[0])
+    assert np.abs(a[1] - b[1]).max() > 0.01
+
+
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("kind", ["patch", "adm"])
+@pytest.mark.parametrize("kind", ["patch", "adm", POSTERIOR])
 def test_a_row_depends_on_no_other_row(checkpoint, kind, threads):
     """What the server's exact mode rests on: at one batch size, position and neighbours change no bit."""
     engine = load_engine(checkpoint(kind) / "engine", threads=threads)
     random = np.random.default_rng(0)
-    x = random.standard_normal((8, *engine.manifest.image_shape), dtype=np.float32)
+    x = random.standard_normal((8, *engine.manifest.input_shape), dtype=np.float32)
     c_noise = random.uniform(-1.5, 1.1, 8).astype(np.float32)
     onehot = np.eye(engine.manifest.classes, dtype=np.float32)[:8]
     expected = engine.network(x, c_noise, onehot)

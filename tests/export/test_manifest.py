@@ -37,6 +37,21 @@ def test_round_trip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["engine.json"]
 
 
+def test_a_posterior_student_is_told_by_its_extra_channels(tmp_path):
+    posterior = dataclasses.replace(MANIFEST, extra=3)
+    write_manifest(tmp_path, posterior)
+    assert read_manifest(tmp_path) == posterior
+    assert (posterior.image_shape, posterior.latent_shape, posterior.input_shape) == (
+        (3, 32, 32), (3, 32, 32), (6, 32, 32)
+    )  # fmt: skip
+    assert (MANIFEST.latent_shape, MANIFEST.input_shape) == ((0, 32, 32), (3, 32, 32))
+
+
+def test_a_marginal_manifest_is_one_that_a_reader_without_the_field_can_read(tmp_path):
+    write_manifest(tmp_path, MANIFEST)
+    assert set(json.loads((tmp_path / "engine.json").read_text())) == set(dataclasses.asdict(MANIFEST)) - {"extra"}
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -8,6 +8,7 @@ from onnx import numpy_helper
 
 from export.engine import load_engine
 from fewstep.checkpoint import load_checkpoint, load_denoiser
+from tests.export.conftest import POSTERIOR
 
 KINDS = ("patch", "unconditional", "ncsnpp", "adm")
 
@@ -19,7 +20,7 @@ def test_equals_eager_at_every_batch_size(checkpoint, kind):
     network = load_denoiser(folder)[0].network
     random = np.random.default_rng(0)
     for batch in (1, 2, 7):
-        x = random.standard_normal((batch, *engine.manifest.image_shape), dtype=np.float32)
+        x = random.standard_normal((batch, *engine.manifest.input_shape), dtype=np.float32)
         c_noise = random.uniform(-1.5, 1.1, batch).astype(np.float32)
         onehot = np.eye(max(engine.manifest.classes, batch), dtype=np.float32)[:batch, : engine.manifest.classes]
         with torch.no_grad():
@@ -37,6 +38,15 @@ def test_parity_is_recorded(checkpoint, kind):
         assert 0 <= gap["mean"] <= gap["max"] < 0.1
         assert gap["images"] == len(gap["seeds"]) == 16
         assert 0 <= gap["differing"] <= 1
+
+
+def test_only_a_posterior_student_takes_more_channels_than_it_returns(checkpoint):
+    channels = {}
+    for kind in KINDS:
+        graph = onnx.load(checkpoint(kind) / "engine" / "network.onnx").graph
+        sides = (graph.input[0], graph.output[0])
+        channels[kind] = tuple(value.type.tensor_type.shape.dim[1].dim_value for value in sides)
+    assert channels == dict.fromkeys(KINDS, (1, 1)) | {"unconditional": (3, 3), POSTERIOR: (2, 1)}
 
 
 def test_inputs_and_opset(checkpoint):

@@ -25,11 +25,11 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0  # for things that take a second; a test that waits this long has failed
 
 
-def tiny_network(shape: tuple[int, int, int], classes: int) -> bytes:
-    """An ONNX file with the contract of F: tanh(conv3x3(x) + onehot @ table + c_noise)."""
+def tiny_network(shape: tuple[int, int, int], classes: int, extra: int = 0) -> bytes:
+    """An ONNX file with the contract of F: tanh(conv3x3(x) + onehot @ table + c_noise). extra: channels behind x's."""
     channels, _, _ = shape
     rng = np.random.default_rng(7)
-    kernel = rng.normal(size=(channels, channels, 3, 3), scale=0.3).astype(np.float32)
+    kernel = rng.normal(size=(channels, channels + extra, 3, 3), scale=0.3).astype(np.float32)
     table = rng.normal(size=(classes, channels), scale=0.5).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["x", "kernel"], ["conv"], pads=[1, 1, 1, 1]),
@@ -46,7 +46,7 @@ def tiny_network(shape: tuple[int, int, int], classes: int) -> bytes:
         "one": np.array([1]),
         "two_three": np.array([2, 3]),
     }
-    inputs = {"x": ["B", *shape], "c_noise": ["B"], "onehot": ["B", classes]}
+    inputs = {"x": ["B", channels + extra, *shape[1:]], "c_noise": ["B"], "onehot": ["B", classes]}
     graph = helper.make_graph(
         nodes,
         "tiny",
@@ -58,9 +58,9 @@ def tiny_network(shape: tuple[int, int, int], classes: int) -> bytes:
     return model.SerializeToString()
 
 
-def write_engine(folder: Path, name: str = "tiny") -> Manifest:
-    described = replace(manifest(name), levels={k: v for k, v in LEVELS.items() if k != 7})
-    content = tiny_network(described.image_shape, described.classes)
+def write_engine(folder: Path, name: str = "tiny", extra: int = 0) -> Manifest:
+    described = replace(manifest(name), levels={k: v for k, v in LEVELS.items() if k != 7}, extra=extra)
+    content = tiny_network(described.image_shape, described.classes, extra)
     folder.mkdir(parents=True)
     (folder / NETWORK_FILE).write_bytes(content)
     described = replace(described, network_sha256=hashlib.sha256(content).hexdigest(), backend=BACKEND_ORT_CPU)

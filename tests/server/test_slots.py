@@ -5,16 +5,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fewstep.analytic import Gaussian
 from fewstep.card import CheckpointError
-from fewstep.pixels import Pixels
-from fewstep.precond import Network
+from fewstep.latent import with_latent
+from fewstep.noise import latent_for, noise_for
+from fewstep.pixels import Pixels, to_pixels
+from fewstep.precond import Denoiser, Network
+from fewstep.samplers import sample_dpdm
 from server.exact import check_rows_independent
 from server.slots import Image, ImageKey, SlotTable, buckets_for
+from tests.posterior import posterior_network
 from tests.server.fakes import CLASSES, LEVELS, SHAPE, SIGMA_DATA, GaussianNetwork, expected_pixels
 
+POSTERIOR = posterior_network(Gaussian(0.0, SIGMA_DATA), SIGMA_DATA)
+GOLDEN = {3: [91, 0, 119, 168, 206, 253, 109, 207], 8: [140, 74, 201, 129, 82, 220, 225, 132]}
 
-def table_of(network: GaussianNetwork, capacity: int, exact: bool = False) -> SlotTable:
-    return SlotTable(network, SHAPE, CLASSES, SIGMA_DATA, buckets_for(capacity, exact))
+
+def table_of(network: Network, capacity: int, exact: bool = False, extra: int = 0) -> SlotTable:
+    return SlotTable(network, SHAPE, CLASSES, SIGMA_DATA, buckets_for(capacity, exact), extra)
 
 
 def image(request: int, steps: int, seed: int = 0, label: int = 0) -> Image:
@@ -35,6 +43,30 @@ def test_a_slot_ends_in_the_image_of_the_sampler(steps: int):
     table.admit([image(0, steps, seed=11, label=2)])
     ((_, pixels),) = drain(table)
     np.testing.assert_array_equal(pixels, expected_pixels(11, 2, steps))
+
+
+@pytest.mark.parametrize("steps", GOLDEN)
+def test_the_bytes_of_a_marginal_student_never_change(steps: int):
+    table = table_of(GaussianNetwork(), capacity=4, exact=True)
+    table.admit([image(0, steps, seed=7, label=1)])
+    ((_, pixels),) = drain(table)
+    assert pixels[0, :, 0].tolist() == GOLDEN[steps]  # before rounding, none is within 0.01 of the next byte
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_a_posterior_student_is_served_with_the_latents_of_its_seed(steps: int):
+    table = table_of(POSTERIOR, capacity=2, extra=1)
+    table.admit([image(0, steps, seed=11)])
+    ((_, pixels),) = drain(table)
+    bound = with_latent(Denoiser(POSTERIOR, SIGMA_DATA), latent_for([11], SHAPE))
+    sample = sample_dpdm(bound, noise_for([11], SHAPE), LEVELS[steps])
+    np.testing.assert_array_equal(pixels, to_pixels(sample.images)[0])
+    silent = sample_dpdm(
+        with_latent(Denoiser(POSTERIOR, SIGMA_DATA), lambda step: np.zeros((1, *SHAPE))),
+        noise_for([11], SHAPE),
+        LEVELS[steps],
+    )
+    assert np.abs(sample.images - silent.images).mean() > 0.1, "the latent has a say"
 
 
 def test_mixed_step_counts_share_every_call_and_retire_when_they_are_done():
@@ -71,14 +103,16 @@ def test_buckets_ascend_to_the_capacity_and_waste_a_quarter_at_most(capacity: in
         max_size=31,
     ),
     st.integers(0, 5),
+    st.sampled_from(["marginal", "posterior"]),
 )
 def test_exact_mode_gives_the_same_bytes_alone_and_among_thirty_others(
-    company: list[tuple[int, int, int]], head_start: int
+    company: list[tuple[int, int, int]], head_start: int, kind: str
 ):
     (seed, steps, label), *others = company
-    alone = table_of(GaussianNetwork(), 32, exact=True)
+    network, extra = (GaussianNetwork(), 0) if kind == "marginal" else (POSTERIOR, 1)
+    alone = table_of(network, 32, exact=True, extra=extra)
     alone.admit([image(0, steps, seed, label)])
-    crowd = table_of(GaussianNetwork(), 32, exact=True)
+    crowd = table_of(network, 32, exact=True, extra=extra)
     crowd.admit([image(i, k, s, c) for i, (s, k, c) in enumerate(others, start=1)])
     for _ in range(head_start):
         crowd.tick()
