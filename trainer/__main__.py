@@ -1,4 +1,4 @@
-"""python -m trainer data|teacher|student|publish: from images to a checkpoint folder."""
+"""python -m trainer data|teacher|student|calibrate|import|publish: from images to a checkpoint folder."""
 
 import argparse
 import re
@@ -6,16 +6,17 @@ import sys
 from pathlib import Path
 
 from fewstep.card import CheckpointError
-from trainer import data
+from trainer import calibrate, data
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.compute import default_device
 from trainer.dataset import DataError, ImageSet, read_image_set
+from trainer.importing import command as importing
 from trainer.loop import DivergedError
 from trainer.publish import publish
 from trainer.recipes import RECIPES, UnknownRecipeError, recipe
 from trainer.runs import RunOptions
 from trainer.switches import SwitchError, add_switches, given
-from trainer.world import joined
+from trainer.world import from_first, joined, rank
 
 INTERRUPTED = 130
 CACHE = Path("runs/data")
@@ -51,6 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     student.add_argument("--init", type=Path, metavar="DIR", help="continue this student under other settings")
     add_switches(student)
     student.set_defaults(run=_student)
+
+    calibrate.add_parser(commands)
+    importing.add_parser(commands)
 
     shipped = commands.add_parser("publish", help="copy a checkpoint in half precision, ready to ship")
     shipped.add_argument("--model", type=Path, required=True, metavar="DIR")
@@ -92,7 +96,14 @@ def _options(args: argparse.Namespace) -> RunOptions:
 
 def _images(args: argparse.Namespace) -> ImageSet:
     recipe(args.recipe)  # an unknown recipe is said before data is looked for
-    return read_image_set(args.data) if args.data else data.load_recipe_dataset(args.recipe, CACHE)
+    if args.data:
+        return read_image_set(args.data)
+    if rank() > 0:
+        from_first(None)  # wait: the first process may have to write the cache
+    images = data.load_recipe_dataset(args.recipe, CACHE)
+    if rank() == 0:
+        from_first(None)
+    return images
 
 
 def _teacher(args: argparse.Namespace) -> int:
@@ -107,6 +118,8 @@ def _student(args: argparse.Namespace) -> int:
 
 
 def _finish(completed: bool, out: Path) -> int:
+    if rank() > 0:
+        return 0 if completed else INTERRUPTED
     if completed:
         print(f"{out} is ready")
         return 0

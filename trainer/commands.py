@@ -7,11 +7,13 @@ from typing import Any
 import torch
 
 from fewstep.card import Card, CheckpointError
-from fewstep.checkpoint import load_denoiser
+from fewstep.checkpoint import NetworkModule, load_denoiser
+from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
 from trainer.artifacts import describe
 from trainer.compute import Compute, placed, runner
+from trainer.consistency import Consistency, ConsistencyConfig
 from trainer.dataset import ImageSet, sigma_data
 from trainer.endpoints import Endpoints, load_or_make
 from trainer.recipes import Recipe, fitted, recipe
@@ -19,7 +21,7 @@ from trainer.renoise import served_lists
 from trainer.rivals import MethodName, diff_instruct, dmd2, tied
 from trainer.runs import RunOptions, check_match, check_out, compute_for, loop_config, run_method
 from trainer.student import Student, StudentConfig
-from trainer.switches import switched
+from trainer.switches import SwitchError, switched
 from trainer.teacher import Teacher
 from trainer.world import rank
 
@@ -57,17 +59,22 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     denoiser, parent = load_denoiser(request.teacher)
     check_match(parent, data, request.teacher)
     settings = _settings(chosen, request)
-    start, start_card = _starting_student(request.start, parent) if request.start else (None, None)
+    start, start_card = _starting_student(request.start, parent, settings) if request.start else (None, None)
     check_out(options)
     network = denoiser.network
-    assert isinstance(network, UNet)
+    assert isinstance(network, NetworkModule)
     torch.manual_seed(options.seed)
     compute = compute_for(options, network.requires_grad_(True), config.batch)
     for placing in filter(None, (network, start)):
         placed(placing, compute.device)
-    endpoints = _endpoints(settings, options, denoiser, parent, compute)
-    method = Student(network, parent.sigma_data, settings, compute, start, endpoints)
-    levels = served_lists(settings.steps, settings.sigma_min, settings.sigma_max)
+    if isinstance(settings, ConsistencyConfig):
+        method = Consistency(network, parent.sigma_data, settings, compute, start)
+        levels = {k: consistency_levels(k, parent.sigma_data, settings.sigma_max) for k in settings.steps}
+    else:
+        endpoints = _endpoints(settings, options, denoiser, parent, compute)
+        method = Student(network, parent.sigma_data, settings, compute, start, endpoints)
+        lists = served_lists(settings.steps, settings.sigma_min, settings.sigma_max)
+        levels = dict(zip(settings.steps, lists, strict=True))
     card = Card(
         "student",
         describe(method.network),
@@ -75,26 +82,36 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
         "",
         data.provenance(),
         data.class_names,
-        dict(zip(settings.steps, levels, strict=True)),
+        levels,
         parent.weights,
     )
     facts = {"method": request.method, "start": start_card and start_card.weights, **asdict(settings)}
     return run_method(method, data, config, options, card, facts, compute)
 
 
-def _settings(chosen: Recipe, request: Distillation) -> StudentConfig:
+def _settings(chosen: Recipe, request: Distillation) -> StudentConfig | ConsistencyConfig:
     base = chosen.student
+    if request.method == "consistency":
+        if request.switches:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in request.switches)
+            raise SwitchError(f"{flags}: a variant of DPDM, which --method consistency does not have")
+        return chosen.consistency
     presets = {"dpdm": base, "tied": tied(base), "diff-instruct": diff_instruct(base), "dmd2": dmd2(base)}
     return switched(presets[request.method], request.switches)
 
 
-def _starting_student(folder: Path, parent: Card) -> tuple[UNet, Card]:
-    """The student to continue from. Raises CheckpointError when it is another kind of model than the teacher."""
+def _starting_student(
+    folder: Path, parent: Card, settings: StudentConfig | ConsistencyConfig
+) -> tuple[NetworkModule, Card]:
+    """The student to continue from. Raises CheckpointError when it is another kind of model than is trained here."""
     denoiser, card = load_denoiser(folder)
-    same = ("resolution", "channels", "classes")
-    if card.role != "student" or any(card.network[key] != parent.network[key] for key in same):
+    same = all(card.network[key] == parent.network[key] for key in ("resolution", "channels", "classes"))
+    if card.role != "student" or not same or card.sigma_data != parent.sigma_data:
         raise CheckpointError(f"{folder} is not a student of such a teacher; --init continues one")
-    assert isinstance(denoiser.network, UNet)
+    assert isinstance(denoiser.network, NetworkModule)
+    posterior = isinstance(settings, StudentConfig) and settings.objective == "posterior"
+    if denoiser.network.config.extra and not posterior:
+        raise CheckpointError(f"{folder} is a student of the posterior; continue it with --objective posterior")
     return denoiser.network, card
 
 

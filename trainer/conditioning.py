@@ -4,19 +4,32 @@ A widened copy starts out ignoring what is new (its weights there are zero), so 
 from until it is trained.
 """
 
+import copy
 import math
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.card import CheckpointError
+from fewstep.checkpoint import NetworkModule
 from fewstep.network import Conv, UNet, UNetConfig
 
 LEVEL_FEATURES = 16
 
 
-def widened(network: UNet, *, channels: int = 0, features: int = 0) -> UNet:
-    """A copy that also sees `channels` more channels, behind the noisy image, and `features` numbers, behind the classes."""
+def widened(network: NetworkModule, *, channels: int = 0, features: int = 0) -> NetworkModule:
+    """A copy that also sees `channels` channels behind the noisy image, and `features` numbers behind the classes.
+
+    Raises CheckpointError when the network is of a family that cannot be widened.
+    """
+    if not channels and not features:
+        return copy.deepcopy(network)
+    if not isinstance(network, UNet):
+        raise CheckpointError(
+            "a network imported from diffusers has no room for further inputs; "
+            "train without --objective posterior and without --auxiliary-sees-level"
+        )
     old = network.config
     config = replace(old, extra=old.extra + channels, classes=old.classes + features)
     wide = UNet(config)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.card import CheckpointError
+from fewstep.checkpoint import NetworkModule
 from fewstep.network import UNet
 from fewstep.precond import edm_scalings, onehot
 from trainer.compute import Compute, runner
@@ -56,7 +58,12 @@ class _Features(nn.Module):
 class Adversary:
     """Head, optimiser and the two gradients: of the head, and of the student's outputs."""
 
-    def __init__(self, teacher: UNet, sigma_data: float, config: AdversaryConfig, compute: Compute) -> None:
+    def __init__(self, teacher: NetworkModule, sigma_data: float, config: AdversaryConfig, compute: Compute) -> None:
+        if not isinstance(teacher, UNet):
+            raise CheckpointError(
+                "the adversarial term reads the features of a U-Net of ours or an EDM network; "
+                "a teacher imported from diffusers has none to read: train without --gan"
+            )
         self.config, self.sigma_data, self.classes = config, sigma_data, teacher.config.classes
         self.head = Head(teacher.feature_width).to(compute.device)
         self.optimizer = adam(self.head, config.adam, compute.device)

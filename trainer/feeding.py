@@ -1,14 +1,16 @@
 """What the student is fed during training: an image at one of its levels."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fewstep.precond import Denoiser
 from trainer.draws import Draws
 from trainer.renoise import Drawn, LevelLists
+
+Generator = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [B, C, H, W], sigma [B], labels [B] -> outputs [B, C, H, W]
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ def noised(images: Tensor, drawn: Drawn, rng: Draws) -> Fed:
 
 
 @torch.no_grad()
-def simulated(student: Denoiser, lists: LevelLists, like: Tensor, labels: Tensor, rng: Draws) -> Fed:
+def simulated(student: Generator, lists: LevelLists, like: Tensor, labels: Tensor, rng: Draws) -> Fed:
     """Backward simulation (Yin et al. 2024, DMD2, Section 4.5): the student's own trajectory, stopped at a step.
 
     At sampling time every step after the first sees the student's output, not a real image; this feeds it that. One

@@ -21,7 +21,7 @@ from fewstep.card import CheckpointError
 from trainer.dataset import ImageSet
 from trainer.draws import Draws
 from trainer.ema import average_of, update_average
-from trainer.state import Parts, load_state, save_state
+from trainer.state import Parts, load_state, read_facts, save_state
 from trainer.world import agreed, averaged, rank, ranks
 
 
@@ -92,9 +92,10 @@ def train(
     parts = Parts({**method.networks, "average": average}, method.optimizers, generator)
     clock = Clock()
     if resume:
-        facts = load_state(out, parts)
-        if facts["identity"] != identity:
+        facts = read_facts(out)
+        if facts["identity"] != identity:  # said before the tensors are found not to fit
             raise CheckpointError(f"{out} was trained with other settings: {_differences(facts['identity'], identity)}")
+        load_state(out, parts)
         clock = Clock(facts["images"], facts["elapsed_s"])
         if rank():  # the stored generator is the first process's
             torch.manual_seed(config.seed + clock.images + rank())
@@ -108,7 +109,8 @@ def train(
         save(average, clock)
         save_state(out, parts, {"images": clock.images, "elapsed_s": clock.elapsed_s, "identity": identity})
 
-    writer = SummaryWriter(out / "events", purge_step=clock.images) if rank() == 0 else None
+    # What was logged after the last checkpoint will be logged again.
+    writer = SummaryWriter(out / "events", purge_step=clock.images + 1) if rank() == 0 else None
     bar = tqdm(
         total=1.0,
         initial=clock.progress(config),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from fewstep.network import UNetConfig
+from trainer.consistency import ConsistencyConfig
 from trainer.dataset import ImageSet
 from trainer.student import StudentConfig
 from trainer.teacher import TeacherConfig
@@ -17,6 +18,7 @@ class Recipe:
     network: UNetConfig  # resolution, channels and classes are taken from the data
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
+    consistency: ConsistencyConfig = ConsistencyConfig()
     batch: int = 64
     teacher_images: int = 1_000_000  # length of a run without --images or --budget
     student_images: int = 500_000

@@ -21,7 +21,7 @@ def diff_instruct(base: StudentConfig) -> StudentConfig:
 def dmd2(base: StudentConfig) -> StudentConfig:
     """Yin et al. 2024: re-noised anywhere, five auxiliary updates to one, adversarial term, the student's own inputs.
 
-    Its one list of four levels contains those of two and one steps, so it serves 1, 2 and 4.
+    It serves 1, 2 and 4 steps and is trained on their lists alike; the longest contains the levels of the others.
     """
     return replace(
         base,

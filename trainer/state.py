@@ -27,7 +27,7 @@ class Parts:
 
 
 def save_state(folder: Path, parts: Parts, facts: dict[str, Any]) -> None:
-    """facts: JSON-able values restored by `load_state`, such as the images seen."""
+    """facts: JSON-able values for `read_facts`, such as the images seen."""
     tensors = {
         f"net.{name}.{key}": value for name, net in parts.networks.items() for key, value in net.state_dict().items()
     }
@@ -41,16 +41,26 @@ def save_state(folder: Path, parts: Parts, facts: dict[str, Any]) -> None:
     write_atomically(folder / STATE_FILE, save_tensors(owned, metadata=metadata))
 
 
-def load_state(folder: Path, parts: Parts) -> dict[str, Any]:
-    """Restore every part in place and return the facts. Raises CheckpointError."""
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What `save_state` was told. Raises CheckpointError."""
     path = folder / STATE_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {STATE_FILE}: there is nothing to resume; start without --resume")
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
-            if facts.pop("format") != FORMAT:
-                raise CheckpointError(f"{path} was written by another version; start without --resume")
+        if facts.pop("format") != FORMAT:
+            raise CheckpointError(f"{path} was written by another version; start without --resume")
+    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is not a readable training state ({error}); start without --resume") from error
+    return facts
+
+
+def load_state(folder: Path, parts: Parts) -> None:
+    """Restore every part in place. Raises CheckpointError."""
+    path = folder / STATE_FILE
+    try:
+        with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, network in parts.networks.items():
             network.load_state_dict(_below(tensors, f"net.{name}."))
@@ -60,7 +70,6 @@ def load_state(folder: Path, parts: Parts) -> dict[str, Any]:
         torch.set_rng_state(tensors["rng.torch"])
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit this run ({error}); start without --resume") from error
-    return facts
 
 
 def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fewstep.network import UNet
+from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser, with_inputs
 from fewstep.schedule import MAX_STEPS, SIGMA_MAX
 from trainer.compute import Compute, runner
@@ -67,11 +67,11 @@ class Student:
 
     def __init__(
         self,
-        teacher: UNet,
+        teacher: NetworkModule,
         sigma_data: float,
         config: StudentConfig,
         compute: Compute,
-        start: UNet | None = None,  # a student to continue from
+        start: NetworkModule | None = None,  # a student to continue from
         endpoints: Endpoints | None = None,  # needed when config.warm > 0
     ) -> None:
         self.config, self.endpoints = config, endpoints
@@ -109,7 +109,7 @@ class Student:
         if progress < self.config.warm:
             return self.warm_up(len(images), progress, rng)
         fed = self.feed(images, labels, progress, rng)
-        generated = self.generator(fed.x, rng)(fed.x, fed.drawn.sigma, labels)
+        generated = self.generated(fed.x, fed.drawn.sigma, labels, rng)
         recovered = generated.detach()
 
         scalars: dict[str, Tensor] = {}
@@ -130,14 +130,15 @@ class Student:
     def feed(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> Fed:
         config = self.config
         if config.simulate and progress >= config.simulate_from and rng.shared() < config.simulate:
-            return simulated(self.generator(images, rng), self.lists, images, labels, rng)
+            return simulated(partial(self.generated, rng=rng), self.lists, images, labels, rng)
         return noised(images, self.levels.draw(len(images), config.top, rng), rng)
 
-    def generator(self, like: Tensor, rng: Draws) -> Denoiser:
-        """The student's denoiser; a posterior student is handed fresh noise to decide by."""
-        if self.config.objective == "marginal":
-            return self.student
-        return replace(self.student, network=with_inputs(self.student.network, image=rng.normal_like(like)))
+    def generated(self, x: Tensor, sigma: Tensor, labels: Tensor, rng: Draws) -> Tensor:
+        """The student's output [B, C, H, W]; a posterior student decides by noise that is fresh in every call."""
+        student = self.student
+        if self.config.objective == "posterior":
+            student = replace(student, network=with_inputs(student.network, image=rng.normal_like(x)))
+        return student(x, sigma, labels)
 
     def divergence_gradient(self, recovered: Tensor, labels: Tensor | None, fed: Fed, rng: Draws) -> Tensor:
         """The gradient [B, C, H, W] to descend at each output [B, C, H, W], judged at a level drawn for it."""
@@ -163,9 +164,10 @@ class Student:
     def warm_up(self, count: int, progress: float, rng: Draws) -> dict[str, Tensor]:
         """Pseudo-Huber regression (Song & Dhariwal 2024, Eq. 7) of the top level on teacher endpoints."""
         assert self.endpoints is not None, "a warm start needs endpoints"
-        x, labels, images = self.endpoints.draw(count, rng)
+        noise, labels, images = self.endpoints.draw(count, rng)
+        x = self.config.sigma_max * noise
         sigma = torch.full((count,), self.config.sigma_max, device=x.device)
-        generated = self.generator(x, rng)(x, sigma, labels)
+        generated = self.generated(x, sigma, labels, rng)
         bend = 0.00054 * images[0].numel() ** 0.5
         squared = (generated - images).square().sum(dim=(1, 2, 3))
         loss = ((squared + bend**2).sqrt() - bend).mean()

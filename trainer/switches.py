@@ -48,7 +48,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 
 def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     """The configuration with these switches set. Raises SwitchError when one has no effect without another."""
-    switches = dict(switches)
+    named, switches = frozenset(switches), dict(switches)
     adversary, optimiser, auxiliary = config.adversary, config.adam, config.auxiliary_adam
     if "gan" in switches:
         adversary = replace(adversary, weight=switches.pop("gan"))
@@ -60,14 +60,19 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
         rate = switches.pop("auxiliary_lr")
         auxiliary, adversary = replace(auxiliary, lr=rate), replace(adversary, adam=replace(adversary.adam, lr=rate))
     changed = replace(config, **switches, adversary=adversary, adam=optimiser, auxiliary_adam=auxiliary)
-    if "alpha" in switches and changed.loss != "sid":
+    if "alpha" in named and changed.loss != "sid":
         raise SwitchError("--alpha belongs to the SiD loss; add --loss sid")
-    if "simulate_from" in switches and not changed.simulate:
+    if "simulate_from" in named and not changed.simulate:
         raise SwitchError("--simulate-from has no effect without --simulate")
-    if changed.adversary.start and not changed.adversary.weight:
+    if "gan_from" in named and not adversary.weight:
         raise SwitchError("--gan-from has no effect without --gan")
+    if not adversary.weight >= 0:  # nan is not, either
+        raise SwitchError(f"--gan must not be negative, but it is {adversary.weight:g}; 0 switches it off")
     if changed.auxiliary_updates < 1:
         raise SwitchError(f"--auxiliary-updates must be at least 1, not {changed.auxiliary_updates}")
+    for flag, rate in (("--lr", optimiser.lr), ("--auxiliary-lr", auxiliary.lr)):
+        if not rate > 0:
+            raise SwitchError(f"{flag} must be positive, not {rate:g}")
     return changed
 
 

@@ -63,7 +63,7 @@ def agreed(elapsed_s: float, stop: bool, device: torch.device) -> tuple[float, b
 
 def averaged(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
     """Means over all processes."""
-    if ranks() == 1:
+    if ranks() == 1 or not scalars:
         return scalars
     values = torch.stack([value.detach().float() for value in scalars.values()])
     dist.all_reduce(values)

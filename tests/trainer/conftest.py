@@ -1,0 +1,33 @@
+"""Fixtures for the trainer's tests: 8x8 images, a recipe that trains in a second, a teacher made with it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.tiny import TINY_RECIPE, run_options
+from trainer import commands
+from trainer.dataset import ImageSet
+
+
+@pytest.fixture(scope="session")
+def thumbnails(fashion_2000: ImageSet) -> ImageSet:
+    """2,000 8x8 thumbnails of Fashion-MNIST."""
+    images = fashion_2000.images.reshape(-1, 8, 4, 8, 4, 1).mean(axis=(2, 4)).round().astype("uint8")
+    return replace(fashion_2000, images=images)
+
+
+@pytest.fixture
+def tiny_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands train a tiny network, whichever recipe is named."""
+    monkeypatch.setattr(commands, "recipe", lambda name: TINY_RECIPE)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(thumbnails: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny teacher that has seen 16 thumbnails."""
+    folder = tmp_path_factory.mktemp("tiny") / "teacher"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "recipe", lambda name: TINY_RECIPE)
+        commands.train_teacher(run_options(folder, images=16), thumbnails)
+    return folder

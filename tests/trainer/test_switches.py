@@ -1,0 +1,145 @@
+"""The command line's switches: each sets what it names, contradictions are said, a resumed run has to repeat them."""
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewstep.card import CheckpointError, read_card
+from tests.trainer.tiny import TINY_RECIPE, run_options
+from trainer import commands
+from trainer.commands import Distillation, train_student
+from trainer.dataset import ImageSet
+from trainer.student import StudentConfig
+from trainer.switches import SwitchError, add_switches, given, switched
+
+# flag -> the fields it sets, and nothing else
+SETS: dict[str, dict[str, Any]] = {
+    "--renoise tied": {"renoise": "tied"},
+    "--levels continuous": {"levels": "continuous"},
+    "--loss sid": {"loss": "sid"},
+    "--loss sid --alpha 0.5": {"loss": "sid", "alpha": 0.5},
+    "--weight one": {"weight": "one"},
+    "--objective posterior": {"objective": "posterior"},
+    "--auxiliary-sees-level": {"auxiliary_sees_level": True},
+    "--auxiliary-updates 3": {"auxiliary_updates": 3},
+    "--auxiliary-first 0.1": {"auxiliary_first": 0.1},
+    "--simulate 0.4": {"simulate": 0.4},
+    "--simulate 0.4 --simulate-from 0.2": {"simulate": 0.4, "simulate_from": 0.2},
+    "--warm 0.1": {"warm": 0.1},
+    "--gan 0.003": {"adversary.weight": 0.003},
+    "--gan 0.003 --gan-from 0.3": {"adversary.weight": 0.003, "adversary.start": 0.3},
+    "--lr 0.001": {"adam.lr": 0.001},
+    "--auxiliary-lr 0.002": {"auxiliary_adam.lr": 0.002, "adversary.adam.lr": 0.002},
+}
+
+OWN = {"weight": "one", "gan": 0.001, "auxiliary_lr": 0.002}  # of the run that is resumed below
+SAME = ("--renoise tied", "--weight one", "--auxiliary-lr 0.002")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(exit_on_error=False)
+    add_switches(made)
+    return made
+
+
+def parsed(line: str) -> dict[str, Any]:
+    return given(parser().parse_args(line.split()))
+
+
+def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for name, value in fields.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+@pytest.mark.parametrize("line", SETS)
+@pytest.mark.parametrize("base", [StudentConfig(), StudentConfig(alpha=0.7, floor=0.1, steps=(1, 4))])
+def test_a_switch_sets_what_it_names_and_nothing_else(line, base):
+    before, after = flat(asdict(base)), flat(asdict(switched(base, parsed(line))))
+    assert {name: value for name, value in after.items() if value != before[name]} == SETS[line]
+
+
+def test_every_switch_is_in_the_table():
+    flags = {option for action in parser()._actions for option in action.option_strings} - {"-h", "--help", "--method"}
+    assert flags == {word for line in SETS for word in line.split() if word.startswith("--")}
+
+
+def test_without_switches_the_recipe_stands():
+    base = StudentConfig(simulate=0.2, adversary=replace(StudentConfig().adversary, start=0.3))
+    assert parsed("") == {} and switched(base, {}) == base
+
+
+def test_a_switch_can_say_what_the_recipe_says_already():
+    assert switched(StudentConfig(), parsed("--loss kl --renoise hybrid --gan 0")) == StudentConfig()
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--alpha 0.5", "--alpha belongs to the SiD loss; add --loss sid"),
+        ("--simulate-from 0.2", "--simulate-from has no effect without --simulate"),
+        ("--simulate 0 --simulate-from 0.2", "--simulate-from has no effect without --simulate"),
+        ("--gan-from 0.2", "--gan-from has no effect without --gan"),
+        ("--gan-from 0", "--gan-from has no effect without --gan"),
+        ("--gan -0.1", "--gan must not be negative"),
+        ("--gan nan", "--gan must not be negative"),
+        ("--auxiliary-updates 0", "--auxiliary-updates must be at least 1, not 0"),
+        ("--lr 0", "--lr must be positive, not 0"),
+        ("--auxiliary-lr -1", "--auxiliary-lr must be positive, not -1"),
+    ],
+)
+def test_contradictions_are_refused_in_a_sentence(line, sentence):
+    with pytest.raises(SwitchError, match=sentence):
+        switched(StudentConfig(), parsed(line))
+
+
+@pytest.mark.parametrize("line", ["--warm 2", "--simulate -0.1", "--auxiliary-first nan", "--gan-from half"])
+def test_a_share_is_between_zero_and_one(line):
+    with pytest.raises(argparse.ArgumentError, match="is not a share between 0 and 1"):
+        parsed(line)
+
+
+@pytest.fixture(scope="module")
+def trained(thumbnails: ImageSet, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student run of one update with three switches."""
+    out = tmp_path_factory.mktemp("switches") / "student"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commands, "recipe", lambda name: TINY_RECIPE)
+        assert train_student(run_options(out, images=8), thumbnails, Distillation(tiny_teacher, "tied", OWN))
+    return out
+
+
+@pytest.mark.usefixtures("tiny_recipe")
+@pytest.mark.parametrize("line", [*(line for line in SETS if line not in SAME), "--gan 0"])
+def test_a_run_is_not_resumed_with_another_switch(line, thumbnails, tiny_teacher, trained):
+    request = Distillation(tiny_teacher, "tied", OWN | parsed(line))
+    changed = {name.partition(".")[0] for name in SETS.get(line, {"adversary": 0})}
+    with pytest.raises(CheckpointError, match="trained with other settings") as refused:
+        train_student(run_options(trained, resume=True), thumbnails, request)
+    assert all(f"{name} was " in str(refused.value) for name in changed)
+
+
+@pytest.mark.usefixtures("tiny_recipe")
+def test_a_run_is_resumed_with_the_same_switches(thumbnails, tiny_teacher, trained):
+    request = Distillation(tiny_teacher, "tied", OWN | {"renoise": "tied"})  # said twice is said once
+    assert train_student(run_options(trained, images=8, resume=True), thumbnails, request)
+
+
+@pytest.mark.usefixtures("tiny_recipe")
+def test_a_run_is_not_resumed_as_another_method_or_from_another_start(thumbnails, tiny_teacher, trained):
+    dpdm = Distillation(tiny_teacher, "dpdm", OWN | {"renoise": "tied"})  # the same settings under another name
+    with pytest.raises(CheckpointError, match="method was tied, now dpdm"):
+        train_student(run_options(trained, images=8, resume=True), thumbnails, dpdm)
+    other = Distillation(tiny_teacher, "tied", OWN, start=trained)
+    with pytest.raises(CheckpointError, match="start was None, now"):
+        train_student(run_options(trained, images=8, resume=True), thumbnails, other)
+
+
+def test_the_card_says_how_it_was_trained(trained):
+    training = read_card(trained).training
+    assert (training["method"], training["renoise"], training["weight"]) == ("tied", "tied", "one")
+    assert training["adversary"]["weight"] == 0.001 and training["auxiliary_adam"]["lr"] == 0.002

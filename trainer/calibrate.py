@@ -1,0 +1,190 @@
+"""`python -m trainer calibrate`: after training, the levels at which a student's images are closest to the data.
+
+    python -m trainer calibrate --model runs/student --teacher runs/teacher --data photos.zip
+
+Training serves all levels; which of them k calls are best spent on is a small search afterwards. Closeness is the
+Fréchet distance in the teacher's own features. Every list is judged on the same seeds, so the search sees a smooth
+function and not sampling noise; what it finds is kept only if it is better on seeds it has not seen.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fewstep.card import CARD_FILE, Card, CheckpointError, card_to_json, read_card, write_atomically
+from fewstep.checkpoint import load_denoiser
+from trainer.compute import Compute, default_device, runner
+from trainer.data import load_recipe_dataset
+from trainer.dataset import DataError, ImageSet, read_image_set
+from trainer.level_search import Levels, Objective, SearchConfig, Trial, calibrated, evaluations
+from trainer.runs import check_match
+from trainer.teacher_space import TeacherSpace, evenly
+from trainer.trajectories import objective
+
+FIRST_SEED = 2**33  # far from the seeds of evaluations (0 ..) and of stored endpoints (2^32 ..)
+HELD_OUT = 4  # ranges of seeds that the search does not see
+CACHE = Path("runs/data")
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    images: int = 1000  # per list and range of seeds
+    seed: int = 0  # another one: other seeds
+    search: SearchConfig = SearchConfig()
+
+    @property
+    def ranges(self) -> list[range]:
+        """Seeds of the search, then of each held-out check."""
+        first = FIRST_SEED + self.seed * (1 + HELD_OUT) * self.images
+        return [range(first + i * self.images, first + (i + 1) * self.images) for i in range(1 + HELD_OUT)]
+
+
+def calibrate(
+    model: Path, teacher: Path, data: ImageSet, steps: Sequence[int], config: CalibrationConfig, compute: Compute
+) -> dict[int, Trial]:
+    """Search the levels of each of `steps` (none: all above 1) and write those that are better into the model's card.
+
+    The card is written after every step count, so an interrupt loses only the one being searched; then fewer trials
+    come back than step counts went in. The weights are not touched.
+    Raises CheckpointError or DataError when model, teacher, data and steps do not belong together.
+    """
+    denoiser, card = load_denoiser(model, compute.device)
+    judge, parent = load_denoiser(teacher, compute.device)
+    check_parent(card, parent, model, teacher)
+    check_match(parent, data, teacher)
+    planned = {k: evaluations(k, k, config.search) + 2 * HELD_OUT for k in searchable(card, steps, model)}
+    space = TeacherSpace.of(judge, data)
+    student = replace(denoiser, network=runner(denoiser.network, compute))  # pyright: ignore[reportArgumentType]
+    labels = data.labels[evenly(len(data.images), config.images)]  # classes as frequent as in the data
+    facts = {
+        "space": f"spatial means of the teacher's innermost features at sigma {space.sigma}",
+        "teacher": parent.weights,
+        "data": data.sha256(),
+        "images": config.images,
+        "seeds": [[seeds.start, seeds.stop - 1] for seeds in config.ranges],
+    }
+    trials: dict[int, Trial] = {}
+    with tqdm(total=sum(planned.values()), unit="list") as bar:
+
+        def shown(objective: Objective) -> Objective:
+            def counted(levels: Levels) -> float:
+                value = objective(levels)
+                bar.update()
+                bar.set_postfix_str(f"k={len(levels)}  distance {value:.4g}", refresh=False)
+                return value
+
+            return counted
+
+        objectives = [shown(objective(student, card, space, labels, seeds, compute.device)) for seeds in config.ranges]
+        for k in planned:
+            try:
+                trials[k] = calibrated(objectives, card.levels[k], card.levels.get(k - 1), config.search)
+            except KeyboardInterrupt:
+                break
+            card = recorded(card, k, trials[k], facts)
+            write_atomically(model / CARD_FILE, card_to_json(card).encode())
+            bar.update(sum(planned[done] for done in trials) - bar.n)  # some lists were known or had no room
+    return trials
+
+
+def recorded(card: Card, k: int, trial: Trial, facts: dict[str, Any]) -> Card:
+    """The card with what was tried in its training notes, and the found levels if they were accepted.
+
+    Metrics of k calls were measured at the levels before, so they go.
+    """
+    notes = {**card.training.get("calibration", {}), str(k): {**facts, **asdict(trial)}}
+    card = replace(card, training={**card.training, "calibration": notes})
+    if not trial.accepted:
+        return card
+    without = lambda metric: {n: v for n, v in metric.items() if n != str(k)} if isinstance(metric, dict) else metric  # noqa: E731
+    return replace(
+        card,
+        levels={**card.levels, k: trial.found},
+        metrics={name: without(metric) for name, metric in card.metrics.items()},
+    )
+
+
+def check_parent(card: Card, parent: Card, model: Path, teacher: Path) -> None:
+    """Refuse what is not a student of this very teacher."""
+    if card.role != "student":
+        raise CheckpointError(f"{model} is a {card.role}; only a student has levels to calibrate")
+    if parent.role != "teacher" or card.parent != parent.weights:
+        raise CheckpointError(
+            f"{model} was not distilled from {teacher} (its card names the teacher {str(card.parent)[:12]}..., "
+            f"that one is {parent.weights[:12]}...); give --teacher the folder it was distilled from"
+        )
+
+
+def searchable(card: Card, steps: Sequence[int], model: Path) -> list[int]:
+    """The step counts to search, ascending: those asked for, or all. One call has no level below the top."""
+    possible = [k for k in sorted(card.levels) if k > 1]
+    if impossible := sorted(set(steps) - set(possible)):
+        raise CheckpointError(
+            f"{model} has no levels to search for {', '.join(map(str, impossible))} calls; choose --steps from "
+            f"{', '.join(map(str, possible)) or 'none: it serves one call only'}"
+        )
+    return sorted(set(steps)) or possible
+
+
+def describe(trials: dict[int, Trial]) -> str:
+    """A line for every step count, for people."""
+    lines = [f"{'k':>2}  {'searched':>16}  {'held out':>16}  levels"]
+    for k, trial in trials.items():
+        held_out = f"{np.mean(trial.held_out_before):.4g} -> {np.mean(trial.held_out_after):.4g}"
+        verdict = "" if trial.accepted else "  not better on unseen seeds: not kept"
+        found = ", ".join(f"{sigma:.3g}" for sigma in trial.found)
+        lines.append(f"{k:>2}  {f'{trial.before:.4g} -> {trial.after:.4g}':>16}  {held_out:>16}  {found}{verdict}")
+    return "\n".join(lines)
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Register `calibrate`. It sets `run`: a function of the parsed arguments that returns the exit status."""
+    parser = subparsers.add_parser(
+        "calibrate", help="find better levels for a trained student", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the student; its card is rewritten")
+    parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="what it was distilled from")
+    parser.add_argument("--data", type=Path, metavar="ZIP", help="real images (default: the recipe's)")
+    parser.add_argument("--recipe", metavar="NAME", help="where they come from (default: the one in the card)")
+    parser.add_argument("--images", type=int, default=1000, metavar="N", help="generated for every list (default 1000)")
+    parser.add_argument(
+        "--steps", type=_counts, default=(), metavar="2,3,...", help="only these (default: all above 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another one: other seeds for the images")
+    parser.add_argument("--compile", action="store_true", help="worth a minute for long searches")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
+    parser.set_defaults(run=_run)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of step counts; write 2,3,4") from None
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.images < 2 or args.seed < 0:
+        raise DataError("--images must be at least 2 and --seed not negative")
+    name = args.recipe or read_card(args.model).training.get("recipe", "")
+    data = read_image_set(args.data) if args.data else load_recipe_dataset(name, CACHE)
+    compute = Compute(args.device or default_device(), "fp32", args.compile)
+    trials = calibrate(args.model, args.teacher, data, args.steps, CalibrationConfig(args.images, args.seed), compute)
+    print(describe(trials))
+    if any(trial.accepted for trial in trials.values()):
+        print(
+            f"wrote the levels into {args.model / CARD_FILE}. An engine carries a copy of them, so export it again:\n"
+        )
+        print(f"    python -m export --model {args.model} --out {args.model / 'engine'}")
+    if set(trials) != set(searchable(read_card(args.model), args.steps, args.model)):
+        print("interrupted; what is listed is kept", file=sys.stderr)
+        return INTERRUPTED
+    return 0

@@ -1,0 +1,123 @@
+"""Search for a student's levels: which sigmas make the best images with k calls. The objective is any function of them.
+
+The first level stays. The others are moved one at a time, high to low, by golden-section search in ln sigma, first in a
+wide window and then in a narrower one (Song et al. 2023, Section 3, choose the levels of a consistency model so).
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+Levels = tuple[float, ...]
+Objective = Callable[[Levels], float]  # lower is better
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    lowest: float = 0.02  # no level below: calls there change nothing a viewer can see
+    ratio: float = 1.1  # neighbouring levels differ at least by this factor
+    windows: tuple[float, ...] = (4.0, 2.0)  # one sweep over all levels each: how far one may move, as a factor
+    tries: int = 7  # values of one level tried in one window
+
+
+class Found(NamedTuple):
+    levels: Levels
+    value: float
+
+
+def search(objective: Objective, starts: Iterable[Levels], config: SearchConfig = SearchConfig()) -> Found:
+    """The best list found, and its objective. Begins at the best of `starts`, and is never worse than that."""
+    best = min((Found(levels, objective(levels)) for levels in starts), key=lambda found: found.value)
+    for window in config.windows:
+        for index in range(1, len(best.levels)):
+            best = move_level(objective, best, index, window, config)
+    return best
+
+
+def evaluations(steps: int, starts: int, config: SearchConfig) -> int:
+    """How often `search` asks for the objective, at most."""
+    return starts + len(config.windows) * (steps - 1) * config.tries
+
+
+def insertions(levels: Levels, config: SearchConfig = SearchConfig()) -> list[Levels]:
+    """The lists with one level more: in the middle (of ln sigma) of each gap, and of the one below the last."""
+    room = [
+        (index, math.sqrt(above * below))
+        for index, (above, below) in enumerate(pairwise((*levels, config.lowest)), start=1)
+        if above > config.ratio**2 * below
+    ]
+    return [(*levels[:index], middle, *levels[index:]) for index, middle in room]
+
+
+def move_level(objective: Objective, best: Found, index: int, window: float, config: SearchConfig) -> Found:
+    """`best`, or a better list that differs from it in one level, which has moved by a factor of `window` at most."""
+    levels = best.levels
+    below = config.ratio * levels[index + 1] if index + 1 < len(levels) else config.lowest
+    low = max(levels[index] / window, below)
+    high = min(levels[index] * window, levels[index - 1] / config.ratio)
+    if low >= high:
+        return best
+
+    def at(log_sigma: float) -> Levels:
+        return (*levels[:index], math.exp(log_sigma), *levels[index + 1 :])
+
+    log_sigma, value = golden_section(lambda x: objective(at(x)), math.log(low), math.log(high), config.tries)
+    return Found(at(log_sigma), value) if value < best.value else best
+
+
+def golden_section(function: Callable[[float], float], low: float, high: float, tries: int) -> tuple[float, float]:
+    """The best point found in [low, high], and its value, after `tries` >= 2 evaluations (Kiefer 1953).
+
+    Finds the minimum of a function that has only one; each try after the second shrinks the bracket to 0.618 of it.
+    """
+    share = (math.sqrt(5) - 1) / 2
+    left, right = high - share * (high - low), low + share * (high - low)
+    at_left, at_right = function(left), function(right)
+    best = min((at_left, left), (at_right, right))
+    for _ in range(tries - 2):
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - share * (high - low)
+            at_left = function(left)
+            best = min(best, (at_left, left))
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + share * (high - low)
+            at_right = function(right)
+            best = min(best, (at_right, right))
+    return best[1], best[0]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the search found for one step count. Distances are in the teacher's features."""
+
+    start: Levels
+    found: Levels
+    accepted: bool
+    before: float  # of `start`, on the seeds of the search
+    after: float  # of `found`
+    held_out_before: tuple[float, ...]  # the same, one for each held-out range
+    held_out_after: tuple[float, ...]
+
+
+def calibrated(
+    objectives: Sequence[Objective], start: Levels, shorter: Levels | None, config: SearchConfig = SearchConfig()
+) -> Trial:
+    """Search on objectives[0], check on the others. `shorter`, a list with one level less, gives further starts."""
+    searched = functools.cache(objectives[0])
+    starts = [start, *(insertions(shorter, config) if shorter and shorter[0] == start[0] else ())]
+    found = search(searched, starts, config)
+    before, after = (tuple(check(levels) for check in objectives[1:]) for levels in (start, found.levels))
+    return Trial(start, found.levels, gained(before, after), searched(start), found.value, before, after)
+
+
+def gained(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether the mean gain exceeds two of its standard errors; the same seeds made both sides of each pair."""
+    gains = np.subtract(before, after)
+    return bool(gains.mean() > 2 * gains.std(ddof=1) / len(gains) ** 0.5)
