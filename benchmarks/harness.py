@@ -91,13 +91,14 @@ def write_result(path: Path, name: str, settings: dict[str, Any], rows: list[dic
 
 def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
     """A text table of some columns, {key: heading}; numbers to three significant digits."""
-    cells = [list(columns.values())] + [[_cell(row.get(key)) for key in columns] for row in rows]
+    cells = [list(columns.values())] + [[cell_text(row.get(key)) for key in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     text = ["  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True)) for line in cells]
     return "\n".join([text[0], "  ".join("-" * width for width in widths), *text[1:]])
 
 
-def _cell(value: Any) -> str:
+def cell_text(value: Any) -> str:
+    """A table's text for a value: numbers to three significant digits, thousands whole, None as a dash."""
     if value is None:
         return "-"
     return (

@@ -1,0 +1,258 @@
+"""The switches of DPDM, one at a time: how much each changes the distance to the data, over three seeds.
+
+    python benchmarks/ablation.py                             # resumable: every finished run stays in --work
+    python benchmarks/ablation.py --only base tied sid-1      # train these now; the table shows all that is there
+    python benchmarks/ablation.py --smoke                     # seconds; proves that it runs
+
+Handwritten digits of 8x8 pixels (scikit-learn), one teacher for all; every variant sees as many training images from
+the same start. The distance is Fréchet's, in the features of a small classifier of these digits, at k = 1, 2, 4 and 8
+calls; its floor is that of as many real held-out digits. Prints a table, writes JSON and a plot.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from benchmarks.ablation_plot import draw_ablation
+from benchmarks.ablation_table import STEPS, Row, compose, printed
+from benchmarks.digit_features import Yardstick, load_digit_sets, make_yardstick
+from benchmarks.harness import ROOT, write_result
+from fewstep.card import Card, CheckpointError, write_atomically
+from fewstep.checkpoint import load_denoiser, network_config, save_checkpoint
+from fewstep.latent import with_latent
+from fewstep.network import UNet, UNetConfig
+from fewstep.noise_torch import latent_for, noise_for
+from fewstep.pixels import Pixels, from_pixels, to_pixels
+from fewstep.precond import Denoiser
+from fewstep.samplers import sample_dpdm
+from trainer.artifacts import describe
+from trainer.compute import Compute
+from trainer.dataset import DataError, ImageSet, sigma_data
+from trainer.draws import Draws
+from trainer.ema import average_of, update_average
+from trainer.endpoints import Endpoints, load_or_make
+from trainer.loop import Method
+from trainer.recipes import fitted
+from trainer.renoise import served_lists
+from trainer.student import Student, StudentConfig
+from trainer.teacher import Teacher, TeacherConfig
+
+INTERRUPTED = 130
+COMPUTE = Compute("cpu", "fp32")  # graphs of so small a network take longer to compile than to train
+SMALL = UNetConfig(resolution=8, width=32, mult=(1, 2), blocks=1, patch=2)
+BASE = StudentConfig()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all runs share."""
+
+    images: int = 40_960  # training images of a student
+    teacher_images: int = 204_800
+    batch: int = 64
+    generated: int = 599  # images behind a distance: as many as are held out, so that the floor is at the same N
+    network: UNetConfig = SMALL
+
+
+SMOKE = Plan(images=128, teacher_images=640, generated=60, network=replace(SMALL, width=16, mult=(1,)))
+
+
+def variants(base: StudentConfig = BASE) -> dict[str, StudentConfig]:
+    """Every switch, thrown alone."""
+    return {
+        "base": base,
+        "tied": replace(base, renoise="tied"),
+        "independent": replace(base, renoise="independent"),
+        "subinterval": replace(base, renoise="subinterval"),
+        "lognormal": replace(base, renoise="lognormal"),
+        "continuous-levels": replace(base, levels="continuous"),
+        "auxiliary-sees-level": replace(base, auxiliary_sees_level=True),
+        "weight-one": replace(base, weight="one"),
+        "sid-0.5": replace(base, loss="sid", alpha=0.5),
+        "sid-1": replace(base, loss="sid", alpha=1.0),
+        "auxiliary-x5": replace(base, auxiliary_updates=5),
+        "simulate-late": replace(base, simulate=0.3, simulate_from=0.5),
+        "gan": replace(base, adversary=replace(base.adversary, weight=3e-3, start=0.3)),
+        "warm-start": replace(base, warm=0.1, warm_pairs=1024),
+        "posterior": replace(base, objective="posterior"),
+    }
+
+
+@dataclass(frozen=True)
+class World:
+    """The teacher, what it was trained on, and the yardstick: kept in one work folder, shared by all runs."""
+
+    work: Path
+    plan: Plan
+    data: ImageSet
+    teacher: Denoiser  # around a UNet
+    card: Card
+    yardstick: Yardstick
+
+
+def make_world(work: Path, plan: Plan) -> World:
+    """Teacher and yardstick of `work`, trained and stored there first if it is empty.
+
+    Raises CheckpointError when the teacher there is another plan's, DataError without scikit-learn.
+    """
+    data, held_out = load_digit_sets()
+    folder, settings = work / "teacher", {"images": plan.teacher_images, "batch": plan.batch}
+    config = fitted(plan.network, data)
+    if not folder.exists():
+        torch.manual_seed(0)
+        network, deviation = UNet(config), sigma_data(data.images)
+        average = fit(Teacher(network, deviation, TeacherConfig(), COMPUTE), data, plan.teacher_images, plan.batch, 0)
+        card = Card("teacher", describe(network), deviation, "", data.provenance(), data.class_names, training=settings)
+        save_checkpoint(folder, average.state_dict(), card)
+    teacher, card = load_denoiser(folder)
+    if card.training != settings or network_config(card) != config:
+        raise CheckpointError(f"{folder} was trained with other settings; choose another --work, or delete {work}")
+    return World(work, plan, data, teacher, card, make_yardstick(work, data, held_out))
+
+
+def fit(method: Method, data: ImageSet, images: int, batch: int, seed: int) -> UNet:
+    """Train on `images` images drawn from the data; returns the averaged weights."""
+    network = method.networks[method.served]
+    average = average_of(network)
+    rng, order = Draws(torch.Generator().manual_seed(seed)), np.random.default_rng(seed)
+    pixels, labels = torch.from_numpy(from_pixels(data.images)), torch.from_numpy(data.labels).long()
+    for seen in tqdm(range(0, images, batch), desc=method.served, unit="update", leave=False):
+        index = torch.from_numpy(order.integers(len(pixels), size=batch))
+        method.update(pixels[index], labels[index], seen / images, rng)
+        update_average(average, network, batch, seen + batch, method.ema_halflife)
+    assert isinstance(average, UNet)
+    return average
+
+
+def run(world: World, config: StudentConfig, seed: int) -> dict[str, Any]:
+    """Train and judge one student: {"seconds": of training, "distance": {k: value, or None if it diverged}}."""
+    plan, sigma = world.plan, world.teacher.sigma_data
+    assert isinstance(world.teacher.network, UNet)
+    endpoints = stored_endpoints(world, config.warm_pairs) if config.warm else None
+    torch.manual_seed(seed)  # the adversarial head's weights
+    began = time.perf_counter()
+    student = Student(world.teacher.network, sigma, config, COMPUTE, endpoints=endpoints)
+    average = fit(student, world.data, plan.images, plan.batch, seed)
+    seconds = time.perf_counter() - began
+    seeds = range(seed * plan.generated, (seed + 1) * plan.generated)
+    lists = dict(zip(config.steps, served_lists(config.steps, config.sigma_min, config.sigma_max), strict=True))
+    distance: dict[str, float | None] = {}
+    for k in STEPS:
+        pixels = sampled(average, sigma, lists[k], seeds)
+        distance[str(k)] = None if pixels is None else world.yardstick.distance(pixels)
+    return {"seconds": seconds, "distance": distance}
+
+
+def stored_endpoints(world: World, pairs: int) -> Endpoints:
+    return load_or_make(world.work, world.teacher, world.card.weights, pairs, world.card.image_shape, COMPUTE.device)
+
+
+@torch.no_grad()
+def sampled(network: UNet, sigma_data: float, levels: tuple[float, ...], seeds: range) -> Pixels | None:
+    """uint8 [N, 8, 8, 1] of these seeds, classes in turn; None if the network returns no numbers any more."""
+    config = network.config
+    shape = (config.channels, config.resolution, config.resolution)
+    labels = torch.tensor(seeds) % config.classes
+    latent = latent_for(seeds, (config.extra, *shape[1:]))
+    bound = with_latent(Denoiser(network, sigma_data, config.classes), latent, labels)
+    images = sample_dpdm(bound, noise_for(seeds, shape), levels).images
+    return to_pixels(images.numpy()) if torch.isfinite(images).all() else None
+
+
+def stored(world: World, name: str, config: StudentConfig, seed: int) -> dict[str, Any] | None:
+    """The result of a finished run. Raises CheckpointError when it was made with other settings."""
+    path = result_path(world, name, seed)
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    if result["identity"] != identity(world, config, seed):
+        raise CheckpointError(f"{path} was made with other settings; choose another --work, or delete it")
+    return result
+
+
+def store(world: World, name: str, config: StudentConfig, seed: int, result: dict[str, Any]) -> None:
+    content = {"variant": name, "seed": seed, **result, "identity": identity(world, config, seed)}
+    write_atomically(result_path(world, name, seed), json.dumps(content, indent=2, allow_nan=False).encode())
+
+
+def result_path(world: World, name: str, seed: int) -> Path:
+    return world.work / "runs" / f"{name}-{seed}.json"
+
+
+def identity(world: World, config: StudentConfig, seed: int) -> dict[str, Any]:
+    """All that a run's figures depend on, as JSON gives it back."""
+    facts = {
+        "plan": asdict(world.plan),
+        "settings": asdict(config),
+        "seed": seed,
+        "teacher": world.card.weights,
+        "yardstick": world.yardstick.sha256,
+    }
+    return json.loads(json.dumps(facts))
+
+
+def measure(world: World, wanted: list[str], seeds: range) -> list[Row]:
+    """Run what is missing of the wanted variants; the rows are of everything the work folder holds."""
+    known = variants()
+    missing = [(name, seed) for seed in seeds for name in wanted if stored(world, name, known[name], seed) is None]
+    for name, seed in tqdm(missing, desc="ablation", unit="run"):
+        store(world, name, known[name], seed, run(world, known[name], seed))
+    found = {
+        name: [result for seed in seeds if (result := stored(world, name, config, seed))]
+        for name, config in known.items()
+    }
+    return compose({name: results for name, results in found.items() if results})
+
+
+def main() -> int:
+    args = _arguments()
+    plan = SMOKE if args.smoke else Plan()
+    plan = replace(plan, generated=args.images or plan.generated)
+    with tempfile.TemporaryDirectory() as scratch:
+        work = args.work or (Path(scratch) if args.smoke else ROOT / "build" / "ablation")
+        try:
+            world = make_world(work, plan)
+            rows = measure(world, args.only or list(variants()), range(args.seeds))
+        except (CheckpointError, DataError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"interrupted; the finished runs are in {work}, and the same command goes on", file=sys.stderr)
+            return INTERRUPTED
+    floor = world.yardstick.floor(plan.generated)
+    print(printed(rows, floor, plan.generated))
+    facts = {"floor": floor, "classifier_accuracy": world.yardstick.accuracy, "teacher": world.card.weights}
+    settings = {**json.loads(json.dumps(asdict(plan))), "seeds": args.seeds, "steps": list(STEPS)}
+    write_result(args.out, "ablation", settings, [asdict(row) for row in rows], **facts)
+    draw_ablation(rows, floor, args.out.with_suffix(".png"))
+    print(f"\nwrote {args.out} and {args.out.with_suffix('.png')}")
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, metavar="DIR", help="finished runs (default: build/ablation)")
+    parser.add_argument("--only", nargs="+", choices=list(variants()), metavar="NAME", help=", ".join(variants()))
+    parser.add_argument("--seeds", type=int, default=3, help="runs of every variant (default 3)")
+    parser.add_argument("--images", type=int, metavar="N", help="generated for every distance (default 599)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "ablation.json", help="JSON; the PNG lies beside it"
+    )
+    parser.add_argument("--smoke", action="store_true", help="two variants, two updates each")
+    args = parser.parse_args()
+    if args.smoke and not args.only:
+        args.only, args.seeds = ["base", "tied"], 2
+    return args
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

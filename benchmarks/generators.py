@@ -1,0 +1,111 @@
+"""A checkpoint as something that makes images: through its exported engine, or through PyTorch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.engine import load_engine
+from export.manifest import ENGINE_FILE
+from fewstep.card import CheckpointError, Levels
+from fewstep.latent import latent_shape, with_latent
+from fewstep.noise import latent_for, noise_for
+from fewstep.pixels import to_pixels
+from fewstep.precond import Array, Denoiser
+from fewstep.samplers import BoundDenoiser, Noise, Sample
+
+Backend = Literal["engine", "torch"]
+
+
+class Batch(NamedTuple):
+    pixels: NDArray[np.uint8]  # [n, H, W, C]
+    nfe: int  # network calls per image
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A network that is ready to be sampled."""
+
+    checkpoint: str  # sha256 of its weights
+    backend: Backend
+    denoiser: Denoiser
+    image_shape: tuple[int, int, int]  # (C, H, W)
+    latent_shape: tuple[int, int, int]  # (extra, H, W); extra is 0 unless it is a posterior student
+    class_names: tuple[str, ...]
+    levels: Levels  # empty for a teacher
+    to_array: Callable[[NDArray], Array]  # numpy -> what the denoiser takes
+    to_numpy: Callable[[Array], NDArray]
+
+    def labels(self, seeds: Sequence[int]) -> NDArray[np.int64] | None:
+        """The class of every seed's image: classes in turn. None where there are none."""
+        return np.array(seeds) % len(self.class_names) if self.class_names else None
+
+    def sample(
+        self, sampler: Callable[..., Sample], sigmas: Sequence[float], seeds: Sequence[int], size: int
+    ) -> Iterator[Batch]:
+        """Images of these seeds in batches of `size`. An image depends on its seed alone."""
+        for first in range(0, len(seeds), size):
+            part = seeds[first : first + size]
+            noise = self._arrays(noise_for(part, self.image_shape))
+            sample = sampler(self._bound(part, self.labels(part)), noise, sigmas)
+            yield Batch(to_pixels(self.to_numpy(sample.images)), sample.nfe)
+
+    def denoise(
+        self, noisy: NDArray[np.float32], sigma: float, labels: NDArray[np.int64] | None, seeds: Sequence[int]
+    ) -> NDArray[np.float32]:
+        """One call: noisy [n, C, H, W] -> clean images, nominally in [-1, 1]. seeds: of the latent, if one is used."""
+        level = np.full(len(noisy), sigma, np.float32)
+        return self.to_numpy(self._bound(seeds, labels)(self.to_array(noisy), self.to_array(level)))
+
+    def _bound(self, seeds: Sequence[int], labels: NDArray[np.int64] | None) -> BoundDenoiser:
+        latent = self._arrays(latent_for(seeds, self.latent_shape))
+        return with_latent(self.denoiser, latent, None if labels is None else self.to_array(labels))
+
+    def _arrays(self, noise: Callable[[int], NDArray]) -> Noise:
+        return lambda step: self.to_array(noise(step))
+
+
+def load_generator(folder: Path, backend: Backend, threads: int = 0) -> Generator:
+    """The generator of an engine's folder, or of a checkpoint's folder with or without an engine in it.
+
+    Raises CheckpointError when the folder does not hold what `backend` needs.
+    """
+    if backend == "torch":
+        return _on_torch(folder, threads)
+    inner = folder if (folder / ENGINE_FILE).is_file() else folder / "engine"
+    if not (inner / ENGINE_FILE).is_file():
+        raise CheckpointError(
+            f"{folder} holds no engine; make one with: python -m export --model {folder} --out {inner}, "
+            "or sample the checkpoint itself: --backend torch"
+        )
+    engine = load_engine(inner, threads=threads)
+    manifest = engine.manifest
+    return Generator(
+        manifest.checkpoint, backend, engine.denoiser, manifest.image_shape, manifest.latent_shape,
+        manifest.class_names, manifest.levels,
+        to_array=lambda array: array, to_numpy=lambda array: array,
+    )  # fmt: skip
+
+
+def _on_torch(folder: Path, threads: int) -> Generator:
+    import torch
+
+    from fewstep.checkpoint import load_denoiser
+
+    if threads:
+        torch.set_num_threads(threads)
+    # An engine's folder inside a checkpoint's stands for that checkpoint.
+    denoiser, card = load_denoiser(folder.parent if (folder / ENGINE_FILE).is_file() else folder)
+
+    def network(x: Array, c_noise: Array, onehot: Array) -> Array:
+        with torch.inference_mode():
+            return denoiser.network(x, c_noise, onehot)
+
+    return Generator(
+        card.weights, "torch", replace(denoiser, network=network), card.image_shape, latent_shape(card),
+        card.class_names, card.levels,
+        to_array=torch.from_numpy, to_numpy=lambda tensor: tensor.numpy(),
+    )  # fmt: skip
