@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.cache import Cache, Key
-from benchmarks.frechet import Moments
 from benchmarks.generators import Batch
 from benchmarks.reference import Reference
 from fewstep.card import CheckpointError
+from fewstep.frechet import Moments
 
 VERIFIED = 4  # images that `verify` samples again
 

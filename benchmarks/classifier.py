@@ -19,9 +19,9 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from benchmarks.features import FORMAT, load_extractor
-from benchmarks.frechet import Moments, frechet_distance
 from export.to_onnx import strip_traces
 from fewstep.card import write_atomically
+from fewstep.frechet import Moments, frechet_distance
 from trainer.dataset import ImageSet, read_image_set
 
 FEATURES = 128

@@ -16,8 +16,8 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 from torch.nn import functional
 
-from benchmarks.frechet import Moments, frechet_distance
 from fewstep.card import write_atomically
+from fewstep.frechet import Moments, frechet_distance
 from fewstep.pixels import Pixels, from_pixels
 from trainer.dataset import ImageSet
 from trainer.sources.digits import read_digits

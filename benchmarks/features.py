@@ -20,8 +20,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from benchmarks.frechet import Moments
 from fewstep.card import CheckpointError
+from fewstep.frechet import Moments
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "fashion" / "classifier"
 FORMAT = 1

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.features import Extractor, load_extractor
-from benchmarks.frechet import Moments, frechet_distance
 from benchmarks.harness import ROOT, peak_memory_mb, percentile_ms, table, time_interleaved, write_result
 from benchmarks.plots import draw_quality_against_latency
 from export.engine import Engine, load_engine
+from fewstep.frechet import Moments, frechet_distance
 from fewstep.noise import noise_for
 from fewstep.pixels import to_pixels
 from fewstep.samplers import Sample, sample_dpdm, sample_euler, sample_heun

@@ -9,8 +9,8 @@ from tqdm import tqdm
 
 from benchmarks.cache import Cache
 from benchmarks.features import FeatureNet, Outputs
-from benchmarks.frechet import Moments, frechet_distance
 from benchmarks.pca import Axes
+from fewstep.frechet import Moments, frechet_distance
 from trainer.dataset import ImageSet
 
 SHUFFLE_SEED = 0  # datasets may be sorted by class, so whatever takes a part of one takes a random part

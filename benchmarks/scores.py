@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from benchmarks.cache import Cache, Key
 from benchmarks.cells import Cell, Task, features_key, pixels_key
-from benchmarks.frechet import frechet_distance
 from benchmarks.nearest import Nearest, nearest
 from benchmarks.precision_recall import precision_recall
 from benchmarks.reference import Reference, shuffled
+from fewstep.frechet import frechet_distance
 from trainer.dataset import ImageSet
 
 

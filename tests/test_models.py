@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks.features import load_extractor
-from benchmarks.frechet import Moments, frechet_distance
 from export.engine import load_engine
 from fewstep.checkpoint import load_denoiser
+from fewstep.frechet import Moments, frechet_distance
 from fewstep.noise import noise_for
 from fewstep.pixels import to_pixels
 from fewstep.samplers import sample_dpdm
