@@ -32,8 +32,8 @@ def sid_gradient(
     """Score identity distillation (Zhou et al. 2024, SiD, Eq. 23): a Fisher divergence, whose gradient passes through
     both judges into the output. `noise` [B, C, H, W] is what is added to it, sigma included.
 
-    alpha 0.5 is half the difference of the judges' squared errors, 1.2 the paper's best on its own data sets; it
-    diverges on some others (docs/adr/0009).
+    alpha 0.5 is half the difference of the judges' squared errors; 1.2 is the paper's best on its own data sets, and
+    users report that it diverges on theirs, where 0.5 or less did not.
     """
     outputs = recovered.detach().requires_grad_(True)
     with torch.enable_grad():

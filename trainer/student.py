@@ -19,6 +19,7 @@ from fewstep.precond import Denoiser, with_inputs
 from fewstep.schedule import MAX_STEPS, SIGMA_MAX
 from trainer.compute import Compute, runner
 from trainer.conditioning import LEVEL_FEATURES, level_features, widened
+from trainer.consistency import pseudo_huber
 from trainer.discriminator import Adversary, AdversaryConfig
 from trainer.divergence import Judge, Weight, kl_gradient, sid_gradient
 from trainer.draws import Draws
@@ -162,15 +163,13 @@ class Student:
         return loss.detach()
 
     def warm_up(self, count: int, progress: float, rng: Draws) -> dict[str, Tensor]:
-        """Pseudo-Huber regression (Song & Dhariwal 2024, Eq. 7) of the top level on teacher endpoints."""
+        """Pseudo-Huber regression of the top level on teacher endpoints."""
         assert self.endpoints is not None, "a warm start needs endpoints"
         noise, labels, images = self.endpoints.draw(count, rng)
         x = self.config.sigma_max * noise
         sigma = torch.full((count,), self.config.sigma_max, device=x.device)
         generated = self.generated(x, sigma, labels, rng)
-        bend = 0.00054 * images[0].numel() ** 0.5
-        squared = (generated - images).square().sum(dim=(1, 2, 3))
-        loss = ((squared + bend**2).sqrt() - bend).mean()
+        loss = pseudo_huber(generated, images).mean()
         norm = descend(self.optimizers["student"], loss, self.config.adam, progress)
         fed = noised(images, self.levels.draw(count, 1.0, rng), rng)
         fitted = self.fit_auxiliary(generated.detach(), labels, replace(fed, x=x), progress, rng)
