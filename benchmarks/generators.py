@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,8 @@ from fewstep.pixels import to_pixels
 from fewstep.precond import Array, Denoiser
 from fewstep.samplers import BoundDenoiser, Noise, Sample
 
-Backend = Literal["engine", "torch"]
+Backend = Literal["engine", "torch", "torch-bf16"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
 class Batch(NamedTuple):
@@ -73,8 +74,8 @@ def load_generator(folder: Path, backend: Backend, threads: int = 0) -> Generato
 
     Raises CheckpointError when the folder does not hold what `backend` needs.
     """
-    if backend == "torch":
-        return _on_torch(folder, threads)
+    if backend != "engine":
+        return _on_torch(folder, backend, threads)
     inner = folder if (folder / ENGINE_FILE).is_file() else folder / "engine"
     if not (inner / ENGINE_FILE).is_file():
         raise CheckpointError(
@@ -90,22 +91,28 @@ def load_generator(folder: Path, backend: Backend, threads: int = 0) -> Generato
     )  # fmt: skip
 
 
-def _on_torch(folder: Path, threads: int) -> Generator:
+def _on_torch(folder: Path, backend: Backend, threads: int) -> Generator:
+    """The checkpoint: as it is, or compiled in bfloat16, which on a CPU with AMX takes a third of the time."""
     import torch
 
     from fewstep.checkpoint import load_denoiser
+    from trainer.compute import Compute, placed, runner
 
     if threads:
         torch.set_num_threads(threads)
     # An engine's folder inside a checkpoint's stands for that checkpoint.
     denoiser, card = load_denoiser(folder.parent if (folder / ENGINE_FILE).is_file() else folder)
+    forward = denoiser.network
+    if backend == "torch-bf16":
+        module = placed(denoiser.network, "cpu")  # pyright: ignore[reportArgumentType]
+        forward = runner(module, Compute(precision="bf16", compile=True))
 
     def network(x: Array, c_noise: Array, onehot: Array) -> Array:
         with torch.inference_mode():
-            return denoiser.network(x, c_noise, onehot)
+            return forward(x, c_noise, onehot)
 
     return Generator(
-        card.weights, "torch", replace(denoiser, network=network), card.image_shape, latent_shape(card),
+        card.weights, backend, replace(denoiser, network=network), card.image_shape, latent_shape(card),
         card.class_names, card.levels,
         to_array=torch.from_numpy, to_numpy=lambda tensor: tensor.numpy(),
     )  # fmt: skip

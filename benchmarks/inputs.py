@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.cache import Cache
 from benchmarks.features import EFFL0, FASHION128, INCEPTION, load_feature_net
-from benchmarks.generators import Generator, load_generator
+from benchmarks.generators import BACKENDS, Generator, load_generator
 from benchmarks.harness import ROOT
 from benchmarks.reference import Reference, make_reference, shuffled
 from fewstep.card import CheckpointError
@@ -31,7 +31,8 @@ def add_common_options(parser: argparse.ArgumentParser, taken: Collection[str] =
         help="real images that nobody was trained on")  # fmt: skip
     add("--extractor", nargs="+", default=[FASHION128], choices=(FASHION128, EFFL0), help=f"default {FASHION128}")
     add("--inception", type=Path, metavar="FILE", help="weights of InceptionV3 (2015-12-05): adds the standard FID")
-    add("--backend", choices=("engine", "torch"), default="engine", help="ONNX engines (default) or the checkpoints")
+    add("--backend", choices=BACKENDS, default="engine",
+        help="ONNX engines (default), the checkpoints, or those compiled in bfloat16")  # fmt: skip
     add("--batch", type=int, default=100, help="images per network call (default 100)")
     add("--threads", type=int, default=0, help="0: as many as there are cores")
     add(

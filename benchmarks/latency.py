@@ -23,7 +23,8 @@ from benchmarks.harness import ROOT, peak_memory_mb, percentile_ms, table, time_
 from benchmarks.plots import draw_quality_against_latency
 from export.engine import Engine, load_engine
 from fewstep.frechet import Moments, frechet_distance
-from fewstep.noise import noise_for
+from fewstep.latent import with_latent
+from fewstep.noise import latent_for, noise_for
 from fewstep.pixels import to_pixels
 from fewstep.samplers import Sample, sample_dpdm, sample_euler, sample_heun
 from fewstep.schedule import solver_sigmas
@@ -54,7 +55,7 @@ class Variant:
         manifest = self.engine.manifest
         seeds = range(first_seed, first_seed + count)
         labels = np.array(seeds) % manifest.classes if manifest.classes else None
-        denoiser = functools.partial(self.engine.denoiser, labels=labels)
+        denoiser = with_latent(self.engine.denoiser, latent_for(seeds, manifest.latent_shape), labels)
         sample = self.sampler(denoiser, noise_for(seeds, manifest.image_shape), self.sigmas)
         return to_pixels(sample.images), sample.nfe
 

@@ -121,6 +121,8 @@ def check_match(parent: Card, data: ImageSet, folder: Path) -> None:
     """Refuse a teacher that was made for other images, before the first step."""
     if parent.role != "teacher":
         raise CheckpointError(f"{folder} is a {parent.role}; a student is distilled from a teacher")
+    if parent.network.get("extra"):
+        raise CheckpointError(f"{folder} takes a latent beside the image: it draws, and a teacher has to give means")
     channels, resolution, _ = parent.image_shape
     _, height, _, data_channels = data.images.shape
     if (channels, resolution) != (data_channels, height):

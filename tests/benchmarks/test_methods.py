@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.generators import load_generator
 from benchmarks.methods import NFE, SOLVERS, Method, dpdm_method
@@ -76,6 +77,16 @@ def test_engine_and_checkpoint_make_the_same_images():
         (batch,) = one.sample(sample_dpdm, one.levels[2], range(3), 8)
         pixels[backend] = batch.pixels.astype(int)
     assert np.abs(pixels["engine"] - pixels["torch"]).max() <= 1 and pixels["engine"].std() > 20
+
+
+def test_bfloat16_makes_nearly_the_same_images(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # half a minute that changes no rounding here
+    pixels = {}
+    for backend in ("torch", "torch-bf16"):
+        (batch,) = (one := load_generator(MODEL, backend, threads=1)).sample(sample_dpdm, one.levels[2], range(3), 3)
+        pixels[backend] = batch.pixels.astype(int)
+    gap = np.abs(pixels["torch"] - pixels["torch-bf16"])
+    assert 0 < gap.mean() < 1
 
 
 def test_a_folder_without_an_engine_says_how_to_get_one(tmp_path):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.card import CheckpointError
+from fewstep.card import Card, CheckpointError
 from fewstep.checkpoint import load_denoiser
 from trainer.commands import Distillation, train_student, train_teacher
-from trainer.dataset import DataError, ImageSet, write_image_set
+from trainer.dataset import DataError, ImageSet, sigma_data, write_image_set
 from trainer.loop import DivergedError, LoopConfig, _batches
 from trainer.recipes import UnknownRecipeError
-from trainer.runs import RunOptions
+from trainer.runs import RunOptions, check_match
 from trainer.student import Student
 from trainer.teacher import Teacher
 
@@ -157,6 +157,14 @@ def test_a_student_is_not_a_teacher(thumbnails, tmp_path):
     train_student(options(tmp_path / "student", images=16), thumbnails, Distillation(tmp_path / "teacher"))
     with pytest.raises(CheckpointError, match="is a student"):
         train_student(options(tmp_path / "again"), thumbnails, Distillation(tmp_path / "student"))
+
+
+def test_a_network_that_draws_is_not_a_teacher(thumbnails):
+    network = {"resolution": 8, "channels": 1, "classes": 10, "extra": 1}
+    card = Card("teacher", network, sigma_data(thumbnails.images), "", thumbnails.provenance(), thumbnails.class_names)
+    with pytest.raises(CheckpointError, match="takes a latent beside the image"):
+        check_match(card, thumbnails, Path("drawing"))
+    check_match(replace(card, network={**network, "extra": 0}), thumbnails, Path("teacher"))
 
 
 def test_unknown_recipe_lists_those_that_exist(thumbnails, tmp_path):
