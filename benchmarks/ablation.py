@@ -34,6 +34,7 @@ from fewstep.noise_torch import latent_for, noise_for
 from fewstep.pixels import Pixels, from_pixels, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
+from fewstep.schedule import SIGMA_MAX
 from trainer.artifacts import describe
 from trainer.compute import Compute
 from trainer.dataset import DataError, ImageSet, sigma_data
@@ -43,6 +44,7 @@ from trainer.endpoints import Endpoints, load_or_make
 from trainer.loop import Method
 from trainer.recipes import fitted
 from trainer.renoise import served_lists
+from trainer.rivals import tied
 from trainer.student import Student, StudentConfig
 from trainer.teacher import Teacher, TeacherConfig
 
@@ -75,7 +77,10 @@ def variants(base: StudentConfig = BASE) -> dict[str, StudentConfig]:
         "subinterval": replace(base, renoise="subinterval"),
         "lognormal": replace(base, renoise="lognormal"),
         "continuous-levels": replace(base, levels="continuous"),
-        "auxiliary-sees-level": replace(base, auxiliary_sees_level=True),
+        "from-80": replace(base, sigma_max=SIGMA_MAX),
+        "auxiliary-blind": replace(base, auxiliary_sees_level=False),
+        "from-80-blind": replace(base, sigma_max=SIGMA_MAX, auxiliary_sees_level=False),
+        "paper": tied(base),
         "weight-one": replace(base, weight="one"),
         "sid-0.5": replace(base, loss="sid", alpha=0.5),
         "sid-1": replace(base, loss="sid", alpha=1.0),
@@ -83,7 +88,7 @@ def variants(base: StudentConfig = BASE) -> dict[str, StudentConfig]:
         "simulate-late": replace(base, simulate=0.3, simulate_from=0.5),
         "gan": replace(base, adversary=replace(base.adversary, weight=3e-3, start=0.3)),
         "warm-start": replace(base, warm=0.1, warm_pairs=1024),
-        "posterior": replace(base, objective="posterior"),
+        "posterior": replace(base, objective="posterior", sigma_max=SIGMA_MAX),
     }
 
 

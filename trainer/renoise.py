@@ -95,21 +95,21 @@ def renoise_levels(rule: Rule, drawn: Drawn, floor: float, rng: Draws) -> Tensor
     independent  anywhere in [floor, 80], whatever the student was fed (DMD, DMD2)
     lognormal    where EDM's training looks, whatever the student was fed (Diff-Instruct)
     subinterval  between the student's level and the next of its list (moment matching)
-    hybrid       subinterval, but outputs of the top level mostly anywhere: they need judging at every scale
+    hybrid       subinterval, but outputs of the top level mostly lognormal: they have every scale still to get right
     """
     sigma, below = drawn.sigma, drawn.below
     if rule == "tied":
         return sigma
-    if rule == "lognormal":
-        return NoiseDistribution().sample(len(sigma), rng).clamp(min=floor)
-    everywhere = _karras_uniform(torch.full_like(sigma, floor), torch.full_like(sigma, SIGMA_MAX), rng)
     if rule == "independent":
-        return everywhere
+        return _karras_uniform(torch.full_like(sigma, floor), torch.full_like(sigma, SIGMA_MAX), rng)
     inside = _karras_uniform(below, sigma, rng)
     if rule == "subinterval":
         return inside
+    anywhere = NoiseDistribution().sample(len(sigma), rng).clamp(min=floor)
+    if rule == "lognormal":
+        return anywhere
     roam = rng.uniform(len(sigma)) < 0.6
-    return torch.where((drawn.position == 0) & roam, everywhere, inside)
+    return torch.where((drawn.position == 0) & roam, anywhere, inside)
 
 
 def _karras_uniform(low: Tensor, high: Tensor, rng: Draws) -> Tensor:

@@ -7,6 +7,7 @@ learning rates. The papers' own rates belong to runs a hundred times longer.
 from dataclasses import replace
 from typing import Literal, get_args
 
+from fewstep.schedule import SIGMA_MAX
 from trainer.student import StudentConfig
 
 MethodName = Literal["dpdm", "tied", "diff-instruct", "dmd2", "consistency"]
@@ -15,7 +16,15 @@ METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
 def diff_instruct(base: StudentConfig) -> StudentConfig:
     """Luo et al. 2023: one step from sigma 2.5, no data, unweighted score difference at EDM's training levels."""
-    return replace(base, renoise="lognormal", steps=(1,), sigma_max=2.5, floor=0.002, weight="one")
+    return replace(
+        base,
+        renoise="lognormal",
+        steps=(1,),
+        sigma_max=2.5,
+        floor=0.002,
+        weight="one",
+        auxiliary_sees_level=False,  # there is one
+    )
 
 
 def dmd2(base: StudentConfig) -> StudentConfig:
@@ -28,6 +37,8 @@ def dmd2(base: StudentConfig) -> StudentConfig:
         renoise="independent",
         steps=(1, 2, 4),
         sigma_min=0.002,
+        sigma_max=SIGMA_MAX,
+        auxiliary_sees_level=False,
         auxiliary_updates=5,
         simulate=1.0,
         simulate_from=0.0,
@@ -37,4 +48,12 @@ def dmd2(base: StudentConfig) -> StudentConfig:
 
 def tied(base: StudentConfig) -> StudentConfig:
     """The DPDM paper's own variant: outputs are judged at the level the student was fed (Eq. 3.4), nothing added."""
-    return replace(base, renoise="tied", simulate=0.0, warm=0.0, adversary=replace(base.adversary, weight=0.0))
+    return replace(
+        base,
+        renoise="tied",
+        sigma_max=SIGMA_MAX,
+        auxiliary_sees_level=False,
+        simulate=0.0,
+        warm=0.0,
+        adversary=replace(base.adversary, weight=0.0),
+    )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser, with_inputs
-from fewstep.schedule import MAX_STEPS, SIGMA_MAX
+from fewstep.schedule import MAX_STEPS
 from trainer.compute import Compute, runner
 from trainer.conditioning import LEVEL_FEATURES, level_features, widened
 from trainer.consistency import pseudo_huber
@@ -34,20 +34,20 @@ from trainer.world import replicated
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The switches of DPDM. docs/adr/0003 and 0009 say how the defaults were chosen."""
+    """The switches of DPDM. docs/adr/0003, 0009 and 0011 say how the defaults were chosen."""
 
     renoise: Rule = "hybrid"
     levels: Literal["lists", "continuous"] = "lists"  # fed at the served levels, or at any
     steps: tuple[int, ...] = tuple(range(1, MAX_STEPS + 1))  # step counts whose levels are trained and served
     sigma_min: float = 0.01  # of the Karras levels behind each list
-    sigma_max: float = SIGMA_MAX  # the top level: Diff-Instruct starts at 2.5
+    sigma_max: float = 2.5  # the top level, where pure noise goes in (Diff-Instruct); 80 in the paper
     floor: float = 0.05  # lowest level at which outputs are judged; below, the judges' own error dominates
     top: float = 0.3  # share of each longer list's draws spent on its top level
     loss: Literal["kl", "sid"] = "kl"
     alpha: float = 1.0  # of the SiD loss
     weight: Weight = "l1"
     objective: Literal["marginal", "posterior"] = "marginal"  # what outputs are matched to: p(x0), or p(x0 | x_t)
-    auxiliary_sees_level: bool = False  # tell the auxiliary which level the student was fed
+    auxiliary_sees_level: bool = True  # tell the auxiliary which level the student was fed
     auxiliary_updates: int = 1  # per student update
     auxiliary_first: float = 0.0  # fraction of the run in which only the auxiliary learns, to catch up with `start`
     simulate: float = 0.0  # share of updates fed from the student's own trajectory

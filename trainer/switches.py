@@ -1,9 +1,11 @@
 """The student's variants on the command line: one flag per field of StudentConfig that the literature varies."""
 
 import argparse
+import math
 from dataclasses import replace
 from typing import Any, get_args
 
+from fewstep.schedule import SIGMA_MAX
 from trainer.divergence import Weight
 from trainer.renoise import RULES
 from trainer.rivals import METHODS
@@ -25,7 +27,9 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
         "--weight", choices=get_args(Weight), help="normalise the gradient by the teacher's error, or not"
     )
     group.add_argument("--objective", choices=("marginal", "posterior"), help="match p(x0), or p(x0 | x_t)")
-    group.add_argument("--auxiliary-sees-level", action="store_true", default=None, help="tell it the student's level")
+    group.add_argument(
+        "--auxiliary-sees-level", action=argparse.BooleanOptionalAction, help="tell it the student's level, or not"
+    )
     group.add_argument("--auxiliary-updates", type=int, metavar="N", help="per student update")
     group.add_argument("--auxiliary-first", type=_share, metavar="SHARE", help="of the run: only the auxiliary learns")
     group.add_argument("--simulate", type=_share, metavar="P", help="share of updates fed from own trajectories")
@@ -33,6 +37,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--warm", type=_share, metavar="SHARE", help="of the run: regress on stored teacher endpoints")
     group.add_argument("--gan", type=float, metavar="W", help="weight of the adversarial term (DMD2: 0.003)")
     group.add_argument("--gan-from", type=_share, metavar="SHARE", help="of the run before the student feels it")
+    group.add_argument("--sigma-max", type=float, metavar="S", help="the student's top level; 80 in the paper")
     group.add_argument("--lr", type=float, help="of the student")
     group.add_argument("--auxiliary-lr", type=float, help="of the auxiliary and the adversarial head")
 
@@ -41,7 +46,8 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     """The switches that were given, by flag name."""
     names = (
         "renoise", "levels", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
-        "auxiliary_first", "simulate", "simulate_from", "warm", "gan", "gan_from", "lr", "auxiliary_lr",
+        "auxiliary_first", "simulate", "simulate_from", "warm", "gan", "gan_from", "sigma_max", "lr",
+        "auxiliary_lr",
     )  # fmt: skip
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
@@ -59,6 +65,8 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     if "auxiliary_lr" in switches:
         rate = switches.pop("auxiliary_lr")
         auxiliary, adversary = replace(auxiliary, lr=rate), replace(adversary, adam=replace(adversary.adam, lr=rate))
+    if switches.get("objective") == "posterior":
+        switches.setdefault("sigma_max", SIGMA_MAX)  # pure noise is an observation of the image only from far away
     changed = replace(config, **switches, adversary=adversary, adam=optimiser, auxiliary_adam=auxiliary)
     if "alpha" in named and changed.loss != "sid":
         raise SwitchError("--alpha belongs to the SiD loss; add --loss sid")
@@ -68,6 +76,8 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
         raise SwitchError("--gan-from has no effect without --gan")
     if not adversary.weight >= 0:  # nan is not, either
         raise SwitchError(f"--gan must not be negative, but it is {adversary.weight:g}; 0 switches it off")
+    if not changed.sigma_min < changed.sigma_max < math.inf:
+        raise SwitchError(f"--sigma-max must be above {changed.sigma_min:g}, not {changed.sigma_max:g}")
     if changed.auxiliary_updates < 1:
         raise SwitchError(f"--auxiliary-updates must be at least 1, not {changed.auxiliary_updates}")
     for flag, rate in (("--lr", optimiser.lr), ("--auxiliary-lr", auxiliary.lr)):

@@ -97,4 +97,7 @@ def test_tied_judges_outputs_where_their_input_was_and_adds_nothing():
     fed = student.feed(IMAGES, LABELS, 1.0, draws())
     assert torch.equal(renoise_levels(config.renoise, fed.drawn, config.floor, draws()), fed.drawn.sigma)
     assert student.adversary is None and (config.simulate, config.warm) == (0, 0)
-    assert config == replace(FULL, renoise="tied", simulate=0.0, warm=0.0, adversary=config.adversary)
+    assert config == replace(
+        FULL, renoise="tied", sigma_max=SIGMA_MAX, auxiliary_sees_level=False, simulate=0.0, warm=0.0,
+        adversary=config.adversary,
+    )  # fmt: skip

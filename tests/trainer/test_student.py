@@ -88,12 +88,15 @@ def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return (2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()).item()
 
 
+SIGMA_MAX = StudentConfig().sigma_max
+
+
 def samples(denoiser: Denoiser, steps: int, count: int = 300) -> torch.Tensor:
     """Images of `count` fixed seeds, classes in turn, flattened."""
     labels = torch.arange(count) % 10
     with torch.no_grad():
         sampled = sample_dpdm(
-            partial(denoiser, labels=labels), noise_for(range(count), (1, 8, 8)), student_levels(steps)
+            partial(denoiser, labels=labels), noise_for(range(count), (1, 8, 8)), student_levels(steps, 0.01, SIGMA_MAX)
         )
     return sampled.images.flatten(1)
 
