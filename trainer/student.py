@@ -34,7 +34,7 @@ from trainer.world import replicated
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The switches of DPDM. docs/adr/0003, 0009 and 0011 say how the defaults were chosen."""
+    """The switches of DPDM. docs/adr/0003, 0009 and 0012 say how the defaults were chosen."""
 
     renoise: Rule = "hybrid"
     levels: Literal["lists", "continuous"] = "lists"  # fed at the served levels, or at any

@@ -59,7 +59,11 @@ def test_every_variant_throws_one_switch():
     base = vars(known["base"])
     for name, config in known.items():
         changed = {field for field, value in vars(config).items() if value != base[field]}
-        together = ({"loss"}, {"loss", "alpha"}, {"simulate", "simulate_from"}, {"simulate"}, {"warm", "warm_pairs"})
+        together = (
+            {"loss"}, {"loss", "alpha"}, {"simulate", "simulate_from"}, {"simulate"}, {"warm", "warm_pairs"},
+            {"objective", "sigma_max"}, {"sigma_max", "auxiliary_sees_level"},
+            {"renoise", "sigma_max", "auxiliary_sees_level"},
+        )  # fmt: skip
         assert (len(changed) == 1 or changed in together) if name != "base" else not changed, (name, changed)
     assert len({str(config) for config in known.values()}) == len(known)
 

@@ -88,16 +88,11 @@ def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return (2 * torch.cdist(a, b).mean() - torch.cdist(a, a).mean() - torch.cdist(b, b).mean()).item()
 
 
-SIGMA_MAX = StudentConfig().sigma_max
-
-
-def samples(denoiser: Denoiser, steps: int, count: int = 300) -> torch.Tensor:
+def samples(denoiser: Denoiser, levels: tuple[float, ...], count: int = 300) -> torch.Tensor:
     """Images of `count` fixed seeds, classes in turn, flattened."""
     labels = torch.arange(count) % 10
     with torch.no_grad():
-        sampled = sample_dpdm(
-            partial(denoiser, labels=labels), noise_for(range(count), (1, 8, 8)), student_levels(steps, 0.01, SIGMA_MAX)
-        )
+        sampled = sample_dpdm(partial(denoiser, labels=labels), noise_for(range(count), (1, 8, 8)), levels)
     return sampled.images.flatten(1)
 
 
@@ -114,21 +109,23 @@ def test_every_rule_trains_and_changes_only_student_and_auxiliary(rule, small_te
         assert any(not torch.equal(value, before[name]) for name, value in trained.state_dict().items())
 
 
-def test_short_distillation_brings_one_and_two_step_samples_closer_to_the_data(small_teacher):
+# The auxiliary soon knows the finest details better than this teacher: two calls are worth checking from 80 alone.
+@pytest.mark.parametrize(("sigma_max", "steps", "gain"), [(2.5, 1, 0.75), (80.0, 1, 0.85), (80.0, 2, 0.85)])
+def test_short_distillation_brings_samples_closer_to_the_data(sigma_max, steps, gain, small_teacher):
     network, pixels, labels = small_teacher
-    settings = StudentConfig()
+    settings = StudentConfig(steps=(1, 2), sigma_max=sigma_max, auxiliary_sees_level=sigma_max < 80)
     steady = replace(settings.adam, decay_from=1.0)
     config = replace(settings, adam=steady, auxiliary_adam=replace(settings.auxiliary_adam, decay_from=1.0))
     student = Student(network, 0.66, config, Compute())
     average = average_of(student.networks["student"])
-    served = Denoiser(average, 0.66, TINY.classes)
+    served, levels = Denoiser(average, 0.66, TINY.classes), student_levels(steps, settings.sigma_min, sigma_max)
     data = pixels[::6].flatten(1)
-    before = {k: energy_distance(samples(served, k), data) for k in (1, 2)}
+    before = energy_distance(samples(served, levels), data)
     rng = draws(0)
     for i in range(200):
         index = torch.randint(len(pixels), (64,), generator=rng.generator)
         student.update(pixels[index], labels[index], 0.1, rng)
         update_average(average, student.networks["student"], 64, 64 * (i + 1), halflife=2000)
-    after = {k: energy_distance(samples(served, k), data) for k in (1, 2)}
+    after = energy_distance(samples(served, levels), data)
     print("energy distance to the data, teacher and student with the same sampler:", before, after)
-    assert after[1] < 0.75 * before[1] and after[2] < 0.85 * before[2]
+    assert after < gain * before
