@@ -16,6 +16,7 @@ Batch, slot, neighbours, worker, restart and device do not enter. `noise_torch` 
 Integers agree exactly everywhere; normals to 1e-6, because log and cos differ in the last bit.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -31,53 +32,94 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+_CHUNK = 6144  # blocks made at a time: the working set stays in one core's cache
 
 Words = tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]
+Pair = NDArray[np.uint64]  # [2, ...]: two of the four words of every block, each below 2^32
 
 
 def philox4x32(key: Sequence[NDArray], counter: Sequence[NDArray]) -> Words:
     """Philox 4x32-10. key: two, counter: four integer arrays that broadcast together; uses their low 32 bits."""
-    k0, k1 = (np.asarray(word).astype(np.uint64) & _LOW for word in key)
-    c0, c1, c2, c3 = (np.asarray(word).astype(np.uint64) & _LOW for word in counter)
+    k0, k1, c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(word).astype(np.uint64) for word in (*key, *counter)))
+    even, odd = np.stack([c0, c2]) & _LOW, np.stack([c1, c3]) & _LOW
+    _rounds(even, odd, np.stack([k0, k1]) & _LOW)
+    return tuple(word.astype(np.uint32) for word in (even[0], odd[0], even[1], odd[1]))  # pyright: ignore[reportReturnType]
+
+
+def _rounds(even: Pair, odd: Pair, key: Pair) -> None:
+    """All rounds, in place. even: words 0 and 2, which are multiplied; odd: words 1 and 3; key broadcasts to them."""
+    column = (2,) + (1,) * (even.ndim - 1)
+    multipliers, weyl = (np.array(pair, dtype=np.uint64).reshape(column) for pair in (MULTIPLIERS, WEYL))
+    product = np.empty_like(even)
+    crossed = product[::-1]  # each product feeds the other half
     for _ in range(ROUNDS):
-        p0, p1 = np.uint64(MULTIPLIERS[0]) * c0, np.uint64(MULTIPLIERS[1]) * c2
-        c0, c1, c2, c3 = (p1 >> _HALF) ^ c1 ^ k0, p1 & _LOW, (p0 >> _HALF) ^ c3 ^ k1, p0 & _LOW
-        k0, k1 = (k0 + np.uint64(WEYL[0])) & _LOW, (k1 + np.uint64(WEYL[1])) & _LOW
-    shape = np.broadcast_shapes(c0.shape, c1.shape, c2.shape, c3.shape)
-    return tuple(np.broadcast_to(c, shape).astype(np.uint32) for c in (c0, c1, c2, c3))  # pyright: ignore[reportReturnType]
+        np.multiply(even, multipliers, out=product)
+        np.right_shift(crossed, _HALF, out=even)
+        even ^= odd
+        even ^= key
+        np.bitwise_and(crossed, _LOW, out=odd)
+        key = (key + weyl) & _LOW
+
+
+def _words(seeds: NDArray[np.uint64], steps: NDArray[np.uint64], stream: int, blocks: range) -> tuple[Pair, Pair]:
+    """Words 0 and 2, and words 1 and 3, of some blocks of every row: each [2, B, len(blocks)]."""
+    even, odd = (np.empty((2, len(seeds), len(blocks)), dtype=np.uint64) for _ in range(2))
+    even[0], even[1] = np.arange(blocks.start, blocks.stop, dtype=np.uint64), stream
+    odd[0], odd[1] = steps[:, None], NOISE_VERSION
+    _rounds(even, odd, np.stack([seeds & _LOW, seeds >> _HALF])[:, :, None])
+    return even, odd
 
 
 def random_words(seeds: NDArray[np.uint64], steps: NDArray, stream: int, blocks: int) -> NDArray[np.uint32]:
     """Raw generator output [B, blocks, 4] for seeds [B] and steps [B]: block i covers elements 4i .. 4i + 3."""
-    seeds = np.asarray(seeds, dtype=np.uint64)[:, None]
-    words = philox4x32(
-        key=(seeds & _LOW, seeds >> _HALF),
-        counter=(
-            np.arange(blocks, dtype=np.uint64)[None, :],
-            np.asarray(steps, dtype=np.uint64)[:, None],
-            np.uint64(stream),  # pyright: ignore[reportArgumentType]
-            np.uint64(NOISE_VERSION),  # pyright: ignore[reportArgumentType]
-        ),
-    )
-    return np.stack(words, axis=-1)
+    even, odd = _words(np.asarray(seeds, np.uint64), np.asarray(steps, np.uint64), stream, range(blocks))
+    return np.stack([even[0], odd[0], even[1], odd[1]], axis=-1).astype(np.uint32)
 
 
-def uniforms(words: NDArray[np.uint32]) -> NDArray[np.floating]:
-    """Words -> uniforms strictly inside (0, 1), same shape; every value is exact in float32."""
-    return ((words >> np.uint32(9)) + 0.5) * 2.0**-23
+def uniforms(words: NDArray[np.unsignedinteger]) -> NDArray[np.float64]:
+    """32-bit words -> uniforms strictly inside (0, 1), same shape; every value is exact in float32."""
+    values = (words >> words.dtype.type(9)).astype(np.float64)
+    values += 0.5
+    values *= 2.0**-23
+    return values
 
 
 def normals(
     seeds: NDArray[np.uint64], steps: NDArray, shape: tuple[int, ...], stream: int = STREAM_NOISE
 ) -> NDArray[np.float32]:
     """Unit normals [B, *shape] for seeds [B] and step indices [B], which may differ from row to row."""
-    count = int(np.prod(shape))
+    seeds, steps = np.asarray(seeds, np.uint64), np.asarray(steps, np.uint64)
+    count = math.prod(shape)
     blocks = -(-count // 4)
-    u = uniforms(random_words(seeds, steps, stream, blocks))
-    radius = np.sqrt(-2.0 * np.log(u[..., 0::2]))
-    angle = 2.0 * np.pi * u[..., 1::2]
-    pairs = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)  # [B, blocks, 2, 2]
-    return pairs.reshape(len(pairs), 4 * blocks)[:, :count].reshape(len(pairs), *shape).astype(np.float32)
+    out = np.empty((len(seeds), blocks, 2, 2), dtype=np.float32)
+    rows_at_once = max(1, _CHUNK // max(blocks, 1))
+    for row in range(0, len(seeds), rows_at_once):
+        rows = slice(row, row + rows_at_once)
+        for first in range(0, blocks, _CHUNK):
+            span = range(first, min(first + _CHUNK, blocks))
+            _box_muller(*_words(seeds[rows], steps[rows], stream, span), out[rows, first : span.stop])
+    return out.reshape(len(seeds), 4 * blocks)[:, :count].reshape(len(seeds), *shape)
+
+
+def _box_muller(even: Pair, odd: Pair, out: NDArray[np.float32]) -> None:
+    """Words -> unit normals, into out [B, blocks, pair, cosine and sine].
+
+    Cosine and sine are taken in float32, several times faster than in float64, and corrected to first order for what
+    rounding took from the angle; without that, an error of 2e-7 in the angle would be 1.2e-6 in the largest normals.
+    """
+    radius = uniforms(even)
+    np.log(radius, out=radius)
+    radius *= -2.0
+    radius = np.sqrt(radius, out=radius).astype(np.float32)
+    angle = uniforms(odd)
+    angle *= 2.0 * math.pi
+    rounded = angle.astype(np.float32)
+    angle -= rounded
+    rest = angle.astype(np.float32)
+    cosine, sine = np.cos(rounded), np.sin(rounded)
+    pairs = out.transpose(2, 0, 1, 3)
+    np.multiply(radius, cosine - rest * sine, out=pairs[..., 0])
+    np.multiply(radius, sine + rest * cosine, out=pairs[..., 1])
 
 
 def noise_for(

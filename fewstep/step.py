@@ -27,8 +27,12 @@ def latent(seeds: NDArray[np.uint64], steps: NDArray[np.int64], shape: tuple[int
 def network_input(x: Rows, sigma: PerRow, sigma_data: float, latent: Rows | None = None) -> tuple[Rows, PerRow]:
     """What F is called with: c_in * x [B, C, H, W], behind it the latent [B, extra, H, W] if any, and c_noise [B]."""
     scalings = edm_scalings(sigma, sigma_data)
-    scaled = x * scalings.c_in[:, None, None, None]
-    return scaled if latent is None else np.concatenate([scaled, latent], axis=1), scalings.c_noise
+    extra = 0 if latent is None else latent.shape[1]
+    scaled = np.empty((len(x), x.shape[1] + extra, *x.shape[2:]), dtype=np.float32)
+    np.multiply(x, scalings.c_in[:, None, None, None], out=scaled[:, : x.shape[1]])
+    if latent is not None:
+        scaled[:, x.shape[1] :] = latent
+    return scaled, scalings.c_noise
 
 
 def advance(
@@ -39,12 +43,22 @@ def advance(
     seeds: NDArray[np.uint64],
     steps: NDArray[np.int64],  # index of the step just done, from 0
     sigma_data: float,
+    *,
+    clamp: NDArray[np.bool_] | None = None,  # [B], True: the denoised image is clipped to [-1, 1]
+    known: tuple[NDArray[np.bool_], Rows] | None = None,  # mask, broadcastable to x, True where a pixel is known; image
 ) -> Rows:
     """Denoise, then re-noise to sigma_next: the next x, or the finished image where sigma_next is 0."""
     scalings = edm_scalings(sigma, sigma_data)
-    x = scalings.c_skip[:, None, None, None] * x + scalings.c_out[:, None, None, None] * output
+    x = scalings.c_skip[:, None, None, None] * x
+    x += scalings.c_out[:, None, None, None] * output
+    if clamp is not None:
+        np.clip(x, -1.0, 1.0, out=x, where=clamp[:, None, None, None])
+    if known is not None:  # as `fewstep.editing.inpaint` does
+        mask, image = known
+        np.copyto(x, image, where=mask)
     more = np.flatnonzero(sigma_next > 0)  # finished rows need no noise
     if len(more):
         noise = normals(seeds[more], steps[more] + 1, x.shape[1:])
-        x[more] += sigma_next[more, None, None, None] * noise
+        noise *= sigma_next[more, None, None, None]
+        x[more] += noise
     return x

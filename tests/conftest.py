@@ -1,5 +1,6 @@
 """Fixtures for every test: 2,000 real images, and one thread."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from trainer.sources.idx import pad_to_power_of_two
 
 _SHEET = Path(__file__).parent / "fixtures" / "fashion-2000.png"
 _SIDE, _COLUMNS, _PER_CLASS = 28, 50, 200
+
+# Triton has no CPU backend. Without a GPU its kernels run in its interpreter, chosen before they are imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # Networks in these tests are so small that several threads only wait for each other.
 torch.set_num_threads(1)

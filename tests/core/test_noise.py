@@ -112,6 +112,30 @@ def test_the_largest_normal_the_generator_can_make_is_finite():
     assert math.sqrt(-2 * math.log(noise.uniforms(np.array([0], np.uint32))[0])) < 6
 
 
+def test_normals_are_those_of_the_formula_at_every_angle_and_every_radius():
+    ends = np.concatenate([np.arange(2**10), 2**23 - 1 - np.arange(2**10)])  # of 23 bits: largest and smallest radius
+    every = np.concatenate([np.arange(0, 2**23, 61), ends]).astype(np.uint64) << np.uint64(9)
+    for even, odd in ((np.zeros_like(every), every), (every, np.full_like(every, 2**29)), (every, every[::-1])):
+        out = np.empty((1, len(every), 2, 2), np.float32)
+        noise._box_muller(np.stack([even, even])[:, None], np.stack([odd, odd])[:, None], out)
+        radius, angle = np.sqrt(-2 * np.log(noise.uniforms(even))), 2 * np.pi * noise.uniforms(odd)
+        expected = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
+        assert np.abs(out[0] - expected[:, None]).max() < 1e-6
+
+
+def test_many_rows_and_large_images_come_in_pieces_that_fit_together():
+    seeds, steps = np.arange(40, dtype=np.uint64), np.arange(40) % 8
+    many = noise.normals(seeds, steps, (1, 32, 33))
+    large = noise.normals(seeds[:2], steps[:2], (1, 200, 201))
+    assert many[0].size * len(many) > 4 * noise._CHUNK < large[0].size
+    for row in (0, 23, 39):
+        np.testing.assert_array_equal(
+            many[row], noise.normals(seeds[row : row + 1], steps[row : row + 1], (1, 32, 33))[0]
+        )
+    theirs = noise_torch.normals(signed((0, 1)), torch.from_numpy(steps[:2]), (1, 200, 201)).numpy()
+    np.testing.assert_allclose(large, theirs, rtol=0, atol=1e-6)
+
+
 def test_moments_are_those_of_a_unit_normal():
     x = noise.normals(np.arange(8, dtype=np.uint64), np.zeros(8), (128, 128)).astype(np.float64).ravel()
     error = 4 / math.sqrt(x.size)  # four standard errors of the mean, for fixed seeds

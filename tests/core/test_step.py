@@ -1,9 +1,12 @@
 """The step of a slot table is the student's sampler, row by row, whatever the rows beside it are doing."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from fewstep import noise
+from fewstep.editing import inpaint
 from fewstep.latent import with_latent
 from fewstep.precond import Denoiser, edm_scalings
 from fewstep.samplers import sample_dpdm
@@ -89,3 +92,34 @@ def test_the_state_passed_in_is_not_changed():
     before = x.copy()
     advance(x, np.ones_like(x), sigma, np.array([5.0, 0.0], np.float32), keys, np.zeros(2, np.int64), SIGMA_DATA)
     np.testing.assert_array_equal(x, before)
+
+
+def test_clamped_rows_stay_in_range_and_known_pixels_are_what_they_are_known_to_be():
+    keys, sigma, last = np.array([1, 2], np.uint64), np.array([80.0, 80.0], np.float32), np.zeros(2, np.float32)
+    x = begin(keys, sigma, SHAPE)
+    output = 4 * np.ones_like(x)  # denoised: about 2
+    done = (x, output, sigma, last, keys, np.zeros(2, np.int64), SIGMA_DATA)
+    free = advance(*done)
+    assert (free > 1).all()
+    clamped = advance(*done, clamp=np.array([True, False]))
+    assert (clamped[0] == 1).all()
+    np.testing.assert_array_equal(clamped[1], free[1])
+    mask = np.zeros((2, 1, *SHAPE[1:]), dtype=bool)
+    mask[1, :, 2] = True
+    image = np.full_like(x, 0.25)
+    filled = advance(*done, known=(mask, image))
+    assert (filled[1, :, 2] == 0.25).all()
+    np.testing.assert_array_equal(filled[~np.broadcast_to(mask, x.shape)], free[~np.broadcast_to(mask, x.shape)])
+
+
+def test_inpainting_with_the_step_is_inpainting_with_the_sampler():
+    seeds, levels = [3, 4], student_levels(4)
+    keys, image = np.array(seeds, np.uint64), np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, *SHAPE)
+    mask = image > 0.2
+    x = begin(keys, np.full(2, levels[0], np.float32), SHAPE)
+    for done, (here, following) in enumerate(pairwise((*levels, 0.0))):
+        sigma, sigma_next = np.full(2, here, np.float32), np.full(2, following, np.float32)
+        output = network(*network_input(x, sigma, SIGMA_DATA), np.zeros((2, 0)))
+        x = advance(x, output, sigma, sigma_next, keys, np.full(2, done), SIGMA_DATA, known=(mask, image))
+    expected = inpaint(Denoiser(network, SIGMA_DATA), image, mask, noise.noise_for(seeds, SHAPE), levels)
+    np.testing.assert_allclose(x, expected.images, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,95 @@
+"""The noisy images before the first call: sigma times the initial noise of each seed, and that call's input."""
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.network_input import (
+    element_offset,
+    write_condition,
+    write_latent,
+    write_network_input_reference,
+    write_scaled,
+)
+from kernels.philox import STREAM_NOISE, normals_reference, normals_tile
+from kernels.rows import NetworkInput, Rows, Tile, check_state, layout
+
+NOISE = tl.constexpr(STREAM_NOISE)
+
+
+def initial_noise(x: Tensor, rows: Rows, network_input: NetworkInput) -> None:
+    """Write x[rows.slot] and row rows.target of the network's input, in place.
+
+    x [slots, C, H, W] float32, NCHW or channels_last; rows: `sigma_next` is the first level, `call` is 0; `source`,
+    `c_skip`, `c_out` and `flags` are not read. No synchronisation. Raises ValueError when the buffers do not fit.
+    """
+    (launch_initial_noise if x.is_cuda else initial_noise_reference)(x, rows, network_input)
+
+
+def initial_noise_reference(x: Tensor, rows: Rows, network_input: NetworkInput) -> None:
+    """`initial_noise` in torch."""
+    check_state(x, network_input)
+    noisy = normals_reference(rows.seed, rows.call, STREAM_NOISE, tuple(x.shape[1:]))
+    noisy *= rows.sigma_next[:, None, None, None]
+    x[rows.slot.long()] = noisy
+    write_network_input_reference(noisy, rows, network_input)
+
+
+def launch_initial_noise(x: Tensor, rows: Rows, network_input: NetworkInput, *, tile: Tile | None = None) -> None:
+    """`initial_noise` as one kernel; tile: for tuning."""
+    check_state(x, network_input)
+    if not len(rows):
+        return
+    orders = layout(x), layout(network_input.x)
+    channels, area = x.shape[1], x.shape[2] * x.shape[3]
+    extra, classes = network_input.x.shape[1] - channels, network_input.onehot.shape[1]
+    tile = tile or Tile.choose(channels, area, *orders)
+    groups = triton.cdiv(channels, tile.channels) + triton.cdiv(extra, tile.channels)
+    kernel: Any = initial_noise_kernel
+    kernel[(triton.cdiv(area, tile.positions * tile.parts), groups, len(rows))](
+        x, network_input.x, network_input.c_noise, network_input.onehot,
+        rows.slot, rows.target, rows.sigma_next, rows.c_in, rows.c_noise, rows.seed, rows.call, rows.label,
+        CHANNELS=channels, EXTRA=extra, AREA=area, CLASSES=classes,
+        CLASS_TILE=min(triton.next_power_of_2(max(classes, 1)), 1024), X_LAST=orders[0] == "channels_last",
+        INPUT_LAST=orders[1] == "channels_last", TILE_C=tile.channels, TILE_P=tile.positions, PARTS=tile.parts,
+        num_warps=tile.warps, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+@triton.jit
+def initial_noise_kernel(
+    x_ptr, input_ptr, c_noise_ptr, onehot_ptr,
+    slot_ptr, target_ptr, sigma_next_ptr, c_in_ptr, row_c_noise_ptr, seed_ptr, call_ptr, label_ptr,
+    CHANNELS: tl.constexpr, EXTRA: tl.constexpr, AREA: tl.constexpr, CLASSES: tl.constexpr, CLASS_TILE: tl.constexpr,
+    X_LAST: tl.constexpr, INPUT_LAST: tl.constexpr, TILE_C: tl.constexpr, TILE_P: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Grid: tiles of positions, groups of image channels and behind them of latent channels, rows."""
+    first_position, group, row = tl.program_id(0) * (TILE_P * PARTS), tl.program_id(1), tl.program_id(2)
+    target = tl.load(target_ptr + row).to(tl.int64)
+    seed, call = tl.load(seed_ptr + row), tl.load(call_ptr + row)
+    image_groups: tl.constexpr = (CHANNELS + TILE_C - 1) // TILE_C
+
+    if group < image_groups:
+        slot = tl.load(slot_ptr + row).to(tl.int64)
+        sigma, c_in = tl.load(sigma_next_ptr + row), tl.load(c_in_ptr + row)
+        first_channel = group * TILE_C
+        channel = first_channel + tl.arange(0, TILE_C)[:, None]
+        for part in range(PARTS):
+            first = first_position + part * TILE_P
+            position = first + tl.arange(0, TILE_P)[None, :]
+            inside = (channel < CHANNELS) & (position < AREA)
+            x = sigma * normals_tile(seed, call, NOISE, first_channel, first, AREA, TILE_C, TILE_P)
+            at = slot * (CHANNELS * AREA) + element_offset(channel, position, CHANNELS, AREA, X_LAST)
+            tl.store(x_ptr + at, x, mask=inside)
+            write_scaled(input_ptr, x, target, c_in, channel, position, inside, CHANNELS, EXTRA, AREA, INPUT_LAST)
+        if (group == 0) & (first_position == 0):
+            c_noise, label = tl.load(row_c_noise_ptr + row), tl.load(label_ptr + row)
+            write_condition(c_noise_ptr, onehot_ptr, target, c_noise, label, CLASSES, CLASS_TILE)
+    else:
+        first_channel = (group - image_groups) * TILE_C
+        write_latent(
+            input_ptr, target, seed, call, first_channel, first_position, CHANNELS, EXTRA, AREA, INPUT_LAST,
+            TILE_C, TILE_P, PARTS,
+        )  # fmt: skip

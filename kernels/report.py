@@ -1,0 +1,149 @@
+"""Compiles every kernel for a GPU, without one, and reports what the assembler made of it.
+
+python -m kernels.report [--out FILE.json]
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from kernels.group_norm_silu import group_norm_silu_kernel
+from kernels.initial_noise import initial_noise_kernel
+from kernels.step import step_kernel
+
+CAPABILITIES = (80, 90)  # A100, H100 and H200
+_FIXED = {  # of arguments whose type is the same in every launch; the rest are pointers to `Variant.dtype`
+    **dict.fromkeys(("slot_ptr", "source_ptr", "target_ptr", "call_ptr", "label_ptr", "flags_ptr"), "*i32"),
+    **dict.fromkeys(("c_skip_ptr", "c_out_ptr", "sigma_next_ptr", "c_in_ptr", "row_c_noise_ptr"), "*fp32"),
+    **dict.fromkeys(("x_ptr", "c_noise_ptr", "known_ptr"), "*fp32"),
+    "seed_ptr": "*i64", "pixels_ptr": "*u8", "broken_ptr": "*i32", "mask_ptr": "*i1", "stamp": "i32",
+    "add_stride": "i32", "scale_stride": "i32", "eps": "fp32",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One specialisation of a kernel, as a launcher would ask for it."""
+
+    name: str
+    kernel: Any
+    dtype: str  # of the network: fp32, fp16, bf16
+    warps: int
+    constants: dict[str, Any] = field(default_factory=dict)  # tl.constexpr arguments, and pointers that are None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one compiled kernel takes, per thread unless said otherwise."""
+
+    kernel: str
+    dtype: str
+    sm: int
+    warps: int
+    registers: int
+    spilled_bytes: int  # local memory
+    stack_bytes: int
+    shared_bytes: int  # per program
+    vector_accesses: int  # global loads and stores of two words or more
+    cubin_bytes: int
+
+
+def variants() -> Iterator[Variant]:
+    """The kernels as 32x32 and 256x256 students launch them, in every dtype and both layouts."""
+    image = {"CHANNELS": 3, "CLASSES": 10, "CLASS_TILE": 16}
+    nchw = {"X_LAST": False, "INPUT_LAST": False, "TILE_C": 1, "TILE_P": 512}
+    nhwc = {"X_LAST": True, "INPUT_LAST": True, "TILE_C": 4, "TILE_P": 128}
+    plain = {"mask_ptr": None, "known_ptr": None}
+    large, small = {"AREA": 65536, "PARTS": 4}, {"AREA": 1024, "PARTS": 1}
+    for dtype in ("fp32", "bf16"):
+        step = {**image, **nchw, **large, **plain, "EXTRA": 0, "OUTPUT_LAST": False}
+        yield Variant("step, NCHW", step_kernel, dtype, 4, step)
+    latent = {**image, **nhwc, **small, "EXTRA": 3, "OUTPUT_LAST": True}
+    yield Variant("step, channels_last, latent, inpainting", step_kernel, "fp16", 4, latent)
+    odd = {**image, **nchw, **plain, "AREA": 27 * 29, "PARTS": 1, "EXTRA": 1, "OUTPUT_LAST": False}
+    yield Variant("step, odd size", step_kernel, "fp16", 4, odd)
+    yield Variant("initial noise, NCHW", initial_noise_kernel, "bf16", 4, {**image, **nchw, **large, "EXTRA": 0})
+    yield Variant(
+        "initial noise, channels_last, latent", initial_noise_kernel, "fp16", 4, {**image, **nhwc, **small, "EXTRA": 3}
+    )
+    norm = {"GROUPS": 32, "WIDTH": 4, "AREA": 1024, "ACTIVATE": True}
+    first = {**norm, "CHANNELS_LAST": False, "TILE_G": 1, "TILE_C": 4, "TILE_P": 1024}
+    added, modulated = {"scale_ptr": None, "shift_ptr": None}, {"add_ptr": None}
+    yield Variant("group norm + SiLU, add", group_norm_silu_kernel, "bf16", 8, {**first, **added})
+    yield Variant("group norm + SiLU, scale and shift", group_norm_silu_kernel, "fp32", 8, {**first, **modulated})
+    last = {**norm, "AREA": 4096, "CHANNELS_LAST": True, "TILE_G": 4, "TILE_C": 4, "TILE_P": 256}
+    yield Variant("group norm + SiLU, channels_last, in tiles", group_norm_silu_kernel, "bf16", 8, last)
+
+
+def compile_variant(variant: Variant, capability: int) -> Usage:
+    """Compile for sm_`capability`. Raises RuntimeError in a process where Triton interprets."""
+    if knobs.runtime.interpret:
+        raise RuntimeError("TRITON_INTERPRET is set, so there is nothing to compile; unset it and run this again")
+    names = variant.kernel.arg_names
+    constants = {(names.index(name),): value for name, value in variant.constants.items() if name in names}
+    types = {name: "constexpr" if (place,) in constants else _type(variant, name) for place, name in enumerate(names)}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if types[name].startswith("*")}
+    compiled = triton.compile(
+        ASTSource(variant.kernel, signature=types, constexprs=constants, attrs=aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": variant.warps, "enable_fp_fusion": False},
+    )
+    used = _resources(compiled.asm["cubin"])
+    ptx = compiled.asm["ptx"]
+    return Usage(
+        variant.name, variant.dtype, capability, variant.warps,
+        registers=used["REG"], spilled_bytes=used["LOCAL"], stack_bytes=used["STACK"],
+        shared_bytes=compiled.metadata.shared,
+        vector_accesses=len(re.findall(r"(?:ld|st)\.global\S*\.v[24]", ptx)), cubin_bytes=len(compiled.asm["cubin"]),
+    )  # fmt: skip
+
+
+def compile_all() -> list[Usage]:
+    """Every variant for every capability: a second or two each, less when Triton's cache knows it."""
+    return [compile_variant(variant, capability) for capability in CAPABILITIES for variant in variants()]
+
+
+def _type(variant: Variant, name: str) -> str:
+    if variant.kernel is group_norm_silu_kernel and name == "x_ptr":
+        return f"*{variant.dtype}"
+    return _FIXED.get(name, f"*{variant.dtype}")
+
+
+def _resources(cubin: bytes) -> dict[str, int]:
+    """Registers, stack and local memory of the only kernel in a cubin, as cuobjdump (with Triton) reads it."""
+    tool = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+    return {name: int(re.findall(rf"\b{name}:(\d+)", text)[-1]) for name in ("REG", "STACK", "LOCAL")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write JSON here as well")
+    out = parser.parse_args().out
+    usages = compile_all()
+    for usage in usages:
+        print(
+            f"sm_{usage.sm}  {usage.kernel:<42} {usage.dtype:<5} {usage.registers:>3} registers  "
+            f"{usage.spilled_bytes} B spilled  {usage.stack_bytes} B stack  {usage.shared_bytes} B shared"
+        )
+    if out:
+        report = {"triton": triton.__version__, "kernels": [asdict(usage) for usage in usages]}
+        out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Every kernel compiles for GPUs that are not here, in another process: this one may interpret Triton."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernels.report import CAPABILITIES, variants
+
+ROOT = Path(__file__).parents[2]
+COMPILED = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    out = tmp_path_factory.mktemp("report") / "kernels.json"
+    command = [sys.executable, "-m", "kernels.report", "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, env=COMPILED, check=True, stdout=subprocess.DEVNULL)
+    return json.loads(out.read_text())["kernels"]
+
+
+def test_every_kernel_compiles_for_every_capability_and_spills_nothing(report: list[dict]):
+    wanted = {(variant.name, variant.dtype, sm) for sm in CAPABILITIES for variant in variants()}
+    assert {(row["kernel"], row["dtype"], row["sm"]) for row in report} == wanted
+    for row in report:
+        assert (row["spilled_bytes"], row["stack_bytes"]) == (0, 0), row
+        assert 0 < row["registers"] <= 96, row
+
+
+def test_the_step_of_a_plain_student_moves_whole_vectors_and_leaves_room_for_many_warps(report: list[dict]):
+    rows = [row for row in report if row["kernel"] == "step, NCHW"]
+    assert rows
+    for row in rows:
+        assert row["vector_accesses"] >= 4, "x and F in, x and the next input out"
+        assert row["registers"] <= 48, "more than 40 warps fit on a multiprocessor"
+
+
+def test_where_triton_interprets_nothing_is_compiled():
+    done = subprocess.run(
+        [sys.executable, "-m", "kernels.report"], cwd=ROOT, env={**COMPILED, "TRITON_INTERPRET": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode and "unset it" in done.stderr
