@@ -1,1 +1,7 @@
 """Checkpoint -> engine directory (`python -m export`), and the reader of that directory, without torch."""
+
+import os
+
+# Official builds of ONNX Runtime report their use to their maker and keep an identifier on the disk for it, unless this
+# is set when they are imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,5 +1,6 @@
-"""python -m export --model DIR --out DIR [--name NAME]     export a checkpoint, with proof
-python -m export verify DIR [--model DIR]                   repeat the proof on an existing engine
+"""python -m export --model DIR --out DIR [--dtype D] [--backend B ...]   export a checkpoint, with proof
+python -m export verify DIR [--backend B] [--record]                     repeat the proof on an existing engine
+python -m export plan DIR --backend tensorrt|tensorrt-rtx                build the plan that TensorRT runs
 
 Exit code 0: done. 2: refused, the reason is on stderr. 130, 143: interrupted. Unless 0, nothing was written.
 """
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import torch
 
-from export.build import export_checkpoint, verify_engine
-from export.manifest import Manifest
-from export.verify import BOUNDS, SOLVER, Gap
+from export.build import DEFAULT_BACKENDS, Proof, export_checkpoint, verify_engine
+from export.half import DTYPES
+from export.manifest import BACKEND_TENSORRT, BACKEND_TENSORRT_RTX, BACKENDS, Manifest
+from export.plans import make_plan
+from export.verify import SOLVER, Gap
 from fewstep.card import CheckpointError
 
 REFUSED = 2
@@ -23,8 +26,10 @@ REFUSED = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {"verify": _verify, "plan": _plan}
     try:
-        return _verify(arguments[1:]) if arguments[:1] == ["verify"] else _export(arguments)
+        command = commands.get(arguments[0]) if arguments else None
+        return command(arguments[1:]) if command else _export(arguments)
     except (CheckpointError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return REFUSED
@@ -36,16 +41,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _export(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m export", description="Export a checkpoint's network as an engine directory.",
-        epilog="python -m export verify DIR repeats the proof of an existing engine.",
+        epilog="python -m export verify DIR repeats the proof of an existing engine; "
+        "python -m export plan DIR builds a plan for TensorRT.",
     )  # fmt: skip
     parser.add_argument("--model", type=Path, required=True, help="folder with model.safetensors and card.json")
     parser.add_argument("--out", type=Path, required=True, help="engine directory to write or to replace")
     parser.add_argument("--name", help="what the engine is called (default: the model folder's name)")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="what the network computes in")
+    parser.add_argument(
+        "--backend", nargs="+", choices=BACKENDS, default=DEFAULT_BACKENDS, metavar="B",
+        help=f"backends to prove, the default one first: {', '.join(BACKENDS)} (default: {DEFAULT_BACKENDS[0]})",
+    )  # fmt: skip
     options = _parse(parser, arguments)
     start = time.perf_counter()
-    manifest = export_checkpoint(options.model, options.out, options.name, threads=options.threads)
-    gaps = {steps: Gap(**fields) for steps, fields in manifest.parity.items()}
-    print(gap_table(gaps))
+    manifest = export_checkpoint(
+        options.model, options.out, options.name,
+        backends=options.backend, dtype=options.dtype, buckets=options.buckets, threads=options.threads,
+    )  # fmt: skip
+    proofs = {manifest.backend: manifest.parity} | {name: proof["parity"] for name, proof in manifest.proofs.items()}
+    for backend, parity in proofs.items():
+        print(f"{backend}:\n{gap_table({steps: Gap(**fields) for steps, fields in parity.items()})}")
     print(_summary(manifest, options.out, time.perf_counter() - start))
     return 0
 
@@ -56,11 +71,31 @@ def _verify(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("engine", type=Path, help="engine directory")
     parser.add_argument("--model", type=Path, help="checkpoint folder (default: the engine's parent folder)")
+    parser.add_argument("--backend", choices=BACKENDS, metavar="B", help="default: the manifest's")
+    parser.add_argument("--record", action="store_true", help="write what was measured into engine.json")
     options = _parse(parser, arguments)
     model = options.model or options.engine.resolve().parent
-    gaps = verify_engine(options.engine, model, threads=options.threads)
-    print(gap_table(gaps))
-    print(f"{options.engine} is within {BOUNDS['mean']:g}/255 mean, {BOUNDS['max']:g}/255 max of eager PyTorch")
+    proof = verify_engine(
+        options.engine, model, options.backend,
+        buckets=options.buckets, threads=options.threads, record=options.record,
+    )  # fmt: skip
+    print(gap_table(proof.parity))
+    print(f"{options.engine} is within {_bounds(proof)} of eager PyTorch: {_facts(proof.facts)}")
+    return 0
+
+
+def _plan(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m export plan", description="Build a TensorRT plan of an engine.")
+    parser.add_argument("engine", type=Path, help="engine directory; the plan goes into its folder `plans`")
+    parser.add_argument("--backend", choices=(BACKEND_TENSORRT, BACKEND_TENSORRT_RTX), required=True)
+    parser.add_argument(
+        "--refit-from", type=Path, metavar="DIR", help="an engine of the same architecture whose plan takes the weights"
+    )
+    options = _parse(parser, arguments)
+    start = time.perf_counter()
+    print(f"building the plan for {options.backend} ...", flush=True)
+    path = make_plan(options.engine, options.backend, options.buckets, options.refit_from)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; took {time.perf_counter() - start:.0f} s")
     return 0
 
 
@@ -68,10 +103,18 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
     parser.add_argument(
         "--threads", type=int, default=0, help="cores for the proof (default: all; 1 is faster on a busy machine)"
     )
+    parser.add_argument(
+        "--buckets", type=_integers, metavar="N,N,...", help="batch sizes that backends of fixed shapes prepare"
+    )
     options = parser.parse_args(arguments)
     if options.threads > 0:
         torch.set_num_threads(options.threads)
     return options
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    """argparse's type for a list: a ValueError becomes its usual message."""
+    return tuple(int(part) for part in text.split(","))
 
 
 def gap_table(gaps: Mapping[str, Gap]) -> str:
@@ -81,6 +124,14 @@ def gap_table(gaps: Mapping[str, Gap]) -> str:
         label = "heun" if steps == SOLVER else steps
         lines.append(f"{label:>5}  {gap.nfe:5d}  {gap.mean:8.2g}  {gap.max:8.2g}  {gap.differing:17.4%}")
     return "\n".join(lines)
+
+
+def _bounds(proof: Proof) -> str:
+    return f"{proof.bounds['mean']:g}/255 mean, {proof.bounds['max']:g}/255 max"
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def _summary(manifest: Manifest, out: Path, seconds: float) -> str:

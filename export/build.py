@@ -1,28 +1,41 @@
-"""Checkpoint folder -> engine directory: export, prove parity, and only then put it in place."""
+"""Checkpoint folder -> engine directory: export, prove parity with every backend, and only then put it in place."""
 
 import contextlib
 import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
 import torch
 
-from export.engine import load_engine
-from export.manifest import ENGINE_FILE, NETWORK_FILE, Manifest, read_manifest, write_manifest
+from export.backends.buckets import check_buckets
+from export.backends.plan import PLANS_FOLDER
+from export.engine import Engine, load_engine
+from export.manifest import BACKEND_ORT_CPU, ENGINE_FILE, NETWORK_FILE, Manifest, read_manifest, write_manifest
 from export.to_onnx import OPSET, network_to_onnx
-from export.verify import BOUNDS, Gap, measure, refuse_beyond
+from export.verify import BOUNDS_OF, Gap, measure, refuse_beyond
 from fewstep import __version__
 from fewstep.card import WEIGHTS_FILE, Card, CheckpointError, file_sha256, write_atomically
 from fewstep.checkpoint import NetworkModule, load_checkpoint, load_denoiser, network_config
 from fewstep.latent import latent_shape
 from fewstep.noise import NOISE_VERSION
+from fewstep.precond import Denoiser
 
 RECORDED_VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+DEFAULT_BACKENDS = (BACKEND_ORT_CPU,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """How close a backend's images are to those of eager PyTorch."""
+
+    parity: dict[str, Gap]  # per step count, or "solver"
+    bounds: dict[str, float]  # {"mean": ..., "max": ...}: what parity was held against
+    facts: dict[str, str]  # what ran: Engine.facts
 
 
 def export_checkpoint(
@@ -30,40 +43,57 @@ def export_checkpoint(
     out: Path,
     name: str | None = None,
     *,
-    bounds: Mapping[str, float] = BOUNDS,
+    backends: Sequence[str] = DEFAULT_BACKENDS,
+    dtype: str = "float32",
+    buckets: Sequence[int] | None = None,
+    bounds: Mapping[str, float] | None = None,
     threads: int = 0,
 ) -> Manifest:
     """Write the engine of the checkpoint folder `model` to the directory `out`; an engine there is replaced.
 
-    name: what the engine is called; the checkpoint folder's name when None. threads: as for `load_engine`.
+    name: what the engine is called; the checkpoint folder's name when None. backends: those to prove; the first is the
+    one the engine is served with unless another is asked for. dtype: what the network computes in. buckets: batch sizes
+    that backends of fixed shapes prepare. bounds: instead of those of the precision. threads: as for `load_engine`.
     Raises CheckpointError, and leaves `out` as it was, when the checkpoint is unusable, when `out` is no place
-    for an engine, or when parity is beyond bounds.
+    for an engine, when a backend cannot run it, or when parity is beyond bounds.
     """
     model, out = model.resolve(), out.resolve()
     weights, card = load_checkpoint(model)
     check_destination(out, card)
     half = any(tensor.dtype == torch.float16 for tensor in weights.values())
     del weights
-    weights_dtype = "float16" if half else "float32"
+    weights_dtype = dtype if dtype != "float32" else "float16" if half else "float32"
     eager, _ = load_denoiser(model)
-    content = network_to_onnx(cast(NetworkModule, eager.network), weights_dtype=weights_dtype)
+    content = network_to_onnx(cast(NetworkModule, eager.network), weights_dtype=weights_dtype, dtype=dtype)
     manifest = _manifest(card, name or model.name, content, weights_dtype)
+    fixed = None if buckets is None else check_buckets(buckets)
+    manifest = dataclasses.replace(manifest, dtype=dtype, backend=backends[0], buckets=fixed)
     with _staged(out) as stage:
         write_atomically(stage / NETWORK_FILE, content)
         write_manifest(stage, manifest)
-        gaps = measure(eager, load_engine(stage, threads=threads).denoiser, card)
-        refuse_beyond(gaps, bounds)
-        parity = {steps: dataclasses.asdict(gap) for steps, gap in gaps.items()}
-        write_manifest(stage, dataclasses.replace(manifest, parity=parity, bounds=dict(bounds)))
+        for backend in backends:
+            engine = load_engine(stage, backend=backend, threads=threads)
+            manifest = with_proof(manifest, backend, prove(engine, eager, card, bounds))
+        write_manifest(stage, manifest)
         manifest = read_manifest(stage)
         _replace_directory(stage, out)
     return manifest
 
 
 def verify_engine(
-    folder: Path, model: Path, *, bounds: Mapping[str, float] = BOUNDS, threads: int = 0
-) -> dict[str, Gap]:
-    """Measure an engine against its checkpoint again. Raises CheckpointError when they do not match."""
+    folder: Path,
+    model: Path,
+    backend: str | None = None,
+    *,
+    bounds: Mapping[str, float] | None = None,
+    buckets: Sequence[int] | None = None,
+    threads: int = 0,
+    record: bool = False,
+) -> Proof:
+    """Measure an engine against its checkpoint again. Raises CheckpointError when they do not match.
+
+    backend: the manifest's when None. buckets, threads: as for `load_engine`. record: write it into the manifest.
+    """
     manifest = read_manifest(folder)
     eager, card = load_denoiser(model)
     if manifest.checkpoint != card.weights:
@@ -71,9 +101,28 @@ def verify_engine(
             f"the engine {folder} was exported from another checkpoint than {model} "
             f"(manifest says sha256 {manifest.checkpoint[:12]}..., card says {card.weights[:12]}...)"
         )
-    gaps = measure(eager, load_engine(folder, threads=threads).denoiser, card)
+    backend = backend or manifest.backend
+    engine = load_engine(folder, backend=backend, threads=threads, buckets=buckets)
+    proof = prove(engine, eager, card, bounds)
+    if record:
+        write_manifest(folder, with_proof(manifest, backend, proof))
+    return proof
+
+
+def prove(engine: Engine, eager: Denoiser, card: Card, bounds: Mapping[str, float] | None) -> Proof:
+    """Measure an engine. Raises CheckpointError beyond bounds, which are those of its precision when None."""
+    bounds = BOUNDS_OF[engine.facts["precision"]] if bounds is None else bounds
+    gaps = measure(eager, engine.denoiser, card)
     refuse_beyond(gaps, bounds)
-    return gaps
+    return Proof(gaps, dict(bounds), engine.facts)
+
+
+def with_proof(manifest: Manifest, backend: str, proof: Proof) -> Manifest:
+    """The manifest with a proof: in its own fields for the backend it is served with, beside them for another."""
+    fields = dataclasses.asdict(proof)
+    if backend == manifest.backend:
+        return dataclasses.replace(manifest, parity=fields["parity"], bounds=proof.bounds)
+    return dataclasses.replace(manifest, proofs=manifest.proofs | {backend: fields})
 
 
 def check_destination(out: Path, card: Card) -> None:
@@ -81,7 +130,7 @@ def check_destination(out: Path, card: Card) -> None:
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file; give --out a directory")
     found = {entry.name for entry in out.iterdir()} if out.exists() else set()
-    foreign = sorted(found - {ENGINE_FILE, NETWORK_FILE})
+    foreign = sorted(found - {ENGINE_FILE, NETWORK_FILE, PLANS_FOLDER})
     if foreign or (found and ENGINE_FILE not in found):
         raise CheckpointError(
             f"{out} exists and is not only an engine (it holds {(foreign or sorted(found))[0]}); "

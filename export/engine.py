@@ -1,18 +1,33 @@
-"""Reads an engine directory and runs its network with ONNX Runtime on the CPU. Numpy, no torch."""
+"""Reads an engine directory and runs its network with the backend that was asked for. Numpy; torch only for some."""
 
 import hashlib
+import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import onnxruntime as ort
-from numpy.typing import NDArray
 
-from export.manifest import BACKEND_ORT_CPU, ENGINE_FILE, Manifest, read_manifest
+from export.backends.buckets import DEFAULT_BUCKETS, check_buckets
+from export.backends.opened import Floats, Opened, Source, not_installed
+from export.device_network import DeviceNetwork
+from export.manifest import (
+    BACKEND_OPENVINO,
+    BACKEND_OPENVINO_F32,
+    BACKEND_ORT_CPU,
+    BACKEND_ORT_CUDA,
+    BACKEND_TENSORRT,
+    BACKEND_TENSORRT_RTX,
+    BACKEND_TORCH,
+    BACKEND_TORCH_COMPILE,
+    BACKENDS,
+    ENGINE_FILE,
+    Manifest,
+    read_manifest,
+)
 from fewstep.card import WEIGHTS_FILE, CheckpointError, file_sha256
 from fewstep.precond import Denoiser
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -20,14 +35,16 @@ class Engine:
     """An exported network that is ready to run. `load_engine` makes one."""
 
     manifest: Manifest
-    session: ort.InferenceSession
+    backend: str
+    opened: Opened
 
     def network(self, x: Floats, c_noise: Floats, onehot: Floats) -> Floats:
         """F: x [B, C + extra, H, W] of unit variance, c_noise [B], onehot [B, classes] -> [B, C, H, W], all float32.
 
         The extra channels, where the manifest counts any, hold a posterior student's latent (`fewstep.latent`).
-        An unconditional network has no use for onehot [B, 0]. Calls from several threads are safe, but share
-        the same cores: one call at a time is the fast way. Raises ValueError on another number of channels.
+        An unconditional network has no use for onehot [B, 0]. Calls from several threads are safe on a CPU, but share
+        the same cores: one call at a time is the fast way. On a GPU the rows are copied there and back; whoever
+        steps many slots uses `on_device`. Raises ValueError on another number of channels.
         """
         manifest = self.manifest
         if x.shape[1] != manifest.channels + manifest.extra:
@@ -35,30 +52,58 @@ class Engine:
                 f"the network of {manifest.name} takes {manifest.channels} channels of image and {manifest.extra} of "
                 f"latent noise behind them, not {x.shape[1]} in all; fewstep.latent.with_latent binds the latent"
             )
-        feed = {"x": x, "c_noise": c_noise}
-        if manifest.classes:
-            feed["onehot"] = onehot
-        feed = {name: np.ascontiguousarray(array, dtype=np.float32) for name, array in feed.items()}
-        return self.session.run(None, feed)[0]  # pyright: ignore[reportReturnType]
+        rows = (np.ascontiguousarray(array, dtype=np.float32) for array in (x, c_noise, onehot))
+        return self.opened.network(*rows)
 
     @property
     def denoiser(self) -> Denoiser:
         """D(x, sigma, labels) on numpy arrays: the preconditioning of fewstep.precond around `network`."""
         return Denoiser(self.network, self.manifest.sigma_data, self.manifest.classes)
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What really runs: backend, library and its version, device, precision, and what else the backend says."""
+        return {"backend": self.backend, "device": self.device, **self.opened.facts}
 
-def load_engine(folder: str | Path, *, threads: int = 0) -> Engine:
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        return self.opened.device
+
+    @property
+    def on_device(self) -> DeviceNetwork | None:
+        """The network's own buffers, for kernels that write its input in place. None: it speaks numpy only."""
+        return self.opened.on_device
+
+
+def load_engine(
+    folder: str | Path, *, backend: str | None = None, threads: int = 0, buckets: Sequence[int] | None = None
+) -> Engine:
     """The engine in a folder, checked against its manifest and, where one lies beside it, its checkpoint.
 
-    threads: cores one network call may use; 0 lets ONNX Runtime choose (one thread per physical core).
-    Raises CheckpointError with a sentence when the folder is not a usable engine.
+    backend: one of export.manifest.BACKENDS; None: the manifest's. threads: cores one network call may use; 0 lets
+    the backend choose (one thread per physical core). buckets: batch sizes that a backend of fixed shapes prepares,
+    None: the manifest's, or powers of two up to 64. Other batches are padded or split.
+    Raises CheckpointError with a sentence when the folder is not a usable engine, or the backend cannot run it.
     """
+    source = read_source(folder)
+    manifest = source.manifest
+    if backend is None and manifest.backend not in BACKENDS:
+        raise CheckpointError(f"{source.folder / ENGINE_FILE} wants backend {manifest.backend}; {_known()}")
+    backend = manifest.backend if backend is None else backend
+    if backend not in BACKENDS:
+        raise CheckpointError(f"there is no backend {backend!r}; {_known()}")
+    return Engine(manifest, backend, _open(source, backend, threads, prepared_buckets(manifest, buckets)))
+
+
+def prepared_buckets(manifest: Manifest, buckets: Sequence[int] | None) -> tuple[int, ...]:
+    """The batch sizes that a backend of fixed shapes prepares, ascending: the caller's, the manifest's, the default."""
+    return check_buckets(buckets if buckets is not None else manifest.buckets or DEFAULT_BUCKETS)
+
+
+def read_source(folder: str | Path) -> Source:
+    """The files of an engine directory, checked. Raises CheckpointError when they do not belong together."""
     folder = Path(folder)
     manifest = read_manifest(folder)
-    if manifest.backend != BACKEND_ORT_CPU:
-        raise CheckpointError(
-            f"{folder / ENGINE_FILE} wants backend {manifest.backend}; this version runs {BACKEND_ORT_CPU}"
-        )
     path = folder / manifest.network
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {manifest.network}: it is incomplete. {_export_again(folder)}")
@@ -70,7 +115,44 @@ def load_engine(folder: str | Path, *, threads: int = 0) -> Engine:
             f"{manifest.network_sha256[:12]}...): it is truncated or was changed. {_export_again(folder)}"
         )
     _check_checkpoint(folder, manifest)
-    return Engine(manifest, open_session(content, path, threads))
+    return Source(folder, manifest, content)
+
+
+def _open(source: Source, backend: str, threads: int, buckets: tuple[int, ...]) -> Opened:
+    """Imports a backend's module only when it is asked for: most of them load libraries of hundreds of megabytes."""
+    if backend == BACKEND_ORT_CPU:
+        from export.backends import onnxruntime_cpu
+
+        return onnxruntime_cpu.open_network(source, backend, threads)
+    if backend in (BACKEND_OPENVINO, BACKEND_OPENVINO_F32):
+        from export.backends import openvino
+
+        return openvino.open_network(source, backend, threads, buckets)
+    if backend in (BACKEND_TORCH, BACKEND_TORCH_COMPILE):
+        _require_torch(backend)
+        from export.backends import torch_network
+
+        return torch_network.open_network(source, backend, threads, buckets)
+    if backend == BACKEND_ORT_CUDA:
+        _require_torch(backend)
+        from export.backends import onnxruntime_cuda
+
+        return onnxruntime_cuda.open_network(source, backend, buckets)
+    if backend in (BACKEND_TENSORRT, BACKEND_TENSORRT_RTX):
+        _require_torch(backend)
+        from export.backends import tensorrt
+
+        return tensorrt.open_network(source, backend, buckets)
+    raise CheckpointError(f"there is no backend {backend!r}; {_known()}")
+
+
+def _require_torch(backend: str) -> None:
+    if importlib.util.find_spec("torch") is None:
+        raise not_installed(backend, "Install PyTorch with: pip install -e '.[gpu]'")
+
+
+def _known() -> str:
+    return f"this version runs {', '.join(BACKENDS)}"
 
 
 def _check_checkpoint(folder: Path, manifest: Manifest) -> None:
@@ -85,20 +167,3 @@ def _check_checkpoint(folder: Path, manifest: Manifest) -> None:
 
 def _export_again(folder: Path) -> str:
     return f"Export it again with: python -m export --model {folder.resolve().parent} --out {folder}"
-
-
-def open_session(content: bytes, path: Path, threads: int) -> ort.InferenceSession:
-    """A session over the bytes of an ONNX file; `path` is only named in errors."""
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL  # 1.4x over EXTENDED: NCHWc
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors only; they come back as exceptions
-    # A memory plan per batch size saves no time here, and costs 40 MB once batches of 32 have run.
-    options.enable_mem_pattern = False
-    # Spinning threads would keep the cores of an idle server busy.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no public base class
-        raise CheckpointError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error

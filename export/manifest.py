@@ -4,7 +4,7 @@ Standard library only, because the server reads it before it loads anything heav
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,17 @@ ENGINE_FORMAT = 1
 ENGINE_FILE = "engine.json"
 NETWORK_FILE = "network.onnx"
 BACKEND_ORT_CPU = "onnxruntime-cpu"
+BACKEND_ORT_CUDA = "onnxruntime-cuda"
+BACKEND_OPENVINO = "openvino"
+BACKEND_OPENVINO_F32 = "openvino-f32"
+BACKEND_TORCH = "torch"
+BACKEND_TORCH_COMPILE = "torch-compile"
+BACKEND_TENSORRT = "tensorrt"
+BACKEND_TENSORRT_RTX = "tensorrt-rtx"
+BACKENDS = (
+    BACKEND_ORT_CPU, BACKEND_OPENVINO, BACKEND_OPENVINO_F32, BACKEND_TORCH, BACKEND_TORCH_COMPILE,
+    BACKEND_ORT_CUDA, BACKEND_TENSORRT, BACKEND_TENSORRT_RTX,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +37,7 @@ class Manifest:
     network: str = NETWORK_FILE  # file beside engine.json
     network_sha256: str
     opset: int
-    dtype: str  # what the network computes in: "float32"
+    dtype: str  # what the network computes in: "float32", "float16" or "bfloat16"
     weights_dtype: str  # what its file stores: "float16" or "float32"
     backend: str = BACKEND_ORT_CPU
     channels: int
@@ -36,11 +47,12 @@ class Manifest:
     class_names: tuple[str, ...]
     sigma_data: float
     levels: Levels  # step count -> sigmas; empty for a teacher
-    buckets: tuple[int, ...] | None  # batch sizes the network accepts; None: any
+    buckets: tuple[int, ...] | None  # batch sizes that backends of fixed shapes prepare; None: their default
     noise_version: int
     parity: dict[str, dict[str, Any]]  # "1", "2", ... or "solver" -> export.verify.Gap, field by field
     bounds: dict[str, float]  # {"mean": ..., "max": ...}: what parity was held against
     versions: dict[str, str]  # torch, onnx, onnxruntime, ... at export
+    proofs: dict[str, dict[str, Any]] = field(default_factory=dict)  # other backend -> export.build.Proof, by field
     format: int = ENGINE_FORMAT
 
     @property
@@ -62,8 +74,12 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write engine.json, whole or not at all."""
     fields = asdict(manifest)
-    if not manifest.extra:  # a reader that has never heard of the field refuses it, and does without it here
-        del fields["extra"]
+    for name in (
+        "extra",
+        "proofs",
+    ):  # a reader that has never heard of a field refuses it, and does without an empty one
+        if not fields[name]:
+            del fields[name]
     write_atomically(folder / ENGINE_FILE, (json.dumps(fields, indent=2) + "\n").encode())
 
 

@@ -1,7 +1,8 @@
 """The network F of a checkpoint as an ONNX file: opset 20, any batch size, float16 or float32 weights.
 
-    x [batch, C + extra, H, W]  c_noise [batch]  onehot [batch, classes]  ->  output [batch, C, H, W]    all float32
+    x [batch, C + extra, H, W]  c_noise [batch]  onehot [batch, classes]  ->  output [batch, C, H, W]
 
+All are float32; a network that computes in half precision has x, onehot and output in it, and c_noise in float32.
 An unconditional network has no `onehot` input. A posterior student has extra channels, for its latent noise.
 """
 
@@ -16,13 +17,13 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from export.fusible import fusible
+from export.half import DTYPES, network_in
 from fewstep.card import CheckpointError
 from fewstep.checkpoint import NetworkModule
 from fewstep.network import UNetConfig
 
-# At opset 20 GroupNorm becomes InstanceNormalization, which ONNX Runtime runs as one kernel; opset 21's own
-# GroupNormalization it takes apart into more than twice the nodes, 10 to 16 % slower.
-OPSET = 20
+OPSET = 20  # the newest that ONNX Runtime, OpenVINO and both TensorRTs run without taking operators apart
 MAX_BYTES = 2**31 - 2**20  # protobuf's limit for one file, with room for the graph
 
 # Smaller tensors stay float32: a Cast node each would cost more than it saves.
@@ -30,18 +31,19 @@ _MIN_ELEMENTS = 1024
 _HALF_SUFFIX = "_float16"
 
 
-def network_to_onnx(network: NetworkModule, *, weights_dtype: str) -> bytes:
+def network_to_onnx(network: NetworkModule, *, weights_dtype: str, dtype: str = "float32") -> bytes:
     """The ONNX file of `network`, as bytes; the same network gives the same bytes.
 
     weights_dtype: "float32", or "float16" to store as such what float16 holds exactly.
-    Raises CheckpointError when the network does not fit one file.
+    dtype: what the network computes in, "float32", "float16" or "bfloat16" (`export.half`).
+    Raises CheckpointError when the network does not fit one file, or has an operator that ONNX has not.
     """
     size = sum(tensor.numel() * 4 for tensor in network.parameters())
     if size > MAX_BYTES:
         raise CheckpointError(f"the network has {size / 2**30:.1f} GiB of weights; one ONNX file holds 2 GiB")
-    model = _traced(network)
+    model = _traced(network, dtype)
     strip_traces(model)
-    if weights_dtype == "float16":
+    if weights_dtype == "float16" and dtype == "float32":
         _store_as_float16(model)
     onnx.checker.check_model(model)
     return model.SerializeToString(deterministic=True)
@@ -50,7 +52,7 @@ def network_to_onnx(network: NetworkModule, *, weights_dtype: str) -> bytes:
 class _Unconditional(nn.Module):
     """F without the onehot input, which a network without classes never reads."""
 
-    def __init__(self, network: NetworkModule) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
@@ -58,24 +60,33 @@ class _Unconditional(nn.Module):
         return self.network(x, c_noise, x.new_zeros(x.shape[0], 0))
 
 
-def _traced(network: NetworkModule) -> onnx.ModelProto:
+def _traced(network: NetworkModule, dtype: str) -> onnx.ModelProto:
     config = network.config
     batch = 2  # torch.export would turn an example batch of 1 into a constant
     side = config.resolution
     extra = config.extra if isinstance(config, UNetConfig) else 0
-    arguments = [torch.zeros(batch, config.channels + extra, side, side), torch.zeros(batch)]
+    half = DTYPES[dtype]
+    arguments = [torch.zeros(batch, config.channels + extra, side, side, dtype=half), torch.zeros(batch)]
     names = ["x", "c_noise"]
-    module: nn.Module = _Unconditional(network)
+    module = network_in(fusible(network), dtype)
     if config.classes:
-        arguments.append(torch.zeros(batch, config.classes))
+        arguments.append(torch.zeros(batch, config.classes, dtype=half))
         names.append("onehot")
-        module = network
+    else:
+        module = _Unconditional(module)
     rows = torch.export.Dim("batch", min=1)
-    with _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module.eval(), tuple(arguments), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=names, output_names=["output"], dynamic_shapes=tuple({0: rows} for _ in names),
-        )  # fmt: skip
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module.eval(), tuple(arguments), dynamo=True, opset_version=OPSET, verbose=False,
+                input_names=names, output_names=["output"], dynamic_shapes=tuple({0: rows} for _ in names),
+            )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise CheckpointError(
+            f"the network cannot be written as ONNX of opset {OPSET} ({reason}). Replace that operator in the network, "
+            "or serve the checkpoint itself with --backend torch"
+        ) from error
     assert program is not None  # only the old exporter, which writes a file itself, returns nothing
     return program.model_proto
 

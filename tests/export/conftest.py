@@ -5,14 +5,22 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from export.build import export_checkpoint
+from export.engine import Engine
 from fewstep.card import Card, Dataset
 from fewstep.checkpoint import save_checkpoint
 from fewstep.network import UNet, UNetConfig
 from fewstep.schedule import student_levels
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU")
+    config.addinivalue_line("markers", "tensorrt_rtx: needs TensorRT-RTX, which builds plans without a GPU")
+
 
 torch.set_num_threads(1)  # tiny operations on two busy cores stall one another
 
@@ -60,6 +68,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[kind]
 
     return get
+
+
+def example_rows(engine: Engine, batch: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x, c_noise, onehot of a batch for the network of an engine, all float32."""
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((batch, *engine.manifest.input_shape), dtype=np.float32)
+    c_noise = random.uniform(-1.5, 1.1, batch).astype(np.float32)
+    classes = engine.manifest.classes
+    onehot = np.eye(max(classes, 1), dtype=np.float32)[np.arange(batch) % max(classes, 1), :classes]
+    return x, c_noise, onehot
 
 
 @pytest.fixture

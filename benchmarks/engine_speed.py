@@ -1,0 +1,156 @@
+"""t(B): milliseconds of one network call over the batch size, for every backend that this machine has.
+
+    python benchmarks/engine_speed.py            # minutes: B = 1 .. 128
+    python benchmarks/engine_speed.py --quick    # seconds: three batch sizes, one thread
+
+Prints a table, writes JSON and a PNG. Backends are interleaved call by call: read the figures as ratios to eager
+PyTorch, and as shares of the rate at which the same run multiplied large matrices in the same precision.
+"""
+
+import argparse
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.engine_plot import draw_engine_speed
+from benchmarks.engine_variants import (
+    COLOUR,
+    FASHION,
+    Variant,
+    checkpoint_of,
+    eager_variants,
+    engine_variant,
+    open_engines,
+    spinning_variant,
+)
+from benchmarks.harness import ROOT, percentile_ms, table, time_interleaved, write_result
+from export.manifest import BACKEND_TORCH, BACKENDS
+from fewstep.checkpoint import load_denoiser
+from fewstep.latent import latent_shape
+
+BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+QUICK = (1, 8, 32)
+COLUMNS = {
+    "variant": "variant", "precision": "precision", "batch": "batch", "ms": "ms", "ms_per_image": "ms/image",
+    "vs_eager": "x eager", "vs_eager_nchw": "x eager NCHW", "gflops": "GFLOP/s", "of_limit": "of gemm", "mb": "MB",
+}  # fmt: skip
+GEMM = 2048  # rows and columns of the matrices behind the limit
+
+
+def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    largest = max(args.batches)
+    variants, memory = [], {}
+    for open_variants in _openers(args, folder, largest):
+        before = _memory_mb()
+        opened = open_variants()
+        for variant in opened:
+            variant.call(largest)
+            memory[variant.name] = _memory_mb() - before
+            before = _memory_mb()
+        variants += opened
+    gflop = flops(folder) / 1e9
+    limits = gemm_limits(args.rounds)
+    rows = []
+    for batch in args.batches:
+        calls = {variant.name: (lambda v=variant, b=batch: v.call(b)) for variant in variants}
+        seconds = time_interleaved(calls, max(3, args.rounds // max(batch // 8, 1)))
+        ms = {name: percentile_ms(values, 50) for name, values in seconds.items()}
+        for variant in variants:
+            rate = gflop * batch / ms[variant.name] * 1000
+            rows.append({
+                "variant": variant.name, "precision": variant.precision, "batch": batch, "ms": ms[variant.name],
+                "p95_ms": percentile_ms(seconds[variant.name], 95), "ms_per_image": ms[variant.name] / batch,
+                "vs_eager": ms["eager"] / ms[variant.name], "vs_eager_nchw": ms["eager, NCHW"] / ms[variant.name],
+                "gflops": rate, "of_limit": rate / limits[variant.precision], "mb": memory[variant.name],
+            })  # fmt: skip
+    facts = {variant.name: variant.facts for variant in variants}
+    return rows, {"gflop_per_image": gflop, "gemm_gflops": limits, "facts": facts}
+
+
+def _openers(args: argparse.Namespace, folder: Path, largest: int) -> list[Callable[[], list[Variant]]]:
+    """Opened one after the other, so that memory can be told apart."""
+    openers: list[Callable[[], list[Variant]]] = [lambda: eager_variants(folder, largest)]
+    cpu = not torch.cuda.is_available()
+    if cpu and args.threads != 1 and not args.backends:
+        openers.append(lambda: [spinning_variant(folder, args.threads, largest)])
+    for backend in args.backends or [name for name in BACKENDS if name != "torch-compile"]:
+        if backend == BACKEND_TORCH and cpu:
+            continue  # the same calls as eager
+
+        def opener(backend: str = backend) -> list[Variant]:
+            engines = open_engines(folder, [backend], args.threads, args.batches)
+            return [engine_variant(name, engine, largest) for name, engine in engines.items()]
+
+        openers.append(opener)
+    return openers
+
+
+def flops(folder: Path) -> int:
+    """Floating-point operations of one image's network call: 2 per multiplication and addition."""
+    denoiser, card = load_denoiser(folder)
+    channels, side, _ = card.image_shape
+    with FlopCounterMode(display=False) as counter:
+        x = torch.zeros(1, channels + latent_shape(card)[0], side, side)
+        denoiser.network(x, torch.zeros(1), torch.zeros(1, denoiser.classes))
+    return counter.get_total_flops()
+
+
+def gemm_limits(rounds: int) -> dict[str, float]:
+    """GFLOP/s of large matrix products per precision, the best of `rounds`: what a network cannot exceed."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    limits = {}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)):
+        a, b = (torch.randn(GEMM, GEMM, device=device).to(dtype) for _ in range(2))
+
+        def product(a=a, b=b) -> None:
+            torch.mm(a, b)
+            if device == "cuda":
+                torch.cuda.synchronize()
+
+        best = min(time_interleaved({name: product}, max(3, rounds // 4))[name])
+        limits[name] = 2 * GEMM**3 / best / 1e9
+    return limits
+
+
+def _memory_mb() -> float:
+    gc.collect()
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / 2**20
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=(FASHION, COLOUR), default=FASHION, help="colour: random weights, 32x32x3")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, metavar="B", help="default: all that run here")
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="N")
+    parser.add_argument("--rounds", type=int, default=40, help="calls up to batch 8; fewer above (default 40)")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "build" / "engine_speed.json", help="JSON; the PNG beside it"
+    )
+    parser.add_argument("--quick", action="store_true", help=f"B = {QUICK}, 8 rounds")
+    args = parser.parse_args()
+    if args.quick:
+        args.batches, args.rounds = QUICK, 8
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    with checkpoint_of(args.network) as folder:
+        rows, found = measure(args, folder)
+    print(table(rows, COLUMNS))
+    limits = ", ".join(f"{name} {rate:.0f}" for name, rate in found["gemm_gflops"].items())
+    print(f"{found['gflop_per_image']:.3f} GFLOP per image; {GEMM}x{GEMM} matrix products, GFLOP/s: {limits}")
+    settings = {name: getattr(args, name) for name in ("network", "batches", "rounds", "threads")}
+    write_result(args.out, "engine_speed", settings, rows, **found)
+    draw_engine_speed(rows, args.out.with_suffix(".png"))
+    print(f"\nwrote {args.out} and {args.out.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()

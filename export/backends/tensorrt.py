@@ -1,0 +1,104 @@
+"""TensorRT and TensorRT-RTX on a GPU: runs the plan that `python -m export plan` built, one CUDA graph per bucket."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export.backends.host import host_network
+from export.backends.opened import Opened, Source, library
+from export.backends.plan import MODULES, find_plan, plan_key, read_plan
+from export.backends.static_buffers import StaticBuffers
+from export.backends.tensorrt_plan import import_module
+from fewstep.card import CheckpointError
+
+
+def open_network(source: Source, backend: str, buckets: tuple[int, ...]) -> Opened:
+    """Raises CheckpointError without the library, without a GPU, and without a plan for this GPU and these buckets."""
+    trt = import_module(backend)
+    if not torch.cuda.is_available():
+        raise CheckpointError(
+            f"backend {backend} runs on an NVIDIA GPU with a driver, and PyTorch finds none here. Plans can be built "
+            "without one by tensorrt-rtx only, and run by neither. Choose --backend onnxruntime-cpu or openvino"
+        )
+    manifest = source.manifest
+    device = torch.device("cuda")
+    gpu = ".".join(map(str, torch.cuda.get_device_capability(device)))
+    key = find_plan(source.folder, plan_key(manifest, backend, trt.__version__, buckets, gpu))
+    plan = read_plan(source.folder, key)
+    network = PlanNetwork(trt, plan, key.buckets, StaticBuffers(manifest, buckets, device))
+    network.capture()
+    facts = {
+        "library": f"{MODULES[backend]} {trt.__version__}, {library('torch')}",
+        "processor": torch.cuda.get_device_name(device),
+        "precision": manifest.dtype,
+        "plan": key.path(source.folder).name,
+        "cuda_graphs": str(len(network.graphs)),
+        "buckets": ",".join(map(str, buckets)),
+    }
+    return Opened(host_network(network), facts, "cuda", network)
+
+
+class PlanNetwork:
+    """A DeviceNetwork of a plan. profiles: the batch size of each of its optimisation profiles, in their order."""
+
+    def __init__(self, trt: Any, plan: bytes, profiles: tuple[int, ...], buffers: StaticBuffers) -> None:
+        self.profiles = profiles
+        self.buffers = buffers
+        self.device, self.dtype = buffers.device, buffers.dtype
+        self.capacity, self.buckets = buffers.capacity, buffers.buckets
+        self.x, self.c_noise, self.onehot = buffers.x, buffers.c_noise, buffers.onehot
+        self.output = buffers.output
+        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+        self.engine = self.runtime.deserialize_cuda_engine(plan)
+        if self.engine is None:
+            raise CheckpointError(
+                f"{trt.__name__} {trt.__version__} cannot load the plan on this GPU, though it was built for it. Its "
+                "log above says why; build it again with: python -m export plan"
+            )
+        self.contexts: dict[int, Any] = {}
+
+    def run(self, bucket: int) -> Tensor:
+        if bucket in self.graphs:
+            self.graphs[bucket].replay()
+        else:
+            self._enqueue(bucket)
+        return self.output[:bucket]
+
+    def capture(self) -> None:
+        """One CUDA graph per bucket, each after a normal call in which TensorRT sets itself up."""
+        stream = torch.cuda.Stream(self.device)
+        for bucket in reversed(self.buckets):
+            with torch.cuda.stream(stream):
+                self._enqueue(bucket)
+            stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                self._enqueue(bucket)
+            self.graphs[bucket] = graph
+
+    def _enqueue(self, bucket: int) -> None:
+        """A call on the current stream."""
+        context = self.contexts.get(bucket) or self._context(bucket)
+        if not context.execute_async_v3(self._stream()):
+            raise RuntimeError(f"TensorRT refused a call of {bucket} rows")
+
+    def _context(self, bucket: int) -> Any:
+        """An execution context with the profile of the bucket and the addresses of the static buffers."""
+        context = self.engine.create_execution_context()
+        if context is None:
+            raise CheckpointError(
+                f"the GPU has too little free memory for batches of {bucket}; build a plan with smaller --buckets"
+            )
+        context.set_optimization_profile_async(self.profiles.index(bucket), self._stream())
+        for name, buffer in self.buffers.inputs().items():
+            context.set_input_shape(name, (bucket, *buffer.shape[1:]))
+            context.set_tensor_address(name, buffer.data_ptr())
+        context.set_tensor_address("output", self.output.data_ptr())
+        self.contexts[bucket] = context
+        return context
+
+    def _stream(self) -> int:
+        """Handle of the current stream; on a CPU, where a stand-in is tested, there is none."""
+        return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0

@@ -1,0 +1,214 @@
+"""Every backend that runs here: the same images as the default one within its bound, and row by row the same bytes."""
+
+import builtins
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+import export.build
+from export.backends.onnxruntime_cuda import BoundNetwork, require_provider
+from export.backends.static_buffers import StaticBuffers
+from export.build import export_checkpoint, verify_engine
+from export.engine import load_engine
+from export.manifest import BACKENDS, read_manifest
+from export.verify import BOUNDS_OF, Gap
+from fewstep.card import CheckpointError
+from tests.export.conftest import POSTERIOR, example_rows
+
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
+# The largest difference of F from the default backend's, as a share of F's largest value.
+TOLERANCE = {"openvino-f32": 2e-5, "openvino": 0.04, "torch": 2e-5}
+RUNNING = [
+    pytest.param("onnxruntime-cpu"),
+    pytest.param("openvino", marks=needs_openvino),
+    pytest.param("openvino-f32", marks=needs_openvino),
+    pytest.param("torch"),
+]
+
+
+def open_here(folder, backend, buckets=None):
+    try:
+        return load_engine(folder, backend=backend, threads=1, buckets=buckets)
+    except CheckpointError as error:
+        if "no bfloat16 arithmetic" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.mark.parametrize("backend", RUNNING[1:])
+@pytest.mark.parametrize("kind", ["patch", "unconditional", POSTERIOR, "adm"])
+def test_equals_the_default_backend(checkpoint, kind, backend):
+    folder = checkpoint(kind) / "engine"
+    default, engine = load_engine(folder, threads=1), open_here(folder, backend, (1, 4))
+    for batch in (1, 4, 6):
+        rows = example_rows(default, batch)
+        expected = default.network(*rows)
+        gap = np.abs(engine.network(*rows) - expected).max()
+        assert gap < TOLERANCE[backend] * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("backend", RUNNING)
+def test_facts_say_what_runs(checkpoint, backend):
+    engine = open_here(checkpoint("patch") / "engine", backend)
+    assert engine.backend == engine.facts["backend"] == backend
+    assert engine.facts["precision"] == ("bfloat16" if backend == "openvino" else "float32")
+    assert engine.facts["device"] == engine.device
+    assert any(character.isdigit() for character in engine.facts["library"]), "no version"
+    assert all(isinstance(value, str) for value in engine.facts.values())
+
+
+@pytest.mark.parametrize("backend", RUNNING)
+@pytest.mark.parametrize("kind", ["patch", "adm", POSTERIOR])
+def test_a_row_depends_on_no_other_row(checkpoint, kind, backend):
+    """At one batch size, position and neighbours change no bit: what exact mode rests on, for every backend."""
+    engine = open_here(checkpoint(kind) / "engine", backend, (8,))
+    rows = example_rows(engine, 8)
+    expected = engine.network(*rows)
+    order = np.random.default_rng(1).permutation(8)
+    assert np.array_equal(engine.network(*(part[order] for part in rows)), expected[order])
+    for slot in (0, 5):
+        alone = [np.zeros_like(part) for part in rows]
+        for padded, part in zip(alone, rows, strict=True):
+            padded[slot] = part[3]
+        assert np.array_equal(engine.network(*alone)[slot], expected[3])
+
+
+def test_two_openvino_streams_are_one_network(checkpoint):
+    pytest.importorskip("openvino")
+    folder = checkpoint("patch") / "engine"
+    one = load_engine(folder, backend="openvino-f32", threads=1, buckets=(2, 5, 8))
+    two = load_engine(folder, backend="openvino-f32", threads=2, buckets=(2, 5, 8))
+    assert (one.facts["streams"], two.facts["streams"]) == ("1", "2")
+    for batch in (2, 5, 8):
+        rows = example_rows(one, batch)
+        np.testing.assert_allclose(two.network(*rows), one.network(*rows), atol=2e-5)
+
+
+def test_buckets_of_the_torch_engine_share_their_buffers(checkpoint):
+    engine = load_engine(checkpoint(POSTERIOR) / "engine", backend="torch", threads=1, buckets=(2, 1, 4))
+    network = engine.on_device
+    assert network is not None and network.buckets == (1, 2, 4) and network.capacity == 4
+    assert network.x.shape == (4, 2, 8, 8) and network.onehot.shape == (4, 10) and network.c_noise.shape == (4,)
+    assert (network.x.dtype, network.c_noise.dtype, network.onehot.dtype) == (torch.float32,) * 3
+    rows = example_rows(engine, 4)
+    for buffer, part in zip((network.x, network.c_noise, network.onehot), rows, strict=True):
+        buffer.copy_(torch.from_numpy(part))
+    for bucket in network.buckets:
+        output = network.run(bucket)
+        assert output.shape == (bucket, 1, 8, 8) and output.is_contiguous()
+        np.testing.assert_allclose(output.numpy(), engine.network(*rows)[:bucket], atol=1e-5)
+
+
+def test_the_default_backend_has_no_device_buffers(checkpoint):
+    engine = load_engine(checkpoint("patch") / "engine", threads=1)
+    assert (engine.device, engine.on_device) == ("cpu", None)
+
+
+def test_bound_buffers_run_without_copies(checkpoint):
+    """The IO binding of the CUDA backend, on the CPU provider."""
+    import onnxruntime as ort
+
+    engine = load_engine(checkpoint(POSTERIOR) / "engine", threads=1)
+    session = ort.InferenceSession(
+        checkpoint(POSTERIOR) / "engine" / "network.onnx", providers=["CPUExecutionProvider"]
+    )
+    network = BoundNetwork(session, StaticBuffers(engine.manifest, (1, 4), torch.device("cpu")), None)
+    rows = example_rows(engine, 4)
+    for buffer, part in zip((network.x, network.c_noise, network.onehot), rows, strict=True):
+        buffer.copy_(torch.from_numpy(part))
+    for bucket in (1, 4):
+        output = network.run(bucket)
+        assert output.data_ptr() == network.output.data_ptr()
+        expected = engine.network(*(part[:bucket] for part in rows))
+        np.testing.assert_allclose(output.numpy(), expected, atol=1e-5)
+
+
+def test_a_session_that_fell_back_to_the_cpu_is_refused():
+    require_provider(["CUDAExecutionProvider", "CPUExecutionProvider"], "1.31.1")
+    with pytest.raises(CheckpointError, match=r"would run on CPUExecutionProvider.*--backend torch"):
+        require_provider(["CPUExecutionProvider"], "1.31.1")
+
+
+@pytest.mark.parametrize(
+    ("backend", "module", "says"),
+    [
+        ("openvino", "openvino", "pip install 'openvino"),
+        ("tensorrt", "tensorrt", "pip install tensorrt-cu13"),
+        ("tensorrt-rtx", "tensorrt_rtx", "pip install tensorrt-rtx"),
+    ],
+)
+def test_a_backend_that_is_not_installed_says_how_to_install_it(checkpoint, monkeypatch, backend, module, says):
+    real = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name.partition(".")[0] == module:
+            raise ImportError(f"No module named {module!r}")
+        return real(name, *arguments, **options)
+
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(CheckpointError, match=f"backend {backend} is not installed.*{says}.*another --backend"):
+        load_engine(checkpoint("patch") / "engine", backend=backend)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "tensorrt-rtx"])
+def test_without_a_gpu_a_gpu_backend_is_refused_in_words(checkpoint, backend):
+    with pytest.raises(CheckpointError, match=r"not installed|PyTorch finds none here"):
+        load_engine(checkpoint("patch") / "engine", backend=backend)
+
+
+def test_a_cpu_without_bfloat16_is_told_what_to_choose(checkpoint, monkeypatch):
+    ov = pytest.importorskip("openvino")
+    monkeypatch.setattr(ov.Core, "get_property", lambda *_: ["FP32"])
+    with pytest.raises(CheckpointError, match=r"no bfloat16 arithmetic.*--backend openvino-f32"):
+        load_engine(checkpoint("patch") / "engine", backend="openvino")
+
+
+def test_unknown_backends_and_lone_engines_are_refused(checkpoint, tmp_path):
+    with pytest.raises(CheckpointError, match=f"no backend 'abacus'; this version runs {', '.join(BACKENDS)}"):
+        load_engine(checkpoint("patch") / "engine", backend="abacus")
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    for file in (checkpoint("patch") / "engine").iterdir():
+        (lone / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(CheckpointError, match=r"runs the checkpoint itself.*holds no model\.safetensors"):
+        load_engine(lone, backend="torch")
+
+
+def test_proofs_of_other_backends_are_recorded_beside_the_default_ones(model):
+    engine = model / "engine"
+    before = read_manifest(engine)
+    assert before.proofs == {}
+    proof = verify_engine(engine, model, "torch", threads=1, record=True)
+    after = read_manifest(engine)
+    assert (after.parity, after.bounds, after.backend) == (before.parity, before.bounds, before.backend)
+    assert set(after.proofs) == {"torch"}
+    assert {
+        steps: Gap(**(gap | {"seeds": tuple(gap["seeds"])})) for steps, gap in after.proofs["torch"]["parity"].items()
+    } == (proof.parity)
+    assert after.proofs["torch"]["facts"]["library"].startswith("torch ")
+    with pytest.raises(CheckpointError, match="differ from eager"):
+        verify_engine(engine, model, "torch", bounds={"mean": -1.0, "max": -1.0}, threads=1, record=True)
+    assert read_manifest(engine) == after
+
+
+def test_an_engine_in_half_precision_is_proved_by_a_backend_that_computes_in_it(model, monkeypatch):
+    out = model / "engine"
+    content = (out / "network.onnx").read_bytes()  # neither backend gets as far as reading it
+    monkeypatch.setattr(export.build, "network_to_onnx", lambda network, weights_dtype, dtype: content)
+    with pytest.raises(CheckpointError, match="computes in bfloat16, and backend onnxruntime-cpu reads float32"):
+        export_checkpoint(model, out, dtype="bfloat16", threads=1)
+    manifest = export_checkpoint(model, out, backends=["torch"], dtype="bfloat16", buckets=(1, 8), threads=1)
+    assert (manifest.dtype, manifest.weights_dtype, manifest.backend) == ("bfloat16", "bfloat16", "torch")
+    assert manifest.buckets == (1, 8) and manifest.bounds == BOUNDS_OF["bfloat16"]
+    assert all(0 < gap["mean"] < 2 for gap in manifest.parity.values())
+    engine = load_engine(out, threads=1)
+    assert engine.facts["precision"] == "bfloat16" and engine.on_device is not None
+    assert engine.on_device.x.dtype == engine.on_device.onehot.dtype == torch.bfloat16
+    assert engine.on_device.c_noise.dtype == torch.float32 and engine.on_device.buckets == (1, 8)
+    with pytest.raises(CheckpointError, match="reads float32 engines only"):
+        load_engine(out, backend="openvino" if find_spec("openvino") else "onnxruntime-cpu")

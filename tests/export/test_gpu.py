@@ -1,0 +1,62 @@
+"""The GPU half of the engines: runs where there is a GPU, skipped elsewhere."""
+
+import numpy as np
+import pytest
+import torch
+
+from export.engine import load_engine
+from fewstep.card import CheckpointError
+from tests.export.conftest import CONFIGS, POSTERIOR, example_rows
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU"),
+]
+BACKENDS = ("torch", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
+
+
+def open_here(folder, backend, buckets):
+    try:
+        return load_engine(folder, backend=backend, buckets=buckets)
+    except CheckpointError as error:
+        if backend == "torch":
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_equals_the_cpu(checkpoint, kind, backend):
+    folder = checkpoint(kind) / "engine"
+    reference, engine = load_engine(folder, threads=1), open_here(folder, backend, (1, 4))
+    assert engine.device == "cuda" and engine.on_device is not None
+    for batch in (1, 4, 6):
+        rows = example_rows(reference, batch)
+        expected = reference.network(*rows)
+        np.testing.assert_allclose(engine.network(*rows), expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", ["patch", "adm", POSTERIOR])
+def test_a_row_depends_on_no_other_row(checkpoint, kind, backend):
+    engine = open_here(checkpoint(kind) / "engine", backend, (8,))
+    rows = example_rows(engine, 8)
+    expected = engine.network(*rows)
+    order = np.random.default_rng(1).permutation(8)
+    assert np.array_equal(engine.network(*(part[order] for part in rows)), expected[order])
+
+
+def test_a_graph_per_bucket_reads_what_lies_in_the_buffers(checkpoint):
+    engine = load_engine(checkpoint(POSTERIOR) / "engine", backend="torch", buckets=(1, 2, 8))
+    network = engine.on_device
+    assert network is not None and engine.facts["cuda_graphs"] == "3"
+    rows = [torch.from_numpy(part) for part in example_rows(engine, 8)]
+    for seed in (0, 1):
+        for buffer, part in zip((network.x, network.c_noise, network.onehot), rows, strict=True):
+            buffer.copy_(part.roll(seed, dims=0))
+        for bucket in network.buckets:
+            output = network.run(bucket).clone()
+            assert output.shape[0] == bucket
+            rolled = [part.roll(seed, dims=0)[:bucket].numpy() for part in rows]
+            expected = load_engine(checkpoint(POSTERIOR) / "engine", threads=1).network(*rolled)
+            np.testing.assert_allclose(output.float().cpu().numpy(), expected, atol=1e-3 * np.abs(expected).max())
