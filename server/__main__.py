@@ -1,13 +1,19 @@
-"""`python -m server`: parse, bind the port, read the manifest, serve."""
+"""`python -m server`: settle the settings, bind the port, read the manifests, serve."""
 
 import logging
 import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from server.settings import Settings, SettingsError, parse_settings
+from export.manifest import Manifest, read_manifest
+from fewstep.card import CheckpointError
+from server.config import Resolved, resolve
+from server.logs import configure
+from server.settings import Settings, SettingsError
 
 EXIT_REFUSED = 2
 
@@ -17,27 +23,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     started_s = time.monotonic()
     # NumPy's BLAS would start a thread per core; nothing here multiplies matrices, and the parent must fork.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from export.manifest import read_manifest
-    from fewstep.card import CheckpointError
-
     try:
-        settings = parse_settings(arguments)
-        model = read_manifest(settings.engine)
-        if not model.levels:
-            raise CheckpointError(
-                f"{settings.engine} holds a {model.role}, which has no levels to serve; export a student"
-            )
+        resolved = resolve(arguments)
+        settings = resolved.settings
+        models = read_models(settings.engines)
+        if resolved.check:
+            return check(resolved)
         listener = bind(settings)
     except (SettingsError, CheckpointError) as error:
         print(error, file=sys.stderr)
         return EXIT_REFUSED
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(processName)s %(message)s")
+    configure(settings)
     # After the checks: a wrong flag should not have to wait for the web framework.
     from server.lit_server import StudentServer
 
-    server = StudentServer(settings, model, listener)
+    server = StudentServer(settings, models, listener)
     logging.getLogger(__name__).debug("ready to fork after %.3f s", time.monotonic() - started_s)
     return server.serve()
+
+
+def check(resolved: Resolved) -> int:
+    """Print the settings and try the engines. Raises CheckpointError for one that would not run."""
+    # Only here: this loads the engines' libraries.
+    from server.check import check_engine, engine_line, settings_lines
+
+    settings = resolved.settings
+    for line in settings_lines(resolved):
+        print(line)
+    for name in settings.engines:
+        print(engine_line(name, check_engine(name, settings), settings), flush=True)
+    return 0
+
+
+def read_models(engines: Mapping[str, Path]) -> dict[str, Manifest]:
+    """The manifests, under the names they are served by. Raises CheckpointError."""
+    models = {name: replace(read_manifest(folder), name=name) for name, folder in engines.items()}
+    for name, model in models.items():
+        if not model.levels:
+            raise CheckpointError(
+                f"{engines[name]} holds a {model.role}, which has no levels to serve; export a student"
+            )
+    return models
 
 
 def bind(settings: Settings) -> socket.socket:

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-CLIENT_GONE = 499  # nobody reads it; logs and tests do
+from server.record import CLIENT_GONE, record_of
 
 
 class ApiError(Exception):
@@ -49,10 +49,14 @@ def error_response(error: ApiError) -> Response:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Give the answers of the framework itself (404, 405, 500) the same shape as ours."""
+    """Give the answers of the framework itself (404, 405) the same shape as ours, and note the codes.
+
+    What is not caught here is a mistake in the server; server.access answers for it.
+    """
 
     async def ours(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
+        record_of(request.scope).code = error.code
         return error_response(error)
 
     async def framework(request: Request, error: Exception) -> Response:
@@ -64,17 +68,11 @@ def install_error_handlers(app: FastAPI) -> None:
             message, code = f"{path} answers {allowed}, not {request.method}", "method_not_allowed"
         else:
             message, code = str(error.detail), "http_error"
-        return error_response(ApiError(error.status_code, message, code=code, headers=error.headers))
+        return await ours(request, ApiError(error.status_code, message, code=code, headers=error.headers))
 
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
 
-    async def bug(request: Request, error: Exception) -> Response:
-        return error_response(
-            ApiError(500, "the server made a mistake; its log has the details", code="internal_error")
-        )
-
     app.add_exception_handler(ApiError, ours)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(ClientDisconnect, gone)
-    app.add_exception_handler(Exception, bug)

@@ -1,15 +1,16 @@
-"""The engine worker as LitServe sees it: a LitAPI that loads the engine and a LitLoop that runs ours.
+"""An engine worker as LitServe sees it: a LitAPI that loads the models and a LitLoop that runs our loop.
 
-Three threads: intake (request pipe -> inbox), engine (the main thread), output (encode -> answer pipe).
+Threads: intake (request pipe -> inbox), engine (the main thread), and a few for output (encode -> answer pipe).
 """
 
 import logging
+import os
 import queue
 import signal
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from litserve import LitAPI
 from litserve.loops.base import LitLoop
@@ -17,53 +18,50 @@ from litserve.specs.base import LitSpec
 
 from fewstep.card import CheckpointError
 from fewstep.pixels import encode
-from fewstep.schedule import SIGMA_MAX
-from server.engine_loop import EngineLoop, Finished
-from server.exact import check_rows_independent
+from server.calibration import SharedTimes
+from server.engine_loop import Delivery, EngineLoop, Finished
+from server.loading import load_model
 from server.messages import Done, Failed, Ready
+from server.policy import earliest_deadline, fifo
+from server.served import Served
 from server.settings import Settings
-from server.slots import Image, ImageKey, SlotTable, Tick, buckets_for
 from server.transport import AnswerPipe, RequestPipe
-
-if TYPE_CHECKING:
-    from export.engine import Engine
 
 logger = logging.getLogger(__name__)
 
 EXIT_BAD_ENGINE = 2
+ENCODERS = 2  # threads; Pillow and zlib work outside the interpreter's lock
+# The engine thread needs the interpreter for a moment after each network call; another thread lets go of it
+# within this time, not within Python's 5 ms.
+SWITCH_INTERVAL_S = 0.0005
 
 
 class StudentAPI(LitAPI):
-    """Loads the engine in the worker; requests never pass through LitAPI's own methods."""
+    """Loads the engines in the worker; requests never pass through LitAPI's own methods."""
 
-    engine: "Engine"
-    table: SlotTable
-    tick_s: float
+    models: dict[str, Served]
+    ready: Ready
 
-    def __init__(self, settings: Settings, loop: LitLoop, spec: LitSpec) -> None:
+    def __init__(self, settings: Settings, times: SharedTimes, loop: LitLoop, spec: LitSpec) -> None:
         super().__init__(loop=loop, spec=spec)
         self.settings = settings
+        self.times = times
 
     def setup(self, device: str) -> None:
-        """Exits with a sentence when the engine is unusable: nobody could be served by this process."""
+        """Ends the process when an engine is unusable, with a sentence: nobody could be served by it."""
         started_s = time.monotonic()
-        # Only here: ONNX Runtime belongs to the worker, and the other processes import this module too.
-        from export.engine import load_engine
-
-        settings = self.settings
+        self.models, served = {}, {}
         try:
-            self.engine = load_engine(settings.engine, threads=settings.threads)
-            manifest, exact = self.engine.manifest, settings.mode == "exact"
-            network, shape = self.engine.network, manifest.image_shape
-            if exact:
-                check_rows_independent(network, manifest.input_shape, manifest.classes, settings.capacity)
-            buckets = buckets_for(settings.capacity, exact)
-            self.table = SlotTable(network, shape, manifest.classes, manifest.sigma_data, buckets, manifest.extra)
-            self.tick_s = warm_up(self.table)
+            for name, folder in self.settings.engines.items():
+                self.models[name], served[name] = load_model(name, folder, self.settings, self.times)
         except CheckpointError as error:
             print(error, file=sys.stderr, flush=True)
             sys.exit(EXIT_BAD_ENGINE)
-        logger.debug("engine loaded and warm after %.3f s", time.monotonic() - started_s)
+        except Exception:  # LitServe would go on without an engine
+            logger.exception("the engine worker cannot start")
+            sys.exit(1)
+        self.ready = Ready(served, time.monotonic() - started_s)
+        logger.debug("engines loaded and warm after %.3f s", self.ready.warm_up_s)
 
 
 class StepLoop(LitLoop):
@@ -86,35 +84,33 @@ class StepLoop(LitLoop):
         assert isinstance(lit_api, StudentAPI)
         assert isinstance(request_queue, RequestPipe)
         assert isinstance(transport, AnswerPipe)
-        outbox: queue.SimpleQueue[Finished | Failed] = queue.SimpleQueue()
-        loop = EngineLoop(lit_api.table, lit_api.engine.manifest.levels, deliver=outbox.put)
-        transport.send(Ready(lit_api.tick_s))
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        images: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        notes: queue.SimpleQueue[Delivery] = queue.SimpleQueue()  # in one thread: their order matters
+
+        def deliver(result: Delivery) -> None:
+            (images if isinstance(result, Finished) else notes).put(result)
+
+        policy = earliest_deadline if lit_api.settings.policy == "deadline" else fifo
+        loop = EngineLoop(lit_api.models, deliver=deliver, policy=policy)
+        transport.send(lit_api.ready)
         threading.Thread(target=_intake, args=(request_queue, loop), name="intake", daemon=True).start()
-        threading.Thread(target=_output, args=(outbox, transport), name="output", daemon=True).start()
+        for outbox in (notes, *[images] * ENCODERS):
+            threading.Thread(target=_output, args=(outbox, transport), name="output", daemon=True).start()
         loop.run()
 
 
-def warm_up(table: SlotTable) -> float:
-    """Make a few one-step images; returns the seconds of a tick with all slots in use.
-
-    The smallest and the largest batch are enough: ONNX Runtime compiles nothing per size on a CPU.
-    """
-    elapsed_s, tick = 0.0, Tick()
-    for batch in (1, table.capacity, table.capacity):  # twice, because the first call grows its memory
-        table.admit([Image(ImageKey(0, i), seed=i, label=-1, sigmas=(SIGMA_MAX,)) for i in range(batch)])
-        started_s = time.monotonic()
-        tick = table.tick()
-        elapsed_s = time.monotonic() - started_s
-        if tick.broken:
-            raise CheckpointError("the network returns values that are not finite; export it again")
-    encode(tick.finished[0][1], "png")  # Pillow loads its plugins at the first image
-    return elapsed_s
-
-
-def ignore_stop_signals() -> None:
-    """A terminal or service manager signals every process; the worker stops after its last request."""
+def prepare_worker(gpu: int | None) -> None:
+    """What a process must do before it loads an engine. gpu: the number of the only one it may see."""
+    # A terminal or service manager signals every process; the worker stops after its last request.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if gpu is not None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible and gpu >= len(visible.split(",")):
+            print(f"there is no GPU {gpu}: CUDA_VISIBLE_DEVICES={visible} hides it", file=sys.stderr, flush=True)
+            sys.exit(EXIT_BAD_ENGINE)
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
 
 
 def _intake(requests: RequestPipe, loop: EngineLoop) -> None:
@@ -123,7 +119,7 @@ def _intake(requests: RequestPipe, loop: EngineLoop) -> None:
     loop.inbox.put(None)
 
 
-def _output(outbox: "queue.SimpleQueue[Finished | Failed]", answers: AnswerPipe) -> None:
+def _output(outbox: "queue.SimpleQueue[Delivery]", answers: AnswerPipe) -> None:
     while True:
         result = outbox.get()
         try:

@@ -1,23 +1,20 @@
-"""Our LitServer: two forked children with two pipes between them, no manager process, and an orderly end.
+"""Our LitServer: LitServe's app and worker entry point, in processes and over pipes of our own.
 
-    parent   binds the port, forks, waits for signals and children; computes nothing
-    worker   the engine (server.lit_loop), started through LitServe's inference_worker
+    parent   binds the port, forks the others and replaces workers that die (server.supervisor); computes nothing
+    worker   the engines (server.lit_loop), started through LitServe's inference_worker; one or more
     http     uvicorn with LitServe's FastAPI app (server.lit_spec)
 
 LitServe 0.2.19 spawns its worker (which imports everything again), adds a manager process that every message
 passes through twice, dies of SIGTERM leaving its children behind, and restricts host and port. This class
-keeps its app, its LitAPI, LitSpec and LitLoop hooks and its worker entry point, and replaces the rest. The
-parent has a single thread, so forking is safe; it must never load ONNX Runtime or touch a GPU.
+keeps its app, its LitAPI, LitSpec and LitLoop hooks and its worker entry point, and replaces the rest.
 """
 
 import asyncio
-import multiprocessing
-import os
+import logging
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from multiprocessing.context import ForkProcess
 
 import uvicorn
 from fastapi import FastAPI
@@ -25,37 +22,47 @@ from litserve import LitServer
 from litserve.loops import inference_worker
 
 from export.manifest import Manifest
+from server.admission import Admission
+from server.calibration import SharedTimes
+from server.draining import DrainingServer
 from server.engine_client import EngineClient
 from server.errors import install_error_handlers
-from server.lit_loop import EXIT_BAD_ENGINE, StepLoop, StudentAPI, ignore_stop_signals
+from server.http_protocol import BoundedHttp
+from server.lit_loop import StepLoop, StudentAPI, prepare_worker
 from server.lit_spec import GenerateSpec
-from server.request_ids import RequestIds
 from server.settings import Settings
-from server.transport import Link
+from server.supervisor import STOP_SIGNALS, Supervisor
+from server.transport import Control, Link
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-KILL_AFTER_S = 5.0  # beyond the grace period, for a child that does not end by itself
+logger = logging.getLogger(__name__)
 
 
 class StudentServer(LitServer):
-    """Serves one engine until it is told to stop."""
+    """Serves engines until it is told to stop."""
 
-    def __init__(self, settings: Settings, model: Manifest, listener: socket.socket) -> None:
+    control: Control  # in the HTTP process
+
+    def __init__(self, settings: Settings, models: Mapping[str, Manifest], listener: socket.socket) -> None:
         self.settings = settings
         self.listener = listener
-        self.link = Link()
+        self.workers = settings.workers * max(1, len(settings.devices))
         host, port = listener.getsockname()[:2]
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        # Said by the HTTP process when the worker is warm: from here on a request gets an image.
-        self.client = EngineClient(self.link, lambda: print(f"serving {model.name} on {url}", flush=True))
-        api = StudentAPI(settings, StepLoop(), GenerateSpec(model, settings, self.client))
+        # Said by the HTTP process when the workers are warm: from here on a request gets an image.
+        self.client = EngineClient(
+            models,
+            self.workers,
+            Admission(settings.max_queue),
+            lambda: print(f"serving {', '.join(models)} on {url}", flush=True),
+        )
+        spec = GenerateSpec(models, settings, self.client)
         super().__init__(
-            api,
+            StudentAPI(settings, SharedTimes(), StepLoop(), spec),
             accelerator="cpu",
             devices=1,
             timeout=False,
             disable_openapi_url=True,
-            middlewares=[RequestIds],
+            middlewares=spec.middlewares,
         )
         install_error_handlers(self.app)
 
@@ -64,86 +71,52 @@ class StudentServer(LitServer):
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Replaces LitServe's once-a-second poll of the transport by the client's reader thread."""
+        """Replaces LitServe's once-a-second poll of the transport: the parent says which workers there are."""
         loop = asyncio.get_running_loop()
-        self.client.start(loop)
-        parent = multiprocessing.parent_process()
-        assert parent is not None, "the app runs in a child of the parent that owns the port"
 
-        def parent_died() -> None:
-            loop.remove_reader(parent.sentinel)
-            signal.raise_signal(signal.SIGTERM)
+        def parent_speaks() -> None:
+            try:
+                message = self.control.receive()
+            except OSError:
+                logger.exception("a worker cannot be reached")
+                return
+            if message is not None:
+                self.client.control(message)
+                return
+            loop.remove_reader(self.control.http)
+            signal.raise_signal(signal.SIGTERM)  # the parent is gone
 
-        loop.add_reader(parent.sentinel, parent_died)
+        loop.add_reader(self.control.http, parent_speaks)
         yield
-        loop.remove_reader(parent.sentinel)
+        loop.remove_reader(self.control.http)
 
     def serve(self) -> int:
-        """Fork, wait for a stop signal or the end of a child, and clean up. Returns the exit code."""
-        watched = {*STOP_SIGNALS, signal.SIGCHLD}
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal whose default is to be ignored is never waited for
-        signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-        fork = multiprocessing.get_context("fork")
-        worker = fork.Process(target=self._run_worker, name="engine-worker")
-        worker.start()
-        http = fork.Process(target=self._run_http, name="http")
-        http.start()
-        # The parent keeps no end of any pipe, so that each child sees when the other is gone.
-        self.link.keep_worker_ends()
-        self.link.keep_http_ends()
-        self.listener.close()
+        """Until it is told to stop. Returns the exit code."""
+        settings = self.settings
+        return Supervisor(
+            self.listener, self.workers, settings.restart_limit, settings.grace_s, self._run_http, self._run_worker
+        ).run()
 
-        stopped = False
-        while worker.exitcode is None and http.exitcode is None and not stopped:
-            stopped = signal.sigwait(watched) in STOP_SIGNALS
-        cause = worker if worker.exitcode is not None else http
-        code = 0 if stopped else _report(cause)
-        self._end(http, worker)
-        return code
+    def _run_worker(self, number: int, link: Link) -> None:
+        devices = self.settings.devices
+        prepare_worker(devices[number % len(devices)] if devices else None)
+        pipes = (link.requests, link.answers)
+        inference_worker(self.lit_api, "cpu", number, *pipes, {}, self._callback_runner, restart_workers=False)  # pyright: ignore[reportArgumentType]
 
-    def _end(self, http: ForkProcess, worker: ForkProcess) -> None:
-        """The HTTP process finishes its requests and exits; that closes the pipe the worker waits on."""
-        http.terminate()
-        http.join(self.settings.grace_s + KILL_AFTER_S)
-        if http.exitcode is None:
-            http.kill()
-            http.join()
-        worker.join(KILL_AFTER_S)
-        if worker.exitcode is None:
-            worker.kill()
-            worker.join()
-
-    def _run_worker(self) -> None:
-        ignore_stop_signals()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOP_SIGNALS, signal.SIGCHLD})
-        self.link.keep_worker_ends()
-        self.listener.close()
-        pipes = (self.link.requests, self.link.answers)
-        inference_worker(self.lit_api, "cpu", 0, *pipes, {}, self._callback_runner, restart_workers=False)  # pyright: ignore[reportArgumentType]
-
-    def _run_http(self) -> None:
+    def _run_http(self, control: Control) -> None:
+        self.control = control
         # uvicorn takes these over while it runs and raises them again at its end, when all is done.
         for stop in STOP_SIGNALS:
             signal.signal(stop, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOP_SIGNALS, signal.SIGCHLD})
-        self.link.keep_http_ends()
         config = uvicorn.Config(
             self.app,
+            http=BoundedHttp,
             lifespan="on",
             ws="none",
+            log_config=None,  # server.logs has set it up
             log_level=self.settings.log_level,
-            access_log=self.settings.log_level in ("debug", "info"),
+            access_log=False,  # server.access writes it
             server_header=False,
-            timeout_graceful_shutdown=max(1, round(self.settings.grace_s)),
         )
-        uvicorn.Server(config).run(sockets=[self.listener])
-
-
-def _report(child: ForkProcess) -> int:
-    """What the parent says and returns when a child has ended by itself."""
-    if child.exitcode == EXIT_BAD_ENGINE:  # the worker has said why
-        return EXIT_BAD_ENGINE
-    code = child.exitcode or 0
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    os.write(2, f"the {child.name} process {how}; the server stops\n".encode())
-    return 1
+        DrainingServer(config, self.client, self.settings.grace_s).run(sockets=[self.listener])

@@ -1,6 +1,7 @@
 """The routes, as a LitSpec: LitServe registers them on its FastAPI app in place of its own /predict."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
 
@@ -10,15 +11,19 @@ from litserve import LitAPI
 from litserve.specs.base import LitSpec
 
 from export.manifest import Manifest
-from server.admission import Admission
+from server.edge import LIVE, METRICS, PAGE, READY, middlewares
 from server.engine_client import EngineClient
-from server.errors import CLIENT_GONE, ApiError
+from server.errors import ApiError
 from server.messages import Done
+from server.metrics import Metrics
+from server.openapi import openapi_body
+from server.record import CLIENT_GONE, record_of
 from server.requests import GenerateRequest, parse_request, read_body
-from server.responses import generate_response, models_body
+from server.responses import generate_response, model_facts, models_body
 from server.settings import Settings
+from server.worker_metrics import WorkerMetrics
 
-PAGE = Path(__file__).parent / "page" / "index.html"
+PAGE_FILE = Path(__file__).parent / "page" / "index.html"
 PAGE_HEADERS = {
     # The page is one file; it may talk to this server and to nothing else.
     "Content-Security-Policy": "default-src 'none'; img-src data:; connect-src 'self'; "
@@ -31,14 +36,26 @@ PAGE_HEADERS = {
 class GenerateSpec(LitSpec):
     """HTTP in, HTTP out; the engine is behind `client`."""
 
-    def __init__(self, model: Manifest, settings: Settings, client: EngineClient) -> None:
+    def __init__(self, models: Mapping[str, Manifest], settings: Settings, client: EngineClient) -> None:
         super().__init__()
         self.api_path = "/v1/generate"
-        self.model = model
+        self.models = models
         self.settings = settings
         self.client = client
-        self.admission = Admission(settings.capacity, settings.limit)
-        self.page = PAGE.read_bytes()
+        self.admission = client.admission
+        self.page = PAGE_FILE.read_bytes()
+        self.routes: dict[str, tuple[Callable[[Request], Awaitable[Response]], list[str]]] = {
+            self.api_path: (self.generate, ["POST"]),
+            "/v1/models": (self.list_models, ["GET"]),
+            "/openapi.json": (self.openapi, ["GET"]),
+            METRICS: (self.show_metrics, ["GET"]),
+            LIVE: (self.livez, ["GET", "HEAD"]),
+            READY: (self.readyz, ["GET", "HEAD"]),
+            PAGE: (self.index, ["GET", "HEAD"]),
+        }
+        self.metrics = Metrics(models, self.routes)
+        self.metrics.add(WorkerMetrics(client, self.facts))
+        self.middlewares = middlewares(settings, self.metrics)
 
     @property
     def stream(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -46,47 +63,61 @@ class GenerateSpec(LitSpec):
         return True
 
     def pre_setup(self, lit_api: LitAPI) -> None:
-        self.add_endpoint(self.api_path, self.generate, ["POST"])
-        self.add_endpoint("/v1/models", self.models, ["GET"])
-        self.add_endpoint("/livez", self.livez, ["GET", "HEAD"])
-        self.add_endpoint("/readyz", self.readyz, ["GET", "HEAD"])
-        self.add_endpoint("/", self.index, ["GET", "HEAD"])
+        for path, (answer, methods) in self.routes.items():
+            self.add_endpoint(path, answer, methods)
+
+    def facts(self) -> dict[str, dict[str, str]]:
+        """What runs each model, for the metrics."""
+        return {
+            name: model_facts(model, self.client.models.get(name), self.settings) for name, model in self.models.items()
+        }
 
     async def generate(self, request: Request) -> Response:
         """POST /v1/generate."""
-        ready = self.client.check_ready()
-        body = await read_body(request.stream(), request.headers, self.settings.max_body_bytes)
-        wanted = parse_request(body, self.model, self.settings.max_images)
-        self.admission.enter(wanted.images, wanted.steps, ready.tick_s)
+        record = record_of(request.scope)
+        settings = self.settings
+        body = await read_body(request.stream(), request.headers, settings.max_body_bytes, settings.timeout_s)
+        wanted = parse_request(body, self.models, settings.max_images, settings.timeout_s)
+        record.wanted = wanted
+        self.client.check_ready(wanted.model)
+        ticket = self.admission.enter(wanted.model, wanted.images, wanted.steps)
         try:
-            done = await self._images(wanted, request)
+            record.stage = "images"
+            done = record.done = await self._images(wanted, request)
         finally:
-            self.admission.leave(wanted.images, wanted.steps)
+            self.admission.leave(ticket)
         if done is None:
             return Response(status_code=CLIENT_GONE)
-        return generate_response(request, wanted, done, self.model, self.settings)
+        return generate_response(request, wanted, done, self.models[wanted.model], settings)
 
     async def _images(self, wanted: GenerateRequest, request: Request) -> Done | None:
         """The worker's answer; None when the client has left. Raises ApiError, 504 when the time is up."""
         number, answer = self.client.submit(wanted)
         departure = asyncio.ensure_future(_client_left(request))
         try:
-            await asyncio.wait(
-                {answer, departure}, timeout=self.settings.timeout_s, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({answer, departure}, timeout=wanted.timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
             if departure.done():
                 return None
-            message = f"the images were not ready after {self.settings.timeout_s:g} s; ask for fewer or retry later"
+            message = f"the images were not ready after {wanted.timeout_s:g} s; ask for fewer or retry later"
             raise ApiError(HTTPStatus.GATEWAY_TIMEOUT, message, code="timeout")
         finally:
             self.client.forget(number)
             departure.cancel()
 
-    async def models(self, request: Request) -> Response:
+    async def list_models(self, request: Request) -> Response:
         """GET /v1/models."""
-        return JSONResponse(models_body(self.model, self.settings))
+        return JSONResponse(models_body(self.models, self.client.models, self.settings))
+
+    async def openapi(self, request: Request) -> Response:
+        """GET /openapi.json."""
+        return JSONResponse(openapi_body(self.models, self.settings))
+
+    async def show_metrics(self, request: Request) -> Response:
+        """GET /metrics."""
+        page, media_type = self.metrics.render(request.headers.get("accept", ""))
+        return Response(page, media_type=media_type)
 
     async def livez(self, request: Request) -> Response:
         """The HTTP process answers."""

@@ -1,5 +1,6 @@
-"""What crosses the two pipes between the HTTP process and the engine worker. Plain frozen data, no arrays."""
+"""What crosses the two pipes between the HTTP process and an engine worker. Plain frozen data, no arrays."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from server.requests import GenerateRequest
@@ -10,6 +11,7 @@ class Submit:
     id: int
     request: GenerateRequest
     accepted_s: float  # monotonic clock, which the processes of one machine share
+    deadline_s: float  # same clock; nobody waits for the images any more from then on
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,59 @@ class Cancel:
 
 
 @dataclass(frozen=True)
+class ServedModel:
+    """One model as it really runs in a worker."""
+
+    tick_s: float  # measured time of one network call over all slots, with the step around it
+    capacity: int  # slots
+    buckets: tuple[int, ...]  # batch sizes the network is called with, ascending, the last one being the capacity
+    call_s: Mapping[int, float]  # measured time of a tick by batch size; what the two above were chosen from
+    facts: Mapping[str, str]  # Engine.facts: backend, versions, device, precision, ...
+
+
+@dataclass(frozen=True)
 class Ready:
     """The worker's first message: it is warm."""
 
-    tick_s: float  # measured time of one network call over all slots
+    models: Mapping[str, ServedModel]
+    warm_up_s: float  # from the start of loading to now
+
+
+@dataclass(frozen=True)
+class Health:
+    """Sent when a model's network calls have failed several times in a row, and when they succeed again."""
+
+    model: str
+    ok: bool
+
+
+@dataclass(frozen=True)
+class ModelStats:
+    """What one model has done in a worker since the server started, and what it holds now."""
+
+    calls_by_bucket: Mapping[int, int]  # network calls by batch size
+    calls_by_fill: Mapping[tuple[int, int], int]  # the same calls by (rows that were images, batch size)
+    call_s_by_bucket: Mapping[int, float]  # seconds in them, with the step around the network
+    failed_calls: int  # calls that raised, or that brought no finite row at all
+    rows: int  # rows that were images
+    padded_rows: int  # rows that were padding
+    evicted: Mapping[str, int]  # images given up, by the stage they were in: "waiting" or "running"
+    active_slots: int  # this and the rest are of the moment
+    waiting_images: int
+    capacity: int
+
+    @property
+    def call_s(self) -> float:
+        """Seconds in network calls of any size."""
+        return sum(self.call_s_by_bucket.values())
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Sent after ticks, four times a second at most, and once when the worker has nothing left to do."""
+
+    models: Mapping[str, ModelStats]
+    rss_bytes: int  # memory of the worker process
 
 
 @dataclass(frozen=True)
@@ -36,9 +87,9 @@ class Done:
 @dataclass(frozen=True)
 class Failed:
     id: int
-    code: str
+    code: str  # "network_error", "network_not_finite", "encode_error", "timeout"
     message: str
 
 
 Message = Submit | Cancel
-Answer = Ready | Done | Failed
+Answer = Ready | Health | Stats | Done | Failed

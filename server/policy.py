@@ -1,6 +1,7 @@
-"""Which waiting images get the free slots: a pure function of (waiting, free, now)."""
+"""Who gets the free slots, and whose turn it is: pure functions of what waits, what runs, and the time."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -11,6 +12,7 @@ class Waiting:
     request: int
     images: int  # still without a slot, at least 1
     arrived_s: float  # monotonic clock
+    deadline_s: float = math.inf  # same clock
 
 
 @dataclass(frozen=True)
@@ -33,3 +35,22 @@ def fifo(waiting: Iterable[Waiting], free: int, now_s: float) -> list[Admission]
         admissions.append(Admission(entry.request, images))
         free -= images
     return admissions
+
+
+def earliest_deadline(waiting: Iterable[Waiting], free: int, now_s: float) -> list[Admission]:
+    """The request that must be answered first is served first; equal deadlines in order of arrival.
+
+    One whose deadline has passed is not served at all. Nobody starves as long as deadlines are finite: the
+    deadline of who waits stays, while those of newcomers move on with the clock.
+    """
+    alive = (entry for entry in waiting if entry.deadline_s > now_s)
+    return fifo(sorted(alive, key=lambda entry: entry.deadline_s), free, now_s)
+
+
+def least_served(busy: Mapping[str, float]) -> str:
+    """The model whose turn it is: the one that has had the least time on the device. Ties go to the first.
+
+    busy: seconds on the device by model, for the models with work, at least one. Two models with work all the
+    time get half of the device each, however different their network calls are in length.
+    """
+    return min(busy, key=lambda model: busy[model])

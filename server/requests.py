@@ -1,9 +1,11 @@
 """`POST /v1/generate`: from a body's bytes to a checked request, or an ApiError that says what to change."""
 
+import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -13,8 +15,9 @@ from fewstep.pixels import FORMATS, Format
 from fewstep.schedule import MAX_STEPS
 from server.errors import ApiError, invalid
 
-FIELDS = ("steps", "n", "seed", "label", "format", "model")
+FIELDS = ("steps", "n", "seed", "label", "format", "model", "timeout_s")
 DEFAULT_STEPS = 4
+MIN_TIMEOUT_S = 0.001
 SEED_LIMIT = 2**63
 # A drawn seed is short enough to be written down, and JavaScript reads it exactly (it does so only below 2^53).
 DRAWN_SEED_LIMIT = 2**32
@@ -29,10 +32,22 @@ class GenerateRequest:
     seed: int
     labels: tuple[int, ...]  # one per image; -1: the model has no classes
     format: Format
+    model: str  # a name this server serves it under
+    timeout_s: float  # seconds after its acceptance in which the client wants the answer
 
 
-async def read_body(chunks: AsyncIterator[bytes], headers: Mapping[str, str], limit: int) -> bytes:
-    """The whole body. Raises ApiError 413 beyond `limit` bytes, whatever Content-Length says."""
+async def read_body(chunks: AsyncIterator[bytes], headers: Mapping[str, str], limit: int, limit_s: float) -> bytes:
+    """The whole body. Raises ApiError 413 beyond `limit` bytes, whatever Content-Length says, and 408 after limit_s."""
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _read(chunks, headers, limit)
+    except TimeoutError as error:
+        message = f"the body was not complete after {limit_s:g} s; send it in one piece"
+        slow = {"Connection": "close"}
+        raise ApiError(HTTPStatus.REQUEST_TIMEOUT, message, code="body_timeout", headers=slow) from error
+
+
+async def _read(chunks: AsyncIterator[bytes], headers: Mapping[str, str], limit: int) -> bytes:
     too_large = ApiError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         f"the body is larger than {limit} bytes; a request needs only a few fields",
@@ -50,14 +65,20 @@ async def read_body(chunks: AsyncIterator[bytes], headers: Mapping[str, str], li
     return bytes(body)
 
 
-def parse_request(body: bytes, model: Manifest, max_images: int) -> GenerateRequest:
-    """Check a body against the model it is for. An empty body means all defaults. Raises ApiError."""
+def parse_request(
+    body: bytes, models: Mapping[str, Manifest], max_images: int, max_timeout_s: float
+) -> GenerateRequest:
+    """Check a body against the model it is for. An empty body means all defaults. Raises ApiError.
+
+    models: what is served, by name; the first is the default. max_timeout_s: the default, and the most a client gets.
+    """
     data = _json_object(body)
     for name in data:
         if name not in FIELDS:
             message = f"{name!r} is not a field of this request; the fields are {', '.join(FIELDS)}"
             raise invalid(message, code="unknown_field", param=name)
-    _check_model(data.get("model"), model)
+    name = _model(data.get("model"), models)
+    model = models[name]
     seed = _integer(data, "seed", 0, SEED_LIMIT - 1, default=None)
     images = _integer(data, "n", 1, max_images, default=1)
     steps = _steps(data, model)
@@ -65,19 +86,32 @@ def parse_request(body: bytes, model: Manifest, max_images: int) -> GenerateRequ
         seed = secrets.randbelow(DRAWN_SEED_LIMIT)
     assert images is not None
     labels = _labels(data.get("label"), model, seed, images)
-    return GenerateRequest(steps, images, seed, labels, _format(data))
+    timeout_s = _timeout(data, max_timeout_s)
+    return GenerateRequest(steps, images, seed, labels, _format(data), name, timeout_s)
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
-    if not body.strip():
+    if not body:
         return {}
     try:
-        data = json.loads(body)
+        data = json.loads(body, parse_float=_number)
     except (ValueError, RecursionError) as error:
         raise invalid(f"the body is not valid JSON: {error}", code="malformed_json") from error
     if not isinstance(data, dict):
         raise invalid('the body must be a JSON object such as {"steps": 4}', code="malformed_json")
     return data
+
+
+def _number(text: str) -> int | float:
+    """JSON has one kind of number: 4.0 is 4, and exactly so for a seed that is no float."""
+    value = float(text)
+    if not value.is_integer() or abs(value) >= SEED_LIMIT:
+        return value
+    try:
+        exact = Decimal(text)
+        return int(exact) if exact == exact.to_integral_value() else value
+    except InvalidOperation:  # an exponent of twenty digits
+        return value
 
 
 def _integer(data: dict[str, Any], name: str, low: int, high: int, default: int | None) -> int | None:
@@ -139,11 +173,25 @@ def _format(data: dict[str, Any]) -> Format:
     return cast(Format, value)
 
 
-def _check_model(name: Any, model: Manifest) -> None:
-    if name is None or name == model.name:
-        return
-    message = f"there is no model {_shown(name)} here; this server has {model.name}"
+def _model(name: Any, models: Mapping[str, Manifest]) -> str:
+    if name is None:
+        return next(iter(models))
+    if isinstance(name, str) and name in models:
+        return name
+    message = f"there is no model {_shown(name)} here; this server has {', '.join(models)}"
     raise ApiError(HTTPStatus.NOT_FOUND, message, code="model_not_found", param="model")
+
+
+def _timeout(data: dict[str, Any], longest_s: float) -> float:
+    value = data.get("timeout_s")
+    if value is None:
+        return longest_s
+    if type(value) not in (int, float):
+        raise invalid(f"timeout_s must be a number, not {_shown(value)}", code="wrong_type", param="timeout_s")
+    if not MIN_TIMEOUT_S <= value <= longest_s:  # NaN is not
+        message = f"timeout_s must be from {MIN_TIMEOUT_S} to {longest_s:g} seconds, not {_shown(value)}"
+        raise invalid(message, code="out_of_range", param="timeout_s")
+    return float(value)
 
 
 def _shown(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request, Response
@@ -9,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from export.manifest import Manifest
 from fewstep.pixels import MEDIA_TYPES
-from server.messages import Done
+from server.messages import Done, ServedModel
 from server.requests import GenerateRequest
 from server.settings import Settings
 
@@ -23,6 +24,7 @@ def generate_response(
         "X-Seed": str(request.seed),
         "X-Noise-Version": str(model.noise_version),
         "X-Mode": settings.mode,
+        "X-Model": request.model,
         "Server-Timing": ", ".join(f"{name};dur={ms:.3f}" for name, ms in timings_ms(done).items()),
     }
     if request.images == 1 and "application/json" not in http.headers.get("accept", ""):
@@ -41,7 +43,7 @@ def timings_ms(done: Done) -> dict[str, float]:
 def _json_body(request: GenerateRequest, done: Done, model: Manifest, settings: Settings) -> dict[str, Any]:
     return {
         "created": int(time.time()),
-        "model": model.name,
+        "model": request.model,
         "steps": request.steps,
         "noise_version": model.noise_version,
         "mode": settings.mode,
@@ -59,10 +61,17 @@ def _json_body(request: GenerateRequest, done: Done, model: Manifest, settings: 
     }
 
 
-def models_body(model: Manifest, settings: Settings) -> dict[str, Any]:
-    """`GET /v1/models`."""
+def models_body(
+    models: Mapping[str, Manifest], served: Mapping[str, ServedModel], settings: Settings
+) -> dict[str, Any]:
+    """`GET /v1/models`; the first is the default. served: what workers have said about those they have loaded."""
+    data = [_model_entry(name, model, served.get(name), settings) for name, model in models.items()]
+    return {"object": "list", "data": data}
+
+
+def _model_entry(name: str, model: Manifest, served: ServedModel | None, settings: Settings) -> dict[str, Any]:
     entry = {
-        "id": model.name,
+        "id": name,
         "object": "model",
         "owned_by": "fewstep",
         "created": 0,  # clients of this list expect the field; an engine has a hash instead of a date
@@ -73,11 +82,25 @@ def models_body(model: Manifest, settings: Settings) -> dict[str, Any]:
         "steps": sorted(model.levels),
         "levels": {str(steps): list(sigmas) for steps, sigmas in sorted(model.levels.items())},
         "max_images": settings.max_images,
-        "backend": model.backend,
+        "backend": settings.backend or model.backend,
         "dtype": model.dtype,
         "mode": settings.mode,
         "noise_version": model.noise_version,
         "checkpoint": model.checkpoint,
         "parity": model.parity,
     }
-    return {"object": "list", "data": [entry]}
+    if served:
+        entry |= {"capacity": served.capacity, "buckets": list(served.buckets), "runs": dict(served.facts)}
+    return entry
+
+
+def model_facts(model: Manifest, served: ServedModel | None, settings: Settings) -> dict[str, str]:
+    """What runs a model, as short texts."""
+    return {
+        "backend": settings.backend or model.backend,
+        "dtype": model.dtype,
+        "mode": settings.mode,
+        "noise_version": str(model.noise_version),
+        "checkpoint": model.checkpoint[:12],
+        **(served.facts if served else {}),
+    }

@@ -1,15 +1,24 @@
 """What `python -m server` can be told, and what it refuses. Standard library only."""
 
-import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 MODELS = Path(__file__).resolve().parent.parent / "models"  # the students that ship with the checkout
 
 Mode = Literal["fast", "exact"]
+PolicyName = Literal["fifo", "deadline"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # goes into logs, labels of metrics and file names
+ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-fA-F:]+\](:\d{1,5})?|\*")
+HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[?[0-9a-fA-F:]+\]?|\*")
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+MIN_KEY_CHARACTERS = 16
 
 
 class SettingsError(ValueError):
@@ -18,82 +27,107 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    engine: Path  # an engine directory
+    """One field per flag, environment variable and key of the settings file, all of the same name."""
+
+    engines: Mapping[str, Path]  # name of the model -> engine directory; the first is the default model
     host: str = "127.0.0.1"
     port: int = 8000  # 0: any free port
+    backend: str | None = None  # None: the one each engine's manifest names
     mode: Mode = "fast"
-    capacity: int = 8  # slots: images that share a network call; on a CPU more of them only make it longer
+    policy: PolicyName = "fifo"
+    # Slots: images of one model that share a network call; on a CPU more of them only make it longer.
+    capacity: int = 8  # 0: chosen at start-up at the knee of the measured time of a call
     threads: int = 0  # cores one network call may use; 0: all
+    devices: tuple[int, ...] = ()  # GPUs by number; empty: the first one, or the CPU
+    workers: int = 1  # engine processes on each device
+    restart_limit: int = 5  # restarts of a worker within a minute before the server gives up
     max_queue: int = 256  # images that may wait for a slot
     max_images: int = 64  # images one request may ask for
     max_body_bytes: int = 65_536
     timeout_s: float = 60.0  # the longest an accepted request may take
     grace_s: float = 30.0  # how long a stopping server lets its requests finish
     log_level: LogLevel = "warning"
+    log_format: LogFormat = "text"
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # empty: everybody may ask
+    metrics_public: bool = False  # whether /metrics answers without a key; without keys it always does
+    cors_origins: tuple[str, ...] = ()  # web origins whose pages may ask; empty: this server's own page only
+    allowed_hosts: tuple[str, ...] = ()  # Host headers to answer; empty: loopback's names, or any beyond loopback
 
     def __post_init__(self) -> None:
+        self._check_engines()
         _within("--port", self.port, 0, 65_535)
-        _within("--capacity", self.capacity, 1, 4_096)
+        _within("--capacity", self.capacity, 0, 4_096)
         _within("--threads", self.threads, 0, 1_024)
+        _within("--workers", self.workers, 1, 64)
+        _within("--restart-limit", self.restart_limit, 0, 1_000)
         _within("--max-queue", self.max_queue, 0, 1_000_000)
         _within("--max-images", self.max_images, 1, 256)
         _within("--max-body-bytes", self.max_body_bytes, 1_024, 2**30)
         _within("--timeout-s", self.timeout_s, 0.1, 86_400)
         _within("--grace-s", self.grace_s, 0, 3_600)
-        if self.max_images > self.limit:
+        self._check_devices()
+        self._check_access()
+        room = self.capacity * self.workers * max(1, len(self.devices)) + self.max_queue
+        if self.capacity and self.max_images > room:
             raise SettingsError(
                 f"--max-images {self.max_images} could never be admitted: "
-                f"--capacity and --max-queue add up to {self.limit}"
+                f"--capacity of every worker and --max-queue add up to {room}"
             )
 
     @property
-    def limit(self) -> int:
-        """Images accepted and not yet answered, at most."""
-        return self.capacity + self.max_queue
+    def loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host.casefold() == "localhost"
 
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The names a Host header may carry; ("*",) for any.
 
-def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
-    """Settings from the command line. Raises SettingsError, or exits with 2 as argparse does."""
-    parser = argparse.ArgumentParser(prog="python -m server", description="Serve a student over HTTP.")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument("--model", default="fashion", help="a model of this checkout: models/NAME/engine (fashion)")
-    which.add_argument("--engine", type=Path, metavar="DIR", help="an engine directory")
-    helps = {
-        "host": "address to listen on (%(default)s: this machine only)",
-        "port": "TCP port (%(default)s); 0 takes a free one",
-        "mode": "fast: small batches for few images (%(default)s); exact: the same bytes in any company",
-        "capacity": "images in flight in one network call (%(default)s)",
-        "threads": "cores one network call may use (%(default)s: all)",
-        "max_queue": "images that may wait for a slot before the answer is 429 (%(default)s)",
-        "max_images": "images one request may ask for (%(default)s)",
-        "max_body_bytes": "largest request body (%(default)s)",
-        "timeout_s": "seconds a request may take before the answer is 504 (%(default)s)",
-        "grace_s": "seconds a stopping server lets its requests finish (%(default)s)",
-        "log_level": "what goes to the log on stderr (%(default)s)",
-    }
-    choices = {"mode": get_args(Mode), "log_level": get_args(LogLevel)}
-    for field in fields(Settings):
-        if field.name == "engine":
-            continue
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=type(field.default),
-            default=field.default,
-            choices=choices.get(field.name),
-            help=helps[field.name],
-        )
-    values = vars(parser.parse_args(arguments))
-    model, engine = values.pop("model"), values.pop("engine")
-    return Settings(engine=engine or model_engine(model), **values)
+        On loopback only loopback's: a page of another site can point its own name at 127.0.0.1 (DNS rebinding),
+        but its requests then still carry that name.
+        """
+        if self.allowed_hosts:
+            return tuple(host.casefold().strip("[]") for host in self.allowed_hosts)
+        return tuple(dict.fromkeys((*LOOPBACK_HOSTS, self.host.casefold()))) if self.loopback else ("*",)
 
+    def _check_engines(self) -> None:
+        if not self.engines:
+            raise SettingsError("there is no model to serve; name one with --model NAME or --engine DIR")
+        for name in self.engines:
+            if not MODEL_NAME.fullmatch(name):
+                raise SettingsError(
+                    f"a model cannot be served as {name!r}: a name has 1 to 64 letters, digits, dots, hyphens or "
+                    "underscores and begins with a letter or digit; give it one with --engine NAME=DIR"
+                )
 
-def model_engine(name: str, models: Path = MODELS) -> Path:
-    """The engine directory of a shipped model. Raises SettingsError naming the models there are."""
-    names = sorted(folder.parent.name for folder in models.glob("*/engine") if folder.is_dir())
-    if name in names:
-        return models / name / "engine"
-    known = f"the models with an engine are: {', '.join(names)}" if names else f"no folder in {models} has an engine"
-    raise SettingsError(f"there is no model {name!r}; {known}. --engine DIR serves an engine from anywhere")
+    def _check_devices(self) -> None:
+        for device in self.devices:
+            _within("--devices", device, 0, 1_024)
+        if len(set(self.devices)) < len(self.devices):
+            raise SettingsError("--devices names a GPU twice; --workers sets how many processes share one")
+
+    def _check_access(self) -> None:
+        for number, key in enumerate(self.api_keys, start=1):  # a sentence about a key must not contain it
+            if len(key) < MIN_KEY_CHARACTERS or not (key.isascii() and key.isprintable()) or " " in key:
+                raise SettingsError(
+                    f"API key {number} cannot be used: a key has at least {MIN_KEY_CHARACTERS} ASCII characters and "
+                    "no spaces. Make one with: openssl rand -hex 32"
+                )
+        for origin in self.cors_origins:
+            if not ORIGIN.fullmatch(origin):
+                raise SettingsError(
+                    f"--cors-origins: {origin!r} is not an origin such as https://example.org or "
+                    "http://localhost:3000 (no path, no slash at the end)"
+                )
+        for host in self.allowed_hosts:
+            if not HOST_NAME.fullmatch(host):
+                raise SettingsError(
+                    f"--allowed-hosts: {host!r} is not a host name such as example.org or *.example.org "
+                    "(no scheme, no port)"
+                )
 
 
 def _within(flag: str, value: float, low: float, high: float) -> None:

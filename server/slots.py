@@ -3,9 +3,10 @@
 No threads, no clock, no HTTP. Rows differ in level, step count, seed and label; arrays carry the difference.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +44,26 @@ class Tick:
     batch: int = 0  # rows the network saw; batch - active were padding
 
 
+class Slots(Protocol):
+    """What the engine loop needs of a slot table; `SlotTable` in numpy, `server.device_slots` on a GPU."""
+
+    capacity: int
+    buckets: tuple[int, ...]
+
+    @property
+    def free(self) -> int: ...
+
+    def requests(self) -> set[int]: ...
+
+    def admit(self, images: Sequence[Image]) -> None: ...
+
+    def evict(self, request: int) -> int: ...
+
+    def tick(self) -> Tick: ...
+
+
 class SlotTable:
-    """`capacity` slots and the arithmetic that moves them.
+    """`capacity` slots and the arithmetic that moves them. The images in flight are always the first rows.
 
     buckets: batch sizes the network is called with, ascending, the last one being the capacity. Exact mode
     has a single bucket: the shape, and with it every row's bytes, never depends on the company.
@@ -65,89 +84,89 @@ class SlotTable:
         self.latent_shape = (extra, *shape[1:])
         self.classes = classes
         self.sigma_data = sigma_data
-        self.buckets = np.asarray(buckets, dtype=np.int64)
-        self.capacity = int(self.buckets[-1])
-        self.keys: list[ImageKey | None] = [None] * self.capacity
-        self.active = np.zeros(self.capacity, dtype=bool)
-        self.x = np.zeros((self.capacity, *shape), dtype=np.float32)
-        self.sigmas = np.zeros((self.capacity, MAX_STEPS + 1), dtype=np.float32)  # zero behind the last level
-        self.step = np.zeros(self.capacity, dtype=np.int64)  # index of the next network call
-        self.seeds = np.zeros(self.capacity, dtype=np.uint64)
-        self.labels = np.zeros(self.capacity, dtype=np.int64)
+        self.buckets = tuple(buckets)
+        self.capacity = capacity = self.buckets[-1]
+        self.keys: list[ImageKey] = []
+        self.x = np.zeros((capacity, *shape), np.float32)
+        self.sigmas = np.zeros((capacity, MAX_STEPS + 1), np.float32)  # zero behind the last level
+        self.step = np.zeros(capacity, np.int64)  # index of the next network call
+        self.seeds = np.zeros(capacity, np.uint64)
+        # What the network sees. Rows behind the images are zero: a batch is padded by taking more of them.
+        self.input = np.zeros((capacity, shape[0] + extra, *shape[1:]), np.float32)
+        self.c_noise = np.zeros(capacity, np.float32)
+        self.onehot = np.zeros((capacity, classes), np.float32)
 
     @property
     def free(self) -> int:
-        return self.capacity - int(self.active.sum())
+        return self.capacity - len(self.keys)
 
     def requests(self) -> set[int]:
         """The requests that hold a slot."""
-        return {key.request for key in self.keys if key is not None}
+        return {key.request for key in self.keys}
 
     def admit(self, images: Sequence[Image]) -> None:
         """Give each image a slot and its initial noise. There must be enough free slots."""
-        slots = np.flatnonzero(~self.active)[: len(images)]
-        assert len(slots) == len(images), "the policy admitted more images than there are free slots"
-        for slot, image in zip(slots, images, strict=True):
-            self.keys[slot] = image.key
-            self.sigmas[slot] = 0
+        assert len(images) <= self.free, "the policy admitted more images than there are free slots"
+        first = len(self.keys)
+        slots = slice(first, first + len(images))
+        self.keys += [image.key for image in images]
+        self.sigmas[slots] = 0
+        for slot, image in enumerate(images, start=first):
             self.sigmas[slot, : len(image.sigmas)] = image.sigmas
-            self.seeds[slot] = image.seed
-            self.labels[slot] = image.label
+        self.seeds[slots] = [image.seed for image in images]
         self.step[slots] = 0
+        self.onehot[slots] = onehot(np.array([image.label for image in images]), self.classes, self.onehot)
         self.x[slots] = begin(self.seeds[slots], self.sigmas[slots, 0], self.shape)
-        self.active[slots] = True
 
     def evict(self, request: int) -> int:
         """Free the slots of a request; returns how many it held."""
-        return self._release([slot for slot, key in enumerate(self.keys) if key and key.request == request])
+        stays = np.array([key.request != request for key in self.keys], dtype=bool)
+        self._keep(stays)
+        return int(np.count_nonzero(~stays))
 
     def tick(self) -> Tick:
-        """One network call for all active slots. If it raises, so does this, and no slot has moved."""
-        rows = np.flatnonzero(self.active)
-        if not len(rows):
+        """One network call for all images in flight. If it raises, so does this, and no slot has moved."""
+        count = len(self.keys)
+        if not count:
             return Tick()
-        sigma = self.sigmas[rows, self.step[rows]]
-        output, batch = self._call(rows, sigma)
+        step = self.step[:count]
+        sigma = self.sigmas[np.arange(count), step]
+        batch = self.buckets[bisect_left(self.buckets, count)]
+        output = self._call(count, batch, sigma)
         sound = np.logical_and.reduce(np.isfinite(output), axis=(1, 2, 3))
-        broken = tuple(self._key(slot) for slot in rows[~sound])
-        self._release(rows[~sound])
+        broken = tuple(self.keys[slot] for slot in np.flatnonzero(~sound))
+        if broken:
+            self._keep(sound)
+            sigma, output = sigma[sound], output[sound]
+            step = self.step[: len(self.keys)]
 
-        rows, sigma, output = rows[sound], sigma[sound], output[sound]
-        step = self.step[rows]
-        sigma_next = self.sigmas[rows, step + 1]
+        rows = slice(len(self.keys))
+        sigma_next = self.sigmas[np.arange(len(self.keys)), step + 1]
         x = advance(self.x[rows], output, sigma, sigma_next, self.seeds[rows], step, self.sigma_data)
         self.x[rows] = x
-        self.step[rows] = step + 1
+        self.step[rows] += 1
         last = sigma_next == 0
-        keys = [self._key(slot) for slot in rows[last]]
-        self._release(rows[last])
-        return Tick(tuple(zip(keys, to_pixels(x[last]), strict=True)), broken, len(sound), batch)
+        if not last.any():
+            return Tick((), broken, count, batch)
+        keys = [self.keys[slot] for slot in np.flatnonzero(last)]
+        self._keep(~last)
+        return Tick(tuple(zip(keys, to_pixels(x[last]), strict=True)), broken, count, batch)
 
-    def _call(self, rows: NDArray[np.int64], sigma: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
-        """F for these rows, padded up to the next bucket, and that bucket."""
-        count = len(rows)
-        batch = int(self.buckets[np.searchsorted(self.buckets, count)])
-        z = latent(self.seeds[rows], self.step[rows], self.latent_shape) if self.latent_shape[0] else None
-        scaled, c_noise = network_input(self.x[rows], sigma, self.sigma_data, z)
-        classes = onehot(self.labels[rows], self.classes, scaled)
-        pad = batch - count
-        output = self.network(
-            np.concatenate([scaled, np.zeros((pad, *scaled.shape[1:]), np.float32)]),
-            np.concatenate([c_noise, np.zeros(pad, np.float32)]),
-            np.concatenate([classes, np.zeros((pad, self.classes), np.float32)]),
-        )
-        return output[:count], batch
+    def _call(self, count: int, batch: int, sigma: NDArray[np.float32]) -> NDArray[np.float32]:
+        """F of the images in flight, in a batch padded with zeros."""
+        z = latent(self.seeds[:count], self.step[:count], self.latent_shape) if self.latent_shape[0] else None
+        self.input[:count], self.c_noise[:count] = network_input(self.x[:count], sigma, self.sigma_data, z)
+        return self.network(self.input[:batch], self.c_noise[:batch], self.onehot[:batch])[:count]
 
-    def _key(self, slot: int) -> ImageKey:
-        key = self.keys[slot]
-        assert key is not None, "an active slot has lost its image"
-        return key
-
-    def _release(self, slots: Sequence[int] | NDArray[np.int64]) -> int:
-        for slot in slots:
-            self.keys[slot] = None
-            self.active[slot] = False
-        return len(slots)
+    def _keep(self, stays: NDArray[np.bool_]) -> None:
+        """Free the slots where `stays` [images in flight] is False, and close the gaps, in order."""
+        before = len(self.keys)
+        rows = np.flatnonzero(stays)
+        self.keys = [self.keys[row] for row in rows]
+        for array in (self.x, self.sigmas, self.step, self.seeds, self.onehot):
+            array[: len(rows)] = array[rows]
+        for array in (self.input, self.c_noise, self.onehot):
+            array[len(rows) : before] = 0
 
 
 def buckets_for(capacity: int, exact: bool) -> tuple[int, ...]:

@@ -1,12 +1,19 @@
-"""The two pipes between the HTTP process and the engine worker.
+"""The two pipes between the HTTP process and one engine worker, and how the parent hands them over.
 
-Each pipe has one reader and one writer, so it needs no lock that a killed process could take to its grave,
-and its end of file says that the other side is gone. Both processes are forked from one parent and must close
-the ends they do not use, or the end of file never comes.
+Each pipe has one reader and one writer, so it needs no lock that a killed process could take to its grave, and its
+end of file says that the other side is gone. No process may keep an end it does not use, or the end of file never
+comes (docs/adr/0004 and 0010).
 """
 
+import errno
+import os
 import select
+import socket
+import struct
+import threading
+from dataclasses import dataclass
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Any
 
 from litserve.transport.base import MessageTransport
@@ -21,15 +28,20 @@ class WorkerGoneError(Exception):
 class RequestPipe:
     """HTTP process -> worker. LitServe knows it as the request queue of its API."""
 
-    def __init__(self) -> None:
-        self.reader, self.writer = Pipe(duplex=False)
+    def __init__(self, reader: Connection | None, writer: Connection | None) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.room = select.poll()  # not select(): it refuses descriptors beyond 1023, as many connections bring
+        if writer is not None:
+            self.room.register(writer, select.POLLOUT)
 
     def put(self, message: Message) -> None:
         """Never blocks: a pipe is writable while it has room for PIPE_BUF bytes, and messages are shorter.
 
         Raises WorkerGoneError when the pipe is full (the worker has stopped reading) or has no reader.
         """
-        if not select.select([], [self.writer], [], 0)[1]:
+        assert self.writer is not None
+        if not self.room.poll(0):
             raise WorkerGoneError("the engine worker has stopped taking requests")
         try:
             self.writer.send(message)
@@ -38,6 +50,7 @@ class RequestPipe:
 
     def get(self) -> Message | None:
         """The next message; None once the HTTP process is gone."""
+        assert self.reader is not None
         try:
             return self.reader.recv()
         except EOFError:
@@ -47,36 +60,111 @@ class RequestPipe:
 class AnswerPipe(MessageTransport):
     """Worker -> HTTP process. LitServe knows it as the transport."""
 
-    def __init__(self) -> None:
-        self.reader, self.writer = Pipe(duplex=False)
+    def __init__(self, reader: Connection | None, writer: Connection | None) -> None:
+        self.reader = reader
+        self.writer = writer
+        self.sending = threading.Lock()  # between the encoder threads of one process
 
     def send(self, item: Answer, consumer_id: int = 0) -> None:
-        """Blocks while the HTTP process is busy, which is why a thread of its own sends."""
-        self.writer.send(item)
+        """Blocks while the HTTP process is busy, which is why the engine thread never sends."""
+        assert self.writer is not None
+        with self.sending:
+            self.writer.send(item)
 
     def receive(self) -> Answer | None:
         """The next answer; None once the worker is gone, even in the middle of a message."""
+        assert self.reader is not None
         try:
             return self.reader.recv()
         except (EOFError, OSError):
             return None
 
     async def areceive(self, timeout: int | None = None, consumer_id: int | None = None) -> Any:
-        """Unused: LitServe would poll with this; EngineClient's reader thread hands answers over instead."""
+        """Unused: LitServe would poll with this; EngineClient's reader threads hand answers over instead."""
         raise NotImplementedError("answers are read by server.engine_client.EngineClient")
 
 
 class Link:
-    """Both pipes of one worker."""
+    """Both pipes of one worker, or the ends of them that this process keeps."""
 
-    def __init__(self) -> None:
-        self.requests = RequestPipe()
-        self.answers = AnswerPipe()
+    def __init__(self, requests: RequestPipe, answers: AnswerPipe) -> None:
+        self.requests = requests
+        self.answers = answers
+
+    @classmethod
+    def create(cls) -> "Link":
+        return cls(RequestPipe(*Pipe(duplex=False)), AnswerPipe(*Pipe(duplex=False)))
+
+    @classmethod
+    def of_http(cls, requests: int, answers: int) -> "Link":
+        """The HTTP process's side of a link, from the two file descriptors that `http_ends` named."""
+        return cls(
+            RequestPipe(None, Connection(requests, readable=False)),
+            AnswerPipe(Connection(answers, writable=False), None),
+        )
+
+    def http_ends(self) -> tuple[int, int]:
+        """File descriptors of the ends that the HTTP process needs."""
+        assert self.requests.writer is not None and self.answers.reader is not None
+        return self.requests.writer.fileno(), self.answers.reader.fileno()
 
     def keep_worker_ends(self) -> None:
-        self.requests.writer.close()
-        self.answers.reader.close()
+        _close(self.requests.writer, self.answers.reader)
 
-    def keep_http_ends(self) -> None:
-        self.requests.reader.close()
-        self.answers.writer.close()
+    def close(self) -> None:
+        _close(self.requests.reader, self.requests.writer, self.answers.reader, self.answers.writer)
+
+
+@dataclass(frozen=True)
+class WorkerStarted:
+    """A worker was forked; these are the ends of its pipes for the HTTP process."""
+
+    worker: int
+    link: Link
+
+
+@dataclass(frozen=True)
+class GaveUp:
+    """Workers have died too often; there will be no other one."""
+
+
+class Control:
+    """Parent -> HTTP process: a socket that can carry file descriptors. Its end of file: the parent is gone."""
+
+    _FORMAT = struct.Struct("!?i")  # whether a worker was started, and which
+
+    def __init__(self) -> None:
+        self.parent, self.http = socket.socketpair()
+
+    def worker_started(self, worker: int, link: Link) -> None:
+        """Hand over the HTTP process's ends. The caller closes its own copies."""
+        self._send(self._FORMAT.pack(True, worker), link.http_ends())
+
+    def gave_up(self) -> None:
+        self._send(self._FORMAT.pack(False, 0), ())
+
+    def receive(self) -> WorkerStarted | GaveUp | None:
+        """The next message; None once the parent is gone. Raises OSError when this process has no descriptors left."""
+        data, descriptors, _, _ = socket.recv_fds(self.http, self._FORMAT.size, 2)
+        if not data:
+            return None
+        started, worker = self._FORMAT.unpack(data)
+        if not started:
+            return GaveUp()
+        if len(descriptors) < 2:  # then the worker finds its pipes closed and ends, and the parent tries again
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise OSError(errno.EMFILE, f"no file descriptors left for the pipes of worker {worker}; raise ulimit -n")
+        return WorkerStarted(worker, Link.of_http(*descriptors))
+
+    def _send(self, data: bytes, descriptors: tuple[int, ...]) -> None:
+        try:
+            socket.send_fds(self.parent, [data], descriptors)
+        except BrokenPipeError:  # the HTTP process has died; the parent will hear of that too
+            return
+
+
+def _close(*ends: Connection | None) -> None:
+    for end in ends:
+        if end is not None and not end.closed:
+            end.close()

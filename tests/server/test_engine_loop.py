@@ -1,46 +1,17 @@
 import numpy as np
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from server.engine_loop import EngineLoop, Finished
-from server.messages import Cancel, Failed, Submit
-from server.requests import GenerateRequest
-from server.slots import SlotTable, buckets_for
-from tests.server.fakes import CLASSES, LEVELS, SHAPE, SIGMA_DATA, GaussianNetwork, expected_pixels
-
-
-class Bench:
-    """An engine loop with a fake network and a fake clock that moves one second per network call."""
-
-    def __init__(self, capacity: int) -> None:
-        self.now_s = 0.0
-        self.results: list[Finished | Failed] = []
-        self.network = GaussianNetwork()
-        self.network.before = self.tick_clock
-        self.table = SlotTable(self.network, SHAPE, CLASSES, SIGMA_DATA, buckets_for(capacity, exact=False))
-        self.loop = EngineLoop(self.table, LEVELS, self.results.append, clock=lambda: self.now_s)
-
-    def tick_clock(self, x: np.ndarray, c_noise: np.ndarray) -> None:
-        self.now_s += 1
-
-    def submit(self, number: int, steps: int, images: int = 1, seed: int = 0) -> None:
-        request = GenerateRequest(steps, images, seed, tuple(i % CLASSES for i in range(images)), "png")
-        self.loop.inbox.put(Submit(number, request, self.now_s))
-
-    def turn(self, times: int = 1) -> None:
-        for _ in range(times):
-            assert self.loop.receive(block=False)
-            self.loop.turn()
-
-    def finished(self) -> list[int]:
-        return [result.id for result in self.results if isinstance(result, Finished)]
+from server.engine_loop import PROBE_EVERY_S, Finished
+from server.messages import Failed, Health
+from server.policy import earliest_deadline
+from server.served import FAILING_AFTER
+from tests.server.fakes import CLASSES, expected_pixels
+from tests.server.loop_bench import Bench, explode, poison_all
 
 
 @pytest.fixture
 def bench() -> Bench:
-    return Bench(capacity=4)
+    return Bench(capacities=4)
 
 
 def test_a_short_request_overtakes_a_long_one_that_is_already_running(bench: Bench):
@@ -60,7 +31,7 @@ def test_a_request_larger_than_the_table_is_made_image_by_image_in_the_order_of_
     assert isinstance(result, Finished)
     for i, pixels in enumerate(result.pixels):
         np.testing.assert_array_equal(pixels, expected_pixels(100 + i, i % CLASSES, 2))
-    assert bench.network.batches == [4, 4, 4, 4, 2, 2]
+    assert bench.batches() == [4, 4, 4, 4, 2, 2]
 
 
 def test_queue_and_engine_time_are_told_apart(bench: Bench):
@@ -77,99 +48,152 @@ def test_queue_and_engine_time_are_told_apart(bench: Bench):
 def test_a_cancelled_request_frees_its_slots_before_the_next_call_and_delivers_nothing(bench: Bench, turns: int):
     bench.submit(0, steps=8, images=6)
     bench.turn(turns)
-    bench.loop.inbox.put(Cancel(0))
+    bench.cancel(0)
     bench.submit(1, steps=1, images=4)
     bench.turn(1)
     assert bench.finished() == [1]
-    assert (bench.table.free, bench.loop.flights, bench.loop.waiting) == (4, {}, {})
+    assert (bench.models["tiny"].table.free, bench.loop.flights, bench.models["tiny"].waiting) == (4, {}, {})
+
+
+def test_a_request_whose_time_is_up_fails_before_the_next_call_and_frees_its_slots(bench: Bench):
+    bench.submit(0, steps=8, images=3, timeout_s=2)
+    bench.submit(1, steps=8, images=5, timeout_s=5)
+    bench.submit(2, steps=1, images=4)
+    bench.turn(3)
+    assert bench.failed() == {0: "timeout"}
+    bench.turn(3)
+    assert bench.failed() == {0: "timeout", 1: "timeout"}
+    assert bench.finished() == [2]
+    assert bench.models["tiny"].stats().evicted == {"running": 3 + 4, "waiting": 1}
+    assert bench.batches() == [4, 4, 4, 4, 4, 4]
+
+
+def test_the_earliest_deadline_goes_first_when_asked_to():
+    bench = Bench(capacities=1, policy=earliest_deadline)
+    bench.submit(0, steps=2, timeout_s=60)
+    bench.submit(1, steps=1, timeout_s=50)
+    bench.submit(2, steps=1, timeout_s=9)
+    bench.turn(4)
+    assert bench.finished() == [2, 1, 0]
 
 
 def test_a_network_that_raises_fails_the_requests_in_the_call_and_not_those_that_wait(bench: Bench):
-    def explode(x: np.ndarray, c_noise: np.ndarray) -> None:
-        raise RuntimeError("out of memory")
-
-    bench.network.before = explode
+    bench.faults["tiny"] = explode
     bench.submit(0, steps=2, images=3)
     bench.submit(1, steps=1, images=5)  # one of its images is in the call
     bench.submit(2, steps=1)
     bench.turn(1)
-    bench.network.before = bench.tick_clock
+    bench.faults.clear()
     bench.turn(1)
-    failures = [result for result in bench.results if isinstance(result, Failed)]
-    assert {failure.id for failure in failures} == {0, 1}
-    assert all("out of memory" in failure.message for failure in failures)
+    assert bench.failed() == {0: "network_error", 1: "network_error"}
+    assert all("out of memory" in result.message for result in bench.results if isinstance(result, Failed))
     assert bench.finished() == [2]
 
 
 def test_values_that_are_not_finite_fail_only_their_own_request(bench: Bench):
-    def poison(x: np.ndarray, c_noise: np.ndarray) -> None:
+    def poison(x: np.ndarray) -> None:
         x[:2] = np.nan
 
-    bench.network.before = poison
+    bench.faults["tiny"] = poison
     bench.submit(0, steps=1, images=3)
     bench.submit(1, steps=1)
     bench.turn(1)
     assert [(r.id, type(r)) for r in bench.results] == [(0, Failed), (1, Finished)]
-    assert bench.table.free == 4
+    assert bench.models["tiny"].table.free == 4
+
+
+@pytest.mark.parametrize("fault", [explode, poison_all])
+def test_a_model_that_keeps_failing_says_so_once_and_recovers_by_itself(bench: Bench, fault):
+    bench.faults["tiny"] = fault
+    for number in range(FAILING_AFTER - 1):
+        bench.submit(number, steps=1)
+        bench.turn()
+    assert bench.health == []
+    bench.submit(9, steps=1)
+    bench.turn(2)
+    assert bench.health == [Health("tiny", False)]
+    bench.now_s += PROBE_EVERY_S
+    bench.turn()
+    assert bench.models["tiny"].table.free == 4, "a probe that fails holds no slot"
+    assert bench.loop._patience_s() is not None, "a failing model is tried even when nobody asks"
+    bench.faults.clear()
+    bench.now_s += PROBE_EVERY_S
+    bench.turn()
+    assert bench.health == [Health("tiny", False), Health("tiny", True)]
+    assert len(bench.results) == FAILING_AFTER, "a probe is nobody's request"
+
+
+def test_a_failing_model_is_tried_once_a_second_while_another_is_busy():
+    bench = Bench({"a": 1, "b": 1}, call_s={"a": 0.25, "b": 0.25})
+    bench.faults["a"] = explode
+    for number in range(FAILING_AFTER):
+        bench.submit(number, steps=1, model="a")
+    for number in range(10, 60):
+        bench.submit(number, steps=1, model="b")
+    bench.turn(2 * FAILING_AFTER)
+    bench.calls.clear()
+    before_s = bench.now_s
+    bench.turn(16)
+    assert bench.now_s == before_s + 4
+    assert 3 <= [model for model, _ in bench.calls].count("a") <= 5
+    bench.faults.clear()
+    bench.turn(5)
+    assert bench.health == [Health("a", False), Health("a", True)]
+
+
+def test_an_idle_loop_sleeps_until_a_message_comes(bench: Bench):
+    assert bench.loop._patience_s() is None
+    bench.submit(0, steps=1)
+    bench.turn(1)
+    assert bench.loop._patience_s() is None and len(bench.stats) == 1
+    bench.now_s -= 0.95  # two requests in quick succession: statistics wait for their time, then sleep
+    bench.submit(1, steps=1)
+    bench.loop.receive(0)
+    bench.call_s["tiny"] = 0.0
+    bench.loop.turn()
+    assert len(bench.stats) == 1
+    patience_s = bench.loop._patience_s()
+    assert patience_s is not None and patience_s > 0
+    bench.now_s += patience_s
+    bench.turn()
+    assert len(bench.stats) == 2 and bench.loop._patience_s() is None
+
+
+def test_statistics_count_calls_rows_and_padding():
+    bench = Bench(capacities=16)
+    bench.submit(0, steps=2, images=9)  # 9 images in batches of 10
+    bench.turn(1)
+    bench.cancel(0)
+    bench.submit(1, steps=1, images=16)
+    bench.submit(2, steps=1)
+    bench.turn(1)
+    stats = bench.stats[-1].models["tiny"]
+    assert (stats.calls_by_bucket, stats.call_s_by_bucket) == ({10: 1, 16: 1}, {10: 1.0, 16: 1.0})
+    assert (stats.rows, stats.padded_rows, stats.evicted, stats.call_s) == (25, 1, {"running": 9}, 2.0)
+    assert (stats.active_slots, stats.waiting_images, stats.capacity) == (0, 1, 16)
+    assert bench.stats[-1].rss_bytes > 1_000_000
+
+
+def test_two_models_get_half_of_the_device_each_however_long_their_calls():
+    bench = Bench({"slow": 2, "fast": 2}, call_s={"slow": 10, "fast": 1})
+    for number in range(200):
+        bench.submit(number, steps=8, model=("slow", "fast")[number % 2])
+    bench.turn(110)
+    names = [name for name, _ in bench.calls]
+    assert (names.count("slow"), names.count("fast")) == (10, 100)
+
+
+def test_a_model_that_was_idle_does_not_claim_the_time_it_did_not_ask_for():
+    bench = Bench({"a": 1, "b": 1})
+    bench.submit(0, steps=8, model="a")
+    bench.turn(8)
+    for number in range(1, 5):
+        bench.submit(number, steps=8, model="ab"[number % 2])
+    bench.turn(8)
+    assert [name for name, _ in bench.calls[8:]].count("a") == 4
 
 
 def test_the_loop_stops_when_told(bench: Bench):
     bench.submit(0, steps=2)
     bench.loop.inbox.put(None)
-    assert bench.loop.receive(block=True) is False
-
-
-class RandomTraffic(RuleBasedStateMachine):
-    """Arrivals, cancels and faults in any order: every request ends exactly once, and no slot leaks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bench = Bench(capacity=5)
-        self.submitted: dict[int, int] = {}
-        self.cancelled: set[int] = set()
-
-    @rule(steps=st.integers(1, 8), images=st.integers(1, 12))
-    def arrive(self, steps: int, images: int) -> None:
-        number = len(self.submitted)
-        self.submitted[number] = images
-        self.bench.submit(number, steps, images, seed=number)
-
-    @precondition(lambda self: self.submitted)
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
-        number = data.draw(st.sampled_from(sorted(self.submitted)))
-        self.cancelled.add(number)
-        self.bench.loop.inbox.put(Cancel(number))
-
-    @rule(fault=st.sampled_from(["none", "none", "none", "raise", "nan"]))
-    def turn(self, fault: str) -> None:
-        def before(x: np.ndarray, c_noise: np.ndarray) -> None:
-            if fault == "raise":
-                raise RuntimeError("fault")
-            if fault == "nan":
-                x[0] = np.nan
-
-        self.bench.network.before = before
-        self.bench.turn()
-
-    @invariant()
-    def slots_and_flights_agree(self) -> None:
-        loop, table = self.bench.loop, self.bench.table
-        assert table.requests() <= set(loop.flights)
-        assert int(table.active.sum()) == sum(key is not None for key in table.keys)
-        ended = [result.id for result in self.bench.results]
-        assert len(ended) == len(set(ended))
-        assert not set(ended) & set(loop.flights)
-
-    def teardown(self) -> None:
-        self.bench.network.before = lambda x, c_noise: None
-        for _ in range(8 * sum(self.submitted.values()) + 8):
-            self.bench.turn()
-        ended = {result.id for result in self.bench.results}
-        assert ended | self.cancelled == set(self.submitted)
-        assert self.bench.table.free == 5
-        assert not self.bench.loop.flights and not self.bench.loop.waiting
-
-
-RandomTraffic.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
-TestRandomTraffic = RandomTraffic.TestCase
+    assert bench.loop.receive(None) is False

@@ -3,34 +3,21 @@
 import signal
 import socket
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
 from server.__main__ import main
-from server.settings import MODELS, Settings, SettingsError, model_engine, parse_settings
-from tests.server.conftest import DEADLINE_S, Server, launch, serving, write_engine
+from server.config import model_engine, resolve
+from server.settings import MODELS, Settings, SettingsError
+from tests.server.conftest import DEADLINE_S, launch, serving, write_engine
 
 Until = Callable[[Callable[[], bool]], None]
 
 
-def worker_of(server: Server) -> psutil.Process:
-    """The child that has loaded ONNX Runtime."""
-    (worker,) = [c for c in server.children() if any("onnxruntime" in m.path for m in c.memory_maps())]
-    return worker
-
-
 def gone(processes: list[psutil.Process]) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
-
-
-def settle(server: Server) -> None:
-    """Two round trips: whatever was sent before has been handed to the worker by now."""
-    for _ in range(2):
-        httpx.get(f"{server.url}/livez", timeout=DEADLINE_S)
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
@@ -41,38 +28,16 @@ def test_a_stop_signal_ends_every_process_with_exit_code_0(engine_dir: Path, how
         until(lambda: gone(family))
 
 
-def test_sigterm_lets_the_request_in_flight_finish(engine_dir: Path):
-    with serving(engine_dir) as server, ThreadPoolExecutor(1) as pool:
-        worker = worker_of(server)
-        worker.suspend()
-        answer = pool.submit(httpx.post, f"{server.url}/v1/generate", json={"seed": 1}, timeout=DEADLINE_S)
-        settle(server)
-        server.process.send_signal(signal.SIGTERM)
-        worker.resume()
-        assert answer.result(DEADLINE_S).status_code == 200
-        assert server.process.wait(DEADLINE_S) == 0
-
-
-def test_a_killed_worker_fails_its_requests_at_once_and_ends_the_server(engine_dir: Path, until: Until):
-    with serving(engine_dir) as server, ThreadPoolExecutor(1) as pool:
+@pytest.mark.parametrize("victim", ["parent", "http"])
+def test_a_killed_process_takes_the_others_with_it(engine_dir: Path, until: Until, victim: str):
+    with serving(engine_dir, "--workers", "2") as server:
         family = server.children()
-        worker = worker_of(server)
-        worker.suspend()
-        answer = pool.submit(httpx.post, f"{server.url}/v1/generate", json={"seed": 1}, timeout=DEADLINE_S)
-        settle(server)
-        worker.kill()
-        response = answer.result(DEADLINE_S)
-        assert (response.status_code, response.json()["error"]["code"]) == (503, "worker_lost")
-        assert server.process.wait(DEADLINE_S) == 1
-        until(lambda: gone(family))
-        assert server.process.stderr is not None
-        assert "engine-worker process was killed by signal 9" in server.process.stderr.read()
-
-
-def test_a_killed_parent_takes_its_children_with_it(engine_dir: Path, until: Until):
-    with serving(engine_dir) as server:
-        family = server.children()
-        server.process.kill()
+        if victim == "parent":
+            server.process.kill()
+        else:
+            (http,) = [c for c in family if not any("onnxruntime" in m.path for m in c.memory_maps())]
+            http.kill()
+            assert server.process.wait(DEADLINE_S) == 1
         until(lambda: gone(family))
 
 
@@ -105,14 +70,12 @@ def test_a_network_that_is_not_the_manifests_is_refused(tmp_path: Path):
         (["--model", "nosuch"], "there is no model 'nosuch'"),
         (["--model", "../fashion"], "there is no model"),
         (["--engine", "/nonexistent"], "it is not a fewstep engine"),
-        (["--capacity", "0"], "--capacity must be from 1"),
+        (["--engine", "tiny=/nonexistent", "--capacity", "-1"], "--capacity must be from 0"),
     ],
 )
 def test_what_cannot_be_served_is_said_in_one_sentence(
     arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ):
-    if "--model" not in arguments and "--engine" not in arguments:
-        arguments = ["--engine", "/nonexistent", *arguments]
     assert main([*arguments, "--port", "0"]) == 2
     assert words in capsys.readouterr().err
 
@@ -127,7 +90,9 @@ def test_an_unknown_model_is_told_apart_from_those_there_are(tmp_path: Path):
 
 
 def test_flags_become_settings(engine_dir: Path):
-    settings = parse_settings(["--engine", str(engine_dir), "--mode", "exact", "--max-queue", "3", "--max-images", "9"])
-    assert settings == Settings(engine=engine_dir, mode="exact", max_queue=3, max_images=9)
+    flags = ["--engine", str(engine_dir), "--mode", "exact", "--max-queue", "3", "--max-images", "9"]
+    assert resolve(flags, {}).settings == Settings(
+        engines={"tiny": engine_dir}, mode="exact", max_queue=3, max_images=9
+    )
     with pytest.raises(SettingsError, match="could never be admitted"):
-        Settings(engine=engine_dir, capacity=2, max_queue=3, max_images=9)
+        Settings(engines={"tiny": engine_dir}, capacity=2, max_queue=3, max_images=9)

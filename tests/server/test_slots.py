@@ -87,6 +87,23 @@ def test_fast_mode_pads_to_the_next_bucket_and_exact_mode_to_the_capacity():
     assert network.batches == [10, 16]
 
 
+def test_padding_is_zero_whoever_was_there_before():
+    padding = []
+
+    def network(x: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.ndarray:
+        padding.append([part[len(table.keys) :].copy() for part in (x, c_noise, onehot)])
+        return x
+
+    table = table_of(network, 4, exact=True)
+    table.admit([image(request, steps, label=2) for request, steps in enumerate([1, 3, 2, 3])])
+    for _ in range(2):
+        table.tick()
+    table.evict(3)
+    table.tick()
+    assert [len(x) for x, _, _ in padding] == [0, 1, 3]
+    assert not any(part.any() for parts in padding for part in parts)
+
+
 @pytest.mark.parametrize("capacity", [1, 2, 3, 7, 8, 9, 16, 33, 64, 100])
 def test_buckets_ascend_to_the_capacity_and_waste_a_quarter_at_most(capacity: int):
     buckets = buckets_for(capacity, exact=False)

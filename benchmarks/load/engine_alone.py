@@ -1,0 +1,130 @@
+"""The engine without HTTP: network calls driven by the engine loop against the same calls back to back.
+
+    python benchmarks/load/engine_alone.py --engine models/fashion/engine --capacity 8 --threads 1
+
+Both run a full batch all the time. Their ratio is what gathering, noise, stepping and bookkeeping leave of the
+network's own speed; back to back is also the limit R* that a server is measured against.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from benchmarks.load.arrivals import STEP_MIX, mean_steps
+from benchmarks.load.fixed_cost import Cost, FixedCostEngine
+from export.engine import Engine, load_engine
+from export.manifest import read_manifest
+from fewstep.noise import random_labels
+from server.engine_loop import EngineLoop
+from server.loading import call_once, slot_table
+from server.messages import Submit
+from server.requests import GenerateRequest
+from server.served import Served
+from server.slots import buckets_for
+
+AnyEngine = Engine | FixedCostEngine  # a server asks no more of an Engine than the other one has
+TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Full batches of `capacity` rows, median over the rounds."""
+
+    capacity: int
+    call_ms: float  # t(capacity), back to back
+    limit_per_s: float  # R*: images per second of the step mix, back to back
+    loop_per_s: float  # the same through the engine loop
+    efficiency: float  # median over the rounds of loop / back to back, each pair measured side by side
+    efficiencies: tuple[float, ...]
+
+
+def measure(engine: AnyEngine, capacity: int, round_s: float, rounds: int) -> Alone:
+    """Alternates the two, `round_s` seconds each."""
+    bare, looped = back_to_back(engine, capacity), through_the_loop(engine, capacity)
+    for once in (bare, looped):
+        calls_per_s(once, round_s / 4)
+    pairs = []
+    for index in range(rounds):
+        order = (bare, looped) if index % 2 else (looped, bare)
+        rates = {once: calls_per_s(once, round_s) for once in order}
+        pairs.append((rates[bare], rates[looped]))
+    direct, driven = np.array(pairs).T
+    per_call = capacity / mean_steps()
+    return Alone(
+        capacity=capacity,
+        call_ms=float(1000 / np.median(direct)),
+        limit_per_s=float(np.median(direct)) * per_call,
+        loop_per_s=float(np.median(driven)) * per_call,
+        efficiency=float(np.median(driven / direct)),
+        efficiencies=tuple(np.round(driven / direct, 4).tolist()),
+    )
+
+
+def back_to_back(engine: AnyEngine, capacity: int) -> Callable[[], object]:
+    """One network call over a full batch, and nothing else."""
+    return lambda: call_once(cast(Engine, engine), capacity)
+
+
+def through_the_loop(engine: AnyEngine, capacity: int) -> Callable[[], object]:
+    """One turn of an engine loop that always has more images waiting than slots. Its turn is one network call."""
+    manifest = engine.manifest
+    served = Served(slot_table(cast(Engine, engine), buckets_for(capacity, exact=False)), manifest.levels)
+    loop = EngineLoop({manifest.name: served}, deliver=lambda _: None)
+    numbers, steps = itertools.count(), itertools.cycle(STEP_MIX)
+
+    def turn() -> None:
+        while len(loop.flights) < 2 * capacity:
+            number, now = next(numbers), time.monotonic()
+            labels = random_labels([number], manifest.classes).tolist() if manifest.classes else [-1]
+            request = GenerateRequest(
+                model=manifest.name,
+                steps=next(steps),
+                images=1,
+                seed=number,
+                labels=tuple(labels),
+                format="png",
+                timeout_s=TIMEOUT_S,
+            )
+            loop.inbox.put(Submit(number, request, now, now + TIMEOUT_S))
+            loop.receive(patience_s=0)
+        loop.turn()
+
+    return turn
+
+
+def calls_per_s(call: Callable[[], object], duration_s: float) -> float:
+    started = time.perf_counter()
+    for count in itertools.count(1):
+        call()
+        if (elapsed := time.perf_counter() - started) >= duration_s:
+            return count / elapsed
+    raise AssertionError("the count does not end")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--cost", type=Cost.parse, metavar="A,B[,FLOOR]", help="a fixed-cost network in milliseconds")
+    parser.add_argument("--backend", help="what runs the network (default: what the engine names)")
+    parser.add_argument("--capacity", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=0, help="cores one network call may use; 0: all")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--round-s", type=float, default=0.5)
+    args = parser.parse_args()
+    if args.cost:
+        engine: AnyEngine = FixedCostEngine(read_manifest(args.engine), args.cost)
+    else:
+        buckets = buckets_for(args.capacity, exact=False)
+        engine = load_engine(args.engine, backend=args.backend, threads=args.threads, buckets=buckets)
+    print(json.dumps(asdict(measure(engine, args.capacity, args.round_s, args.rounds))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Our server on a fake network that costs t(B) = max(floor, a + b B) and no processor time.
+
+    python benchmarks/load/fixed_cost.py --cost 12,1,0 -- --port 8000 --capacity 8
+
+Where two cores are shared by a server and its load generator, a real network measures their quarrel. This one sleeps,
+as the host does while a GPU computes. The images are noise. Everything but the network is the server as it is: this
+script puts a loader of its own in the place of export.engine.load_engine and then runs `python -m server`.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.manifest import Manifest, read_manifest
+from fewstep.precond import Denoiser
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Milliseconds of a network call over B rows: max(floor_ms, a_ms + b_ms * B)."""
+
+    a_ms: float
+    b_ms: float
+    floor_ms: float = 0.0
+
+    def seconds(self, batch: int) -> float:
+        return max(self.floor_ms, self.a_ms + self.b_ms * batch) / 1000
+
+    @classmethod
+    def parse(cls, text: str) -> "Cost":
+        """From "a,b" or "a,b,floor". Raises ValueError with a sentence."""
+        try:
+            values = [float(part) for part in text.split(",")]
+        except ValueError as error:
+            raise ValueError(f"a cost is a,b or a,b,floor in milliseconds, such as 12,1,0; not {text!r}") from error
+        if len(values) not in (2, 3) or min(values) < 0:
+            raise ValueError(f"a cost is two or three numbers of milliseconds from 0 up, not {text!r}")
+        return cls(*values)
+
+    def __str__(self) -> str:
+        return f"{self.a_ms:g},{self.b_ms:g},{self.floor_ms:g}"
+
+
+@dataclass(frozen=True)
+class FixedCostEngine:
+    """The face of export.engine.Engine that a server needs; `network` returns zeros after the time has passed."""
+
+    manifest: Manifest
+    cost: Cost
+    facts: dict[str, str] = field(default_factory=lambda: {"backend": "fixed cost, for load tests"})
+    device: str = "cpu"
+    on_device: None = None
+
+    def network(self, x: Floats, c_noise: Floats, onehot: Floats) -> Floats:
+        """x [B, C + extra, H, W] -> zeros [B, C, H, W]."""
+        due = time.perf_counter() + self.cost.seconds(len(x))
+        output = np.zeros((len(x), *self.manifest.image_shape), np.float32)
+        time.sleep(max(due - time.perf_counter(), 0))
+        return output
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return Denoiser(self.network, self.manifest.sigma_data, self.manifest.classes)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cost", type=Cost.parse, required=True, metavar="A,B[,FLOOR]", help="milliseconds")
+    parser.add_argument("server", nargs="*", help="after --: the flags of python -m server")
+    args = parser.parse_args(arguments)
+
+    import export.engine
+
+    def load(folder: str | Path, **_: Any) -> FixedCostEngine:
+        return FixedCostEngine(read_manifest(Path(folder)), args.cost)
+
+    export.engine.load_engine = load  # pyright: ignore[reportAttributeAccessIssue]
+    from server.__main__ import main as serve
+
+    return serve(args.server)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

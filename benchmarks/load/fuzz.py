@@ -1,0 +1,234 @@
+"""Thousands of valid and invalid requests, made by schemathesis from the server's own /openapi.json.
+
+    python benchmarks/load/fuzz.py --cases 5000 --out build/fuzz.json
+
+Starts a server on a free port (or fuzzes --url), sends the cases one after the other to an otherwise idle server, and
+counts the answers. An answer of 5xx is a mistake, but for answers by design, which are counted apart: 504 to a request
+that set a short deadline itself, and 429 and 503, which an idle server should not give either. The answers are also
+held to the document: status, media type, schema, refusal of what is invalid.
+Exits with 1 when there was a mistake, a broken promise of the document, an image left in a slot, or a server that is
+no longer ready.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from schemathesis import APIOperation, Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.failures import Failure, FailureGroup
+from schemathesis.specs.openapi import checks
+
+from benchmarks.harness import ROOT, write_result
+
+BY_DESIGN = (429, 503)
+CHECKS = [
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_schema_conformance,
+    checks.positive_data_acceptance,
+    checks.negative_data_rejection,
+]
+HELD = ("fewstep_admitted_images", "fewstep_active_slots", "fewstep_waiting_images", "fewstep_backlog_seconds")
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
+EXAMPLES = 10  # of each kind of trouble, kept as curl commands
+TIMEOUT_S = 90
+LONG_S = 10.0  # a deadline of this length cannot be missed by an idle server
+
+
+@dataclass
+class Tally:
+    """What came back."""
+
+    cases: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    by_operation: Counter[str] = field(default_factory=Counter)  # "POST /v1/generate, negative"
+    deadlines_missed: int = 0  # 504 to requests that carried a short timeout_s
+    server_errors: list[str] = field(default_factory=list)  # any other 5xx, and requests without an answer
+    turned_away: Counter[str] = field(default_factory=Counter)  # 429 and 503
+    broken_promises: Counter[str] = field(default_factory=Counter)  # by check
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        return not (self.server_errors or self.turned_away or self.broken_promises)
+
+    def example(self, what: str) -> None:
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(what[:2_000])
+
+    def add(self, case: Case, session: requests.Session, mode: str) -> None:
+        """Send one case and count its answer."""
+        self.cases += 1
+        self.by_operation[f"{case.method} {case.path}, {mode}"] += 1
+        try:
+            response = case.call(session=session, timeout=TIMEOUT_S)
+        except requests.RequestException as error:
+            self.server_errors.append(f"no answer: {type(error).__name__}")
+            self.example(f"{error}: {case.as_curl_command()}")
+            return
+        status = response.status_code
+        self.statuses[str(status)] += 1
+        if status in BY_DESIGN:
+            self.turned_away[str(status)] += 1
+        elif status == 504 and deadline_s(case) < LONG_S:
+            self.deadlines_missed += 1
+            return
+        elif status >= 500:
+            self.server_errors.append(f"{status}: {response.text[:200]}")
+            self.example(f"{status}: {case.as_curl_command()}")
+        try:
+            case.validate_response(response, checks=CHECKS, excluded_checks=[not_a_server_error])
+        except (Failure, FailureGroup) as error:
+            failures = error.exceptions if isinstance(error, FailureGroup) else [error]
+            for failure in failures:
+                self.broken_promises[type(failure).__name__] += 1
+            self.example(f"{failures[0]}: {case.as_curl_command()}")
+
+
+def deadline_s(case: Case) -> float:
+    """The time limit that a request set itself."""
+    given = case.body.get("timeout_s") if isinstance(case.body, dict) else None
+    return given if isinstance(given, int | float) else math.inf
+
+
+def fuzz(url: str, cases: int, number: int) -> Tally:
+    """At least `cases` requests to the server at `url`; `number` seeds their generation."""
+    tally, session = Tally(), requests.Session()
+    document = requests.get(f"{url}/openapi.json", timeout=TIMEOUT_S).json()
+    schema = schemathesis.openapi.from_dict(document)
+    schema.config.update(base_url=url)
+    schema.validate()
+    operations = [result.ok() for result in schema.get_all_operations()]  # pyright: ignore[reportAttributeAccessIssue]
+    methods(url, operations, session, tally)
+    with_input = [operation for operation in operations if operation.body]
+    for operation in operations:
+        if operation not in with_input:  # nothing varies
+            send(operation, GenerationMode.POSITIVE, 1, number, session, tally)
+    round_number = 0
+    while tally.cases < cases:
+        left = cases - tally.cases
+        for operation in with_input:
+            for mode in GenerationMode:
+                share = -(-left // (2 * len(with_input)))
+                send(operation, mode, share, number + round_number, session, tally)
+        round_number += 1
+    return tally
+
+
+def send(
+    operation: APIOperation, mode: GenerationMode, count: int, number: int, session: requests.Session, tally: Tally
+) -> None:
+    """`count` generated cases of an operation, or fewer if no more differ."""
+
+    unhurried = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
+
+    @seed(number)
+    @settings(
+        max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=unhurried
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def run(case: Case) -> None:
+        tally.add(case, session, mode.value)
+
+    run()
+
+
+def methods(url: str, operations: list[APIOperation], session: requests.Session, tally: Tally) -> None:
+    """Every method on every path: one that is not described is answered with 405 and the methods that there are."""
+    described = {(operation.method.upper(), operation.path) for operation in operations}
+    for path in sorted({path for _, path in described}):
+        for method in METHODS:
+            if (method, path) in described or method == "HEAD":
+                continue
+            response = session.request(method, url + path, timeout=TIMEOUT_S)
+            tally.cases += 1
+            tally.by_operation["methods that are not described"] += 1
+            tally.statuses[str(response.status_code)] += 1
+            if response.status_code != 405 or "allow" not in response.headers:
+                tally.broken_promises["Allow"] += 1
+                tally.example(f"{method} {path} answered {response.status_code}")
+
+
+@contextmanager
+def server(arguments: list[str]) -> Iterator[str]:
+    """The URL of a server that is ready."""
+    command = [sys.executable, "-m", "server", "--port", "0", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                sys.exit("the server did not start")
+            yield line.split()[-1]
+        finally:
+            process.terminate()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=5_000, help="requests to send (5000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the cases (0)")
+    parser.add_argument("--url", help="a server that runs already")
+    parser.add_argument("--out", type=Path, help="JSON file with the counts")
+    parser.add_argument("server", nargs="*", help="flags of the server, after --")
+    options = parser.parse_args()
+    if options.url:
+        result = measure(options.url, options.cases, options.seed)
+    else:
+        with server(options.server or ["--max-images", "4"]) as url:
+            result = measure(url, options.cases, options.seed)
+    print(json.dumps(result, indent=2))
+    if options.out:
+        asked = {"cases": options.cases, "seed": options.seed, "server": options.server or ["--max-images", "4"]}
+        write_result(options.out, "fuzz", asked, [result])
+    sys.exit(not (result["clean"] and result["ready_afterwards"] and not result["left_behind"]))
+
+
+def measure(url: str, cases: int, number: int) -> dict[str, Any]:
+    """Fuzz, and say what came of it."""
+    started_s = time.monotonic()
+    tally = fuzz(url, cases, number)
+    return {
+        "cases": tally.cases,
+        "seconds": round(time.monotonic() - started_s, 1),
+        "by_status": dict(sorted(tally.statuses.items())),
+        "by_operation": dict(tally.by_operation),
+        "server_errors": len(tally.server_errors),
+        "turned_away": dict(tally.turned_away),
+        "deadlines_missed": tally.deadlines_missed,
+        "broken_promises": dict(tally.broken_promises),
+        "examples": tally.examples,
+        "clean": tally.clean,
+        "left_behind": left_behind(url),
+        "ready_afterwards": requests.get(f"{url}/readyz", timeout=TIMEOUT_S).status_code == 200,
+    }
+
+
+def left_behind(url: str) -> dict[str, float]:
+    """What the server still holds when nobody asks any more; it is given a few seconds to say that it is nothing."""
+    held: dict[str, float] = {}
+    for _ in range(50):
+        page = requests.get(f"{url}/metrics", timeout=TIMEOUT_S).text
+        lines = [line.rsplit(" ", 1) for line in page.splitlines() if line.startswith(HELD)]
+        held = {name: float(value) for name, value in lines if float(value)}
+        if lines and not held:
+            return {}
+        time.sleep(0.1)
+    return held
+
+
+if __name__ == "__main__":
+    main()

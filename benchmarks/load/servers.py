@@ -1,0 +1,150 @@
+"""Starts and ends the servers that are measured, each on its cores."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from benchmarks.harness import ROOT
+from benchmarks.load.cores import Layout, pin
+
+START_S = 60.0
+STOP_S = 40.0
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that has said that it is ready."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    ready_s: float  # from the start of the process to the first 200 of the readiness probe
+
+    def family(self) -> list[psutil.Process]:
+        """The parent first, then every descendant."""
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def roles(self) -> dict[str, list[psutil.Process]]:
+        """`parent`, `http` (those that listen) and `worker` (all others)."""
+        parent, *children = self.family()
+        http = [child for child in children if _listens(child)]
+        return {"parent": [parent], "http": http, "worker": [child for child in children if child not in http]}
+
+
+@contextmanager
+def ours(
+    arguments: Sequence[str], cores: Layout, *, cost: object = None, log: Path | None = None, pinned: bool = True
+) -> Iterator[Running]:
+    """`python -m server` on a free port, its HTTP process apart from its engine; with a cost, on that fake network."""
+    port = _free_port()
+    flags = ["--port", str(port), *arguments]
+    script = [str(ROOT / "benchmarks/load/fixed_cost.py"), "--cost", str(cost), "--", *flags]
+    command = script if cost else ["-m", "server", *flags]
+    with _launched(command, port, "/readyz", cores.engine if pinned else None, log) as server:
+        if pinned:
+            for process in server.roles()["http"]:
+                pin(process, cores.rest)
+        yield server
+
+
+@contextmanager
+def stock(
+    arguments: Sequence[str], cores: Layout, *, cost: object = None, log: Path | None = None
+) -> Iterator[Running]:
+    """The baseline of stock_server.py on a free port; its worker pins itself to the engine's cores."""
+    port = _free_port()
+    command = [str(ROOT / "benchmarks/load/stock_server.py"), "--port", str(port), *arguments]
+    command += ["--engine-cores", ",".join(map(str, cores.engine)), *(["--cost", str(cost)] if cost else [])]
+    with _launched(command, port, "/health", cores.rest, log) as server:
+        yield server
+
+
+def stop(server: Running) -> tuple[int | None, int]:
+    """SIGTERM. Returns the exit code (None: it had to be killed) and how many of its children outlived it."""
+    _, *children = server.family()
+    server.process.send_signal(signal.SIGTERM)
+    try:
+        code = server.process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        code = None
+    _, left = psutil.wait_procs(children, timeout=1)
+    return code, len(left)
+
+
+@contextmanager
+def _launched(
+    command: Sequence[str], port: int, probe: str, cores: Sequence[int] | None, log: Path | None
+) -> Iterator[Running]:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    output = log.open("ab") if log else subprocess.DEVNULL
+    started = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=environment,
+        stdout=output,
+        stderr=output,
+        preexec_fn=(lambda: os.sched_setaffinity(0, cores)) if cores else None,
+    )
+    family: list[psutil.Process] = []
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_ready(process, url + probe, log)
+        server = Running(url, process, time.monotonic() - started)
+        family = server.family()
+        yield server
+    finally:
+        _end(process, family)
+        if not isinstance(output, int):
+            output.close()
+
+
+def _wait_ready(process: subprocess.Popen[bytes], probe: str, log: Path | None) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(
+                f"the server ended with {process.returncode} before it was ready; see {log or 'its log'}"
+            )
+        try:
+            with urllib.request.urlopen(probe, timeout=1):
+                return
+        except (OSError, urllib.error.HTTPError):
+            time.sleep(0.02)
+    raise RuntimeError(f"{probe} did not answer 200 within {START_S:g} s; see {log or 'its log'}")
+
+
+def _end(process: subprocess.Popen[bytes], family: Sequence[psutil.Process]) -> None:
+    """Whatever still runs is killed: a baseline in overload would work on for minutes, and LitServe leaves orphans."""
+    children = {*family}
+    if process.poll() is None:
+        children |= set(psutil.Process(process.pid).children(recursive=True))
+    process.kill()
+    process.wait()
+    for child in children:
+        if child.pid != process.pid and child.is_running():
+            child.kill()
+    psutil.wait_procs([child for child in children if child.pid != process.pid], timeout=5)
+
+
+def _listens(process: psutil.Process) -> bool:
+    try:
+        return any(c.status == psutil.CONN_LISTEN for c in process.net_connections(kind="tcp"))
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]

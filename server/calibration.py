@@ -1,0 +1,117 @@
+"""How long a tick takes by batch size, and what follows: the number of slots and the batch sizes to use.
+
+The knee and the buckets are pure functions of measured times. Measuring takes a fraction of a second, because only
+sizes that double are measured and the rest is interpolated.
+"""
+
+import fcntl
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
+
+CallTimes = Mapping[int, float]  # batch size -> seconds of one network call, with the step around it
+
+KNEE = 0.9  # share of the best throughput that is enough; more slots buy little and cost latency
+WORTH = 0.03  # a bucket that saves less than this share of the call it would be padded to is left out
+MAX_KNEE = 128  # larger batches are not tried on a network that takes any size
+BUDGET_S = 0.3  # no larger size is tried once timed calls have taken this long together
+REPEATS = 3  # the fastest counts
+
+
+def measure(
+    call: Callable[[int], object], sizes: Iterable[int], clock: Callable[[], float] = time.perf_counter
+) -> dict[int, float]:
+    """Seconds of `call(size)` for ascending sizes, until the budget is spent; always at least the first size.
+
+    One call per size is for warming up. A size that seems slower than a larger one is given the larger one's time:
+    the batch could be padded, and noise only ever adds.
+    """
+    times: dict[int, float] = {}
+    spent_s = 0.0
+    for size in sizes:
+        call(size)
+        fastest_s = math.inf
+        for _ in range(REPEATS):
+            before_s = clock()
+            call(size)
+            elapsed_s = clock() - before_s
+            fastest_s, spent_s = min(fastest_s, elapsed_s), spent_s + elapsed_s
+            if spent_s > BUDGET_S:
+                break
+        times[size] = fastest_s
+        if spent_s > BUDGET_S:
+            break
+    return {size: min(seconds for other, seconds in times.items() if other >= size) for size in times}
+
+
+def doubling(limit: int) -> tuple[int, ...]:
+    """1, 2, 4, ... below the limit, and the limit."""
+    return (*(2**power for power in range((limit - 1).bit_length())), limit)
+
+
+def call_time(times: CallTimes, size: int) -> float:
+    """t(size) in seconds: linear between measured sizes and beyond the last two, constant below the first."""
+    sizes = sorted(times)
+    if size in times:
+        return times[size]
+    if size < sizes[0]:
+        return times[sizes[0]]
+    if len(sizes) == 1:
+        return times[sizes[0]] * size / sizes[0]
+    low, high = next(((a, b) for a, b in pairwise(sizes) if size < b), (sizes[-2], sizes[-1]))
+    slope = (times[high] - times[low]) / (high - low)
+    return times[low] + slope * (size - low)
+
+
+def knee(times: CallTimes) -> int:
+    """The smallest batch size B whose throughput B / t(B) is KNEE of the best one measured.
+
+    Every size up to the largest one measured is considered, not only the measured ones.
+    """
+    best = max(size / seconds for size, seconds in times.items())
+    return next(
+        size for size in range(min(times), max(times) + 1) if size / call_time(times, size) >= KNEE * best - 1e-9
+    )
+
+
+def choose_buckets(candidates: Sequence[int], times: CallTimes) -> tuple[int, ...]:
+    """Of ascending batch sizes, those worth having; the last one always is.
+
+    Going down, a size is kept when a call of it is shorter by WORTH than one of the next size kept. Where
+    t(B) is flat, few are left; where every row costs, nearly all.
+    """
+    kept = [candidates[-1]]
+    for size in reversed(candidates[:-1]):
+        if call_time(times, size) <= (1 - WORTH) * call_time(times, kept[0]):
+            kept.insert(0, size)
+    return tuple(kept)
+
+
+class SharedTimes:
+    """Measured times of each model, shared by all workers of a server, and by those that replace them.
+
+    The first worker to ask for a model measures it while the others wait, so that all choose the same number of
+    slots, which exact mode needs. An unnamed file, created before the workers are forked; the system lets go of
+    its lock when a process dies.
+    """
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the server
+
+    def get(self, model: str, measured: Callable[[], CallTimes]) -> dict[int, float]:
+        """The times of a model; `measured` is called when nobody has measured them yet."""
+        descriptor = self.file.fileno()
+        fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        try:
+            size = os.fstat(descriptor).st_size
+            known = json.loads(os.pread(descriptor, size, 0) or b"{}")
+            if model not in known:
+                known[model] = dict(measured())
+                os.pwrite(descriptor, json.dumps(known).encode(), 0)  # only ever grows
+            return {int(batch): seconds for batch, seconds in known[model].items()}
+        finally:
+            fcntl.lockf(descriptor, fcntl.LOCK_UN)

@@ -1,0 +1,59 @@
+"""`python -m server --check`: the settings as a settings file, where each came from, and whether the engines run."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from export.manifest import Manifest
+from fewstep.card import CheckpointError
+from server.config import Resolved
+from server.loading import threads_of
+from server.options import OPTIONS
+from server.settings import Settings
+
+
+def settings_lines(resolved: Resolved) -> Iterator[str]:
+    """Valid TOML that --config would read again, with the source of each value beside it. No API key is in it."""
+    settings, sources = resolved.settings, resolved.sources
+    for option in OPTIONS:
+        value = getattr(settings, option.name)
+        text = f"{option.name} = {_toml(value)}" if value is not None else f"# {option.name}: the engine's own"
+        yield f"{text:<36} # {sources[option.name]}"
+    keys = f"{len(settings.api_keys)}, not shown" if settings.api_keys else "none, everybody may ask"
+    yield f"{'# api_keys: ' + keys:<36} # {sources['api_keys']}"
+    assert {field.name for field in fields(Settings)} == {option.name for option in OPTIONS} | {"engines", "api_keys"}
+    yield ""
+    yield f"[engine]  # {sources['engines']}; the first is the default"
+    for name, folder in settings.engines.items():
+        yield f"{_toml(name)} = {_toml(str(folder.resolve()))}"
+
+
+def check_engine(name: str, settings: Settings) -> Manifest:
+    """Load an engine as a worker would and call its network once. Raises CheckpointError."""
+    # Only here: a server that starts loads engines in its workers.
+    from export.engine import load_engine
+
+    folder = settings.engines[name]
+    engine = load_engine(folder, backend=settings.backend, threads=threads_of(settings), buckets=(1,))
+    manifest = engine.manifest
+    x = np.zeros((1, *manifest.input_shape), np.float32)
+    output = engine.network(x, np.zeros(1, np.float32), np.zeros((1, manifest.classes), np.float32))
+    if not np.isfinite(output).all():
+        raise CheckpointError(f"the network of {folder} returns values that are not finite; export it again")
+    return manifest
+
+
+def engine_line(name: str, model: Manifest, settings: Settings) -> str:
+    """One line about an engine that works."""
+    steps = ", ".join(map(str, sorted(model.levels)))
+    classes = f"{model.classes} classes" if model.classes else "no classes"
+    shape = "x".join(map(str, (model.resolution, model.resolution, model.channels)))
+    return f"# {name}: {shape}, {classes}, steps {steps}, {settings.backend or model.backend}: it runs"
+
+
+def _toml(value: Any) -> str:
+    """TOML of what settings hold; its strings, numbers and lists are written like JSON's."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value)

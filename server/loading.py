@@ -1,0 +1,118 @@
+"""From an engine directory to a warm slot table, inside the worker: how many slots, which batch sizes, how fast."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fewstep.card import CheckpointError
+from fewstep.pixels import encode
+from fewstep.schedule import SIGMA_MAX
+from server.calibration import MAX_KNEE, SharedTimes, choose_buckets, doubling, knee, measure
+from server.exact import check_rows_independent
+from server.messages import ServedModel
+from server.served import Served
+from server.settings import Settings
+from server.slots import Image, ImageKey, Slots, SlotTable, Tick, buckets_for
+
+if TYPE_CHECKING:
+    from export.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(name: str, folder: Path, settings: Settings, times: SharedTimes) -> tuple[Served, ServedModel]:
+    """A model ready to be served, and what there is to know about it. Raises CheckpointError in a sentence."""
+    # Only here: the engine's libraries belong to the worker, and the other processes import this module too.
+    from export.engine import load_engine
+
+    def load(buckets: Sequence[int]) -> "Engine":
+        return load_engine(folder, backend=settings.backend, threads=threads_of(settings), buckets=buckets)
+
+    exact, capacity = settings.mode == "exact", settings.capacity
+    prepared = buckets_for(capacity, exact) if capacity else doubling(MAX_KNEE)
+    engine = load(prepared)
+    sizes = prepared if exact and capacity else doubling(prepared[-1])
+    calls = times.get(name, lambda: measure_ticks(slot_table(engine, prepared), sizes))
+    capacity = capacity or knee(calls)
+    buckets = choose_buckets(buckets_for(capacity, exact), calls)
+    if buckets[-1] != prepared[-1] or not set(buckets) <= set(prepared):
+        engine = load(buckets)
+    manifest = engine.manifest
+    if exact:
+        check_rows_independent(engine.network, manifest.input_shape, manifest.classes, capacity)
+    table = slot_table(engine, buckets)
+    # A backend of fixed shapes names its buckets, and may prepare one at its first call; the others need no more than
+    # the smallest and the largest.
+    tick_s = warm_up(table, table.buckets if "buckets" in engine.facts else (buckets[0], buckets[-1]))
+    logger.info(
+        "%s: %d slots, batches of %s, %.2f ms a full call, measured %s",
+        *(name, capacity, buckets, 1e3 * tick_s, {size: f"{1e3 * seconds:.2f} ms" for size, seconds in calls.items()}),
+    )
+    return Served(table, manifest.levels), ServedModel(tick_s, capacity, table.buckets, calls, engine.facts)
+
+
+def threads_of(settings: Settings) -> int:
+    """Cores of one network call: as told, or an equal share of the machine for each of several CPU workers."""
+    if settings.threads or settings.workers == 1:
+        return settings.threads
+    return max(1, len(os.sched_getaffinity(0)) // settings.workers)
+
+
+def slot_table(engine: "Engine", buckets: Sequence[int]) -> Slots:
+    manifest = engine.manifest
+    if engine.device == "cuda":
+        from server.device_slots import DeviceSlotTable
+
+        assert engine.on_device is not None, "a GPU engine has buffers on the device"
+        return DeviceSlotTable(
+            engine.on_device,
+            shape=manifest.image_shape,
+            classes=manifest.classes,
+            sigma_data=manifest.sigma_data,
+            extra=manifest.extra,
+        )
+    return SlotTable(
+        engine.network, manifest.image_shape, manifest.classes, manifest.sigma_data, buckets, manifest.extra
+    )
+
+
+def call_once(engine: "Engine", batch: int) -> None:
+    """A network call of a batch size, with any input and without the step: what a tick is measured against."""
+    manifest = engine.manifest
+    if engine.on_device and engine.device == "cuda":
+        import torch
+
+        engine.on_device.run(batch)
+        torch.cuda.synchronize(engine.on_device.device)
+        return
+    x = np.zeros((batch, *manifest.input_shape), np.float32)
+    engine.network(x, np.zeros(batch, np.float32), np.zeros((batch, manifest.classes), np.float32))
+
+
+def tick_of(table: Slots, images: int) -> Tick:
+    """Make some images in one step. The table must be empty, and is empty again."""
+    table.admit([Image(ImageKey(0, i), seed=i, label=-1, sigmas=(SIGMA_MAX,)) for i in range(images)])
+    return table.tick()
+
+
+def measure_ticks(table: Slots, sizes: Sequence[int]) -> dict[int, float]:
+    """Seconds of a network call with the step around it, by batch size: a slot has to pay for both."""
+    return measure(lambda size: tick_of(table, size), sizes)
+
+
+def warm_up(table: Slots, batches: Sequence[int]) -> float:
+    """Tick once with each number of images; returns the seconds of a tick with all slots in use."""
+    elapsed_s, tick = 0.0, Tick()
+    for batch in (*batches, table.capacity):  # the last one twice: the first call grows its memory
+        started_s = time.monotonic()
+        tick = tick_of(table, batch)
+        elapsed_s = time.monotonic() - started_s
+        if tick.broken:
+            raise CheckpointError("the network returns values that are not finite; export it again")
+    encode(tick.finished[0][1], "png")  # Pillow loads its plugins at the first image
+    return elapsed_s

@@ -1,0 +1,89 @@
+"""What a worker makes of an engine directory and the settings, in this process."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewstep.card import CheckpointError
+from server import loading
+from server.calibration import SharedTimes
+from server.lit_loop import prepare_worker
+from server.loading import load_model, threads_of
+from server.settings import Settings
+from server.slots import SlotTable
+
+FLAT = {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 2.0}  # seconds: up to 8 rows cost nothing
+
+
+def settings(folder: Path, **changes) -> Settings:
+    return Settings(engines={"tiny": folder}, threads=1, **changes)
+
+
+def measured(times: dict[int, float]) -> SharedTimes:
+    shared = SharedTimes()
+    shared.get("tiny", lambda: times)
+    return shared
+
+
+def test_slots_and_buckets_follow_from_the_measured_times(engine_dir: Path):
+    for changes, capacity, buckets in (
+        ({"capacity": 0}, 8, (8,)),
+        ({"capacity": 0, "mode": "exact"}, 8, (8,)),
+        ({"capacity": 16}, 16, (8, 10, 12, 14, 16)),
+        ({"capacity": 16, "mode": "exact"}, 16, (16,)),
+    ):
+        served, facts = load_model("tiny", engine_dir, settings(engine_dir, **changes), measured(FLAT))
+        assert (facts.capacity, facts.buckets, facts.call_s) == (capacity, buckets, FLAT)
+        assert (served.table.capacity, served.table.buckets, served.table.free) == (capacity, buckets, capacity)
+        assert facts.tick_s > 0 and facts.facts["backend"] == "onnxruntime-cpu"
+
+
+def test_without_known_times_they_are_measured_once_and_shared(engine_dir: Path):
+    shared = SharedTimes()
+    first = load_model("tiny", engine_dir, settings(engine_dir, capacity=0), shared)[1]
+    again = load_model("tiny", engine_dir, settings(engine_dir, capacity=0), shared)[1]
+    assert first.call_s == again.call_s and first.capacity == again.capacity
+    assert set(first.call_s) <= {1, 2, 4, 8, 16, 32, 64, 128}
+
+
+def test_a_network_that_returns_no_numbers_is_refused_before_anyone_asks(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(engine, buckets) -> SlotTable:
+        shape = engine.manifest.image_shape
+        return SlotTable(lambda x, c_noise, onehot: x * np.nan, shape, 3, 0.5, buckets)
+
+    monkeypatch.setattr(loading, "slot_table", broken)
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_model("tiny", engine_dir, settings(engine_dir), SharedTimes())
+
+
+def test_cpu_workers_share_the_cores_unless_told_how_many_to_take(engine_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+
+    def threads(**changes) -> int:
+        return threads_of(Settings(engines={"tiny": engine_dir}, **changes))
+
+    assert threads() == 0  # the backend's choice
+    assert [threads(workers=workers) for workers in (2, 4, 9)] == [3, 1, 1]
+    assert threads(workers=2, threads=5) == 5
+
+
+@pytest.mark.parametrize(("before", "gpu", "after"), [("", 1, "1"), ("3,5", 1, "5"), ("7", None, "7")])
+def test_a_worker_sees_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch, before: str, gpu: int | None, after: str):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    prepare_worker(gpu)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == after
+
+
+def test_a_gpu_that_is_hidden_is_not_replaced_by_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit):
+        prepare_worker(2)
+    assert "there is no GPU 2: CUDA_VISIBLE_DEVICES=3,5 hides it" in capsys.readouterr().err

@@ -1,0 +1,118 @@
+"""/openapi.json against the routes, the parser and a running server."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import schemathesis
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.load.fuzz import measure
+from server.admission import Admission
+from server.engine_client import EngineClient
+from server.errors import ApiError
+from server.lit_spec import GenerateSpec
+from server.openapi import REFUSALS, openapi_body
+from server.requests import FIELDS, parse_request
+from server.settings import Settings
+from tests.server.conftest import Server, serving, write_engine
+from tests.server.fakes import manifest
+
+MODELS = {"tiny": manifest(), "plain": manifest("plain", classes=0)}
+SETTINGS = Settings(dict.fromkeys(MODELS, Path("/nowhere")), max_images=5)
+DOCUMENT = openapi_body(MODELS, SETTINGS)
+
+
+def test_the_document_is_valid_openapi():
+    schemathesis.openapi.from_dict(json.loads(json.dumps(DOCUMENT))).validate()
+
+
+def test_the_document_and_the_app_have_the_same_routes():
+    client = EngineClient(MODELS, 1, Admission(4), lambda: None)
+    routes = GenerateSpec(MODELS, SETTINGS, client).routes
+    served = {(path, method) for path, (_, methods) in routes.items() for method in methods if method != "HEAD"}
+    assert served == {(path, verb.upper()) for path, verbs in DOCUMENT["paths"].items() for verb in verbs}
+
+
+def test_every_field_of_a_request_is_described():
+    for name in MODELS:
+        assert set(DOCUMENT["components"]["schemas"][f"GenerateRequest.{name}"]["properties"]) == set(FIELDS)
+
+
+def test_every_reference_leads_somewhere():
+    def references(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            yield from ([value["$ref"]] if "$ref" in value else [])
+            value = list(value.values())
+        if isinstance(value, list):
+            for entry in value:
+                yield from references(entry)
+
+    for reference in references(DOCUMENT):
+        _, components, kind, name = reference.split("/")
+        assert name in DOCUMENT[components][kind], reference
+    assert set(REFUSALS) < set(DOCUMENT["paths"]["/v1/generate"]["post"]["responses"])
+
+
+body = DOCUMENT["paths"]["/v1/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+VALID = jsonschema_rs.validator_for({**body, "components": DOCUMENT["components"]})
+near_values: dict[str, st.SearchStrategy[Any]] = {
+    "steps": st.integers(0, 9) | st.none() | st.sampled_from(["4", True, 4.5]),
+    "n": st.integers(0, 6) | st.none() | st.just("2"),
+    "seed": st.sampled_from([0, 1, 2**63 - 1, 2**63, -1, None, "7", 1.5]),
+    "label": st.integers(-1, 3) | st.sampled_from([None, "Bag", "Coat", "Boot", False]),
+    "format": st.sampled_from(["png", "webp", "npy", "gif", None]),
+    "model": st.sampled_from(["tiny", "plain", "other", None, 3]),
+    "timeout_s": st.sampled_from([0.001, 1, 60, 60.5, 0, None, "1", True]),
+    "extra": st.just(1),
+}
+
+
+@given(st.fixed_dictionaries({}, optional=near_values))
+def test_the_document_calls_valid_exactly_what_the_server_takes(wanted: dict[str, Any]):
+    try:
+        parse_request(json.dumps(wanted).encode(), MODELS, SETTINGS.max_images, SETTINGS.timeout_s)
+        taken = True
+    except ApiError:
+        taken = False
+    assert VALID.is_valid(wanted) == taken
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_keys_are_described_where_they_are_needed(public: bool):
+    settings = Settings(SETTINGS.engines, api_keys=("k" * 32,), metrics_public=public)
+    document = openapi_body(MODELS, settings)
+    schemathesis.openapi.from_dict(document).validate()
+    assert set(document["components"]["securitySchemes"]) == {"bearer", "header"} and document["security"]
+    keyless = {path for path, verbs in document["paths"].items() if verbs.get("get", {}).get("security") == []}
+    assert keyless == {"/livez", "/readyz", "/"} | ({"/metrics"} if public else set())
+
+
+@pytest.fixture(scope="module")
+def pair(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of two models."""
+    other = tmp_path_factory.mktemp("models") / "other"
+    write_engine(other, "other")
+    with serving(engine_dir, "--engine", f"second={other}", "--max-images", "3") as server:
+        yield server
+
+
+def test_two_models_are_served_by_name_and_the_first_by_default(pair: Server):
+    with pair.client() as client:
+        listed = [model["id"] for model in client.get("/v1/models").json()["data"]]
+        assert listed == ["tiny", "second"]
+        for body, name in (({}, "tiny"), ({"model": "tiny"}, "tiny"), ({"model": "second"}, "second")):
+            answer = client.post("/v1/generate", json={"n": 2, **body})
+            assert (answer.json()["model"], answer.headers["x-model"]) == (name, name)
+        missing = client.post("/v1/generate", json={"model": "third"})
+        assert missing.status_code == 404 and "tiny, second" in missing.json()["error"]["message"]
+
+
+def test_a_running_server_keeps_what_its_document_promises(pair: Server):
+    result = measure(pair.url, cases=120, number=1)
+    assert result["clean"] and result["ready_afterwards"] and not result["left_behind"], result["examples"]
+    assert result["cases"] >= 120 and {"200", "400", "405"} <= set(result["by_status"])
