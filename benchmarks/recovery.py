@@ -7,7 +7,8 @@
 Real held-out images are noised to a level sigma and denoised by one network call. A teacher returns posterior means,
 blurred where sigma is high; a student's output should have the distribution of the data at every level it was trained
 at. Measured by the Fréchet distance of the recovered images to the training images, beside that of the images before
-they were noised. Every network sees the same images and the same noise. Prints tables, writes JSON, a plot, a picture.
+they were noised. Every network sees the same images and the same noise. A student knows no level above its top one
+(2.5 in the shipped card): read its curve up to there. Prints tables, writes JSON, a plot, a picture.
 """
 
 import argparse
