@@ -45,6 +45,7 @@ def advance(
     sigma_data: float,
     *,
     clamp: NDArray[np.bool_] | None = None,  # [B], True: the denoised image is clipped to [-1, 1]
+    noise: Rows | None = None,  # the unit normals of the rows that have another step, if they are made already
     known: tuple[NDArray[np.bool_], Rows] | None = None,  # mask, broadcastable to x, True where a pixel is known; image
 ) -> Rows:
     """Denoise, then re-noise to sigma_next: the next x, or the finished image where sigma_next is 0."""
@@ -58,7 +59,7 @@ def advance(
         np.copyto(x, image, where=mask)
     more = np.flatnonzero(sigma_next > 0)  # finished rows need no noise
     if len(more):
-        noise = normals(seeds[more], steps[more] + 1, x.shape[1:])
-        noise *= sigma_next[more, None, None, None]
-        x[more] += noise
+        if noise is None:
+            noise = normals(seeds[more], steps[more] + 1, x.shape[1:])
+        x[more] += noise * sigma_next[more, None, None, None]
     return x

@@ -5,6 +5,7 @@ import itertools
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
@@ -28,10 +29,12 @@ class Worker:
 
     number: int
     link: Link
+    pid: int
     ready: Ready | None = None
     dead: bool = False
     failing: set[str] = field(default_factory=set)  # models whose network calls keep failing
     backlog_s: float = 0.0  # device time of what it was given and has not answered
+    silent_checks: int = 0  # of server.watchdog, since it said something
 
     def serves(self, model: str) -> bool:
         return self.ready is not None and not self.dead and model not in self.failing
@@ -84,7 +87,7 @@ class EngineClient:
             self.lost = True
             self.fail_all("the engine workers keep dying; the server is stopping", "worker_lost")
             return
-        worker = Worker(message.worker, message.link)
+        worker = Worker(message.worker, message.link, message.pid)
         self.restarts += message.worker in self.workers
         self.workers[message.worker] = worker
         arguments = (worker, asyncio.get_running_loop())
@@ -133,6 +136,10 @@ class EngineClient:
             except WorkerGoneError:  # a dead worker holds no slots
                 return
 
+    def owed(self) -> Counter[Worker]:
+        """How many answers each worker owes; those that owe none are left out."""
+        return Counter(entry.worker for entry in self.pending.values() if entry.worker and not entry.future.done())
+
     def fail_all(self, message: str, code: str) -> None:
         """Answer 503 to everyone who waits."""
         for entry in self.pending.values():
@@ -167,6 +174,7 @@ class EngineClient:
             return
 
     def _arrived(self, worker: Worker, answer: Answer) -> None:
+        worker.silent_checks = 0
         if isinstance(answer, Ready):
             self._warm(worker, answer)
         elif isinstance(answer, Stats):

@@ -1,6 +1,6 @@
 """Our LitServer: LitServe's app and worker entry point, in processes and over pipes of our own.
 
-    parent   binds the port, forks the others and replaces workers that die (server.supervisor); computes nothing
+    parent   binds the port, forks the others, replaces workers that die or hang (server.supervisor); computes nothing
     worker   the engines (server.lit_loop), started through LitServe's inference_worker; one or more
     http     uvicorn with LitServe's FastAPI app (server.lit_spec)
 
@@ -33,6 +33,7 @@ from server.lit_spec import GenerateSpec
 from server.settings import Settings
 from server.supervisor import STOP_SIGNALS, Supervisor
 from server.transport import Control, Link
+from server.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,12 @@ class StudentServer(LitServer):
             signal.raise_signal(signal.SIGTERM)  # the parent is gone
 
         loop.add_reader(self.control.http, parent_speaks)
+        stall_s = self.settings.stall_s
+        watchdog = Watchdog(self.client, stall_s, lambda worker: self.control.worker_stalled(worker.pid))
+        watching = loop.create_task(watchdog.run()) if stall_s else None
         yield
+        if watching:
+            watching.cancel()
         loop.remove_reader(self.control.http)
 
     def serve(self) -> int:

@@ -49,6 +49,11 @@ def load_model(name: str, folder: Path, settings: Settings, times: SharedTimes) 
     # A backend of fixed shapes names its buckets, and may prepare one at its first call; the others need no more than
     # the smallest and the largest.
     tick_s = warm_up(table, table.buckets if "buckets" in engine.facts else (buckets[0], buckets[-1]))
+    if settings.stall_s and tick_s >= settings.stall_s:
+        raise CheckpointError(
+            f"a network call of {name} over {capacity} images takes {tick_s:.1f} s, and a worker that is silent for "
+            f"{settings.stall_s:g} s counts as hanging; raise --stall-s or lower --capacity"
+        )
     logger.info(
         "%s: %d slots, batches of %s, %.2f ms a full call, measured %s",
         *(name, capacity, buckets, 1e3 * tick_s, {size: f"{1e3 * seconds:.2f} ms" for size, seconds in calls.items()}),

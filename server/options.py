@@ -48,6 +48,7 @@ OPTIONS = (
     Option("devices", "numbers", "GPUs by number, such as 0,1 (the first)"),
     Option("workers", "whole", "engine processes on each device (1)"),
     Option("restart_limit", "whole", "worker restarts within a minute before the server gives up (5)"),
+    Option("stall_s", "number", "seconds of silence from a busy worker before it is replaced (30); 0: never"),
     Option("max_queue", "whole", "images that may wait for a slot before the answer is 429 (256)"),
     Option("max_images", "whole", "images one request may ask for (64)"),
     Option("max_body_bytes", "whole", "largest request body (65536)"),

@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fewstep.noise import normals
 from fewstep.pixels import Pixels, to_pixels
 from fewstep.precond import Network, onehot
 from fewstep.schedule import MAX_STEPS
@@ -130,19 +131,23 @@ class SlotTable:
         if not count:
             return Tick()
         step = self.step[:count]
-        sigma = self.sigmas[np.arange(count), step]
+        every = np.arange(count)
+        sigma, sigma_next = self.sigmas[every, step], self.sigmas[every, step + 1]
+        # Before the call: its weights push whatever makes noise out of the caches, and newcomers have just used it.
+        more = np.flatnonzero(sigma_next > 0)
+        noise = normals(self.seeds[more], step[more] + 1, self.shape)
         batch = self.buckets[bisect_left(self.buckets, count)]
         output = self._call(count, batch, sigma)
         sound = np.logical_and.reduce(np.isfinite(output), axis=(1, 2, 3))
         broken = tuple(self.keys[slot] for slot in np.flatnonzero(~sound))
         if broken:
             self._keep(sound)
-            sigma, output = sigma[sound], output[sound]
+            sigma, sigma_next, output = sigma[sound], sigma_next[sound], output[sound]
+            noise = noise[sound[more]]
             step = self.step[: len(self.keys)]
 
         rows = slice(len(self.keys))
-        sigma_next = self.sigmas[np.arange(len(self.keys)), step + 1]
-        x = advance(self.x[rows], output, sigma, sigma_next, self.seeds[rows], step, self.sigma_data)
+        x = advance(self.x[rows], output, sigma, sigma_next, self.seeds[rows], step, self.sigma_data, noise=noise)
         self.x[rows] = x
         self.step[rows] += 1
         last = sigma_next == 0

@@ -1,4 +1,4 @@
-"""The parent: forks the HTTP process and the workers, replaces workers that die, and ends everything in order.
+"""The parent: forks the HTTP process and the workers, replaces workers that die or hang, and ends all in order.
 
 It has a single thread, so forking is safe at any time; it must never load an engine's library or touch a GPU.
 """
@@ -66,9 +66,10 @@ class Supervisor:
 
     def run(self) -> int:
         """Until a stop signal, the end of the HTTP process, or too many deaths. Returns the exit code."""
-        watched = {*STOP_SIGNALS, signal.SIGCHLD}
+        watched = {*STOP_SIGNALS, signal.SIGCHLD, signal.SIGIO}
         signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal whose default is to be ignored is never waited for
         signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+        self.control.signal_parent()
         http = self.fork.Process(target=self._http, name="http")
         http.start()
         self.listener.close()
@@ -82,6 +83,7 @@ class Supervisor:
                 self._end(http, 0)
             elif received is None and self.code is not None:
                 http.kill()
+            self._kill_the_stalled()
             if http.exitcode is None:  # or the workers have ended because of it
                 self._replace_the_dead(http)
         if self.code is None:
@@ -107,9 +109,17 @@ class Supervisor:
         link = Link.create()
         worker = self.fork.Process(target=self._worker, args=(number, link), name=f"engine-worker-{number}")
         worker.start()
-        self.control.worker_started(number, link)
+        assert worker.pid is not None
+        self.control.worker_started(number, link, worker.pid)
         link.close()  # the parent keeps no end, so that each side sees when the other is gone
         self.workers[number] = worker
+
+    def _kill_the_stalled(self) -> None:
+        """End the workers that the HTTP process has found to hang; SIGCHLD will say that they are dead."""
+        for pid in self.control.stalled():
+            for worker in self.workers.values():
+                if worker.pid == pid:  # or it has died and been replaced meanwhile
+                    worker.kill()
 
     def _replace_the_dead(self, http: ForkProcess) -> None:
         for number, worker in list(self.workers.items()):

@@ -6,6 +6,7 @@ comes (docs/adr/0004 and 0010).
 """
 
 import errno
+import fcntl
 import os
 import select
 import socket
@@ -121,6 +122,7 @@ class WorkerStarted:
 
     worker: int
     link: Link
+    pid: int
 
 
 @dataclass(frozen=True)
@@ -129,33 +131,59 @@ class GaveUp:
 
 
 class Control:
-    """Parent -> HTTP process: a socket that can carry file descriptors. Its end of file: the parent is gone."""
+    """Parent <-> HTTP process: a socket that can carry file descriptors. Its end of file: the parent is gone."""
 
-    _FORMAT = struct.Struct("!?i")  # whether a worker was started, and which
+    _FORMAT = struct.Struct("!?ii")  # whether a worker was started, which, and its process id
+    _STALLED = struct.Struct("!i")  # the process id of a worker that hangs
 
     def __init__(self) -> None:
         self.parent, self.http = socket.socketpair()
 
-    def worker_started(self, worker: int, link: Link) -> None:
+    def worker_started(self, worker: int, link: Link, pid: int) -> None:
         """Hand over the HTTP process's ends. The caller closes its own copies."""
-        self._send(self._FORMAT.pack(True, worker), link.http_ends())
+        self._send(self._FORMAT.pack(True, worker, pid), link.http_ends())
 
     def gave_up(self) -> None:
-        self._send(self._FORMAT.pack(False, 0), ())
+        self._send(self._FORMAT.pack(False, 0, 0), ())
+
+    def worker_stalled(self, pid: int) -> None:
+        """HTTP process -> parent: this worker hangs."""
+        try:
+            self.http.sendall(self._STALLED.pack(pid))
+        except BrokenPipeError:  # the parent is gone; the end of file says so too
+            return
+
+    def signal_parent(self) -> None:
+        """Call in the parent: from now on SIGIO says that `stalled` may have something."""
+        fcntl.fcntl(self.parent, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(self.parent, fcntl.F_SETFL, fcntl.fcntl(self.parent, fcntl.F_GETFL) | os.O_ASYNC)
+
+    def stalled(self) -> list[int]:
+        """In the parent: the process ids named since the last call. Never blocks."""
+        pids = []
+        while data := self._pending():
+            pids += self._STALLED.unpack(data)
+        return pids
+
+    def _pending(self) -> bytes:
+        try:
+            return self.parent.recv(self._STALLED.size, socket.MSG_DONTWAIT)
+        except (BlockingIOError, ConnectionResetError):  # nothing there; or the HTTP process has died
+            return b""
 
     def receive(self) -> WorkerStarted | GaveUp | None:
         """The next message; None once the parent is gone. Raises OSError when this process has no descriptors left."""
         data, descriptors, _, _ = socket.recv_fds(self.http, self._FORMAT.size, 2)
         if not data:
             return None
-        started, worker = self._FORMAT.unpack(data)
+        started, worker, pid = self._FORMAT.unpack(data)
         if not started:
             return GaveUp()
         if len(descriptors) < 2:  # then the worker finds its pipes closed and ends, and the parent tries again
             for descriptor in descriptors:
                 os.close(descriptor)
             raise OSError(errno.EMFILE, f"no file descriptors left for the pipes of worker {worker}; raise ulimit -n")
-        return WorkerStarted(worker, Link.of_http(*descriptors))
+        return WorkerStarted(worker, Link.of_http(*descriptors), pid)
 
     def _send(self, data: bytes, descriptors: tuple[int, ...]) -> None:
         try:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import engine_speed, row_independence
+from benchmarks import engine_speed, harness, row_independence
 from benchmarks.engine_variants import Rows, example_rows
 from benchmarks.harness import ROOT
 from benchmarks.row_independence import keeps_its_bytes
@@ -40,11 +40,17 @@ def test_operations_of_the_shipped_student_are_counted():
     assert 30 * one < engine_speed.flops(ROOT / "models" / "fashion") < 60 * one
 
 
+def test_without_git_a_result_says_that_its_commit_is_unknown(monkeypatch):
+    assert len(harness.commit()["commit"] or "0" * 40) == 40
+    monkeypatch.setenv("PATH", "")
+    assert harness.commit() == {"commit": None, "dirty": None}
+
+
 def test_speed_command(tmp_path, monkeypatch, capsys):
     out = tmp_path / "speed.json"
     arguments = ["--batches", "1", "2", "--rounds", "2", "--threads", "1", "--backends", "onnxruntime-cpu"]
     monkeypatch.setattr(sys, "argv", ["engine_speed.py", *arguments, "--out", str(out)])
-    monkeypatch.setattr(engine_speed, "GEMM", 64)
+    monkeypatch.setattr(engine_speed, "GEMM", {"cpu": 64, "cuda": 64})
     engine_speed.main()
     result = json.loads(out.read_text())
     assert out.with_suffix(".png").stat().st_size > 10_000

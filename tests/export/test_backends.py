@@ -2,16 +2,23 @@
 
 import builtins
 import sys
+import threading
+from contextlib import nullcontext
 from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
 import export.build
+from export.backends.host import host_network
 from export.backends.onnxruntime_cuda import BoundNetwork, require_provider
 from export.backends.static_buffers import StaticBuffers
-from export.build import export_checkpoint, verify_engine
+from export.backends.torch_network import WARM_UP_CALLS, TorchNetwork
+from export.build import export_checkpoint, installed, verify_engine
+from export.device_network import DeviceNetwork
 from export.engine import load_engine
 from export.manifest import BACKENDS, read_manifest
 from export.verify import BOUNDS_OF, Gap
@@ -100,6 +107,72 @@ def test_buckets_of_the_torch_engine_share_their_buffers(checkpoint):
         output = network.run(bucket)
         assert output.shape == (bucket, 1, 8, 8) and output.is_contiguous()
         np.testing.assert_allclose(output.numpy(), engine.network(*rows)[:bucket], atol=1e-5)
+
+
+def test_a_graph_is_captured_per_bucket_after_a_warm_up_without_tensorfloat(checkpoint, monkeypatch):
+    """CUDA's part is a stand-in."""
+    calls, waits, pools = [], [], []
+    manifest = read_manifest(checkpoint("patch") / "engine")
+
+    def module(x, c_noise, onehot):
+        calls.append((len(x), torch.backends.cudnn.allow_tf32))
+        return x[:, :1].clone()
+
+    def graph(graph, pool, stream):
+        pools.append(pool)
+        return nullcontext()
+
+    stream = SimpleNamespace(wait_stream=waits.append, synchronize=lambda: None)
+    replaced = {
+        "Stream": lambda device: stream, "current_stream": lambda device: "current", "graph": graph,
+        "stream": lambda stream: nullcontext(), "graph_pool_handle": lambda: "pool", "CUDAGraph": SimpleNamespace,
+    }  # fmt: skip
+    for name, value in replaced.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    network = TorchNetwork(module, manifest, (1, 2, 4), torch.device("cpu"))
+    network.device = torch.device("cuda")
+    before = torch.backends.cudnn.allow_tf32
+    network.capture()
+    assert calls == [(bucket, False) for bucket in (4, 2, 1) for _ in range(WARM_UP_CALLS + 1)]
+    assert (waits, pools, torch.backends.cudnn.allow_tf32) == (["current"], ["pool"] * 3, before)
+    assert set(network.graphs) == {1, 2, 4} == set(network.outputs)
+
+
+def test_a_compiled_network_is_compiled_whole_for_every_bucket(checkpoint, monkeypatch):
+    """Compilation itself takes minutes: what is asked of it is looked at."""
+    from torch._dynamo import config
+
+    asked = {}
+    monkeypatch.setattr(torch, "compile", lambda module, **options: asked.update(options) or module)
+    limit = config.recompile_limit
+    monkeypatch.setattr(config, "recompile_limit", limit)  # and put back
+    engine = load_engine(checkpoint("patch") / "engine", backend="torch-compile", threads=1, buckets=range(1, 13))
+    assert engine.facts["layers"] == "compiled"
+    assert asked == {"dynamic": False, "fullgraph": True}
+    assert config.recompile_limit == limit + 12
+
+
+def test_a_network_of_static_buffers_takes_one_call_at_a_time():
+    """A second thread calls while the first is in the middle of its own."""
+    others: list[threading.Thread] = []
+    buffers = {name: torch.zeros(1, 1) for name in ("x", "c_noise", "onehot")}
+
+    def run(bucket: int) -> torch.Tensor:
+        if not others:
+            others.append(threading.Thread(target=lambda: call(2.0)))
+            others[0].start()
+            others[0].join(timeout=0.1)
+        return buffers["x"]
+
+    network = host_network(cast(DeviceNetwork, SimpleNamespace(run=run, buckets=(1,), **buffers)))
+
+    def call(value: float) -> float:
+        rows = np.full((1, 1), value, np.float32)
+        return float(network(rows, rows, rows)[0, 0])
+
+    assert call(1.0) == 1.0
+    others[0].join()
+    assert call(3.0) == 3.0
 
 
 def test_the_default_backend_has_no_device_buffers(checkpoint):
@@ -194,6 +267,17 @@ def test_proofs_of_other_backends_are_recorded_beside_the_default_ones(model):
     with pytest.raises(CheckpointError, match="differ from eager"):
         verify_engine(engine, model, "torch", bounds={"mean": -1.0, "max": -1.0}, threads=1, record=True)
     assert read_manifest(engine) == after
+
+
+def test_versions_are_of_what_is_installed():
+    """Where onnxruntime-gpu has taken its place, there is no package onnxruntime."""
+    assert installed(("numpy", "no-such-package")) == {"numpy": np.__version__}
+
+
+def test_a_backend_that_needs_a_plan_is_no_backend_to_export_for(model, tmp_path):
+    with pytest.raises(CheckpointError, match=r"export plan .*/engine --backend tensorrt.* verify .* --record"):
+        export_checkpoint(model, tmp_path / "engine", backends=["torch", "tensorrt"])
+    assert not (tmp_path / "engine").exists()
 
 
 def test_an_engine_in_half_precision_is_proved_by_a_backend_that_computes_in_it(model, monkeypatch):

@@ -39,7 +39,7 @@ class Stage:
         """A worker begins a life, not yet warm."""
         link = Link.create()
         self.links[worker : worker + 1] = [link]
-        self.client.control(WorkerStarted(worker, link))
+        self.client.control(WorkerStarted(worker, link, pid=0))
         return link
 
     async def warm(self, worker: int, tick_s: float = 2.0) -> None:

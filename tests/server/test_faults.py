@@ -123,6 +123,21 @@ def test_two_workers_share_the_load_and_one_dying_does_not_stop_the_service(engi
         assert server.stop() == 0
 
 
+def test_a_worker_that_hangs_without_dying_is_replaced_and_its_requests_are_made_again(engine_dir: Path, until: Until):
+    with (
+        serving(engine_dir, "--mode", "exact", "--stall-s", "1") as server,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        expected = post(server, seed=3, steps=8).content
+        (worker,) = workers(server)
+        worker.suspend()
+        held = [pool.submit(post, server, seed=3, steps=8) for _ in range(4)]
+        assert {answer.result(DEADLINE_S).content for answer in held} == {expected}
+        assert metric(server, "fewstep_worker_restarts_total") == 1
+        assert gone([worker])
+        assert server.stop() == 0
+
+
 def test_when_no_other_worker_may_take_its_place_everyone_is_told_and_the_server_ends(engine_dir: Path, until: Until):
     with serving(engine_dir, "--restart-limit", "0") as server, ThreadPoolExecutor(1) as pool:
         family = server.children()

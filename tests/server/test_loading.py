@@ -60,6 +60,16 @@ def test_a_network_that_returns_no_numbers_is_refused_before_anyone_asks(
         load_model("tiny", engine_dir, settings(engine_dir), SharedTimes())
 
 
+def test_a_network_so_slow_that_every_call_would_look_like_a_hang_is_refused(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loading, "warm_up", lambda table, batches: 31.0)
+    with pytest.raises(CheckpointError, match=r"takes 31\.0 s.*raise --stall-s"):
+        load_model("tiny", engine_dir, settings(engine_dir), measured(FLAT))
+    for stall_s in (40.0, 0.0):
+        load_model("tiny", engine_dir, settings(engine_dir, stall_s=stall_s), measured(FLAT))
+
+
 def test_cpu_workers_share_the_cores_unless_told_how_many_to_take(engine_dir: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
 

@@ -140,7 +140,7 @@ def client_of(stats: Mapping[int, Stats]) -> EngineClient:
     client = EngineClient(["tiny"], 1, Admission(4), lambda: None)
     client.stats.update(stats)
     client.restarts = 3
-    client.workers[0] = Worker(0, cast(Link, None), Ready({}, warm_up_s=1.5))
+    client.workers[0] = Worker(0, cast(Link, None), pid=0, ready=Ready({}, warm_up_s=1.5))
     return client
 
 

@@ -12,6 +12,8 @@ from fewstep.noise import latent_for, noise_for
 from fewstep.pixels import Pixels, to_pixels
 from fewstep.precond import Denoiser, Network
 from fewstep.samplers import sample_dpdm
+from fewstep.step import advance
+from server import slots
 from server.exact import check_rows_independent
 from server.slots import Image, ImageKey, SlotTable, buckets_for
 from tests.posterior import posterior_network
@@ -161,6 +163,27 @@ def test_rows_that_are_not_finite_are_named_and_freed_while_the_others_go_on():
     ((request, pixels),) = drain(table)
     assert request == 1
     np.testing.assert_array_equal(pixels, expected_pixels(2, 0, 2))
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+def test_noise_made_ahead_gives_the_same_bytes_as_noise_made_when_it_is_needed(
+    monkeypatch: pytest.MonkeyPatch, poisoned: bool
+):
+    def run() -> list[tuple[int, Pixels]]:
+        network = GaussianNetwork()
+        table = table_of(network, capacity=8)
+        table.admit([image(request, steps, seed=request) for request, steps in enumerate([8, 1, 4, 2, 3])])
+        if poisoned:
+            network.before = lambda x, c_noise: x.__setitem__(2, np.nan)
+            assert table.tick().broken == (ImageKey(2, 0),)
+            network.before = lambda x, c_noise: None
+        return drain(table)
+
+    ahead = run()
+    monkeypatch.setattr(slots, "advance", lambda *arguments, noise: advance(*arguments))
+    for (request, pixels), (same, expected) in zip(ahead, run(), strict=True):
+        assert request == same
+        np.testing.assert_array_equal(pixels, expected)
 
 
 def test_an_empty_table_does_not_call_the_network():
