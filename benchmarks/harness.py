@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -70,8 +71,10 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> dict[str, Any]:
-    """The commit measured, and whether the tree had changes."""
+    """The commit measured, and whether the tree had changes; None for both where git cannot tell."""
     run = lambda *args: subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True).stdout.strip()  # noqa: E731
+    if shutil.which("git") is None or not run("rev-parse", "HEAD"):
+        return {"commit": None, "dirty": None}
     return {"commit": run("rev-parse", "HEAD"), "dirty": bool(run("status", "--porcelain", "-uno"))}
 
 

@@ -7,8 +7,8 @@
 set -u
 cd "$(dirname "$0")/.." || exit 1
 OUT=${1:-build/gpu}
+[ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
 PYTHON=${PYTHON:-python3}
-[ -x .venv/bin/python ] && PYTHON=.venv/bin/python
 mkdir -p "$OUT"
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 STARTED=$SECONDS LIMIT=${LIMIT:-530}
@@ -58,33 +58,40 @@ except ImportError:
 PY
 
 for module in torch numpy array_api_compat safetensors; do
-    have "$module" || { say "nothing can run without the Python package $module"; exit 1; }
+    have "$module" || { say "nothing can run without the Python package ${module//_/-}: install it with pip"; exit 1; }
 done
 
-if have pytest; then
-    # These are the same tests as without a GPU; on one, the kernels are compiled and not interpreted.
-    part kernel_tests 90 "$PYTHON" -m pytest -q tests/kernels
-    part slot_tests 40 "$PYTHON" -m pytest -q tests/server/test_device_slots.py
+if have pytest triton PIL; then
+    # These are the same tests as without a GPU; on one, the kernels are compiled and not interpreted: a hundred times,
+    # which takes one core more than a minute.
+    MANY=()
+    have xdist && MANY=(-n 8)
+    part kernel_tests 120 "$PYTHON" -m pytest -q "${MANY[@]}" tests/kernels
+    if have hypothesis httpx psutil onnx; then
+        part slot_tests 40 "$PYTHON" -m pytest -q tests/server/test_device_slots.py
+    else
+        say "skipped  slot_tests: they need hypothesis, httpx, psutil and onnx"
+    fi
     if have onnx onnxscript onnxruntime; then
         part engine_tests 100 "$PYTHON" -m pytest -q -m gpu tests/export
     else
         say "skipped  engine_tests: exporting needs onnx, onnxscript and onnxruntime"
     fi
 else
-    say "skipped  all tests: pytest is absent"
+    say "skipped  all tests: they need pytest, triton and pillow"
 fi
 if have triton; then
     part kernel_speed 80 "$PYTHON" benchmarks/kernel_speed.py --out "$OUT/kernel_speed.json"
 else
     say "skipped  kernel_speed: triton is absent"
 fi
-if have psutil matplotlib onnx onnxscript; then
+if have psutil matplotlib onnx onnxscript onnxruntime; then
     part engine_speed 110 "$PYTHON" benchmarks/engine_speed.py --out "$OUT/engine_speed.json"
     part engine_speed_colour 80 "$PYTHON" benchmarks/engine_speed.py --network colour --rounds 20 \
         --out "$OUT/engine_speed_colour.json"
     part row_independence 50 "$PYTHON" benchmarks/row_independence.py --out "$OUT/row_independence.json"
 else
-    say "skipped  engine_speed, row_independence: they need psutil, matplotlib, onnx and onnxscript"
+    say "skipped  engine_speed, row_independence: they need psutil, matplotlib, onnx, onnxscript and onnxruntime"
 fi
 if have onnxruntime tqdm matplotlib PIL; then
     part latency 40 "$PYTHON" benchmarks/latency.py --smoke --out "$OUT/latency.json"

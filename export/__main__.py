@@ -113,8 +113,11 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
 
 
 def _integers(text: str) -> tuple[int, ...]:
-    """argparse's type for a list: a ValueError becomes its usual message."""
-    return tuple(int(part) for part in text.split(","))
+    """argparse's type for a list."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,4,8") from error
 
 
 def gap_table(gaps: Mapping[str, Gap]) -> str:

@@ -6,14 +6,14 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import cast
 
 import torch
 
 from export.backends.buckets import check_buckets
-from export.backends.plan import PLANS_FOLDER
+from export.backends.plan import MODULES, PLANS_FOLDER
 from export.engine import Engine, load_engine
 from export.manifest import BACKEND_ORT_CPU, ENGINE_FILE, NETWORK_FILE, Manifest, read_manifest, write_manifest
 from export.to_onnx import OPSET, network_to_onnx
@@ -25,7 +25,7 @@ from fewstep.latent import latent_shape
 from fewstep.noise import NOISE_VERSION
 from fewstep.precond import Denoiser
 
-RECORDED_VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+RECORDED_VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 DEFAULT_BACKENDS = (BACKEND_ORT_CPU,)
 
 
@@ -58,6 +58,13 @@ def export_checkpoint(
     for an engine, when a backend cannot run it, or when parity is beyond bounds.
     """
     model, out = model.resolve(), out.resolve()
+    for backend in backends:
+        if backend in MODULES:
+            raise CheckpointError(
+                f"backend {backend} runs a plan, which is built from a finished engine. Export for another backend, "
+                f"then run: python -m export plan {out} --backend {backend}, and for the proof: "
+                f"python -m export verify {out} --backend {backend} --record"
+            )
     weights, card = load_checkpoint(model)
     check_destination(out, card)
     half = any(tensor.dtype == torch.float16 for tensor in weights.values())
@@ -144,8 +151,17 @@ def check_destination(out: Path, card: Card) -> None:
         )
 
 
+def installed(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of those packages that are installed: onnxruntime-gpu, for one, takes the place of onnxruntime."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
 def _manifest(card: Card, name: str, content: bytes, weights_dtype: str) -> Manifest:
-    versions = {"fewstep": __version__} | {package: version(package) for package in RECORDED_VERSIONS}
+    versions = {"fewstep": __version__} | installed(RECORDED_VERSIONS)
     channels, resolution, _ = card.image_shape
     return Manifest(
         name=name,

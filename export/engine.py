@@ -90,8 +90,6 @@ def load_engine(
     if backend is None and manifest.backend not in BACKENDS:
         raise CheckpointError(f"{source.folder / ENGINE_FILE} wants backend {manifest.backend}; {_known()}")
     backend = manifest.backend if backend is None else backend
-    if backend not in BACKENDS:
-        raise CheckpointError(f"there is no backend {backend!r}; {_known()}")
     return Engine(manifest, backend, _open(source, backend, threads, prepared_buckets(manifest, buckets)))
 
 

@@ -5,19 +5,16 @@ The wiring of a block is that of `fewstep.network.Block`; only what lies between
 
 from torch import Tensor, nn
 
-from export.half import DTYPES, HalfUNet, network_in
-from fewstep.checkpoint import NetworkModule
+from export.half import DTYPES, HalfUNet
 from fewstep.network import Block, UNet
 from kernels.group_norm_silu import group_norm_silu
 
 
-def fused_network(network: NetworkModule, dtype: str) -> nn.Module:
-    """The network as F(x, c_noise, onehot) in `dtype`, as `export.half.network_in`, with fused norms in a UNet.
+def fused_network(network: UNet, dtype: str) -> nn.Module:
+    """The network as F(x, c_noise, onehot) in `dtype`, as `export.half.network_in`, with fused norms.
 
     Changes `network`. On a CPU the same functions run in torch, which is how they are tested.
     """
-    if not isinstance(network, UNet):
-        return network_in(network, dtype)
     module = HalfUNet(network, DTYPES[dtype], FusedNorm)
     for blocks in (network.encoder, network.middle, network.decoder):
         for index, block in enumerate(blocks):

@@ -1,5 +1,7 @@
 """A device network as one on numpy arrays: copies in, runs, copies back."""
 
+import threading
+
 import numpy as np
 import torch
 
@@ -9,12 +11,14 @@ from export.device_network import DeviceNetwork
 
 
 def host_network(network: DeviceNetwork) -> HostNetwork:
-    """For whoever has no kernels on the device: the proof, the samplers, and tests."""
+    """For whoever has no kernels on the device: the proof, the samplers, and tests. One call at a time."""
+    lock = threading.Lock()  # the buffers hold the inputs of one call
 
     def call(x: Floats, c_noise: Floats, onehot: Floats, bucket: int) -> Floats:
-        for buffer, rows in ((network.x, x), (network.c_noise, c_noise), (network.onehot, onehot)):
-            buffer[:bucket].copy_(torch.from_numpy(np.ascontiguousarray(rows)))
-        # A copy also on a CPU: the network overwrites its output at the next run.
-        return network.run(bucket).to("cpu", torch.float32, copy=True).contiguous().numpy()
+        with lock:
+            for buffer, rows in ((network.x, x), (network.c_noise, c_noise), (network.onehot, onehot)):
+                buffer[:bucket].copy_(torch.from_numpy(np.ascontiguousarray(rows)))
+            # A copy also on a CPU: the network overwrites its output at the next run.
+            return network.run(bucket).to("cpu", torch.float32, copy=True).contiguous().numpy()
 
     return through_buckets(call, network.buckets)

@@ -47,4 +47,7 @@ def open_session(content: bytes, path: Path, threads: int, *, spinning: bool = F
     try:
         return ort.InferenceSession(content, options, providers=[PROVIDER])
     except Exception as error:  # onnxruntime's exceptions share no public base class
-        raise CheckpointError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
+        raise CheckpointError(
+            f"ONNX Runtime {ort.__version__} cannot load {path}: {error}. "
+            "Install a newer onnxruntime, or export the checkpoint again: python -m export"
+        ) from error

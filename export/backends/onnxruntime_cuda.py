@@ -39,7 +39,10 @@ def open_network(source: Source, backend: str, buckets: tuple[int, ...]) -> Open
     try:
         session = ort.InferenceSession(source.content, options, providers=[(PROVIDER, cuda)])
     except Exception as error:  # onnxruntime's exceptions share no public base class
-        raise CheckpointError(f"ONNX Runtime {ort.__version__} cannot load {source.path}: {error}") from error
+        raise CheckpointError(
+            f"ONNX Runtime {ort.__version__} cannot load {source.path}: {error}. "
+            "Choose --backend torch, or export again in another --dtype"
+        ) from error
     require_provider(session.get_providers(), ort.__version__)
     network = BoundNetwork(session, StaticBuffers(source.manifest, buckets, device), stream)
     facts = {

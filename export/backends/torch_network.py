@@ -5,6 +5,7 @@ The buffers are shared: bucket b reads the first b rows, and every graph draws i
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +18,7 @@ from export.half import DTYPES, network_in
 from export.manifest import BACKEND_TORCH_COMPILE, Manifest
 from fewstep.card import WEIGHTS_FILE, CheckpointError
 from fewstep.checkpoint import NetworkModule, load_denoiser
+from fewstep.network import UNet
 
 WARM_UP_CALLS = 3  # before a capture: libraries allocate workspaces and choose algorithms in their first calls
 
@@ -37,7 +39,8 @@ def open_network(source: Source, backend: str, threads: int, buckets: tuple[int,
         torch.set_num_threads(threads)
     manifest = source.manifest
     try:
-        network = TorchNetwork(_module(folder, manifest, device, backend), manifest, buckets, device)
+        module, layers = _module(folder, manifest, device, backend, buckets)
+        network = TorchNetwork(module, manifest, buckets, device)
         network.capture()
     except torch.OutOfMemoryError as error:
         raise CheckpointError(
@@ -48,19 +51,13 @@ def open_network(source: Source, backend: str, threads: int, buckets: tuple[int,
         "library": library("torch"),
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
         "precision": manifest.dtype,
-        "layers": _layers(backend, device),
+        "layers": layers,
         "cuda_graphs": str(len(network.graphs)),
         "buckets": ",".join(map(str, buckets)),
     }
     if device.type == "cpu":
         facts["threads"] = str(torch.get_num_threads())
     return Opened(host_network(network), facts, device.type, network)  # pyright: ignore[reportArgumentType]
-
-
-def _layers(backend: str, device: torch.device) -> str:
-    if backend == BACKEND_TORCH_COMPILE:
-        return "compiled"
-    return "torch, with fused group norms" if device.type == "cuda" else "torch"
 
 
 class TorchNetwork:
@@ -98,15 +95,14 @@ class TorchNetwork:
             return
         pool = torch.cuda.graph_pool_handle()
         stream = torch.cuda.Stream(self.device)
-        # Float32 means float32: TensorFloat-32 would round the factors of every product to 11 bits.
-        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+        stream.wait_stream(torch.cuda.current_stream(self.device))  # which fills the buffers and loads the weights
         for bucket in reversed(self.buckets):
-            with exact, torch.cuda.stream(stream):
+            with _exact(), torch.cuda.stream(stream):
                 for _ in range(WARM_UP_CALLS):
                     self._eager(bucket)
             stream.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with exact, torch.cuda.graph(graph, pool=pool, stream=stream):
+            with _exact(), torch.cuda.graph(graph, pool=pool, stream=stream):
                 self.outputs[bucket] = self._eager(bucket)
             self.graphs[bucket] = graph
 
@@ -116,17 +112,28 @@ class TorchNetwork:
         return output.contiguous(memory_format=self.memory_format)
 
 
+def _exact() -> AbstractContextManager[None]:
+    """Float32 means float32: TensorFloat-32 would round the factors of every product to 11 bits. For one `with`."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
 def _module(
-    folder: Path, manifest: Manifest, device: torch.device, backend: str
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    folder: Path, manifest: Manifest, device: torch.device, backend: str, buckets: tuple[int, ...]
+) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]:
+    """F(x, c_noise, onehot), and what its layers are."""
     denoiser, _ = load_denoiser(folder)
     network = cast(NetworkModule, denoiser.network)
     if backend == BACKEND_TORCH_COMPILE:  # which fuses by itself
-        return torch.compile(network_in(network, manifest.dtype).to(device), dynamic=False)
-    if device.type == "cpu":  # torch's own layers are the faster ones there
-        return network_in(network, manifest.dtype)
+        from torch._dynamo import config
+
+        # Every bucket is a compilation. Beyond its limit, and where it cannot follow, torch.compile would run layers
+        # as they are without an error; the whole graph or none is what `fullgraph` means.
+        config.recompile_limit += len(buckets)
+        return torch.compile(network_in(network, manifest.dtype).to(device), dynamic=False, fullgraph=True), "compiled"
+    if device.type == "cpu" or not isinstance(network, UNet):  # on a CPU, torch's own layers are the faster ones
+        return network_in(network, manifest.dtype).to(device), "torch"
     try:
         from export.fused import fused_network
     except ImportError as error:
         raise not_installed(backend, "On a GPU it needs Triton: pip install 'triton>=3.6'") from error
-    return fused_network(network, manifest.dtype).to(device)
+    return fused_network(network, manifest.dtype).to(device), "torch, with fused group norms"
