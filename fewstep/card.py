@@ -53,6 +53,11 @@ class Card:
         return self.network["channels"], self.network["resolution"], self.network["resolution"]
 
 
+def distilled_from(student: Card, teacher: Card) -> bool:
+    """Whether the student was distilled from these weights, or from the run whose float16 copy they are."""
+    return student.parent is not None and student.parent in (teacher.weights, teacher.training.get("published_from"))
+
+
 def card_to_json(card: Card) -> str:
     return json.dumps(asdict(card), indent=2) + "\n"
 

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.features import load_extractor
 from export.engine import load_engine
+from fewstep.card import distilled_from
 from fewstep.checkpoint import load_denoiser
 from fewstep.frechet import Moments, frechet_distance
 from fewstep.noise import noise_for
@@ -31,7 +32,7 @@ def pixels(engine, levels, count=300) -> np.ndarray:
 def test_student_teacher_and_engines_name_each_other():
     _, student = load_denoiser(FASHION)
     _, teacher = load_denoiser(FASHION / "teacher")
-    assert student.parent == teacher.weights
+    assert distilled_from(student, teacher)
     assert student.dataset.sha256 == teacher.dataset.sha256 and student.dataset.images == 60_000
     assert load_engine(FASHION / "engine").manifest.checkpoint == student.weights
     assert load_engine(FASHION / "teacher" / "engine").manifest.checkpoint == teacher.weights

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fewstep.card import CARD_FILE, Card, CheckpointError, card_to_json, read_card, write_atomically
+from fewstep.card import CARD_FILE, Card, CheckpointError, card_to_json, distilled_from, read_card, write_atomically
 from fewstep.checkpoint import load_denoiser
 from trainer.compute import Compute, default_device, runner
 from trainer.data import load_recipe_dataset
@@ -115,7 +115,7 @@ def check_parent(card: Card, parent: Card, model: Path, teacher: Path) -> None:
     """Refuse what is not a student of this very teacher."""
     if card.role != "student":
         raise CheckpointError(f"{model} is a {card.role}; only a student has levels to calibrate")
-    if parent.role != "teacher" or card.parent != parent.weights:
+    if parent.role != "teacher" or not distilled_from(card, parent):
         raise CheckpointError(
             f"{model} was not distilled from {teacher} (its card names the teacher {str(card.parent)[:12]}..., "
             f"that one is {parent.weights[:12]}...); give --teacher the folder it was distilled from"

@@ -11,8 +11,8 @@ from fewstep.checkpoint import load_checkpoint, save_checkpoint
 def publish(model: Path, out: Path) -> None:
     """Copy model.safetensors (as float16) and card.json. Raises CheckpointError when `model` is no checkpoint.
 
-    The copy has a hash of its own: distil from the published teacher, not from the run, so that the student's
-    `parent` names a file that others have.
+    The copy has a hash of its own, and its card names the run's in `published_from`: a student of either is known as
+    such (`fewstep.card.distilled_from`).
     """
     weights, card = load_checkpoint(model)
     half = {name: tensor.to(torch.float16) for name, tensor in weights.items()}
