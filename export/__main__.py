@@ -6,6 +6,7 @@ Exit code 0: done. 2: refused, the reason is on stderr. 130, 143: interrupted. U
 """
 
 import argparse
+import importlib
 import signal
 import sys
 import time
@@ -146,5 +147,7 @@ def _summary(manifest: Manifest, out: Path, seconds: float) -> str:
 
 
 if __name__ == "__main__":
+    # Loaded before the handler is set: what a handler raises while a C extension is imported becomes its ImportError.
+    importlib.import_module("export.backends.onnxruntime_cpu")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the staging directory must go
     sys.exit(main())
