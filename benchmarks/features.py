@@ -14,14 +14,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
+from export.backends.onnxruntime_cpu import open_session
 from fewstep.card import CheckpointError
 from fewstep.frechet import Moments
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 FOLDER = Path(__file__).resolve().parent.parent / "models" / "fashion" / "classifier"
 FORMAT = 1
@@ -33,7 +36,7 @@ Outputs = tuple[NDArray[np.float32], NDArray[np.int64] | None]  # features [N, d
 
 @dataclass(frozen=True)
 class Extractor:
-    session: ort.InferenceSession
+    session: "InferenceSession"
     reference: Moments  # of the 60,000 training images
     floors: dict[int, float]  # N -> distance of N real held-out images to the reference, mean over disjoint chunks
     facts: dict  # extractor.json: accuracy, hashes, seeds
@@ -58,13 +61,11 @@ def load_extractor(folder: Path = FOLDER, threads: int = 0) -> Extractor:
     facts = json.loads((folder / "extractor.json").read_text())
     if facts["format"] != FORMAT:
         raise CheckpointError(f"{folder} has extractor format {facts['format']}; this version reads {FORMAT}")
-    content = (folder / "extractor.onnx").read_bytes()
+    path = folder / "extractor.onnx"
+    content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != facts["network_sha256"]:
-        raise CheckpointError(f"{folder / 'extractor.onnx'} is not the network the reference statistics were made with")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        raise CheckpointError(f"{path} is not the network the reference statistics were made with")
+    session = open_session(content, path, threads)
     with np.load(folder / "reference.npz", allow_pickle=False) as stored:
         reference = Moments(stored["mean"], stored["covariance"], int(stored["count"]))
     return Extractor(session, reference, {int(n): floor for n, floor in facts["floors"].items()}, facts)

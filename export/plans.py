@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from export.backends.plan import ANY_GPU, plan_key, read_plan
-from export.backends.tensorrt_plan import build_plan, import_module, refit_plan
+from export.backends.tensorrt_plan import build_plan, compute_capability, import_module, refit_plan
 from export.engine import prepared_buckets, read_source
 from export.manifest import BACKEND_TENSORRT
 from fewstep.card import CheckpointError
@@ -29,7 +29,7 @@ def make_plan(folder: Path, backend: str, buckets: Sequence[int] | None = None, 
             "tensorrt-rtx is the one that builds without one"
         )
     prepared = prepared_buckets(source.manifest, buckets)
-    gpu = ".".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else ANY_GPU
+    gpu = compute_capability() if torch.cuda.is_available() else ANY_GPU
     if refit_from is None:
         return build_plan(source, backend, prepared, trt, gpu)
     key = plan_key(source.manifest, backend, trt.__version__, prepared, gpu)

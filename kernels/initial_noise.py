@@ -46,9 +46,8 @@ def launch_initial_noise(x: Tensor, rows: Rows, network_input: NetworkInput, *, 
     channels, area = x.shape[1], x.shape[2] * x.shape[3]
     extra, classes = network_input.x.shape[1] - channels, network_input.onehot.shape[1]
     tile = tile or Tile.choose(channels, area, *orders)
-    groups = triton.cdiv(channels, tile.channels) + triton.cdiv(extra, tile.channels)
     kernel: Any = initial_noise_kernel
-    kernel[(triton.cdiv(area, tile.positions * tile.parts), groups, len(rows))](
+    kernel[tile.grid(channels, extra, area, len(rows))](
         x, network_input.x, network_input.c_noise, network_input.onehot,
         rows.slot, rows.target, rows.sigma_next, rows.c_in, rows.c_noise, rows.seed, rows.call, rows.label,
         CHANNELS=channels, EXTRA=extra, AREA=area, CLASSES=classes,

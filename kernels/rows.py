@@ -105,6 +105,11 @@ class Tile:
         parts = 4 if area >= 64 * positions else 1  # small images need every program for themselves
         return cls(together, positions, max(1, min(together * positions // 128, 8)), parts)
 
+    def grid(self, channels: int, extra: int, area: int, rows: int) -> tuple[int, int, int]:
+        """Programs: tiles of positions, groups of image channels and behind them of latent channels, rows."""
+        groups = triton.cdiv(channels, self.channels) + triton.cdiv(extra, self.channels)
+        return triton.cdiv(area, self.positions * self.parts), groups, rows
+
 
 def check_state(x: Tensor, network_input: NetworkInput) -> None:
     """Raises ValueError when the state and the network's buffers do not belong together."""

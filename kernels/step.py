@@ -96,9 +96,8 @@ def launch_step(
     channels, area = x.shape[1], x.shape[2] * x.shape[3]
     extra, classes = network_input.x.shape[1] - channels, network_input.onehot.shape[1]
     tile = tile or Tile.choose(channels, area, *orders)
-    groups = triton.cdiv(channels, tile.channels) + triton.cdiv(extra, tile.channels)
     kernel: Any = step_kernel
-    kernel[(triton.cdiv(area, tile.positions * tile.parts), groups, len(rows))](
+    kernel[tile.grid(channels, extra, area, len(rows))](
         x, output, network_input.x, network_input.c_noise, network_input.onehot, pixels, broken,
         None if inpainting is None else inpainting.mask,
         None if inpainting is None else inpainting.image,

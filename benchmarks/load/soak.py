@@ -137,7 +137,7 @@ class Soak:
         """Waits until no slot is held and nobody queues; False when that does not come."""
         deadline = time.perf_counter() + SETTLE_S
         while time.perf_counter() < deadline:
-            await asyncio.sleep(0.3)  # statistics come ten times a second
+            await asyncio.sleep(0.3)  # statistics come four times a second
             now = await self.scrape()
             if not now.total("fewstep_active_slots") and not now.total("fewstep_waiting_images"):
                 return True

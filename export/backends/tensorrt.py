@@ -9,7 +9,7 @@ from export.backends.host import host_network
 from export.backends.opened import Opened, Source, library
 from export.backends.plan import MODULES, find_plan, plan_key, read_plan
 from export.backends.static_buffers import StaticBuffers
-from export.backends.tensorrt_plan import import_module
+from export.backends.tensorrt_plan import compute_capability, import_module
 from fewstep.card import CheckpointError
 
 
@@ -23,8 +23,7 @@ def open_network(source: Source, backend: str, buckets: tuple[int, ...]) -> Open
         )
     manifest = source.manifest
     device = torch.device("cuda")
-    gpu = ".".join(map(str, torch.cuda.get_device_capability(device)))
-    key = find_plan(source.folder, plan_key(manifest, backend, trt.__version__, buckets, gpu))
+    key = find_plan(source.folder, plan_key(manifest, backend, trt.__version__, buckets, compute_capability()))
     plan = read_plan(source.folder, key)
     network = PlanNetwork(trt, plan, key.buckets, StaticBuffers(manifest, buckets, device))
     network.capture()

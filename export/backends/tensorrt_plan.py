@@ -7,6 +7,8 @@ bucket is an optimisation profile of its own, because one wide profile is tuned 
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from export.backends.opened import Source, not_installed
 from export.backends.plan import ANY_GPU, MODULES, PlanKey, plan_key, write_plan
 from export.manifest import BACKEND_TENSORRT_RTX
@@ -32,6 +34,11 @@ def import_module(backend: str) -> Any:
             "Install 11 or newer: pip install 'tensorrt-cu13>=11'"
         )
     return trt
+
+
+def compute_capability() -> str:
+    """Of the current GPU, such as "9.0": part of what a plan is made for."""
+    return ".".join(map(str, torch.cuda.get_device_capability()))
 
 
 def build_plan(source: Source, backend: str, buckets: tuple[int, ...], trt: Any, gpu: str) -> Path:

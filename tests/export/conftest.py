@@ -80,6 +80,19 @@ def example_rows(engine: Engine, batch: int, seed: int = 0) -> tuple[np.ndarray,
     return x, c_noise, onehot
 
 
+def assert_rows_independent(engine: Engine, batch: int) -> None:
+    """At one batch size neither position nor neighbours change a bit of a row."""
+    rows = example_rows(engine, batch)
+    expected = engine.network(*rows)
+    order = np.random.default_rng(1).permutation(batch)
+    assert np.array_equal(engine.network(*(part[order] for part in rows)), expected[order])
+    for slot in (0, 5):
+        alone = [np.zeros_like(part) for part in rows]
+        for padded, part in zip(alone, rows, strict=True):
+            padded[slot] = part[3]
+        assert np.array_equal(engine.network(*alone)[slot], expected[3])
+
+
 @pytest.fixture
 def model(checkpoint: Callable[[str], Path], tmp_path: Path) -> Path:
     """A private copy of the float16 student and its engine, free to be damaged."""

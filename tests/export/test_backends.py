@@ -23,7 +23,7 @@ from export.engine import load_engine
 from export.manifest import BACKENDS, read_manifest
 from export.verify import BOUNDS_OF, Gap
 from fewstep.card import CheckpointError
-from tests.export.conftest import POSTERIOR, example_rows
+from tests.export.conftest import POSTERIOR, assert_rows_independent, example_rows
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 # The largest difference of F from the default backend's, as a share of F's largest value.
@@ -71,16 +71,7 @@ def test_facts_say_what_runs(checkpoint, backend):
 @pytest.mark.parametrize("kind", ["patch", "adm", POSTERIOR])
 def test_a_row_depends_on_no_other_row(checkpoint, kind, backend):
     """At one batch size, position and neighbours change no bit: what exact mode rests on, for every backend."""
-    engine = open_here(checkpoint(kind) / "engine", backend, (8,))
-    rows = example_rows(engine, 8)
-    expected = engine.network(*rows)
-    order = np.random.default_rng(1).permutation(8)
-    assert np.array_equal(engine.network(*(part[order] for part in rows)), expected[order])
-    for slot in (0, 5):
-        alone = [np.zeros_like(part) for part in rows]
-        for padded, part in zip(alone, rows, strict=True):
-            padded[slot] = part[3]
-        assert np.array_equal(engine.network(*alone)[slot], expected[3])
+    assert_rows_independent(open_here(checkpoint(kind) / "engine", backend, (8,)), 8)
 
 
 def test_two_openvino_streams_are_one_network(checkpoint):
