@@ -3,6 +3,7 @@
 Every bucket is a model of static shape: the CPU plugin runs those about twice as fast as a dynamic batch.
 """
 
+import functools
 import os
 import threading
 from typing import Any
@@ -28,7 +29,7 @@ def open_network(source: Source, backend: str, threads: int, buckets: tuple[int,
     except ImportError as error:
         raise not_installed(backend, "Install it with: pip install 'openvino>=2025.0'") from error
     require_float32(source, backend)
-    core = ov.Core()
+    core = _core()
     precision = "bf16" if backend == BACKEND_OPENVINO else "f32"
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise CheckpointError(
@@ -46,6 +47,19 @@ def open_network(source: Source, backend: str, threads: int, buckets: tuple[int,
         "buckets": ",".join(map(str, buckets)),
     }
     return Opened(through_buckets(compiled, buckets), facts)
+
+
+@functools.cache
+def _core() -> Any:
+    """The process's only Core, kept to its end.
+
+    The first use of a Core's CPU plugin gives its thread a stack of the plugin's own for signal handlers, because AMX
+    state outgrows the usual one, and the end of a Core frees that stack. After the ends of two Cores in the order of
+    their beginnings, or of one in another thread, the next signal is handled on freed memory: a segmentation fault.
+    """
+    import openvino as ov
+
+    return ov.Core()
 
 
 class _Compiled:

@@ -74,17 +74,6 @@ def test_a_row_depends_on_no_other_row(checkpoint, kind, backend):
     assert_rows_independent(open_here(checkpoint(kind) / "engine", backend, (8,)), 8)
 
 
-def test_two_openvino_streams_are_one_network(checkpoint):
-    pytest.importorskip("openvino")
-    folder = checkpoint("patch") / "engine"
-    one = load_engine(folder, backend="openvino-f32", threads=1, buckets=(2, 5, 8))
-    two = load_engine(folder, backend="openvino-f32", threads=2, buckets=(2, 5, 8))
-    assert (one.facts["streams"], two.facts["streams"]) == ("1", "2")
-    for batch in (2, 5, 8):
-        rows = example_rows(one, batch)
-        np.testing.assert_allclose(two.network(*rows), one.network(*rows), atol=2e-5)
-
-
 def test_buckets_of_the_torch_engine_share_their_buffers(checkpoint):
     engine = load_engine(checkpoint(POSTERIOR) / "engine", backend="torch", threads=1, buckets=(2, 1, 4))
     network = engine.on_device
@@ -223,13 +212,6 @@ def test_a_backend_that_is_not_installed_says_how_to_install_it(checkpoint, monk
 def test_without_a_gpu_a_gpu_backend_is_refused_in_words(checkpoint, backend):
     with pytest.raises(CheckpointError, match=r"not installed|PyTorch finds none here"):
         load_engine(checkpoint("patch") / "engine", backend=backend)
-
-
-def test_a_cpu_without_bfloat16_is_told_what_to_choose(checkpoint, monkeypatch):
-    ov = pytest.importorskip("openvino")
-    monkeypatch.setattr(ov.Core, "get_property", lambda *_: ["FP32"])
-    with pytest.raises(CheckpointError, match=r"no bfloat16 arithmetic.*--backend openvino-f32"):
-        load_engine(checkpoint("patch") / "engine", backend="openvino")
 
 
 def test_unknown_backends_and_lone_engines_are_refused(checkpoint, tmp_path):

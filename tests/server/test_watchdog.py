@@ -1,18 +1,17 @@
 """Which workers the watchdog takes for hanging, check by check."""
 
 import asyncio
-import subprocess
-import sys
-from pathlib import Path
+import os
+import signal
+from collections.abc import Callable
 
 import pytest
 
 from server.messages import Done, Stats
 from server.settings import Settings, SettingsError
+from server.transport import Control
 from server.watchdog import CHECKS, Watchdog
 from tests.server.stage import Stage, play
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class Watched:
@@ -85,28 +84,21 @@ def test_a_worker_that_is_dead_or_still_loading_is_left_alone():
     play(scenario)
 
 
-# In a process of its own, like the parent's: one thread and no engine library, so that the signal finds Python.
-PARENT = """
-import os, signal
-from server.transport import Control
-
-control, heard = Control(), []
-signal.signal(signal.SIGIO, lambda *_: heard.append(True))
-control.signal_parent()
-assert control.stalled() == []
-for pid in (os.getpid(), 7):
-    control.worker_stalled(pid)
-while not heard:
-    pass
-assert control.stalled() == [os.getpid(), 7]
-control.http.close()
-assert control.stalled() == []
-"""
-
-
-def test_the_parent_hears_at_once_who_hangs_and_does_not_wait_for_more():
-    done = subprocess.run([sys.executable, "-c", PARENT], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+def test_the_parent_hears_at_once_who_hangs_and_does_not_wait_for_more(until: Callable[[Callable[[], bool]], None]):
+    control, heard = Control(), []
+    before = signal.signal(signal.SIGIO, lambda *_: heard.append(True))
+    try:
+        control.signal_parent()
+        assert control.stalled() == []
+        for pid in (os.getpid(), 7):
+            control.worker_stalled(pid)
+        until(lambda: bool(heard))
+        assert control.stalled() == [os.getpid(), 7]
+        control.http.close()
+        assert control.stalled() == []
+    finally:
+        control.parent.close()
+        signal.signal(signal.SIGIO, before)
 
 
 @pytest.mark.parametrize("stall_s", [-1.0, 0.5, 1e9, float("nan")])

@@ -1,0 +1,52 @@
+"""What only OpenVINO does: two streams, bfloat16 where the CPU has it, and a stack of its own for signal handlers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.engine import load_engine
+from fewstep.card import CheckpointError
+from tests.export.conftest import example_rows
+
+openvino = pytest.importorskip("openvino")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_two_openvino_streams_are_one_network(checkpoint):
+    folder = checkpoint("patch") / "engine"
+    one = load_engine(folder, backend="openvino-f32", threads=1, buckets=(2, 5, 8))
+    two = load_engine(folder, backend="openvino-f32", threads=2, buckets=(2, 5, 8))
+    assert (one.facts["streams"], two.facts["streams"]) == ("1", "2")
+    for batch in (2, 5, 8):
+        rows = example_rows(one, batch)
+        np.testing.assert_allclose(two.network(*rows), one.network(*rows), atol=2e-5)
+
+
+# In a process of its own: what it guards against is a segmentation fault.
+SIGNAL_AFTER_ENGINES = """
+import faulthandler, signal, sys
+from export.engine import load_engine
+faulthandler.enable()  # it has Python's signal handlers run on a stack of their own, which OpenVINO replaces
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(True))
+first, second = (load_engine(sys.argv[1], backend="openvino-f32", threads=1) for _ in range(2))
+del first
+del second
+signal.raise_signal(signal.SIGUSR1)
+assert heard
+"""
+
+
+def test_signals_are_handled_after_openvino_engines_are_gone(checkpoint):
+    command = [sys.executable, "-c", SIGNAL_AFTER_ENGINES, str(checkpoint("patch") / "engine")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_cpu_without_bfloat16_is_told_what_to_choose(checkpoint, monkeypatch):
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
+    with pytest.raises(CheckpointError, match=r"no bfloat16 arithmetic.*--backend openvino-f32"):
+        load_engine(checkpoint("patch") / "engine", backend="openvino")
