@@ -65,7 +65,9 @@ def read_idx_file(path: Path, dimensions: int) -> NDArray[np.uint8]:
 
 def pad_to_power_of_two(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """[N, H, W] -> [N, S, S] with zeros around, S the next power of two; an odd pixel goes to the end."""
-    _, height, width = map(int, pixels.shape)
+    count, height, width = map(int, pixels.shape)
     side = 1 << (max(height, width, 1) - 1).bit_length()
     top, left = (side - height) // 2, (side - width) // 2
-    return np.pad(pixels, ((0, 0), (top, side - height - top), (left, side - width - left)))
+    padded = np.zeros((count, side, side), np.uint8)
+    padded[:, top : top + height, left : left + width] = pixels
+    return padded
