@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness import ROOT, peak_memory_mb, table, time_interleaved, write_result
-from fewstep.card import Card, CheckpointError, read_card
+from fewstep.card import Card, CheckpointError, distilled_from, read_card
 from fewstep.checkpoint import network_config
 from fewstep.network import UNet, UNetConfig
 from trainer.compute import Compute, default_device, placed
@@ -141,7 +141,7 @@ def totals(student: Card, teacher: Card) -> list[dict[str, Any]]:
 
     Raises CheckpointError when they do not belong together or a card does not say.
     """
-    if student.parent != teacher.weights:
+    if not distilled_from(student, teacher):
         raise CheckpointError(
             "the student was not distilled from this teacher; give --student and --teacher of one run"
         )

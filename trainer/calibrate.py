@@ -160,6 +160,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--seed", type=int, default=0, help="another one: other seeds for the images")
     parser.add_argument("--compile", action="store_true", help="worth a minute for long searches")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is 3x faster where the CPU has AMX"
+    )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.set_defaults(run=_run)
 
@@ -176,7 +179,7 @@ def _run(args: argparse.Namespace) -> int:
         raise DataError("--images must be at least 2 and --seed not negative")
     name = args.recipe or read_card(args.model).training.get("recipe", "")
     data = read_image_set(args.data) if args.data else load_recipe_dataset(name, CACHE)
-    compute = Compute(args.device or default_device(), "fp32", args.compile)
+    compute = Compute(args.device or default_device(), args.precision, args.compile)
     trials = calibrate(args.model, args.teacher, data, args.steps, CalibrationConfig(args.images, args.seed), compute)
     print(describe(trials))
     if any(trial.accepted for trial in trials.values()):
