@@ -50,15 +50,15 @@ def _rounds(even: Pair, odd: Pair, key: Pair) -> None:
     """All rounds, in place. even: words 0 and 2, which are multiplied; odd: words 1 and 3; key broadcasts to them."""
     column = (2,) + (1,) * (even.ndim - 1)
     multipliers, weyl = (np.array(pair, dtype=np.uint64).reshape(column) for pair in (MULTIPLIERS, WEYL))
+    rounds = np.arange(ROUNDS, dtype=np.uint64).reshape(-1, *(1,) * key.ndim)
     product = np.empty_like(even)
     crossed = product[::-1]  # each product feeds the other half
-    for _ in range(ROUNDS):
+    for round_key in (key + rounds * weyl) & _LOW:
         np.multiply(even, multipliers, out=product)
         np.right_shift(crossed, _HALF, out=even)
         even ^= odd
-        even ^= key
+        even ^= round_key
         np.bitwise_and(crossed, _LOW, out=odd)
-        key = (key + weyl) & _LOW
 
 
 def _words(seeds: NDArray[np.uint64], steps: NDArray[np.uint64], stream: int, blocks: range) -> tuple[Pair, Pair]:

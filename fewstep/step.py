@@ -14,9 +14,17 @@ Rows = NDArray[np.float32]  # [B, C, H, W]
 PerRow = NDArray[np.float32]  # [B]
 
 
-def begin(seeds: NDArray[np.uint64], sigma: PerRow, shape: tuple[int, int, int]) -> Rows:
+def begin(
+    seeds: NDArray[np.uint64],
+    sigma: PerRow,
+    shape: tuple[int, int, int],
+    *,
+    noise: Rows | None = None,  # the unit normals of step 0, if they are made already
+) -> Rows:
     """The noisy images before the first call: sigma times the initial noise of each seed."""
-    return normals(seeds, np.zeros(len(seeds), np.int64), shape) * sigma[:, None, None, None]
+    if noise is None:
+        noise = normals(seeds, np.zeros(len(seeds), np.int64), shape)
+    return noise * sigma[:, None, None, None]
 
 
 def latent(seeds: NDArray[np.uint64], steps: NDArray[np.int64], shape: tuple[int, int, int]) -> Rows:

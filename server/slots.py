@@ -92,6 +92,7 @@ class SlotTable:
         self.sigmas = np.zeros((capacity, MAX_STEPS + 1), np.float32)  # zero behind the last level
         self.step = np.zeros(capacity, np.int64)  # index of the next network call
         self.seeds = np.zeros(capacity, np.uint64)
+        self.fresh = np.zeros(capacity, bool)  # admitted since the last tick: x holds no noise yet
         # What the network sees. Rows behind the images are zero: a batch is padded by taking more of them.
         self.input = np.zeros((capacity, shape[0] + extra, *shape[1:]), np.float32)
         self.c_noise = np.zeros(capacity, np.float32)
@@ -106,7 +107,7 @@ class SlotTable:
         return {key.request for key in self.keys}
 
     def admit(self, images: Sequence[Image]) -> None:
-        """Give each image a slot and its initial noise. There must be enough free slots."""
+        """Give each image a slot; its initial noise comes with the next tick. There must be enough free slots."""
         assert len(images) <= self.free, "the policy admitted more images than there are free slots"
         first = len(self.keys)
         slots = slice(first, first + len(images))
@@ -117,7 +118,7 @@ class SlotTable:
         self.seeds[slots] = [image.seed for image in images]
         self.step[slots] = 0
         self.onehot[slots] = onehot(np.array([image.label for image in images]), self.classes, self.onehot)
-        self.x[slots] = begin(self.seeds[slots], self.sigmas[slots, 0], self.shape)
+        self.fresh[slots] = True
 
     def evict(self, request: int) -> int:
         """Free the slots of a request; returns how many it held."""
@@ -133,14 +134,14 @@ class SlotTable:
         step = self.step[:count]
         every = np.arange(count)
         sigma, sigma_next = self.sigmas[every, step], self.sigmas[every, step + 1]
-        # Before the call: its weights push whatever makes noise out of the caches, and newcomers have just used it.
         more = np.flatnonzero(sigma_next > 0)
-        noise = normals(self.seeds[more], step[more] + 1, self.shape)
+        noise = self._noise(sigma, more)
         batch = self.buckets[bisect_left(self.buckets, count)]
         output = self._call(count, batch, sigma)
         sound = np.logical_and.reduce(np.isfinite(output), axis=(1, 2, 3))
-        broken = tuple(self.keys[slot] for slot in np.flatnonzero(~sound))
-        if broken:
+        broken: tuple[ImageKey, ...] = ()
+        if not sound.all():
+            broken = tuple(self.keys[slot] for slot in np.flatnonzero(~sound))
             self._keep(sound)
             sigma, sigma_next, output = sigma[sound], sigma_next[sound], output[sound]
             noise = noise[sound[more]]
@@ -157,6 +158,19 @@ class SlotTable:
         self._keep(~last)
         return Tick(tuple(zip(keys, to_pixels(x[last]), strict=True)), broken, count, batch)
 
+    def _noise(self, sigma: NDArray[np.float32], more: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Begin newcomers; return the unit normals for the rows `more`, which have another level below sigma.
+
+        All at once, and before the network call, whose weights push whatever makes noise out of the caches.
+        """
+        new = np.flatnonzero(self.fresh[: len(sigma)])
+        rows = np.concatenate([new, more])
+        steps = np.concatenate([np.zeros(len(new), np.int64), self.step[more] + 1])
+        drawn = normals(self.seeds[rows], steps, self.shape)
+        self.x[new] = begin(self.seeds[new], sigma[new], self.shape, noise=drawn[: len(new)])
+        self.fresh[new] = False
+        return drawn[len(new) :]
+
     def _call(self, count: int, batch: int, sigma: NDArray[np.float32]) -> NDArray[np.float32]:
         """F of the images in flight, in a batch padded with zeros."""
         z = latent(self.seeds[:count], self.step[:count], self.latent_shape) if self.latent_shape[0] else None
@@ -168,7 +182,7 @@ class SlotTable:
         before = len(self.keys)
         rows = np.flatnonzero(stays)
         self.keys = [self.keys[row] for row in rows]
-        for array in (self.x, self.sigmas, self.step, self.seeds, self.onehot):
+        for array in (self.x, self.sigmas, self.step, self.seeds, self.fresh, self.onehot):
             array[: len(rows)] = array[rows]
         for array in (self.input, self.c_noise, self.onehot):
             array[len(rows) : before] = 0

