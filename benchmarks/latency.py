@@ -1,7 +1,8 @@
 """Latency against quality: a student at k = 1..8 beside EDM's Heun and Euler on its teacher, on the same runtime.
 
-    python benchmarks/latency.py            # five minutes on two cores
-    python benchmarks/latency.py --smoke    # seconds; proves that it runs
+    python benchmarks/latency.py                                  # five minutes on two cores
+    python benchmarks/latency.py --rival dmd2=runs/dmd2/engine    # another method's student beside ours; repeat at will
+    python benchmarks/latency.py --smoke                          # seconds; proves that it runs
 
 Prints a table, writes JSON and a PNG. Every figure comes from one run: timings are interleaved over all methods, images
 come from the same seeds and class labels, and the distance stands beside its noise floor at the same number of images.
@@ -9,7 +10,7 @@ come from the same seeds and class labels, and the distance stands beside its no
 
 import argparse
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.features import Extractor, load_extractor
 from benchmarks.harness import ROOT, peak_memory_mb, percentile_ms, table, time_interleaved, write_result
-from benchmarks.plots import draw_quality_against_latency
+from benchmarks.plots import STYLES, draw_quality_against_latency
 from export.engine import Engine, load_engine
 from fewstep.frechet import Moments, frechet_distance
 from fewstep.latent import with_latent
@@ -41,7 +42,7 @@ COLUMNS = {
 class Variant:
     """One way to make images: an engine, a sampler and its sigmas."""
 
-    method: str  # "dpdm", "heun" or "euler"
+    method: str  # "dpdm", "heun", "euler", or the name of a rival
     engine: Engine
     sampler: Callable[..., Sample]
     sigmas: tuple[float, ...]
@@ -60,21 +61,26 @@ class Variant:
         return to_pixels(sample.images), sample.nfe
 
 
-def variants(student: Engine, teacher: Engine, smoke: bool) -> list[Variant]:
-    levels = student.manifest.levels
-    steps = (1, 4) if smoke else sorted(levels)
+def variants(students: Mapping[str, Engine], teacher: Engine, smoke: bool) -> list[Variant]:
+    """Every student at each k it serves, by the one sampler that the server has, and the teacher under its solvers."""
     heun, euler = ((2,), (2,)) if smoke else (HEUN_LEVELS, EULER_LEVELS)
     return [
-        *(Variant("dpdm", student, sample_dpdm, levels[k]) for k in steps),
+        *(
+            Variant(name, student, sample_dpdm, sigmas)
+            for name, student in students.items()
+            for k, sigmas in sorted(student.manifest.levels.items())
+            if k in (1, 4) or not smoke
+        ),
         *(Variant("heun", teacher, sample_heun, solver_sigmas(n)) for n in heun),
         *(Variant("euler", teacher, sample_euler, solver_sigmas(n)) for n in euler),
     ]
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    student, teacher = (load_engine(folder, threads=args.threads) for folder in (args.student, args.teacher))
+    students = {name: load_engine(folder, threads=args.threads) for name, folder in folders(args).items()}
+    teacher = students.pop("teacher")
     extractor = load_extractor(threads=args.threads)
-    tried = variants(student, teacher, args.smoke)
+    tried = variants(students, teacher, args.smoke)
     alone = time_interleaved({v.name: functools.partial(v.pixels, 0, 1) for v in tried}, args.rounds)
     together = time_interleaved(
         {v.name: functools.partial(v.pixels, 0, args.batch) for v in tried}, max(args.rounds // 10, 1)
@@ -94,6 +100,18 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         })  # fmt: skip
     baseline = next(row["p50_ms"] for row in rows if row["method"] == "dpdm" and row["nfe"] == 1)
     return [{**row, "ratio": row["p50_ms"] / baseline} for row in rows]
+
+
+def folders(args: argparse.Namespace) -> dict[str, Path]:
+    """Every engine by its name: ours is "dpdm"."""
+    return {"dpdm": args.student, **dict(args.rival), "teacher": args.teacher}
+
+
+def named_engine(text: str) -> tuple[str, Path]:
+    name, separator, folder = text.partition("=")
+    if not (name and separator and folder) or name in STYLES or name == "teacher":
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=ENGINE with a name of its own, such as dmd2=runs/dmd2")
+    return name, Path(folder)
 
 
 def sample_many(variant: Variant, count: int, batch: int) -> tuple[NDArray[np.uint8], int]:
@@ -116,6 +134,9 @@ def main() -> None:
     models = ROOT / "models" / "fashion"
     parser.add_argument("--student", type=Path, default=models / "engine", metavar="ENGINE")
     parser.add_argument("--teacher", type=Path, default=models / "teacher" / "engine", metavar="ENGINE")
+    parser.add_argument(
+        "--rival", type=named_engine, action="append", default=[], metavar="NAME=ENGINE", help="another student"
+    )
     parser.add_argument("--images", type=int, default=400, help="images per method behind the distance (default 400)")
     parser.add_argument("--rounds", type=int, default=30, help="timed single images per method (default 30)")
     parser.add_argument("--batch", type=int, default=32, help="batch for images/s and memory (default 32)")
@@ -125,6 +146,8 @@ def main() -> None:
     )
     parser.add_argument("--smoke", action="store_true", help="four methods, 100 images, 3 rounds")
     args = parser.parse_args()
+    if len(dict(args.rival)) < len(args.rival):
+        parser.error("two rivals have one name; give each --rival a name of its own")
     if args.smoke:
         args.images, args.rounds = 100, 3
     rows = measure(args)
@@ -136,10 +159,7 @@ def main() -> None:
         "threads": args.threads,
         "seeds": [0, args.images - 1],
     }
-    engines = {
-        name: load_engine(folder).manifest.checkpoint
-        for name, folder in (("student", args.student), ("teacher", args.teacher))
-    }
+    engines = {name: load_engine(folder).manifest.checkpoint for name, folder in folders(args).items()}
     write_result(args.out, "latency", settings, rows, checkpoints=engines, extractor="fashion128")
     draw_quality_against_latency(rows, args.out.with_suffix(".png"))
     print(f"\nwrote {args.out} and {args.out.with_suffix('.png')}")

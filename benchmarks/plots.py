@@ -26,7 +26,9 @@ def draw_quality_against_latency(rows: list[dict[str, Any]], path: Path) -> None
     """Distance (lower is better) over milliseconds per image, one line per method, NFE beside every point."""
     figure = Figure(figsize=(7.5, 4.6), dpi=140, layout="constrained")
     axes = figure.subplots()
-    for method, (label, colour, marker) in STYLES.items():
+    spare = itertools.cycle(SPARE)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        label, colour, marker = STYLES.get(method) or (method, *next(spare))
         points = sorted((row["p50_ms"], row["distance"], row["nfe"]) for row in rows if row["method"] == method)
         axes.plot([p[0] for p in points], [p[1] for p in points], marker=marker, color=colour, label=label)
         for milliseconds, distance, nfe in points:

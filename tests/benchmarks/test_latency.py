@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from benchmarks.features import load_extractor
 from benchmarks.harness import percentile_ms, table, time_interleaved
+from benchmarks.latency import named_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,16 +19,25 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_smoke_run_prints_a_table_and_writes_json_and_png(tmp_path):
     out = tmp_path / "latency.json"
     command = [sys.executable, "benchmarks/latency.py", "--smoke", "--threads", "1", "--out", str(out)]
+    command += ["--rival", "twin=models/fashion/engine"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
     by_name = {(row["method"], row["nfe"]): row for row in result["rows"]}
-    assert set(by_name) == {("dpdm", 1), ("dpdm", 4), ("heun", 3), ("euler", 2)}
+    assert set(by_name) == {("dpdm", 1), ("dpdm", 4), ("twin", 1), ("twin", 4), ("heun", 3), ("euler", 2)}
     assert {"machine", "commit", "settings", "checkpoints"} <= set(result)
     assert all(row["distance"] > row["floor"] > 0 for row in result["rows"])
+    assert by_name["twin", 4]["distance"] == by_name["dpdm", 4]["distance"]
+    assert result["checkpoints"]["twin"] == result["checkpoints"]["dpdm"]
     # What the project is for: at about equal calls the student is far closer to the data than a solver.
     assert by_name["dpdm", 4]["distance"] < 0.2 * by_name["heun", 3]["distance"]
     assert "NFE" in done.stdout and out.with_suffix(".png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("text", ["dmd2", "=runs/dmd2", "dmd2=", "dpdm=runs/dmd2", "teacher=runs/dmd2"])
+def test_a_rival_without_a_name_of_its_own_is_refused(text):
+    with pytest.raises(ArgumentTypeError, match="NAME=ENGINE"):
+        named_engine(text)
 
 
 def test_every_call_is_timed_once_per_round():
