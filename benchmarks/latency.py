@@ -109,7 +109,7 @@ def folders(args: argparse.Namespace) -> dict[str, Path]:
 
 def named_engine(text: str) -> tuple[str, Path]:
     name, separator, folder = text.partition("=")
-    if not (name and separator and folder) or name in STYLES or name == "teacher":
+    if not (name and separator and folder) or name in {*STYLES, "student", "teacher"}:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=ENGINE with a name of its own, such as dmd2=runs/dmd2")
     return name, Path(folder)
 
@@ -160,6 +160,7 @@ def main() -> None:
         "seeds": [0, args.images - 1],
     }
     engines = {name: load_engine(folder).manifest.checkpoint for name, folder in folders(args).items()}
+    engines["student"] = engines.pop("dpdm")
     write_result(args.out, "latency", settings, rows, checkpoints=engines, extractor="fashion128")
     draw_quality_against_latency(rows, args.out.with_suffix(".png"))
     print(f"\nwrote {args.out} and {args.out.with_suffix('.png')}")

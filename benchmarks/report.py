@@ -21,8 +21,9 @@ def markdown(result: dict[str, Any]) -> str:
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
-        f"| {NAMES[row['method']]} | {row['nfe']} | {row['p50_ms']:.1f} | {row['p95_ms']:.1f} | {row['ratio']:.1f} "
-        f"| {row['images_per_s']:.0f} | {_number(row['peak_mb'])} | {row['distance']:.2f} | {row['accuracy']:.1%} |"
+        f"| {NAMES.get(row['method'], row['method'])} | {row['nfe']} | {row['p50_ms']:.1f} | {row['p95_ms']:.1f} "
+        f"| {row['ratio']:.1f} | {row['images_per_s']:.0f} | {_number(row['peak_mb'])} "
+        f"| {row['distance']:.2f} | {row['accuracy']:.1%} |"
         for row in result["rows"]
     ]
     return "\n".join(lines)

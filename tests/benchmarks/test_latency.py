@@ -12,6 +12,7 @@ import pytest
 from benchmarks.features import load_extractor
 from benchmarks.harness import percentile_ms, table, time_interleaved
 from benchmarks.latency import named_engine
+from benchmarks.report import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,8 +28,9 @@ def test_smoke_run_prints_a_table_and_writes_json_and_png(tmp_path):
     assert set(by_name) == {("dpdm", 1), ("dpdm", 4), ("twin", 1), ("twin", 4), ("heun", 3), ("euler", 2)}
     assert {"machine", "commit", "settings", "checkpoints"} <= set(result)
     assert all(row["distance"] > row["floor"] > 0 for row in result["rows"])
+    assert "| twin | 4 |" in markdown(result)
     assert by_name["twin", 4]["distance"] == by_name["dpdm", 4]["distance"]
-    assert result["checkpoints"]["twin"] == result["checkpoints"]["dpdm"]
+    assert result["checkpoints"]["twin"] == result["checkpoints"]["student"]
     # What the project is for: at about equal calls the student is far closer to the data than a solver.
     assert by_name["dpdm", 4]["distance"] < 0.2 * by_name["heun", 3]["distance"]
     assert "NFE" in done.stdout and out.with_suffix(".png").stat().st_size > 10_000
