@@ -49,23 +49,26 @@ def sample(at_s: float, roles: dict[str, list[psutil.Process]]) -> list[Sample]:
 
 
 def growth(samples: Sequence[Sample]) -> list[Growth]:
-    """Of every process with enough samples to draw a line through, by PSS."""
+    """Of every process with enough samples to draw a line through, by RSS.
+
+    PSS is the honest size of several processes together, but it moves when a neighbour takes or drops a shared page.
+    """
     found = []
     for role, pid in dict.fromkeys((s.role, s.pid) for s in samples):
         mine = [s for s in samples if s.pid == pid]
         line = mine[int(len(mine) * SETTLING) :]
         if len(line) < 3:
             continue
-        times, sizes = np.array([[s.at_s, s.pss_mb] for s in line]).T
+        times, sizes = np.array([[s.at_s, s.rss_mb] for s in line]).T
         slope = float(np.polyfit(times - times[0], sizes, 1)[0])
         found.append(
             Growth(
                 role=role,
                 pid=pid,
                 samples=len(line),
-                first_mb=mine[0].pss_mb,
-                last_mb=mine[-1].pss_mb,
-                peak_mb=max(s.pss_mb for s in mine),
+                first_mb=mine[0].rss_mb,
+                last_mb=mine[-1].rss_mb,
+                peak_mb=max(s.rss_mb for s in mine),
                 mb_per_hour=slope * 3600,
                 grown_mb=slope * float(times[-1] - times[0]),
             )

@@ -101,7 +101,7 @@ def test_half_a_body_is_shorter_than_it_says():
 
 
 def samples(sizes: "np.ndarray[Any, Any]", pid: int = 9) -> list[Sample]:
-    return [Sample(10.0 * i, "worker", pid, float(size) + 30, float(size)) for i, size in enumerate(sizes)]
+    return [Sample(10.0 * i, "worker", pid, float(size), float(size) - 30) for i, size in enumerate(sizes)]
 
 
 def test_growth_is_the_slope_after_settling():
