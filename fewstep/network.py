@@ -128,11 +128,12 @@ class UNet(nn.Module):
         return self.config.width * self.config.mult[-1]
 
     def _encoded(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """The innermost feature map, what the decoder will be handed on its way out, and the embedding."""
+        """The innermost feature map, what the decoder is handed on its way out, and the embedding."""
+        if x.shape[1] != (channels := self.config.channels + self.config.extra):
+            raise ValueError(f"this network takes {channels} channels ({self.config.extra} latent), not {x.shape[1]}")
         x = functional.pixel_unshuffle(x, self.config.patch)
         emb = self.embedding(c_noise, onehot).to(x.dtype)
-        fed = x  # what the next feeder shrinks
-        x = self.stem(x)
+        fed, x = x, self.stem(x)  # fed: what the next feeder shrinks
         skips = [x]
         feeders = iter(self.feeders)
         for block in self.encoder:

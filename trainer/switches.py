@@ -35,6 +35,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--simulate", type=_share, metavar="P", help="share of updates fed from own trajectories")
     group.add_argument("--simulate-from", type=_share, metavar="SHARE", help="of the run before they begin")
     group.add_argument("--warm", type=_share, metavar="SHARE", help="of the run: regress on stored teacher endpoints")
+    group.add_argument("--warm-pairs", type=int, metavar="N", help="endpoints to store for --warm (4096)")
     group.add_argument("--gan", type=float, metavar="W", help="weight of the adversarial term (DMD2: 0.003)")
     group.add_argument("--gan-from", type=_share, metavar="SHARE", help="of the run before the student feels it")
     group.add_argument("--sigma-max", type=float, metavar="S", help="the student's top level; 80 in the paper")
@@ -46,8 +47,8 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     """The switches that were given, by flag name."""
     names = (
         "renoise", "levels", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
-        "auxiliary_first", "simulate", "simulate_from", "warm", "gan", "gan_from", "sigma_max", "lr",
-        "auxiliary_lr",
+        "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "gan", "gan_from",
+        "sigma_max", "lr", "auxiliary_lr",
     )  # fmt: skip
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
@@ -72,6 +73,10 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
         raise SwitchError("--alpha belongs to the SiD loss; add --loss sid")
     if "simulate_from" in named and not changed.simulate:
         raise SwitchError("--simulate-from has no effect without --simulate")
+    if "warm_pairs" in named and not changed.warm:
+        raise SwitchError("--warm-pairs has no effect without --warm")
+    if changed.warm_pairs < 1:
+        raise SwitchError(f"--warm-pairs must be at least 1, not {changed.warm_pairs}")
     if "gan_from" in named and not adversary.weight:
         raise SwitchError("--gan-from has no effect without --gan")
     if not adversary.weight >= 0:  # nan is not, either

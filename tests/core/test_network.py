@@ -189,3 +189,12 @@ def test_a_class_enters_ddpmpp_as_its_column_times_the_root_of_the_number_of_cla
     embedding.linear0.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     embedding(torch.zeros(2), torch.stack([torch.zeros(9), torch.eye(9)[4]]))
     torch.testing.assert_close(seen[0][1] - seen[0][0], 3.0 * embedding.label.weight[:, 4])
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"), [(0, r"takes 1 channels \(0 latent\), not 3"), (2, r"takes 3 channels \(2 latent\), not 1")]
+)
+def test_a_wrong_number_of_channels_is_refused_in_words(extra: int, says: str):
+    network = UNet(UNetConfig(resolution=8, channels=1, width=16, mult=(1,), blocks=1, extra=extra))
+    with pytest.raises(ValueError, match=says):
+        network(torch.zeros(2, 3 - extra, 8, 8), torch.zeros(2), torch.zeros(2, 0))

@@ -33,6 +33,7 @@ SETS: dict[str, dict[str, Any]] = {
     "--simulate 0.4": {"simulate": 0.4},
     "--simulate 0.4 --simulate-from 0.2": {"simulate": 0.4, "simulate_from": 0.2},
     "--warm 0.1": {"warm": 0.1},
+    "--warm 0.1 --warm-pairs 12": {"warm": 0.1, "warm_pairs": 12},
     "--gan 0.003": {"adversary.weight": 0.003},
     "--gan 0.003 --gan-from 0.3": {"adversary.weight": 0.003, "adversary.start": 0.3},
     "--lr 0.001": {"adam.lr": 0.001},
@@ -97,6 +98,8 @@ def test_a_switch_can_say_what_the_recipe_says_already():
         ("--sigma-max inf", "--sigma-max must be above 0.01, not inf"),
         ("--lr 0", "--lr must be positive, not 0"),
         ("--auxiliary-lr -1", "--auxiliary-lr must be positive, not -1"),
+        ("--warm-pairs 12", "--warm-pairs has no effect without --warm"),
+        ("--warm 0.1 --warm-pairs 0", "--warm-pairs must be at least 1, not 0"),
     ],
 )
 def test_contradictions_are_refused_in_a_sentence(line, sentence):
