@@ -1,15 +1,26 @@
-"""Edits: another version of an image, and an image filled in. Numpy or torch.
+"""Edits: another version of an image, an image filled in, and a part of one made again. Numpy or torch.
 
-Both are `sample_dpdm` with one thing changed, so arguments and result are those of `fewstep.samplers`: noise(step)
+All are `sample_dpdm` with little changed, so arguments and result are those of `fewstep.samplers`: noise(step)
 unit normals [B, C, H, W], sigmas a student's levels, positive and descending, one network call each.
 """
 
+import math
 from collections.abc import Sequence
 
 from array_api_compat import array_namespace
 
 from fewstep.precond import Array
 from fewstep.samplers import BoundDenoiser, Noise, Sample, sample_dpdm
+
+
+def calls_for(strength: float, steps: int) -> int:
+    """How many of a list's `steps` calls an edit makes, the last ones: ceil(strength * steps), at least one.
+
+    strength in (0, 1]; 1 makes them all. Diffusers rounds down where this rounds up. Raises ValueError outside.
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"the strength of an edit is above 0 and at most 1, not {strength}")
+    return max(1, math.ceil(strength * steps - 1e-9))  # 0.28 * 25 is 7.000000000000001
 
 
 def vary(denoiser: BoundDenoiser, image: Array, noise: Noise, sigmas: Sequence[float]) -> Sample:
@@ -39,6 +50,20 @@ def inpaint(denoiser: BoundDenoiser, image: Array, mask: Array, noise: Noise, si
     level alone only pastes; with few calls they follow less than the true conditional would. Raises ValueError on a
     mask that is not bool or does not fit, or an image that does not.
     """
+    return sample_dpdm(_replacing(denoiser, image, mask), noise, sigmas)
+
+
+def repaint(denoiser: BoundDenoiser, image: Array, mask: Array, noise: Noise, sigmas: Sequence[float]) -> Sample:
+    """`vary` for the pixels that are not known, while those that are known stay as in `inpaint`; same arguments.
+
+    sigmas: the whole list of a step count, or its lower end. Even from the top level a little of what is to be made
+    again remains, as far as sigmas[0] does not drown the image; `inpaint` sees nothing of it.
+    """
+    return vary(_replacing(denoiser, image, mask), image, noise, sigmas)
+
+
+def _replacing(denoiser: BoundDenoiser, image: Array, mask: Array) -> BoundDenoiser:
+    """The denoiser whose known pixels are the image's."""
     xp = array_namespace(image, mask)
     if not xp.isdtype(mask.dtype, "bool"):
         raise ValueError(f"the mask must be bool, True where a pixel is known, not {mask.dtype}")
@@ -49,7 +74,7 @@ def inpaint(denoiser: BoundDenoiser, image: Array, mask: Array, noise: Noise, si
         _check_image(image, x)
         return xp.where(mask, image, denoiser(x, sigma))
 
-    return sample_dpdm(replaced, noise, sigmas)
+    return replaced
 
 
 def _check_image(image: Array, like: Array) -> None:

@@ -20,11 +20,13 @@ def begin(
     shape: tuple[int, int, int],
     *,
     noise: Rows | None = None,  # the unit normals of step 0, if they are made already
+    image: Rows | None = None,  # what to start from, zero where that is nothing
 ) -> Rows:
-    """The noisy images before the first call: sigma times the initial noise of each seed."""
+    """The noisy images before the first call: sigma times the initial noise of each seed, on the image if any."""
     if noise is None:
         noise = normals(seeds, np.zeros(len(seeds), np.int64), shape)
-    return noise * sigma[:, None, None, None]
+    noisy = noise * sigma[:, None, None, None]
+    return noisy if image is None else image + noisy  # as `fewstep.editing.vary` does
 
 
 def latent(seeds: NDArray[np.uint64], steps: NDArray[np.int64], shape: tuple[int, int, int]) -> Rows:

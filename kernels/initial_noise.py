@@ -1,7 +1,11 @@
-"""The noisy images before the first call: sigma times the initial noise of each seed, and that call's input."""
+"""The noisy images before the first call: sigma times the initial noise of each seed, on an image where there is one.
+
+That call's input is written as well. `fewstep.step.begin` is the numpy twin.
+"""
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -14,42 +18,58 @@ from kernels.network_input import (
     write_scaled,
 )
 from kernels.philox import STREAM_NOISE, normals_reference, normals_tile
-from kernels.rows import NetworkInput, Rows, Tile, check_state, layout
+from kernels.rows import STARTED, Inpainting, NetworkInput, Rows, Tile, check_state, layout
 
 NOISE = tl.constexpr(STREAM_NOISE)
+FLAG_STARTED = tl.constexpr(STARTED)
 
 
-def initial_noise(x: Tensor, rows: Rows, network_input: NetworkInput) -> None:
+def initial_noise(
+    x: Tensor, rows: Rows, network_input: NetworkInput, *, inpainting: Inpainting | None = None
+) -> None:  # fmt: skip
     """Write x[rows.slot] and row rows.target of the network's input, in place.
 
     x [slots, C, H, W] float32, NCHW or channels_last; rows: `sigma_next` is the first level, `call` is 0; `source`,
-    `c_skip`, `c_out` and `flags` are not read. No synchronisation. Raises ValueError when the buffers do not fit.
+    `c_skip` and `c_out` are not read. Rows flagged STARTED begin at their image in `inpainting`, in [-1, 1]. No
+    synchronisation. Raises ValueError when the buffers do not fit.
     """
-    (launch_initial_noise if x.is_cuda else initial_noise_reference)(x, rows, network_input)
+    run = launch_initial_noise if x.is_cuda else initial_noise_reference
+    run(x, rows, network_input, inpainting=inpainting)
 
 
-def initial_noise_reference(x: Tensor, rows: Rows, network_input: NetworkInput) -> None:
+def initial_noise_reference(
+    x: Tensor, rows: Rows, network_input: NetworkInput, *, inpainting: Inpainting | None = None
+) -> None:  # fmt: skip
     """`initial_noise` in torch."""
     check_state(x, network_input)
     noisy = normals_reference(rows.seed, rows.call, STREAM_NOISE, tuple(x.shape[1:]))
     noisy *= rows.sigma_next[:, None, None, None]
+    if inpainting is not None:
+        started = ((rows.flags & STARTED) != 0)[:, None, None, None]
+        noisy = torch.where(started, inpainting.image[rows.slot.long()] + noisy, noisy)
     x[rows.slot.long()] = noisy
     write_network_input_reference(noisy, rows, network_input)
 
 
-def launch_initial_noise(x: Tensor, rows: Rows, network_input: NetworkInput, *, tile: Tile | None = None) -> None:
+def launch_initial_noise(
+    x: Tensor, rows: Rows, network_input: NetworkInput, *,
+    inpainting: Inpainting | None = None, tile: Tile | None = None,
+) -> None:  # fmt: skip
     """`initial_noise` as one kernel; tile: for tuning."""
     check_state(x, network_input)
     if not len(rows):
         return
     orders = layout(x), layout(network_input.x)
+    if inpainting is not None:
+        inpainting.check(x)
     channels, area = x.shape[1], x.shape[2] * x.shape[3]
     extra, classes = network_input.x.shape[1] - channels, network_input.onehot.shape[1]
     tile = tile or Tile.choose(channels, area, *orders)
     kernel: Any = initial_noise_kernel
     kernel[tile.grid(channels, extra, area, len(rows))](
         x, network_input.x, network_input.c_noise, network_input.onehot,
-        rows.slot, rows.target, rows.sigma_next, rows.c_in, rows.c_noise, rows.seed, rows.call, rows.label,
+        None if inpainting is None else inpainting.image,
+        rows.slot, rows.target, rows.sigma_next, rows.c_in, rows.c_noise, rows.seed, rows.call, rows.label, rows.flags,
         CHANNELS=channels, EXTRA=extra, AREA=area, CLASSES=classes,
         CLASS_TILE=min(triton.next_power_of_2(max(classes, 1)), 1024), X_LAST=orders[0] == "channels_last",
         INPUT_LAST=orders[1] == "channels_last", TILE_C=tile.channels, TILE_P=tile.positions, PARTS=tile.parts,
@@ -59,8 +79,8 @@ def launch_initial_noise(x: Tensor, rows: Rows, network_input: NetworkInput, *, 
 
 @triton.jit
 def initial_noise_kernel(
-    x_ptr, input_ptr, c_noise_ptr, onehot_ptr,
-    slot_ptr, target_ptr, sigma_next_ptr, c_in_ptr, row_c_noise_ptr, seed_ptr, call_ptr, label_ptr,
+    x_ptr, input_ptr, c_noise_ptr, onehot_ptr, known_ptr,
+    slot_ptr, target_ptr, sigma_next_ptr, c_in_ptr, row_c_noise_ptr, seed_ptr, call_ptr, label_ptr, flags_ptr,
     CHANNELS: tl.constexpr, EXTRA: tl.constexpr, AREA: tl.constexpr, CLASSES: tl.constexpr, CLASS_TILE: tl.constexpr,
     X_LAST: tl.constexpr, INPUT_LAST: tl.constexpr, TILE_C: tl.constexpr, TILE_P: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -72,7 +92,7 @@ def initial_noise_kernel(
 
     if group < image_groups:
         slot = tl.load(slot_ptr + row).to(tl.int64)
-        sigma, c_in = tl.load(sigma_next_ptr + row), tl.load(c_in_ptr + row)
+        sigma, c_in, flags = tl.load(sigma_next_ptr + row), tl.load(c_in_ptr + row), tl.load(flags_ptr + row)
         first_channel = group * TILE_C
         channel = first_channel + tl.arange(0, TILE_C)[:, None]
         for part in range(PARTS):
@@ -81,6 +101,9 @@ def initial_noise_kernel(
             inside = (channel < CHANNELS) & (position < AREA)
             x = sigma * normals_tile(seed, call, NOISE, first_channel, first, AREA, TILE_C, TILE_P)
             at = slot * (CHANNELS * AREA) + element_offset(channel, position, CHANNELS, AREA, X_LAST)
+            if known_ptr is not None:  # noqa: SIM102 - decided when compiling, unlike the next
+                if (flags & FLAG_STARTED) != 0:
+                    x += tl.load(known_ptr + at, mask=inside, other=0.0)
             tl.store(x_ptr + at, x, mask=inside)
             write_scaled(input_ptr, x, target, c_in, channel, position, inside, CHANNELS, EXTRA, AREA, INPUT_LAST)
         if (group == 0) & (first_position == 0):

@@ -73,10 +73,10 @@ def variants() -> Iterator[Variant]:
     yield Variant("step, channels_last, latent, inpainting", step_kernel, "fp16", 4, latent)
     odd = {**image, **nchw, **plain, "AREA": 27 * 29, "PARTS": 1, "EXTRA": 1, "OUTPUT_LAST": False}
     yield Variant("step, odd size", step_kernel, "fp16", 4, odd)
-    yield Variant("initial noise, NCHW", initial_noise_kernel, "bf16", 4, {**image, **nchw, **large, "EXTRA": 0})
-    yield Variant(
-        "initial noise, channels_last, latent", initial_noise_kernel, "fp16", 4, {**image, **nhwc, **small, "EXTRA": 3}
-    )
+    noise = {**image, **nchw, **large, **plain, "EXTRA": 0}
+    yield Variant("initial noise, NCHW", initial_noise_kernel, "bf16", 4, noise)
+    noise = {**image, **nhwc, **small, "EXTRA": 3}
+    yield Variant("initial noise, channels_last, latent, images", initial_noise_kernel, "fp16", 4, noise)
     norm = {"GROUPS": 32, "WIDTH": 4, "AREA": 1024, "ACTIVATE": True}
     first = {**norm, "CHANNELS_LAST": False, "TILE_G": 1, "TILE_C": 4, "TILE_P": 1024}
     added, modulated = {"scale_ptr": None, "shift_ptr": None}, {"add_ptr": None}

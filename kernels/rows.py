@@ -10,6 +10,7 @@ from torch import Tensor
 
 CLAMP = 1  # flag: clip the denoised image to [-1, 1]
 KNOWN = 2  # flag: some pixels are known; mask and image lie in the row `slot` of an `Inpainting`
+STARTED = 4  # flag: the first noise lies on the image in the row `slot` of an `Inpainting`, not on nothing
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Rows:
     seed: Tensor  # int64, the bit pattern
     call: Tensor  # int32: index of the next call from 0, which is also the index of the noise before it
     label: Tensor  # int32: class; negative: none
-    flags: Tensor  # int32: CLAMP | KNOWN
+    flags: Tensor  # int32: CLAMP | KNOWN | STARTED
 
     def __len__(self) -> int:
         return len(self.slot)
@@ -62,10 +63,15 @@ class NetworkInput(Protocol):
 
 @dataclass(frozen=True)
 class Inpainting:
-    """Known pixels, one row per slot, in the memory order of x; read for rows flagged KNOWN."""
+    """Images to begin at or to keep a part of, one row per slot, in the memory order of x."""
 
-    mask: Tensor  # [slots, C, H, W] bool, True where a pixel is known
-    image: Tensor  # [slots, C, H, W] float32 in [-1, 1]
+    mask: Tensor  # [slots, C, H, W] bool, True where a pixel is known; read for rows flagged KNOWN
+    image: Tensor  # [slots, C, H, W] float32 in [-1, 1]; read for rows flagged KNOWN or STARTED
+
+    def check(self, x: Tensor) -> None:
+        """Raises ValueError unless mask and image lie in memory as x does."""
+        if not self.mask.stride() == self.image.stride() == x.stride():
+            raise ValueError("mask and image of an inpainting must lie in memory as x does")
 
 
 Layout = Literal["channels_first", "channels_last"]

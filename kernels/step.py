@@ -91,8 +91,8 @@ def launch_step(
     if not len(rows):
         return
     orders = layout(x), layout(network_input.x), layout(output)
-    if inpainting is not None and not inpainting.mask.stride() == inpainting.image.stride() == x.stride():
-        raise ValueError("mask and image of an inpainting must lie in memory as x does")
+    if inpainting is not None:
+        inpainting.check(x)
     channels, area = x.shape[1], x.shape[2] * x.shape[3]
     extra, classes = network_input.x.shape[1] - channels, network_input.onehot.shape[1]
     tile = tile or Tile.choose(channels, area, *orders)

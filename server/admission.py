@@ -44,8 +44,11 @@ class Admission:
         """Accepted and not yet answered."""
         return self.held.total()
 
-    def enter(self, model: str, images: int, steps: int) -> Ticket:
-        """Let a request in. ApiError 429 with Retry-After when too many would wait, 400 when it could never fit."""
+    def enter(self, model: str, images: int, calls: int) -> Ticket:
+        """Let a request in. ApiError 429 with Retry-After when too many would wait, 400 when it could never fit.
+
+        calls: network calls per image.
+        """
         room = self.rooms[model]
         if images > room.slots + self.max_queue:
             message = f"n must be at most {room.slots + self.max_queue}: more images never fit into this server's queue"
@@ -59,7 +62,7 @@ class Admission:
                 code="queue_full",
                 headers={"Retry-After": str(seconds)},
             )
-        ticket = Ticket(model, images, images * steps * room.row_s)
+        ticket = Ticket(model, images, images * calls * room.row_s)
         self.held[model] += images
         self.work_s += ticket.work_s
         return ticket

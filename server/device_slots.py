@@ -17,9 +17,9 @@ from fewstep.pixels import Pixels
 from fewstep.precond import edm_scalings
 from fewstep.schedule import MAX_STEPS
 from kernels.initial_noise import initial_noise
-from kernels.rows import RowsUpload, layout
+from kernels.rows import KNOWN, STARTED, Inpainting, RowsUpload, layout
 from kernels.step import step
-from server.slots import Image, ImageKey, Tick
+from server.slots import Image, ImageKey, Start, Tick
 
 if TYPE_CHECKING:
     from export.engine import DeviceNetwork
@@ -51,6 +51,8 @@ class DeviceSlotTable:
         last = layout(network.x) == "channels_last"
         self.x = torch.zeros((capacity, *shape), device=device)
         self.x = self.x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        # Always handed to the kernels, which a first edit would otherwise compile again while others wait.
+        self.inpainting = Inpainting(torch.zeros_like(self.x, dtype=torch.bool), torch.zeros_like(self.x))
         self.pixels = torch.zeros((capacity, *shape[1:], shape[0]), dtype=torch.uint8, device=device)
         self.broken = torch.zeros(capacity, dtype=torch.int32, device=device)
         # What the host sends to it and reads from it.
@@ -66,6 +68,7 @@ class DeviceSlotTable:
         self.calls = np.zeros(capacity, np.int64)  # network calls made
         self.seeds = np.zeros(capacity, np.uint64)
         self.labels = np.zeros(capacity, np.int64)
+        self.flags = np.zeros(capacity, np.int64)
 
     @property
     def free(self) -> int:
@@ -89,16 +92,27 @@ class DeviceSlotTable:
         self.seeds[slots] = [image.seed for image in images]
         self.labels[slots] = [image.label for image in images]
         self.calls[slots] = 0
+        self.flags[slots] = [self._begin_at(slot, image.start) for slot, image in zip(slots, images, strict=True)]
         sigma = self.sigmas[slots, 0]
         scalings = edm_scalings(sigma, self.sigma_data)
         sent = self.admitted.send(
             count, slot=slots, target=rows, sigma_next=sigma, c_in=scalings.c_in, c_noise=scalings.c_noise,
-            seed=self.seeds[slots].view(np.int64), label=self.labels[slots],
+            seed=self.seeds[slots].view(np.int64), label=self.labels[slots], flags=self.flags[slots],
         )  # fmt: skip
-        initial_noise(self.x, sent, self.network)
+        initial_noise(self.x, sent, self.network, inpainting=self.inpainting)
         self.row[slots] = rows
         for slot, image in zip(slots, images, strict=True):
             self.keys[slot] = image.key
+
+    def _begin_at(self, slot: int, start: Start | None) -> int:
+        """Put what an image begins at and keeps on the device, if it is to; returns the flags of its row."""
+        if start is None:
+            return 0
+        self.inpainting.image[slot] = torch.from_numpy(start.image)
+        if start.known is None:
+            return STARTED
+        self.inpainting.mask[slot] = torch.from_numpy(start.known)  # [1, H, W], for all channels
+        return STARTED | KNOWN
 
     def evict(self, request: int) -> int:
         """Free the slots of a request; returns how many it held."""
@@ -121,13 +135,16 @@ class DeviceSlotTable:
         sent = self.stepped.send(
             len(slots), slot=slots, source=self.row[slots], target=target, c_skip=before.c_skip, c_out=before.c_out,
             sigma_next=sigma_next, c_in=after.c_in, c_noise=after.c_noise, seed=self.seeds[slots].view(np.int64),
-            call=made, label=self.labels[slots],
+            call=made, label=self.labels[slots], flags=self.flags[slots],
         )  # fmt: skip
         in_use = int(self.row[slots[-1]]) + 1
         batch = next(bucket for bucket in self.buckets if bucket >= in_use)
         output = self.network.run(batch)
         self.stamp = self.stamp % (2**31 - 1) + 1
-        step(self.x, output, sent, self.network, self.pixels, self.broken, stamp=self.stamp)
+        step(
+            self.x, output, sent, self.network, self.pixels, self.broken,
+            stamp=self.stamp, inpainting=self.inpainting,
+        )  # fmt: skip
         pixels, sound = self._read(len(slots), int(np.count_nonzero(last)))
 
         broken = tuple(self._key(slot) for slot in slots[~sound])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from server.admission import Admission, Room
 from server.errors import ApiError, unavailable
-from server.messages import Answer, Cancel, Done, Failed, Health, Ready, ServedModel, Stats, Submit
+from server.messages import Answer, Cancel, Done, Failed, Health, Loading, Ready, ServedModel, Stats, Submit
 from server.requests import GenerateRequest
 from server.stats import gone, together
 from server.transport import GaveUp, Link, WorkerGoneError, WorkerStarted
@@ -30,6 +30,7 @@ class Worker:
     number: int
     link: Link
     pid: int
+    loading: str | None = None  # the last model it has begun to load
     ready: Ready | None = None
     dead: bool = False
     failing: set[str] = field(default_factory=set)  # models whose network calls keep failing
@@ -42,7 +43,7 @@ class Worker:
     def work_s(self, request: GenerateRequest) -> float:
         """Device time of a request."""
         assert self.ready is not None
-        return request.images * request.steps * row_s(self.ready.models[request.model])
+        return request.images * request.calls * row_s(self.ready.models[request.model])
 
 
 @dataclass(eq=False)
@@ -175,7 +176,9 @@ class EngineClient:
 
     def _arrived(self, worker: Worker, answer: Answer) -> None:
         worker.silent_checks = 0
-        if isinstance(answer, Ready):
+        if isinstance(answer, Loading):
+            worker.loading = answer.model
+        elif isinstance(answer, Ready):
             self._warm(worker, answer)
         elif isinstance(answer, Stats):
             self.stats[worker.number] = together(self.past.get(worker.number), answer)

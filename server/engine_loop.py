@@ -159,9 +159,11 @@ class EngineLoop:
             request = flight.request
             if flight.admitted == 0:
                 flight.started_s = now
+            sigmas = served.levels[request.steps][-request.calls :]  # an edit makes the last calls only
+            start = request.edit.start() if request.edit else None
             for index in range(flight.admitted, flight.admitted + admission.images):
                 key = ImageKey(admission.request, index)
-                images.append(Image(key, request.seed + index, request.labels[index], served.levels[request.steps]))
+                images.append(Image(key, request.seed + index, request.labels[index], sigmas, start))
             flight.admitted += admission.images
             served.admitted(admission)
         if images:

@@ -1,7 +1,9 @@
 """Every refusal is {"error": {"message", "type", "param", "code"}}, in sentences a user can act on."""
 
+import json
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -37,6 +39,15 @@ def invalid(message: str, *, code: str, param: str | None = None) -> ApiError:
 
 def unavailable(message: str, *, code: str) -> ApiError:
     return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, message, code=code, headers={"Retry-After": "1"})
+
+
+def shown(value: Any) -> str:
+    """A value as the client wrote it, cut to a readable length."""
+    try:
+        text = json.dumps(value)
+    except (ValueError, RecursionError):
+        text = f"that {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def error_response(error: ApiError) -> Response:

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from litserve import LitAPI
@@ -21,7 +22,7 @@ from fewstep.pixels import encode
 from server.calibration import SharedTimes
 from server.engine_loop import Delivery, EngineLoop, Finished
 from server.loading import load_model
-from server.messages import Done, Failed, Ready
+from server.messages import Done, Failed, Loading, Ready
 from server.policy import earliest_deadline, fifo
 from server.served import Served
 from server.settings import Settings
@@ -41,6 +42,7 @@ class StudentAPI(LitAPI):
 
     models: dict[str, Served]
     ready: Ready
+    tell: Callable[[Loading], None]  # the HTTP process; set in the worker, whose pipe it is
 
     def __init__(self, settings: Settings, times: SharedTimes, loop: LitLoop, spec: LitSpec) -> None:
         super().__init__(loop=loop, spec=spec)
@@ -53,6 +55,7 @@ class StudentAPI(LitAPI):
         self.models, served = {}, {}
         try:
             for name, folder in self.settings.engines.items():
+                self.tell(Loading(name))
                 self.models[name], served[name] = load_model(name, folder, self.settings, self.times)
         except CheckpointError as error:
             print(error, file=sys.stderr, flush=True)

@@ -88,12 +88,16 @@ class StudentServer(LitServer):
             signal.raise_signal(signal.SIGTERM)  # the parent is gone
 
         loop.add_reader(self.control.http, parent_speaks)
-        stall_s = self.settings.stall_s
-        watchdog = Watchdog(self.client, stall_s, lambda worker: self.control.worker_stalled(worker.pid))
-        watching = loop.create_task(watchdog.run()) if stall_s else None
+        settings = self.settings
+        watchdog = Watchdog(
+            self.client,
+            settings.stall_s,
+            settings.load_timeout_s,
+            lambda worker: self.control.worker_stalled(worker.pid),
+        )
+        watching = loop.create_task(watchdog.run())
         yield
-        if watching:
-            watching.cancel()
+        watching.cancel()
         loop.remove_reader(self.control.http)
 
     def serve(self) -> int:
@@ -107,6 +111,8 @@ class StudentServer(LitServer):
         devices = self.settings.devices
         prepare_worker(devices[number % len(devices)] if devices else None)
         pipes = (link.requests, link.answers)
+        assert isinstance(self.lit_api, StudentAPI)
+        self.lit_api.tell = link.answers.send
         inference_worker(self.lit_api, "cpu", number, *pipes, {}, self._callback_runner, restart_workers=False)  # pyright: ignore[reportArgumentType]
 
     def _run_http(self, control: Control) -> None:

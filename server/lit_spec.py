@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from server.messages import Done
 from server.metrics import Metrics
 from server.openapi import openapi_body
 from server.record import CLIENT_GONE, record_of
-from server.requests import GenerateRequest, parse_request, read_body
+from server.requests import GenerateRequest, body_limit, parse_request, read_body
 from server.responses import generate_response, model_facts, models_body
 from server.settings import Settings
 from server.worker_metrics import WorkerMetrics
 
+INLINE_RESOLUTION = 64  # larger images are decoded off the event loop: 512x512 takes some milliseconds
 PAGE_FILE = Path(__file__).parent / "page" / "index.html"
 PAGE_HEADERS = {
     # The page is one file; it may talk to this server and to nothing else.
@@ -43,6 +45,8 @@ class GenerateSpec(LitSpec):
         self.settings = settings
         self.client = client
         self.admission = client.admission
+        self.max_body_bytes = body_limit(settings.max_body_bytes, models)
+        self.inline = all(model.resolution <= INLINE_RESOLUTION for model in models.values())
         self.page = PAGE_FILE.read_bytes()
         self.routes: dict[str, tuple[Callable[[Request], Awaitable[Response]], list[str]]] = {
             self.api_path: (self.generate, ["POST"]),
@@ -76,11 +80,12 @@ class GenerateSpec(LitSpec):
         """POST /v1/generate."""
         record = record_of(request.scope)
         settings = self.settings
-        body = await read_body(request.stream(), request.headers, settings.max_body_bytes, settings.timeout_s)
-        wanted = parse_request(body, self.models, settings.max_images, settings.timeout_s)
+        body = await read_body(request.stream(), request.headers, self.max_body_bytes, settings.timeout_s)
+        parse = partial(parse_request, body, self.models, settings.max_images, settings.timeout_s)
+        wanted = parse() if self.inline else await asyncio.to_thread(parse)
         record.wanted = wanted
         self.client.check_ready(wanted.model)
-        ticket = self.admission.enter(wanted.model, wanted.images, wanted.steps)
+        ticket = self.admission.enter(wanted.model, wanted.images, wanted.calls)
         try:
             record.stage = "images"
             done = record.done = await self._images(wanted, request)

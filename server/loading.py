@@ -1,9 +1,10 @@
 """From an engine directory to a warm slot table, inside the worker: how many slots, which batch sizes, how fast."""
 
+import gc
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,17 +34,10 @@ def load_model(name: str, folder: Path, settings: Settings, times: SharedTimes) 
     def load(buckets: Sequence[int]) -> "Engine":
         return load_engine(folder, backend=settings.backend, threads=threads_of(settings), buckets=buckets)
 
-    exact, capacity = settings.mode == "exact", settings.capacity
-    prepared = buckets_for(capacity, exact) if capacity else doubling(MAX_KNEE)
-    engine = load(prepared)
-    sizes = prepared if exact and capacity else doubling(prepared[-1])
-    calls = times.get(name, lambda: measure_ticks(slot_table(engine, prepared), sizes))
-    capacity = capacity or knee(calls)
-    buckets = choose_buckets(buckets_for(capacity, exact), calls)
-    if buckets[-1] != prepared[-1] or not set(buckets) <= set(prepared):
-        engine = load(buckets)
+    engine, buckets, calls = open_measured(name, load, settings, times)
+    capacity = buckets[-1]
     manifest = engine.manifest
-    if exact:
+    if settings.mode == "exact":
         check_rows_independent(engine.network, manifest.input_shape, manifest.classes, capacity)
     table = slot_table(engine, buckets)
     # A backend of fixed shapes names its buckets, and may prepare one at its first call; the others need no more than
@@ -61,6 +55,42 @@ def load_model(name: str, folder: Path, settings: Settings, times: SharedTimes) 
     return Served(table, manifest.levels), ServedModel(tick_s, capacity, table.buckets, calls, engine.facts)
 
 
+def open_measured(
+    name: str, load: "Callable[[Sequence[int]], Engine]", settings: Settings, times: SharedTimes
+) -> "tuple[Engine, tuple[int, ...], Mapping[int, float]]":
+    """The engine, the batch sizes to call it with, and the measured times from which they were chosen.
+
+    load: opens the engine for some batch sizes. The engine that is measured is the one to be served where its batch
+    sizes fit, and gone before that one is opened where they do not: a GPU need not hold two.
+    """
+    exact, capacity = settings.mode == "exact", settings.capacity
+    prepared = buckets_for(capacity, exact) if capacity else doubling(MAX_KNEE)
+    sizes = prepared if exact and capacity else doubling(prepared[-1])
+    probe: list[Engine] = []  # stays empty when another worker has measured
+
+    def measured() -> Mapping[int, float]:
+        probe.append(load(prepared))
+        return measure_ticks(slot_table(probe[0], prepared), sizes)
+
+    calls = times.get(name, measured)
+    buckets = choose_buckets(buckets_for(capacity or knee(calls), exact), calls)
+    if buckets[-1] == prepared[-1] and set(buckets) <= set(prepared):
+        return probe.pop() if probe else load(prepared), buckets, calls
+    if probe:
+        release(probe)
+    return load(buckets), buckets, calls
+
+
+def release(probe: "list[Engine]") -> None:
+    """Give back the memory of an engine that nothing but this list refers to."""
+    on_gpu = probe.pop().device == "cuda"
+    gc.collect()
+    if on_gpu:
+        import torch
+
+        torch.cuda.empty_cache()  # PyTorch keeps what was freed, and other libraries cannot have it
+
+
 def threads_of(settings: Settings) -> int:
     """Cores of one network call: as told, or an equal share of the machine for each of several CPU workers."""
     if settings.threads or settings.workers == 1:
@@ -71,8 +101,13 @@ def threads_of(settings: Settings) -> int:
 def slot_table(engine: "Engine", buckets: Sequence[int]) -> Slots:
     manifest = engine.manifest
     if engine.device == "cuda":
-        from server.device_slots import DeviceSlotTable
+        try:
+            from server.device_slots import DeviceSlotTable
+        except ImportError as error:
+            from export.engine import not_installed
 
+            remedy = "The step around its network needs Triton on a GPU: pip install 'triton>=3.6'"
+            raise not_installed(engine.backend, remedy) from error
         assert engine.on_device is not None, "a GPU engine has buffers on the device"
         return DeviceSlotTable(
             engine.on_device,

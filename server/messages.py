@@ -31,8 +31,15 @@ class ServedModel:
 
 
 @dataclass(frozen=True)
+class Loading:
+    """A worker begins to load a model; the last of these is followed by Ready."""
+
+    model: str
+
+
+@dataclass(frozen=True)
 class Ready:
-    """The worker's first message: it is warm."""
+    """The worker is warm: from now on it answers requests."""
 
     models: Mapping[str, ServedModel]
     warm_up_s: float  # from the start of loading to now
@@ -92,4 +99,4 @@ class Failed:
 
 
 Message = Submit | Cancel
-Answer = Ready | Health | Stats | Done | Failed
+Answer = Loading | Ready | Health | Stats | Done | Failed

@@ -9,6 +9,8 @@ from typing import Any
 from export.manifest import Manifest
 from fewstep import __version__
 from fewstep.pixels import FORMATS, MEDIA_TYPES
+from server.edits import REPAINT_STRENGTH, REPAINTED_FROM, VARY_STRENGTH
+from server.png import max_base64
 from server.requests import MIN_TIMEOUT_S, SEED_LIMIT
 from server.settings import Settings
 
@@ -71,7 +73,10 @@ def openapi_body(models: Mapping[str, Manifest], settings: Settings) -> dict[str
 def _request(name: str, model: Manifest, settings: Settings, default: bool) -> Schema:
     properties: Schema = {
         "model": {"enum": [name, None] if default else [name], "description": "Which model makes the images."},
-        "steps": {"enum": [*sorted(model.levels), None], "description": "Network calls per image."},
+        "steps": {
+            "enum": [*sorted(model.levels), None],
+            "description": "Network calls per image; with image, the last of them are made.",
+        },
         "n": {"type": ["integer", "null"], "minimum": 1, "maximum": settings.max_images, "description": "Images."},
         "seed": {
             "type": ["integer", "null"],
@@ -87,9 +92,46 @@ def _request(name: str, model: Manifest, settings: Settings, default: bool) -> S
             "maximum": settings.timeout_s,
             "description": "Seconds in which the answer is wanted; later it is 504.",
         },
+        "image": _png(model, "The picture that every image of the request begins at."),
+        "strength": {
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "maximum": 1,
+            "description": "Share of the steps' calls that are made, the last ones, rounded up: how much is to change. "
+            f"Absent: {VARY_STRENGTH:g}, with a mask {REPAINT_STRENGTH:g}.",
+        },
+        "mask": _png(model, f"Gray: from {REPAINTED_FROM} on a pixel is made again, below it comes back as it was."),
     }
-    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    schema: Schema = {
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        "anyOf": [  # strength and mask need an image
+            {"properties": {"image": {"type": "string"}}, "required": ["image"]},
+            {"properties": {"strength": {"type": "null"}, "mask": {"type": "null"}}},
+        ],
+    }
     return schema if default else {**schema, "required": ["model"]}
+
+
+def _png(model: Manifest, description: str) -> Schema:
+    encoded: Schema = {
+        "type": "string",
+        "format": png_format(model),
+        "contentEncoding": "base64",
+        "contentMediaType": "image/png",
+        "maxLength": max_base64(model.resolution),
+    }
+    return {
+        "anyOf": [encoded, {"type": "null"}],
+        "description": f"{description} A PNG of {model.resolution}x{model.resolution} pixels, nowhere transparent, "
+        "as base64; a data: prefix may stand before it.",
+    }
+
+
+def png_format(model: Manifest) -> str:
+    """The format of a string that is a PNG this model begins at."""
+    return f"png-{model.resolution}x{model.resolution}"
 
 
 def _label(model: Manifest) -> Schema:
@@ -127,7 +169,8 @@ def _generate(requests: list[str]) -> Schema:
 def _headers() -> Schema:
     described = {
         "X-Seed": ("integer", "Seed of the first image."),
-        "X-Steps": ("integer", "Network calls per image."),
+        "X-Steps": ("integer", "The step count whose levels were used."),
+        "X-Calls": ("integer", "Network calls per image: as many, or fewer with an image to begin at."),
         "X-Mode": ("string", "fast or exact."),
         "X-Model": ("string", "The model that made the images."),
         "X-Noise-Version": ("integer", "Version of the map from seeds to noise."),
@@ -173,6 +216,8 @@ def _answers() -> Schema:
         "created": whole,
         "model": text,
         "steps": whole,
+        "calls": whole,
+        "strength": {"type": ["number", "null"]},
         "noise_version": whole,
         "mode": {"enum": ["fast", "exact"]},
         "media_type": {"enum": list(MEDIA_TYPES.values())},
@@ -182,6 +227,7 @@ def _answers() -> Schema:
     kinds = {"enum": ["invalid_request_error", "rate_limit_error", "server_error"]}
     error = {"message": text, "type": kinds, "param": maybe, "code": text}
     model = {"id": text, "object": {"const": "model"}, "steps": {"type": "array", "items": whole}, "classes": whole}
+    model["edits"] = {"type": "boolean"}
     models = {
         "object": {"const": "list"},
         "data": {"type": "array", "minItems": 1, "items": {**_object(model), "additionalProperties": True}},

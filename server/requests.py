@@ -13,12 +13,14 @@ from export.manifest import Manifest
 from fewstep.noise import random_labels
 from fewstep.pixels import FORMATS, Format
 from fewstep.schedule import MAX_STEPS
-from server.errors import ApiError, invalid
+from server.edits import Edit, body_bytes, parse_edit
+from server.errors import ApiError, invalid, shown
 
-FIELDS = ("steps", "n", "seed", "label", "format", "model", "timeout_s")
+FIELDS = ("steps", "n", "seed", "label", "format", "model", "timeout_s", "image", "strength", "mask")
 DEFAULT_STEPS = 4
 MIN_TIMEOUT_S = 0.001
 SEED_LIMIT = 2**63
+MIN_BODY_LIMIT = 65_536  # of a server that was not told another
 # A drawn seed is short enough to be written down, and JavaScript reads it exactly (it does so only below 2^53).
 DRAWN_SEED_LIMIT = 2**32
 
@@ -34,6 +36,17 @@ class GenerateRequest:
     format: Format
     model: str  # a name this server serves it under
     timeout_s: float  # seconds after its acceptance in which the client wants the answer
+    edit: Edit | None = None  # what all images begin at; None: noise alone
+
+    @property
+    def calls(self) -> int:
+        """Network calls per image; an edit makes the last ones of its step count only."""
+        return self.edit.calls(self.steps) if self.edit else self.steps
+
+
+def body_limit(max_body_bytes: int, models: Mapping[str, Manifest]) -> int:
+    """The largest body in bytes: as told, or for 0 what an edit of the largest model needs, and never below 64 KiB."""
+    return max_body_bytes or max(MIN_BODY_LIMIT, *map(body_bytes, models.values()))
 
 
 async def read_body(chunks: AsyncIterator[bytes], headers: Mapping[str, str], limit: int, limit_s: float) -> bytes:
@@ -50,7 +63,7 @@ async def read_body(chunks: AsyncIterator[bytes], headers: Mapping[str, str], li
 async def _read(chunks: AsyncIterator[bytes], headers: Mapping[str, str], limit: int) -> bytes:
     too_large = ApiError(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body is larger than {limit} bytes; a request needs only a few fields",
+        f"the body is larger than {limit} bytes, which is enough for every field",
         code="body_too_large",
         headers={"Connection": "close"},  # the rest of the body is not worth reading
     )
@@ -87,7 +100,7 @@ def parse_request(
     assert images is not None
     labels = _labels(data.get("label"), model, seed, images)
     timeout_s = _timeout(data, max_timeout_s)
-    return GenerateRequest(steps, images, seed, labels, _format(data), name, timeout_s)
+    return GenerateRequest(steps, images, seed, labels, _format(data), name, timeout_s, parse_edit(data, model))
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
@@ -119,9 +132,9 @@ def _integer(data: dict[str, Any], name: str, low: int, high: int, default: int 
     if value is None:
         return default
     if type(value) is not int:  # bool is an int to Python, not to a reader of JSON
-        raise invalid(f"{name} must be a whole number, not {_shown(value)}", code="wrong_type", param=name)
+        raise invalid(f"{name} must be a whole number, not {shown(value)}", code="wrong_type", param=name)
     if not low <= value <= high:
-        message = f"{name} must be from {low} to {high}, not {_shown(value)}"
+        message = f"{name} must be from {low} to {high}, not {shown(value)}"
         raise invalid(message, code="out_of_range", param=name)
     return value
 
@@ -152,7 +165,7 @@ def _labels(label: Any, model: Manifest, seed: int, images: int) -> tuple[int, .
 def _label(label: Any, model: Manifest) -> int:
     """A class index from an index or a class name; upper and lower case are the same."""
     if type(label) not in (int, str):
-        message = f"label must be a class index or a class name, not {_shown(label)}"
+        message = f"label must be a class index or a class name, not {shown(label)}"
         raise invalid(message, code="wrong_type", param="label")
     if isinstance(label, str):
         names = [name.casefold() for name in model.class_names]
@@ -161,14 +174,14 @@ def _label(label: Any, model: Manifest) -> int:
     elif 0 <= label < model.classes:
         return label
     listed = f" or one of {', '.join(model.class_names)}" if model.class_names else ""
-    message = f"{model.name} has no class {_shown(label)}; label is a number from 0 to {model.classes - 1}{listed}"
+    message = f"{model.name} has no class {shown(label)}; label is a number from 0 to {model.classes - 1}{listed}"
     raise invalid(message, code="unknown_label", param="label")
 
 
 def _format(data: dict[str, Any]) -> Format:
     value = data.get("format", "png")
     if value not in FORMATS:
-        message = f"format must be one of {', '.join(FORMATS)}, not {_shown(value)}"
+        message = f"format must be one of {', '.join(FORMATS)}, not {shown(value)}"
         raise invalid(message, code="unknown_format", param="format")
     return cast(Format, value)
 
@@ -178,7 +191,7 @@ def _model(name: Any, models: Mapping[str, Manifest]) -> str:
         return next(iter(models))
     if isinstance(name, str) and name in models:
         return name
-    message = f"there is no model {_shown(name)} here; this server has {', '.join(models)}"
+    message = f"there is no model {shown(name)} here; this server has {', '.join(models)}"
     raise ApiError(HTTPStatus.NOT_FOUND, message, code="model_not_found", param="model")
 
 
@@ -187,17 +200,8 @@ def _timeout(data: dict[str, Any], longest_s: float) -> float:
     if value is None:
         return longest_s
     if type(value) not in (int, float):
-        raise invalid(f"timeout_s must be a number, not {_shown(value)}", code="wrong_type", param="timeout_s")
+        raise invalid(f"timeout_s must be a number, not {shown(value)}", code="wrong_type", param="timeout_s")
     if not MIN_TIMEOUT_S <= value <= longest_s:  # NaN is not
-        message = f"timeout_s must be from {MIN_TIMEOUT_S} to {longest_s:g} seconds, not {_shown(value)}"
+        message = f"timeout_s must be from {MIN_TIMEOUT_S} to {longest_s:g} seconds, not {shown(value)}"
         raise invalid(message, code="out_of_range", param="timeout_s")
     return float(value)
-
-
-def _shown(value: Any) -> str:
-    """A value as the client wrote it, cut to a readable length."""
-    try:
-        text = json.dumps(value)
-    except (ValueError, RecursionError):
-        text = f"that {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -10,8 +10,9 @@ from fastapi.responses import JSONResponse
 
 from export.manifest import Manifest
 from fewstep.pixels import MEDIA_TYPES
+from server.edits import edits_served
 from server.messages import Done, ServedModel
-from server.requests import GenerateRequest
+from server.requests import GenerateRequest, body_limit
 from server.settings import Settings
 
 
@@ -21,6 +22,7 @@ def generate_response(
     """One image goes as it is unless the client asks for JSON; several always go as JSON with base64."""
     headers = {
         "X-Steps": str(request.steps),
+        "X-Calls": str(request.calls),
         "X-Seed": str(request.seed),
         "X-Noise-Version": str(model.noise_version),
         "X-Mode": settings.mode,
@@ -45,6 +47,8 @@ def _json_body(request: GenerateRequest, done: Done, model: Manifest, settings: 
         "created": int(time.time()),
         "model": request.model,
         "steps": request.steps,
+        "calls": request.calls,
+        "strength": request.edit.strength if request.edit else None,
         "noise_version": model.noise_version,
         "mode": settings.mode,
         "media_type": MEDIA_TYPES[request.format],
@@ -65,11 +69,14 @@ def models_body(
     models: Mapping[str, Manifest], served: Mapping[str, ServedModel], settings: Settings
 ) -> dict[str, Any]:
     """`GET /v1/models`; the first is the default. served: what workers have said about those they have loaded."""
-    data = [_model_entry(name, model, served.get(name), settings) for name, model in models.items()]
+    limit = body_limit(settings.max_body_bytes, models)
+    data = [_model_entry(name, model, served.get(name), settings, limit) for name, model in models.items()]
     return {"object": "list", "data": data}
 
 
-def _model_entry(name: str, model: Manifest, served: ServedModel | None, settings: Settings) -> dict[str, Any]:
+def _model_entry(
+    name: str, model: Manifest, served: ServedModel | None, settings: Settings, max_body_bytes: int
+) -> dict[str, Any]:
     entry = {
         "id": name,
         "object": "model",
@@ -82,6 +89,7 @@ def _model_entry(name: str, model: Manifest, served: ServedModel | None, setting
         "steps": sorted(model.levels),
         "levels": {str(steps): list(sigmas) for steps, sigmas in sorted(model.levels.items())},
         "max_images": settings.max_images,
+        "edits": edits_served(model, max_body_bytes),
         "backend": settings.backend or model.backend,
         "dtype": model.dtype,
         "mode": settings.mode,

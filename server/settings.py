@@ -42,9 +42,10 @@ class Settings:
     workers: int = 1  # engine processes on each device
     restart_limit: int = 5  # restarts of a worker within a minute before the server gives up
     stall_s: float = 30.0  # how long a worker that owes answers may be silent before it is replaced; 0: for ever
+    load_timeout_s: float = 600.0  # how long a worker may take to load one model before it is replaced; 0: for ever
     max_queue: int = 256  # images that may wait for a slot
     max_images: int = 64  # images one request may ask for
-    max_body_bytes: int = 65_536
+    max_body_bytes: int = 0  # 0: what the largest edit of a served model needs, and never less than 65536
     timeout_s: float = 60.0  # the longest an accepted request may take
     grace_s: float = 30.0  # how long a stopping server lets its requests finish
     log_level: LogLevel = "warning"
@@ -61,11 +62,13 @@ class Settings:
         _within("--threads", self.threads, 0, 1_024)
         _within("--workers", self.workers, 1, 64)
         _within("--restart-limit", self.restart_limit, 0, 1_000)
-        if self.stall_s != 0 and not 1 <= self.stall_s <= 86_400:  # a busy machine may well be silent for less
-            raise SettingsError(f"--stall-s must be 0, or from 1 to 86400, not {self.stall_s:g}")
+        for flag, limit_s in (("--stall-s", self.stall_s), ("--load-timeout-s", self.load_timeout_s)):
+            if limit_s != 0 and not 1 <= limit_s <= 86_400:  # a busy machine may well be silent for less
+                raise SettingsError(f"{flag} must be 0, or from 1 to 86400, not {limit_s:g}")
         _within("--max-queue", self.max_queue, 0, 1_000_000)
         _within("--max-images", self.max_images, 1, 256)
-        _within("--max-body-bytes", self.max_body_bytes, 1_024, 2**30)
+        if self.max_body_bytes != 0:
+            _within("--max-body-bytes", self.max_body_bytes, 1_024, 2**30)
         _within("--timeout-s", self.timeout_s, 0.1, 86_400)
         _within("--grace-s", self.grace_s, 0, 3_600)
         self._check_devices()

@@ -25,6 +25,14 @@ class ImageKey(NamedTuple):
     image: int
 
 
+@dataclass(frozen=True, eq=False)
+class Start:
+    """What an image begins at, under the noise of its first level, and what it keeps."""
+
+    image: NDArray[np.float32]  # [C, H, W] in [-1, 1]
+    known: NDArray[np.bool_] | None = None  # [1, H, W]; True: the pixel ends as it is in `image`
+
+
 @dataclass(frozen=True)
 class Image:
     """One image to be made."""
@@ -33,6 +41,7 @@ class Image:
     seed: int
     label: int  # -1: no class
     sigmas: tuple[float, ...]  # one network call per level
+    start: Start | None = None  # None: it begins at noise alone
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class SlotTable:
         self.buckets = tuple(buckets)
         self.capacity = capacity = self.buckets[-1]
         self.keys: list[ImageKey] = []
+        self.starts: list[Start | None] = []
         self.x = np.zeros((capacity, *shape), np.float32)
         self.sigmas = np.zeros((capacity, MAX_STEPS + 1), np.float32)  # zero behind the last level
         self.step = np.zeros(capacity, np.int64)  # index of the next network call
@@ -112,6 +122,7 @@ class SlotTable:
         first = len(self.keys)
         slots = slice(first, first + len(images))
         self.keys += [image.key for image in images]
+        self.starts += [image.start for image in images]
         self.sigmas[slots] = 0
         for slot, image in enumerate(images, start=first):
             self.sigmas[slot, : len(image.sigmas)] = image.sigmas
@@ -148,7 +159,10 @@ class SlotTable:
             step = self.step[: len(self.keys)]
 
         rows = slice(len(self.keys))
-        x = advance(self.x[rows], output, sigma, sigma_next, self.seeds[rows], step, self.sigma_data, noise=noise)
+        x = advance(
+            self.x[rows], output, sigma, sigma_next, self.seeds[rows], step, self.sigma_data,
+            noise=noise, known=self._known(),
+        )  # fmt: skip
         self.x[rows] = x
         self.step[rows] += 1
         last = sigma_next == 0
@@ -167,9 +181,28 @@ class SlotTable:
         rows = np.concatenate([new, more])
         steps = np.concatenate([np.zeros(len(new), np.int64), self.step[more] + 1])
         drawn = normals(self.seeds[rows], steps, self.shape)
-        self.x[new] = begin(self.seeds[new], sigma[new], self.shape, noise=drawn[: len(new)])
+        image = self._images(new)
+        self.x[new] = begin(self.seeds[new], sigma[new], self.shape, noise=drawn[: len(new)], image=image)
         self.fresh[new] = False
         return drawn[len(new) :]
+
+    def _images(self, rows: NDArray[np.intp]) -> NDArray[np.float32] | None:
+        """What these rows begin at, zero for noise alone; None when that is all of them."""
+        starts = [self.starts[row] for row in rows]
+        if not any(starts):
+            return None
+        return np.stack([np.zeros(self.shape, np.float32) if start is None else start.image for start in starts])
+
+    def _known(self) -> tuple[NDArray[np.bool_], NDArray[np.float32]] | None:
+        """Mask [images in flight, 1, H, W] and image of the pixels that stay; None when nothing does."""
+        kept = [(row, start) for row, start in enumerate(self.starts) if start and start.known is not None]
+        if not kept:
+            return None
+        mask = np.zeros((len(self.starts), 1, *self.shape[1:]), np.bool_)
+        image = np.zeros((len(self.starts), *self.shape), np.float32)
+        for row, start in kept:
+            mask[row], image[row] = start.known, start.image
+        return mask, image
 
     def _call(self, count: int, batch: int, sigma: NDArray[np.float32]) -> NDArray[np.float32]:
         """F of the images in flight, in a batch padded with zeros."""
@@ -182,6 +215,7 @@ class SlotTable:
         before = len(self.keys)
         rows = np.flatnonzero(stays)
         self.keys = [self.keys[row] for row in rows]
+        self.starts = [self.starts[row] for row in rows]
         for array in (self.x, self.sigmas, self.step, self.seeds, self.fresh, self.onehot):
             array[: len(rows)] = array[rows]
         for array in (self.input, self.c_noise, self.onehot):

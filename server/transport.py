@@ -8,6 +8,7 @@ comes (docs/adr/0004 and 0010).
 import errno
 import fcntl
 import os
+import queue
 import select
 import socket
 import struct
@@ -19,7 +20,10 @@ from typing import Any
 
 from litserve.transport.base import MessageTransport
 
-from server.messages import Answer, Message
+from server.messages import Answer, Message, Submit
+
+MAX_UNSENT_BYTES = 2**26  # of messages that a worker has not taken yet; beyond, it has stopped reading
+MESSAGE_BYTES = 4_096  # PIPE_BUF; more than any message without an image takes
 
 
 class WorkerGoneError(Exception):
@@ -27,27 +31,71 @@ class WorkerGoneError(Exception):
 
 
 class RequestPipe:
-    """HTTP process -> worker. LitServe knows it as the request queue of its API."""
+    """HTTP process -> worker. LitServe knows it as the request queue of its API.
+
+    A message with an image may be longer than a pipe, and to write it would wait for the worker. A thread does that;
+    messages that come meanwhile go the same way, so that all arrive in order.
+    """
 
     def __init__(self, reader: Connection | None, writer: Connection | None) -> None:
         self.reader = reader
         self.writer = writer
+        self.unsent: queue.SimpleQueue[Message | None] = queue.SimpleQueue()  # for the thread; None: close the pipe
+        self.unsent_bytes = 0  # in that queue and in the thread's hands
+        self.counting = threading.Lock()
+        self.sender: threading.Thread | None = None
+        self.broken = False  # the thread found nobody reading
         self.room = select.poll()  # not select(): it refuses descriptors beyond 1023, as many connections bring
         if writer is not None:
             self.room.register(writer, select.POLLOUT)
 
     def put(self, message: Message) -> None:
-        """Never blocks: a pipe is writable while it has room for PIPE_BUF bytes, and messages are shorter.
+        """Never blocks: a pipe is writable while it has room for PIPE_BUF bytes, and without an image they are enough.
 
         Raises WorkerGoneError when the pipe is full (the worker has stopped reading) or has no reader.
         """
         assert self.writer is not None
+        with self.counting:
+            if self.unsent_bytes or _image_bytes(message):
+                self._hand_over(message)
+                return
         if not self.room.poll(0):
             raise WorkerGoneError("the engine worker has stopped taking requests")
         try:
             self.writer.send(message)
         except OSError as error:
             raise WorkerGoneError("the engine worker is gone") from error
+
+    def close(self) -> None:
+        """Close this process's ends; what the thread still has is for a worker that is gone."""
+        _close(self.reader)
+        if self.sender is None:
+            _close(self.writer)
+        else:
+            self.unsent.put(None)
+
+    def _hand_over(self, message: Message) -> None:
+        size = MESSAGE_BYTES + _image_bytes(message)
+        if self.broken:
+            raise WorkerGoneError("the engine worker is gone")
+        if self.unsent_bytes + size > MAX_UNSENT_BYTES:
+            raise WorkerGoneError("the engine worker has stopped taking requests")
+        if self.sender is None:
+            self.sender = threading.Thread(target=self._send, name="requests", daemon=True)
+            self.sender.start()
+        self.unsent_bytes += size
+        self.unsent.put(message)
+
+    def _send(self) -> None:
+        assert self.writer is not None
+        while (message := self.unsent.get()) is not None:
+            try:
+                self.writer.send(message)
+            except OSError:  # the client hears of it from the other pipe, and gives the request to another worker
+                self.broken = True
+            with self.counting:
+                self.unsent_bytes -= MESSAGE_BYTES + _image_bytes(message)
+        _close(self.writer)
 
     def get(self) -> Message | None:
         """The next message; None once the HTTP process is gone."""
@@ -113,7 +161,8 @@ class Link:
         _close(self.requests.writer, self.answers.reader)
 
     def close(self) -> None:
-        _close(self.requests.reader, self.requests.writer, self.answers.reader, self.answers.writer)
+        self.requests.close()
+        _close(self.answers.reader, self.answers.writer)
 
 
 @dataclass(frozen=True)
@@ -190,6 +239,12 @@ class Control:
             socket.send_fds(self.parent, [data], descriptors)
         except BrokenPipeError:  # the HTTP process has died; the parent will hear of that too
             return
+
+
+def _image_bytes(message: Message) -> int:
+    """Of the image and mask that come with a request."""
+    edit = message.request.edit if isinstance(message, Submit) else None
+    return 0 if edit is None else len(edit.image) + len(edit.known or b"")
 
 
 def _close(*ends: Connection | None) -> None:

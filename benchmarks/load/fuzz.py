@@ -34,6 +34,7 @@ from schemathesis.core.transport import Response
 from schemathesis.specs.openapi import checks
 
 from benchmarks.harness import ROOT, write_result
+from benchmarks.load.fuzz_pictures import png_formats, pngs
 from server.requests import MIN_TIMEOUT_S
 
 DEADLINE = (504, "timeout")  # status and code of the answer to a request whose timeout_s has passed
@@ -132,8 +133,12 @@ def fuzz(url: str, phase: str, cases: int, number: int) -> Tally:
     longest_s = longest_timeout_s(document)
     if longest_s < PATIENT_S:
         sys.exit(f"the server lets a request take {longest_s:g} s at most; give it --timeout-s {PATIENT_S:g} or more")
+    for name, resolution in png_formats(document).items():
+        schemathesis.openapi.format(name, pngs(resolution))
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=url)
+    rejection = schema.config.checks.negative_data_rejection
+    rejection.expected_statuses = [*rejection.expected_statuses, "413"]  # too long a text for a picture
     schema.validate()
     operations = [result.ok() for result in schema.get_all_operations()]  # pyright: ignore[reportAttributeAccessIssue]
     with_input = [operation for operation in operations if operation.body]

@@ -9,7 +9,7 @@ import torch
 
 from fewstep import noise, noise_torch
 from fewstep.analytic import Gaussian
-from fewstep.editing import inpaint, vary
+from fewstep.editing import calls_for, inpaint, repaint, vary
 from fewstep.latent import with_latent
 from fewstep.precond import Denoiser
 from fewstep.schedule import student_levels
@@ -68,6 +68,50 @@ def test_an_image_and_its_posterior_draw_are_exchangeable(sigma):
     varied = vary(with_latent(POSTERIOR, unit_normals(8)), images, unit_normals(0), (sigma,)).images
     covariance = ((images - PAIR.mean) * (varied - PAIR.mean)).mean()
     assert covariance == pytest.approx(PAIR.std**4 / (PAIR.std**2 + sigma**2), abs=0.003)
+
+
+@pytest.mark.parametrize("sigmas", [(2.5,), student_levels(4)[1:]])
+def test_repainting_with_nothing_known_is_varying_and_with_everything_known_is_nothing(sigmas):
+    image, draw = known(np)[0], noise.noise_for(range(4), SHAPE)
+    nothing = np.zeros((1, 1, 1), bool)
+    np.testing.assert_array_equal(
+        repaint(PAIR.student, image, nothing, draw, sigmas).images, vary(PAIR.student, image, draw, sigmas).images
+    )
+    np.testing.assert_array_equal(repaint(PAIR.student, image, ~nothing, draw, sigmas).images, image)
+
+
+@pytest.mark.parametrize("xp", [np, torch], ids=["numpy", "torch"])
+def test_repainting_keeps_what_is_known_and_varies_the_rest(xp):
+    """A denoiser of the analytic pair works pixel by pixel, so the rest is what varying alone makes of it."""
+    image, mask = known(xp)
+    draw = (noise if xp is np else noise_torch).noise_for(range(4), SHAPE)
+    levels = student_levels(4)[2:]
+    filled = repaint(PAIR.student, image, mask, draw, levels)
+    varied = vary(PAIR.student, image, draw, levels).images
+    assert filled.nfe == 2
+    np.testing.assert_array_equal(filled.images, xp.where(mask, image, varied))
+
+
+@pytest.mark.parametrize("sigma", [2.5, 80.0])
+def test_what_repainting_from_the_top_leaves_of_the_old_image(sigma):
+    """One call: shrink^2 sigma^2 of variance is new, and (image - mean) shrink remains; `inpaint` leaves nothing."""
+    image, nothing = np.full((1, 1, COUNT, 1), 0.9), np.zeros((1, 1, 1), bool)
+    shrink = PAIR.std / math.hypot(PAIR.std, sigma)
+    filled = repaint(PAIR.student, image, nothing, unit_normals(0), (sigma,)).images
+    assert filled.mean() == pytest.approx(PAIR.mean + shrink * (0.9 - PAIR.mean), abs=0.01)
+    afresh = inpaint(PAIR.student, image, nothing, unit_normals(0), (sigma,)).images
+    assert afresh.mean() == pytest.approx(PAIR.mean * (1 - shrink), abs=0.01)
+
+
+def test_strength_counts_the_last_calls_and_rounds_up():
+    assert [calls_for(strength, 4) for strength in (1e-12, 0.25, 0.26, 0.5, 0.75, 1)] == [1, 1, 2, 2, 3, 4]
+    assert [calls_for(calls / steps, steps) for steps in range(1, 101) for calls in range(1, steps + 1)] == [
+        calls for steps in range(1, 101) for calls in range(1, steps + 1)
+    ]
+    assert calls_for(0.28, 25) == 7  # 0.28 * 25 is a little more than 7
+    for strength in (0, -0.1, 1.01, math.nan):
+        with pytest.raises(ValueError, match="above 0 and at most 1"):
+            calls_for(strength, 4)
 
 
 def known(xp: Any) -> tuple[Any, Any]:

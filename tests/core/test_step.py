@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fewstep import noise
-from fewstep.editing import inpaint
+from fewstep.editing import inpaint, repaint, vary
 from fewstep.latent import with_latent
 from fewstep.precond import Denoiser, edm_scalings
 from fewstep.samplers import sample_dpdm
@@ -123,3 +123,24 @@ def test_inpainting_with_the_step_is_inpainting_with_the_sampler():
         x = advance(x, output, sigma, sigma_next, keys, np.full(2, done), SIGMA_DATA, known=(mask, image))
     expected = inpaint(Denoiser(network, SIGMA_DATA), image, mask, noise.noise_for(seeds, SHAPE), levels)
     np.testing.assert_allclose(x, expected.images, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", [0, 1, 3])
+def test_varying_and_repainting_with_the_step_is_what_the_samplers_do(first: int):
+    """Row 0 begins at its image, row 1 keeps a part of its own, row 2 begins at nothing; all in the same calls."""
+    seeds, levels = [3, 4, 5], student_levels(4)[first:]
+    keys, image = np.array(seeds, np.uint64), np.linspace(-1, 1, 96, dtype=np.float32).reshape(3, *SHAPE)
+    image[2] = 0
+    mask = (image > 0.2) & np.array([False, True, False])[:, None, None, None]
+    x = begin(keys, np.full(3, levels[0], np.float32), SHAPE, image=image)
+    for done, (here, following) in enumerate(pairwise((*levels, 0.0))):
+        sigma, sigma_next = np.full(3, here, np.float32), np.full(3, following, np.float32)
+        output = network(*network_input(x, sigma, SIGMA_DATA), np.zeros((3, 0)))
+        x = advance(x, output, sigma, sigma_next, keys, np.full(3, done), SIGMA_DATA, known=(mask, image))
+    denoiser = Denoiser(network, SIGMA_DATA)
+    expected = [
+        vary(denoiser, image[:1], noise.noise_for([3], SHAPE), levels),
+        repaint(denoiser, image[1:2], mask[1:2], noise.noise_for([4], SHAPE), levels),
+        sample_dpdm(denoiser, noise.noise_for([5], SHAPE), levels),
+    ]
+    np.testing.assert_allclose(x, np.concatenate([each.images for each in expected]), rtol=1e-5, atol=2e-5)

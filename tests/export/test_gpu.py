@@ -66,3 +66,13 @@ def test_a_graph_per_bucket_reads_what_lies_in_the_buffers(checkpoint):
             rolled = [part.roll(seed, dims=0)[:bucket].numpy() for part in rows]
             expected = load_engine(checkpoint(POSTERIOR) / "engine", threads=1).network(*rolled)
             np.testing.assert_allclose(output.float().cpu().numpy(), expected, atol=1e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_bytes_of_a_row_are_those_of_the_first_call_for_ever(checkpoint, backend):
+    """TensorRT-RTX could otherwise go over to kernels that it compiles while it serves; the buckets share memory."""
+    engine = open_here(checkpoint("patch") / "engine", backend, (1, 4))
+    rows = example_rows(engine, 4)
+    first = {bucket: engine.network(*(part[:bucket] for part in rows)).tobytes() for bucket in (4, 1)}
+    for bucket in (1, 4, 4, 1) * 10:
+        assert engine.network(*(part[:bucket] for part in rows)).tobytes() == first[bucket]

@@ -1,6 +1,7 @@
 """TensorRT plans: found by what they were built for, refused when stale; the build half runs for real without a GPU."""
 
 import dataclasses
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import cast
 
@@ -85,55 +86,134 @@ def test_an_engine_with_plans_may_be_replaced(model, monkeypatch):
 
 
 PROFILES = (1, 2, 3, 4)
+ACTIVATIONS = 1000  # bytes, of the largest profile
 
 
 class StandIn:
-    """Records what an execution context is told, and doubles the rows as if they were the network."""
+    """A TensorRT whose contexts record what they are told, and double the rows as if they were the network.
 
-    def __init__(self, buffers: StaticBuffers) -> None:
-        self.buffers, self.contexts, self.sizes, self.profiles = buffers, 0, [], []
+    rtx: it has the choices that only TensorRT-RTX has.
+    """
+
+    def __init__(self, buffers: StaticBuffers, *, rtx: bool = False) -> None:
+        self.buffers, self.configs, self.contexts, self.blocks = buffers, [], [], set()
+        self.sizes, self.profiles, self.capturable = [], [], True
         self.Logger = lambda _: None
         self.Logger.ERROR = 0  # pyright: ignore[reportFunctionMemberAccess]
-        self.Runtime = lambda _: SimpleNamespace(deserialize_cuda_engine=lambda plan: self if plan else None)
+        self.ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="ours")
+        if rtx:
+            self.DynamicShapesKernelSpecializationStrategy = SimpleNamespace(LAZY="later", EAGER="at once")
+            self.CudaGraphStrategy = SimpleNamespace(DISABLED="none")
+        self.engine = SimpleNamespace(
+            create_runtime_config=self.config, create_execution_context=self.context, device_memory_size_v2=ACTIVATIONS
+        )
+        self.Runtime = lambda _: SimpleNamespace(deserialize_cuda_engine=lambda plan: self.engine if plan else None)
         self.__name__, self.__version__ = "tensorrt", "11.4"
 
-    def create_execution_context(self):
-        self.contexts += 1
-        shapes, addresses = {}, {}
+    def config(self) -> SimpleNamespace:
+        config = SimpleNamespace()
+        config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "memory", strategy)
+        self.configs.append(config)
+        return config
 
-        def execute(stream):
+    def context(self, config: SimpleNamespace) -> SimpleNamespace:
+        assert config is self.configs[-1]
+        shapes, addresses, memory, size = {}, {}, [], 0
+
+        def execute(stream) -> bool:
             assert shapes == {name: (size, *buffer.shape[1:]) for name, buffer in self.buffers.inputs().items()}
             inputs = {name: buffer.data_ptr() for name, buffer in self.buffers.inputs().items()}
             assert addresses == inputs | {"output": self.buffers.output.data_ptr()}
+            self.blocks.update(memory)
             self.buffers.output[:size] = 2 * self.buffers.x[:size, :1]
             self.sizes.append(size)
             return True
 
-        size = 0
-
-        def choose(profile, stream):
+        def choose(profile: int, stream) -> None:
             nonlocal size
             self.profiles.append(profile)
             size = PROFILES[profile]
 
-        return SimpleNamespace(
+        context = SimpleNamespace(
             set_optimization_profile_async=choose, set_input_shape=shapes.__setitem__,
             set_tensor_address=addresses.__setitem__, execute_async_v3=execute,
+            set_device_memory=lambda address, size: memory.append((address, size)),
         )  # fmt: skip
+        if hasattr(self, "CudaGraphStrategy"):
+            context.is_stream_capturable = lambda stream: self.capturable
+        self.contexts.append(context)
+        return context
+
+
+def posterior_buffers(checkpoint) -> StaticBuffers:
+    return StaticBuffers(read_manifest(checkpoint(POSTERIOR) / "engine"), (1, 2, 4), torch.device("cpu"))
 
 
 def test_a_plan_runs_every_bucket_on_the_same_buffers_with_its_own_profile(checkpoint):
-    manifest = read_manifest(checkpoint(POSTERIOR) / "engine")
-    buffers = StaticBuffers(manifest, (1, 2, 4), torch.device("cpu"))
+    buffers = posterior_buffers(checkpoint)
     stand_in = StandIn(buffers)
     network = PlanNetwork(stand_in, b"plan", PROFILES, buffers)
     network.x.copy_(torch.arange(network.x.numel()).reshape(network.x.shape))
     for bucket in (4, 1, 2, 4):
         assert torch.equal(network.run(bucket), 2 * network.x[:bucket, :1])
     assert stand_in.sizes == [4, 1, 2, 4]
-    assert (stand_in.profiles, stand_in.contexts) == ([3, 0, 1], 3), "a context is made once per bucket"
+    assert (stand_in.profiles, len(stand_in.contexts)) == ([3, 0, 1], 3), "a context is made once per bucket"
     with pytest.raises(CheckpointError, match=r"cannot load the plan on this GPU.*python -m export plan"):
         PlanNetwork(stand_in, b"", PROFILES, buffers)
+
+
+def test_the_contexts_of_all_buckets_compute_in_one_block_of_memory(checkpoint):
+    buffers = posterior_buffers(checkpoint)
+    stand_in = StandIn(buffers)
+    network = PlanNetwork(stand_in, b"plan", PROFILES, buffers)
+    for bucket in network.buckets:
+        network.run(bucket)
+    assert vars(stand_in.configs[0])["memory"] == "ours", "TensorRT would allocate a block for each"
+    assert stand_in.blocks == {(network.activations.data_ptr(), ACTIVATIONS)}
+    stand_in.engine.create_execution_context = lambda config: None
+    with pytest.raises(CheckpointError, match=r"too little free memory for batches of 2; .*smaller --buckets"):
+        PlanNetwork(stand_in, b"plan", PROFILES, buffers).run(2)
+
+
+def test_kernels_of_tensorrt_rtx_are_compiled_before_the_first_image_and_stay(checkpoint):
+    buffers = posterior_buffers(checkpoint)
+    rtx, full = StandIn(buffers, rtx=True), StandIn(buffers)
+    for stand_in in (rtx, full):
+        PlanNetwork(stand_in, b"plan", PROFILES, buffers)
+    chosen = {name: value for name, value in vars(rtx.configs[0]).items() if isinstance(value, str)}
+    assert chosen == {
+        "memory": "ours", "dynamic_shapes_kernel_specialization_strategy": "at once", "cuda_graph_strategy": "none",
+    }  # fmt: skip
+    assert [value for value in vars(full.configs[0]).values() if isinstance(value, str)] == ["ours"]
+
+
+def test_a_graph_is_captured_per_bucket_after_a_call_and_only_where_one_can_hold_it(checkpoint, monkeypatch):
+    """CUDA's part is a stand-in."""
+    events: list[object] = []
+
+    @contextmanager
+    def graph(graph, stream):
+        events.append("begin")
+        yield
+        events.append("end")
+
+    stream = SimpleNamespace(synchronize=lambda: events.append("wait"), cuda_stream=7)
+    replaced = {
+        "Stream": lambda device: stream, "graph": graph, "stream": lambda stream: nullcontext(),
+        "CUDAGraph": SimpleNamespace,
+    }  # fmt: skip
+    for name, value in replaced.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    buffers = posterior_buffers(checkpoint)
+    stand_in = StandIn(buffers, rtx=True)
+    stand_in.sizes = events  # calls, among what else happens
+    network = PlanNetwork(stand_in, b"plan", PROFILES, buffers)
+    network.capture()
+    assert events == [event for bucket in (4, 2, 1) for event in (bucket, "wait", "begin", bucket, "end")]
+    assert set(network.graphs) == {1, 2, 4}
+    stand_in.capturable = False
+    with pytest.raises(CheckpointError, match=r"graph cannot hold the plan's call of 4 rows.*python -m export plan"):
+        PlanNetwork(stand_in, b"plan", PROFILES, buffers).capture()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -171,6 +251,25 @@ class TestTensorRTRTX:
         assert len(read_plan(engine, key)) > 10_000
         with pytest.raises(CheckpointError, match="stale: it was built for buckets 1,4 instead of 1,8"):
             read_plan(engine, dataclasses.replace(key, buckets=(1, 8)))
+
+    def test_it_has_what_the_stand_in_has(self, trt, checkpoint):
+        """The half that needs a GPU is tested against a stand-in: every name it answers to is one of the library's."""
+        buffers = posterior_buffers(checkpoint)
+        stand_in = StandIn(buffers, rtx=True)
+        context = vars(stand_in.context(stand_in.config()))
+        names = {
+            trt.IExecutionContext: set(context),
+            trt.ICudaEngine: set(vars(stand_in.engine)),
+            trt.IRuntimeConfig: {
+                "set_execution_context_allocation_strategy", "dynamic_shapes_kernel_specialization_strategy",
+                "cuda_graph_strategy",
+            },
+            trt.ExecutionContextAllocationStrategy: {"USER_MANAGED"},
+            trt.DynamicShapesKernelSpecializationStrategy: {"EAGER"},
+            trt.CudaGraphStrategy: {"DISABLED"},
+            trt.BuilderFlag: {"REQUIRE_USER_ALLOCATION"},
+        }  # fmt: skip
+        assert {kind: wanted - set(dir(kind)) for kind, wanted in names.items()} == {kind: set() for kind in names}
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_half_precision_is_read_with_its_types(self, trt, checkpoint, dtype):

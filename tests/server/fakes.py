@@ -1,5 +1,6 @@
 """Stand-ins for an engine: a manifest, and the analytic Gaussian student as a network F."""
 
+import base64
 from collections.abc import Callable
 
 import numpy as np
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 from export.manifest import Manifest
 from fewstep.analytic import Gaussian, as_network
 from fewstep.noise import NOISE_VERSION, noise_for
-from fewstep.pixels import Pixels, to_pixels
+from fewstep.pixels import Pixels, encode, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import MAX_STEPS, student_levels
@@ -59,6 +60,11 @@ class GaussianNetwork:
         shift = (onehot @ np.linspace(-0.5, 0.5, CLASSES, dtype=np.float32))[:, None, None, None]
         student = Gaussian(mean=0.0, std=SIGMA_DATA).student
         return as_network(lambda noisy, sigma: student(noisy, sigma) + shift, SIGMA_DATA)(x, c_noise, onehot)
+
+
+def png(pixels: Pixels) -> str:
+    """An image uint8 [H, W, C] as a request carries it."""
+    return base64.b64encode(encode(pixels, "png")).decode()
 
 
 def expected_pixels(seed: int, label: int, steps: int) -> Pixels:

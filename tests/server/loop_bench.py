@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from server.edits import Edit
 from server.engine_loop import Delivery, EngineLoop, Finished
 from server.messages import Cancel, Failed, Health, Stats, Submit
 from server.policy import Policy, fifo
@@ -40,10 +41,11 @@ class Bench:
         self.loop = EngineLoop(self.models, self._deliver, policy, clock=lambda: self.now_s)
 
     def submit(
-        self, number: int, steps: int, images: int = 1, seed: int = 0, model: str = "tiny", timeout_s: float = math.inf
-    ) -> None:
+        self, number: int, steps: int, images: int = 1, seed: int = 0, model: str = "tiny", timeout_s: float = math.inf,
+        edit: Edit | None = None,
+    ) -> None:  # fmt: skip
         labels = tuple(i % CLASSES for i in range(images))
-        request = GenerateRequest(steps, images, seed, labels, "png", model, timeout_s)
+        request = GenerateRequest(steps, images, seed, labels, "png", model, timeout_s, edit)
         self.loop.inbox.put(Submit(number, request, self.now_s, self.now_s + timeout_s))
 
     def cancel(self, number: int) -> None:

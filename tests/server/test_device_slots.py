@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fewstep.analytic import Gaussian
+from fewstep.pixels import from_pixels, to_pixels
 from fewstep.precond import Network
 from server.device_slots import DeviceSlotTable
-from server.slots import Image, ImageKey, SlotTable, Tick, buckets_for
+from server.slots import Image, ImageKey, SlotTable, Start, Tick, buckets_for
 from tests.posterior import posterior_network
 from tests.server.fakes import CLASSES, LEVELS, SHAPE, SIGMA_DATA, GaussianNetwork, expected_pixels
 
@@ -94,6 +95,33 @@ def test_a_posterior_student_in_any_layout_gets_the_latents_of_its_seed(memory_f
     for request, pixels in drain(table).items():
         assert_close(pixels, expected.pop(request))
     assert not expected
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_edits_among_ordinary_rows_are_those_of_the_table_in_numpy(memory_format: torch.memory_format):
+    rng = np.random.default_rng(0)
+    picture = from_pixels(rng.integers(0, 256, (1, *SHAPE[1:], SHAPE[0]), np.uint8))[0]
+    kept = rng.random((1, *SHAPE[1:])) < 0.5
+    starts = [None, Start(picture), Start(picture, kept), Start(picture), Start(-picture, ~kept), None]
+    cpu = SlotTable(GaussianNetwork(), SHAPE, CLASSES, SIGMA_DATA, (3,))
+    table = device_table(Device(GaussianNetwork(), (3,), memory_format=memory_format))
+    results = []
+    for each in (cpu, table):  # three slots: the fourth and the last image get the third's, mask and all
+        finished, left = {}, [
+            Image(ImageKey(request, 0), request, 1, LEVELS[4][request % 4 :], start)
+            for request, start in enumerate(starts)
+        ]  # fmt: skip
+        while left or each.requests():
+            newcomers, left = left[: each.free], left[each.free :]
+            each.admit(newcomers)
+            finished |= {key.request: pixels for key, pixels in each.tick().finished}
+        results.append(finished)
+    expected, actual = results
+    assert set(expected) == set(actual) == set(range(6))
+    for request, pixels in actual.items():
+        assert_close(pixels, expected[request])
+    np.testing.assert_array_equal(actual[2][kept[0]], to_pixels(picture[None])[0][kept[0]])
+    np.testing.assert_array_equal(actual[4][~kept[0]], to_pixels(-picture[None])[0][~kept[0]])
 
 
 class Half(GaussianNetwork):

@@ -7,11 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 
 from server.supervisor import RestartBudget
 from tests.server.conftest import DEADLINE_S, Server, serving, write_engine
+from tests.server.fakes import png
 
 Until = Callable[[Callable[[], bool]], None]
 
@@ -46,7 +48,9 @@ def gone(processes: list[psutil.Process]) -> bool:
 
 
 def test_requests_that_a_killed_worker_held_are_made_again_with_the_same_bytes(server: Server, until: Until):
+    begun = {"image": png(np.arange(64, dtype=np.uint8).reshape(8, 8, 1)), "strength": 0.6}
     requests = [{"seed": seed, "steps": 1 + seed % 5, "n": 1 + seed % 3} for seed in range(12)]
+    requests = [fields | begun if fields["seed"] % 4 == 0 else fields for fields in requests]
     expected = [post(server, **fields) for fields in requests]
     restarts = metric(server, "fewstep_worker_restarts_total")
     (worker,) = workers(server)

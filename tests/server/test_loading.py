@@ -1,14 +1,19 @@
 """What a worker makes of an engine directory and the settings, in this process."""
 
 import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
+from export.engine import Engine, load_engine
 from fewstep.card import CheckpointError
 from server import loading
-from server.calibration import SharedTimes
+from server.calibration import SharedTimes, doubling
 from server.lit_loop import prepare_worker
 from server.loading import load_model, threads_of
 from server.settings import Settings
@@ -23,7 +28,8 @@ def settings(folder: Path, **changes) -> Settings:
 
 def measured(times: dict[int, float]) -> SharedTimes:
     shared = SharedTimes()
-    shared.get("tiny", lambda: times)
+    if times:
+        shared.get("tiny", lambda: times)
     return shared
 
 
@@ -46,6 +52,66 @@ def test_without_known_times_they_are_measured_once_and_shared(engine_dir: Path)
     again = load_model("tiny", engine_dir, settings(engine_dir, capacity=0), shared)[1]
     assert first.call_s == again.call_s and first.capacity == again.capacity
     assert set(first.call_s) <= {1, 2, 4, 8, 16, 32, 64, 128}
+
+
+class Counted(Engine):
+    """An engine that is counted while it is in memory. It makes images on the CPU, whatever its device."""
+
+    live: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+    sizes: ClassVar[list[tuple[int, ...]]] = []
+
+    @classmethod
+    def load(cls, folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int]) -> "Counted":
+        engine = load_engine(folder, backend=backend, threads=threads)
+        cls.sizes.append(tuple(buckets))
+        cls.live += 1
+        cls.most = max(cls.most, cls.live)
+        return cls(engine.manifest, engine.backend, replace(engine.opened, device="cuda"))
+
+    def __del__(self) -> None:
+        type(self).live -= 1
+
+
+@pytest.mark.parametrize(
+    ("capacity", "known", "opened"),
+    [
+        (0, {}, [doubling(128), (4,)]),  # measured, then opened for what was chosen
+        (0, {1: 1.0, 4: 1.0}, [(4,)]),  # another worker has measured
+        (8, {}, [tuple(range(1, 9))]),  # measured and kept
+        (8, {1: 1.0, 8: 1.0}, [tuple(range(1, 9))]),  # as the worker that measured has it
+    ],
+)
+def test_one_engine_is_in_memory_at_a_time(engine_dir: Path, monkeypatch: pytest.MonkeyPatch, capacity, known, opened):
+    for name, value in (("live", 0), ("most", 0), ("sizes", [])):
+        monkeypatch.setattr(Counted, name, value)
+    emptied: list[int] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(Counted.live))
+    monkeypatch.setattr("export.engine.load_engine", Counted.load)
+    monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes: {1: 1.0, 4: 1.0})
+
+    def on_the_cpu(engine: Counted, buckets: Sequence[int]) -> SlotTable:
+        manifest = engine.manifest
+        return SlotTable(engine.network, manifest.image_shape, manifest.classes, manifest.sigma_data, buckets)
+
+    monkeypatch.setattr(loading, "slot_table", on_the_cpu)
+    served, _ = load_model("tiny", engine_dir, settings(engine_dir, capacity=capacity), measured(known))
+    assert Counted.sizes == opened
+    assert (Counted.most, Counted.live) == (1, 1), "the last one is being served"
+    assert emptied == [0] * (len(opened) - 1)
+    assert served.table.free == served.table.capacity
+
+
+def test_a_gpu_engine_without_triton_says_what_to_install(engine_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in [
+        name for name in sys.modules if name.startswith(("kernels", "triton")) or name == "server.device_slots"
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)  # what an import finds where it is not installed
+    engine = load_engine(engine_dir, threads=1)
+    on_gpu = replace(engine, backend="tensorrt", opened=replace(engine.opened, device="cuda"))
+    with pytest.raises(CheckpointError, match=r"^backend tensorrt .* needs Triton .*pip install 'triton.*--backend$"):
+        loading.slot_table(on_gpu, (1,))
 
 
 def test_a_network_that_returns_no_numbers_is_refused_before_anyone_asks(

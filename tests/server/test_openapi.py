@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import jsonschema_rs
+import numpy as np
 import pytest
 import requests
 import schemathesis
@@ -19,10 +20,11 @@ from server.engine_client import EngineClient
 from server.errors import ApiError
 from server.lit_spec import GenerateSpec
 from server.openapi import REFUSALS, openapi_body
+from server.png import PREFIX, PngError, decode
 from server.requests import FIELDS, parse_request
 from server.settings import Settings
 from tests.server.conftest import Server, serving, write_engine
-from tests.server.fakes import manifest
+from tests.server.fakes import manifest, png
 
 MODELS = {"tiny": manifest(), "plain": manifest("plain", classes=0)}
 SETTINGS = Settings(dict.fromkeys(MODELS, Path("/nowhere")), max_images=5)
@@ -61,7 +63,20 @@ def test_every_reference_leads_somewhere():
 
 
 body = DOCUMENT["paths"]["/v1/generate"]["post"]["requestBody"]["content"]["application/json"]["schema"]
-VALID = jsonschema_rs.validator_for({**body, "components": DOCUMENT["components"]})
+PICTURE = png(np.arange(64, dtype=np.uint8).reshape(8, 8, 1))
+
+
+def is_png(text: str) -> bool:
+    """Whether a string is of the document's format png-8x8."""
+    try:
+        return decode(text, 8, 1).shape == (8, 8, 1)
+    except PngError:
+        return False
+
+
+VALID = jsonschema_rs.validator_for(
+    {**body, "components": DOCUMENT["components"]}, formats={"png-8x8": is_png}, validate_formats=True
+)
 near_values: dict[str, st.SearchStrategy[Any]] = {
     "steps": st.integers(0, 9) | st.none() | st.sampled_from(["4", True, 4.5]),
     "n": st.integers(0, 6) | st.none() | st.just("2"),
@@ -70,6 +85,9 @@ near_values: dict[str, st.SearchStrategy[Any]] = {
     "format": st.sampled_from(["png", "webp", "npy", "gif", None]),
     "model": st.sampled_from(["tiny", "plain", "other", None, 3]),
     "timeout_s": st.sampled_from([0.001, 1, 60, 60.5, 0, None, "1", True]),
+    "image": st.sampled_from([PICTURE, PREFIX + PICTURE, PICTURE[:-8], PICTURE + "A" * 20_000, "", None, 3]),
+    "mask": st.sampled_from([PICTURE, "iVBORw0KGgo=", None, 0]),
+    "strength": st.sampled_from([1, 0.5, 1e-9, 1.0, 0, -0.5, 1.01, None, "1", True]),
     "extra": st.just(1),
 }
 
