@@ -3,8 +3,9 @@
     python benchmarks/engine_speed.py            # minutes: B = 1 .. 128
     python benchmarks/engine_speed.py --quick    # seconds: three batch sizes, one thread
 
-Prints a table, writes JSON and a PNG. Backends are interleaved call by call: read the figures as ratios to eager
-PyTorch, and as shares of the rate at which the same run multiplied large matrices in the same precision.
+Prints a table and writes JSON after every batch size, and a PNG at the end. Backends are interleaved call by call: read
+the figures as ratios to eager PyTorch, in its default layout ("eager") and in channels_last, and as shares of the rate
+at which the same run multiplied large matrices in the same precision.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.engine_plot import draw_engine_speed
 from benchmarks.engine_variants import (
     COLOUR,
+    EAGER,
+    EAGER_LAST,
     FASHION,
     Variant,
     checkpoint_of,
@@ -37,39 +40,43 @@ BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 QUICK = (1, 8, 32)
 COLUMNS = {
     "variant": "variant", "precision": "precision", "batch": "batch", "ms": "ms", "ms_per_image": "ms/image",
-    "vs_eager": "x eager", "vs_eager_nchw": "x eager NCHW", "gflops": "GFLOP/s", "of_limit": "of gemm", "mb": "MB",
+    "vs_eager": "x eager", "vs_channels_last": "x channels_last", "gflops": "GFLOP/s", "of_limit": "of gemm",
+    "mb": "MB",
 }  # fmt: skip
 GEMM = {"cpu": 2048, "cuda": 8192}  # rows and columns of the matrices behind the limit: enough to fill the machine
 
 
-def measure(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def opened(args: argparse.Namespace, folder: Path) -> tuple[list[Variant], dict[str, float]]:
+    """The variants, and by name the MB that each has added to the memory in use."""
     largest = max(args.batches)
     variants, memory = [], {}
     for open_variants in _openers(args, folder, largest):
         before = _memory_mb()
-        opened = open_variants()
-        for variant in opened:
+        for variant in open_variants():
             variant.call(largest)
+            variants.append(variant)
             memory[variant.name] = _memory_mb() - before
             before = _memory_mb()
-        variants += opened
-    gflop = flops(folder) / 1e9
-    limits = gemm_limits(args.rounds)
+    return variants, memory
+
+
+def measure(
+    variants: list[Variant], batch: int, rounds: int, gflop: float, limits: dict[str, float]
+) -> list[dict[str, Any]]:
+    """A row per variant. gflop: of one image; limits: GFLOP/s by precision."""
+    calls = {variant.name: (lambda v=variant: v.call(batch)) for variant in variants}
+    seconds = time_interleaved(calls, max(3, rounds // max(batch // 8, 1)))
+    ms = {name: percentile_ms(values, 50) for name, values in seconds.items()}
     rows = []
-    for batch in args.batches:
-        calls = {variant.name: (lambda v=variant, b=batch: v.call(b)) for variant in variants}
-        seconds = time_interleaved(calls, max(3, args.rounds // max(batch // 8, 1)))
-        ms = {name: percentile_ms(values, 50) for name, values in seconds.items()}
-        for variant in variants:
-            rate = gflop * batch / ms[variant.name] * 1000
-            rows.append({
-                "variant": variant.name, "precision": variant.precision, "batch": batch, "ms": ms[variant.name],
-                "p95_ms": percentile_ms(seconds[variant.name], 95), "ms_per_image": ms[variant.name] / batch,
-                "vs_eager": ms["eager"] / ms[variant.name], "vs_eager_nchw": ms["eager, NCHW"] / ms[variant.name],
-                "gflops": rate, "of_limit": rate / limits[variant.precision], "mb": memory[variant.name],
-            })  # fmt: skip
-    facts = {variant.name: variant.facts for variant in variants}
-    return rows, {"gflop_per_image": gflop, "gemm_gflops": limits, "facts": facts}
+    for variant in variants:
+        rate = gflop * batch / ms[variant.name] * 1000
+        rows.append({
+            "variant": variant.name, "precision": variant.precision, "batch": batch, "ms": ms[variant.name],
+            "p95_ms": percentile_ms(seconds[variant.name], 95), "ms_per_image": ms[variant.name] / batch,
+            "vs_eager": ms[EAGER] / ms[variant.name], "vs_channels_last": ms[EAGER_LAST] / ms[variant.name],
+            "gflops": rate, "of_limit": rate / limits[variant.precision],
+        })  # fmt: skip
+    return rows
 
 
 def _openers(args: argparse.Namespace, folder: Path, largest: int) -> list[Callable[[], list[Variant]]]:
@@ -142,13 +149,19 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32 for eager too, as it does for the engines
-    with checkpoint_of(args.network) as folder:
-        rows, found = measure(args, folder)
-    print(table(rows, COLUMNS))
-    limits = ", ".join(f"{name} {rate:.0f}" for name, rate in found["gemm_gflops"].items())
-    print(f"{found['gflop_per_image']:.3f} GFLOP per image; large matrix products, GFLOP/s: {limits}")
     settings = {name: getattr(args, name) for name in ("network", "batches", "rounds", "threads")}
-    write_result(args.out, "engine_speed", settings, rows, **found)
+    rows: list[dict[str, Any]] = []
+    with checkpoint_of(args.network) as folder:
+        variants, memory = opened(args, folder)
+        gflop, limits = flops(folder) / 1e9, gemm_limits(args.rounds)
+        found = {"gflop_per_image": gflop, "gemm_gflops": limits, "facts": {each.name: each.facts for each in variants}}
+        for batch in args.batches:
+            more = measure(variants, batch, args.rounds, gflop, limits)
+            rows += [row | {"mb": memory[row["variant"]]} for row in more]
+            write_result(args.out, "engine_speed", settings, rows, **found)  # whatever ends this run leaves so much
+            print(table(rows[-len(variants) :], COLUMNS), flush=True)
+    print(f"{gflop:.3f} GFLOP per image; large matrix products, GFLOP/s:", end=" ")
+    print(", ".join(f"{name} {rate:.0f}" for name, rate in limits.items()))
     draw_engine_speed(rows, args.out.with_suffix(".png"))
     print(f"\nwrote {args.out} and {args.out.with_suffix('.png')}")
 

@@ -26,6 +26,7 @@ from fewstep.schedule import student_levels
 FASHION, COLOUR = "fashion", "colour"
 # The recipe of the shipped student in three channels, with random weights: time does not depend on them.
 _COLOUR = UNetConfig(resolution=32, channels=3, classes=10, width=48, mult=(1, 2), blocks=2, patch=2)
+EAGER, EAGER_LAST = "eager", "eager channels_last"  # what everybody else is compared with
 ON_DEMAND = (BACKEND_TORCH_COMPILE,)  # compiles for minutes: only when it is asked for by name
 
 
@@ -114,10 +115,10 @@ def engine_variant(name: str, engine: Engine, largest: int) -> Variant:
 
 
 def eager_variants(folder: Path, largest: int) -> list[Variant]:
-    """PyTorch without an engine: as checkpoints are loaded here (channels_last), and in PyTorch's default layout."""
+    """PyTorch without an engine, in its default layout (contiguous, NCHW) and in channels_last (NHWC)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     found = []
-    for name, layout in (("eager", torch.channels_last), ("eager, NCHW", torch.contiguous_format)):
+    for name, layout in ((EAGER, torch.contiguous_format), (EAGER_LAST, torch.channels_last)):
         denoiser, card = load_denoiser(folder, device)
         network = cast(NetworkModule, denoiser.network).to(memory_format=layout)  # pyright: ignore[reportCallIssue]
         channels, side, _ = card.image_shape
@@ -130,8 +131,16 @@ def eager_variants(folder: Path, largest: int) -> list[Variant]:
             if device == "cuda":
                 torch.cuda.synchronize()
 
-        found.append(Variant(name, "float32", call, {"library": f"torch {torch.__version__}", "device": device}))
+        facts = {"library": f"torch {torch.__version__}", "device": device, "layout": layout_of(network)}
+        found.append(Variant(name, "float32", call, facts))
     return found
+
+
+def layout_of(network: torch.nn.Module) -> str:
+    """ "channels_last" where that is how the weights of every convolution that can tell lie in memory."""
+    kernels = [part for part in network.parameters() if part.ndim == 4 and part.shape[1] > 1 and part.shape[-1] > 1]
+    last = [part.is_contiguous(memory_format=torch.channels_last) for part in kernels]
+    return "channels_last" if all(last) else "mixed" if any(last) else "contiguous"
 
 
 def spinning_variant(folder: Path, threads: int, largest: int) -> Variant:

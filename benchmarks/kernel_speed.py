@@ -97,13 +97,14 @@ def numpy_step(shape: tuple[int, int, int], batch: int) -> Callable[[], None]:
     return step
 
 
-def measure_gpu(args: argparse.Namespace) -> list[dict[str, Any]]:
+def measure_gpu(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A row per operation, shape and layout."""
     from triton.testing import do_bench
 
     from benchmarks.kernel_contests import contests, copy_contest
 
     order = np.random.default_rng(0)
-    rows, copy_rate = [], 0.0
+    copy_rate = 0.0
     for contest in chain([copy_contest()], contests(SHAPES, SIGMA_DATA, args.tiles)):
         names = list(contest.calls)
         times: dict[str, list[Any]] = {name: [] for name in names}  # ms; do_bench's type is wider
@@ -115,14 +116,12 @@ def measure_gpu(args: argparse.Namespace) -> list[dict[str, Any]]:
         medians = {name: float(np.median(values)) for name, values in times.items()}
         rate = contest.moved_bytes / medians["kernel"] / 1e6
         copy_rate = copy_rate or rate
-        rows.append({
+        yield {
             "operation": contest.operation, "shape": "x".join(map(str, contest.shape)), "layout": contest.layout,
             "us": medians["kernel"] * 1e3, "gb_per_s": rate, "of_copy": rate / copy_rate,
             **{f"{name}_us": value * 1e3 for name, value in medians.items()},
             **{f"vs_{name}": value / medians["kernel"] for name, value in medians.items() if name != "kernel"},
-        })  # fmt: skip
-        print(table(rows[-1:], GPU_COLUMNS).splitlines()[-1], flush=True)
-    return rows
+        }  # fmt: skip
 
 
 def main() -> None:
@@ -136,6 +135,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: as many as there are cores")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "kernel_speed.json", help="JSON")
     args = parser.parse_args()
+    settings = {"cpu": args.cpu, "batch": args.batch, "rounds": args.rounds, "threads": args.threads}
     more: dict[str, Any] = {}
     if args.cpu:
         rows, columns = measure_cpu(args), CPU_COLUMNS
@@ -152,9 +152,12 @@ def main() -> None:
                 "one, and --cpu measures what the CPU server runs instead"
             )
         more["gpu"] = torch.cuda.get_device_name()
-        rows, columns = measure_gpu(args), GPU_COLUMNS
+        rows, columns = [], GPU_COLUMNS
+        for row in measure_gpu(args):
+            rows.append(row)
+            write_result(args.out, "kernel_speed", settings, rows, **more)  # whatever ends this run leaves so much
+            print(table(rows[-1:], columns).splitlines()[-1], flush=True)
     print(table(rows, columns))
-    settings = {"cpu": args.cpu, "batch": args.batch, "rounds": args.rounds, "threads": args.threads}
     write_result(args.out, "kernel_speed", settings, rows, **more)
     print(f"\nwrote {args.out}")
 

@@ -1,42 +1,57 @@
 #!/usr/bin/env bash
-# Every test and table that needs a GPU, in under nine minutes: bash benchmarks/on_gpu.sh [FOLDER]
+# Every test and table that needs a GPU, in under nine minutes: bash benchmarks/on_gpu.sh [--dry-run] [FOLDER]
 #
-# Writes JSON, pictures and logs into FOLDER (default build/gpu) and ends with a summary of what ran, what failed and
-# what was skipped because something is absent. Nothing is downloaded. Each part has a time limit of its own, so that
-# one that hangs costs only itself; LIMIT is that of the whole. Exit code: the number of parts that failed.
+# FOLDER (default build/gpu) gets summary.txt, which says what ran, what failed and what was skipped because something
+# is absent, and results.tar.gz with the JSON, pictures and logs. Both are written after every part, so that whatever
+# ends the run leaves what it has finished. Nothing is downloaded. Each part has a time limit of its own, so that one
+# that hangs costs only itself; together they stay below LIMIT, that of the whole. --dry-run prints the parts and their
+# limits and runs none. Exit code: the number of parts that failed.
 set -u
 cd "$(dirname "$0")/.." || exit 1
+DRY=
+[ "${1:-}" = --dry-run ] && { DRY=yes; shift; }
 OUT=${1:-build/gpu}
 [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
 PYTHON=${PYTHON:-python3}
-mkdir -p "$OUT"
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 STARTED=$SECONDS LIMIT=${LIMIT:-530}
 FAILED=0
-: >"$OUT/summary.txt"
+ENGINE=models/fashion/engine
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+[ "$DRY" ] || mkdir -p "$OUT"
 
-say() { echo "$*" | tee -a "$OUT/summary.txt"; }
+say() { [ "$DRY" ] || echo "$*" | tee -a "$WORK/summary.txt"; }
 
-have() { "$PYTHON" -c "import importlib.util, sys; sys.exit(any(importlib.util.find_spec(m) is None for m in sys.argv[1:]))" "$@"; }
+# Written whole and then moved, so that a run that is killed here leaves the ones before.
+keep() {
+    cp "$WORK/summary.txt" "$OUT/summary.txt"
+    tar -czf "$OUT/.results.part" -C "$WORK" . && mv "$OUT/.results.part" "$OUT/results.tar.gz"
+}
 
-# part NAME SECONDS COMMAND...: runs it within its limit and what is left of ours, log in FOLDER/NAME.log
+have() { [ "$DRY" ] || "$PYTHON" -c "import importlib.util, sys; sys.exit(any(importlib.util.find_spec(m) is None for m in sys.argv[1:]))" "$@"; }
+
+# part NAME SECONDS COMMAND...: runs it within its limit and what is left of ours, log in NAME.log; its exit code
 part() {
     local name=$1 limit=$2 left=$((LIMIT - (SECONDS - STARTED))) begun=$SECONDS code
     shift 2
-    [ "$left" -lt 5 ] && { say "skipped  $name: no time is left"; return; }
+    [ "$DRY" ] && { printf '%s ' "$name" "$limit" && printf '%q ' "$@" && echo; return; }
+    [ "$left" -lt 5 ] && { say "skipped  $name: no time is left"; return 1; }
     [ "$left" -lt "$limit" ] && limit=$left
-    timeout --kill-after=5 "$limit" "$@" >"$OUT/$name.log" 2>&1
+    timeout --kill-after=5 "$limit" "$@" >"$WORK/$name.log" 2>&1
     code=$?
     if [ $code -eq 0 ]; then
         say "ok       $name ($((SECONDS - begun)) s)"
     else
         FAILED=$((FAILED + 1))
         say "FAILED   $name (exit $code after $((SECONDS - begun)) s; 124: time limit), last lines of its log:"
-        tail -n 5 "$OUT/$name.log" | tee -a "$OUT/summary.txt"
+        tail -n 5 "$WORK/$name.log" | tee -a "$WORK/summary.txt"
     fi
+    keep
+    return $code
 }
 
-"$PYTHON" - <<'PY' | tee -a "$OUT/summary.txt"
+[ "$DRY" ] || "$PYTHON" - <<'PY' | tee -a "$WORK/summary.txt"
 import importlib.metadata as metadata, platform
 print("Python", platform.python_version())
 for name in ("torch", "triton", "numpy", "array-api-compat", "safetensors", "onnx", "onnxscript", "onnxruntime",
@@ -58,7 +73,7 @@ except ImportError:
 PY
 
 for module in torch numpy array_api_compat safetensors; do
-    have "$module" || { say "nothing can run without the Python package ${module//_/-}: install it with pip"; exit 1; }
+    have "$module" || { say "nothing can run without the Python package ${module//_/-}: install it with pip"; keep; exit 1; }
 done
 
 if have pytest triton PIL; then
@@ -66,14 +81,14 @@ if have pytest triton PIL; then
     # which takes one core more than a minute.
     MANY=()
     have xdist && MANY=(-n 8)
-    part kernel_tests 120 "$PYTHON" -m pytest -q "${MANY[@]}" tests/kernels
+    part kernel_tests 70 "$PYTHON" -m pytest -q "${MANY[@]}" tests/kernels
     if have hypothesis httpx psutil onnx; then
-        part slot_tests 40 "$PYTHON" -m pytest -q tests/server/test_device_slots.py
+        part slot_tests 25 "$PYTHON" -m pytest -q tests/server/test_device_slots.py
     else
         say "skipped  slot_tests: they need hypothesis, httpx, psutil and onnx"
     fi
     if have onnx onnxscript onnxruntime; then
-        part engine_tests 100 "$PYTHON" -m pytest -q -m gpu tests/export
+        part engine_tests 60 "$PYTHON" -m pytest -q -m gpu tests/export -k "not tensorrt"
     else
         say "skipped  engine_tests: exporting needs onnx, onnxscript and onnxruntime"
     fi
@@ -81,28 +96,44 @@ else
     say "skipped  all tests: they need pytest, triton and pillow"
 fi
 if have triton; then
-    part kernel_speed 80 "$PYTHON" benchmarks/kernel_speed.py --out "$OUT/kernel_speed.json"
+    part kernel_speed 55 "$PYTHON" benchmarks/kernel_speed.py --out "$WORK/kernel_speed.json"
 else
     say "skipped  kernel_speed: triton is absent"
 fi
 if have psutil matplotlib onnx onnxscript onnxruntime; then
-    part engine_speed 110 "$PYTHON" benchmarks/engine_speed.py --out "$OUT/engine_speed.json"
-    part engine_speed_colour 80 "$PYTHON" benchmarks/engine_speed.py --network colour --rounds 20 \
-        --out "$OUT/engine_speed_colour.json"
-    part row_independence 50 "$PYTHON" benchmarks/row_independence.py --out "$OUT/row_independence.json"
+    part engine_speed 80 "$PYTHON" benchmarks/engine_speed.py --backends onnxruntime-cpu torch onnxruntime-cuda \
+        --out "$WORK/engine_speed.json"
+    part engine_speed_colour 45 "$PYTHON" benchmarks/engine_speed.py --network colour --rounds 20 \
+        --backends onnxruntime-cpu torch onnxruntime-cuda --out "$WORK/engine_speed_colour.json"
+    part row_independence 30 "$PYTHON" benchmarks/row_independence.py --out "$WORK/row_independence.json"
+    # TensorRT measures kernels while it builds, so it gets three batch sizes, and a table of its own with them.
+    PLANNED=()
+    have tensorrt && part plan_tensorrt 40 "$PYTHON" -m export plan $ENGINE --backend tensorrt --buckets 1,8,64 &&
+        PLANNED+=(tensorrt)
+    have tensorrt_rtx && part plan_tensorrt_rtx 10 "$PYTHON" -m export plan $ENGINE --backend tensorrt-rtx \
+        --buckets 1,8,64 && PLANNED+=(tensorrt-rtx)
+    if [ ${#PLANNED[@]} -gt 0 ]; then
+        part engine_speed_tensorrt 30 "$PYTHON" benchmarks/engine_speed.py --backends torch "${PLANNED[@]}" \
+            --batches 1 8 64 --out "$WORK/engine_speed_tensorrt.json"
+        have pytest && part tensorrt_tests 35 "$PYTHON" -m pytest -q -m gpu tests/export -k tensorrt
+    else
+        say "skipped  engine_speed_tensorrt, tensorrt_tests: no plan; they need tensorrt (11) or tensorrt-rtx"
+    fi
 else
     say "skipped  engine_speed, row_independence: they need psutil, matplotlib, onnx, onnxscript and onnxruntime"
 fi
 if have onnxruntime tqdm matplotlib PIL; then
-    part latency 40 "$PYTHON" benchmarks/latency.py --smoke --out "$OUT/latency.json"
+    part latency 20 "$PYTHON" benchmarks/latency.py --smoke --out "$WORK/latency.json"
 else
     say "skipped  latency: it needs onnxruntime, tqdm, matplotlib and pillow"
 fi
 if have litserve; then
-    part load 40 "$PYTHON" benchmarks/load/engine_alone.py --engine models/fashion/engine --backend torch
+    part load 20 "$PYTHON" benchmarks/load/engine_alone.py --engine $ENGINE --backend torch --rounds 6
 else
     say "skipped  load: litserve is absent"
 fi
 
-say "$((SECONDS - STARTED)) s in all, $FAILED parts failed; tables and JSON in $OUT"
+[ "$DRY" ] && exit 0
+say "$((SECONDS - STARTED)) s in all, $FAILED parts failed; tables and JSON in $OUT/results.tar.gz"
+keep
 exit $FAILED

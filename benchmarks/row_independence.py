@@ -109,12 +109,15 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     buckets = QUICK if args.quick else BUCKETS
+    settings = {"network": args.network, "buckets": buckets, "threads": args.threads, "seeds": list(range(SEEDS))}
+    rows: list[dict[str, Any]] = []
     with checkpoint_of(args.network) as folder:
         engines = open_engines(folder, args.backends or [], args.threads, buckets)
-        rows = [measure(name, engine, buckets) for name, engine in engines.items()]
+        for name, engine in engines.items():
+            rows.append(measure(name, engine, buckets))
+            write_result(args.out, "row_independence", settings, rows)  # whatever ends this run leaves so much
+            print(table(rows[-1:], COLUMNS).splitlines()[-1], flush=True)
     print(table(rows, COLUMNS))
-    settings = {"network": args.network, "buckets": buckets, "threads": args.threads, "seeds": list(range(SEEDS))}
-    write_result(args.out, "row_independence", settings, rows)
     print(f"\nwrote {args.out}")
 
 

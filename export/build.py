@@ -128,7 +128,7 @@ def with_proof(manifest: Manifest, backend: str, proof: Proof) -> Manifest:
     """The manifest with a proof: in its own fields for the backend it is served with, beside them for another."""
     fields = dataclasses.asdict(proof)
     if backend == manifest.backend:
-        return dataclasses.replace(manifest, parity=fields["parity"], bounds=proof.bounds)
+        return dataclasses.replace(manifest, **fields)
     return dataclasses.replace(manifest, proofs=manifest.proofs | {backend: fields})
 
 

@@ -25,6 +25,8 @@ BACKENDS = (
     BACKEND_ORT_CPU, BACKEND_OPENVINO, BACKEND_OPENVINO_F32, BACKEND_TORCH, BACKEND_TORCH_COMPILE,
     BACKEND_ORT_CUDA, BACKEND_TENSORRT, BACKEND_TENSORRT_RTX,
 )  # fmt: skip
+# Left out of the file while they are empty: a reader that has never heard of a field refuses it.
+OPTIONAL = ("extra", "facts", "proofs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class Manifest:
     noise_version: int
     parity: dict[str, dict[str, Any]]  # "1", "2", ... or "solver" -> export.verify.Gap, field by field
     bounds: dict[str, float]  # {"mean": ..., "max": ...}: what parity was held against
+    facts: dict[str, str] = field(default_factory=dict)  # what ran when parity was measured: Engine.facts
     versions: dict[str, str]  # torch, onnx, onnxruntime, ... at export
     proofs: dict[str, dict[str, Any]] = field(default_factory=dict)  # other backend -> export.build.Proof, by field
     format: int = ENGINE_FORMAT
@@ -74,10 +77,7 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write engine.json, whole or not at all."""
     fields = asdict(manifest)
-    for name in (
-        "extra",
-        "proofs",
-    ):  # a reader that has never heard of a field refuses it, and does without an empty one
+    for name in OPTIONAL:
         if not fields[name]:
             del fields[name]
     write_atomically(folder / ENGINE_FILE, (json.dumps(fields, indent=2) + "\n").encode())

@@ -13,7 +13,7 @@ from export.manifest import BACKEND_TENSORRT, BACKEND_TENSORRT_RTX, Manifest
 from fewstep.card import CheckpointError, write_atomically
 
 PLANS_FOLDER = "plans"
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 MODULES = {BACKEND_TENSORRT: "tensorrt", BACKEND_TENSORRT_RTX: "tensorrt_rtx"}
 # TensorRT-RTX builds ahead of time for every GPU it knows and compiles for the present one when it loads a plan.
 ANY_GPU = "any"

@@ -32,6 +32,7 @@ def open_network(source: Source, backend: str, buckets: tuple[int, ...]) -> Open
         "processor": torch.cuda.get_device_name(device),
         "precision": manifest.dtype,
         "plan": key.path(source.folder).name,
+        "activations": f"{network.activations.numel() / 2**20:.1f} MiB for all buckets together",
         "cuda_graphs": str(len(network.graphs)),
         "buckets": ",".join(map(str, buckets)),
     }
@@ -39,7 +40,11 @@ def open_network(source: Source, backend: str, buckets: tuple[int, ...]) -> Open
 
 
 class PlanNetwork:
-    """A DeviceNetwork of a plan. profiles: the batch size of each of its optimisation profiles, in their order."""
+    """A DeviceNetwork of a plan. profiles: the batch size of each of its optimisation profiles, in their order.
+
+    Each bucket has an execution context of its own, because a CUDA graph holds what its context was set to. Their
+    activations lie in one block: calls follow one another on a stream, and none needs what another has left there.
+    """
 
     def __init__(self, trt: Any, plan: bytes, profiles: tuple[int, ...], buffers: StaticBuffers) -> None:
         self.profiles = profiles
@@ -56,6 +61,8 @@ class PlanNetwork:
                 f"{trt.__name__} {trt.__version__} cannot load the plan on this GPU, though it was built for it. Its "
                 "log above says why; build it again with: python -m export plan"
             )
+        self.config = runtime_config(trt, self.engine)
+        self.activations = self._activations()
         self.contexts: dict[int, Any] = {}
 
     def run(self, bucket: int) -> Tensor:
@@ -72,6 +79,7 @@ class PlanNetwork:
             with torch.cuda.stream(stream):
                 self._enqueue(bucket)
             stream.synchronize()
+            self._require_capturable(bucket, stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=stream):
                 self._enqueue(bucket)
@@ -85,19 +93,56 @@ class PlanNetwork:
 
     def _context(self, bucket: int) -> Any:
         """An execution context with the profile of the bucket and the addresses of the static buffers."""
-        context = self.engine.create_execution_context()
+        context = self.engine.create_execution_context(self.config)
         if context is None:
-            raise CheckpointError(
-                f"the GPU has too little free memory for batches of {bucket}; build a plan with smaller --buckets"
-            )
+            raise _too_little_memory(bucket)
         context.set_optimization_profile_async(self.profiles.index(bucket), self._stream())
         for name, buffer in self.buffers.inputs().items():
             context.set_input_shape(name, (bucket, *buffer.shape[1:]))
             context.set_tensor_address(name, buffer.data_ptr())
         context.set_tensor_address("output", self.output.data_ptr())
+        context.set_device_memory(self.activations.data_ptr(), self.activations.numel())
         self.contexts[bucket] = context
         return context
+
+    def _activations(self) -> Tensor:
+        """The block of memory that every context computes in, as large as the largest profile of the plan needs."""
+        try:
+            return torch.empty(max(self.engine.device_memory_size_v2, 1), dtype=torch.uint8, device=self.device)
+        except torch.OutOfMemoryError as error:
+            raise _too_little_memory(self.profiles[-1]) from error
+
+    def _require_capturable(self, bucket: int, stream: torch.cuda.Stream) -> None:
+        """Raise CheckpointError when TensorRT-RTX says that a CUDA graph cannot hold the call."""
+        context = self.contexts[bucket]
+        if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream.cuda_stream):
+            raise CheckpointError(
+                f"a CUDA graph cannot hold the plan's call of {bucket} rows. Build the plan again with: "
+                "python -m export plan, or choose --backend torch or onnxruntime-cuda"
+            )
 
     def _stream(self) -> int:
         """Handle of the current stream; on a CPU, where a stand-in is tested, there is none."""
         return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+
+
+def runtime_config(trt: Any, engine: Any) -> Any:
+    """How contexts of a plan run: in memory of ours, and with the same kernels from the first call to the last.
+
+    TensorRT-RTX compiles kernels for a shape when it meets it. By default that happens behind the calls, which begin
+    with other kernels, so that the bytes of an image would depend on when it was made: here the first call waits.
+    """
+    config = engine.create_runtime_config()
+    config.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    if hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
+        strategy = trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = strategy.EAGER
+    if hasattr(trt, "CudaGraphStrategy"):  # the graphs are ours
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+    return config
+
+
+def _too_little_memory(bucket: int) -> CheckpointError:
+    return CheckpointError(
+        f"the GPU has too little free memory for batches of {bucket}; build a plan with smaller --buckets"
+    )

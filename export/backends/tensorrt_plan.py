@@ -55,6 +55,10 @@ def build_plan(source: Source, backend: str, buckets: tuple[int, ...], trt: Any,
     config = builder.create_builder_config()
     if key.gpu != ANY_GPU:  # TensorRT-RTX cannot build refittable plans without a GPU
         config.set_flag(trt.BuilderFlag.REFIT)  # a later checkpoint of this architecture swaps its weights in
+    if hasattr(
+        trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"
+    ):  # else TensorRT-RTX may allocate, and no graph may hold that
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)  # float32 means float32
     for bucket in buckets:
