@@ -1,4 +1,4 @@
-"""A committed result as the README's table, which a test holds to it, and as the metrics of a model's card.
+"""A committed result as the README's tables, which a test holds to it, and as the metrics of a model's card.
 
 python benchmarks/report.py benchmarks/results/NAME.json [--card models/fashion]
 """
@@ -12,20 +12,37 @@ from typing import Any
 from fewstep.card import CARD_FILE, CheckpointError, card_to_json, read_card, write_atomically
 
 NAMES = {"dpdm": "**DPDM student**", "heun": "EDM Heun", "euler": "EDM Euler"}
+SOLVERS = ("heun", "euler")
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The rows of a latency.py result as a Markdown table."""
+    """Our student and the solvers of a latency.py result as a Markdown table."""
     lines = [
         "| sampler | NFE | ms, p50 | ms, p95 | vs k=1 | images/s | peak MB | distance | accuracy |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     lines += [
-        f"| {NAMES.get(row['method'], row['method'])} | {row['nfe']} | {row['p50_ms']:.1f} | {row['p95_ms']:.1f} "
-        f"| {row['ratio']:.1f} | {row['images_per_s']:.0f} | {_number(row['peak_mb'])} "
-        f"| {row['distance']:.2f} | {row['accuracy']:.1%} |"
+        f"| {NAMES[row['method']]} | {row['nfe']} | {row['p50_ms']:.1f} | {row['p95_ms']:.1f} | {row['ratio']:.1f} "
+        f"| {row['images_per_s']:.0f} | {_number(row['peak_mb'])} | {row['distance']:.2f} | {row['accuracy']:.1%} |"
         for row in result["rows"]
+        if row["method"] in NAMES
     ]
+    return "\n".join(lines)
+
+
+def rivals(result: dict[str, Any]) -> str:
+    """Distances of all students by their calls as a Markdown table. Empty where there is but one student."""
+    found: dict[str, dict[int, float]] = {}
+    for row in result["rows"]:
+        if row["method"] not in SOLVERS:
+            found.setdefault(row["method"], {})[row["nfe"]] = row["distance"]
+    if len(found) < 2:
+        return ""
+    calls = sorted({nfe for distances in found.values() for nfe in distances})
+    lines = ["| calls | " + " | ".join(map(str, calls)) + " |", "|---|" + "--:|" * len(calls)]
+    for method, distances in found.items():
+        cells = (f"{distances[nfe]:.2f}" if nfe in distances else "" for nfe in calls)
+        lines.append(f"| {NAMES.get(method, method)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -59,6 +76,8 @@ def main() -> None:
     args = parser.parse_args()
     result = json.loads(args.result.read_text())
     print(markdown(result))
+    if listed := rivals(result):
+        print(f"\n{listed}")
     if args.card:
         record_metrics(result, args.card)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.report import markdown
+from benchmarks.report import markdown, rivals
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -21,10 +21,11 @@ def test_every_linked_file_exists():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_table_is_the_committed_result():
+def test_the_tables_are_the_committed_result():
     name = re.search(r"benchmarks/results/[\w.-]+\.json", README)
     assert name, "the README names no result file"
-    assert markdown(json.loads((ROOT / name[0]).read_text())) in README
+    result = json.loads((ROOT / name[0]).read_text())
+    assert markdown(result) in README and rivals(result) in README
 
 
 def test_the_folder_table_lists_every_top_level_folder():
