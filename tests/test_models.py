@@ -39,6 +39,15 @@ def test_student_teacher_and_engines_name_each_other():
     assert sorted(student.levels) == list(range(1, 9))
 
 
+def test_rivals_are_students_of_the_same_teacher_and_data():
+    _, teacher = load_denoiser(FASHION / "teacher")
+    cards = {folder.name: load_denoiser(folder)[1] for folder in sorted((FASHION / "rivals").iterdir())}
+    assert {name: card.training["method"] for name, card in cards.items()} == {
+        name: name for name in ("consistency", "diff-instruct", "dmd2", "tied")
+    }
+    assert all(distilled_from(card, teacher) and card.dataset == teacher.dataset for card in cards.values())
+
+
 def test_shipped_networks_carry_no_file_paths_of_the_machine_that_made_them():
     networks = sorted(FASHION.rglob("*.onnx"))
     assert len(networks) == 3

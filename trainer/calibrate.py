@@ -161,7 +161,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--seed", type=int, default=0, help="another one: other seeds for the images")
     parser.add_argument("--compile", action="store_true", help="worth a minute for long searches")
     parser.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is 3x faster where the CPU has AMX"
+        "--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is faster where the hardware has it"
     )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.set_defaults(run=_run)

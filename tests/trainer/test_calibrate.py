@@ -131,7 +131,19 @@ def models(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.Monke
 def run(model: Path, teacher: Path, data: Path, *more: str) -> int:
     parser = argparse.ArgumentParser()
     command.add_parser(parser.add_subparsers())
-    asked = ["calibrate", "--model", str(model), "--teacher", str(teacher), "--data", str(data), "--device", "cpu"]
+    asked = [
+        "calibrate",
+        "--model",
+        str(model),
+        "--teacher",
+        str(teacher),
+        "--data",
+        str(data),
+        "--device",
+        "cpu",
+        "--precision",
+        "bf16",
+    ]
     args = parser.parse_args([*asked, "--images", "12", *more])
     return args.run(args)
 
