@@ -49,7 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     student = commands.add_parser("student", help="distil a teacher into a few-step student")
     _add_run_arguments(student)
     student.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="checkpoint folder of the teacher")
-    student.add_argument("--init", type=Path, metavar="DIR", help="continue this student under other settings")
+    student.add_argument(
+        "--init", type=Path, metavar="DIR",
+        help="continue this student under other settings, with its auxiliary where its run is kept",
+    )  # fmt: skip
     add_switches(student)
     student.set_defaults(run=_student)
 

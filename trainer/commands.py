@@ -1,5 +1,6 @@
 """The training commands: settings in, a trained checkpoint folder out."""
 
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from trainer.recipes import Recipe, fitted, recipe
 from trainer.renoise import served_lists
 from trainer.rivals import MethodName, diff_instruct, dmd2, tied
 from trainer.runs import RunOptions, check_match, check_out, compute_for, loop_config, run_method
+from trainer.state import load_network
 from trainer.student import Student, StudentConfig
 from trainer.switches import SwitchError, switched
 from trainer.teacher import Teacher
@@ -86,6 +88,8 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
         parent.weights,
     )
     facts = {"method": request.method, "start": start_card and start_card.weights, **asdict(settings)}
+    if request.start and isinstance(method, Student):
+        facts["auxiliary_continues"] = _continue_auxiliary(method, request.start)
     return run_method(method, data, config, options, card, facts, compute)
 
 
@@ -113,6 +117,15 @@ def _starting_student(
     if denoiser.network.config.extra and not posterior:
         raise CheckpointError(f"{folder} is a student of the posterior; continue it with --objective posterior")
     return denoiser.network, card
+
+
+def _continue_auxiliary(student: Student, start: Path) -> bool:
+    """Go on with the auxiliary that followed the student of `start`, where its run is kept and the shapes agree."""
+    continues = load_network(start, "auxiliary", student.networks["auxiliary"])
+    if rank() == 0:
+        reason = f"{start} keeps none of this shape: give it time to catch up with --auxiliary-first"
+        print(f"the auxiliary {'continues' if continues else f'begins as the teacher; {reason}'}", file=sys.stderr)
+    return continues
 
 
 def _endpoints(

@@ -72,6 +72,24 @@ def load_state(folder: Path, parts: Parts) -> None:
         raise CheckpointError(f"{path} does not fit this run ({error}); start without --resume") from error
 
 
+def load_network(folder: Path, name: str, network: nn.Module) -> bool:
+    """Fill `network` from the one called `name` in the state of `folder`, in place.
+
+    False: there is no state, no such network in it, or one of other shapes; then nothing has changed.
+    """
+    try:
+        with safe_open(folder / STATE_FILE, framework="pt") as file:
+            prefix = f"net.{name}."
+            weights = _below({key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}, prefix)  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return False
+    own = network.state_dict()
+    if weights.keys() != own.keys() or any(weights[key].shape != own[key].shape for key in own):
+        return False
+    network.load_state_dict(weights)
+    return True
+
+
 def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}

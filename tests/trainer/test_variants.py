@@ -1,6 +1,7 @@
 """Every variant of the student as a training run: what it changes, that it resumes, from where it starts."""
 
 import json
+import shutil
 import signal
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from trainer.compute import Compute
 from trainer.discriminator import AdversaryConfig
 from trainer.endpoints import FILE, Endpoints
 from trainer.rivals import diff_instruct, dmd2
+from trainer.state import STATE_FILE
 from trainer.student import Student, StudentConfig
 
 GAN = AdversaryConfig(weight=3e-3)
@@ -125,6 +127,36 @@ def test_init_continues_a_student_under_other_settings(student_folder, thumbnail
     assert wide["stem.conv.weight"].shape[1] == 2 and (wide["stem.conv.weight"][:, 1] == 0).all()
     _, card = load_denoiser(student_folder)
     assert load_denoiser(tmp_path / "marginal")[1].training["start"] == card.weights
+
+
+def auxiliary_of(folder: Path) -> dict[str, torch.Tensor]:
+    tensors = load_file(folder / STATE_FILE)
+    return {name: value for name, value in tensors.items() if name.startswith("net.auxiliary.")}
+
+
+def test_init_continues_the_auxiliary_too_where_its_run_is_kept(
+    student_folder, thumbnails, tiny_teacher, tmp_path, capsys
+):
+    # With a rate of next to nothing the auxiliary that comes out is the one that went in.
+    still = {"auxiliary_lr": 1e-12, "auxiliary_first": 1.0}
+    published = tmp_path / "published"
+    published.mkdir()
+    for name in (CARD_FILE, "model.safetensors"):
+        shutil.copy(student_folder / name, published)
+    kept = auxiliary_of(student_folder)
+    cases = {
+        "kept": (student_folder, {}, True),
+        "without its run": (published, {}, False),
+        "another shape": (student_folder, {"auxiliary_sees_level": False}, False),
+    }
+    for name, (start, switches, continues) in cases.items():
+        request = Distillation(tiny_teacher, switches=still | switches, start=start)
+        assert train_student(run_options(tmp_path / name, images=16), thumbnails, request)
+        assert load_denoiser(tmp_path / name)[1].training["auxiliary_continues"] == continues
+        assert ("the auxiliary continues" in capsys.readouterr().err) == continues
+        begun = auxiliary_of(tmp_path / name)
+        near = [torch.allclose(begun[key], kept[key], atol=1e-7) for key in kept if begun[key].shape == kept[key].shape]
+        assert all(near) == continues
 
 
 def stored(folder: Path, config: UNetConfig, like: Card) -> Path:
