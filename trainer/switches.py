@@ -39,6 +39,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--gan", type=float, metavar="W", help="weight of the adversarial term (DMD2: 0.003)")
     group.add_argument("--gan-from", type=_share, metavar="SHARE", help="of the run before the student feels it")
     group.add_argument("--sigma-max", type=float, metavar="S", help="the student's top level; 80 in the paper")
+    group.add_argument("--top", type=_share, metavar="SHARE", help="of each longer list's draws: at its top level")
     group.add_argument("--lr", type=float, help="of the student")
     group.add_argument("--auxiliary-lr", type=float, help="of the auxiliary and the adversarial head")
 
@@ -48,7 +49,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "renoise", "levels", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
         "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "gan", "gan_from",
-        "sigma_max", "lr", "auxiliary_lr",
+        "sigma_max", "top", "lr", "auxiliary_lr",
     )  # fmt: skip
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 

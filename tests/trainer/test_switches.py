@@ -28,6 +28,7 @@ SETS: dict[str, dict[str, Any]] = {
     "--auxiliary-sees-level": {},  # as it is
     "--no-auxiliary-sees-level": {"auxiliary_sees_level": False},
     "--sigma-max 80": {"sigma_max": 80.0},
+    "--top 0.7": {"top": 0.7},
     "--auxiliary-updates 3": {"auxiliary_updates": 3},
     "--auxiliary-first 0.1": {"auxiliary_first": 0.1},
     "--simulate 0.4": {"simulate": 0.4},
