@@ -133,7 +133,7 @@ def fit(method: Method, data: ImageSet, images: int, batch: int, seed: int) -> U
     for seen in tqdm(range(0, images, batch), desc=method.served, unit="update", leave=False):
         index = torch.from_numpy(order.integers(len(pixels), size=batch))
         method.update(pixels[index], labels[index], seen / images, rng)
-        update_average(average, network, batch, seen + batch, method.ema_halflife)
+        update_average(average, network, batch, seen + batch, method.ema_halflife, method.ema_ramp)
     assert isinstance(average, UNet)
     return average
 

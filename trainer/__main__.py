@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fewstep.card import CheckpointError
 from trainer import calibrate, data
+from trainer.average import average
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.compute import default_device
 from trainer.dataset import DataError, ImageSet, read_image_set
@@ -58,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
 
     calibrate.add_parser(commands)
     importing.add_parser(commands)
+
+    mean = commands.add_parser("average", help="the mean of several checkpoints of one run or of its continuations")
+    mean.add_argument("--model", type=Path, nargs="+", required=True, metavar="DIR", help="the first lends its card")
+    mean.add_argument("--out", type=Path, required=True, metavar="DIR")
+    mean.set_defaults(run=lambda args: average(args.model, args.out))
 
     shipped = commands.add_parser("publish", help="copy a checkpoint in half precision, ready to ship")
     shipped.add_argument("--model", type=Path, required=True, metavar="DIR")

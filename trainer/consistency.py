@@ -45,6 +45,7 @@ class ConsistencyConfig:
     steps: tuple[int, ...] = tuple(range(1, MAX_STEPS + 1))  # step counts served
     adam: AdamConfig = AdamConfig(4e-4, (0.9, 0.999), decay_from=0.4, final=0.05, clip=100.0)  # norms are about 50
     ema_halflife: float = 20_000  # images
+    ema_ramp: float = 0.05  # at most this share of the images seen
 
 
 class Consistency:
@@ -66,7 +67,7 @@ class Consistency:
         sigmas = solver_sigmas(config.intervals, config.sigma_min, config.sigma_max)
         check_solver(sigmas)
         self.config = config
-        self.ema_halflife = config.ema_halflife
+        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
         self.sigmas = torch.tensor(sigmas, device=compute.device)
         frozen = teacher.eval().requires_grad_(False)
         student = copy.deepcopy(start if start is not None else teacher).requires_grad_(True).eval()  # no dropout

@@ -35,7 +35,8 @@ class Method(Protocol):
     networks: dict[str, nn.Module]  # everything that is optimised
     optimizers: dict[str, Optimizer]
     served: str  # the network whose average is sampled, saved and served
-    ema_halflife: float  # in images
+    ema_halflife: float  # in images,
+    ema_ramp: float  # and at most this share of the images seen
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         """One optimiser step on images [B, C, H, W] in [-1, 1] and labels [B]; progress 0 -> 1 over the run.
@@ -131,7 +132,8 @@ def train(
                 saved_s = clock.elapsed_s
             scalars = method.update(images, labels, clock.progress(config), rng)
             clock.images += config.batch
-            update_average(average, method.networks[method.served], config.batch, clock.images, method.ema_halflife)
+            served = method.networks[method.served]
+            update_average(average, served, config.batch, clock.images, method.ema_halflife, method.ema_ramp)
             if updates % config.log_every == 0:
                 shown = averaged(scalars)
                 _check_finite(shown, clock)

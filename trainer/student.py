@@ -58,7 +58,8 @@ class StudentConfig:
     adam: AdamConfig = AdamConfig(5e-5, (0.0, 0.999), decay_from=0.4, final=0.05)
     # The auxiliary has to follow a moving student: with equal rates it lags, and the outputs oscillate (ADR 0003).
     auxiliary_adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
-    ema_halflife: float = 20_000  # images
+    ema_halflife: float = 100_000  # images, and at most the share
+    ema_ramp: float = 0.15  # of those seen: student and auxiliary go to and fro for long (docs/adr/0015)
 
 
 class Student:
@@ -76,7 +77,7 @@ class Student:
         endpoints: Endpoints | None = None,  # needed when config.warm > 0
     ) -> None:
         self.config, self.endpoints = config, endpoints
-        self.ema_halflife = config.ema_halflife
+        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
         posterior = config.objective == "posterior"
         self.tells_level = config.auxiliary_sees_level or posterior
         frozen = teacher.eval().requires_grad_(False)

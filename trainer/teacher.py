@@ -19,6 +19,7 @@ class TeacherConfig:
     noise: NoiseDistribution = NoiseDistribution()
     adam: AdamConfig = AdamConfig(lr=1e-3, betas=(0.9, 0.99), final=0.02)
     ema_halflife: float = 50_000  # images
+    ema_ramp: float = 0.05  # at most this share of the images seen
 
 
 class Teacher:
@@ -28,7 +29,7 @@ class Teacher:
 
     def __init__(self, network: UNet, sigma_data: float, config: TeacherConfig, compute: Compute) -> None:
         self.config = config
-        self.ema_halflife = config.ema_halflife
+        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
         self.networks: dict[str, nn.Module] = {"teacher": network.train()}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"teacher": adam(network, config.adam, compute.device)}
         self.denoiser = Denoiser(runner(replicated(network), compute), sigma_data, network.config.classes)

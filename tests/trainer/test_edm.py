@@ -62,6 +62,19 @@ def test_average_forgets_its_random_start_quickly():
     assert average.weight.item() == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.parametrize("ramp", [0.05, 0.15])
+def test_a_ramping_average_weighs_the_past_by_a_power_of_when_it_was(ramp):
+    # What was set at a share t of the run, and held from there, has weight 1 - t^(ln 2 / ramp) in the end.
+    network = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(network.weight)
+    average = average_of(network)
+    for seen in range(64, 64_001, 64):
+        if seen > 48_000:
+            torch.nn.init.ones_(network.weight)
+        update_average(average, network, 64, seen, halflife=1e9, ramp=ramp)
+    assert average.weight.item() == pytest.approx(1 - 0.75 ** (math.log(2) / ramp), abs=2e-3)
+
+
 def test_learning_rate_rises_holds_and_falls():
     config = AdamConfig(lr=1.0, warmup=0.1, decay_from=0.5, final=0.2)
     rates = [learning_rate(config, p) for p in (0.0, 0.05, 0.1, 0.5, 0.75, 1.0)]

@@ -1,0 +1,54 @@
+"""The mean of checkpoints: its weights, its card, and what has none."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.card import Card, CheckpointError
+from fewstep.checkpoint import load_checkpoint, load_denoiser, save_checkpoint
+from fewstep.network import UNet
+from tests.trainer.tiny import TINY, lively
+from trainer.__main__ import main
+from trainer.artifacts import describe
+from trainer.average import average
+
+
+@pytest.fixture
+def snapshots(tmp_path) -> list[Path]:
+    for seed in range(3):
+        network = lively(TINY, seed=seed, std=0.1)
+        card = Card("student", describe(network), 0.5, "", None, (), {1: (2.5,)}, "its teacher", {"images": seed})
+        save_checkpoint(tmp_path / str(seed), network.state_dict(), card)
+    return [tmp_path / str(seed) for seed in range(3)]
+
+
+def test_an_average_is_the_mean_of_every_weight_under_the_card_of_the_first(snapshots, tmp_path):
+    assert main(["average", "--model", *map(str, snapshots), "--out", str(tmp_path / "out")]) == 0
+    parts = [load_checkpoint(folder) for folder in snapshots]
+    mean, card = load_checkpoint(tmp_path / "out")
+    for name, value in mean.items():
+        expected = torch.stack([weights[name] for weights, _ in parts]).mean(0)
+        torch.testing.assert_close(value, expected)
+        assert not torch.equal(value, parts[0][0][name]) or value.std() == 0
+    assert card.training == {"images": 0, "average_of": [one.weights for _, one in parts]}
+    assert (card.levels, card.parent) == ({1: (2.5,)}, "its teacher")
+    assert isinstance(load_denoiser(tmp_path / "out")[0].network, UNet)
+
+
+@pytest.mark.parametrize("fact", ["role", "network", "sigma_data", "parent"])
+def test_what_differs_has_no_average(fact, snapshots, tmp_path):
+    _, card = load_checkpoint(snapshots[1])
+    wider = replace(TINY, width=TINY.width * 2)
+    other = {"role": "teacher", "network": asdict(wider), "sigma_data": 0.4, "parent": "another"}[fact]
+    network = lively(wider if fact == "network" else TINY)
+    save_checkpoint(snapshots[1], network.state_dict(), replace(card, **{fact: other}))
+    with pytest.raises(CheckpointError, match=f"another {fact} than"):
+        average(snapshots, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_checkpoint_is_no_average(snapshots, tmp_path):
+    with pytest.raises(CheckpointError, match="two checkpoints or more"):
+        average(snapshots[:1], tmp_path / "out")
