@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from fewstep.card import CheckpointError
 from fewstep.checkpoint import load_checkpoint, save_checkpoint
 

@@ -6,26 +6,30 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.card import Card, CheckpointError
+from fewstep.card import Card, CheckpointError, Dataset
 from fewstep.checkpoint import load_checkpoint, load_denoiser, save_checkpoint
 from fewstep.network import UNet
 from tests.trainer.tiny import TINY, lively
-from trainer.__main__ import main
 from trainer.artifacts import describe
 from trainer.average import average
+
+DATASET = Dataset("thumbnails", "0" * 64, "CC0-1.0", 8)
+CLASSES = tuple(map(str, range(10)))
 
 
 @pytest.fixture
 def snapshots(tmp_path) -> list[Path]:
     for seed in range(3):
         network = lively(TINY, seed=seed, std=0.1)
-        card = Card("student", describe(network), 0.5, "", None, (), {1: (2.5,)}, "its teacher", {"images": seed})
+        card = Card(
+            "student", describe(network), 0.5, "", DATASET, CLASSES, {1: (2.5,)}, "its teacher", {"images": seed}
+        )  # fmt: skip
         save_checkpoint(tmp_path / str(seed), network.state_dict(), card)
     return [tmp_path / str(seed) for seed in range(3)]
 
 
 def test_an_average_is_the_mean_of_every_weight_under_the_card_of_the_first(snapshots, tmp_path):
-    assert main(["average", "--model", *map(str, snapshots), "--out", str(tmp_path / "out")]) == 0
+    average(snapshots, tmp_path / "out")
     parts = [load_checkpoint(folder) for folder in snapshots]
     mean, card = load_checkpoint(tmp_path / "out")
     for name, value in mean.items():
