@@ -32,4 +32,5 @@ def average(models: Sequence[Path], out: Path) -> None:
             total[name] += tensor.double()
         names.append(other.weights)
     mean = {name: (tensor / len(models)).float() for name, tensor in total.items()}
-    save_checkpoint(out, mean, replace(card, training={**card.training, "average_of": names}))
+    # What was measured on the first does not hold for the mean.
+    save_checkpoint(out, mean, replace(card, training={**card.training, "average_of": names}, metrics={}))

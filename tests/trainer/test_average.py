@@ -22,7 +22,7 @@ def snapshots(tmp_path) -> list[Path]:
     for seed in range(3):
         network = lively(TINY, seed=seed, std=0.1)
         card = Card(
-            "student", describe(network), 0.5, "", DATASET, CLASSES, {1: (2.5,)}, "its teacher", {"images": seed}
+            "student", describe(network), 0.5, "", DATASET, CLASSES, {1: (2.5,)}, "its teacher", {"images": seed}, {"distance": 1.0}
         )  # fmt: skip
         save_checkpoint(tmp_path / str(seed), network.state_dict(), card)
     return [tmp_path / str(seed) for seed in range(3)]
@@ -37,7 +37,7 @@ def test_an_average_is_the_mean_of_every_weight_under_the_card_of_the_first(snap
         torch.testing.assert_close(value, expected)
         assert not torch.equal(value, parts[0][0][name]) or value.std() == 0
     assert card.training == {"images": 0, "average_of": [one.weights for _, one in parts]}
-    assert (card.levels, card.parent) == ({1: (2.5,)}, "its teacher")
+    assert (card.levels, card.parent, card.metrics) == ({1: (2.5,)}, "its teacher", {})
     assert isinstance(load_denoiser(tmp_path / "out")[0].network, UNet)
 
 
