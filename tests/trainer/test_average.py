@@ -22,7 +22,8 @@ def snapshots(tmp_path) -> list[Path]:
     for seed in range(3):
         network = lively(TINY, seed=seed, std=0.1)
         card = Card(
-            "student", describe(network), 0.5, "", DATASET, CLASSES, {1: (2.5,)}, "its teacher", {"images": seed}, {"distance": 1.0}
+            "student", describe(network), 0.5, "", DATASET, CLASSES, {1: (2.5,)}, "its teacher",
+            {"images": seed}, {"distance": 1.0},
         )  # fmt: skip
         save_checkpoint(tmp_path / str(seed), network.state_dict(), card)
     return [tmp_path / str(seed) for seed in range(3)]
