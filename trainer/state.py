@@ -76,13 +76,19 @@ def load_network(folder: Path, name: str, network: nn.Module) -> bool:
     """Fill `network` from the one called `name` in the state of `folder`, in place.
 
     False: there is no state, no such network in it, or one of other shapes; then nothing has changed.
+    Raises CheckpointError for a state that cannot be read.
     """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        return False
     try:
-        with safe_open(folder / STATE_FILE, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             prefix = f"net.{name}."
             weights = _below({key: file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}, prefix)  # noqa: SIM118
-    except (OSError, SafetensorError):
-        return False
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} is not a readable training state ({error}); delete it to go on without"
+        ) from error
     own = network.state_dict()
     if weights.keys() != own.keys() or any(weights[key].shape != own[key].shape for key in own):
         return False

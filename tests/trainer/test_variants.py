@@ -157,6 +157,9 @@ def test_init_continues_the_auxiliary_too_where_its_run_is_kept(
         begun = auxiliary_of(tmp_path / name)
         near = [torch.allclose(begun[key], kept[key], atol=1e-7) for key in kept if begun[key].shape == kept[key].shape]
         assert all(near) == continues
+    (published / STATE_FILE).write_bytes(b"cut off")
+    with pytest.raises(CheckpointError, match="not a readable training state"):
+        train_student(run_options(tmp_path / "new"), thumbnails, Distillation(tiny_teacher, start=published))
 
 
 def stored(folder: Path, config: UNetConfig, like: Card) -> Path:
