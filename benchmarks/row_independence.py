@@ -1,11 +1,12 @@
 """Does a row of a network call depend on the other rows? Per backend: alone, among others, and in every bucket.
 
-    python benchmarks/row_independence.py            # a minute
+    python benchmarks/row_independence.py            # minutes
     python benchmarks/row_independence.py --quick    # seconds
 
 Prints a table and writes JSON. "Same shape" is what exact mode rests on: one batch size, another slot, other neighbours
 or none; the bytes must be the same. "Buckets" is what fast mode allows: another batch size may choose another kernel.
-The largest difference that makes, in F and in finished images, is what the table publishes beside the bound.
+The largest difference that makes, in F and in finished images, is what the table publishes beside the bound. A backend
+that takes batches of any size is tried at every one up to the largest bucket, for a server calls it with every one.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from fewstep.latent import with_latent
 from fewstep.noise import latent_for, noise_for
 from fewstep.pixels import to_pixels
 from fewstep.samplers import sample_dpdm
+from server.loading import takes_any_size
 
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 QUICK = (1, 2, 4, 8)
@@ -38,6 +40,8 @@ COLUMNS = {
 
 def measure(name: str, engine: Engine, buckets: Sequence[int]) -> dict[str, Any]:
     manifest = engine.manifest
+    if takes_any_size(engine):
+        buckets = range(1, buckets[-1] + 1)
     rows = example_rows(manifest.input_shape, manifest.classes, buckets[-1])
     same = all(keeps_its_bytes(engine, Rows(*(part[:bucket] for part in rows))) for bucket in buckets)
     first = Rows(*(part[:1] for part in rows))

@@ -40,9 +40,9 @@ def load_model(name: str, folder: Path, settings: Settings, times: SharedTimes) 
     if settings.mode == "exact":
         check_rows_independent(engine.network, manifest.input_shape, manifest.classes, capacity)
     table = slot_table(engine, buckets)
-    # A backend of fixed shapes names its buckets, and may prepare one at its first call; the others need no more than
-    # the smallest and the largest.
-    tick_s = warm_up(table, table.buckets if "buckets" in engine.facts else (buckets[0], buckets[-1]))
+    # A backend of fixed shapes may prepare one at its first call; the others need no more than the smallest and the
+    # largest.
+    tick_s = warm_up(table, (buckets[0], buckets[-1]) if takes_any_size(engine) else table.buckets)
     if settings.stall_s and tick_s >= settings.stall_s:
         raise CheckpointError(
             f"a network call of {name} over {capacity} images takes {tick_s:.1f} s, and a worker that is silent for "
@@ -73,12 +73,24 @@ def open_measured(
         return measure_ticks(slot_table(probe[0], prepared), sizes)
 
     calls = times.get(name, measured)
-    buckets = choose_buckets(buckets_for(capacity or knee(calls), exact), calls)
-    if buckets[-1] == prepared[-1] and set(buckets) <= set(prepared):
-        return probe.pop() if probe else load(prepared), buckets, calls
-    if probe:
-        release(probe)
-    return load(buckets), buckets, calls
+    capacity = capacity or knee(calls)
+    buckets = choose_buckets(buckets_for(capacity, exact), calls)
+    if probe and takes_any_size(probe[0]):
+        engine = probe.pop()
+    elif capacity == prepared[-1] and set(buckets) <= set(prepared):
+        engine = probe.pop() if probe else load(prepared)
+    else:
+        if probe:
+            release(probe)
+        engine = load(buckets)
+    if takes_any_size(engine):
+        buckets = choose_buckets(buckets_for(capacity, exact, any_size=True), calls)
+    return engine, buckets, calls
+
+
+def takes_any_size(engine: "Engine") -> bool:
+    """Whether the network runs batches of every size; a backend of fixed shapes names those that it has prepared."""
+    return "buckets" not in engine.facts
 
 
 def release(probe: "list[Engine]") -> None:

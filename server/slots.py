@@ -222,12 +222,15 @@ class SlotTable:
             array[len(rows) : before] = 0
 
 
-def buckets_for(capacity: int, exact: bool) -> tuple[int, ...]:
+def buckets_for(capacity: int, exact: bool, any_size: bool = False) -> tuple[int, ...]:
     """Batch sizes to call the network with: the capacity alone, or about four per doubling up to it.
 
-    On a CPU the time of a call grows with every row beyond a few, so coarse buckets would pay for padding.
+    On a CPU the time of a call grows with every row beyond a few, so coarse buckets would pay for padding. any_size:
+    the network runs whatever it is given, nothing is prepared, and every size is a bucket.
     """
     if exact:
         return (capacity,)
+    if any_size:
+        return tuple(range(1, capacity + 1))
     sizes = [size for size in range(1, capacity) if size <= 8 or size % 2 ** (size.bit_length() - 3) == 0]
     return (*sizes, capacity)

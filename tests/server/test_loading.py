@@ -37,7 +37,7 @@ def test_slots_and_buckets_follow_from_the_measured_times(engine_dir: Path):
     for changes, capacity, buckets in (
         ({"capacity": 0}, 8, (8,)),
         ({"capacity": 0, "mode": "exact"}, 8, (8,)),
-        ({"capacity": 16}, 16, (8, 10, 12, 14, 16)),
+        ({"capacity": 16}, 16, tuple(range(8, 17))),
         ({"capacity": 16, "mode": "exact"}, 16, (16,)),
     ):
         served, facts = load_model("tiny", engine_dir, settings(engine_dir, **changes), measured(FLAT))
@@ -67,7 +67,8 @@ class Counted(Engine):
         cls.sizes.append(tuple(buckets))
         cls.live += 1
         cls.most = max(cls.most, cls.live)
-        return cls(engine.manifest, engine.backend, replace(engine.opened, device="cuda"))
+        facts = {**engine.opened.facts, "buckets": ",".join(map(str, buckets))}
+        return cls(engine.manifest, engine.backend, replace(engine.opened, device="cuda", facts=facts))
 
     def __del__(self) -> None:
         type(self).live -= 1
@@ -100,6 +101,25 @@ def test_one_engine_is_in_memory_at_a_time(engine_dir: Path, monkeypatch: pytest
     assert (Counted.most, Counted.live) == (1, 1), "the last one is being served"
     assert emptied == [0] * (len(opened) - 1)
     assert served.table.free == served.table.capacity
+
+
+@pytest.mark.parametrize("known", [{}, {1: 1.0, 2: 1.9, 4: 4.0}])
+def test_an_engine_that_takes_any_size_is_opened_once_and_called_with_what_there_is(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, known: dict[int, float]
+):
+    opened: list[Engine] = []
+
+    def load(folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int]) -> Engine:
+        opened.append(load_engine(folder, backend=backend, threads=threads, buckets=buckets))
+        return opened[-1]
+
+    monkeypatch.setattr("export.engine.load_engine", load)
+    monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes: {size: 1.0 + size for size in sizes})
+    _, facts = load_model("tiny", engine_dir, settings(engine_dir, capacity=11), measured(known))
+    assert len(opened) == 1 and facts.buckets == tuple(range(1, 12)), "9 images need not be padded to 10"
+    opened.clear()
+    load_model("tiny", engine_dir, settings(engine_dir, capacity=0), measured(known))
+    assert len(opened) == 1
 
 
 def test_a_gpu_engine_without_triton_says_what_to_install(engine_dir: Path, monkeypatch: pytest.MonkeyPatch):

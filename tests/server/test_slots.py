@@ -111,7 +111,8 @@ def test_buckets_ascend_to_the_capacity_and_waste_a_quarter_at_most(capacity: in
     buckets = buckets_for(capacity, exact=False)
     assert buckets[0] == 1 and buckets[-1] == capacity
     assert all(low < high <= 1.25 * low + 1 for low, high in pairwise(buckets))
-    assert buckets_for(capacity, exact=True) == (capacity,)
+    assert buckets_for(capacity, exact=True) == buckets_for(capacity, exact=True, any_size=True) == (capacity,)
+    assert buckets_for(capacity, exact=False, any_size=True) == tuple(range(1, capacity + 1))
 
 
 @settings(max_examples=25, deadline=None)
