@@ -35,7 +35,9 @@ def draw_capacity(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def _latency(axes: Axes, rows: Sequence[dict[str, Any]], title: str) -> None:
     for server, colour in COLOURS.items():
         line = sorted(
-            (row["load"], row["p50_ms"], row["p99_ms"], row["sustained"]) for row in rows if _has(row, server)
+            (row["load"], row["p50_ms"], row["p99_ms"], row["sustained"])
+            for row in rows
+            if _has(row, server) and row["draw"] == 0
         )
         if not line:
             continue
