@@ -85,6 +85,14 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--checkpoint-every", type=_seconds, default=300.0, metavar="TIME")
+    parser.add_argument("--snapshot-every", type=_count, metavar="N",
+                        help="also keep a checkpoint every N training images, in OUT/snapshots")  # fmt: skip
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images from 1 up")
+    return int(text)
 
 
 def _seconds(text: str) -> float:
@@ -99,7 +107,7 @@ def _options(args: argparse.Namespace) -> RunOptions:
     return RunOptions(
         recipe=args.recipe, out=args.out, images=args.images, budget_s=args.budget, batch=args.batch, seed=args.seed,
         resume=args.resume, precision=args.precision, compile=args.compile, device=args.device,
-        checkpoint_s=args.checkpoint_every,
+        checkpoint_s=args.checkpoint_every, snapshot_images=args.snapshot_every,
     )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ class LoopConfig:
     images: int | None = None  # stop after this many training images
     budget_s: float | None = None  # or after this many seconds, resumed time included
     checkpoint_s: float = 300.0
+    snapshot_images: int | None = None  # a checkpoint that stays, every so many training images
     log_every: int = 50  # updates between two log lines
     seed: int = 0
     flip: bool = False  # mirror half of the images
@@ -76,7 +77,7 @@ def train(
     data: ImageSet,
     config: LoopConfig,
     out: Path,
-    save: Callable[[nn.Module, Clock], None],  # writes checkpoint and sample grid from the averaged network
+    save: Callable[[nn.Module, Clock, Path], None],  # writes checkpoint and grid of the averaged network to a folder
     *,
     resume: bool = False,
     identity: dict[str, Any],  # what a resumed run must share with the run it continues
@@ -107,8 +108,13 @@ def train(
         _check_finite(averaged(scalars), clock)
         if rank() > 0:
             return
-        save(average, clock)
+        save(average, clock, out)
         save_state(out, parts, {"images": clock.images, "elapsed_s": clock.elapsed_s, "identity": identity})
+
+    def snapshot() -> None:
+        _check_finite(averaged(scalars), clock)
+        if rank() == 0:
+            save(average, clock, out / "snapshots" / f"{clock.images:09d}")
 
     # What was logged after the last checkpoint will be logged again.
     writer = SummaryWriter(out / "events", purge_step=clock.images + 1) if rank() == 0 else None
@@ -134,6 +140,8 @@ def train(
             clock.images += config.batch
             served = method.networks[method.served]
             update_average(average, served, config.batch, clock.images, method.ema_halflife, method.ema_ramp)
+            if config.snapshot_images and clock.images % config.snapshot_images < config.batch:
+                snapshot()
             if updates % config.log_every == 0:
                 shown = averaged(scalars)
                 _check_finite(shown, clock)

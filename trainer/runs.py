@@ -34,6 +34,7 @@ class RunOptions:
     compile: Literal["auto", "on", "off"] = "auto"
     device: str | None = None
     checkpoint_s: float = 300.0
+    snapshot_images: int | None = None
 
 
 def run_method(
@@ -58,7 +59,7 @@ def run_method(
     if rank() == 0:
         print(json.dumps({"role": card.role, "network": card.network, **identity}, indent=2), file=sys.stderr)
 
-    def save(average: nn.Module, clock: Clock) -> None:
+    def save(average: nn.Module, clock: Clock, folder: Path) -> None:
         training = {
             **identity,
             "images_planned": config.images,
@@ -70,7 +71,7 @@ def run_method(
             "precision": compute.precision,
             "environment": environment(),
         }
-        write_checkpoint(options.out, average, replace(card, training=training), f"{clock.images:09d}")
+        write_checkpoint(folder, average, replace(card, training=training), f"{clock.images:09d}")
 
     return train(method, data, config, options.out, save, resume=options.resume, identity=identity)
 
@@ -86,6 +87,7 @@ def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
         images=options.images if limited else images,
         budget_s=options.budget_s,
         checkpoint_s=options.checkpoint_s,
+        snapshot_images=options.snapshot_images,
         seed=options.seed,
         flip=chosen.flip,
     )

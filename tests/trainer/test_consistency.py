@@ -224,7 +224,7 @@ def test_an_interrupted_run_resumes_to_identical_weights(halflife, small_teacher
         config = ConsistencyConfig(target_halflife=halflife)
         method = Consistency(small_teacher, 0.66, config, Compute())
 
-        def save(average: nn.Module, clock) -> None:
+        def save(average: nn.Module, clock, folder: Path) -> None:
             kept[out] = {"average": weights(average)} | {name: weights(net) for name, net in method.networks.items()}
 
         return train(

@@ -10,6 +10,7 @@ import torch
 
 from fewstep.card import Card, CheckpointError
 from fewstep.checkpoint import load_denoiser
+from trainer.average import average
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.dataset import DataError, ImageSet, sigma_data, write_image_set
 from trainer.loop import DivergedError, LoopConfig, _batches
@@ -96,6 +97,19 @@ def test_interrupted_student_resumes_to_identical_weights(thumbnails, tmp_path, 
     _, card = load_denoiser(tmp_path / "parts")
     _, parent = load_denoiser(tmp_path / "teacher")
     assert card.parent == parent.weights and sorted(card.levels) == list(range(1, 9))
+
+
+def test_snapshots_stay_and_the_run_does_not_notice(thumbnails, tmp_path):
+    """20 is no multiple of the batch: each snapshot comes with the first batch that reaches one."""
+    assert train_teacher(options(tmp_path / "plain"), thumbnails)
+    assert train_teacher(options(tmp_path / "kept", snapshot_images=20), thumbnails)
+    kept = sorted((tmp_path / "kept" / "snapshots").iterdir())
+    assert [int(folder.name) for folder in kept] == [24, 40, 64]
+    assert [load_denoiser(folder)[1].training["images"] for folder in kept] == [24, 40, 64]
+    assert weights(kept[0]) != weights(kept[1])
+    assert weights(kept[2]) == weights(tmp_path / "kept") == weights(tmp_path / "plain")
+    average(kept, tmp_path / "mean")
+    assert load_denoiser(tmp_path / "mean")[1].role == "teacher"
 
 
 def test_resume_with_other_settings_is_refused_naming_them(thumbnails, tmp_path):
