@@ -21,6 +21,7 @@ from fewstep.card import CheckpointError
 from fewstep.pixels import encode
 from server.calibration import SharedTimes
 from server.engine_loop import Delivery, EngineLoop, Finished
+from server.heap import freeze_heap
 from server.loading import load_model
 from server.messages import Done, Failed, Loading, Ready
 from server.policy import earliest_deadline, fifo
@@ -96,6 +97,7 @@ class StepLoop(LitLoop):
 
         policy = earliest_deadline if lit_api.settings.policy == "deadline" else fifo
         loop = EngineLoop(lit_api.models, deliver=deliver, policy=policy)
+        freeze_heap()  # the engines and their libraries
         transport.send(lit_api.ready)
         threading.Thread(target=_intake, args=(request_queue, loop), name="intake", daemon=True).start()
         for outbox in (notes, *[images] * ENCODERS):

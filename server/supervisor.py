@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
 
+from server.heap import freeze_heap
 from server.lit_loop import EXIT_BAD_ENGINE
 from server.transport import Control, Link
 
@@ -70,6 +71,7 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal whose default is to be ignored is never waited for
         signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         self.control.signal_parent()
+        freeze_heap()  # the modules, once for all processes
         http = self.fork.Process(target=self._http, name="http")
         http.start()
         self.listener.close()

@@ -23,6 +23,7 @@ from export.engine import Engine, load_engine
 from export.manifest import read_manifest
 from fewstep.noise import random_labels
 from server.engine_loop import EngineLoop
+from server.heap import freeze_heap
 from server.loading import call_once, slot_table
 from server.messages import Submit
 from server.requests import GenerateRequest
@@ -124,6 +125,7 @@ def main() -> None:
     else:
         buckets = buckets_for(args.capacity, exact=False)
         engine = load_engine(args.engine, backend=args.backend, threads=args.threads, buckets=buckets)
+    freeze_heap()  # as a worker does
     print(json.dumps(asdict(measure(engine, args.capacity, args.round_s, args.rounds))))
 
 

@@ -1,0 +1,59 @@
+"""What lives as long as a process does not keep the garbage collector busy while requests wait."""
+
+import gc
+import subprocess
+import sys
+from collections.abc import Iterator
+from multiprocessing import Pipe
+from pathlib import Path
+
+import pytest
+
+from server.heap import freeze_heap
+from server.lit_loop import StepLoop, StudentAPI
+from server.messages import Ready
+from server.settings import Settings
+from server.transport import AnswerPipe, RequestPipe
+
+
+@pytest.fixture(autouse=True)
+def thawed() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    yield
+    gc.unfreeze()
+    sys.setswitchinterval(interval)
+
+
+def test_what_there_is_is_exempt_and_what_comes_later_is_not():
+    freeze_heap()
+    assert gc.get_freeze_count() > 10_000 > len(gc.get_objects())
+    later: list = []
+    later.append(later)
+    assert any(one is later for one in gc.get_objects())
+    before = gc.get_freeze_count()
+    del later
+    assert gc.collect() >= 1 and gc.get_freeze_count() == before
+
+
+def test_a_worker_freezes_its_engines_before_the_first_request():
+    api = object.__new__(StudentAPI)
+    api.settings, api.models, api.ready = Settings(engines={"none": Path()}), {}, Ready({}, 0.0)
+    requests, answers = RequestPipe(*Pipe(duplex=False)), AnswerPipe(*Pipe(duplex=False))
+    assert requests.writer is not None
+    requests.writer.close()  # nobody will ask: the loop ends
+    StepLoop()(api, "cpu", 0, requests, answers, {}, None)
+    assert gc.get_freeze_count() > 10_000
+
+
+PARENT = """
+import gc, socket
+from server.supervisor import Supervisor
+
+Supervisor(socket.socket(), 0, 1, 1.0, lambda control: print(gc.get_freeze_count()), lambda number, link: None).run()
+"""
+
+
+def test_the_parent_freezes_the_modules_before_it_forks():
+    """Every process has them from it, and so has one that replaces a dead worker."""
+    done = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=60)
+    assert int(done.stdout) > 10_000, done.stderr
