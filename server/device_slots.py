@@ -6,7 +6,7 @@ which row of the network's input everybody else moves to; it waits once, for pix
 finite. On a CPU device the kernels' references run, which is how this is tested without a GPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ from fewstep.schedule import MAX_STEPS
 from kernels.initial_noise import initial_noise
 from kernels.rows import KNOWN, STARTED, Inpainting, RowsUpload, layout
 from kernels.step import step
-from server.slots import Image, ImageKey, Start, Tick
+from server.slots import Image, ImageKey, Start, Tick, nothing
 
 if TYPE_CHECKING:
     from export.engine import DeviceNetwork
@@ -120,8 +120,8 @@ class DeviceSlotTable:
         self._release(slots)
         return len(slots)
 
-    def tick(self) -> Tick:
-        """One network call for all images in flight. If it raises, so does this, and no slot has moved."""
+    def tick(self, meanwhile: Callable[[], None] = nothing) -> Tick:
+        """See `Slots.tick`."""
         slots = np.flatnonzero(self.row != _FREE)
         if not len(slots):
             return Tick()
@@ -145,6 +145,7 @@ class DeviceSlotTable:
             self.x, output, sent, self.network, self.pixels, self.broken,
             stamp=self.stamp, inpainting=self.inpainting,
         )  # fmt: skip
+        meanwhile()
         pixels, sound = self._read(len(slots), int(np.count_nonzero(last)))
 
         broken = tuple(self._key(slot) for slot in slots[~sound])

@@ -71,6 +71,7 @@ class EngineLoop:
         self.deadlines: list[tuple[float, int]] = []  # a heap; requests that have ended stay until their time
         self.used_s = dict.fromkeys(models, 0.0)  # device time, as `least_served` counts it
         self.virtual_s = 0.0  # where the models with work stand in that count
+        self.finished: list[Finished] = []  # to be delivered when the engine thread has nothing else to do
         self.probe_s = -math.inf  # when a failing model may next be tried
         self.told_s = -math.inf  # when statistics were last delivered
         self.untold = False  # whether anything has changed since
@@ -102,6 +103,8 @@ class EngineLoop:
             self.virtual_s = max(self.virtual_s, self.used_s[name])
             self._admit(self.models[name])
             self._tick(name)
+        if not self.flights:
+            self._hand_over()
         self.untold = True
         self._tell()
 
@@ -173,11 +176,12 @@ class EngineLoop:
         served = self.models[name]
         before_s = self.clock()
         try:
-            tick = served.table.tick()
+            tick = served.table.tick(self._hand_over)
         except Exception as error:  # whatever a network raises concerns the requests in this call only
             held = served.table.requests()
             logger.exception("a network call of %s failed; requests %s end with it", name, sorted(held))
             self._note(name, ok=False)
+            self._hand_over()
             for number in held:
                 self._fail(number, "network_error", f"the network call failed ({error}); try again")
             served.table.evict(PROBE.request)
@@ -188,6 +192,8 @@ class EngineLoop:
         if tick.batch:
             served.counters.call(tick.active, tick.batch, elapsed_s)
             self._note(name, ok=len(tick.broken) < tick.active)
+        else:
+            self._hand_over()
         for number in {key.request for key in tick.broken}:
             message = "the network returned values that are not finite; try another seed"
             self._fail(number, "network_not_finite", message)
@@ -207,7 +213,7 @@ class EngineLoop:
         if len(flight.pixels) < request.images:
             return
         del self.flights[key.request]
-        self.deliver(
+        self.finished.append(
             Finished(
                 id=key.request,
                 request=request,
@@ -216,6 +222,16 @@ class EngineLoop:
                 engine_s=self.clock() - flight.started_s,
             )
         )
+
+    def _hand_over(self) -> None:
+        """Deliver what is finished: while the network works, or when there is no work left.
+
+        Whoever encodes images wants the interpreter, and would take it, half a millisecond at a time, from an engine
+        thread that is preparing its next call.
+        """
+        for result in self.finished:
+            self.deliver(result)
+        self.finished.clear()
 
     def _tell(self) -> None:
         now = self.clock()

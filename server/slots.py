@@ -4,7 +4,7 @@ No threads, no clock, no HTTP. Rows differ in level, step count, seed and label;
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -54,6 +54,10 @@ class Tick:
     batch: int = 0  # rows the network saw; batch - active were padding
 
 
+def nothing() -> None:
+    """What there is to do while the network works, unless somebody knows better."""
+
+
 class Slots(Protocol):
     """What the engine loop needs of a slot table; `SlotTable` in numpy, `server.device_slots` on a GPU."""
 
@@ -69,7 +73,12 @@ class Slots(Protocol):
 
     def evict(self, request: int) -> int: ...
 
-    def tick(self) -> Tick: ...
+    def tick(self, meanwhile: Callable[[], None] = nothing) -> Tick:
+        """One network call for all images in flight. If it raises, so does this, and no slot has moved.
+
+        meanwhile: called once the network is busy or about to be, from when on this thread has nothing to do.
+        """
+        ...
 
 
 class SlotTable:
@@ -137,8 +146,8 @@ class SlotTable:
         self._keep(stays)
         return int(np.count_nonzero(~stays))
 
-    def tick(self) -> Tick:
-        """One network call for all images in flight. If it raises, so does this, and no slot has moved."""
+    def tick(self, meanwhile: Callable[[], None] = nothing) -> Tick:
+        """See `Slots.tick`."""
         count = len(self.keys)
         if not count:
             return Tick()
@@ -148,7 +157,9 @@ class SlotTable:
         more = np.flatnonzero(sigma_next > 0)
         noise = self._noise(sigma, more)
         batch = self.buckets[bisect_left(self.buckets, count)]
-        output = self._call(count, batch, sigma)
+        arguments = self._arguments(count, batch, sigma)
+        meanwhile()
+        output = self.network(*arguments)[:count]
         sound = np.logical_and.reduce(np.isfinite(output), axis=(1, 2, 3))
         broken: tuple[ImageKey, ...] = ()
         if not sound.all():
@@ -204,11 +215,11 @@ class SlotTable:
             mask[row], image[row] = start.known, start.image
         return mask, image
 
-    def _call(self, count: int, batch: int, sigma: NDArray[np.float32]) -> NDArray[np.float32]:
-        """F of the images in flight, in a batch padded with zeros."""
+    def _arguments(self, count: int, batch: int, sigma: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+        """What F is called with, of the images in flight, in a batch padded with zeros."""
         z = latent(self.seeds[:count], self.step[:count], self.latent_shape) if self.latent_shape[0] else None
         self.input[:count], self.c_noise[:count] = network_input(self.x[:count], sigma, self.sigma_data, z)
-        return self.network(self.input[:batch], self.c_noise[:batch], self.onehot[:batch])[:count]
+        return self.input[:batch], self.c_noise[:batch], self.onehot[:batch]
 
     def _keep(self, stays: NDArray[np.bool_]) -> None:
         """Free the slots where `stays` [images in flight] is False, and close the gaps, in order."""

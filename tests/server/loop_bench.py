@@ -57,7 +57,8 @@ class Bench:
             self.loop.turn()
 
     def finished(self) -> list[int]:
-        return [result.id for result in self.results if isinstance(result, Finished)]
+        """Delivered, or to be delivered when the next network call begins."""
+        return [result.id for result in (*self.results, *self.loop.finished) if isinstance(result, Finished)]
 
     def failed(self) -> dict[int, str]:
         return {result.id: result.code for result in self.results if isinstance(result, Failed)}

@@ -263,3 +263,16 @@ def test_whatever_happens_both_tables_say_the_same(actions: list, exact: bool):
                 assert_close(theirs[key], pixels)
         assert (cpu.free, cpu.requests()) == (gpu.free, gpu.requests())
     assert gpu.free == capacity
+
+
+def test_what_is_done_meanwhile_is_done_once_the_device_is_busy():
+    order: list[str] = []
+    network = Device(GaussianNetwork(), buckets_for(4, exact=False))
+    network.before = lambda: order.append("network")
+    table = device_table(network)
+    table.tick(lambda: order.append("meanwhile"))
+    assert order == [], "without images there is no call"
+    table.admit([image(0, 2)])
+    for _ in range(2):
+        table.tick(lambda: order.append("meanwhile"))
+    assert order == ["network", "meanwhile"] * 2

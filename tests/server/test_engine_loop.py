@@ -3,7 +3,7 @@ import pytest
 
 from server.engine_loop import PROBE_EVERY_S, Finished
 from server.messages import Failed, Health
-from server.policy import earliest_deadline
+from server.policy import earliest_deadline, fifo
 from server.served import FAILING_AFTER
 from tests.server.fakes import CLASSES, expected_pixels
 from tests.server.loop_bench import Bench, explode, poison_all
@@ -22,6 +22,43 @@ def test_a_short_request_overtakes_a_long_one_that_is_already_running(bench: Ben
     assert bench.finished() == [1]
     bench.turn(5)
     assert bench.finished() == [1, 0]
+
+
+def test_what_is_finished_is_delivered_while_the_next_network_call_runs(bench: Bench):
+    """Not while the engine thread prepares that call: whoever encodes would take the interpreter from it."""
+    during_calls: list[list[int]] = []
+    bench.faults["tiny"] = lambda x: during_calls.append([result.id for result in bench.results])
+    for number, steps in enumerate((1, 2, 4)):
+        bench.submit(number, steps)
+    bench.turn(1)
+    assert (bench.results, [result.id for result in bench.loop.finished]) == ([], [0])
+    bench.turn(3)
+    assert during_calls == [[], [0], [0, 1], [0, 1]]
+    assert [result.id for result in bench.results] == [0, 1, 2], "after the last call there is nothing to wait for"
+    assert bench.loop.finished == []
+
+
+def test_what_is_finished_is_delivered_though_the_next_call_fails_before_the_network_is_busy(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    for number in range(2):
+        bench.submit(number, steps=1 + number)
+    bench.turn(1)
+    assert (bench.results, bench.finished()) == ([], [0])
+    monkeypatch.setattr(bench.models["tiny"].table, "tick", explode)
+    bench.turn(1)
+    assert [type(result) for result in bench.results] == [Finished, Failed]
+
+
+def test_what_is_finished_is_delivered_though_nobody_is_admitted():
+    places = [1, 0]
+    bench = Bench(capacities=1, policy=lambda waiting, free, now_s: fifo(waiting, places.pop(0), now_s))
+    for number in range(2):
+        bench.submit(number, steps=1)
+    bench.turn(1)
+    assert (bench.results, bench.finished()) == ([], [0])
+    bench.turn(1)
+    assert [result.id for result in bench.results] == [0] and list(bench.loop.flights) == [1]
 
 
 def test_a_request_larger_than_the_table_is_made_image_by_image_in_the_order_of_its_seeds(bench: Bench):

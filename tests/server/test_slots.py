@@ -227,3 +227,16 @@ def by_neighbour(x: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.n
 def test_the_self_check_refuses_rows_that_know_their_slot_or_their_company(network: Network):
     with pytest.raises(CheckpointError, match="exact mode is not possible"):
         check_rows_independent(network, SHAPE, CLASSES, capacity=4)
+
+
+def test_what_is_done_meanwhile_is_done_once_a_call_and_before_the_network_is_asked():
+    order: list[str] = []
+    network = GaussianNetwork()
+    network.before = lambda x, c_noise: order.append("network")
+    table = table_of(network, 4)
+    table.tick(lambda: order.append("meanwhile"))
+    assert order == [], "without images there is no call"
+    table.admit([image(0, 2)])
+    for _ in range(2):
+        table.tick(lambda: order.append("meanwhile"))
+    assert order == ["meanwhile", "network"] * 2
