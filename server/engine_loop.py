@@ -192,7 +192,7 @@ class EngineLoop:
         if tick.batch:
             served.counters.call(tick.active, tick.batch, elapsed_s)
             self._note(name, ok=len(tick.broken) < tick.active)
-        else:
+        else:  # the policy admitted nobody, so there was no call to wait for
             self._hand_over()
         for number in {key.request for key in tick.broken}:
             message = "the network returned values that are not finite; try another seed"
