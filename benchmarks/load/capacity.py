@@ -63,7 +63,7 @@ class Point:
     kind: Literal["open", "closed", "overload"]
     load: float | None = None  # offered images per second over R*; a closed loop offers what it gets
     images: int = 1
-    draw: int = 0  # of the arrivals; the same for all servers
+    draw: int = 0  # of the arrivals, the same for all servers; a closed loop has none and is only run again
 
     @property
     def share(self) -> float:
@@ -178,8 +178,9 @@ def points(smoke: bool) -> list[Point]:
         *(Point(server, "open", load) for load, server in itertools.product(LOADS, (OURS, BASELINE))),
         *(Point(OURS, "open", FIRM, draw=draw) for draw in range(1, DRAWS)),
         *(Point(server, "open", LOADS[1]) for server in SERVERS[2:]),
-        *(Point(server, "closed") for server in SERVERS),
+        *(Point(server, "closed") for server in reversed(SERVERS)),
         Point(OURS, "overload", OVERLOAD),
+        Point(OURS, "closed", draw=1),
         Point(OURS, "open", FIRM, MANY),
         Point(OURS, "closed", None, MANY),
     ]

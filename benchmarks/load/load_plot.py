@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -61,9 +62,11 @@ def _has(row: dict[str, Any], server: str) -> bool:
 
 
 def _capacity(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
-    rows = [row for row in rows if row["server"] in COLOURS][::-1]
-    shares = [row["images_per_s"] / row["limit_per_s"] for row in rows]
-    bars = axes.barh([row["server"] for row in rows], shares, color=[COLOURS[row["server"]] for row in rows])
-    axes.bar_label(bars, [f"{row['images_per_s']:.0f}/s" for row in rows], fontsize=8, padding=2)
+    turns = {server: [row for row in rows if row["server"] == server] for server in reversed(COLOURS)}
+    turns = {server: own for server, own in turns.items() if own}
+    shares = [fmean(row["images_per_s"] / row["limit_per_s"] for row in own) for own in turns.values()]
+    bars = axes.barh(list(turns), shares, color=[COLOURS[server] for server in turns])
+    rates = [fmean(row["images_per_s"] for row in own) for own in turns.values()]
+    axes.bar_label(bars, [f"{rate:.0f}/s" for rate in rates], fontsize=8, padding=2)
     axes.axvline(1.0, color="#888", linestyle=":")
     axes.set(xlim=(0, 1.15), xlabel="images/s when saturated, over R* (the same network back to back)")

@@ -76,6 +76,17 @@ def test_latency_is_judged_over_all_draws_of_the_arrivals_and_each_is_named():
     assert target.note == "189 of 210 ms; 252 of 210 ms"
 
 
+def test_the_peak_is_what_the_server_gave_before_and_after_the_overload():
+    rows = [*campaign(), row(OURS, "closed", None, 100.0, draw=1)]
+    found = verdicts(rows)
+    assert found["goodput in overload / peak"] == (pytest.approx(94 / 98), True)
+    assert found["capacity / stock batching's"] == (pytest.approx(98 / 48), True)
+    turns = [(point.server, point.kind) for point in points(smoke=False) if point.images == 1]
+    overload = turns.index((OURS, "overload"))
+    assert turns[overload - 2] == (BASELINE, "closed")
+    assert turns[overload - 1] == turns[overload + 1] == (OURS, "closed")
+
+
 def test_what_was_not_measured_is_not_a_hit():
     found = verdicts(campaign()[:1])
     assert found["capacity / stock batching's"] == (None, None)
