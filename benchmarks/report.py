@@ -1,4 +1,4 @@
-"""A committed result as the README's tables, which a test holds to it, and as the metrics of a model's card.
+"""A committed result as the Markdown tables of the README and the docs, and as the metrics of a model's card.
 
 python benchmarks/report.py benchmarks/results/NAME.json [--card models/fashion]
 """
@@ -9,41 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import markdown
 from fewstep.card import CARD_FILE, CheckpointError, card_to_json, read_card, write_atomically
-
-NAMES = {"dpdm": "**DPDM student**", "heun": "EDM Heun", "euler": "EDM Euler"}
-SOLVERS = ("heun", "euler")
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """Our student and the solvers of a latency.py result as a Markdown table."""
-    lines = [
-        "| sampler | NFE | ms, p50 | ms, p95 | vs k=1 | images/s | peak MB | distance | accuracy |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
-    ]
-    lines += [
-        f"| {NAMES[row['method']]} | {row['nfe']} | {row['p50_ms']:.1f} | {row['p95_ms']:.1f} | {row['ratio']:.1f} "
-        f"| {row['images_per_s']:.0f} | {_number(row['peak_mb'])} | {row['distance']:.2f} | {row['accuracy']:.1%} |"
-        for row in result["rows"]
-        if row["method"] in NAMES
-    ]
-    return "\n".join(lines)
-
-
-def rivals(result: dict[str, Any]) -> str:
-    """Distances of all students by their calls as a Markdown table. Empty where there is but one student."""
-    found: dict[str, dict[int, float]] = {}
-    for row in result["rows"]:
-        if row["method"] not in SOLVERS:
-            found.setdefault(row["method"], {})[row["nfe"]] = row["distance"]
-    if len(found) < 2:
-        return ""
-    calls = sorted({nfe for distances in found.values() for nfe in distances})
-    lines = ["| calls | " + " | ".join(map(str, calls)) + " |", "|---|" + "--:|" * len(calls)]
-    for method, distances in found.items():
-        cells = (f"{distances[nfe]:.2f}" if nfe in distances else "" for nfe in calls)
-        lines.append(f"| {NAMES.get(method, method)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
 
 
 def record_metrics(result: dict[str, Any], folder: Path) -> None:
@@ -65,8 +32,24 @@ def record_metrics(result: dict[str, Any], folder: Path) -> None:
     write_atomically(folder / CARD_FILE, card_to_json(replace(card, metrics=metrics)).encode())
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
+def tables(result: dict[str, Any]) -> list[str]:
+    """All Markdown tables of a result. Raises ValueError for a benchmark that has none."""
+    if result["benchmark"] == "latency":
+        return [table for table in (markdown.latency(result), markdown.rivals(result)) if table]
+    if result["benchmark"] == "quality":
+        calls = result["settings"]["nfe"]
+        return [
+            table
+            for one in result["extractors"]
+            for table in (markdown.quality(result, one), *(markdown.quality_details(result, one, nfe) for nfe in calls))
+        ]
+    if result["benchmark"] == "recovery":
+        return [markdown.recovery(result, one) for one in result["extractors"]]
+    if result["benchmark"] == "ablation":
+        return [markdown.ablation(result)]
+    if result["benchmark"] == "training-cost":
+        return [markdown.training_cost(result), markdown.training_totals(result)]
+    raise ValueError(f"there is no Markdown table for {result['benchmark']!r}; its own command prints one")
 
 
 def main() -> None:
@@ -75,9 +58,7 @@ def main() -> None:
     parser.add_argument("--card", type=Path, metavar="DIR", help="also write the student's metrics into this card")
     args = parser.parse_args()
     result = json.loads(args.result.read_text())
-    print(markdown(result))
-    if listed := rivals(result):
-        print(f"\n{listed}")
+    print("\n\n".join(tables(result)))
     if args.card:
         record_metrics(result, args.card)
 

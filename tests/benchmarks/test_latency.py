@@ -12,7 +12,7 @@ import pytest
 from benchmarks.features import load_extractor
 from benchmarks.harness import percentile_ms, table, time_interleaved
 from benchmarks.latency import named_engine
-from benchmarks.report import markdown, rivals
+from benchmarks.markdown import latency, rivals
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,7 +28,7 @@ def test_smoke_run_prints_a_table_and_writes_json_and_png(tmp_path):
     assert set(by_name) == {("dpdm", 1), ("dpdm", 4), ("twin", 1), ("twin", 4), ("heun", 3), ("euler", 2)}
     assert {"machine", "commit", "settings", "checkpoints"} <= set(result)
     assert all(row["distance"] > row["floor"] > 0 for row in result["rows"])
-    assert "| **DPDM student** | 4 |" in markdown(result) and "twin" not in markdown(result)
+    assert "| **DPDM student** | 4 |" in latency(result) and "twin" not in latency(result)
     ours, twin = rivals(result).splitlines()[2:]
     assert twin == ours.replace("**DPDM student**", "twin")
     assert by_name["twin", 4]["distance"] == by_name["dpdm", 4]["distance"]

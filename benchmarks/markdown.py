@@ -1,0 +1,135 @@
+"""Committed results as the Markdown tables of the README and of docs/quality.md. Tests hold both pages to them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.ablation_table import STEPS
+
+Result = Mapping[str, Any]  # what benchmarks/harness.py wrote
+
+NAMES = {"dpdm": "**DPDM student**", "heun": "EDM Heun", "euler": "EDM Euler"}
+SOLVERS = ("heun", "euler")
+STUDENT = "student"  # of quality.py and recovery.py: the shipped one
+
+
+def markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are figures."""
+    rule = ["---", *["--:"] * (len(headers) - 1)]
+    body = [f"| {' | '.join(line)} |" for line in (headers, *lines)]
+    return "\n".join([body[0], f"|{'|'.join(rule)}|", *body[1:]])
+
+
+def latency(result: Result) -> str:
+    """Our student and the solvers of a latency.py result."""
+    headers = ["sampler", "NFE", "ms, p50", "ms, p95", "vs k=1", "images/s", "peak MB", "distance", "accuracy"]
+    lines = [
+        [
+            NAMES[row["method"]], str(row["nfe"]), *(f"{row[name]:.1f}" for name in ("p50_ms", "p95_ms", "ratio")),
+            f"{row['images_per_s']:.0f}", _number(row["peak_mb"]), f"{row['distance']:.2f}", f"{row['accuracy']:.1%}",
+        ]
+        for row in result["rows"]
+        if row["method"] in NAMES
+    ]  # fmt: skip
+    return markdown(headers, lines)
+
+
+def rivals(result: Result) -> str:
+    """Distances of all students of a latency.py result by their calls. Empty where there is but one student."""
+    found: dict[str, dict[int, float]] = {}
+    for row in result["rows"]:
+        if row["method"] not in SOLVERS:
+            found.setdefault(row["method"], {})[row["nfe"]] = row["distance"]
+    if len(found) < 2:
+        return ""
+    calls = sorted({nfe for distances in found.values() for nfe in distances})
+    lines = [
+        [NAMES.get(method, method), *(f"{distances[nfe]:.2f}" if nfe in distances else "" for nfe in calls)]
+        for method, distances in found.items()
+    ]
+    return markdown(["calls", *map(str, calls)], lines)
+
+
+def quality(result: Result, extractor: str) -> str:
+    """Distances of a quality.py result: every method by its calls, mean and standard deviation over the seed ranges."""
+    found: dict[str, dict[int, str]] = {}
+    for row in result["rows"]:
+        if row["extractor"] == extractor:
+            label = f"**{row['label']}**" if row["method"] == STUDENT else row["label"]
+            found.setdefault(label, {})[row["nfe"]] = _with_std(row["distance"], row["distance_std"])
+    calls = result["settings"]["nfe"]
+    lines = [[label, *(distances.get(nfe, "") for nfe in calls)] for label, distances in found.items()]
+    return markdown(["network calls", *map(str, calls)], lines)
+
+
+def quality_details(result: Result, extractor: str, nfe: int) -> str:
+    """All that quality.py measured at one count of calls, and of real held-out images."""
+    headers = ["method", "distance", "precision", "recall", "accuracy", "close to a training image"]
+    rows = [row for row in result["rows"] if (row["extractor"], row["nfe"]) == (extractor, nfe)]
+    lines = [
+        [row["label"], *_figures(row), f"{row['memorisation']['features']['share_close']:.1%}"]
+        for row in sorted(rows, key=lambda row: row["distance"])
+        if "memorisation" in row
+    ]
+    real = next(row for row in result["held_out"] if row["extractor"] == extractor)
+    return markdown(headers, [*lines, ["real held-out images", *_figures(real), "1.0%"]])  # what "close" means
+
+
+def _figures(row: Mapping[str, Any]) -> list[str]:
+    distance = "-" if row["distance"] is None else _with_std(row["distance"], row.get("distance_std"))
+    shares = ["-" if row[name] is None else f"{row[name]:.1%}" for name in ("precision", "recall", "accuracy")]
+    return [distance, *shares]
+
+
+def recovery(result: Result, extractor: str) -> str:
+    """Distances of a recovery.py result: noise level down, networks across."""
+    networks = list(dict.fromkeys(row["network"] for row in result["rows"]))
+    found = {(row["sigma"], row["network"]): row["distance"] for row in result["rows"] if row["extractor"] == extractor}
+    lines = [
+        [f"{sigma:g}", *(f"{found[sigma, network]:.3g}" for network in networks)]
+        for sigma in result["settings"]["sigmas"]
+    ]
+    return markdown(["sigma", *networks], lines)
+
+
+def ablation(result: Result) -> str:
+    """Distances of an ablation.py result, mean and standard deviation over its seeds; a star stands out."""
+    lines = [
+        [row["variant"], *(_ablated(row["cells"][str(k)]) for k in STEPS), f"{row['cost']:.2f}"]
+        for row in result["rows"]
+    ]
+    return markdown(["variant", *(f"k = {k}" for k in STEPS), "time / base"], lines)
+
+
+def _ablated(cell: Mapping[str, Any]) -> str:
+    if cell["diverged"]:
+        return f"diverged {cell['diverged']}/{cell['diverged'] + len(cell['values'])}"
+    return _with_std(cell["mean"], cell["std"]) + "*" * cell["stands_out"]
+
+
+def training_cost(result: Result) -> str:
+    """Time and memory of an update of every method of a training_cost.py result."""
+    headers = ["method", "ms per update", "vs consistency", "images/s", "peak MB", "vs consistency"]
+    lines = [
+        [
+            row["method"], f"{row['ms_p50']:.0f}", f"{row['ratio']:.2f}", f"{row['images_per_s']:.0f}",
+            _number(row["peak_mb"]), "-" if row["memory_ratio"] is None else f"{row['memory_ratio']:.2f}",
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return markdown(headers, lines)
+
+
+def training_totals(result: Result) -> str:
+    """Images and hours behind the shipped student, of a training_cost.py result."""
+    lines = [
+        [row["from"], f"{row['images']:,}", f"{row['hours']:.2f}", f"{row['share']:.2f}"] for row in result["totals"]
+    ]
+    return markdown(["a student from", "images", "hours", "vs its teacher"], lines)
+
+
+def _with_std(mean: float, std: float | None) -> str:
+    return f"{mean:.3g}" if std is None else f"{mean:.3g} ± {std:.1g}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
