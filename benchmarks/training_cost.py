@@ -139,7 +139,8 @@ def measure(
 def totals(student: Card, teacher: Card) -> list[dict[str, Any]]:
     """Images and hours of training behind a student, counted from its teacher and from nothing.
 
-    Raises CheckpointError when they do not belong together or a card does not say.
+    A student that continues another checkpoint counts from there. Raises CheckpointError when they do not belong
+    together or a card does not say.
     """
     if not distilled_from(student, teacher):
         raise CheckpointError(
@@ -150,10 +151,11 @@ def totals(student: Card, teacher: Card) -> list[dict[str, Any]]:
         hours = [card.training["seconds"] / 3600 for card in (student, teacher)]
     except KeyError as error:
         raise CheckpointError(f"a card does not say how long its training took: it has no {error}") from error
-    return [
-        {"from": "its teacher", "images": images[0], "hours": hours[0], "share": hours[0] / hours[1]},
-        {"from": "nothing", "images": sum(images), "hours": sum(hours), "share": sum(hours) / hours[1]},
-    ]
+    start = student.training.get("start")
+    rows = [{"from": f"checkpoint {start[:12]}" if start else "its teacher", "images": images[0], "hours": hours[0]}]
+    if not start:
+        rows.append({"from": "nothing", "images": sum(images), "hours": sum(hours)})
+    return [{**row, "share": row["hours"] / hours[1]} for row in rows]
 
 
 def main() -> int:

@@ -33,6 +33,12 @@ def test_totals_count_from_the_teacher_and_from_nothing():
     ]
 
 
+def test_a_student_that_continues_another_counts_from_there_only():
+    student = card("student", "s", "t", images=300, seconds=1800.0, start="0123456789abcdef")
+    teacher = card("teacher", "t", None, images=1000, seconds=7200.0)
+    assert totals(student, teacher) == [{"from": "checkpoint 0123456789ab", "images": 300, "hours": 0.5, "share": 0.25}]
+
+
 def test_totals_of_strangers_and_of_silent_cards_are_refused():
     student, teacher = card("student", "s", "t", images=3, seconds=1.0), card("teacher", "t", None)
     with pytest.raises(CheckpointError, match="was not distilled from this teacher"):

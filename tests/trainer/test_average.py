@@ -23,7 +23,7 @@ def snapshots(tmp_path) -> list[Path]:
         network = lively(TINY, seed=seed, std=0.1)
         card = Card(
             "student", describe(network), 0.5, "", DATASET, CLASSES, {1: (2.5,)}, "its teacher",
-            {"images": seed}, {"distance": 1.0},
+            {"images": 10 * seed, "seconds": 1.0 + seed, "start": None}, {"distance": 1.0},
         )  # fmt: skip
         save_checkpoint(tmp_path / str(seed), network.state_dict(), card)
     return [tmp_path / str(seed) for seed in range(3)]
@@ -37,9 +37,33 @@ def test_an_average_is_the_mean_of_every_weight_under_the_card_of_the_first(snap
         expected = torch.stack([weights[name] for weights, _ in parts]).mean(0)
         torch.testing.assert_close(value, expected)
         assert not torch.equal(value, parts[0][0][name]) or value.std() == 0
-    assert card.training == {"images": 0, "average_of": [one.weights for _, one in parts]}
+    names = [one.weights for _, one in parts]
+    assert card.training == {"images": 20, "seconds": 3.0, "start": None, "average_of": names}  # of one run, the last
     assert (card.levels, card.parent, card.metrics) == ({1: (2.5,)}, "its teacher", {})
     assert isinstance(load_denoiser(tmp_path / "out")[0].network, UNet)
+
+
+def change_training(folder: Path, **training) -> str:
+    weights, card = load_checkpoint(folder)
+    save_checkpoint(folder, weights, replace(card, training={**card.training, **training}))
+    return card.weights
+
+
+def test_every_run_behind_an_average_is_counted_once(snapshots, tmp_path):
+    start = change_training(snapshots[1])
+    change_training(snapshots[0], start=start, seconds=7.0, top=0.75)  # continues a snapshot of the other run
+    average(snapshots, tmp_path / "out")
+    training = load_checkpoint(tmp_path / "out")[1].training
+    assert (training["images"], training["seconds"], training["start"]) == (0 + 20, 7.0 + 3.0, None)
+    average([snapshots[0], snapshots[2]], tmp_path / "other")
+    assert load_checkpoint(tmp_path / "other")[1].training["start"] == start  # no part of this one, and still named
+
+
+def test_a_silent_card_leaves_the_cost_unknown(snapshots, tmp_path):
+    weights, card = load_checkpoint(snapshots[2])
+    save_checkpoint(snapshots[2], weights, replace(card, training={"images": 5}))
+    average(snapshots, tmp_path / "out")
+    assert not {"images", "seconds"} & set(load_checkpoint(tmp_path / "out")[1].training)
 
 
 @pytest.mark.parametrize("fact", ["role", "network", "sigma_data", "parent"])
