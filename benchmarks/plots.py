@@ -76,7 +76,7 @@ def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 def draw_quality_against_nfe(rows: list[dict[str, Any]], real: list[dict[str, Any]], path: Path) -> None:
     """Distance over network calls, one panel per extractor, one line per series, bars of one standard deviation."""
-    figure = Figure(figsize=(7.5, 5.2 * len(real)), dpi=140, layout="constrained")
+    figure = Figure(figsize=(9.2, 5.2 * len(real)), dpi=140, layout="constrained")
     look = styles(row["method"] for row in rows)
     for axes, floor in zip(np.atleast_1d(figure.subplots(len(real))), real, strict=True):
         some = [row for row in rows if row["extractor"] == floor["extractor"]]
@@ -97,7 +97,7 @@ def draw_quality_against_nfe(rows: list[dict[str, Any]], real: list[dict[str, An
         _plain_numbers(axes.yaxis)
         axes.set_title(f"{floor['extractor']}, N = {floor['images']}", fontsize=10)
         axes.grid(True, alpha=0.2)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))  # inside it would hide points
     _save(figure, path)
 
 
@@ -144,7 +144,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 def draw_recovery(rows: list[dict[str, Any]], floors: dict[str, float], images: int, path: Path) -> None:
     """Distance after one call over sigma, one panel per extractor, one line per network."""
-    figure = Figure(figsize=(7.5, 4.6 * len(floors)), dpi=140, layout="constrained")
+    figure = Figure(figsize=(8.8, 4.6 * len(floors)), dpi=140, layout="constrained")
     look = {**styles(row["network"] for row in rows), "teacher": SERIES["heun"]}
     for axes, (extractor, floor) in zip(np.atleast_1d(figure.subplots(len(floors))), floors.items(), strict=True):
         for name, (colour, marker) in look.items():
@@ -164,7 +164,7 @@ def draw_recovery(rows: list[dict[str, Any]], floors: dict[str, float], images: 
         _plain_numbers(axes.yaxis)
         axes.set_title(f"Held-out images noised and recovered by one call: {extractor}, N = {images}", fontsize=10)
         axes.grid(True, which="both", alpha=0.2)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     _save(figure, path)
 
 
