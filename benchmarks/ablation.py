@@ -6,14 +6,14 @@
 
 Handwritten digits of 8x8 pixels (scikit-learn), one teacher for all; every variant sees as many training images from
 the same start. The distance is Fréchet's, in the features of a small classifier of these digits, at k = 1, 2, 4 and 8
-calls; its floor is that of as many real held-out digits. Prints a table, writes JSON and a plot.
+calls; its floor is that of as many real held-out digits. What each costs,
+training_cost.py measures. Prints a table, writes JSON and a plot.
 """
 
 import argparse
 import json
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,22 +139,20 @@ def fit(method: Method, data: ImageSet, images: int, batch: int, seed: int) -> U
 
 
 def run(world: World, config: StudentConfig, seed: int) -> dict[str, Any]:
-    """Train and judge one student: {"seconds": of training, "distance": {k: value, or None if it diverged}}."""
+    """Train and judge one student: {"distance": {k: value, or None if it diverged}}."""
     plan, sigma = world.plan, world.teacher.sigma_data
     assert isinstance(world.teacher.network, UNet)
     endpoints = stored_endpoints(world, config.warm_pairs) if config.warm else None
     torch.manual_seed(seed)  # the adversarial head's weights
-    began = time.perf_counter()
     student = Student(world.teacher.network, sigma, config, COMPUTE, endpoints=endpoints)
     average = fit(student, world.data, plan.images, plan.batch, seed)
-    seconds = time.perf_counter() - began
     seeds = range(seed * plan.generated, (seed + 1) * plan.generated)
     lists = dict(zip(config.steps, served_lists(config.steps, config.sigma_min, config.sigma_max), strict=True))
     distance: dict[str, float | None] = {}
     for k in STEPS:
         pixels = sampled(average, sigma, lists[k], seeds)
         distance[str(k)] = None if pixels is None else world.yardstick.distance(pixels)
-    return {"seconds": seconds, "distance": distance}
+    return {"distance": distance}
 
 
 def stored_endpoints(world: World, pairs: int) -> Endpoints:

@@ -27,24 +27,19 @@ class Cell:
 class Row:
     variant: str
     seeds: int
-    seconds: float  # of training, mean over seeds
-    cost: float | None  # the same as a multiple of the base
     cells: dict[str, Cell]  # by step count
 
 
 def compose(results: dict[str, list[dict[str, Any]]]) -> list[Row]:
-    """variant -> its runs, each {"seconds", "distance": {k: value, or None if diverged}}. Order is kept."""
+    """variant -> its runs, each {"distance": {k: value, or None if diverged}}. Order is kept."""
     plain = {
         name: {str(k): _cell([run["distance"][str(k)] for run in runs]) for k in STEPS}
         for name, runs in results.items()
     }
-    seconds = {name: float(np.mean([run["seconds"] for run in runs])) for name, runs in results.items()}
     return [
         Row(
             variant=name,
             seeds=len(results[name]),
-            seconds=seconds[name],
-            cost=seconds[name] / seconds[BASE] if BASE in seconds else None,
             cells={k: _compared(cell, plain[BASE][k]) if BASE in plain else cell for k, cell in cells.items()},
         )
         for name, cells in plain.items()
@@ -54,10 +49,9 @@ def compose(results: dict[str, list[dict[str, Any]]]) -> list[Row]:
 def printed(rows: Sequence[Row], floor: float | None, count: int) -> str:
     """A text table, mean ± standard deviation over seeds."""
     lines = [
-        {"variant": row.variant, "seeds": row.seeds, "cost": row.cost, **{k: _text(c) for k, c in row.cells.items()}}
-        for row in rows
+        {"variant": row.variant, "seeds": row.seeds, **{k: _text(c) for k, c in row.cells.items()}} for row in rows
     ]
-    columns = {"variant": "variant", "seeds": "seeds", **{str(k): f"k={k}" for k in STEPS}, "cost": "time / base"}
+    columns = {"variant": "variant", "seeds": "seeds", **{str(k): f"k={k}" for k in STEPS}}
     at = "unknown at this N" if floor is None else f"{floor:.3g}"
     note = "* differs from the base by more than two combined standard errors"
     return f"{table(lines, columns)}\n\nFréchet distance of {count} images, floor {at}; {note}"

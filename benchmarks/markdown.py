@@ -93,11 +93,8 @@ def recovery(result: Result, extractor: str) -> str:
 
 def ablation(result: Result) -> str:
     """Distances of an ablation.py result, mean and standard deviation over its seeds; a star stands out."""
-    lines = [
-        [row["variant"], *(_ablated(row["cells"][str(k)]) for k in STEPS), f"{row['cost']:.2f}"]
-        for row in result["rows"]
-    ]
-    return markdown(["variant", *(f"k = {k}" for k in STEPS), "time / base"], lines)
+    lines = [[row["variant"], *(_ablated(row["cells"][str(k)]) for k in STEPS)] for row in result["rows"]]
+    return markdown(["variant", *(f"k = {k}" for k in STEPS)], lines)
 
 
 def _ablated(cell: Mapping[str, Any]) -> str:

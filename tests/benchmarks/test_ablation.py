@@ -20,21 +20,21 @@ from trainer.student import StudentConfig
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def result(seconds: float, *distances: float | None) -> dict:
-    return {"seconds": seconds, "distance": dict(zip(map(str, STEPS), distances, strict=True))}
+def result(*distances: float | None) -> dict:
+    return {"distance": dict(zip(map(str, STEPS), distances, strict=True))}
 
 
 CANNED = {
-    "base": [result(10, 10.0, 5, 3, 1), result(10, 11.0, 5, 4, 1), result(10, 12.0, 5, 5, 1)],
-    "worse": [result(20, 15.0, 5, 3, 2), result(20, 16.0, 6, 4, 2), result(20, 17.0, 7, 5, 2)],
-    "broken": [result(5, 11.0, 5, None, None), result(5, 11.0, 5, 3, None)],
+    "base": [result(10.0, 5, 3, 1), result(11.0, 5, 4, 1), result(12.0, 5, 5, 1)],
+    "worse": [result(15.0, 5, 3, 2), result(16.0, 6, 4, 2), result(17.0, 7, 5, 2)],
+    "broken": [result(11.0, 5, None, None), result(11.0, 5, 3, None)],
 }
 
 
 def test_rows_are_means_and_deviations_over_seeds():
     base, worse, broken = compose(CANNED)
-    assert (base.cells["1"].mean, base.cells["1"].std, base.seeds, base.cost) == (11.0, 1.0, 3, 1.0)
-    assert (worse.seconds, worse.cost, broken.cost) == (20.0, 2.0, 0.5)
+    assert (base.cells["1"].mean, base.cells["1"].std, base.seeds) == (11.0, 1.0, 3)
+    assert (worse.cells["2"].mean, worse.seeds, broken.seeds) == (6.0, 3, 2)
     assert broken.cells["4"].diverged == 1 and broken.cells["4"].values == (3,) and broken.cells["4"].std is None
     assert broken.cells["8"].diverged == 2 and broken.cells["8"].mean is None
 
@@ -50,7 +50,7 @@ def test_a_star_marks_differences_of_more_than_two_combined_standard_errors():
 
 def test_a_table_without_the_base_has_no_stars_and_diverged_runs_are_told():
     rows = compose({name: runs for name, runs in CANNED.items() if name != "base"})
-    assert all(row.cost is None and not cell.stands_out for row in rows for cell in row.cells.values())
+    assert not any(cell.stands_out for row in rows for cell in row.cells.values())
     assert "diverged 1/2" in printed(rows, None, 600) and "diverged 2/2" in printed(rows, None, 600)
 
 
@@ -81,7 +81,7 @@ def test_finished_runs_are_not_repeated_and_an_interrupted_one_is(world, monkeyp
             ran.append("interrupted")
             raise KeyboardInterrupt
         ran.append((config.renoise, seed))
-        return result(1.0, 4.0 + seed, 3, 2, 1)
+        return result(4.0 + seed, 3, 2, 1)
 
     monkeypatch.setattr(ablation, "run", fake)
     with pytest.raises(KeyboardInterrupt):
@@ -94,7 +94,7 @@ def test_finished_runs_are_not_repeated_and_an_interrupted_one_is(world, monkeyp
 
 
 def test_runs_made_with_other_settings_are_refused(world):
-    ablation.store(world, "sid-1", ablation.variants()["sid-1"], 7, result(1.0, 1, 1, 1, 1))
+    ablation.store(world, "sid-1", ablation.variants()["sid-1"], 7, result(1, 1, 1, 1))
     assert ablation.stored(world, "sid-1", ablation.variants()["sid-1"], 7)
     with pytest.raises(CheckpointError, match="made with other settings"):
         ablation.stored(world, "sid-1", replace(ablation.variants()["sid-1"], alpha=0.7), 7)
@@ -143,4 +143,4 @@ def test_smoke_run_prints_a_table_and_writes_json_and_png(tmp_path):
     written = json.loads(out.read_text())
     assert [row["variant"] for row in written["rows"]] == ["base", "tied"] and written["floor"] > 0
     assert all(len(row["cells"]["4"]["values"]) == 2 for row in written["rows"])
-    assert "time / base" in done.stdout and out.with_suffix(".png").stat().st_size > 10_000
+    assert "k=8" in done.stdout and out.with_suffix(".png").stat().st_size > 10_000
