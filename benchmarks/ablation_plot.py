@@ -7,6 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from benchmarks.ablation_table import BASE, STEPS, Row
+from benchmarks.plots import plain_numbers
 
 matplotlib.use("Agg")
 
@@ -30,6 +31,7 @@ def draw_ablation(rows: Sequence[Row], floor: float | None, path: Path) -> None:
         if floor is not None:
             axes.axvline(floor, color=LINE, linestyle=":", linewidth=0.8)
         axes.set(xscale="log", title=f"k = {k}", xlabel="Fréchet distance")
+        plain_numbers(axes.xaxis)
         axes.grid(True, axis="x", which="both", alpha=0.2)
     panels[0].set_yticks(places, [row.variant for row in rows])
     panels[0].invert_yaxis()

@@ -94,7 +94,7 @@ def draw_quality_against_nfe(rows: list[dict[str, Any]], real: list[dict[str, An
         axes.set(xscale="log", yscale="log", xlabel="network calls per image", ylabel="Fréchet distance")
         axes.set_xticks(calls, [str(count) for count in calls])
         axes.xaxis.set_minor_locator(NullLocator())
-        _plain_numbers(axes.yaxis)
+        plain_numbers(axes.yaxis)
         axes.set_title(f"{floor['extractor']}, N = {floor['images']}", fontsize=10)
         axes.grid(True, alpha=0.2)
         axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.01, 1))  # inside it would hide points
@@ -130,7 +130,7 @@ def _show(axes: Any, pixels: NDArray[np.uint8]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _plain_numbers(axis: Any) -> None:
+def plain_numbers(axis: Any) -> None:
     """0.3 rather than 3 x 10^-1 along a logarithmic axis."""
     axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(LogLocator(subs=(2, 5)))
@@ -160,8 +160,8 @@ def draw_recovery(rows: list[dict[str, Any]], floors: dict[str, float], images: 
                 )
         axes.axhline(floor, color=FLOOR, linestyle=":", label="the same images before the noise")
         axes.set(xscale="log", yscale="log", xlabel="noise level sigma", ylabel="Fréchet distance")
-        _plain_numbers(axes.xaxis)
-        _plain_numbers(axes.yaxis)
+        plain_numbers(axes.xaxis)
+        plain_numbers(axes.yaxis)
         axes.set_title(f"Held-out images noised and recovered by one call: {extractor}, N = {images}", fontsize=10)
         axes.grid(True, which="both", alpha=0.2)
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
