@@ -1,4 +1,4 @@
-"""The README tells the truth: its table is a committed result, its files exist, its commands parse."""
+"""The README and docs/quality.md tell the truth: tables are committed results, files exist, commands parse."""
 
 import json
 import re
@@ -13,6 +13,7 @@ from benchmarks.report import tables
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+QUALITY = ROOT / "docs" / "quality.md"
 
 
 def test_every_linked_file_exists():
@@ -26,6 +27,16 @@ def test_the_tables_are_the_committed_result():
     assert name, "the README names no result file"
     result = json.loads((ROOT / name[0]).read_text())
     assert [table for table in tables(result) if table not in README] == []
+
+
+def test_every_table_of_the_quality_page_is_of_a_result_it_links():
+    page = QUALITY.read_text()
+    linked = dict.fromkeys(re.findall(r"\]\((\.\./benchmarks/results/[\w.-]+\.json)\)", page))
+    known = [table for link in linked for table in tables(json.loads((QUALITY.parent / link).read_text()))]
+    shown = [table.strip() for table in re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE)]
+    assert len(shown) >= 4 and [table for table in shown if table not in known] == []
+    pictures = re.findall(r"\]\(([^)#]+)\)", page)
+    assert [name for name in pictures if not (QUALITY.parent / name).exists()] == []
 
 
 def test_the_folder_table_lists_every_top_level_folder():
