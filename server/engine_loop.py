@@ -77,9 +77,10 @@ class EngineLoop:
         self.untold = False  # whether anything has changed since
 
     def run(self) -> None:
-        """Until the inbox says stop."""
+        """Until the inbox says stop. What is finished by then is still delivered."""
         while self.receive(self._patience_s()):
             self.turn()
+        self._hand_over()
 
     def receive(self, patience_s: float | None) -> bool:
         """Take everything from the inbox; wait for something up to patience_s, None: for ever. False: stop."""

@@ -234,3 +234,13 @@ def test_the_loop_stops_when_told(bench: Bench):
     bench.submit(0, steps=2)
     bench.loop.inbox.put(None)
     assert bench.loop.receive(None) is False
+
+
+def test_what_is_finished_is_delivered_though_the_loop_is_told_to_stop(bench: Bench):
+    for number in range(2):
+        bench.submit(number, steps=1 + number)
+    bench.turn(1)
+    assert (bench.results, bench.finished()) == ([], [0])
+    bench.loop.inbox.put(None)
+    bench.loop.run()
+    assert [result.id for result in bench.results] == [0] and list(bench.loop.flights) == [1]
