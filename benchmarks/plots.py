@@ -145,7 +145,8 @@ def _save(figure: Figure, path: Path) -> None:
 def draw_recovery(rows: list[dict[str, Any]], floors: dict[str, float], images: int, path: Path) -> None:
     """Distance after one call over sigma, one panel per extractor, one line per network."""
     figure = Figure(figsize=(8.8, 4.6 * len(floors)), dpi=140, layout="constrained")
-    look = {**styles(row["network"] for row in rows), "teacher": SERIES["heun"]}
+    # The teacher takes a solver's style, not a spare one: rivals then look as they do beside their distances.
+    look = {"teacher": SERIES["heun"], **styles(row["network"] for row in rows if row["network"] != "teacher")}
     for axes, (extractor, floor) in zip(np.atleast_1d(figure.subplots(len(floors))), floors.items(), strict=True):
         for name, (colour, marker) in look.items():
             line = sorted(
