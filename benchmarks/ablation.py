@@ -43,7 +43,6 @@ from trainer.ema import average_of, update_average
 from trainer.endpoints import Endpoints, load_or_make
 from trainer.loop import Method
 from trainer.recipes import fitted
-from trainer.renoise import served_lists
 from trainer.rivals import tied
 from trainer.student import Student, StudentConfig
 from trainer.teacher import Teacher, TeacherConfig
@@ -86,7 +85,9 @@ def variants(base: StudentConfig = BASE) -> dict[str, StudentConfig]:
         "sid-1": replace(base, loss="sid", alpha=1.0),
         "auxiliary-x5": replace(base, auxiliary_updates=5),
         "simulate-late": replace(base, simulate=0.3, simulate_from=0.5),
-        "gan": replace(base, adversary=replace(base.adversary, weight=3e-3, start=0.3)),
+        "gan": replace(
+            base, adversary=replace(base.adversary, weight=3e-3, start=0.3, scales="innermost", sees_level=False)
+        ),
         "warm-start": replace(base, warm=0.1, warm_pairs=1024),
         "posterior": replace(base, objective="posterior", sigma_max=SIGMA_MAX),
     }
@@ -147,7 +148,7 @@ def run(world: World, config: StudentConfig, seed: int) -> dict[str, Any]:
     student = Student(world.teacher.network, sigma, config, COMPUTE, endpoints=endpoints)
     average = fit(student, world.data, plan.images, plan.batch, seed)
     seeds = range(seed * plan.generated, (seed + 1) * plan.generated)
-    lists = dict(zip(config.steps, served_lists(config.steps, config.sigma_min, config.sigma_max), strict=True))
+    lists = config.level_lists
     distance: dict[str, float | None] = {}
     for k in STEPS:
         pixels = sampled(average, sigma, lists[k], seeds)

@@ -7,6 +7,7 @@ with it. `patch` puts a space-to-depth stem in front of any of them, which makes
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -119,13 +120,18 @@ class UNet(nn.Module):
         x = self.out_conv(functional.silu(self.out_norm(x)))
         return functional.pixel_shuffle(x, self.config.patch)
 
-    def features(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
-        """The innermost feature map [B, feature_width, h, w]: what the encoder knows, at half the cost of a call."""
-        return self._encoded(x, c_noise, onehot)[0]
+    def features(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> tuple[Tensor, ...]:
+        """What the encoder knows, at half the cost of a call: the last map [B, feature_widths[i], h, w] of each level.
+
+        From the finest to the innermost, which has been through the middle blocks.
+        """
+        inner, skips, _ = self._encoded(x, c_noise, onehot)
+        shrunken = [fine for fine, coarse in pairwise(skips) if coarse.shape[2] < fine.shape[2]]
+        return (*shrunken, inner)
 
     @property
-    def feature_width(self) -> int:
-        return self.config.width * self.config.mult[-1]
+    def feature_widths(self) -> tuple[int, ...]:
+        return tuple(self.config.width * m for m in self.config.mult)
 
     def _encoded(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """The innermost feature map, what the decoder is handed on its way out, and the embedding."""

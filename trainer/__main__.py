@@ -54,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
         "--init", type=Path, metavar="DIR",
         help="continue this student under other settings, with its auxiliary where its run is kept",
     )  # fmt: skip
+    student.add_argument(
+        "--lists-of", type=Path, metavar="DIR",
+        help="train at the level lists that this student serves (calibrated ones, say), not at Karras' spacing",
+    )  # fmt: skip
     add_switches(student)
     student.set_defaults(run=_student)
 
@@ -129,7 +133,7 @@ def _teacher(args: argparse.Namespace) -> int:
 
 
 def _student(args: argparse.Namespace) -> int:
-    request = Distillation(args.teacher, args.method, given(args), args.init)
+    request = Distillation(args.teacher, args.method, given(args), args.init, args.lists_of)
     with joined(args.device or default_device()):
         return _finish(train_student(_options(args), _images(args), request), args.out)
 

@@ -18,12 +18,11 @@ from trainer.consistency import Consistency, ConsistencyConfig
 from trainer.dataset import ImageSet, sigma_data
 from trainer.endpoints import Endpoints, load_or_make
 from trainer.recipes import Recipe, fitted, recipe
-from trainer.renoise import served_lists
 from trainer.rivals import MethodName, diff_instruct, dmd2, tied
 from trainer.runs import RunOptions, check_match, check_out, compute_for, loop_config, run_method
 from trainer.state import load_network
 from trainer.student import Student, StudentConfig
-from trainer.switches import SwitchError, switched
+from trainer.switches import SwitchError, switched, with_lists
 from trainer.teacher import Teacher
 from trainer.world import rank
 
@@ -52,6 +51,7 @@ class Distillation:
     method: MethodName = "dpdm"
     switches: dict[str, Any] = field(default_factory=dict)  # as trainer.switches.given
     start: Path | None = None  # a student to continue from, under other settings
+    lists: Path | None = None  # a student whose served level lists are to be trained
 
 
 def train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
@@ -75,8 +75,7 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     else:
         endpoints = _endpoints(settings, options, denoiser, parent, compute)
         method = Student(network, parent.sigma_data, settings, compute, start, endpoints)
-        lists = served_lists(settings.steps, settings.sigma_min, settings.sigma_max)
-        levels = dict(zip(settings.steps, lists, strict=True))
+        levels = settings.level_lists
     card = Card(
         "student",
         describe(method.network),
@@ -99,9 +98,11 @@ def _settings(chosen: Recipe, request: Distillation) -> StudentConfig | Consiste
         if request.switches:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in request.switches)
             raise SwitchError(f"{flags}: a variant of DPDM, which --method consistency does not have")
+        if request.lists:
+            raise SwitchError("--lists-of: consistency distillation is trained at every level; leave it out")
         return chosen.consistency
     presets = {"dpdm": base, "tied": tied(base), "diff-instruct": diff_instruct(base), "dmd2": dmd2(base)}
-    return switched(presets[request.method], request.switches)
+    return switched(with_lists(presets[request.method], request.lists), request.switches)
 
 
 def _starting_student(

@@ -2,8 +2,9 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,21 +25,27 @@ class Compute:
 
 def runner(network: nn.Module, compute: Compute) -> Network:
     """The network as the trainer calls it: channels-last, autocast if asked, fp32 out."""
+    run = called(network, compute)
+    return lambda x, c_noise, onehot: run(x, c_noise, onehot).float()
+
+
+def called(module: nn.Module, compute: Compute) -> Callable[[Tensor, Tensor, Tensor], Any]:
+    """A module of a network's three inputs, channels-last and autocast if asked; what it returns stays as it is."""
     if compute.compile:
         # One graph per network, shape and gradient mode; past the default of 8 the rest would run uncompiled, unsaid.
         torch._dynamo.config.recompile_limit = 64
     forward = torch.compile(_forward, dynamic=False) if compute.compile else _forward
     autocast = compute.precision == "bf16"
 
-    def run(x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
+    def run(x: Tensor, c_noise: Tensor, onehot: Tensor) -> Any:
         with torch.autocast(torch.device(compute.device).type, torch.bfloat16, enabled=autocast):
-            return forward(network, x.contiguous(memory_format=torch.channels_last), c_noise, onehot).float()
+            return forward(module, x.contiguous(memory_format=torch.channels_last), c_noise, onehot)
 
     return run
 
 
-def _forward(network: nn.Module, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
-    return network(x, c_noise, onehot)
+def _forward(module: nn.Module, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Any:
+    return module(x, c_noise, onehot)
 
 
 def placed(network: Placed, device: str) -> Placed:

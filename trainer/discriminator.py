@@ -1,10 +1,12 @@
-"""The adversarial term: a small head on the frozen teacher's features tells the student's outputs from real images.
+"""The adversarial term: small heads on the frozen teacher's features tell the student's outputs from real images.
 
-Yin et al. 2024 (DMD2, Section 4.3) read the auxiliary's features; reading the teacher's, which stand still, is as
-good and needs no second loss on the auxiliary. Both sides are noised first, so the head never sees a clean image.
+Yin et al. 2024 (DMD2, Section 4.3) read the auxiliary's innermost features; reading the teacher's, which stand still,
+is as good and needs no second loss on the auxiliary. Both sides are noised first, so no head ever sees a clean image.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,49 +16,75 @@ from fewstep.card import CheckpointError
 from fewstep.checkpoint import NetworkModule
 from fewstep.network import UNet
 from fewstep.precond import edm_scalings, onehot
-from trainer.compute import Compute, runner
+from trainer.compute import Compute, called
+from trainer.conditioning import LEVEL_FEATURES, level_features
 from trainer.draws import Draws
 from trainer.edm import NoiseDistribution
 from trainer.optimizer import AdamConfig, adam, descend
 from trainer.world import replicated
 
+Scales = Literal["all", "innermost"]
+
 
 @dataclass(frozen=True)
 class AdversaryConfig:
     weight: float = 0.0  # against the divergence, both as means over pixels; DMD2 takes 3e-3, 0 switches it off
-    start: float = 0.0  # fraction of the run before the student feels it; the head learns from the beginning
+    start: float = 0.0  # fraction of the run before the student feels it; the heads learn from the beginning
+    scales: Scales = "all"  # a head for every level of the teacher's encoder, or one for the innermost (DMD2)
+    # Told the level the student was fed, a head is one critic per level, as the auxiliary is one density per level
+    # (docs/adr/0012): outputs of low levels, nearly real, do not hide what is wrong with the top level's.
+    sees_level: bool = True
     noise: NoiseDistribution = NoiseDistribution(-0.5, 1.2)  # where both sides are compared
     adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
 
 
-class Head(nn.Module):
-    """Teacher features [B, width, h, w] -> logits [B]: positive where an image looks real."""
+class Critic(nn.Module):
+    """Features [B, width, h, w] and numbers [B, told] -> logits [B]: positive where an image looks real."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, told: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(1, width), nn.SiLU(),
-            nn.Conv2d(width, width, 3, stride=2, padding=1), nn.GroupNorm(1, width), nn.SiLU(),
+        self.first = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(1, width))
+        self.rest = nn.Sequential(
+            nn.SiLU(), nn.Conv2d(width, width, 3, stride=2, padding=1), nn.GroupNorm(1, width), nn.SiLU(),
             nn.Conv2d(width, 1, 1),
         )  # fmt: skip
+        self.told = nn.Linear(told, 2 * width) if told else None
+        if self.told is not None:
+            nn.init.zeros_(self.told.weight)
+            nn.init.zeros_(self.told.bias)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.layers(features).mean(dim=(1, 2, 3))
+    def forward(self, features: Tensor, told: Tensor) -> Tensor:
+        x = self.first(features)
+        if self.told is not None:
+            scale, shift = self.told(told)[:, :, None, None].chunk(2, dim=1)
+            x = x * (1 + scale) + shift
+        return self.rest(x).mean(dim=(1, 2, 3))
+
+
+class Heads(nn.Module):
+    """One critic per feature map: maps of `widths` channels and numbers [B, told] -> logits [B, maps]."""
+
+    def __init__(self, widths: Sequence[int], told: int = 0) -> None:
+        super().__init__()
+        self.critics = nn.ModuleList(Critic(width, told) for width in widths)
+
+    def forward(self, maps: Sequence[Tensor], told: Tensor) -> Tensor:
+        return torch.stack([critic(map, told) for critic, map in zip(self.critics, maps, strict=True)], dim=1)
 
 
 class _Features(nn.Module):
     """The inner half of a network as a module of its own, for the compiler."""
 
-    def __init__(self, network: UNet) -> None:
+    def __init__(self, network: UNet, scales: Scales) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.first = network, 0 if scales == "all" else -1
 
-    def forward(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
-        return self.network.features(x, c_noise, onehot)
+    def forward(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> tuple[Tensor, ...]:
+        return self.network.features(x, c_noise, onehot)[self.first :]
 
 
 class Adversary:
-    """Head, optimiser and the two gradients: of the head, and of the student's outputs."""
+    """Heads, optimiser and the two gradients: of the heads, and of the student's outputs."""
 
     def __init__(self, teacher: NetworkModule, sigma_data: float, config: AdversaryConfig, compute: Compute) -> None:
         if not isinstance(teacher, UNet):
@@ -65,35 +93,43 @@ class Adversary:
                 "a teacher imported from diffusers has none to read: train without --gan"
             )
         self.config, self.sigma_data, self.classes = config, sigma_data, teacher.config.classes
-        self.head = Head(teacher.feature_width).to(compute.device)
-        self.optimizer = adam(self.head, config.adam, compute.device)
-        self._features = runner(_Features(teacher), compute)
-        self._trained = replicated(self.head)
+        widths = teacher.feature_widths if config.scales == "all" else teacher.feature_widths[-1:]
+        self.heads = Heads(widths, LEVEL_FEATURES if config.sees_level else 0).to(compute.device)
+        self.optimizer = adam(self.heads, config.adam, compute.device)
+        self._features = called(_Features(teacher, config.scales), compute)
+        self._trained = replicated(self.heads)
 
-    def gradient(self, recovered: Tensor, labels: Tensor, rng: Draws) -> Tensor:
-        """Gradient [B, C, H, W] of the non-saturating generator loss at the outputs, weight included."""
+    def gradient(self, recovered: Tensor, labels: Tensor, fed: Tensor, rng: Draws) -> Tensor:
+        """Gradient [B, C, H, W] of the non-saturating generator loss at the outputs, weight included.
+
+        fed [B]: the levels at which the student made them.
+        """
         outputs = recovered.detach().requires_grad_(True)
         with torch.enable_grad():
-            logits = self.head(self._seen(outputs, labels, rng))
-            loss = functional.softplus(-logits).sum()
+            logits = self.heads(self._seen(outputs, labels, rng), level_features(fed))
+            loss = functional.softplus(-logits).mean(dim=1).sum()
         # The divergence's gradient is a sum over pixels; the published weights are against a mean.
         return torch.autograd.grad(loss, outputs)[0] * (self.config.weight * recovered[0].numel())
 
-    def fit(self, real: Tensor, recovered: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
-        """One step of the head on real images and outputs of the same classes."""
+    def fit(
+        self, real: Tensor, recovered: Tensor, labels: Tensor, fed: Tensor, progress: float, rng: Draws
+    ) -> dict[str, Tensor]:
+        """One step of the heads on real images and on outputs of the same classes, made at the levels fed [B]."""
         with torch.no_grad():
-            seen = torch.cat([self._seen(images, labels, rng) for images in (real, recovered)])
-        logits = self._trained(seen)
+            seen = [self._seen(images, labels, rng) for images in (real, recovered)]
+        maps = [torch.cat(pair) for pair in zip(*seen, strict=True)]
+        logits = self._trained(maps, level_features(fed).repeat(2, 1))
         on_real, on_fake = logits.chunk(2)
         loss = functional.softplus(-on_real).mean() + functional.softplus(on_fake).mean()
         descend(self.optimizer, loss, self.config.adam, progress)
         right = ((on_real > 0).float().mean() + (on_fake < 0).float().mean()) / 2
         return {"head_loss": loss.detach(), "head_right": right}
 
-    def _seen(self, images: Tensor, labels: Tensor, rng: Draws) -> Tensor:
-        """Features of the images [B, C, H, W], noised."""
+    def _seen(self, images: Tensor, labels: Tensor, rng: Draws) -> tuple[Tensor, ...]:
+        """Feature maps of the images [B, C, H, W], noised."""
         sigma = self.config.noise.sample(len(images), rng)
         noisy = images + sigma[:, None, None, None] * rng.normal_like(images)
         scalings = edm_scalings(sigma, self.sigma_data)
         classes = onehot(labels, self.classes, images)
-        return self._features(scalings.c_in[:, None, None, None] * noisy, scalings.c_noise, classes)
+        maps = self._features(scalings.c_in[:, None, None, None] * noisy, scalings.c_noise, classes)
+        return tuple(found.float() for found in maps)

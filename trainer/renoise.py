@@ -102,7 +102,7 @@ def renoise_levels(rule: Rule, drawn: Drawn, floor: float, rng: Draws) -> Tensor
         return sigma
     if rule == "independent":
         return _karras_uniform(torch.full_like(sigma, floor), torch.full_like(sigma, SIGMA_MAX), rng)
-    inside = _karras_uniform(below, sigma, rng)
+    inside = _karras_uniform(below, sigma, rng).clamp(min=floor)
     if rule == "subinterval":
         return inside
     anywhere = NoiseDistribution().sample(len(sigma), rng).clamp(min=floor)

@@ -41,6 +41,7 @@ class StudentConfig:
     steps: tuple[int, ...] = tuple(range(1, MAX_STEPS + 1))  # step counts whose levels are trained and served
     sigma_min: float = 0.01  # of the Karras levels behind each list
     sigma_max: float = 2.5  # the top level, where pure noise goes in (Diff-Instruct); 80 in the paper
+    lists: tuple[tuple[float, ...], ...] = ()  # the level list of each of `steps`, where they are not Karras'
     floor: float = 0.05  # lowest level at which outputs are judged; below, the judges' own error dominates
     top: float = 0.3  # share of each longer list's draws spent on its top level
     loss: Literal["kl", "sid"] = "kl"
@@ -60,6 +61,12 @@ class StudentConfig:
     auxiliary_adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
     ema_halflife: float = 100_000  # images, and at most the share
     ema_ramp: float = 0.15  # of those seen: student and auxiliary go to and fro for long (docs/adr/0015)
+
+    @property
+    def level_lists(self) -> dict[int, tuple[float, ...]]:
+        """The level list of every step count: what is trained and, until it is calibrated, what is served."""
+        lists = self.lists or served_lists(self.steps, self.sigma_min, self.sigma_max)
+        return dict(zip(self.steps, lists, strict=True))
 
 
 class Student:
@@ -95,9 +102,8 @@ class Student:
         self.adversary = None
         if config.adversary.weight > 0:
             self.adversary = Adversary(frozen, sigma_data, config.adversary, compute)
-            self.networks["head"], self.optimizers["head"] = self.adversary.head, self.adversary.optimizer
-        lists = served_lists(config.steps, config.sigma_min, config.sigma_max)
-        self.lists = LevelLists.of(lists, config.floor, compute.device)
+            self.networks["heads"], self.optimizers["heads"] = self.adversary.heads, self.adversary.optimizer
+        self.lists = LevelLists.of(list(config.level_lists.values()), config.floor, compute.device)
         anywhere = ContinuousLevels(config.sigma_min, config.sigma_max, config.steps, config.floor)
         self.levels: Levels = self.lists if config.levels == "lists" else anywhere
         denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, teacher.config.classes)  # noqa: E731
@@ -119,14 +125,14 @@ class Student:
             gradient = self.divergence_gradient(recovered, labels, fed, rng)
             scalars["gap"] = gradient.abs().mean()
             if self.adversary and progress >= self.config.adversary.start:
-                adversarial = self.adversary.gradient(recovered, labels, rng)
+                adversarial = self.adversary.gradient(recovered, labels, fed.drawn.sigma, rng)
                 scalars["adversarial"] = adversarial.abs().mean()
                 gradient = gradient + adversarial
             loss = (gradient * generated).sum() / len(images)
             scalars["gradient"] = descend(self.optimizers["student"], loss, self.config.adam, progress)
         scalars["auxiliary_loss"] = self.fit_auxiliary(recovered, labels, fed, progress, rng)
         if self.adversary:
-            scalars |= self.adversary.fit(images, recovered, labels, progress, rng)
+            scalars |= self.adversary.fit(images, recovered, labels, fed.drawn.sigma, progress, rng)
         return scalars
 
     def feed(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> Fed:

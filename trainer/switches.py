@@ -3,13 +3,19 @@
 import argparse
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
+from fewstep.card import read_card
 from fewstep.schedule import SIGMA_MAX
+from trainer.discriminator import Scales
 from trainer.divergence import Weight
 from trainer.renoise import RULES
 from trainer.rivals import METHODS
 from trainer.student import StudentConfig
+
+
+_ADVERSARY = {"gan": "weight", "gan_from": "start", "gan_scales": "scales", "gan_sees_level": "sees_level"}
 
 
 class SwitchError(ValueError):
@@ -38,6 +44,10 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--warm-pairs", type=int, metavar="N", help="endpoints to store for --warm (4096)")
     group.add_argument("--gan", type=float, metavar="W", help="weight of the adversarial term (DMD2: 0.003)")
     group.add_argument("--gan-from", type=_share, metavar="SHARE", help="of the run before the student feels it")
+    group.add_argument("--gan-scales", choices=get_args(Scales), help="levels of the teacher's encoder that are read")
+    group.add_argument(
+        "--gan-sees-level", action=argparse.BooleanOptionalAction, help="tell the critics the student's level, or not"
+    )
     group.add_argument("--sigma-max", type=float, metavar="S", help="the student's top level; 80 in the paper")
     group.add_argument("--top", type=_share, metavar="SHARE", help="of each longer list's draws: at its top level")
     group.add_argument("--lr", type=float, help="of the student")
@@ -49,19 +59,35 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "renoise", "levels", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
         "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "gan", "gan_from",
-        "sigma_max", "top", "lr", "auxiliary_lr",
+        "gan_scales", "gan_sees_level", "sigma_max", "top", "lr", "auxiliary_lr",
     )  # fmt: skip
     return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def with_lists(config: StudentConfig, folder: Path | None) -> StudentConfig:
+    """The configuration with the lists that the student in `folder` serves, the configuration's own step counts.
+
+    Raises CheckpointError when it is no checkpoint, SwitchError when it does not serve them from one top level.
+    """
+    if folder is None:
+        return config
+    levels = read_card(folder).levels
+    missing = [str(k) for k in config.steps if k not in levels]
+    if missing:
+        raise SwitchError(f"--lists-of {folder}: it serves no list of {', '.join(missing)} steps")
+    lists = tuple(tuple(levels[k]) for k in config.steps)
+    if len(tops := {levels[0] for levels in lists}) > 1:
+        raise SwitchError(f"--lists-of {folder}: its lists start at different levels, {min(tops):g} to {max(tops):g}")
+    return replace(config, lists=lists, sigma_max=lists[0][0])
 
 
 def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     """The configuration with these switches set. Raises SwitchError when one has no effect without another."""
     named, switches = frozenset(switches), dict(switches)
     adversary, optimiser, auxiliary = config.adversary, config.adam, config.auxiliary_adam
-    if "gan" in switches:
-        adversary = replace(adversary, weight=switches.pop("gan"))
-    if "gan_from" in switches:
-        adversary = replace(adversary, start=switches.pop("gan_from"))
+    for flag, field in _ADVERSARY.items():
+        if flag in switches:
+            adversary = replace(adversary, **{field: switches.pop(flag)})
     if "lr" in switches:
         optimiser = replace(optimiser, lr=switches.pop("lr"))
     if "auxiliary_lr" in switches:
@@ -78,14 +104,17 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
         raise SwitchError("--warm-pairs has no effect without --warm")
     if changed.warm_pairs < 1:
         raise SwitchError(f"--warm-pairs must be at least 1, not {changed.warm_pairs}")
-    if "gan_from" in named and not adversary.weight:
-        raise SwitchError("--gan-from has no effect without --gan")
+    for flag in ("gan_from", "gan_scales", "gan_sees_level"):
+        if flag in named and not adversary.weight:
+            raise SwitchError(f"--{flag.replace('_', '-')} has no effect without --gan")
     if not adversary.weight >= 0:  # nan is not, either
         raise SwitchError(f"--gan must not be negative, but it is {adversary.weight:g}; 0 switches it off")
     if not changed.sigma_min < changed.sigma_max < math.inf:
         raise SwitchError(f"--sigma-max must be above {changed.sigma_min:g}, not {changed.sigma_max:g}")
     if changed.auxiliary_updates < 1:
         raise SwitchError(f"--auxiliary-updates must be at least 1, not {changed.auxiliary_updates}")
+    if changed.lists and ("sigma_max" in named or changed.levels == "continuous"):
+        raise SwitchError("--lists-of says which levels are trained; leave --sigma-max and --levels out")
     for flag, rate in (("--lr", optimiser.lr), ("--auxiliary-lr", auxiliary.lr)):
         if not rate > 0:
             raise SwitchError(f"{flag} must be positive, not {rate:g}")

@@ -69,7 +69,7 @@ def features(
         x = images + sigma * noise_for(seeds[part], tuple(images.shape[1:]), device)(NOISE_STEP)
         scalings = edm_scalings(torch.full((len(x),), sigma, device=device), teacher.sigma_data)
         classes = onehot(torch.from_numpy(labels[part].astype(np.int64)).to(device), teacher.classes, x)
-        inner = teacher.network.features(scalings.c_in[:, None, None, None] * x, scalings.c_noise, classes)
+        inner = teacher.network.features(scalings.c_in[:, None, None, None] * x, scalings.c_noise, classes)[-1]
         found.append(inner.mean(dim=(2, 3)))
     return torch.cat(found).cpu().numpy()
 

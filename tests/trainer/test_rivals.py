@@ -79,7 +79,7 @@ def test_dmd2_updates_its_auxiliary_five_times_and_its_adversary_from_the_start(
     counts = {}
     for name, optimizer in student.optimizers.items():
         counts[name] = {int(state["step"]) for state in optimizer.state.values()}
-    assert counts == {"student": {2}, "auxiliary": {10}, "head": {2}}
+    assert counts == {"student": {2}, "auxiliary": {10}, "heads": {2}}
 
 
 def test_dmd2s_shorter_lists_are_part_of_its_longest():

@@ -37,6 +37,9 @@ SETS: dict[str, dict[str, Any]] = {
     "--warm 0.1 --warm-pairs 12": {"warm": 0.1, "warm_pairs": 12},
     "--gan 0.003": {"adversary.weight": 0.003},
     "--gan 0.003 --gan-from 0.3": {"adversary.weight": 0.003, "adversary.start": 0.3},
+    "--gan 0.003 --gan-scales innermost": {"adversary.weight": 0.003, "adversary.scales": "innermost"},
+    "--gan 0.003 --gan-sees-level": {"adversary.weight": 0.003},  # as it is
+    "--gan 0.003 --no-gan-sees-level": {"adversary.weight": 0.003, "adversary.sees_level": False},
     "--lr 0.001": {"adam.lr": 0.001},
     "--auxiliary-lr 0.002": {"auxiliary_adam.lr": 0.002, "adversary.adam.lr": 0.002},
 }
@@ -91,6 +94,8 @@ def test_a_switch_can_say_what_the_recipe_says_already():
         ("--simulate 0 --simulate-from 0.2", "--simulate-from has no effect without --simulate"),
         ("--gan-from 0.2", "--gan-from has no effect without --gan"),
         ("--gan-from 0", "--gan-from has no effect without --gan"),
+        ("--gan-scales all", "--gan-scales has no effect without --gan"),
+        ("--no-gan-sees-level", "--gan-sees-level has no effect without --gan"),
         ("--gan -0.1", "--gan must not be negative"),
         ("--gan nan", "--gan must not be negative"),
         ("--auxiliary-updates 0", "--auxiliary-updates must be at least 1, not 0"),

@@ -53,11 +53,11 @@ def test_a_variant_trains_with_finite_numbers_and_changes_only_its_own_networks(
     rows = [student.update(IMAGES, labels, progress, rng) for progress in (0.2, 0.5, 0.8)]
     assert all(value.isfinite() for row in rows for value in row.values())
     assert equal(teacher, before) and not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
-    assert set(student.networks) == {"student", "auxiliary"} | ({"head"} if config.adversary.weight else set())
+    assert set(student.networks) == {"student", "auxiliary"} | ({"heads"} if config.adversary.weight else set())
     for name, network in student.networks.items():
         moved = [key for key, value in network.state_dict().items() if not torch.equal(value, start[name][key])]
         still = set(start[name]) - set(moved) - {"embedding.freqs"}
-        assert not still or name == "head", f"{name}: {still} did not learn"
+        assert not still or name == "heads", f"{name}: {still} did not learn"
         assert moved
 
 
@@ -67,7 +67,7 @@ def test_while_the_auxiliary_goes_first_the_student_stands_still():
     scalars = student.update(IMAGES, LABELS, 0.49, rng)
     assert "gap" not in scalars and equal(student.networks["student"], start["student"])
     assert not equal(student.networks["auxiliary"], start["auxiliary"])
-    assert not equal(student.networks["head"], start["head"])
+    assert not equal(student.networks["heads"], start["heads"])
     assert "gap" in student.update(IMAGES, LABELS, 0.5, rng)
     assert not equal(student.networks["student"], start["student"])
 
@@ -100,7 +100,7 @@ def test_an_interrupted_variant_resumes_to_identical_state(switches, thumbnails,
     straight, parts = (load_file(tmp_path / name / "state.safetensors") for name in ("straight", "parts"))
     assert straight.keys() == parts.keys()
     assert [name for name in straight if not torch.equal(straight[name], parts[name])] == []
-    assert any(name.startswith("net.head.") for name in straight) == ("gan" in switches)
+    assert any(name.startswith("net.heads.") for name in straight) == ("gan" in switches)
     assert (tmp_path / "parts" / FILE).exists() == ("warm" in switches)
 
 
