@@ -14,7 +14,6 @@ from trainer.renoise import RULES
 from trainer.rivals import METHODS
 from trainer.student import StudentConfig
 
-
 _ADVERSARY = {"gan": "weight", "gan_from": "start", "gan_scales": "scales", "gan_sees_level": "sees_level"}
 
 
