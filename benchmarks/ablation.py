@@ -69,6 +69,7 @@ SMOKE = Plan(images=128, teacher_images=640, generated=60, network=replace(SMALL
 
 def variants(base: StudentConfig = BASE) -> dict[str, StudentConfig]:
     """Every switch, thrown alone."""
+    bottleneck = replace(base.adversary, weight=3e-3, start=0.3, scales="innermost", sees_level=False)  # as in DMD2
     return {
         "base": base,
         "tied": replace(base, renoise="tied"),
@@ -85,9 +86,11 @@ def variants(base: StudentConfig = BASE) -> dict[str, StudentConfig]:
         "sid-1": replace(base, loss="sid", alpha=1.0),
         "auxiliary-x5": replace(base, auxiliary_updates=5),
         "simulate-late": replace(base, simulate=0.3, simulate_from=0.5),
-        "gan": replace(
-            base, adversary=replace(base.adversary, weight=3e-3, start=0.3, scales="innermost", sees_level=False)
-        ),
+        "gan": replace(base, adversary=bottleneck),
+        "gan-all-scales": replace(base, adversary=replace(bottleneck, scales="all")),
+        "gan-sees-level": replace(base, adversary=replace(bottleneck, sees_level=True)),
+        "gan-strong": replace(base, adversary=replace(base.adversary, weight=0.05, start=0.3)),
+        "gan-alone": replace(base, loss="none", adversary=replace(base.adversary, weight=0.05)),
         "warm-start": replace(base, warm=0.1, warm_pairs=1024),
         "posterior": replace(base, objective="posterior", sigma_max=SIGMA_MAX),
     }

@@ -87,7 +87,7 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
         parent.weights,
     )
     facts = {"method": request.method, "start": start_card and start_card.weights, **asdict(settings)}
-    if request.start and isinstance(method, Student):
+    if request.start and isinstance(method, Student) and "auxiliary" in method.networks:
         facts["auxiliary_continues"] = _continue_auxiliary(method, request.start)
     return run_method(method, data, config, options, card, facts, compute)
 

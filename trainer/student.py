@@ -44,7 +44,8 @@ class StudentConfig:
     lists: tuple[tuple[float, ...], ...] = ()  # the level list of each of `steps`, where they are not Karras'
     floor: float = 0.05  # lowest level at which outputs are judged; below, the judges' own error dominates
     top: float = 0.3  # share of each longer list's draws spent on its top level
-    loss: Literal["kl", "sid"] = "kl"
+    # What pulls outputs to the data beside the adversary; none: nothing, the adversary alone (GDD, Zheng & Yang 2024).
+    loss: Literal["kl", "sid", "none"] = "kl"
     alpha: float = 1.0  # of the SiD loss
     weight: Weight = "l1"
     objective: Literal["marginal", "posterior"] = "marginal"  # what outputs are matched to: p(x0), or p(x0 | x_t)
@@ -94,11 +95,11 @@ class Student:
         auxiliary = widened(teacher, channels=extra, features=LEVEL_FEATURES if self.tells_level else 0)
         student, auxiliary = (net.requires_grad_(True).eval() for net in (student, auxiliary))  # eval: no dropout
         self.network = student
-        self.networks: dict[str, nn.Module] = {"student": student, "auxiliary": auxiliary}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "student": adam(student, config.adam, compute.device),
-            "auxiliary": adam(auxiliary, config.auxiliary_adam, compute.device),
-        }
+        self.networks: dict[str, nn.Module] = {"student": student}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"student": adam(student, config.adam, compute.device)}
+        if config.loss != "none":  # without a divergence nobody asks the auxiliary
+            self.networks["auxiliary"] = auxiliary
+            self.optimizers["auxiliary"] = adam(auxiliary, config.auxiliary_adam, compute.device)
         self.adversary = None
         if config.adversary.weight > 0:
             self.adversary = Adversary(frozen, sigma_data, config.adversary, compute)
@@ -121,16 +122,18 @@ class Student:
         recovered = generated.detach()
 
         scalars: dict[str, Tensor] = {}
+        gradients: list[Tensor] = []
         if progress >= self.config.auxiliary_first:
-            gradient = self.divergence_gradient(recovered, labels, fed, rng)
-            scalars["gap"] = gradient.abs().mean()
+            if self.config.loss != "none":
+                gradients.append(self.divergence_gradient(recovered, labels, fed, rng))
+                scalars["gap"] = gradients[-1].abs().mean()
             if self.adversary and progress >= self.config.adversary.start:
-                adversarial = self.adversary.gradient(recovered, labels, fed.drawn.sigma, rng)
-                scalars["adversarial"] = adversarial.abs().mean()
-                gradient = gradient + adversarial
-            loss = (gradient * generated).sum() / len(images)
+                gradients.append(self.adversary.gradient(recovered, labels, fed.drawn.sigma, rng))
+                scalars["adversarial"] = gradients[-1].abs().mean()
+        if gradients:
+            loss = (sum(gradients) * generated).sum() / len(images)
             scalars["gradient"] = descend(self.optimizers["student"], loss, self.config.adam, progress)
-        scalars["auxiliary_loss"] = self.fit_auxiliary(recovered, labels, fed, progress, rng)
+        scalars |= self.fit_auxiliary(recovered, labels, fed, progress, rng)
         if self.adversary:
             scalars |= self.adversary.fit(images, recovered, labels, fed.drawn.sigma, progress, rng)
         return scalars
@@ -159,15 +162,19 @@ class Student:
             return sid_gradient(recovered, noise, teacher, auxiliary, config.weight, config.alpha)
         return kl_gradient(recovered, recovered + noise, teacher, auxiliary, config.weight)
 
-    def fit_auxiliary(self, recovered: Tensor, labels: Tensor, fed: Fed, progress: float, rng: Draws) -> Tensor:
+    def fit_auxiliary(
+        self, recovered: Tensor, labels: Tensor, fed: Fed, progress: float, rng: Draws
+    ) -> dict[str, Tensor]:
         """Denoising score matching on the student's outputs, at the levels where they are judged."""
+        if self.config.loss == "none":
+            return {}
         loss = recovered.new_zeros(())
         denoiser = self._told(self.fitted, fed)
         for _ in range(self.config.auxiliary_updates):
             sigma = renoise_levels(self.config.renoise, fed.drawn, self.config.floor, rng)
             loss = denoising_loss(denoiser, recovered, labels, sigma, rng.normal_like(recovered)).mean()
             descend(self.optimizers["auxiliary"], loss, self.config.auxiliary_adam, progress)
-        return loss.detach()
+        return {"auxiliary_loss": loss.detach()}
 
     def warm_up(self, count: int, progress: float, rng: Draws) -> dict[str, Tensor]:
         """Pseudo-Huber regression of the top level on teacher endpoints."""
@@ -180,7 +187,7 @@ class Student:
         norm = descend(self.optimizers["student"], loss, self.config.adam, progress)
         fed = noised(images, self.levels.draw(count, 1.0, rng), rng)
         fitted = self.fit_auxiliary(generated.detach(), labels, replace(fed, x=x), progress, rng)
-        return {"warm_loss": loss.detach(), "gradient": norm, "auxiliary_loss": fitted}
+        return {"warm_loss": loss.detach(), "gradient": norm, **fitted}
 
     def _teacher_at(self, sigma: Tensor, labels: Tensor | None, fed: Fed) -> Judge:
         if self.config.objective == "marginal":

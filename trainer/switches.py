@@ -26,7 +26,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("DPDM variants (default: the recipe's)")
     group.add_argument("--renoise", choices=RULES, help="where outputs are judged")
     group.add_argument("--levels", choices=("lists", "continuous"), help="feed the served levels, or any level")
-    group.add_argument("--loss", choices=("kl", "sid"), help="divergence: KL (DPDM) or Fisher (SiD)")
+    group.add_argument("--loss", choices=("kl", "sid", "none"), help="divergence: KL (DPDM) or Fisher (SiD)")
     group.add_argument("--alpha", type=float, metavar="A", help="of the SiD loss: 0.5, 1.0 or 1.2")
     group.add_argument(
         "--weight", choices=get_args(Weight), help="normalise the gradient by the teacher's error, or not"
@@ -97,6 +97,8 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     changed = replace(config, **switches, adversary=adversary, adam=optimiser, auxiliary_adam=auxiliary)
     if "alpha" in named and changed.loss != "sid":
         raise SwitchError("--alpha belongs to the SiD loss; add --loss sid")
+    if changed.loss == "none" and not adversary.weight:
+        raise SwitchError("--loss none leaves nothing to learn from; add --gan, or choose another --loss")
     if "simulate_from" in named and not changed.simulate:
         raise SwitchError("--simulate-from has no effect without --simulate")
     if "warm_pairs" in named and not changed.warm:

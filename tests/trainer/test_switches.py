@@ -40,6 +40,7 @@ SETS: dict[str, dict[str, Any]] = {
     "--gan 0.003 --gan-scales innermost": {"adversary.weight": 0.003, "adversary.scales": "innermost"},
     "--gan 0.003 --gan-sees-level": {"adversary.weight": 0.003},  # as it is
     "--gan 0.003 --no-gan-sees-level": {"adversary.weight": 0.003, "adversary.sees_level": False},
+    "--gan 0.003 --loss none": {"adversary.weight": 0.003, "loss": "none"},
     "--lr 0.001": {"adam.lr": 0.001},
     "--auxiliary-lr 0.002": {"auxiliary_adam.lr": 0.002, "adversary.adam.lr": 0.002},
 }
@@ -94,6 +95,7 @@ def test_a_switch_can_say_what_the_recipe_says_already():
         ("--simulate 0 --simulate-from 0.2", "--simulate-from has no effect without --simulate"),
         ("--gan-from 0.2", "--gan-from has no effect without --gan"),
         ("--gan-from 0", "--gan-from has no effect without --gan"),
+        ("--loss none", "--loss none leaves nothing to learn from; add --gan"),
         ("--gan-scales all", "--gan-scales has no effect without --gan"),
         ("--no-gan-sees-level", "--gan-sees-level has no effect without --gan"),
         ("--gan -0.1", "--gan must not be negative"),
