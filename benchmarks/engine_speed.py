@@ -107,12 +107,15 @@ def flops(folder: Path) -> int:
     return counter.get_total_flops()
 
 
-def gemm_limits(rounds: int) -> dict[str, float]:
-    """GFLOP/s of large matrix products per precision, the best of `rounds`: what a network cannot exceed."""
+def gemm_limits(precisions: set[str], rounds: int) -> dict[str, float]:
+    """GFLOP/s of large matrix products per precision, the best of `rounds`: what a network cannot exceed.
+
+    Only the precisions that some variant has: a CPU without float16 would spend minutes on one such product.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     limits, side = {}, GEMM[device]
-    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16), ("float16", torch.float16)):
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    for name in sorted(precisions):
+        a, b = (torch.randn(side, side, device=device).to(getattr(torch, name)) for _ in range(2))
 
         def product(a=a, b=b) -> None:
             torch.mm(a, b)
@@ -153,7 +156,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with checkpoint_of(args.network) as folder:
         variants, memory = opened(args, folder)
-        gflop, limits = flops(folder) / 1e9, gemm_limits(args.rounds)
+        gflop = flops(folder) / 1e9
+        limits = gemm_limits({variant.precision for variant in variants}, args.rounds)
         found = {"gflop_per_image": gflop, "gemm_gflops": limits, "facts": {each.name: each.facts for each in variants}}
         for batch in args.batches:
             more = measure(variants, batch, args.rounds, gflop, limits)

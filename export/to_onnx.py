@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from export.fusible import fusible
 from export.half import DTYPES, network_in
+from export.residuals import residuals_folded
+from export.stacked import stack_projections
 from export.upsampling import enlarged_last
 from fewstep.card import CheckpointError
 from fewstep.checkpoint import NetworkModule
-from fewstep.network import UNetConfig
+from fewstep.network import UNet, UNetConfig
 
 OPSET = 20  # the newest that ONNX Runtime, OpenVINO and both TensorRTs run without taking operators apart
 MAX_BYTES = 2**31 - 2**20  # protobuf's limit for one file, with room for the graph
@@ -44,6 +46,8 @@ def network_to_onnx(network: NetworkModule, *, weights_dtype: str, dtype: str = 
         raise CheckpointError(f"the network has {size / 2**30:.1f} GiB of weights; one ONNX file holds 2 GiB")
     model = _traced(network, dtype)
     strip_traces(model)
+    if dtype == "float32":
+        stack_projections(model)
     if weights_dtype == "float16" and dtype == "float32":
         _store_as_float16(model)
     onnx.checker.check_model(model)
@@ -70,7 +74,9 @@ def _traced(network: NetworkModule, dtype: str) -> onnx.ModelProto:
     arguments = [torch.zeros(batch, config.channels + extra, side, side, dtype=half), torch.zeros(batch)]
     names = ["x", "c_noise"]
     # Measured on CPUs only. Half precision is for GPUs, where products are cheap.
-    traced = enlarged_last(network) if dtype == "float32" else network
+    traced = network
+    if dtype == "float32":
+        traced = enlarged_last(residuals_folded(network) if isinstance(network, UNet) else network)
     module = network_in(fusible(traced), dtype)
     if config.classes:
         arguments.append(torch.zeros(batch, config.classes, dtype=half))

@@ -6,20 +6,24 @@ import pytest
 import torch
 from torch import nn
 
-from export.fusible import FusibleGroupNorm, fusible
+from export.fusible import FusibleAttention, FusibleGroupNorm, fusible
 from export.half import Float32Norm, network_in
 from export.to_onnx import network_to_onnx
 from fewstep.card import CheckpointError
 from fewstep.ddpm_network import DDPMConfig, DDPMNetwork
-from fewstep.network import UNet
+from fewstep.network import Attention, UNet, UNetConfig
 from tests.export.conftest import CONFIGS
 
 DDPM = DDPMConfig(8, 1, (32, 32), (False, False), (False, False), groups=8, middle_groups=8, middle_attention=False)
 
 
 def network(kind: str) -> UNet:
+    return filled(CONFIGS[kind])
+
+
+def filled(config: UNetConfig) -> UNet:
     torch.manual_seed(0)
-    net = UNet(CONFIGS[kind]).eval().requires_grad_(False)
+    net = UNet(config).eval().requires_grad_(False)
     for tensor in net.parameters():  # a fresh network returns zeros
         tensor += (
             0.1 * torch.randn_like(tensor)
@@ -45,6 +49,10 @@ def test_the_fusible_form_is_the_same_function(kind):
     net = network(kind)
     form = fusible(net)
     assert any(isinstance(module, FusibleGroupNorm) for module in form.modules())
+    kinds = {type(module) for module in form.modules()}
+    assert FusibleAttention in kinds and Attention not in kinds
+    norms = [module for module in form.modules() if isinstance(module, nn.GroupNorm)]
+    assert len(norms) == sum(isinstance(module, FusibleGroupNorm) for module in form.modules()), "one was left out"
     assert not any(isinstance(module, FusibleGroupNorm) for module in net.modules()), "the network itself was changed"
     inputs = rows(net)
     torch.testing.assert_close(form(*inputs), net(*inputs), atol=2e-5, rtol=1e-4)
