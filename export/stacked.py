@@ -19,7 +19,8 @@ def stack_projections(model: onnx.ModelProto) -> None:
     pairs: dict[str, list[tuple[onnx.NodeProto, onnx.NodeProto]]] = {}
     for node in graph.node:
         follow = readers.get(node.output[0], [])
-        if node.op_type == "Gemm" and len(follow) == 1 and follow[0].op_type == "Unsqueeze":
+        alone = len(follow) == 1 and follow[0].op_type == "Unsqueeze"
+        if node.op_type == "Gemm" and alone and all(name in weights for name in node.input[1:]):
             pairs.setdefault(node.input[0], []).append((node, follow[0]))
     for vector, found in pairs.items():
         if len(found) > 1:
@@ -33,11 +34,16 @@ def _stack(
     pairs: list[tuple[onnx.NodeProto, onnx.NodeProto]],
 ) -> None:
     name = f"{vector}_projected"
-    parts = [[numpy_helper.to_array(weights[gemm.input[i]]) for gemm, _ in pairs] for i in (1, 2)]
-    sizes = [len(bias) for bias in parts[1]]
+    matrices = [numpy_helper.to_array(weights[gemm.input[1]]) for gemm, _ in pairs]
+    sizes = [len(matrix) for matrix in matrices]
+    biases = [
+        # The exporter drops a bias of zeros.
+        numpy_helper.to_array(weights[gemm.input[2]]) if len(gemm.input) > 2 else np.zeros(size, np.float32)
+        for (gemm, _), size in zip(pairs, sizes, strict=True)
+    ]
     constants = {
-        "weight": np.concatenate(parts[0]),
-        "bias": np.concatenate(parts[1]),
+        "weight": np.concatenate(matrices),
+        "bias": np.concatenate(biases),
         "shape": np.array([-1, sum(sizes), 1, 1]),
         "sizes": np.array(sizes),
     }
@@ -56,7 +62,7 @@ def _stack(
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    unread = {gemm.input[i] for gemm, _ in pairs for i in (1, 2)} - {i for node in nodes for i in node.input}
+    unread = {name for gemm, _ in pairs for name in gemm.input[1:]} - {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name not in unread]
     del graph.initializer[:]
     graph.initializer.extend(kept)

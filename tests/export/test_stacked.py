@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.stacked import stack_projections
 from export.to_onnx import network_to_onnx
+from fewstep.network import UNet
 from tests.export.conftest import CONFIGS
 from tests.export.test_half import filled
 
@@ -15,7 +16,7 @@ SIZES = {"a": 3, "b": 5, "c": 2}
 
 
 def model(*, shared: bool = True, alone: bool = True) -> onnx.ModelProto:
-    """y_i = unsqueeze(W_i v + b_i). shared: of one vector; alone: nobody else reads the products."""
+    """y_i = unsqueeze(W_i v + b_i), b without a bias. shared: of one vector; alone: nobody else reads the products."""
     random = np.random.default_rng(0)
     nodes, weights, outputs = [], [], []
     for index, (name, size) in enumerate(SIZES.items()):
@@ -24,7 +25,8 @@ def model(*, shared: bool = True, alone: bool = True) -> onnx.ModelProto:
             numpy_helper.from_array(random.standard_normal((size, 4), np.float32), f"w_{name}"),
             numpy_helper.from_array(random.standard_normal(size, np.float32), f"b_{name}"),
         ]
-        nodes.append(helper.make_node("Gemm", [vector, f"w_{name}", f"b_{name}"], [f"p_{name}"], transB=1))
+        bias = [f"b_{name}"] if name != "b" else []
+        nodes.append(helper.make_node("Gemm", [vector, f"w_{name}", *bias], [f"p_{name}"], transB=1))
         nodes.append(helper.make_node("Unsqueeze", [f"p_{name}", "axes"], [f"y_{name}"]))
         outputs.append(helper.make_tensor_value_info(f"y_{name}", TensorProto.FLOAT, ["batch", size, 1, 1]))
         if not alone:
@@ -73,3 +75,7 @@ def test_a_network_projects_its_embedding_once(kind: str):
     made = onnx.load_from_string(network_to_onnx(filled(CONFIGS[kind]), weights_dtype="float32"))
     blocks = [node for node in made.graph.node if node.op_type == "Gemm"]
     assert len(blocks) <= 4  # label, two layers of the embedding, all blocks
+
+
+def test_a_fresh_network_whose_biases_are_zero_is_written():
+    assert network_to_onnx(UNet(CONFIGS["patch"]), weights_dtype="float32")
