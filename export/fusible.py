@@ -26,11 +26,14 @@ Module = TypeVar("Module", bound=nn.Module)
 def fusible(network: Module) -> Module:
     """A copy of the network with group norms and attention in this form. It is for tracing: the image size is fixed."""
     network = copy.deepcopy(network)
-    for kind, form in ((nn.GroupNorm, FusibleGroupNorm), (Attention, FusibleAttention)):  # attention holds a norm
-        for module in list(network.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, kind):
-                    setattr(module, name, form(child))
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, FusibleGroupNorm(child))
+    for module in list(network.modules()):  # afterwards: attention takes over its norm
+        for name, child in module.named_children():
+            if isinstance(child, Attention):
+                setattr(module, name, FusibleAttention(child))
     return network
 
 

@@ -29,7 +29,7 @@ def residuals_folded(network: UNet) -> UNet:
         skips.append(scale)
     for block in network.middle:
         scale = _fold(block, scale)
-    _block(block).residual_scale = scale / skips[-1]
+    _block(network.middle[-1]).residual_scale = scale / skips[-1]
     scale = skips[-1]
     for index, block in enumerate(network.decoder):
         if not _block(block).resample:

@@ -202,11 +202,14 @@ def test_a_wrong_number_of_channels_is_refused_in_words(extra: int, says: str):
 
 def test_features_are_the_last_map_of_every_level_from_the_finest_to_the_innermost():
     network = UNet(UNetConfig(resolution=16, channels=1, width=8, mult=(1, 2, 2), blocks=2, patch=2)).eval()
-    seen: list[torch.Tensor] = []
+    last: dict[int, torch.Tensor] = {}  # by the side of the map
+
+    def keep(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+        last[output.shape[2]] = output
+
     for block in [*network.encoder, *network.middle]:
-        block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        block.register_forward_hook(keep)
     maps = network.features(torch.randn(3, 1, 16, 16), torch.zeros(3), torch.zeros(3, 0))
     assert [tuple(found.shape[1:]) for found in maps] == [(8, 8, 8), (16, 4, 4), (16, 2, 2)]
     assert network.feature_widths == (8, 16, 16)
-    last = {found.shape[2]: found for found in seen}
     assert all(torch.equal(found, last[found.shape[2]]) for found in maps)
