@@ -29,12 +29,13 @@ from benchmarks.harness import ROOT, write_result
 from fewstep.card import Card, CheckpointError, write_atomically
 from fewstep.checkpoint import load_denoiser, network_config, save_checkpoint
 from fewstep.latent import with_latent
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
 from fewstep.noise_torch import latent_for, noise_for
 from fewstep.pixels import Pixels, from_pixels, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
+from fewstep.unet_config import UNetConfig
 from trainer.artifacts import describe
 from trainer.compute import Compute
 from trainer.dataset import DataError, ImageSet, sigma_data

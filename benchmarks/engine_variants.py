@@ -20,8 +20,9 @@ from export.manifest import BACKEND_ORT_CPU, BACKEND_TORCH, BACKEND_TORCH_COMPIL
 from fewstep.card import Card, CheckpointError, Dataset
 from fewstep.checkpoint import NetworkModule, load_denoiser, save_checkpoint
 from fewstep.latent import latent_shape
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
 from fewstep.schedule import student_levels
+from fewstep.unet_config import UNetConfig
 
 FASHION, COLOUR = "fashion", "colour"
 # The recipe of the shipped student in three channels, with random weights: time does not depend on them.

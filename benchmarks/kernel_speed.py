@@ -63,7 +63,8 @@ def cpu_networks(threads: int) -> Iterator[tuple[str, tuple[int, int, int], int,
     from export.backends.onnxruntime_cpu import open_session
     from export.engine import load_engine
     from export.to_onnx import network_to_onnx
-    from fewstep.network import UNet, UNetConfig
+    from fewstep.network import UNet
+    from fewstep.unet_config import UNetConfig
 
     fashion = load_engine(ROOT / "models" / "fashion" / "engine", threads=threads)
     yield "fashion 32x32x1", fashion.manifest.image_shape, fashion.manifest.classes, fashion.network

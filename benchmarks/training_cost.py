@@ -23,7 +23,8 @@ import torch
 from benchmarks.harness import ROOT, peak_memory_mb, table, time_interleaved, write_result
 from fewstep.card import Card, CheckpointError, distilled_from, read_card
 from fewstep.checkpoint import network_config
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
+from fewstep.unet_config import UNetConfig
 from trainer.compute import Compute, default_device, placed
 from trainer.consistency import Consistency, ConsistencyConfig
 from trainer.draws import Draws

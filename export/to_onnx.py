@@ -24,7 +24,8 @@ from export.stacked import stack_projections
 from export.upsampling import enlarged_last
 from fewstep.card import CheckpointError
 from fewstep.checkpoint import NetworkModule
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
+from fewstep.unet_config import UNetConfig
 
 OPSET = 20  # the newest that ONNX Runtime, OpenVINO and both TensorRTs run without taking operators apart
 MAX_BYTES = 2**31 - 2**20  # protobuf's limit for one file, with room for the graph

@@ -23,8 +23,9 @@ from fewstep.card import (
     write_atomically,
 )
 from fewstep.ddpm_network import DDPMConfig, DDPMNetwork
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
 from fewstep.precond import Denoiser
+from fewstep.unet_config import UNetConfig
 
 NetworkConfig = UNetConfig | DDPMConfig
 NetworkModule = UNet | DDPMNetwork  # every module that keeps the contract of F and has such a config

@@ -1,12 +1,6 @@
-"""The raw network F: one U-Net whose configuration covers the EDM family.
-
-Three published architectures are values of one `UNetConfig` (Karras et al. 2022, Table 7): DDPM++ and NCSN++
-(Song et al. 2021) share a block that adds the noise embedding; ADM (Dhariwal & Nichol 2021) scales and shifts
-with it. `patch` puts a space-to-depth stem in front of any of them, which makes small images several times cheaper.
-"""
+"""The raw network F: one U-Net whose configuration covers the EDM family (`fewstep.unet_config`)."""
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -14,59 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-
-@dataclass(frozen=True)
-class UNetConfig:
-    """Everything that decides the shape of F. The defaults are a small DDPM++."""
-
-    resolution: int = 32  # height and width of the image
-    channels: int = 1  # image channels, in and out
-    classes: int = 0  # 0: unconditional
-    width: int = 64  # channels of the first level
-    mult: tuple[int, ...] = (1, 2)  # width of each level, in units of `width`
-    blocks: int = 2  # residual blocks per level (the decoder has one more)
-    attention: tuple[int, ...] = ()  # feature-map sizes with attention; the innermost block always has it
-    dropout: float = 0.0
-    patch: int = 1  # side of the space-to-depth stem; 1: none
-    style: Literal["song", "adm"] = "song"  # how the noise embedding enters a block
-    embedding: Literal["positional", "fourier"] = "positional"
-    encoder: Literal["standard", "residual"] = "standard"  # residual: NCSN++ feeds the shrunken input to each level
-    resample: tuple[int, ...] = (1, 1)  # separable filter for down- and upsampling
-    head_width: int = 0  # channels per attention head; 0: a single head
-    extra: int = 0  # further input channels that F sees and does not predict, such as a conditioning image
-
-    def __post_init__(self) -> None:
-        stride = self.patch * 2 ** (len(self.mult) - 1)
-        if self.resolution % stride:
-            raise ValueError(
-                f"resolution {self.resolution} is not a multiple of patch x 2^(levels - 1) = {stride}; "
-                "change patch or the number of entries in mult"
-            )
-        if len(self.resample) % 2:
-            raise ValueError(f"resample filter {self.resample} must have an even number of taps")
-
-
-def ddpmpp(resolution: int, channels: int = 3, classes: int = 0) -> UNetConfig:
-    """EDM's CIFAR-10 "vp" network: 55.7 M parameters at 32x32."""
-    mult = (2, 2, 2) if resolution <= 32 else (1, 2, 2, 2)
-    return UNetConfig(resolution, channels, classes, 128, mult, blocks=4, attention=(16,), dropout=0.13)
-
-
-def ncsnpp(resolution: int, channels: int = 3, classes: int = 0) -> UNetConfig:
-    """EDM's CIFAR-10 "ve" network: 56.4 M parameters at 32x32."""
-    mult = (2, 2, 2) if resolution <= 32 else (1, 2, 2, 2)
-    return UNetConfig(
-        resolution, channels, classes, 128, mult, blocks=4, attention=(16,), dropout=0.13,
-        embedding="fourier", encoder="residual", resample=(1, 3, 3, 1),
-    )  # fmt: skip
-
-
-def adm(resolution: int, channels: int = 3, classes: int = 1000) -> UNetConfig:
-    """EDM's ImageNet-64 network: 295.9 M parameters at 64x64."""
-    return UNetConfig(
-        resolution, channels, classes, 192, (1, 2, 3, 4), blocks=3, attention=(32, 16, 8), dropout=0.10,
-        style="adm", head_width=64,
-    )  # fmt: skip
+from fewstep.unet_config import UNetConfig
 
 
 class UNet(nn.Module):

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from fewstep.card import CheckpointError
 from fewstep.checkpoint import NetworkModule
-from fewstep.network import Conv, UNet, UNetConfig
+from fewstep.network import Conv, UNet
+from fewstep.unet_config import UNetConfig
 
 LEVEL_FEATURES = 16
 

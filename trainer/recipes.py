@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from fewstep.network import UNetConfig
+from fewstep.unet_config import UNetConfig
 from trainer.consistency import ConsistencyConfig
 from trainer.dataset import ImageSet
 from trainer.student import StudentConfig

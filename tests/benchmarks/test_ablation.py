@@ -62,7 +62,7 @@ def test_every_variant_throws_one_switch():
         together = (
             {"loss"}, {"loss", "alpha"}, {"simulate", "simulate_from"}, {"simulate"}, {"warm", "warm_pairs"},
             {"objective", "sigma_max"}, {"sigma_max", "auxiliary_sees_level"},
-            {"renoise", "sigma_max", "auxiliary_sees_level"},
+            {"renoise", "sigma_max", "auxiliary_sees_level"}, {"adversary", "loss"},
         )  # fmt: skip
         assert (len(changed) == 1 or changed in together) if name != "base" else not changed, (name, changed)
     assert len({str(config) for config in known.values()}) == len(known)

@@ -12,7 +12,7 @@ import torch
 from benchmarks import training_cost
 from benchmarks.training_cost import Setting, measure, methods, totals
 from fewstep.card import Card, CheckpointError, Dataset
-from fewstep.network import UNetConfig
+from fewstep.unet_config import UNetConfig
 from trainer.compute import Compute
 
 ROOT = Path(__file__).resolve().parents[2]

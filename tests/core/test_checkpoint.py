@@ -13,7 +13,8 @@ from fewstep import checkpoint
 from fewstep.card import CARD_FILE, WEIGHTS_FILE, Card, CheckpointError, Dataset, file_sha256, write_atomically
 from fewstep.checkpoint import build_network, load_checkpoint, load_denoiser, network_config, save_checkpoint
 from fewstep.ddpm_network import DDPMConfig, DDPMNetwork
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
+from fewstep.unet_config import UNetConfig
 
 CONFIG = UNetConfig(resolution=8, channels=1, classes=3, width=8, mult=(1, 2), blocks=1)
 CARD = Card(

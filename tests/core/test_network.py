@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.network import Conv, UNet, UNetConfig, adm, ddpmpp, ncsnpp
+from fewstep.network import Conv, UNet
+from fewstep.unet_config import UNetConfig, adm, ddpmpp, ncsnpp
 
 SMALL = UNetConfig(resolution=16, channels=3, classes=4, width=16, mult=(1, 2), blocks=1, attention=(8,))
 STYLES = {

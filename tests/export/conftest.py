@@ -13,8 +13,9 @@ from export.build import export_checkpoint
 from export.engine import Engine
 from fewstep.card import Card, Dataset
 from fewstep.checkpoint import save_checkpoint
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
 from fewstep.schedule import student_levels
+from fewstep.unet_config import UNetConfig
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -11,7 +11,8 @@ from export.half import Float32Norm, network_in
 from export.to_onnx import network_to_onnx
 from fewstep.card import CheckpointError
 from fewstep.ddpm_network import DDPMConfig, DDPMNetwork
-from fewstep.network import Attention, UNet, UNetConfig
+from fewstep.network import Attention, UNet
+from fewstep.unet_config import UNetConfig
 from tests.export.conftest import CONFIGS
 
 DDPM = DDPMConfig(8, 1, (32, 32), (False, False), (False, False), groups=8, middle_groups=8, middle_attention=False)

@@ -8,7 +8,8 @@ import torch
 
 from export.residuals import residuals_folded
 from export.to_onnx import network_to_onnx
-from fewstep.network import Block, UNet, UNetConfig
+from fewstep.network import Block, UNet
+from fewstep.unet_config import UNetConfig
 from tests.export.conftest import CONFIGS, TINY
 from tests.export.test_half import filled, rows
 

@@ -5,9 +5,11 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from torch.nn.utils.parametrize import is_parametrized
 
 from export.engine import load_engine
-from fewstep.checkpoint import load_checkpoint, load_denoiser
+from export.residuals import residuals_folded
+from fewstep.checkpoint import load_denoiser
 from fewstep.network import Conv, UNet
 from tests.export.conftest import POSTERIOR
 
@@ -59,27 +61,33 @@ def test_inputs_and_opset(checkpoint):
 
 
 def test_float16_weights_are_stored_as_such_and_exactly(checkpoint):
-    """But for the kernels of upsampling convolutions, which are sums of stored weights (`export.upsampling`)."""
+    """But for kernels of upsampling convolutions, which are sums of stored weights (`export.upsampling`), and small
+    ones with a residual factor (`export.residuals`), a product that the exporter computes itself."""
     folder = checkpoint("patch")
     manifest = load_engine(folder / "engine").manifest
     assert manifest.weights_dtype == "float16"
     assert manifest.dtype == "float32"
     graph = onnx.load(folder / "engine" / "network.onnx").graph
     stored = [numpy_helper.to_array(tensor) for tensor in graph.initializer]
-    half_values = {array.tobytes() for array in stored if array.dtype == np.float16}
+    halves = {array.tobytes() for array in stored if array.dtype == np.float16}
+    singles = {array.tobytes() for array in stored if array.dtype == np.float32 and array.size >= 1024}
     network = load_denoiser(folder)[0].network
     assert isinstance(network, UNet)
-    convs = {name: module for name, module in network.named_modules() if isinstance(module, Conv)}
-    enlarging = {f"{name}.conv.weight" for name, conv in convs.items() if conv.resample == "up"}
-    weights, _ = load_checkpoint(folder)
-    convolutions = [
-        tensor.numpy().tobytes()
-        for name, tensor in weights.items()
-        if tensor.ndim == 4 and tensor.numel() >= 1024 and (name not in enlarging or tensor.shape[-1] == 1)
-    ]
-    assert convolutions and all(tensor in half_values for tensor in convolutions)
-    large_single = [array.shape for array in stored if array.dtype == np.float32 and array.size >= 1024]
-    assert {shape[-2:] for shape in large_single} == {(4, 4)}
+    exact, products, sums = 0, 0, 0
+    for module in residuals_folded(network).modules():
+        if not isinstance(module, Conv) or module.conv is None or module.conv.weight.numel() < 1024:
+            continue
+        weight = module.conv.weight.detach().numpy()
+        if module.resample == "up" and weight.shape[-1] == 3:
+            sums += 1
+        elif is_parametrized(module.conv) and not np.array_equal(weight, weight.astype(np.float16)):
+            assert weight.tobytes() in singles
+            products += 1
+        else:
+            assert weight.astype(np.float16).tobytes() in halves
+            exact += 1
+    assert exact and products and sums
+    assert len(singles) == products + sums
 
 
 def test_float32_weights_stay(checkpoint):

@@ -8,7 +8,8 @@ from torch import nn
 from export.to_onnx import network_to_onnx
 from export.upsampling import ThenEnlarged, enlarged_last
 from fewstep.ddpm_network import DDPMNetwork, Upsampler
-from fewstep.network import Conv, UNet, UNetConfig
+from fewstep.network import Conv, UNet
+from fewstep.unet_config import UNetConfig
 from tests.export.conftest import CONFIGS
 from tests.export.test_half import DDPM, network, rows
 

@@ -9,12 +9,13 @@ import torch
 from fewstep.card import Card, Dataset
 from fewstep.checkpoint import load_denoiser
 from fewstep.latent import latent_shape, with_latent
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
 from fewstep.noise_torch import latent_for, noise_for
 from fewstep.pixels import grid, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import student_levels
+from fewstep.unet_config import UNetConfig
 from trainer.artifacts import sample_sheet, write_checkpoint
 
 LEVELS = {k: student_levels(k) for k in (1, 2)}

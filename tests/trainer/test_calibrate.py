@@ -14,11 +14,12 @@ import torch
 from fewstep.analytic import Gaussian, as_network
 from fewstep.card import CARD_FILE, WEIGHTS_FILE, Card, CheckpointError, read_card
 from fewstep.checkpoint import load_denoiser, save_checkpoint
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
 from fewstep.noise_torch import noise_for
 from fewstep.pixels import from_pixels, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
+from fewstep.unet_config import UNetConfig
 from trainer import calibrate as command
 from trainer import teacher_space
 from trainer.artifacts import describe

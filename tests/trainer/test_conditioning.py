@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
+from fewstep.unet_config import UNetConfig
 from tests.trainer.tiny import TINY, lively, normals
 from trainer.conditioning import LEVEL_FEATURES, level_features, widened
 from trainer.renoise import served_lists

@@ -10,7 +10,8 @@ import torch
 
 from fewstep.card import CheckpointError
 from fewstep.checkpoint import load_denoiser
-from fewstep.network import UNet, adm, ddpmpp, ncsnpp
+from fewstep.network import UNet
+from fewstep.unet_config import adm, ddpmpp, ncsnpp
 from tests.trainer.edm_pickles import snapshot, write
 from tests.trainer.edm_reference import NETWORKS, built, reference
 from trainer.importing.edm_pickle import SavedObject

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from fewstep.analytic import Gaussian, as_network
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
 from fewstep.noise_torch import noise_for
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import student_levels
+from fewstep.unet_config import UNetConfig
 from trainer.compute import Compute
 from trainer.dataset import ImageSet, sigma_data
 from trainer.draws import Draws

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from fewstep.card import CARD_FILE, Card, CheckpointError, Dataset
 from fewstep.checkpoint import load_denoiser, save_checkpoint
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
+from fewstep.unet_config import UNetConfig
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals, run_options
 from trainer.commands import Distillation, train_student
 from trainer.compute import Compute

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
+from fewstep.unet_config import UNetConfig
 from trainer.draws import Draws
 from trainer.recipes import Recipe
 from trainer.runs import RunOptions

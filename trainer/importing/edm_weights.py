@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fewstep.card import CheckpointError, file_sha256
-from fewstep.network import UNet, UNetConfig
+from fewstep.network import UNet
+from fewstep.unet_config import UNetConfig
 from trainer.importing.edm_pickle import SavedObject, module_tensors, read_edm_pickle, submodule
 from trainer.importing.teacher import UNKNOWN, ImportedTeacher
 
