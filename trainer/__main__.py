@@ -58,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
         "--lists-of", type=Path, metavar="DIR",
         help="train at the level lists that this student serves (calibrated ones, say), not at Karras' spacing",
     )  # fmt: skip
+    student.add_argument(
+        "--guide", type=Path, metavar="DIR",
+        help="a worse teacher of the same data, an early snapshot say; the teacher judges as if pushed away from it",
+    )  # fmt: skip
     add_switches(student)
     student.set_defaults(run=_student)
 
@@ -133,7 +137,7 @@ def _teacher(args: argparse.Namespace) -> int:
 
 
 def _student(args: argparse.Namespace) -> int:
-    request = Distillation(args.teacher, args.method, given(args), args.init, args.lists_of)
+    request = Distillation(args.teacher, args.method, given(args), args.init, args.lists_of, args.guide)
     with joined(args.device or default_device()):
         return _finish(train_student(_options(args), _images(args), request), args.out)
 

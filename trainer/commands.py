@@ -52,6 +52,7 @@ class Distillation:
     switches: dict[str, Any] = field(default_factory=dict)  # as trainer.switches.given
     start: Path | None = None  # a student to continue from, under other settings
     lists: Path | None = None  # a student whose served level lists are to be trained
+    guide: Path | None = None  # a worse teacher that autoguides this one's judgement
 
 
 def train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
@@ -62,19 +63,20 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     check_match(parent, data, request.teacher)
     settings = _settings(chosen, request)
     start, start_card = _starting_student(request.start, parent, settings) if request.start else (None, None)
+    guide, guide_card = _guide(request, parent) if request.guide else (None, None)
     check_out(options)
     network = denoiser.network
     assert isinstance(network, NetworkModule)
     torch.manual_seed(options.seed)
     compute = compute_for(options, network.requires_grad_(True), config.batch)
-    for placing in filter(None, (network, start)):
+    for placing in filter(None, (network, start, guide)):
         placed(placing, compute.device)
     if isinstance(settings, ConsistencyConfig):
         method = Consistency(network, parent.sigma_data, settings, compute, start)
         levels = {k: consistency_levels(k, parent.sigma_data, settings.sigma_max) for k in settings.steps}
     else:
         endpoints = _endpoints(settings, options, denoiser, parent, compute)
-        method = Student(network, parent.sigma_data, settings, compute, start, endpoints)
+        method = Student(network, parent.sigma_data, settings, compute, start, endpoints, guide)
         levels = settings.level_lists
     card = Card(
         "student",
@@ -87,6 +89,7 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
         parent.weights,
     )
     facts = {"method": request.method, "start": start_card and start_card.weights, **asdict(settings)}
+    facts["guide"] = guide_card and guide_card.weights
     if request.start and isinstance(method, Student) and "auxiliary" in method.networks:
         facts["auxiliary_continues"] = _continue_auxiliary(method, request.start)
     return run_method(method, data, config, options, card, facts, compute)
@@ -94,12 +97,16 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
 
 def _settings(chosen: Recipe, request: Distillation) -> StudentConfig | ConsistencyConfig:
     base = chosen.student
+    if "guidance" in request.switches and not request.guide:
+        raise SwitchError("--guidance needs a worse teacher to keep away from; add --guide")
     if request.method == "consistency":
         if request.switches:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in request.switches)
             raise SwitchError(f"{flags}: a variant of DPDM, which --method consistency does not have")
         if request.lists:
             raise SwitchError("--lists-of: consistency distillation is trained at every level; leave it out")
+        if request.guide:
+            raise SwitchError("--guide: consistency distillation has no judge to be guided; leave it out")
         return chosen.consistency
     presets = {"dpdm": base, "tied": tied(base), "diff-instruct": diff_instruct(base), "dmd2": dmd2(base)}
     return switched(with_lists(presets[request.method], request.lists), request.switches)
@@ -117,6 +124,22 @@ def _starting_student(
     posterior = isinstance(settings, StudentConfig) and settings.objective == "posterior"
     if denoiser.network.config.extra and not posterior:
         raise CheckpointError(f"{folder} is a student of the posterior; continue it with --objective posterior")
+    return denoiser.network, card
+
+
+def _guide(request: Distillation, parent: Card) -> tuple[NetworkModule, Card]:
+    """The worse teacher. Raises CheckpointError when it is not one of the same images as `request.teacher`."""
+    assert request.guide is not None
+    denoiser, card = load_denoiser(request.guide)
+    same = all(card.network[key] == parent.network[key] for key in ("resolution", "channels", "classes"))
+    if card.role != "teacher" or not same or card.sigma_data != parent.sigma_data:
+        raise CheckpointError(
+            f"{request.guide} cannot guide {request.teacher}: a guide is a teacher of the same data (size, channels, "
+            "classes, sigma_data), trained for less long or smaller"
+        )
+    if card.weights == parent.weights:
+        raise CheckpointError(f"{request.guide} is the teacher itself; a guide has to be worse than it")
+    assert isinstance(denoiser.network, NetworkModule)
     return denoiser.network, card
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.checkpoint import NetworkModule
+from fewstep.guidance import guided
 from fewstep.precond import Denoiser, with_inputs
 from fewstep.schedule import MAX_STEPS
 from trainer.compute import Compute, runner
@@ -48,6 +49,7 @@ class StudentConfig:
     loss: Literal["kl", "sid", "none"] = "kl"
     alpha: float = 1.0  # of the SiD loss
     weight: Weight = "l1"
+    guidance: float = 1.2  # how far a teacher with a guide is pushed away from it when it judges (docs/adr/0017)
     objective: Literal["marginal", "posterior"] = "marginal"  # what outputs are matched to: p(x0), or p(x0 | x_t)
     auxiliary_sees_level: bool = True  # tell the auxiliary which level the student was fed
     auxiliary_updates: int = 1  # per student update
@@ -83,6 +85,7 @@ class Student:
         compute: Compute,
         start: NetworkModule | None = None,  # a student to continue from
         endpoints: Endpoints | None = None,  # needed when config.warm > 0
+        guide: NetworkModule | None = None,  # a worse teacher, for autoguidance of this one
     ) -> None:
         self.config, self.endpoints = config, endpoints
         self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
@@ -109,6 +112,10 @@ class Student:
         self.levels: Levels = self.lists if config.levels == "lists" else anywhere
         denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, teacher.config.classes)  # noqa: E731
         self.student, self.teacher = denoiser(replicated(student)), denoiser(frozen)
+        if guide is not None:
+            worse = runner(guide.eval().requires_grad_(False), compute)
+            network = guided(self.teacher.network, worse, config.guidance)
+            self.teacher = replace(self.teacher, network=network)
         # Gradients that pass through the auxiliary without training it must not reach DistributedDataParallel.
         self.fitted = self.auxiliary = denoiser(auxiliary)
         if (shared := replicated(auxiliary)) is not auxiliary:

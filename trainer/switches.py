@@ -31,6 +31,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weight", choices=get_args(Weight), help="normalise the gradient by the teacher's error, or not"
     )
+    group.add_argument("--guidance", type=float, metavar="W", help="of the teacher by --guide (1.2); 1: none")
     group.add_argument("--objective", choices=("marginal", "posterior"), help="match p(x0), or p(x0 | x_t)")
     group.add_argument(
         "--auxiliary-sees-level", action=argparse.BooleanOptionalAction, help="tell it the student's level, or not"
@@ -58,7 +59,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "renoise", "levels", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
         "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "gan", "gan_from",
-        "gan_scales", "gan_sees_level", "sigma_max", "top", "lr", "auxiliary_lr",
+        "guidance", "gan_scales", "gan_sees_level", "sigma_max", "top", "lr", "auxiliary_lr",
     )  # fmt: skip
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
@@ -103,6 +104,8 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
         raise SwitchError("--simulate-from has no effect without --simulate")
     if "warm_pairs" in named and not changed.warm:
         raise SwitchError("--warm-pairs has no effect without --warm")
+    if not 1 <= changed.guidance < math.inf:
+        raise SwitchError(f"--guidance must be 1 or more, not {changed.guidance:g}; 1 is the teacher alone")
     if changed.warm_pairs < 1:
         raise SwitchError(f"--warm-pairs must be at least 1, not {changed.warm_pairs}")
     for flag in ("gan_from", "gan_scales", "gan_sees_level"):
