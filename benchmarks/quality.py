@@ -4,6 +4,7 @@
     python benchmarks/quality.py --student consistency=runs/cd     # a rival beside the shipped student; repeat at will
     python benchmarks/quality.py --extractor fashion128 effl0-pca64 --inception FILE
     python benchmarks/quality.py --only student heun:35            # sample these now; the table shows all that is there
+    python benchmarks/quality.py --only student --beside old.json  # a new student beside what an earlier run measured
     python benchmarks/quality.py --smoke                           # seconds; proves that it runs
 
 Fréchet distance to all training images, precision and recall, class accuracy, and nearest training images, each beside
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from benchmarks.cache import Cache
 from benchmarks.cells import Task, fill, read_cell, verify
+from benchmarks.earlier import with_earlier
 from benchmarks.generators import Generator
 from benchmarks.harness import ROOT, write_result
 from benchmarks.inputs import add_common_options, load_data, load_generators, load_references, run_cached
@@ -124,19 +126,27 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
     neighbours = Neighbours(cache, train, held_out, references[0])
     real = held_out_rows(references, args.images, args.stored)
     rows, pairs = compose(cache, plan, {line.name: line.label for line in series}, references, neighbours, args.stored)
-    print(tables(rows, real, args.nfe))
     settings = {
         "images": args.images, "repeats": args.repeats, "nfe": args.nfe, "stored": args.stored, "batch": args.batch,
         "threads": args.threads, "backend": args.backend, "neighbours": NEIGHBOURS,
     }  # fmt: skip
+    facts = {
+        "extractors": {one.net.name: {"settings": one.net.settings, "sha256": one.identity} for one in references},
+        "data": {"train": train.sha256(), "held_out": held_out.sha256()},
+    }
+    if args.beside:
+        places = [(line.name, nfe) for line in series for nfe in sorted(args.nfe) if (line.name, nfe, 0) in plan]
+        asked = {place: plan[*place, 0].key for place in places}
+        cells = {place: (key["checkpoint"], key["sigmas"]) for place, key in asked.items()}
+        rows = with_earlier(rows, args.beside, settings, facts, cells)
+    print(tables(rows, real, args.nfe))
     write_result(
         args.out, "quality", settings, rows,
         note=caption(args.images),
         held_out=real,
         checkpoints={name: one.checkpoint for name, one in {**students, "teacher": teacher}.items()},
         schedules={method.name: method.schedule for method in SOLVERS},
-        extractors={one.net.name: {"settings": one.net.settings, "sha256": one.identity} for one in references},
-        data={"train": train.sha256(), "held_out": held_out.sha256()},
+        **facts,
     )  # fmt: skip
     draw_quality_against_nfe(rows, real, args.out.with_suffix(".png"))
     draw_closest_pairs(pairs, train, args.out.with_name(f"{args.out.stem}-closest.png"))
@@ -154,6 +164,12 @@ def arguments() -> argparse.ArgumentParser:
     add("--nfe", type=int, nargs="+", default=list(NFE), help="network calls per image; a method leaves out others")
     add("--only", nargs="+", metavar="NAME[:NFE]", help="sample these now; the rest comes from the cache")
     add("--compose", action="store_true", help="sample nothing; write what the cache holds")
+    add(
+        "--beside",
+        type=Path,
+        metavar="JSON",
+        help="an earlier result: its rows stand where this cache has fewer ranges",
+    )
     add("--verify", action="store_true", help="first sample a few images of every kept cell again and compare")
     add(
         "--stored", type=int, default=2000, help="images per cell kept for precision, recall, neighbours (default 2000)"
