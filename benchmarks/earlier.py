@@ -31,7 +31,7 @@ def with_earlier(
     try:
         earlier = json.loads(path.read_text("utf-8"))
         theirs = {name: earlier["settings"][name] for name in SETTINGS}
-        checkpoints, found = earlier["checkpoints"], earlier["rows"]
+        checkpoints, found = earlier["checkpoints"], list(earlier["rows"])
         same = {"extractors": earlier["extractors"], "data": earlier["data"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"--beside {path}: it is not what quality.py writes ({error})") from error

@@ -76,5 +76,5 @@ def test_a_run_that_measured_something_else_is_refused(tmp_path, changes, senten
 def test_what_is_no_result_is_refused(tmp_path):
     (tmp_path / "broken.json").write_text("[")
     for name in ("broken.json", "absent.json"):
-        with pytest.raises(CheckpointError, match="not what quality.py writes"):
+        with pytest.raises(CheckpointError, match=r"not what quality\.py writes"):
             with_earlier([], tmp_path / name, SETTINGS, FACTS, CELLS)
