@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from benchmarks.earlier import with_earlier
+from benchmarks.earlier import pooled, with_earlier
 from fewstep.card import CheckpointError
 
 SETTINGS = {"images": 100, "stored": 10, "backend": "torch", "neighbours": 3, "threads": 2}
@@ -17,15 +18,20 @@ CELLS = {
 }  # fmt: skip
 
 
-def row(method: str, nfe: int, sigmas: list[float], repeats: int = 3, distance: float = 1.0) -> dict[str, Any]:
+def row(method: str, nfe: int, sigmas: list[float], repeats: int = 3, distance: float = 1.0, first: int = 0):
+    """As quality.py writes it, of ranges of 100 seeds from the first-th on; accuracy is unknown."""
+    distances = [distance + 0.1 * (first + index) for index in range(repeats)]
     return {
-        "method": method,
-        "nfe": nfe,
-        "extractor": "net",
-        "sigmas": sigmas,
-        "repeats": repeats,
-        "distance": distance,
-    }
+        "method": method, "nfe": nfe, "extractor": "net", "sigmas": sigmas, "repeats": repeats,
+        "seeds": [[100 * index, 100 * (index + 1)] for index in range(first, first + repeats)], "distances": distances,
+        "accuracy": None, "accuracy_std": None, "sampling_seconds": 1.0 * repeats,
+        **{name: float(np.mean(distances)) for name in ("distance", "precision", "recall")},
+        **{f"{name}_std": spread(distances) for name in ("distance", "precision", "recall")},
+    }  # fmt: skip
+
+
+def spread(values: list[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
 EARLIER = [
@@ -46,11 +52,30 @@ def written(folder: Path, **changes: Any) -> Path:
 def test_missing_and_shorter_rows_are_taken_in_the_tables_order_and_say_whence(tmp_path):
     new = [row("student", 1, [2.5], 3, 0.5), row("heun", 1, [80.0, 0.0], 3, 0.6), row("heun", 3, [80.0, 1.0, 0.0], 1)]
     merged = with_earlier(new, written(tmp_path), SETTINGS, FACTS, CELLS)
-    assert [(one["method"], one["nfe"], one["repeats"], one["distance"]) for one in merged] == [
+    assert [(one["method"], one["nfe"], one["repeats"], one["distances"][0]) for one in merged] == [
         ("student", 1, 3, 0.5), ("rival", 1, 3, 1.0), ("heun", 1, 3, 0.6), ("heun", 3, 3, 1.0),
     ]  # fmt: skip
     assert ["from" in one for one in merged] == [False, True, False, True]
-    assert merged[1]["from"] == {"file": "old.json", "commit": "c", "machine": {"cpu": "x"}}
+    seeds = [[0, 100], [100, 200], [200, 300]]
+    assert merged[1]["from"] == {"file": "old.json", "commit": "c", "machine": {"cpu": "x"}, "seeds": seeds}
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [((0, 2), (2, 1)), ((2, 1), (0, 2)), ((0, 1), (1, 1)), ((3, 2), (0, 3))])
+def test_rows_over_other_seeds_are_one_row_over_all_of_them(theirs, ours):
+    earlier, newer = (row("heun", 1, [80.0, 0.0], count, 1.0, first) for first, count in (theirs, ours))
+    joined = pooled({**earlier, "from": "there"}, newer)
+    together = row("heun", 1, [80.0, 0.0], theirs[1] + ours[1], 1.0)
+    assert joined["repeats"] == together["repeats"] and joined["from"] == "there"
+    assert joined["seeds"] == together["seeds"] and joined["sampling_seconds"] == together["sampling_seconds"]
+    for name in ("distances", "distance", "distance_std", "recall", "recall_std"):
+        assert joined[name] == pytest.approx(together[name], rel=1e-12)
+    assert joined["accuracy"] is None and joined["accuracy_std"] is None
+
+
+def test_rows_with_a_range_in_common_are_not_joined():
+    two, three = row("heun", 1, [80.0, 0.0], 2, 1.0, 1), row("heun", 1, [80.0, 0.0], 3, 2.0)
+    assert pooled(two, three) is three and pooled(three, two) is three
+    assert pooled(three, row("heun", 1, [80.0, 0.0], 3, 4.0))["distances"][0] == 4.0
 
 
 def test_a_row_of_another_network_or_of_other_levels_stays_out(tmp_path):
