@@ -60,12 +60,15 @@ class Plan:
 
     images: int = 40_960  # training images of a student
     teacher_images: int = 204_800
+    guide_images: int = 20_480  # of the worse teacher that guides the teacher
     batch: int = 64
     generated: int = 599  # images behind a distance: as many as are held out, so that the floor is at the same N
     network: UNetConfig = SMALL
 
 
-SMOKE = Plan(images=128, teacher_images=640, generated=60, network=replace(SMALL, width=16, mult=(1,)))
+SMOKE = Plan(
+    images=128, teacher_images=640, guide_images=128, generated=60, network=replace(SMALL, width=16, mult=(1,))
+)
 
 
 def variants(base: StudentConfig = BASE) -> dict[str, StudentConfig]:
@@ -82,6 +85,8 @@ def variants(base: StudentConfig = BASE) -> dict[str, StudentConfig]:
         "auxiliary-blind": replace(base, auxiliary_sees_level=False),
         "from-80-blind": replace(base, sigma_max=SIGMA_MAX, auxiliary_sees_level=False),
         "paper": tied(base),
+        "guided-1.2": replace(base, guidance=1.2),
+        "guided-1.5": replace(base, guidance=1.5),
         "weight-one": replace(base, weight="one"),
         "sid-0.5": replace(base, loss="sid", alpha=0.5),
         "sid-1": replace(base, loss="sid", alpha=1.0),
@@ -99,13 +104,14 @@ def variants(base: StudentConfig = BASE) -> dict[str, StudentConfig]:
 
 @dataclass(frozen=True)
 class World:
-    """The teacher, what it was trained on, and the yardstick: kept in one work folder, shared by all runs."""
+    """The teacher, its guide, what they learnt from, and the yardstick: kept in one work folder, shared by all runs."""
 
     work: Path
     plan: Plan
     data: ImageSet
     teacher: Denoiser  # around a UNet
-    card: Card
+    card: Card  # the teacher's
+    guide: Denoiser  # around a UNet
     yardstick: Yardstick
 
 
@@ -115,18 +121,25 @@ def make_world(work: Path, plan: Plan) -> World:
     Raises CheckpointError when the teacher there is another plan's, DataError without scikit-learn.
     """
     data, held_out = load_digit_sets()
-    folder, settings = work / "teacher", {"images": plan.teacher_images, "batch": plan.batch}
-    config = fitted(plan.network, data)
+    teacher, card = stored_teacher(work / "teacher", plan, plan.teacher_images, data)
+    guide, _ = stored_teacher(work / "guide", plan, plan.guide_images, data)
+    return World(work, plan, data, teacher, card, guide, make_yardstick(work, data, held_out))
+
+
+def stored_teacher(folder: Path, plan: Plan, images: int, data: ImageSet) -> tuple[Denoiser, Card]:
+    settings, config = {"images": images, "batch": plan.batch}, fitted(plan.network, data)
     if not folder.exists():
         torch.manual_seed(0)
         network, deviation = UNet(config), sigma_data(data.images)
-        average = fit(Teacher(network, deviation, TeacherConfig(), COMPUTE), data, plan.teacher_images, plan.batch, 0)
+        average = fit(Teacher(network, deviation, TeacherConfig(), COMPUTE), data, images, plan.batch, 0)
         card = Card("teacher", describe(network), deviation, "", data.provenance(), data.class_names, training=settings)
         save_checkpoint(folder, average.state_dict(), card)
     teacher, card = load_denoiser(folder)
     if card.training != settings or network_config(card) != config:
-        raise CheckpointError(f"{folder} was trained with other settings; choose another --work, or delete {work}")
-    return World(work, plan, data, teacher, card, make_yardstick(work, data, held_out))
+        raise CheckpointError(
+            f"{folder} was trained with other settings; choose another --work, or delete {folder.parent}"
+        )
+    return teacher, card
 
 
 def fit(method: Method, data: ImageSet, images: int, batch: int, seed: int) -> UNet:
@@ -149,7 +162,9 @@ def run(world: World, config: StudentConfig, seed: int) -> dict[str, Any]:
     assert isinstance(world.teacher.network, UNet)
     endpoints = stored_endpoints(world, config.warm_pairs) if config.warm else None
     torch.manual_seed(seed)  # the adversarial head's weights
-    student = Student(world.teacher.network, sigma, config, COMPUTE, endpoints=endpoints)
+    guide = world.guide.network if config.guidance > 1 else None
+    assert guide is None or isinstance(guide, UNet)
+    student = Student(world.teacher.network, sigma, config, COMPUTE, endpoints=endpoints, guide=guide)
     average = fit(student, world.data, plan.images, plan.batch, seed)
     seeds = range(seed * plan.generated, (seed + 1) * plan.generated)
     lists = config.level_lists

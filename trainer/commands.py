@@ -97,8 +97,6 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
 
 def _settings(chosen: Recipe, request: Distillation) -> StudentConfig | ConsistencyConfig:
     base = chosen.student
-    if "guidance" in request.switches and not request.guide:
-        raise SwitchError("--guidance needs a worse teacher to keep away from; add --guide")
     if request.method == "consistency":
         if request.switches:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in request.switches)
@@ -109,7 +107,12 @@ def _settings(chosen: Recipe, request: Distillation) -> StudentConfig | Consiste
             raise SwitchError("--guide: consistency distillation has no judge to be guided; leave it out")
         return chosen.consistency
     presets = {"dpdm": base, "tied": tied(base), "diff-instruct": diff_instruct(base), "dmd2": dmd2(base)}
-    return switched(with_lists(presets[request.method], request.lists), request.switches)
+    settings = switched(with_lists(presets[request.method], request.lists), request.switches)
+    if settings.guidance > 1 and not request.guide:
+        raise SwitchError("--guidance needs a worse teacher to be pushed away from; add --guide")
+    if request.guide and settings.guidance == 1:
+        raise SwitchError("--guide has no effect without --guidance; 1.2 is a start")
+    return settings
 
 
 def _starting_student(

@@ -49,7 +49,7 @@ class StudentConfig:
     loss: Literal["kl", "sid", "none"] = "kl"
     alpha: float = 1.0  # of the SiD loss
     weight: Weight = "l1"
-    guidance: float = 1.2  # how far a teacher with a guide is pushed away from it when it judges (docs/adr/0017)
+    guidance: float = 1.0  # autoguidance of the teacher that judges, by a worse one; 1: none (docs/adr/0017)
     objective: Literal["marginal", "posterior"] = "marginal"  # what outputs are matched to: p(x0), or p(x0 | x_t)
     auxiliary_sees_level: bool = True  # tell the auxiliary which level the student was fed
     auxiliary_updates: int = 1  # per student update
@@ -85,7 +85,7 @@ class Student:
         compute: Compute,
         start: NetworkModule | None = None,  # a student to continue from
         endpoints: Endpoints | None = None,  # needed when config.warm > 0
-        guide: NetworkModule | None = None,  # a worse teacher, for autoguidance of this one
+        guide: NetworkModule | None = None,  # needed when config.guidance > 1
     ) -> None:
         self.config, self.endpoints = config, endpoints
         self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
@@ -112,7 +112,8 @@ class Student:
         self.levels: Levels = self.lists if config.levels == "lists" else anywhere
         denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, teacher.config.classes)  # noqa: E731
         self.student, self.teacher = denoiser(replicated(student)), denoiser(frozen)
-        if guide is not None:
+        if config.guidance > 1:
+            assert guide is not None, "guidance needs a guide"
             worse = runner(guide.eval().requires_grad_(False), compute)
             network = guided(self.teacher.network, worse, config.guidance)
             self.teacher = replace(self.teacher, network=network)

@@ -31,7 +31,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weight", choices=get_args(Weight), help="normalise the gradient by the teacher's error, or not"
     )
-    group.add_argument("--guidance", type=float, metavar="W", help="of the teacher by --guide (1.2); 1: none")
+    group.add_argument("--guidance", type=float, metavar="W", help="autoguidance of the teacher by --guide")
     group.add_argument("--objective", choices=("marginal", "posterior"), help="match p(x0), or p(x0 | x_t)")
     group.add_argument(
         "--auxiliary-sees-level", action=argparse.BooleanOptionalAction, help="tell it the student's level, or not"

@@ -29,7 +29,7 @@ def gradient(guide: int | None, weight: float, loss: str = "kl", auxiliary: int 
 
 @pytest.mark.parametrize("loss", ["kl", "sid"])
 def test_nothing_changes_at_weight_one_or_beside_its_own_copy(loss):
-    alone = gradient(None, 1.5, loss, auxiliary=2)
+    alone = gradient(None, 1.0, loss, auxiliary=2)
     assert alone.abs().mean() > 1e-3
     torch.testing.assert_close(gradient(1, 1.0, loss, auxiliary=2), alone, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(gradient(0, 1.5, loss, auxiliary=2), alone, rtol=1e-3, atol=1e-4)
@@ -45,7 +45,7 @@ def test_the_divergence_pulls_away_from_the_guide():
 def test_teacher_and_guide_stand_still():
     teacher, guide = lively(), lively(seed=1)
     before = copied(teacher), copied(guide)
-    student = Student(teacher, 0.5, StudentConfig(), Compute(), guide=guide)
+    student = Student(teacher, 0.5, StudentConfig(guidance=1.5), Compute(), guide=guide)
     started = copied(student.network)
     for step in range(2):
         student.update(normals(8, 1, 8, 8), torch.arange(8), 0.5, draws(step))
@@ -75,8 +75,9 @@ def test_only_a_worse_teacher_of_the_same_data_is_a_guide(thumbnails: ImageSet, 
         (tmp_path / "student", "a guide is a teacher of the same data"),
         (tmp_path / "nothing", r"nothing"),
     ):
+        request = Distillation(tiny_teacher, guide=guide, switches={"guidance": 1.2})
         with pytest.raises(CheckpointError, match=sentence):
-            train_student(run_options(tmp_path / "run"), thumbnails, Distillation(tiny_teacher, guide=guide))
+            train_student(run_options(tmp_path / "run"), thumbnails, request)
     assert not (tmp_path / "run").exists()
 
 
@@ -84,6 +85,8 @@ def test_only_a_worse_teacher_of_the_same_data_is_a_guide(thumbnails: ImageSet, 
 def test_switches_that_mean_nothing_are_refused(thumbnails: ImageSet, tiny_teacher: Path, tmp_path):
     with pytest.raises(SwitchError, match="--guidance needs a worse teacher"):
         train_student(run_options(tmp_path / "run"), thumbnails, Distillation(tiny_teacher, switches={"guidance": 2.0}))
+    with pytest.raises(SwitchError, match="--guide has no effect without --guidance"):
+        train_student(run_options(tmp_path / "run"), thumbnails, Distillation(tiny_teacher, guide=tiny_teacher))
     with pytest.raises(SwitchError, match="--guide: consistency distillation has no judge"):
         request = Distillation(tiny_teacher, "consistency", guide=tiny_teacher)
         train_student(run_options(tmp_path / "run"), thumbnails, request)
