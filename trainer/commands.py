@@ -108,6 +108,8 @@ def _settings(chosen: Recipe, request: Distillation) -> StudentConfig | Consiste
         return chosen.consistency
     presets = {"dpdm": base, "tied": tied(base), "diff-instruct": diff_instruct(base), "dmd2": dmd2(base)}
     settings = switched(with_lists(presets[request.method], request.lists), request.switches)
+    if settings.keep and not request.start:
+        raise SwitchError("--keep keeps what a student can already; add --init")
     if settings.guidance > 1 and not request.guide:
         raise SwitchError("--guidance needs a worse teacher to be pushed away from; add --guide")
     if request.guide and settings.guidance == 1:

@@ -48,4 +48,9 @@ def sid_gradient(
 def _scale(recovered: Tensor, real: Tensor, weight: Weight) -> Tensor | float:
     if weight == "one":
         return 1.0
-    return (recovered - real).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-4)
+    return l1_error(recovered, real)
+
+
+def l1_error(images: Tensor, others: Tensor) -> Tensor:
+    """Mean absolute difference [B, 1, 1, 1] of images [B, C, H, W], kept away from zero: something to divide by."""
+    return (images - others).abs().mean(dim=(1, 2, 3), keepdim=True).clamp(min=1e-4)

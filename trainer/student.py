@@ -22,7 +22,7 @@ from trainer.compute import Compute, runner
 from trainer.conditioning import LEVEL_FEATURES, level_features, widened
 from trainer.consistency import pseudo_huber
 from trainer.discriminator import Adversary, AdversaryConfig
-from trainer.divergence import Judge, Weight, kl_gradient, sid_gradient
+from trainer.divergence import Judge, Weight, kl_gradient, l1_error, sid_gradient
 from trainer.draws import Draws
 from trainer.edm import denoising_loss
 from trainer.endpoints import Endpoints
@@ -56,6 +56,8 @@ class StudentConfig:
     auxiliary_first: float = 0.0  # fraction of the run in which only the auxiliary learns, to catch up with `start`
     simulate: float = 0.0  # share of updates fed from the student's own trajectory
     simulate_from: float = 0.5  # and after which fraction of the run: early trajectories are not worth learning from
+    # Share of updates in which the levels below the top imitate `start`; in all others only the top level learns.
+    keep: float = 0.0
     warm: float = 0.0  # fraction of the run in which the top level regresses on stored teacher endpoints
     warm_pairs: int = 4096
     adversary: AdversaryConfig = AdversaryConfig()
@@ -117,6 +119,12 @@ class Student:
             worse = runner(guide.eval().requires_grad_(False), compute)
             network = guided(self.teacher.network, worse, config.guidance)
             self.teacher = replace(self.teacher, network=network)
+        if config.keep:
+            assert start is not None, "levels are kept as those of a student to continue from"
+            longer = [levels for levels in config.level_lists.values() if len(levels) > 1]
+            below = LevelLists.of(longer, config.floor, compute.device)
+            self.kept_levels: Levels = below if config.levels == "lists" else anywhere
+            self.kept = denoiser(copy.deepcopy(start).eval().requires_grad_(False))
         # Gradients that pass through the auxiliary without training it must not reach DistributedDataParallel.
         self.fitted = self.auxiliary = denoiser(auxiliary)
         if (shared := replicated(auxiliary)) is not auxiliary:
@@ -125,6 +133,8 @@ class Student:
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         if progress < self.config.warm:
             return self.warm_up(len(images), progress, rng)
+        if self.config.keep and progress >= self.config.auxiliary_first and rng.shared() < self.config.keep:
+            return self.imitate(images, labels, progress, rng)
         fed = self.feed(images, labels, progress, rng)
         generated = self.generated(fed.x, fed.drawn.sigma, labels, rng)
         recovered = generated.detach()
@@ -150,7 +160,7 @@ class Student:
         config = self.config
         if config.simulate and progress >= config.simulate_from and rng.shared() < config.simulate:
             return simulated(partial(self.generated, rng=rng), self.lists, images, labels, rng)
-        return noised(images, self.levels.draw(len(images), config.top, rng), rng)
+        return noised(images, self.levels.draw(len(images), 1.0 if config.keep else config.top, rng), rng)
 
     def generated(self, x: Tensor, sigma: Tensor, labels: Tensor, rng: Draws) -> Tensor:
         """The student's output [B, C, H, W]; a posterior student decides by noise that is fresh in every call."""
@@ -183,6 +193,18 @@ class Student:
             loss = denoising_loss(denoiser, recovered, labels, sigma, rng.normal_like(recovered)).mean()
             descend(self.optimizers["auxiliary"], loss, self.config.auxiliary_adam, progress)
         return {"auxiliary_loss": loss.detach()}
+
+    def imitate(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        """Regression on the outputs that `start` has below the top level, in units of its error."""
+        fed = noised(images, self.kept_levels.draw(len(images), 0.0, rng), rng)
+        generated = self.generated(fed.x, fed.drawn.sigma, labels, rng)
+        recovered = generated.detach()
+        with torch.no_grad():
+            kept = self.kept(fed.x, fed.drawn.sigma, labels)
+        drift = (recovered - kept) / l1_error(kept, images)
+        loss = (drift * generated).sum() / len(images)
+        norm = descend(self.optimizers["student"], loss, self.config.adam, progress)
+        return {"drift": drift.abs().mean(), "gradient": norm}
 
     def warm_up(self, count: int, progress: float, rng: Draws) -> dict[str, Tensor]:
         """Pseudo-Huber regression of the top level on teacher endpoints."""

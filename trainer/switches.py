@@ -40,6 +40,10 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--auxiliary-first", type=_share, metavar="SHARE", help="of the run: only the auxiliary learns")
     group.add_argument("--simulate", type=_share, metavar="P", help="share of updates fed from own trajectories")
     group.add_argument("--simulate-from", type=_share, metavar="SHARE", help="of the run before they begin")
+    group.add_argument(
+        "--keep", type=_share, metavar="P",
+        help="share of updates in which levels below the top imitate --init; in all others the top alone learns",
+    )  # fmt: skip
     group.add_argument("--warm", type=_share, metavar="SHARE", help="of the run: regress on stored teacher endpoints")
     group.add_argument("--warm-pairs", type=int, metavar="N", help="endpoints to store for --warm (4096)")
     group.add_argument("--gan", type=float, metavar="W", help="weight of the adversarial term (DMD2: 0.003)")
@@ -59,7 +63,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "renoise", "levels", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
         "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "gan", "gan_from",
-        "guidance", "gan_scales", "gan_sees_level", "sigma_max", "top", "lr", "auxiliary_lr",
+        "guidance", "keep", "gan_scales", "gan_sees_level", "sigma_max", "top", "lr", "auxiliary_lr",
     )  # fmt: skip
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
@@ -104,6 +108,10 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
         raise SwitchError("--simulate-from has no effect without --simulate")
     if "warm_pairs" in named and not changed.warm:
         raise SwitchError("--warm-pairs has no effect without --warm")
+    if changed.keep and (changed.simulate or changed.objective == "posterior" or max(changed.steps) == 1):
+        raise SwitchError("--keep does not go with --simulate, --objective posterior or a student of one step")
+    if changed.keep == 1:
+        raise SwitchError("--keep 1 leaves no update for the top level; choose less")
     if not 1 <= changed.guidance < math.inf:
         raise SwitchError(f"--guidance must be 1 or more, not {changed.guidance:g}; 1 is the teacher alone")
     if changed.warm_pairs < 1:
