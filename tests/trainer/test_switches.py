@@ -33,6 +33,8 @@ SETS: dict[str, dict[str, Any]] = {
     "--auxiliary-first 0.1": {"auxiliary_first": 0.1},
     "--simulate 0.4": {"simulate": 0.4},
     "--simulate 0.4 --simulate-from 0.2": {"simulate": 0.4, "simulate_from": 0.2},
+    "--guidance 1.2": {"guidance": 1.2},
+    "--keep 0.3": {"keep": 0.3},
     "--warm 0.1": {"warm": 0.1},
     "--warm 0.1 --warm-pairs 12": {"warm": 0.1, "warm_pairs": 12},
     "--gan 0.003": {"adversary.weight": 0.003},
@@ -47,6 +49,8 @@ SETS: dict[str, dict[str, Any]] = {
 
 OWN = {"weight": "one", "gan": 0.001, "auxiliary_lr": 0.002}  # of the run that is resumed below
 SAME = ("--renoise tied", "--weight one", "--auxiliary-lr 0.002", "--no-auxiliary-sees-level", "--sigma-max 80")
+
+PAIRED = ("--guidance 1.2", "--keep 0.3")  # want --guide and --init, too: test_guide.py, test_keep.py
 
 
 def parser() -> argparse.ArgumentParser:
@@ -132,7 +136,7 @@ def trained(thumbnails: ImageSet, tiny_teacher: Path, tmp_path_factory: pytest.T
 
 
 @pytest.mark.usefixtures("tiny_recipe")
-@pytest.mark.parametrize("line", [*(line for line in SETS if line not in SAME), "--gan 0"])
+@pytest.mark.parametrize("line", [*(line for line in SETS if line not in (*SAME, *PAIRED)), "--gan 0"])
 def test_a_run_is_not_resumed_with_another_switch(line, thumbnails, tiny_teacher, trained):
     request = Distillation(tiny_teacher, "tied", OWN | parsed(line))
     ran = switched(tied(TINY_RECIPE.student), OWN)
