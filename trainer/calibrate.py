@@ -49,7 +49,7 @@ class CalibrationConfig:
 def calibrate(
     model: Path, teacher: Path, data: ImageSet, steps: Sequence[int], config: CalibrationConfig, compute: Compute
 ) -> dict[int, Trial]:
-    """Search the levels of each of `steps` (none: all above 1) and write those that are better into the model's card.
+    """Search the levels of each of `steps` (none: all) and write those that are better into the model's card.
 
     The card is written after every step count, so an interrupt loses only the one being searched; then fewer trials
     come back than step counts went in. The weights are not touched.
@@ -123,12 +123,12 @@ def check_parent(card: Card, parent: Card, model: Path, teacher: Path) -> None:
 
 
 def searchable(card: Card, steps: Sequence[int], model: Path) -> list[int]:
-    """The step counts to search, ascending: those asked for, or all. One call has no level below the top."""
-    possible = [k for k in sorted(card.levels) if k > 1]
+    """The step counts to search, ascending: those asked for, or all."""
+    possible = sorted(card.levels)
     if impossible := sorted(set(steps) - set(possible)):
         raise CheckpointError(
             f"{model} has no levels to search for {', '.join(map(str, impossible))} calls; choose --steps from "
-            f"{', '.join(map(str, possible)) or 'none: it serves one call only'}"
+            f"{', '.join(map(str, possible))}"
         )
     return sorted(set(steps)) or possible
 
@@ -155,9 +155,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--data", type=Path, metavar="ZIP", help="real images (default: the recipe's)")
     parser.add_argument("--recipe", metavar="NAME", help="where they come from (default: the one in the card)")
     parser.add_argument("--images", type=int, default=1000, metavar="N", help="generated for every list (default 1000)")
-    parser.add_argument(
-        "--steps", type=_counts, default=(), metavar="2,3,...", help="only these (default: all above 1)"
-    )
+    parser.add_argument("--steps", type=_counts, default=(), metavar="1,2,...", help="only these (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="another one: other seeds for the images")
     parser.add_argument("--compile", action="store_true", help="worth a minute for long searches")
     parser.add_argument(

@@ -1,7 +1,8 @@
 """Search for a student's levels: which sigmas make the best images with k calls. The objective is any function of them.
 
-The first level stays. The others are moved one at a time, high to low, by golden-section search in ln sigma, first in a
-wide window and then in a narrower one (Song et al. 2023, Section 3, choose the levels of a consistency model so).
+The first level stays, but where it is the only one: a single call may be better at another than the one all lists
+share. The others are moved one at a time, high to low, by golden-section search in ln sigma, first in a wide window and
+then in a narrower one (Song et al. 2023, Section 3, choose the levels of a consistency model so).
 """
 
 import functools
@@ -12,6 +13,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+
+from fewstep.schedule import SIGMA_MAX
 
 Levels = tuple[float, ...]
 Objective = Callable[[Levels], float]  # lower is better
@@ -34,14 +37,14 @@ def search(objective: Objective, starts: Iterable[Levels], config: SearchConfig 
     """The best list found, and its objective. Begins at the best of `starts`, and is never worse than that."""
     best = min((Found(levels, objective(levels)) for levels in starts), key=lambda found: found.value)
     for window in config.windows:
-        for index in range(1, len(best.levels)):
+        for index in range(1, len(best.levels)) if len(best.levels) > 1 else (0,):
             best = move_level(objective, best, index, window, config)
     return best
 
 
 def evaluations(steps: int, starts: int, config: SearchConfig) -> int:
     """How often `search` asks for the objective, at most."""
-    return starts + len(config.windows) * (steps - 1) * config.tries
+    return starts + len(config.windows) * max(steps - 1, 1) * config.tries
 
 
 def insertions(levels: Levels, config: SearchConfig = SearchConfig()) -> list[Levels]:
@@ -59,7 +62,7 @@ def move_level(objective: Objective, best: Found, index: int, window: float, con
     levels = best.levels
     below = config.ratio * levels[index + 1] if index + 1 < len(levels) else config.lowest
     low = max(levels[index] / window, below)
-    high = min(levels[index] * window, levels[index - 1] / config.ratio)
+    high = min(levels[index] * window, levels[index - 1] / config.ratio if index else SIGMA_MAX)
     if low >= high:
         return best
 
@@ -111,7 +114,9 @@ def calibrated(
 ) -> Trial:
     """Search on objectives[0], check on the others. `shorter`, a list with one level less, gives further starts."""
     searched = functools.cache(objectives[0])
-    starts = [start, *(insertions(shorter, config) if shorter and shorter[0] == start[0] else ())]
+    starts = [start]
+    if shorter and (len(shorter) == 1 or shorter[1] < start[0]):
+        starts += insertions((start[0], *shorter[1:]), config)
     found = search(searched, starts, config)
     before, after = (tuple(check(levels) for check in objectives[1:]) for levels in (start, found.levels))
     return Trial(start, found.levels, gained(before, after), searched(start), found.value, before, after)

@@ -71,7 +71,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 def with_lists(config: StudentConfig, folder: Path | None) -> StudentConfig:
     """The configuration with the lists that the student in `folder` serves, the configuration's own step counts.
 
-    Raises CheckpointError when it is no checkpoint, SwitchError when it does not serve them from one top level.
+    Raises CheckpointError when it is no checkpoint, SwitchError when it does not serve them all.
     """
     if folder is None:
         return config
@@ -80,9 +80,7 @@ def with_lists(config: StudentConfig, folder: Path | None) -> StudentConfig:
     if missing:
         raise SwitchError(f"--lists-of {folder}: it serves no list of {', '.join(missing)} steps")
     lists = tuple(tuple(levels[k]) for k in config.steps)
-    if len(tops := {levels[0] for levels in lists}) > 1:
-        raise SwitchError(f"--lists-of {folder}: its lists start at different levels, {min(tops):g} to {max(tops):g}")
-    return replace(config, lists=lists, sigma_max=lists[0][0])
+    return replace(config, lists=lists, sigma_max=max(levels[0] for levels in lists))
 
 
 def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
@@ -125,6 +123,10 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
         raise SwitchError(f"--sigma-max must be above {changed.sigma_min:g}, not {changed.sigma_max:g}")
     if changed.auxiliary_updates < 1:
         raise SwitchError(f"--auxiliary-updates must be at least 1, not {changed.auxiliary_updates}")
+    if changed.warm and len(tops := {levels[0] for levels in changed.lists}) > 1:
+        raise SwitchError(
+            f"--warm trains one top level, and the lists of --lists-of start at several, {min(tops):g} to {max(tops):g}"
+        )
     if changed.lists and ("sigma_max" in named or changed.levels == "continuous"):
         raise SwitchError("--lists-of says which levels are trained; leave --sigma-max and --levels out")
     for flag, rate in (("--lr", optimiser.lr), ("--auxiliary-lr", auxiliary.lr)):

@@ -200,7 +200,7 @@ def test_an_interrupt_keeps_what_was_found(models, fashion_2000_zip, monkeypatch
         return trial
 
     monkeypatch.setattr(command, "calibrated", once)
-    assert run(student, teacher, fashion_2000_zip) == command.INTERRUPTED
+    assert run(student, teacher, fashion_2000_zip, "--steps", "2,3") == command.INTERRUPTED
     card = read_card(student)
     assert card.levels[2] == (80.0, 2.0) and card.levels[3] == (80.0, 11.6, 0.8)
     assert set(card.training["calibration"]) == {"2"} and "interrupted" in capsys.readouterr().err
@@ -212,7 +212,7 @@ def test_refusals_are_sentences_and_come_before_any_work(models, fashion_2000_zi
         run(teacher, teacher, fashion_2000_zip)
     with pytest.raises(CheckpointError, match="was not distilled from"):
         run(student, student, fashion_2000_zip)
-    with pytest.raises(CheckpointError, match="no levels to search for 1, 9 calls; choose --steps from 2, 3"):
+    with pytest.raises(CheckpointError, match="no levels to search for 9 calls; choose --steps from 1, 2, 3"):
         run(student, teacher, fashion_2000_zip, "--steps", "1,2,9")
     with pytest.raises(SystemExit):
         run(student, teacher, fashion_2000_zip, "--steps", "two")

@@ -37,6 +37,23 @@ def test_search_finds_planted_levels(optimum):
     assert found.levels[1:] == pytest.approx(optimum, rel=0.1)
 
 
+@pytest.mark.parametrize("optimum", [0.9, 2.7, 7.0])
+def test_the_only_level_of_a_list_moves(optimum):
+    lists: list[tuple[float, ...]] = []
+
+    def objective(levels: tuple[float, ...]) -> float:
+        lists.append(levels)
+        return math.log(levels[0] / optimum) ** 2
+
+    assert search(objective, [(2.5,)]).levels == (pytest.approx(optimum, rel=0.1),)
+    assert len(lists) <= evaluations(1, 1, CONFIG)
+
+
+def test_the_only_level_stays_where_the_schedule_has_levels():
+    assert search(lambda levels: -levels[0], [(70.0,)]).levels[0] <= 80.0
+    assert search(lambda levels: levels[0], [(0.03,)]).levels[0] >= CONFIG.lowest * (1 - 1e-9)
+
+
 def test_search_begins_at_the_best_start():
     wide = replace(CONFIG, windows=())
     assert search(off(3.0), [(80.0, 20.0), (80.0, 4.0), (80.0, 0.1)], wide).levels == (80.0, 4.0)
@@ -61,6 +78,8 @@ def test_insertions_add_one_level_to_every_gap():
 def test_the_shorter_list_helps_where_the_cards_own_is_far_off():
     trial = calibrated([off(3.0, 0.2)] * 3, (80.0, 60.0, 50.0), (80.0, 3.0))
     assert trial.accepted and trial.found[1:] == pytest.approx((3.0, 0.2), rel=0.15)
+    elsewhere = calibrated([off(3.0, 0.2)] * 3, (80.0, 60.0, 50.0), (40.0, 3.0))
+    assert elsewhere.found == trial.found  # the list's own top stays
     alone = calibrated([off(3.0, 0.2)] * 3, (80.0, 60.0, 50.0), None)
     assert alone.after > trial.after
 

@@ -60,7 +60,6 @@ def test_a_run_is_not_resumed_with_other_lists(thumbnails: ImageSet, tiny_teache
     ("levels", "sentence"),
     [
         ({k: LEVELS[k] for k in range(1, 7)}, "it serves no list of 7, 8 steps"),
-        (LEVELS | {3: (80.0, 1.0, 0.1)}, "its lists start at different levels, 2 to 80"),
         ({}, "it serves no list of 1, 2, 3, 4, 5, 6, 7, 8 steps"),
     ],
 )
@@ -72,6 +71,15 @@ def test_lists_that_cannot_be_trained_are_refused_in_a_sentence(levels, sentence
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no card\.json"):
         with_lists(StudentConfig(), tmp_path)
+
+
+def test_one_call_may_start_elsewhere_but_not_where_the_top_is_warmed_up(tmp_path):
+    config = with_lists(StudentConfig(), serving(tmp_path / "student", LEVELS | {1: (2.7,)}))
+    assert config.sigma_max == 2.7 and config.level_lists[1] == (2.7,) and config.level_lists[2] == LEVELS[2]
+    drawn = LevelLists.of(list(config.level_lists.values()), 0.05).draw(400, 1.0, draws())
+    assert sorted(set(drawn.sigma.tolist())) == pytest.approx([2.0, 2.7])
+    with pytest.raises(SwitchError, match=r"--warm trains one top level, .* start at several, 2 to 2\.7"):
+        switched(config, {"warm": 0.1})
 
 
 @pytest.mark.parametrize("switch", [{"sigma_max": 80.0}, {"levels": "continuous"}])
