@@ -112,6 +112,7 @@ class World:
     teacher: Denoiser  # around a UNet
     card: Card  # the teacher's
     guide: Denoiser  # around a UNet
+    guide_card: Card
     yardstick: Yardstick
 
 
@@ -122,8 +123,8 @@ def make_world(work: Path, plan: Plan) -> World:
     """
     data, held_out = load_digit_sets()
     teacher, card = stored_teacher(work / "teacher", plan, plan.teacher_images, data)
-    guide, _ = stored_teacher(work / "guide", plan, plan.guide_images, data)
-    return World(work, plan, data, teacher, card, guide, make_yardstick(work, data, held_out))
+    guide, guide_card = stored_teacher(work / "guide", plan, plan.guide_images, data)
+    return World(work, plan, data, teacher, card, guide, guide_card, make_yardstick(work, data, held_out))
 
 
 def stored_teacher(folder: Path, plan: Plan, images: int, data: ImageSet) -> tuple[Denoiser, Card]:
@@ -218,6 +219,7 @@ def identity(world: World, config: StudentConfig, seed: int) -> dict[str, Any]:
         "settings": asdict(config),
         "seed": seed,
         "teacher": world.card.weights,
+        "guide": world.guide_card.weights if config.guidance > 1 else None,
         "yardstick": world.yardstick.sha256,
     }
     return json.loads(json.dumps(facts))
