@@ -26,6 +26,7 @@ TORCH_FREE = (
     "dpmpp",
     "editing",
     "frechet",
+    "guidance",
     "ipndm",
     "latent",
     "multistep",
@@ -36,6 +37,7 @@ TORCH_FREE = (
     "samplers",
     "schedule",
     "step",
+    "unet_config",
     "unipc",
 )
 
