@@ -168,7 +168,7 @@ def arguments() -> argparse.ArgumentParser:
         "--beside",
         type=Path,
         metavar="JSON",
-        help="an earlier result: its rows stand where this cache has fewer ranges",
+        help="an earlier result: its rows stand in for cells, and join ranges, that this cache lacks",
     )
     add("--verify", action="store_true", help="first sample a few images of every kept cell again and compare")
     add(
