@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fewstep.card import Card, CheckpointError
+from fewstep.card import Card, CheckpointError, read_card
 from fewstep.checkpoint import NetworkModule, load_denoiser
 from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
@@ -17,12 +17,13 @@ from trainer.compute import Compute, placed, runner
 from trainer.consistency import Consistency, ConsistencyConfig
 from trainer.dataset import ImageSet, sigma_data
 from trainer.endpoints import Endpoints, load_or_make
+from trainer.progressive import Progressive, ProgressiveConfig
 from trainer.recipes import Recipe, fitted, recipe
 from trainer.rivals import MethodName, diff_instruct, dmd2, tied
 from trainer.runs import RunOptions, check_match, check_out, compute_for, loop_config, run_method
 from trainer.state import load_network
 from trainer.student import Student, StudentConfig
-from trainer.switches import SwitchError, switched, with_lists
+from trainer.switches import SwitchError, progressive, switched, with_lists
 from trainer.teacher import Teacher
 from trainer.world import rank
 
@@ -41,6 +42,9 @@ def train_teacher(options: RunOptions, data: ImageSet) -> bool:
     method = Teacher(network, sigma, chosen.teacher, compute)
     card = Card("teacher", describe(network), sigma, "", data.provenance(), data.class_names)
     return run_method(method, data, config, options, card, asdict(chosen.teacher), compute)
+
+
+Settings = StudentConfig | ConsistencyConfig | ProgressiveConfig
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,9 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     if isinstance(settings, ConsistencyConfig):
         method = Consistency(network, parent.sigma_data, settings, compute, start)
         levels = {k: consistency_levels(k, parent.sigma_data, settings.sigma_max) for k in settings.steps}
+    elif isinstance(settings, ProgressiveConfig):
+        assert start is not None and start_card is not None, "_settings saw to it"
+        method, levels = Progressive(start, parent.sigma_data, settings, compute), start_card.levels
     else:
         endpoints = _endpoints(settings, options, denoiser, parent, compute)
         method = Student(network, parent.sigma_data, settings, compute, start, endpoints, guide)
@@ -95,17 +102,16 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     return run_method(method, data, config, options, card, facts, compute)
 
 
-def _settings(chosen: Recipe, request: Distillation) -> StudentConfig | ConsistencyConfig:
+def _settings(chosen: Recipe, request: Distillation) -> Settings:
     base = chosen.student
+    if request.method in ("consistency", "progressive"):
+        _refuse_variants(request)
     if request.method == "consistency":
-        if request.switches:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in request.switches)
-            raise SwitchError(f"{flags}: a variant of DPDM, which --method consistency does not have")
-        if request.lists:
-            raise SwitchError("--lists-of: consistency distillation is trained at every level; leave it out")
-        if request.guide:
-            raise SwitchError("--guide: consistency distillation has no judge to be guided; leave it out")
         return chosen.consistency
+    if request.method == "progressive":
+        if not request.start:
+            raise SwitchError("--method progressive teaches a student what it makes with further calls; add --init")
+        return progressive(chosen.progressive, request.switches, read_card(request.start))
     presets = {"dpdm": base, "tied": tied(base), "diff-instruct": diff_instruct(base), "dmd2": dmd2(base)}
     settings = switched(with_lists(presets[request.method], request.lists), request.switches)
     if settings.keep and not request.start:
@@ -117,9 +123,21 @@ def _settings(chosen: Recipe, request: Distillation) -> StudentConfig | Consiste
     return settings
 
 
-def _starting_student(
-    folder: Path, parent: Card, settings: StudentConfig | ConsistencyConfig
-) -> tuple[NetworkModule, Card]:
+def _refuse_variants(request: Distillation) -> None:
+    """Raise SwitchError for what a method without judges does not have."""
+    method = request.method
+    own = {"further", "top", "lr"} if method == "progressive" else set()
+    if foreign := [name for name in request.switches if name not in own]:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+        raise SwitchError(f"{flags}: a variant of DPDM, which --method {method} does not have")
+    if request.lists:
+        trained = "at every level" if method == "consistency" else "at the lists that --init serves"
+        raise SwitchError(f"--lists-of: {method} distillation is trained {trained}; leave it out")
+    if request.guide:
+        raise SwitchError(f"--guide: {method} distillation has no judge to be guided; leave it out")
+
+
+def _starting_student(folder: Path, parent: Card, settings: Settings) -> tuple[NetworkModule, Card]:
     """The student to continue from. Raises CheckpointError when it is another kind of model than is trained here."""
     denoiser, card = load_denoiser(folder)
     same = all(card.network[key] == parent.network[key] for key in ("resolution", "channels", "classes"))

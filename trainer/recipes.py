@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from fewstep.unet_config import UNetConfig
 from trainer.consistency import ConsistencyConfig
 from trainer.dataset import ImageSet
+from trainer.progressive import ProgressiveConfig
 from trainer.student import StudentConfig
 from trainer.teacher import TeacherConfig
 
@@ -19,6 +20,7 @@ class Recipe:
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
     consistency: ConsistencyConfig = ConsistencyConfig()
+    progressive: ProgressiveConfig = ProgressiveConfig()
     batch: int = 64
     teacher_images: int = 1_000_000  # length of a run without --images or --budget
     student_images: int = 500_000

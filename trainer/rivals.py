@@ -1,4 +1,5 @@
-"""Rival distillation methods as settings of the same student (consistency distillation has a file of its own).
+"""Rival distillation methods as settings of the same student. Consistency and progressive distillation, which have no
+judges, have files of their own.
 
 Each keeps what defines the method and takes the recipe's optimisers, so that one table compares methods and not
 learning rates. The papers' own rates belong to runs a hundred times longer.
@@ -10,7 +11,7 @@ from typing import Literal, get_args
 from fewstep.schedule import SIGMA_MAX
 from trainer.student import StudentConfig
 
-MethodName = Literal["dpdm", "tied", "diff-instruct", "dmd2", "consistency"]
+MethodName = Literal["dpdm", "tied", "diff-instruct", "dmd2", "consistency", "progressive"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
 

@@ -1,4 +1,4 @@
-"""The student's variants on the command line: one flag per field of StudentConfig that the literature varies."""
+"""The student's variants on the command line: one flag per field of its configuration that the literature varies."""
 
 import argparse
 import math
@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from fewstep.card import read_card
-from fewstep.schedule import SIGMA_MAX
+from fewstep.card import Card, read_card
+from fewstep.schedule import SIGMA_MAX, check_levels
 from trainer.discriminator import Scales
 from trainer.divergence import Weight
+from trainer.progressive import ProgressiveConfig, further_levels
 from trainer.renoise import RULES
 from trainer.rivals import METHODS
 from trainer.student import StudentConfig
@@ -22,7 +23,10 @@ class SwitchError(ValueError):
 
 
 def add_switches(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--method", choices=METHODS, default="dpdm", help="dpdm, or a rival trained by the same loop")
+    parser.add_argument(
+        "--method", choices=METHODS, default="dpdm",
+        help="dpdm; a rival trained by the same loop; or progressive: --init imitates itself with further calls",
+    )  # fmt: skip
     group = parser.add_argument_group("DPDM variants (default: the recipe's)")
     group.add_argument("--renoise", choices=RULES, help="where outputs are judged")
     group.add_argument("--levels", choices=("lists", "continuous"), help="feed the served levels, or any level")
@@ -54,8 +58,13 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--sigma-max", type=float, metavar="S", help="the student's top level; 80 in the paper")
     group.add_argument("--top", type=_share, metavar="SHARE", help="of each longer list's draws: at its top level")
-    group.add_argument("--lr", type=float, help="of the student")
+    group.add_argument("--lr", type=float, help="of the student, by --method progressive, too")
     group.add_argument("--auxiliary-lr", type=float, help="of the auxiliary and the adversarial head")
+    group = parser.add_argument_group("progressive distillation of --init by itself")
+    group.add_argument(
+        "--further", type=_levels, metavar="SIGMA,...",
+        help="levels of the calls that every list's last call learns to do without (0.1,0.05)",
+    )  # fmt: skip
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -63,7 +72,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "renoise", "levels", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
         "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "gan", "gan_from",
-        "guidance", "keep", "gan_scales", "gan_sees_level", "sigma_max", "top", "lr", "auxiliary_lr",
+        "guidance", "keep", "gan_scales", "gan_sees_level", "sigma_max", "top", "lr", "auxiliary_lr", "further",
     )  # fmt: skip
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
@@ -85,6 +94,8 @@ def with_lists(config: StudentConfig, folder: Path | None) -> StudentConfig:
 
 def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     """The configuration with these switches set. Raises SwitchError when one has no effect without another."""
+    if "further" in switches:
+        raise SwitchError("--further belongs to --method progressive")
     named, switches = frozenset(switches), dict(switches)
     adversary, optimiser, auxiliary = config.adversary, config.adam, config.auxiliary_adam
     for flag, field in _ADVERSARY.items():
@@ -130,9 +141,39 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     if changed.lists and ("sigma_max" in named or changed.levels == "continuous"):
         raise SwitchError("--lists-of says which levels are trained; leave --sigma-max and --levels out")
     for flag, rate in (("--lr", optimiser.lr), ("--auxiliary-lr", auxiliary.lr)):
-        if not rate > 0:
-            raise SwitchError(f"{flag} must be positive, not {rate:g}")
+        _positive(flag, rate)
     return changed
+
+
+def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card) -> ProgressiveConfig:
+    """The configuration with its switches set, at the lists that `start` serves. Raises SwitchError."""
+    if not start.levels:
+        raise SwitchError(f"--init names a {start.role}; --method progressive continues a student")
+    config = replace(config, lists=tuple(tuple(start.levels[k]) for k in sorted(start.levels)))
+    if "lr" in switches:
+        config = replace(config, adam=replace(config.adam, lr=_positive("--lr", switches["lr"])))
+    config = replace(config, **{name: switches[name] for name in ("further", "top") if name in switches})
+    if not any(further_levels(config.lists, config.further).values()):
+        lowest, last = min(config.further), max(levels[-1] for levels in config.lists)
+        raise SwitchError(
+            f"--further {lowest:g} is not below any list's last level, at most {last:g}; choose lower ones"
+        )
+    return config
+
+
+def _positive(flag: str, rate: float) -> float:
+    if not 0 < rate < math.inf:
+        raise SwitchError(f"{flag} must be positive, not {rate:g}")
+    return rate
+
+
+def _levels(text: str) -> tuple[float, ...]:
+    try:
+        levels = tuple(float(part) for part in text.split(","))
+        check_levels(levels)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} are no levels: write 0.1,0.05 ({error})") from None
+    return levels
 
 
 def _share(text: str) -> float:

@@ -1,0 +1,105 @@
+"""Progressive distillation of a student by itself: one call imitates that call and a few more.
+
+Salimans & Ho 2022 train one step of a deterministic sampler to do the work of two. A DPDM re-noises between its calls,
+so that what further calls lead to is random, and under a squared error the student learns its mean. At small levels
+little of it is random: further calls there only mend fine detail, and the mean of what they lead to is nearly as close
+to the data as one of them (docs/adr/0018). No judge is asked, so nothing pulls back towards the teacher's own errors.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.checkpoint import NetworkModule
+from fewstep.precond import Denoiser
+from fewstep.schedule import check_levels
+from trainer.compute import Compute, runner
+from trainer.divergence import l1_error
+from trainer.draws import Draws
+from trainer.optimizer import AdamConfig, adam, descend
+from trainer.world import replicated
+
+
+@dataclass(frozen=True)
+class ProgressiveConfig:
+    """The switches of progressive distillation. docs/adr/0018 says how the defaults were chosen."""
+
+    further: tuple[float, ...] = (0.1, 0.05)  # levels of the calls that a list's last call learns to do without
+    top: float = 0.65  # share of each longer list's updates spent on its top level
+    keep: float = 1.0  # weight of the levels that are to stay as they are
+    lists: tuple[tuple[float, ...], ...] = ()  # what `start` serves, ascending in length, served by the result, too
+    adam: AdamConfig = AdamConfig(2e-4, (0.9, 0.99), decay_from=0.3, final=0.05)
+    ema_halflife: float = 20_000  # images, and at most the share
+    ema_ramp: float = 0.15  # of those seen
+
+
+class Progressive:
+    """trainer.loop.Method: a copy of `start` that learns from `start`, which stands still."""
+
+    served = "student"
+
+    def __init__(self, start: NetworkModule, sigma_data: float, config: ProgressiveConfig, compute: Compute) -> None:
+        """Raises ValueError when the further levels are not positive and descending."""
+        check_levels(config.further)
+        self.config = config
+        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
+        frozen = start.eval().requires_grad_(False)
+        student = copy.deepcopy(frozen).requires_grad_(True).eval()  # eval: no dropout
+        self.network = student
+        self.networks: dict[str, nn.Module] = {"student": student}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"student": adam(student, config.adam, compute.device)}
+        denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, start.config.classes)  # noqa: E731
+        self.student, self.start = denoiser(replicated(student)), denoiser(frozen)
+        self.further = further_levels(config.lists, config.further)
+
+    def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        level, top = self.draw(rng)
+        x = level * rng.normal_like(images)
+        if not top:  # sampling starts from nothing but noise, and goes on from something like an image
+            x = images + x
+        target, unit = self.target(x, level, images, labels, rng)
+        generated = self.student(x, images.new_full((len(images),), level), labels)
+        error = (generated.detach() - target) / unit
+        norm = descend(self.optimizers["student"], (error * generated).sum() / len(images), self.config.adam, progress)
+        return {"mended" if self.further[level] else "kept": error.abs().mean(), "gradient": norm}
+
+    def draw(self, rng: Draws) -> tuple[float, bool]:
+        """The level of a batch, the same in every process, and whether it is its list's top.
+
+        The lists have equal chances, and within one the top has its share and the levels below share the rest.
+        """
+        lists = self.config.lists
+        levels = lists[int(rng.shared() * len(lists))]
+        u = rng.shared()
+        if u < self.config.top or len(levels) == 1:
+            return levels[0], True
+        below = (u - self.config.top) / (1 - self.config.top)
+        return levels[1 + int(below * (len(levels) - 1))], False
+
+    @torch.no_grad()
+    def target(
+        self, x: Tensor, level: float, images: Tensor, labels: Tensor | None, rng: Draws
+    ) -> tuple[Tensor, Tensor]:
+        """What the output for x [B, C, H, W] at this level should be, and the unit [B, 1, 1, 1] of its error.
+
+        The unit is how far the further calls move the image. Where there are none it is the error that `start` makes
+        of the noised images [B, C, H, W], and `keep` weighs it.
+        """
+        call = lambda x, level: self.start(x, x.new_full((len(x),), level), labels)  # noqa: E731
+        first = target = call(x, level)
+        for lower in self.further[level]:
+            target = call(target + lower * rng.normal_like(x), lower)
+        return target, l1_error(target, first) if self.further[level] else l1_error(first, images) / self.config.keep
+
+
+def further_levels(lists: Sequence[Sequence[float]], further: Sequence[float]) -> Mapping[float, tuple[float, ...]]:
+    """For every level of the lists, the calls that follow it in a target: none, unless a list ends with it.
+
+    A call follows only one that is clearly above it: 1.5 times, since a call at nearly the same level mends nothing.
+    """
+    last = {levels[-1] for levels in lists}
+    levels = {level for levels in lists for level in levels}
+    return {level: tuple(f for f in further if 1.5 * f < level) if level in last else () for level in levels}
