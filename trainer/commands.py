@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fewstep.card import Card, CheckpointError, read_card
+from fewstep.card import Card, CheckpointError, distilled_from, read_card
 from fewstep.checkpoint import NetworkModule, load_denoiser
 from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
@@ -85,16 +85,10 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
         endpoints = _endpoints(settings, options, denoiser, parent, compute)
         method = Student(network, parent.sigma_data, settings, compute, start, endpoints, guide)
         levels = settings.level_lists
-    card = Card(
-        "student",
-        describe(method.network),
-        parent.sigma_data,
-        "",
-        data.provenance(),
-        data.class_names,
-        levels,
-        parent.weights,
-    )
+    # A teacher has a hash for each precision. A student that is continued keeps the one it knows its teacher by.
+    name = start_card.parent if start_card and distilled_from(start_card, parent) else parent.weights
+    images = data.provenance()
+    card = Card("student", describe(method.network), parent.sigma_data, "", images, data.class_names, levels, name)
     facts = {"method": request.method, "start": start_card and start_card.weights, **asdict(settings)}
     facts["guide"] = guide_card and guide_card.weights
     if request.start and isinstance(method, Student) and "auxiliary" in method.networks:

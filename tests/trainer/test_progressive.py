@@ -14,12 +14,14 @@ from fewstep.checkpoint import load_denoiser
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals, run_options
+from trainer.average import average
 from trainer.commands import Distillation, train_student
 from trainer.compute import Compute
 from trainer.dataset import ImageSet
 from trainer.draws import Draws
 from trainer.optimizer import AdamConfig
 from trainer.progressive import Progressive, ProgressiveConfig, further_levels
+from trainer.publish import publish
 from trainer.switches import SwitchError, add_switches, given
 
 LABELS = torch.arange(8) % 10
@@ -161,6 +163,22 @@ def test_a_run_continues_a_student_at_the_lists_it_serves(thumbnails: ImageSet, 
     assert (training["method"], training["start"], training["images"]) == ("progressive", begun.weights, 64)
     assert (training["further"], training["top"], training["adam"]["lr"]) == ([0.01, 0.005], 0.4, 1e-3)
     assert load_denoiser(second)[1].weights != begun.weights
+
+
+@pytest.mark.usefixtures("tiny_recipe")
+def test_a_student_continued_beside_the_published_teacher_may_be_averaged_with_what_it_continues(
+    thumbnails: ImageSet, tiny_teacher: Path, tmp_path
+):
+    """The teacher in half precision has another hash; it is the same parent."""
+    first, second, published = tmp_path / "first", tmp_path / "second", tmp_path / "published"
+    assert train_student(run_options(first, images=16), thumbnails, Distillation(tiny_teacher))
+    publish(tiny_teacher, published)
+    request = Distillation(published, "progressive", {"further": (0.01,)}, start=first)
+    assert train_student(run_options(second, images=16), thumbnails, request)
+    assert read_card(second).parent == read_card(first).parent == read_card(tiny_teacher).weights
+    average([first, second], tmp_path / "mean")
+    training = read_card(tmp_path / "mean").training
+    assert training["images"] == 32 and training["average_of"] == [read_card(d).weights for d in (first, second)]
 
 
 @pytest.mark.usefixtures("tiny_recipe")
