@@ -23,7 +23,7 @@ from trainer.rivals import MethodName, diff_instruct, dmd2, tied
 from trainer.runs import RunOptions, check_match, check_out, compute_for, loop_config, run_method
 from trainer.state import load_network
 from trainer.student import Student, StudentConfig
-from trainer.switches import SwitchError, progressive, switched, with_lists
+from trainer.switches import PROGRESSIVE, SwitchError, progressive, switched, with_lists
 from trainer.teacher import Teacher
 from trainer.world import rank
 
@@ -120,7 +120,7 @@ def _settings(chosen: Recipe, request: Distillation) -> Settings:
 def _refuse_variants(request: Distillation) -> None:
     """Raise SwitchError for what a method without judges does not have."""
     method = request.method
-    own = {"further", "top", "lr"} if method == "progressive" else set()
+    own = PROGRESSIVE if method == "progressive" else ()
     if foreign := [name for name in request.switches if name not in own]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
         raise SwitchError(f"{flags}: a variant of DPDM, which --method {method} does not have")

@@ -15,6 +15,7 @@ from trainer.renoise import RULES
 from trainer.rivals import METHODS
 from trainer.student import StudentConfig
 
+PROGRESSIVE = ("further", "top", "lr")  # the switches of --method progressive; all but the first are DPDM's, too
 _ADVERSARY = {"gan": "weight", "gan_from": "start", "gan_scales": "scales", "gan_sees_level": "sees_level"}
 
 
@@ -152,7 +153,7 @@ def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card
     config = replace(config, lists=tuple(tuple(start.levels[k]) for k in sorted(start.levels)))
     if "lr" in switches:
         config = replace(config, adam=replace(config.adam, lr=_positive("--lr", switches["lr"])))
-    config = replace(config, **{name: switches[name] for name in ("further", "top") if name in switches})
+    config = replace(config, **{name: switches[name] for name in PROGRESSIVE if name in switches and name != "lr"})
     if not any(further_levels(config.lists, config.further).values()):
         lowest, last = min(config.further), max(levels[-1] for levels in config.lists)
         raise SwitchError(

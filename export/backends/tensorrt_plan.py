@@ -21,7 +21,7 @@ def import_module(backend: str) -> Any:
     """The TensorRT of a backend. Raises CheckpointError when it is absent, or too old."""
     try:
         if backend == BACKEND_TENSORRT_RTX:
-            import tensorrt_rtx as module
+            import tensorrt_rtx as module  # pyright: ignore[reportMissingImports]
         else:
             import tensorrt as module  # pyright: ignore[reportMissingImports]
     except (ImportError, OSError) as error:  # the bindings install without the libraries, which then are not found
