@@ -29,6 +29,7 @@ from trainer.compute import Compute, default_device, placed
 from trainer.consistency import Consistency, ConsistencyConfig
 from trainer.draws import Draws
 from trainer.loop import Method
+from trainer.progressive import Progressive, ProgressiveConfig
 from trainer.student import Student, StudentConfig
 from trainer.teacher import Teacher, TeacherConfig
 
@@ -45,12 +46,14 @@ def methods() -> dict[str, Callable[[UNet, float, Compute], Method]]:
     """Builders of everything that is compared. Each takes the teacher over: give it one of its own."""
     base = StudentConfig()
     distilled = lambda config: lambda teacher, sigma, compute: Student(teacher, sigma, config, compute)  # noqa: E731
+    one_call = ProgressiveConfig(lists=((2.5,),))  # its dearest update: the frozen student makes all further calls
     return {
         REFERENCE: lambda teacher, sigma, compute: Consistency(teacher, sigma, ConsistencyConfig(), compute),
         "dpdm": distilled(base),
         "dpdm, gan": distilled(replace(base, adversary=replace(base.adversary, weight=3e-3))),
         "dpdm, sid": distilled(replace(base, loss="sid")),
         "dpdm, 5 auxiliary updates": distilled(replace(base, auxiliary_updates=5)),
+        "progressive": lambda teacher, sigma, compute: Progressive(teacher, sigma, one_call, compute),
         "edm teacher": lambda teacher, sigma, compute: Teacher(teacher, sigma, TeacherConfig(), compute),
     }
 
