@@ -143,8 +143,8 @@ def measure(
 def totals(student: Card, teacher: Card) -> list[dict[str, Any]]:
     """Images and hours of training behind a student, counted from its teacher and from nothing.
 
-    A student that continues another checkpoint counts from there. Raises CheckpointError when they do not belong
-    together or a card does not say.
+    A student that continues another checkpoint counts from there, and one whose teacher does has no total from nothing.
+    Raises CheckpointError when they do not belong together or a card does not say.
     """
     if not distilled_from(student, teacher):
         raise CheckpointError(
@@ -157,7 +157,7 @@ def totals(student: Card, teacher: Card) -> list[dict[str, Any]]:
         raise CheckpointError(f"a card does not say how long its training took: it has no {error}") from error
     start = student.training.get("start")
     rows = [{"from": f"checkpoint {start[:12]}" if start else "its teacher", "images": images[0], "hours": hours[0]}]
-    if not start:
+    if not start and not teacher.training.get("start"):
         rows.append({"from": "nothing", "images": sum(images), "hours": sum(hours)})
     return [{**row, "share": row["hours"] / hours[1]} for row in rows]
 

@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
 
     teacher = commands.add_parser("teacher", help="train an EDM teacher")
     _add_run_arguments(teacher)
+    teacher.add_argument("--init", type=Path, metavar="DIR", help="continue this teacher, published or imported, say")
+    teacher.add_argument("--lr", type=float, help="default: the recipe's")
     teacher.set_defaults(run=_teacher)
 
     student = commands.add_parser("student", help="distil a teacher into a few-step student")
@@ -133,7 +135,7 @@ def _images(args: argparse.Namespace) -> ImageSet:
 
 def _teacher(args: argparse.Namespace) -> int:
     with joined(args.device or default_device()):
-        return _finish(train_teacher(_options(args), _images(args)), args.out)
+        return _finish(train_teacher(_options(args), _images(args), args.init, args.lr), args.out)
 
 
 def _student(args: argparse.Namespace) -> int:

@@ -23,25 +23,45 @@ from trainer.rivals import MethodName, diff_instruct, dmd2, tied
 from trainer.runs import RunOptions, check_match, check_out, compute_for, loop_config, run_method
 from trainer.state import load_network
 from trainer.student import Student, StudentConfig
-from trainer.switches import PROGRESSIVE, SwitchError, progressive, switched, with_lists
+from trainer.switches import PROGRESSIVE, SwitchError, check_positive, progressive, switched, with_lists
 from trainer.teacher import Teacher
 from trainer.world import rank
 
 
-def train_teacher(options: RunOptions, data: ImageSet) -> bool:
-    """Returns False when interrupted. The checkpoint in options.out is usable either way."""
+def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None, lr: float | None = None) -> bool:
+    """start: a teacher to continue, at the learning rate `lr` instead of the recipe's; its network is kept.
+
+    Returns False when interrupted; the checkpoint in options.out is usable either way. Raises CheckpointError or
+    DataError when start and data do not belong together, SwitchError when lr is not above 0.
+    """
     chosen = recipe(options.recipe)
     config = loop_config(options, chosen, chosen.teacher_images)
+    if lr is not None:
+        check_positive("--lr", lr)
+    settings = chosen.teacher if lr is None else replace(chosen.teacher, adam=replace(chosen.teacher.adam, lr=lr))
+    network, card = _starting_teacher(start, data) if start else (None, None)
     check_out(options)
     torch.manual_seed(options.seed)
-    network = UNet(fitted(chosen.network, data))
+    network = network or UNet(fitted(chosen.network, data))
     compute = compute_for(options, network, config.batch)
     placed(network, compute.device)
     torch.manual_seed(options.seed + rank())  # each process drops out other units
-    sigma = sigma_data(data.images)
-    method = Teacher(network, sigma, chosen.teacher, compute)
-    card = Card("teacher", describe(network), sigma, "", data.provenance(), data.class_names)
-    return run_method(method, data, config, options, card, asdict(chosen.teacher), compute)
+    sigma = card.sigma_data if card else sigma_data(data.images)
+    method = Teacher(network, sigma, settings, compute)
+    names = data.class_names if network.config.classes else ()
+    facts = {"start": card and card.weights, **asdict(settings)}
+    card = Card("teacher", describe(network), sigma, "", data.provenance(), names)
+    return run_method(method, data, config, options, card, facts, compute)
+
+
+def _starting_teacher(folder: Path, data: ImageSet) -> tuple[NetworkModule, Card]:
+    """Raises CheckpointError or DataError when it is not a teacher of such images."""
+    denoiser, card = load_denoiser(folder)
+    if card.role != "teacher":
+        raise CheckpointError(f"{folder} is a {card.role}; --init continues a teacher")
+    check_match(card, data, folder)
+    assert isinstance(denoiser.network, NetworkModule)
+    return denoiser.network.requires_grad_(True), card
 
 
 Settings = StudentConfig | ConsistencyConfig | ProgressiveConfig

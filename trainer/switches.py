@@ -142,7 +142,7 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     if changed.lists and ("sigma_max" in named or changed.levels == "continuous"):
         raise SwitchError("--lists-of says which levels are trained; leave --sigma-max and --levels out")
     for flag, rate in (("--lr", optimiser.lr), ("--auxiliary-lr", auxiliary.lr)):
-        _positive(flag, rate)
+        check_positive(flag, rate)
     return changed
 
 
@@ -152,7 +152,7 @@ def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card
         raise SwitchError(f"--init names a {start.role}; --method progressive continues a student")
     config = replace(config, lists=tuple(tuple(start.levels[k]) for k in sorted(start.levels)))
     if "lr" in switches:
-        config = replace(config, adam=replace(config.adam, lr=_positive("--lr", switches["lr"])))
+        config = replace(config, adam=replace(config.adam, lr=check_positive("--lr", switches["lr"])))
     config = replace(config, **{name: switches[name] for name in PROGRESSIVE if name in switches and name != "lr"})
     if not any(further_levels(config.lists, config.further).values()):
         lowest, last = min(config.further), max(levels[-1] for levels in config.lists)
@@ -162,7 +162,7 @@ def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card
     return config
 
 
-def _positive(flag: str, rate: float) -> float:
+def check_positive(flag: str, rate: float) -> float:
     if not 0 < rate < math.inf:
         raise SwitchError(f"{flag} must be positive, not {rate:g}")
     return rate

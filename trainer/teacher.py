@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fewstep.network import UNet
+from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
 from trainer.compute import Compute, runner
 from trainer.draws import Draws
@@ -27,7 +27,7 @@ class Teacher:
 
     served = "teacher"
 
-    def __init__(self, network: UNet, sigma_data: float, config: TeacherConfig, compute: Compute) -> None:
+    def __init__(self, network: NetworkModule, sigma_data: float, config: TeacherConfig, compute: Compute) -> None:
         self.config = config
         self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
         self.networks: dict[str, nn.Module] = {"teacher": network.train()}

@@ -39,6 +39,12 @@ def test_a_student_that_continues_another_counts_from_there_only():
     assert totals(student, teacher) == [{"from": "checkpoint 0123456789ab", "images": 300, "hours": 0.5, "share": 0.25}]
 
 
+def test_behind_a_teacher_that_continues_another_nothing_is_counted():
+    student = card("student", "s", "t", images=300, seconds=1800.0)
+    teacher = card("teacher", "t", None, images=1000, seconds=7200.0, start="0123456789abcdef")
+    assert [row["from"] for row in totals(student, teacher)] == ["its teacher"]
+
+
 def test_totals_of_strangers_and_of_silent_cards_are_refused():
     student, teacher = card("student", "s", "t", images=3, seconds=1.0), card("teacher", "t", None)
     with pytest.raises(CheckpointError, match="was not distilled from this teacher"):

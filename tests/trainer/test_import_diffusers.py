@@ -20,6 +20,9 @@ from fewstep.checkpoint import load_denoiser
 from fewstep.noise_torch import noise_for
 from fewstep.samplers import sample_euler, sample_heun
 from fewstep.schedule import solver_sigmas
+from tests.trainer.tiny import run_options
+from trainer.commands import train_teacher
+from trainer.dataset import ImageSet, sigma_data
 from trainer.importing.diffusers_folder import import_diffusers
 from trainer.importing.teacher import Provenance, save_teacher
 
@@ -273,3 +276,15 @@ def test_whole_numbers_are_no_weights(pipeline: Path):
     save_file(tensors | {LAST: tensors[LAST].int()}, path)
     with pytest.raises(CheckpointError, match=rf"{LAST} in .* is torch\.int32"):
         import_diffusers(pipeline)
+
+
+def test_an_imported_teacher_is_trained_further(pipeline: Path, thumbnails: ImageSet, tmp_path: Path):
+    """teacher --init: the images have ten classes, the network knows none."""
+    before = imported(pipeline, sigma_data(thumbnails.images)).network.state_dict()
+    folder = next(tmp_path.glob("teacher-*"))
+    assert train_teacher(run_options(tmp_path / "on", images=16), thumbnails, folder, lr=1e-4)
+    continued, card = load_denoiser(tmp_path / "on")
+    assert card.network["family"] == "ddpm" and card.class_names == () and continued.classes == 0
+    after: Any = continued.network
+    gaps = [float((after.state_dict()[name] - value).abs().max()) for name, value in before.items()]
+    assert 0 < max(gaps) < 1e-3
