@@ -27,8 +27,8 @@ def with_earlier(
     """`rows` with those of the JSON at `path`, in the order of `cells`; of two over the same seeds the newer counts.
 
     facts: "extractors" and "data", as written. cells: (method, calls) -> checkpoint and sigmas, as asked for now; a row
-    of another network or of other sigmas stays out. A row that is taken gets "from": file, commit and machine.
-    Raises CheckpointError when the run at `path` measured something else.
+    of another network or of other sigmas stays out. A row that is taken gets "from": file, commit and machine,
+    where it has none yet. Raises CheckpointError when the run at `path` measured something else.
     """
     try:
         earlier = json.loads(path.read_text("utf-8"))
@@ -50,7 +50,7 @@ def with_earlier(
         checkpoint = checkpoints.get(method, checkpoints["teacher"])
         if cells.get((method, calls)) != (checkpoint, row["sigmas"]):
             continue
-        told = {**row, "from": {**origin, "seeds": row["seeds"]}}
+        told = {"from": {**origin, "seeds": row["seeds"]}, **row}  # a row that had an origin keeps it
         merged[place] = pooled(told, merged[place]) if place in merged else told
     order = list(cells)
     return sorted(merged.values(), key=lambda row: order.index((row["method"], row["nfe"])))

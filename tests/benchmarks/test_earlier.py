@@ -60,6 +60,13 @@ def test_missing_and_shorter_rows_are_taken_in_the_tables_order_and_say_whence(t
     assert merged[1]["from"] == {"file": "old.json", "commit": "c", "machine": {"cpu": "x"}, "seeds": seeds}
 
 
+def test_a_row_that_came_from_an_earlier_run_still_says_from_which(tmp_path):
+    first = {"file": "first.json", "commit": "a", "machine": {}, "seeds": [[0, 100]]}
+    taken = {**row("rival", 1, [80.0]), "from": first}
+    merged = with_earlier([], written(tmp_path, rows=[taken, EARLIER[3]]), SETTINGS, FACTS, CELLS)
+    assert [one["from"]["file"] for one in merged] == ["first.json", "old.json"]
+
+
 @pytest.mark.parametrize(("theirs", "ours"), [((0, 2), (2, 1)), ((2, 1), (0, 2)), ((0, 1), (1, 1)), ((3, 2), (0, 3))])
 def test_rows_over_other_seeds_are_one_row_over_all_of_them(theirs, ours):
     earlier, newer = (row("heun", 1, [80.0, 0.0], count, 1.0, first) for first, count in (theirs, ours))
