@@ -39,17 +39,17 @@ def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None
     if lr is not None:
         check_positive("--lr", lr)
     settings = chosen.teacher if lr is None else replace(chosen.teacher, adam=replace(chosen.teacher.adam, lr=lr))
-    network, card = _starting_teacher(start, data) if start else (None, None)
+    network, start_card = _starting_teacher(start, data) if start else (None, None)
     check_out(options)
     torch.manual_seed(options.seed)
     network = network or UNet(fitted(chosen.network, data))
     compute = compute_for(options, network, config.batch)
     placed(network, compute.device)
     torch.manual_seed(options.seed + rank())  # each process drops out other units
-    sigma = card.sigma_data if card else sigma_data(data.images)
+    sigma = start_card.sigma_data if start_card else sigma_data(data.images)
     method = Teacher(network, sigma, settings, compute)
     names = data.class_names if network.config.classes else ()
-    facts = {"start": card and card.weights, **asdict(settings)}
+    facts = {"start": start_card and start_card.weights, **asdict(settings)}
     card = Card("teacher", describe(network), sigma, "", data.provenance(), names)
     return run_method(method, data, config, options, card, facts, compute)
 
