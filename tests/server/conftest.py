@@ -126,11 +126,13 @@ def serving(engine: Path, *arguments: str) -> Iterator[Server]:
         family = server.children()
         yield server
     finally:
+        if process.poll() is None:  # workers that replaced others are children of now, not of then
+            family += psutil.Process(process.pid).children(recursive=True)
         process.kill()
-        process.communicate()
         for child in family:
             if child.is_running():
                 child.kill()
+        process.communicate()  # last: it waits for every child that holds the pipe, a suspended one for ever
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,8 @@ def test_a_client_that_leaves_and_one_whose_time_is_up_free_their_slots(server: 
     evicted = metric(server, "fewstep_evicted_images_total")
     worker.suspend()
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/generate", json={"n": 64, "steps": 8}, timeout=0.2)
+        answer = httpx.post(f"{server.url}/v1/generate", json={"n": 64, "steps": 8}, timeout=0.2)
+        pytest.fail(f"answered with the worker suspended: {answer.status_code} {answer.text[:200]}")
     late = post(server, n=5, timeout_s=0.1)
     assert (late.status_code, late.json()["error"]["code"]) == (504, "timeout")
     until(lambda: metric(server, "fewstep_admitted_images") == 0)
@@ -109,6 +110,16 @@ def test_a_client_that_leaves_and_one_whose_time_is_up_free_their_slots(server: 
     until(lambda: metric(server, "fewstep_evicted_images_total") > evicted)
     until(lambda: metric(server, "fewstep_active_slots") == metric(server, "fewstep_waiting_images") == 0)
     assert post(server).status_code == 200
+
+
+def test_a_server_whose_new_worker_hangs_leaves_nothing_behind_when_a_test_ends(engine_dir: Path, until: Until):
+    with serving(engine_dir) as server:
+        (first,) = workers(server)
+        first.kill()
+        until(lambda: metric(server, "fewstep_worker_restarts_total") == 1 and ready(server))
+        (second,) = workers(server)
+        second.suspend()
+    until(lambda: gone([second]))
 
 
 def test_two_workers_share_the_load_and_one_dying_does_not_stop_the_service(engine_dir: Path, until: Until):
