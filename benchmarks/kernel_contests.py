@@ -21,14 +21,13 @@ from kernels.step import launch_step, step_reference, to_pixels_reference
 
 DTYPE = torch.bfloat16
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
-TILES = (
-    Tile(1, 512, 4),
-    Tile(1, 512, 4, 2),
-    Tile(1, 512, 4, 8),
-    Tile(1, 1024, 4),
-    Tile(1, 1024, 8, 4),
-    Tile(1, 256, 2, 4),
-)
+TILES = {
+    "NCHW": (Tile(1, 512, 4), Tile(1, 512, 4, 2), Tile(1, 512, 4, 8), Tile(1, 1024, 4), Tile(1, 1024, 8, 4)),
+    "NHWC": (
+        Tile(4, 64, 2, 4), Tile(4, 128, 4, 2), Tile(4, 128, 4, 8), Tile(4, 128, 2, 4), Tile(4, 256, 4, 4),
+        Tile(4, 256, 8, 4), Tile(4, 512, 8, 4), Tile(4, 512, 16, 2), Tile(4, 32, 1, 4), Tile(1, 512, 4, 4),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,10 +114,9 @@ def _steps(shape: tuple[int, int, int, int], layout: str, sigma_data: float, til
         "step", shape, layout, 2 * state + 2 * half,
         {"kernel": call(launch_step, middle), "eager": eager, "compiled": torch.compile(eager, dynamic=False), **small},
     )  # fmt: skip
-    if tiles and layout == "NCHW":
-        for tile in TILES:
-            name = f"step, {tile.parts} x {tile.positions} by {tile.warps} warps"
-            yield Contest(name, shape, layout, 2 * state + 2 * half, {"kernel": call(launch_step, middle, tile=tile)})
+    for tile in TILES[layout] if tiles else ():
+        name = f"step, {tile.parts} x {tile.channels} x {tile.positions} by {tile.warps} warps"
+        yield Contest(name, shape, layout, 2 * state + 2 * half, {"kernel": call(launch_step, middle, tile=tile)})
     yield Contest(
         "last step", shape, layout, state + half + pixels.nbytes,
         {"kernel": call(launch_step, last), "eager": eager_last},

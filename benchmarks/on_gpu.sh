@@ -81,11 +81,16 @@ if have pytest triton PIL; then
     # which takes one core more than a minute.
     MANY=()
     have xdist && MANY=(-n 8)
-    part kernel_tests 70 "$PYTHON" -m pytest -q "${MANY[@]}" tests/kernels
+    part kernel_tests 60 "$PYTHON" -m pytest -q "${MANY[@]}" tests/kernels
     if have hypothesis httpx psutil onnx; then
         part slot_tests 25 "$PYTHON" -m pytest -q tests/server/test_device_slots.py
     else
         say "skipped  slot_tests: they need hypothesis, httpx, psutil and onnx"
+    fi
+    if have litserve httpx psutil onnx onnxruntime; then
+        part server_tests 35 "$PYTHON" -m pytest -q -m gpu tests/server/test_gpu.py
+    else
+        say "skipped  server_tests: they need litserve, httpx, psutil, onnx and onnxruntime"
     fi
     if have onnx onnxscript onnxruntime; then
         part engine_tests 60 "$PYTHON" -m pytest -q -m gpu tests/export -k "not tensorrt"
@@ -101,11 +106,12 @@ else
     say "skipped  kernel_speed: triton is absent"
 fi
 if have psutil matplotlib onnx onnxscript onnxruntime; then
-    part engine_speed 80 "$PYTHON" benchmarks/engine_speed.py --backends onnxruntime-cpu torch onnxruntime-cuda \
+    part engine_speed 70 "$PYTHON" benchmarks/engine_speed.py --backends onnxruntime-cpu torch onnxruntime-cuda \
         --out "$WORK/engine_speed.json"
     part engine_speed_colour 45 "$PYTHON" benchmarks/engine_speed.py --network colour --rounds 20 \
         --backends onnxruntime-cpu torch onnxruntime-cuda --out "$WORK/engine_speed_colour.json"
-    part row_independence 30 "$PYTHON" benchmarks/row_independence.py --out "$WORK/row_independence.json"
+    part row_independence 30 "$PYTHON" benchmarks/row_independence.py --backends torch onnxruntime-cuda \
+        --out "$WORK/row_independence.json"
     # TensorRT measures kernels while it builds, so it gets three batch sizes, and a table of its own with them.
     PLANNED=()
     have tensorrt && part plan_tensorrt 40 "$PYTHON" -m export plan $ENGINE --backend tensorrt --buckets 1,8,64 &&
@@ -123,12 +129,12 @@ else
     say "skipped  engine_speed, row_independence: they need psutil, matplotlib, onnx, onnxscript and onnxruntime"
 fi
 if have onnxruntime tqdm matplotlib PIL; then
-    part latency 20 "$PYTHON" benchmarks/latency.py --smoke --out "$WORK/latency.json"
+    part latency 15 "$PYTHON" benchmarks/latency.py --smoke --out "$WORK/latency.json"
 else
     say "skipped  latency: it needs onnxruntime, tqdm, matplotlib and pillow"
 fi
 if have litserve; then
-    part load 20 "$PYTHON" benchmarks/load/engine_alone.py --engine $ENGINE --backend torch --rounds 6
+    part load 15 "$PYTHON" benchmarks/load/engine_alone.py --engine $ENGINE --backend torch --rounds 6
 else
     say "skipped  load: litserve is absent"
 fi

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from export.build import DEFAULT_BACKENDS, Proof, export_checkpoint, verify_engine
+from export.build import Proof, backends_here, export_checkpoint, verify_engine
 from export.half import DTYPES
 from export.manifest import BACKEND_TENSORRT, BACKEND_TENSORRT_RTX, BACKENDS, Manifest
 from export.plans import make_plan
@@ -50,8 +50,9 @@ def _export(arguments: Sequence[str]) -> int:
     parser.add_argument("--name", help="what the engine is called (default: the model folder's name)")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="what the network computes in")
     parser.add_argument(
-        "--backend", nargs="+", choices=BACKENDS, default=DEFAULT_BACKENDS, metavar="B",
-        help=f"backends to prove, the default one first: {', '.join(BACKENDS)} (default: {DEFAULT_BACKENDS[0]})",
+        "--backend", nargs="+", choices=BACKENDS, default=backends_here(), metavar="B",
+        help=f"backends to prove, the one that is served first: {', '.join(BACKENDS)} "
+        f"(default, on this machine: {' '.join(backends_here())})",
     )  # fmt: skip
     options = _parse(parser, arguments)
     start = time.perf_counter()

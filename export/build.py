@@ -15,7 +15,15 @@ import torch
 from export.backends.buckets import check_buckets
 from export.backends.plan import MODULES, PLANS_FOLDER
 from export.engine import Engine, load_engine
-from export.manifest import BACKEND_ORT_CPU, ENGINE_FILE, NETWORK_FILE, Manifest, read_manifest, write_manifest
+from export.manifest import (
+    BACKEND_ORT_CPU,
+    BACKEND_TORCH,
+    ENGINE_FILE,
+    NETWORK_FILE,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 from export.to_onnx import OPSET, network_to_onnx
 from export.verify import BOUNDS_OF, Gap, measure, refuse_beyond
 from fewstep import __version__
@@ -27,6 +35,11 @@ from fewstep.precond import Denoiser
 
 RECORDED_VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 DEFAULT_BACKENDS = (BACKEND_ORT_CPU,)
+
+
+def backends_here() -> tuple[str, ...]:
+    """What the command proves unless it is told: everywhere ONNX Runtime, and before it PyTorch on a GPU."""
+    return (BACKEND_TORCH, *DEFAULT_BACKENDS) if torch.cuda.is_available() else DEFAULT_BACKENDS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,8 @@ class FusibleGroupNorm(nn.Module):
         norm = self.norm
         groups = x.reshape(-1, norm.num_groups, x[0].numel() // norm.num_groups)
         normed = functional.instance_norm(groups, eps=norm.eps).reshape(-1, *x.shape[1:])
-        return functional.batch_norm(normed, self.zeros, self.ones, norm.weight, norm.bias, eps=0.0)
+        nothing = torch.finfo(x.dtype).tiny  # added to a variance of one; some releases of torch (2.11) refuse zero
+        return functional.batch_norm(normed, self.zeros, self.ones, norm.weight, norm.bias, eps=nothing)
 
 
 class FusibleAttention(nn.Module):

@@ -17,12 +17,6 @@ from fewstep.network import UNet
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: needs an NVIDIA GPU")
-    config.addinivalue_line("markers", "tensorrt_rtx: needs TensorRT-RTX, which builds plans without a GPU")
-
-
 torch.set_num_threads(1)  # tiny operations on two busy cores stall one another
 
 TINY = UNetConfig(resolution=8, channels=1, classes=10, width=8, mult=(1, 2), blocks=1)

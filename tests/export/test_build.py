@@ -15,7 +15,7 @@ from onnx import numpy_helper
 
 import export.build
 from export.__main__ import main
-from export.build import export_checkpoint, verify_engine
+from export.build import backends_here, export_checkpoint, verify_engine
 from export.manifest import read_manifest
 from export.verify import BOUNDS, compare, proof_labels
 from fewstep.card import CheckpointError
@@ -59,6 +59,12 @@ def test_command_writes_replaces_and_verifies(model, quick_export, capsys):
     assert main(["verify", str(model / "engine"), "--threads", "1"]) == 0
     printed = capsys.readouterr().out
     assert "mean gap" in printed and "within 1/255 mean" in printed
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [(True, ["torch", "onnxruntime-cpu"]), (False, ["onnxruntime-cpu"])])
+def test_on_a_gpu_pytorch_is_served_by_default(monkeypatch, gpu, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    assert list(backends_here()) == expected
 
 
 def test_parity_beyond_bounds_writes_nothing(model, quick_export):
