@@ -76,67 +76,63 @@ for module in torch numpy array_api_compat safetensors; do
     have "$module" || { say "nothing can run without the Python package ${module//_/-}: install it with pip"; keep; exit 1; }
 done
 
-if have pytest triton PIL; then
+TESTS=
+have pytest triton PIL && TESTS=yes || say "skipped  all tests: they need pytest, triton and pillow"
+EXPORTS=
+have onnx onnxscript onnxruntime psutil && EXPORTS=yes ||
+    say "skipped  engines: exporting and measuring need onnx, onnxscript, onnxruntime and psutil"
+
+[ "$TESTS" ] && [ "$EXPORTS" ] && part engine_tests 70 "$PYTHON" -m pytest -q -m gpu tests/export -k "not tensorrt"
+if have litserve httpx psutil onnx onnxruntime; then
+    [ "$TESTS" ] && part server_tests 35 "$PYTHON" -m pytest -q -m gpu tests/server/test_gpu.py
+    part row_independence 50 "$PYTHON" benchmarks/row_independence.py --backends torch onnxruntime-cuda \
+        --out "$WORK/row_independence.json"
+    part load 20 "$PYTHON" benchmarks/load/engine_alone.py --engine $ENGINE --backend torch --rounds 6
+else
+    say "skipped  server_tests, row_independence, load: they need litserve, httpx, psutil, onnx and onnxruntime"
+fi
+if have triton; then
+    part kernel_speed 45 "$PYTHON" benchmarks/kernel_speed.py --out "$WORK/kernel_speed.json"
+else
+    say "skipped  kernel_speed: triton is absent"
+fi
+if [ "$EXPORTS" ] && have matplotlib; then
+    part engine_speed_colour 40 "$PYTHON" benchmarks/engine_speed.py --network colour --rounds 20 \
+        --backends onnxruntime-cpu torch onnxruntime-cuda --out "$WORK/engine_speed_colour.json"
+    part engine_speed 65 "$PYTHON" benchmarks/engine_speed.py --backends onnxruntime-cpu torch onnxruntime-cuda \
+        --out "$WORK/engine_speed.json"
+    # TensorRT measures kernels while it builds, so it gets three batch sizes, and a table of its own with them.
+    PLANNED=()
+    have tensorrt && part plan_tensorrt 35 "$PYTHON" -m export plan $ENGINE --backend tensorrt --buckets 1,8,64 &&
+        PLANNED+=(tensorrt)
+    have tensorrt_rtx && part plan_tensorrt_rtx 10 "$PYTHON" -m export plan $ENGINE --backend tensorrt-rtx \
+        --buckets 1,8,64 && PLANNED+=(tensorrt-rtx)
+    if [ ${#PLANNED[@]} -gt 0 ]; then
+        part engine_speed_tensorrt 25 "$PYTHON" benchmarks/engine_speed.py --backends torch "${PLANNED[@]}" \
+            --batches 1 8 64 --out "$WORK/engine_speed_tensorrt.json"
+        [ "$TESTS" ] && part tensorrt_tests 35 "$PYTHON" -m pytest -q -m gpu tests/export -k tensorrt
+    else
+        say "skipped  engine_speed_tensorrt, tensorrt_tests: no plan; they need tensorrt (11) or tensorrt-rtx"
+    fi
+else
+    say "skipped  engine_speed: it needs matplotlib beside what exporting needs"
+fi
+if [ "$TESTS" ]; then
     # These are the same tests as without a GPU; on one, the kernels are compiled and not interpreted: a hundred times,
     # which takes one core more than a minute.
     MANY=()
     have xdist && MANY=(-n 8)
-    part kernel_tests 60 "$PYTHON" -m pytest -q "${MANY[@]}" tests/kernels
+    part kernel_tests 50 "$PYTHON" -m pytest -q "${MANY[@]}" tests/kernels
     if have hypothesis httpx psutil onnx; then
         part slot_tests 25 "$PYTHON" -m pytest -q tests/server/test_device_slots.py
     else
         say "skipped  slot_tests: they need hypothesis, httpx, psutil and onnx"
     fi
-    if have litserve httpx psutil onnx onnxruntime; then
-        part server_tests 35 "$PYTHON" -m pytest -q -m gpu tests/server/test_gpu.py
-    else
-        say "skipped  server_tests: they need litserve, httpx, psutil, onnx and onnxruntime"
-    fi
-    if have onnx onnxscript onnxruntime; then
-        part engine_tests 60 "$PYTHON" -m pytest -q -m gpu tests/export -k "not tensorrt"
-    else
-        say "skipped  engine_tests: exporting needs onnx, onnxscript and onnxruntime"
-    fi
-else
-    say "skipped  all tests: they need pytest, triton and pillow"
-fi
-if have triton; then
-    part kernel_speed 55 "$PYTHON" benchmarks/kernel_speed.py --out "$WORK/kernel_speed.json"
-else
-    say "skipped  kernel_speed: triton is absent"
-fi
-if have psutil matplotlib onnx onnxscript onnxruntime; then
-    part engine_speed 70 "$PYTHON" benchmarks/engine_speed.py --backends onnxruntime-cpu torch onnxruntime-cuda \
-        --out "$WORK/engine_speed.json"
-    part engine_speed_colour 45 "$PYTHON" benchmarks/engine_speed.py --network colour --rounds 20 \
-        --backends onnxruntime-cpu torch onnxruntime-cuda --out "$WORK/engine_speed_colour.json"
-    part row_independence 30 "$PYTHON" benchmarks/row_independence.py --backends torch onnxruntime-cuda \
-        --out "$WORK/row_independence.json"
-    # TensorRT measures kernels while it builds, so it gets three batch sizes, and a table of its own with them.
-    PLANNED=()
-    have tensorrt && part plan_tensorrt 40 "$PYTHON" -m export plan $ENGINE --backend tensorrt --buckets 1,8,64 &&
-        PLANNED+=(tensorrt)
-    have tensorrt_rtx && part plan_tensorrt_rtx 10 "$PYTHON" -m export plan $ENGINE --backend tensorrt-rtx \
-        --buckets 1,8,64 && PLANNED+=(tensorrt-rtx)
-    if [ ${#PLANNED[@]} -gt 0 ]; then
-        part engine_speed_tensorrt 30 "$PYTHON" benchmarks/engine_speed.py --backends torch "${PLANNED[@]}" \
-            --batches 1 8 64 --out "$WORK/engine_speed_tensorrt.json"
-        have pytest && part tensorrt_tests 35 "$PYTHON" -m pytest -q -m gpu tests/export -k tensorrt
-    else
-        say "skipped  engine_speed_tensorrt, tensorrt_tests: no plan; they need tensorrt (11) or tensorrt-rtx"
-    fi
-else
-    say "skipped  engine_speed, row_independence: they need psutil, matplotlib, onnx, onnxscript and onnxruntime"
 fi
 if have onnxruntime tqdm matplotlib PIL; then
     part latency 15 "$PYTHON" benchmarks/latency.py --smoke --out "$WORK/latency.json"
 else
     say "skipped  latency: it needs onnxruntime, tqdm, matplotlib and pillow"
-fi
-if have litserve; then
-    part load 15 "$PYTHON" benchmarks/load/engine_alone.py --engine $ENGINE --backend torch --rounds 6
-else
-    say "skipped  load: litserve is absent"
 fi
 
 [ "$DRY" ] && exit 0

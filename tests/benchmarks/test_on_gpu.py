@@ -117,7 +117,7 @@ def test_a_run_that_is_killed_leaves_the_parts_before(tmp_path: Path):
     assert run.returncode == -9
     with tarfile.open(tmp_path / "out" / "results.tar.gz") as archive:
         kept = {Path(name).name for name in archive.getnames()}
-    assert {"kernel_tests.log", "slot_tests.log", "engine_tests.log", "summary.txt"} <= kept
+    assert {"engine_tests.log", "server_tests.log", "summary.txt"} <= kept
 
 
 def test_without_tensorrt_its_parts_are_skipped_with_a_sentence(tmp_path: Path):
