@@ -28,7 +28,8 @@ CPU_COLUMNS = {
 }  # fmt: skip
 GPU_COLUMNS = {
     "operation": "operation", "shape": "shape", "layout": "layout", "us": "us", "launched_us": "launched us",
-    "gb_per_s": "GB/s", "of_copy": "of copy", "vs_eager": "x eager", "vs_compiled": "x compiled", "vs_reference": "x reference",
+    "gb_per_s": "GB/s", "of_copy": "of copy", "vs_eager": "x eager", "vs_compiled": "x compiled",
+    "vs_reference": "x reference",
 }  # fmt: skip
 COMPILE_COLUMNS = {
     "kernel": "kernel", "dtype": "dtype", "sm": "sm", "warps": "warps", "registers": "registers",
