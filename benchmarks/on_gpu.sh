@@ -1,21 +1,23 @@
 #!/usr/bin/env bash
-# Every test and table that needs a GPU, in under nine minutes: bash benchmarks/on_gpu.sh [--dry-run] [FOLDER]
+# Every test and table that needs a GPU, in under nine minutes: bash benchmarks/on_gpu.sh [--dry-run] [FOLDER [PART...]]
 #
 # FOLDER (default build/gpu) gets summary.txt, which says what ran, what failed and what was skipped because something
 # is absent, and results.tar.gz with the JSON, pictures and logs. Both are written after every part, so that whatever
 # ends the run leaves what it has finished. Nothing is downloaded. Each part has a time limit of its own, so that one
 # that hangs costs only itself; together they stay below LIMIT, that of the whole. --dry-run prints the parts and their
-# limits and runs none. Exit code: the number of parts that failed.
+# limits and runs none. Named parts run alone, where a GPU is there for a short while only. Exit code: the number of
+# parts that failed.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 DRY=
 [ "${1:-}" = --dry-run ] && { DRY=yes; shift; }
 OUT=${1:-build/gpu}
+ONLY=" ${*:2} " # with spaces around each name
 [ -z "${PYTHON:-}" ] && [ -x .venv/bin/python ] && PYTHON=.venv/bin/python
 PYTHON=${PYTHON:-python3}
 export PYTHONPATH=.${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 STARTED=$SECONDS LIMIT=${LIMIT:-530}
-FAILED=0
+FAILED=0 RAN=0
 ENGINE=models/fashion/engine
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
@@ -35,6 +37,8 @@ have() { [ "$DRY" ] || "$PYTHON" -c "import importlib.util, sys; sys.exit(any(im
 part() {
     local name=$1 limit=$2 left=$((LIMIT - (SECONDS - STARTED))) begun=$SECONDS code
     shift 2
+    [[ "$ONLY" =~ [^\ ] && "$ONLY" != *" $name "* ]] && return 1
+    RAN=$((RAN + 1))
     [ "$DRY" ] && { printf '%s ' "$name" "$limit" && printf '%q ' "$@" && echo; return; }
     [ "$left" -lt 5 ] && { say "skipped  $name: no time is left"; return 1; }
     [ "$left" -lt "$limit" ] && limit=$left
@@ -135,6 +139,7 @@ else
     say "skipped  latency: it needs onnxruntime, tqdm, matplotlib and pillow"
 fi
 
+[ $RAN -eq 0 ] && { echo "no part ran: ${ONLY:-all} were asked for; --dry-run lists their names" >&2; exit 1; }
 [ "$DRY" ] && exit 0
 say "$((SECONDS - STARTED)) s in all, $FAILED parts failed; tables and JSON in $OUT/results.tar.gz"
 keep

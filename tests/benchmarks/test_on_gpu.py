@@ -107,6 +107,14 @@ def test_a_part_that_fails_costs_only_itself_and_everything_else_is_kept(tmp_pat
     assert "kernel_speed.json" not in kept
 
 
+def test_named_parts_run_alone():
+    command = ["bash", str(SCRIPT), "--dry-run", "build/gpu", "load", "kernel_tests"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in printed.splitlines()] == ["load", "kernel_tests"]
+    refused = subprocess.run([*command[:4], "lode"], capture_output=True, text=True)
+    assert refused.returncode == 1 and "no part ran:  lode" in refused.stderr
+
+
 def test_a_run_that_is_killed_leaves_the_parts_before(tmp_path: Path):
     python = tmp_path / "python"
     python.write_text(STAND_IN.replace("exit 3", "kill -9 $PARENT"))
