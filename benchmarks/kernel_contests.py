@@ -4,6 +4,7 @@
 in torch for a full batch, with torch's own generator, which is fused and fast; "compiled" is that after torch.compile.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from kernels.rows import Rows, Tile
 from kernels.step import launch_step, step_reference, to_pixels_reference
 
 DTYPE = torch.bfloat16
+SETS = 4  # of buffers: together far more than a cache holds, where the images are large
 FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 TILES = {
     "NCHW": (Tile(1, 512, 4), Tile(1, 512, 4, 2), Tile(1, 512, 4, 8), Tile(1, 1024, 4), Tile(1, 1024, 8, 4)),
@@ -80,18 +82,41 @@ def _rows(count: int, last: bool, sigma_data: float) -> Rows:
     )  # fmt: skip
 
 
+class Places:
+    """What a step reads and writes, in `SETS` places in turn: of one step after another none finds its data cached."""
+
+    def __init__(self, shape: tuple[int, int, int, int], layout: str) -> None:
+        count, channels, *sides = shape
+        form = FORMATS[layout]
+        normal = lambda dtype: torch.randn(shape, device="cuda").to(dtype).contiguous(memory_format=form)  # noqa: E731
+        self.states = [normal(torch.float32) for _ in range(SETS)]
+        self.outputs = [normal(DTYPE) for _ in range(SETS)]
+        c_noise, onehot = (torch.zeros(count, *rest, device="cuda") for rest in ((), (10,)))
+        self.inputs = [Buffers(normal(DTYPE), c_noise, onehot.to(DTYPE)) for _ in range(SETS)]
+        self.pixels = [torch.zeros(count, *sides, channels, dtype=torch.uint8, device="cuda") for _ in range(SETS)]
+        self.broken = torch.zeros(count, dtype=torch.int32, device="cuda")
+        self.turns = itertools.cycle(range(SETS))
+
+    def step(self, run: Callable[..., None], rows: Rows, **more: Any) -> Callable[[], None]:
+        def call() -> None:
+            i = next(self.turns)
+            x, output, into, pixels = self.states[i], self.outputs[i], self.inputs[i], self.pixels[i]
+            run(x, output, rows, into, pixels, self.broken, stamp=1, **more)
+
+        return call
+
+    def start(self, run: Callable[..., None], rows: Rows) -> Callable[[], None]:
+        def call() -> None:
+            i = next(self.turns)
+            run(self.states[i], rows, self.inputs[i])
+
+        return call
+
+
 def _steps(shape: tuple[int, int, int, int], layout: str, sigma_data: float, tiles: bool) -> Iterator[Contest]:
-    form = FORMATS[layout]
-    normal = lambda dtype: torch.randn(shape, device="cuda").to(dtype).contiguous(memory_format=form)  # noqa: E731
-    x, output, count = normal(torch.float32), normal(DTYPE), shape[0]
-    into = Buffers(normal(DTYPE), torch.zeros(count, device="cuda"), torch.zeros(count, 10, dtype=DTYPE, device="cuda"))
-    pixels = torch.zeros(count, *shape[2:], shape[1], dtype=torch.uint8, device="cuda")
-    broken = torch.zeros(count, dtype=torch.int32, device="cuda")
+    places, count = Places(shape, layout), shape[0]
+    x, output, into, pixels = places.states[0], places.outputs[0], places.inputs[0], places.pixels[0]
     state, half = x.nbytes, output.nbytes
-
-    def call(run: Callable[..., None], rows: Rows, **more: Any) -> Callable[[], None]:
-        return lambda: run(x, output, rows, into, pixels, broken, stamp=1, **more)
-
     middle, last = _rows(count, False, sigma_data), _rows(count, True, sigma_data)
     c_skip, c_out, sigma_next, c_in = (
         row[:, None, None, None] for row in (middle.c_skip, middle.c_out, middle.sigma_next, middle.c_in)
@@ -109,23 +134,25 @@ def _steps(shape: tuple[int, int, int, int], layout: str, sigma_data: float, til
         x.copy_(sigma_next * torch.randn_like(x))
         into.x.copy_(c_in * x)
 
-    small = {"reference": call(step_reference, middle)} if x.numel() < 10**6 else {}  # it takes 100 bytes an element
+    few = x.numel() < 10**6  # the reference takes 100 bytes an element
+    small = {"reference": places.step(step_reference, middle)} if few else {}
+    kernel = places.step(launch_step, middle)
     yield Contest(
         "step", shape, layout, 2 * state + 2 * half,
-        {"kernel": call(launch_step, middle), "eager": eager, "compiled": torch.compile(eager, dynamic=False), **small},
+        {"kernel": kernel, "eager": eager, "compiled": torch.compile(eager, dynamic=False), **small},
     )  # fmt: skip
     for tile in TILES[layout] if tiles else ():
         name = f"step, {tile.parts} x {tile.channels} x {tile.positions} by {tile.warps} warps"
-        yield Contest(name, shape, layout, 2 * state + 2 * half, {"kernel": call(launch_step, middle, tile=tile)})
+        tiled = places.step(launch_step, middle, tile=tile)
+        yield Contest(name, shape, layout, 2 * state + 2 * half, {"kernel": tiled})
     yield Contest(
         "last step", shape, layout, state + half + pixels.nbytes,
-        {"kernel": call(launch_step, last), "eager": eager_last},
+        {"kernel": places.step(launch_step, last), "eager": eager_last},
     )  # fmt: skip
-    start = lambda run: lambda: run(x, middle, into)  # noqa: E731
-    small = {"reference": start(initial_noise_reference)} if small else {}
+    small = {"reference": places.start(initial_noise_reference, middle)} if few else {}
     yield Contest(
         "initial noise", shape, layout, state + half,
-        {"kernel": start(launch_initial_noise), "eager": eager_start, **small},
+        {"kernel": places.start(launch_initial_noise, middle), "eager": eager_start, **small},
     )  # fmt: skip
 
 
