@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,8 +105,10 @@ def _on_torch(folder: Path, backend: Backend, threads: int) -> Generator:
         torch.set_num_threads(threads)
     # An engine's folder inside a checkpoint's stands for that checkpoint.
     denoiser, card = load_denoiser(folder.parent if (folder / ENGINE_FILE).is_file() else folder)
-    module = placed(denoiser.network, device)  # pyright: ignore[reportArgumentType]
-    forward = runner(module, Compute(device, "bf16", compile=True)) if backend == "torch-bf16" else module
+    module = cast(torch.nn.Module, denoiser.network).to(device)
+    forward: Any = module
+    if backend == "torch-bf16":
+        forward = runner(placed(module, device), Compute(device, "bf16", compile=True))
 
     def network(x: Array, c_noise: Array, onehot: Array) -> Array:
         with torch.inference_mode():

@@ -60,6 +60,14 @@ def test_inputs_and_opset(checkpoint):
     assert conditional.opset_import[0].version == 20
 
 
+def test_scale_and_shift_have_an_epsilon_that_every_torch_takes(checkpoint):
+    """Some releases refuse to trace a batch norm of epsilon zero; in float32 this one adds nothing to one."""
+    model = onnx.load(checkpoint("patch") / "engine" / "network.onnx")
+    norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    epsilons = {attribute.f for node in norms for attribute in node.attribute if attribute.name == "epsilon"}
+    assert norms and all(epsilon > 0 and np.float32(1) + np.float32(epsilon) == 1 for epsilon in epsilons)
+
+
 def test_float16_weights_are_stored_as_such_and_exactly(checkpoint):
     """But for kernels of upsampling convolutions, which are sums of stored weights (`export.upsampling`), and small
     ones with a residual factor (`export.residuals`), a product that the exporter computes itself."""
