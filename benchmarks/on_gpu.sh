@@ -5,10 +5,11 @@
 # is absent, and results.tar.gz with the JSON, pictures and logs. Both are written after every part, so that whatever
 # ends the run leaves what it has finished. Nothing is downloaded. Each part has a time limit of its own, so that one
 # that hangs costs only itself; together they stay below LIMIT, that of the whole. --dry-run prints the parts and their
-# limits and runs none. Named parts run alone, where a GPU is there for a short while only. Exit code: the number of
-# parts that failed.
+# limits and runs none. Named parts run alone, where a GPU is there for a short while only; a name that is no part's is
+# refused before anything runs. Exit code: the number of parts that failed.
 set -u
 cd "$(dirname "$0")/.." || exit 1
+SCRIPT=benchmarks/on_gpu.sh
 DRY=
 [ "${1:-}" = --dry-run ] && { DRY=yes; shift; }
 OUT=${1:-build/gpu}
@@ -21,6 +22,12 @@ FAILED=0 RAN=0
 ENGINE=models/fashion/engine
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
+
+# Every part, as its own line below names it.
+PARTS=" $(sed -nE 's/^.*\bpart ([a-z_]+) [0-9]+ .*/\1/p' $SCRIPT | tr '\n' ' ')"
+for name in $ONLY; do
+    [[ "$PARTS" == *" $name "* ]] || { echo "no part is called $name; the parts are:$PARTS" >&2; exit 1; }
+done
 [ "$DRY" ] || mkdir -p "$OUT"
 
 say() { [ "$DRY" ] || echo "$*" | tee -a "$WORK/summary.txt"; }
@@ -33,11 +40,20 @@ keep() {
 
 have() { [ "$DRY" ] || "$PYTHON" -c "import importlib.util, sys; sys.exit(any(importlib.util.find_spec(m) is None for m in sys.argv[1:]))" "$@"; }
 
+asked() { [[ ! "$ONLY" =~ [^\ ] || "$ONLY" == *" $1 "* ]]; }
+
+# skip "NAMES" REASON: says of those that were asked for why they do not run
+skip() {
+    local name names=
+    for name in $1; do asked "$name" && names+=", $name"; done
+    [ "$names" ] && say "skipped  ${names#, }: $2"
+}
+
 # part NAME SECONDS COMMAND...: runs it within its limit and what is left of ours, log in NAME.log; its exit code
 part() {
     local name=$1 limit=$2 left=$((LIMIT - (SECONDS - STARTED))) begun=$SECONDS code
     shift 2
-    [[ "$ONLY" =~ [^\ ] && "$ONLY" != *" $name "* ]] && return 1
+    asked "$name" || return 1
     RAN=$((RAN + 1))
     [ "$DRY" ] && { printf '%s ' "$name" "$limit" && printf '%q ' "$@" && echo; return; }
     [ "$left" -lt 5 ] && { say "skipped  $name: no time is left"; return 1; }
@@ -81,10 +97,11 @@ for module in torch numpy array_api_compat safetensors; do
 done
 
 TESTS=
-have pytest triton PIL && TESTS=yes || say "skipped  all tests: they need pytest, triton and pillow"
+have pytest triton PIL && TESTS=yes ||
+    skip "engine_tests server_tests tensorrt_tests kernel_tests slot_tests" "they need pytest, triton and pillow"
 EXPORTS=
 have onnx onnxscript onnxruntime psutil && EXPORTS=yes ||
-    say "skipped  engines: exporting and measuring need onnx, onnxscript, onnxruntime and psutil"
+    skip "engine_tests" "exporting needs onnx, onnxscript, onnxruntime and psutil"
 
 [ "$TESTS" ] && [ "$EXPORTS" ] && part engine_tests 70 "$PYTHON" -m pytest -q -m gpu tests/export -k "not tensorrt"
 if have litserve httpx psutil onnx onnxruntime; then
@@ -93,12 +110,12 @@ if have litserve httpx psutil onnx onnxruntime; then
         --out "$WORK/row_independence.json"
     part load 20 "$PYTHON" benchmarks/load/engine_alone.py --engine $ENGINE --backend torch --rounds 6
 else
-    say "skipped  server_tests, row_independence, load: they need litserve, httpx, psutil, onnx and onnxruntime"
+    skip "server_tests row_independence load" "they need litserve, httpx, psutil, onnx and onnxruntime"
 fi
 if have triton; then
     part kernel_speed 45 "$PYTHON" benchmarks/kernel_speed.py --out "$WORK/kernel_speed.json"
 else
-    say "skipped  kernel_speed: triton is absent"
+    skip "kernel_speed" "triton is absent"
 fi
 if [ "$EXPORTS" ] && have matplotlib; then
     part engine_speed_colour 40 "$PYTHON" benchmarks/engine_speed.py --network colour --rounds 20 \
@@ -116,10 +133,11 @@ if [ "$EXPORTS" ] && have matplotlib; then
             --batches 1 8 64 --out "$WORK/engine_speed_tensorrt.json"
         [ "$TESTS" ] && part tensorrt_tests 35 "$PYTHON" -m pytest -q -m gpu tests/export -k tensorrt
     else
-        say "skipped  engine_speed_tensorrt, tensorrt_tests: no plan; they need tensorrt (11) or tensorrt-rtx"
+        skip "engine_speed_tensorrt tensorrt_tests" "no plan; they need tensorrt (11) or tensorrt-rtx"
     fi
 else
-    say "skipped  engine_speed: it needs matplotlib beside what exporting needs"
+    skip "engine_speed_colour engine_speed plan_tensorrt plan_tensorrt_rtx engine_speed_tensorrt tensorrt_tests" \
+        "they need matplotlib beside what exporting needs"
 fi
 if [ "$TESTS" ]; then
     # These are the same tests as without a GPU; on one, the kernels are compiled and not interpreted: a hundred times,
@@ -130,17 +148,17 @@ if [ "$TESTS" ]; then
     if have hypothesis httpx psutil onnx; then
         part slot_tests 25 "$PYTHON" -m pytest -q tests/server/test_device_slots.py
     else
-        say "skipped  slot_tests: they need hypothesis, httpx, psutil and onnx"
+        skip "slot_tests" "they need hypothesis, httpx, psutil and onnx"
     fi
 fi
 if have onnxruntime tqdm matplotlib PIL; then
     part latency 15 "$PYTHON" benchmarks/latency.py --smoke --out "$WORK/latency.json"
 else
-    say "skipped  latency: it needs onnxruntime, tqdm, matplotlib and pillow"
+    skip "latency" "it needs onnxruntime, tqdm, matplotlib and pillow"
 fi
 
-[ $RAN -eq 0 ] && { echo "no part ran: ${ONLY:-all} were asked for; --dry-run lists their names" >&2; exit 1; }
 [ "$DRY" ] && exit 0
+[ $RAN -eq 0 ] && { say "nothing ran"; keep; exit 1; }
 say "$((SECONDS - STARTED)) s in all, $FAILED parts failed; tables and JSON in $OUT/results.tar.gz"
 keep
 exit $FAILED

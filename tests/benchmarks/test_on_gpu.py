@@ -111,8 +111,15 @@ def test_named_parts_run_alone():
     command = ["bash", str(SCRIPT), "--dry-run", "build/gpu", "load", "kernel_tests"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert [line.split()[0] for line in printed.splitlines()] == ["load", "kernel_tests"]
-    refused = subprocess.run([*command[:4], "lode"], capture_output=True, text=True)
-    assert refused.returncode == 1 and "no part ran:  lode" in refused.stderr
+
+
+def test_a_misspelt_name_among_right_ones_is_refused_before_anything_runs(tmp_path: Path):
+    command = ["bash", str(SCRIPT), str(tmp_path / "out"), "load", "kernel_test"]
+    refused = subprocess.run(command, env={**os.environ, "PYTHON": "false"}, capture_output=True, text=True)
+    assert refused.returncode == 1 and not (tmp_path / "out").exists()
+    said, names = refused.stderr.split("; the parts are:")
+    assert said == "no part is called kernel_test"
+    assert sorted(names.split()) == sorted(part.name for part in parts())
 
 
 def test_a_run_that_is_killed_leaves_the_parts_before(tmp_path: Path):
@@ -137,3 +144,9 @@ def test_without_tensorrt_its_parts_are_skipped_with_a_sentence(tmp_path: Path):
     summary = (tmp_path / "out" / "summary.txt").read_text()
     assert "skipped  engine_speed_tensorrt, tensorrt_tests: no plan" in summary
     assert "ok       plan_tensorrt" not in summary and "ok       load" in summary
+    subprocess.run(["bash", str(SCRIPT), str(tmp_path / "some"), "load"], env=environment, capture_output=True)
+    assert "skipped" not in (tmp_path / "some" / "summary.txt").read_text(), "nobody asked for TensorRT's parts"
+    command = ["bash", str(SCRIPT), str(tmp_path / "none"), "tensorrt_tests"]
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == 1
+    assert "skipped  tensorrt_tests: no plan" in (summary := (tmp_path / "none" / "summary.txt").read_text())
+    assert "nothing ran" in summary
