@@ -20,7 +20,6 @@ from benchmarks.reference import Reference
 from benchmarks.scores import Neighbours, Scores
 from fewstep.schedule import student_levels
 from tests.benchmarks.worlds import PAIR, generator, image_set, pixel_net, reference
-from trainer.dataset import ImageSet, write_image_set
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = {k: student_levels(k) for k in (1, 2, 4)}
@@ -188,16 +187,6 @@ def test_tables_leave_impossible_cells_empty_and_state_n_and_the_floor(cache):
 
 
 # --- From a shell -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def zips(fashion_2000: ImageSet, tmp_path_factory) -> list[str]:
-    """Options that name two halves of the fixture as training and held-out images."""
-    folder = tmp_path_factory.mktemp("zips")
-    for name, part in (("train", slice(0, None, 2)), ("held-out", slice(1, None, 2))):
-        half = replace(fashion_2000, images=fashion_2000.images[part], labels=fashion_2000.labels[part])
-        write_image_set(folder / f"{name}.zip", half)
-    return ["--data", str(folder / "train.zip"), "--held-out", str(folder / "held-out.zip"), "--threads", "1"]
 
 
 def test_smoke_run_prints_tables_and_writes_everything(tmp_path, zips):

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,6 @@ from benchmarks.recovery import compose, make_plan, noised, recovered, tables
 from fewstep.noise import noise_for
 from fewstep.pixels import from_pixels
 from tests.benchmarks.worlds import PAIR, SHAPE, generator, image_set, reference
-from trainer.dataset import ImageSet, write_image_set
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,15 +62,9 @@ def test_rows_are_distances_of_all_images_per_network_and_level(tmp_path):
     assert "N = 150" in text and len(text.splitlines()) == 6
 
 
-def test_smoke_run_prints_a_table_and_writes_json_and_pictures(tmp_path, fashion_2000: ImageSet):
-    for name, part in (("train", slice(0, None, 2)), ("held-out", slice(1, None, 2))):
-        half = replace(fashion_2000, images=fashion_2000.images[part], labels=fashion_2000.labels[part])
-        write_image_set(tmp_path / f"{name}.zip", half)
+def test_smoke_run_prints_a_table_and_writes_json_and_pictures(tmp_path, zips):
     out = tmp_path / "recovery.json"
-    command = [
-        sys.executable, "benchmarks/recovery.py", "--smoke", "--threads", "1", "--out", out,
-        "--data", tmp_path / "train.zip", "--held-out", tmp_path / "held-out.zip",
-    ]  # fmt: skip
+    command = [sys.executable, "benchmarks/recovery.py", "--smoke", "--out", out, *zips]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
