@@ -103,25 +103,30 @@ EXPORTS=
 have onnx onnxscript onnxruntime psutil && EXPORTS=yes ||
     skip "engine_tests" "exporting needs onnx, onnxscript, onnxruntime and psutil"
 
-[ "$TESTS" ] && [ "$EXPORTS" ] && part engine_tests 70 "$PYTHON" -m pytest -q -m gpu tests/export -k "not tensorrt"
+# Eight at a time, where they can: on a GPU the kernels' tests are the same as elsewhere, but each kernel is compiled, a
+# hundred in all, and the engines' tests export a checkpoint for every kind of network.
+MANY=()
+have xdist && MANY=(-n 8)
+[ "$TESTS" ] && [ "$EXPORTS" ] &&
+    part engine_tests 85 "$PYTHON" -m pytest -q "${MANY[@]}" -m gpu tests/export -k "not tensorrt"
 if have litserve httpx psutil onnx onnxruntime; then
-    [ "$TESTS" ] && part server_tests 35 "$PYTHON" -m pytest -q -m gpu tests/server/test_gpu.py
-    part row_independence 50 "$PYTHON" benchmarks/row_independence.py --backends torch onnxruntime-cuda \
+    [ "$TESTS" ] && part server_tests 30 "$PYTHON" -m pytest -q -m gpu tests/server/test_gpu.py
+    part row_independence 40 "$PYTHON" benchmarks/row_independence.py --backends torch onnxruntime-cuda \
         --out "$WORK/row_independence.json"
-    part load 20 "$PYTHON" benchmarks/load/engine_alone.py --engine $ENGINE --backend torch --rounds 6
+    part load 40 "$PYTHON" benchmarks/load/engine_alone.py --engine $ENGINE --backend torch --rounds 6
 else
     skip "server_tests row_independence load" "they need litserve, httpx, psutil, onnx and onnxruntime"
 fi
 if have triton; then
-    part kernel_speed 45 "$PYTHON" benchmarks/kernel_speed.py --out "$WORK/kernel_speed.json"
+    part kernel_speed 60 "$PYTHON" benchmarks/kernel_speed.py --out "$WORK/kernel_speed.json"
 else
     skip "kernel_speed" "triton is absent"
 fi
 if [ "$EXPORTS" ] && have matplotlib; then
-    part engine_speed_colour 40 "$PYTHON" benchmarks/engine_speed.py --network colour --rounds 20 \
-        --backends onnxruntime-cpu torch onnxruntime-cuda --out "$WORK/engine_speed_colour.json"
-    part engine_speed 65 "$PYTHON" benchmarks/engine_speed.py --backends onnxruntime-cpu torch onnxruntime-cuda \
-        --out "$WORK/engine_speed.json"
+    part engine_speed_colour 45 "$PYTHON" benchmarks/engine_speed.py --network colour --rounds 20 \
+        --batches 1 8 32 128 --backends onnxruntime-cpu torch onnxruntime-cuda --out "$WORK/engine_speed_colour.json"
+    part engine_speed 50 "$PYTHON" benchmarks/engine_speed.py --batches 1 2 4 8 16 32 64 128 \
+        --backends onnxruntime-cpu torch onnxruntime-cuda --out "$WORK/engine_speed.json"
     # TensorRT measures kernels while it builds, so it gets three batch sizes, and a table of its own with them.
     PLANNED=()
     have tensorrt && part plan_tensorrt 35 "$PYTHON" -m export plan $ENGINE --backend tensorrt --buckets 1,8,64 &&
@@ -131,7 +136,7 @@ if [ "$EXPORTS" ] && have matplotlib; then
     if [ ${#PLANNED[@]} -gt 0 ]; then
         part engine_speed_tensorrt 25 "$PYTHON" benchmarks/engine_speed.py --backends torch "${PLANNED[@]}" \
             --batches 1 8 64 --out "$WORK/engine_speed_tensorrt.json"
-        [ "$TESTS" ] && part tensorrt_tests 35 "$PYTHON" -m pytest -q -m gpu tests/export -k tensorrt
+        [ "$TESTS" ] && part tensorrt_tests 25 "$PYTHON" -m pytest -q -m gpu tests/export -k tensorrt
     else
         skip "engine_speed_tensorrt tensorrt_tests" "no plan; they need tensorrt (11) or tensorrt-rtx"
     fi
@@ -140,13 +145,9 @@ else
         "they need matplotlib beside what exporting needs"
 fi
 if [ "$TESTS" ]; then
-    # These are the same tests as without a GPU; on one, the kernels are compiled and not interpreted: a hundred times,
-    # which takes one core more than a minute.
-    MANY=()
-    have xdist && MANY=(-n 8)
-    part kernel_tests 50 "$PYTHON" -m pytest -q "${MANY[@]}" tests/kernels
+    part kernel_tests 45 "$PYTHON" -m pytest -q "${MANY[@]}" tests/kernels
     if have hypothesis httpx psutil onnx; then
-        part slot_tests 25 "$PYTHON" -m pytest -q tests/server/test_device_slots.py
+        part slot_tests 20 "$PYTHON" -m pytest -q tests/server/test_device_slots.py
     else
         skip "slot_tests" "they need hypothesis, httpx, psutil and onnx"
     fi
