@@ -1,4 +1,4 @@
-"""python -m trainer data|teacher|student|calibrate|import|publish: from images to a checkpoint folder."""
+"""python -m trainer data|teacher|student|classifier|calibrate|import|publish: from images to a checkpoint folder."""
 
 import argparse
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 from fewstep.card import CheckpointError
 from trainer import calibrate, data
 from trainer.average import average
+from trainer.classify import train_classifier
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.compute import default_device
 from trainer.dataset import DataError, ImageSet, read_image_set
@@ -64,8 +65,16 @@ def _parser() -> argparse.ArgumentParser:
         "--guide", type=Path, metavar="DIR",
         help="a worse teacher of the same data, an early snapshot say; the teacher judges as if pushed away from it",
     )  # fmt: skip
+    student.add_argument(
+        "--critic", type=Path, nargs="+", default=[], metavar="DIR",
+        help="classifiers (trainer classifier) whose features --method adversarial reads",
+    )  # fmt: skip
     add_switches(student)
     student.set_defaults(run=_student)
+
+    classifier = commands.add_parser("classifier", help="teach a classifier of noised images, eyes for --critic")
+    _add_run_arguments(classifier)
+    classifier.set_defaults(run=_classifier)
 
     calibrate.add_parser(commands)
     importing.add_parser(commands)
@@ -139,9 +148,16 @@ def _teacher(args: argparse.Namespace) -> int:
 
 
 def _student(args: argparse.Namespace) -> int:
-    request = Distillation(args.teacher, args.method, given(args), args.init, args.lists_of, args.guide)
+    request = Distillation(
+        args.teacher, args.method, given(args), args.init, args.lists_of, args.guide, tuple(args.critic)
+    )
     with joined(args.device or default_device()):
         return _finish(train_student(_options(args), _images(args), request), args.out)
+
+
+def _classifier(args: argparse.Namespace) -> int:
+    with joined(args.device or default_device()):
+        return _finish(train_classifier(_options(args), _images(args)), args.out)
 
 
 def _finish(completed: bool, out: Path) -> int:

@@ -1,6 +1,7 @@
 """The training commands: settings in, a trained checkpoint folder out."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,29 @@ from fewstep.checkpoint import NetworkModule, load_denoiser
 from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
+from trainer.adversarial import Adversarial, AdversarialConfig
 from trainer.artifacts import describe
 from trainer.compute import Compute, placed, runner
 from trainer.consistency import Consistency, ConsistencyConfig
 from trainer.dataset import ImageSet, sigma_data
 from trainer.endpoints import Endpoints, load_or_make
+from trainer.noisy_classifier import NoisyClassifier, classifier_hash, load_classifier
 from trainer.progressive import Progressive, ProgressiveConfig
 from trainer.recipes import Recipe, fitted, recipe
 from trainer.rivals import MethodName, diff_instruct, dmd2, tied
 from trainer.runs import RunOptions, check_match, check_out, compute_for, loop_config, run_method
 from trainer.state import load_network
 from trainer.student import Student, StudentConfig
-from trainer.switches import PROGRESSIVE, SwitchError, check_positive, progressive, switched, with_lists
+from trainer.switches import (
+    ADVERSARIAL,
+    PROGRESSIVE,
+    SwitchError,
+    adversarial,
+    check_positive,
+    progressive,
+    switched,
+    with_lists,
+)
 from trainer.teacher import Teacher
 from trainer.world import rank
 
@@ -64,7 +76,7 @@ def _starting_teacher(folder: Path, data: ImageSet) -> tuple[NetworkModule, Card
     return denoiser.network.requires_grad_(True), card
 
 
-Settings = StudentConfig | ConsistencyConfig | ProgressiveConfig
+Settings = StudentConfig | ConsistencyConfig | ProgressiveConfig | AdversarialConfig
 
 
 @dataclass(frozen=True)
@@ -77,6 +89,7 @@ class Distillation:
     start: Path | None = None  # a student to continue from, under other settings
     lists: Path | None = None  # a student whose served level lists are to be trained
     guide: Path | None = None  # a worse teacher that autoguides this one's judgement
+    critics: tuple[Path, ...] = ()  # classifiers that know the level of noise (trainer.noisy_classifier)
 
 
 def train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
@@ -85,7 +98,8 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     config = loop_config(options, chosen, chosen.student_images)
     denoiser, parent = load_denoiser(request.teacher)
     check_match(parent, data, request.teacher)
-    settings = _settings(chosen, request)
+    classifiers = [_classifier(folder, parent) for folder in request.critics]
+    settings = _settings(chosen, request, classifiers)
     start, start_card = _starting_student(request.start, parent, settings) if request.start else (None, None)
     guide, guide_card = _guide(request, parent) if request.guide else (None, None)
     check_out(options)
@@ -93,7 +107,7 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     assert isinstance(network, NetworkModule)
     torch.manual_seed(options.seed)
     compute = compute_for(options, network.requires_grad_(True), config.batch)
-    for placing in filter(None, (network, start, guide)):
+    for placing in filter(None, (network, start, guide, *classifiers)):
         placed(placing, compute.device)
     if isinstance(settings, ConsistencyConfig):
         method = Consistency(network, parent.sigma_data, settings, compute, start)
@@ -101,6 +115,10 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     elif isinstance(settings, ProgressiveConfig):
         assert start is not None and start_card is not None, "_settings saw to it"
         method, levels = Progressive(start, parent.sigma_data, settings, compute), start_card.levels
+    elif isinstance(settings, AdversarialConfig):
+        assert start is not None and start_card is not None, "_settings saw to it"
+        method = Adversarial(start, classifiers, parent.sigma_data, settings, compute)
+        levels = start_card.levels
     else:
         endpoints = _endpoints(settings, options, denoiser, parent, compute)
         method = Student(network, parent.sigma_data, settings, compute, start, endpoints, guide)
@@ -111,21 +129,30 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     card = Card("student", describe(method.network), parent.sigma_data, "", images, data.class_names, levels, name)
     facts = {"method": request.method, "start": start_card and start_card.weights, **asdict(settings)}
     facts["guide"] = guide_card and guide_card.weights
+    if classifiers:
+        facts["critics"] = [classifier_hash(folder) for folder in request.critics]
     if request.start and isinstance(method, Student) and "auxiliary" in method.networks:
         facts["auxiliary_continues"] = _continue_auxiliary(method, request.start)
     return run_method(method, data, config, options, card, facts, compute)
 
 
-def _settings(chosen: Recipe, request: Distillation) -> Settings:
+def _settings(chosen: Recipe, request: Distillation, classifiers: Sequence[NoisyClassifier]) -> Settings:
     base = chosen.student
-    if request.method in ("consistency", "progressive"):
+    if request.method in ("consistency", "progressive", "adversarial"):
         _refuse_variants(request)
+    if request.critics and request.method != "adversarial":
+        raise SwitchError("--critic belongs to --method adversarial")
     if request.method == "consistency":
         return chosen.consistency
     if request.method == "progressive":
         if not request.start:
             raise SwitchError("--method progressive teaches a student what it makes with further calls; add --init")
         return progressive(chosen.progressive, request.switches, read_card(request.start))
+    if request.method == "adversarial":
+        if not request.start or not classifiers:
+            raise SwitchError("--method adversarial continues a student against classifiers; add --init and --critic")
+        lowest = max(classifier.config.sigma_min for classifier in classifiers)
+        return adversarial(chosen.adversarial, request.switches, read_card(request.start), lowest)
     presets = {"dpdm": base, "tied": tied(base), "diff-instruct": diff_instruct(base), "dmd2": dmd2(base)}
     settings = switched(with_lists(presets[request.method], request.lists), request.switches)
     if settings.keep and not request.start:
@@ -140,7 +167,7 @@ def _settings(chosen: Recipe, request: Distillation) -> Settings:
 def _refuse_variants(request: Distillation) -> None:
     """Raise SwitchError for what a method without judges does not have."""
     method = request.method
-    own = PROGRESSIVE if method == "progressive" else ()
+    own = {"progressive": PROGRESSIVE, "adversarial": ADVERSARIAL}.get(method, ())
     if foreign := [name for name in request.switches if name not in own]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
         raise SwitchError(f"{flags}: a variant of DPDM, which --method {method} does not have")
@@ -162,6 +189,15 @@ def _starting_student(folder: Path, parent: Card, settings: Settings) -> tuple[N
     if denoiser.network.config.extra and not posterior:
         raise CheckpointError(f"{folder} is a student of the posterior; continue it with --objective posterior")
     return denoiser.network, card
+
+
+def _classifier(folder: Path, parent: Card) -> NoisyClassifier:
+    """A critic's classifier. Raises CheckpointError when it was taught on images of another kind."""
+    classifier = load_classifier(folder)
+    kind = {key: parent.network[key] for key in ("resolution", "channels", "classes")}
+    if {key: getattr(classifier.config, key) for key in kind} != kind:
+        raise CheckpointError(f"{folder} tells other images apart than the teacher makes: {kind} are the teacher's")
+    return classifier
 
 
 def _guide(request: Distillation, parent: Card) -> tuple[NetworkModule, Card]:

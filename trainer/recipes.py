@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from fewstep.unet_config import UNetConfig
+from trainer.adversarial import AdversarialConfig
 from trainer.consistency import ConsistencyConfig
 from trainer.dataset import ImageSet
 from trainer.progressive import ProgressiveConfig
@@ -21,9 +22,11 @@ class Recipe:
     student: StudentConfig = StudentConfig()
     consistency: ConsistencyConfig = ConsistencyConfig()
     progressive: ProgressiveConfig = ProgressiveConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
     batch: int = 64
     teacher_images: int = 1_000_000  # length of a run without --images or --budget
     student_images: int = 500_000
+    classifier_images: int = 400_000
     flip: bool = False  # mirrored images belong to the data
 
 

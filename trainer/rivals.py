@@ -11,7 +11,7 @@ from typing import Literal, get_args
 from fewstep.schedule import SIGMA_MAX
 from trainer.student import StudentConfig
 
-MethodName = Literal["dpdm", "tied", "diff-instruct", "dmd2", "consistency", "progressive"]
+MethodName = Literal["dpdm", "tied", "diff-instruct", "dmd2", "consistency", "progressive", "adversarial"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 
 

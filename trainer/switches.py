@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from fewstep.card import Card, read_card
 from fewstep.schedule import SIGMA_MAX, check_levels
+from trainer.adversarial import AdversarialConfig, seen_lists
 from trainer.discriminator import Scales
 from trainer.divergence import Weight
 from trainer.progressive import ProgressiveConfig, further_levels
@@ -16,6 +17,7 @@ from trainer.rivals import METHODS
 from trainer.student import StudentConfig
 
 PROGRESSIVE = ("further", "top", "lr")  # the switches of --method progressive; all but the first are DPDM's, too
+ADVERSARIAL = ("simulate", "keep", "lr")  # those of --method adversarial
 _ADVERSARY = {"gan": "weight", "gan_from": "start", "gan_scales": "scales", "gan_sees_level": "sees_level"}
 
 
@@ -26,7 +28,8 @@ class SwitchError(ValueError):
 def add_switches(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", choices=METHODS, default="dpdm",
-        help="dpdm; a rival trained by the same loop; or progressive: --init imitates itself with further calls",
+        help="dpdm; a rival trained by the same loop; progressive: --init imitates itself with further calls; or "
+        "adversarial: --init goes on against --critic",
     )  # fmt: skip
     group = parser.add_argument_group("DPDM variants (default: the recipe's)")
     group.add_argument("--renoise", choices=RULES, help="where outputs are judged")
@@ -160,6 +163,22 @@ def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card
             f"--further {lowest:g} is not below any list's last level, at most {last:g}; choose lower ones"
         )
     return config
+
+
+def adversarial(config: AdversarialConfig, switches: dict[str, Any], start: Card, lowest: float) -> AdversarialConfig:
+    """The configuration with its switches set, at those lists of `start` that end at `lowest` or above: what the
+    critics see. Raises SwitchError.
+    """
+    lists = seen_lists(list(start.levels.values()), lowest)
+    if not start.levels:
+        raise SwitchError(f"--init names a {start.role}; --method adversarial continues a student")
+    if not lists:
+        raise SwitchError(f"every list of --init ends below {lowest:g}, the least noise that --critic knows")
+    if switches.get("keep") == 1:
+        raise SwitchError("--keep 1 leaves no update for the critics' opinion; choose less")
+    if "lr" in switches:
+        config = replace(config, adam=replace(config.adam, lr=check_positive("--lr", switches["lr"])))
+    return replace(config, lists=lists, **{name: switches[name] for name in ADVERSARIAL[:-1] if name in switches})
 
 
 def check_positive(flag: str, rate: float) -> float:

@@ -1,0 +1,191 @@
+"""A student's last word from real images: it goes on against critics, at every step of its lists.
+
+A divergence pulls a student to what its teacher knows, errors included; a critic compares it with data. It looks
+where the sampler does: at the outputs of every step, noised to about the next level of the list, beside real images
+noised alike, for that is what the next call is fed. Student and critics play the relativistic game (Jolicoeur-Martineau
+2019). What lies below the noise that critics see, they leave to chance: a share of the updates mends it, or holds it.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.checkpoint import NetworkModule
+from fewstep.precond import Denoiser
+from trainer.compute import Compute, runner
+from trainer.critics import Critics
+from trainer.divergence import l1_error
+from trainer.draws import Draws
+from trainer.noisy_classifier import NoisyClassifier
+from trainer.optimizer import AdamConfig, adam, descend
+from trainer.world import replicated
+
+Lists = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class AdversarialConfig:
+    """The switches of adversarial continuation. docs/adr/0020 says how the defaults were chosen."""
+
+    lists: Lists = ()  # what is trained: level lists that `start` serves, ascending in length
+    fall: float = 0.5  # rows of a batch at a list's second step, of those at its first; and so on
+    simulate: float = 0.5  # share of the rows below the first step that are fed the student's own trajectory
+    spread: float = 10.0  # a final output is seen at the least noise that classifiers know, up to so many times that
+    first: float = 0.1  # fraction of the run in which the critics alone learn
+    # Share of the updates that play no game. Half of them are for a list of one call, whose output learns what `start`
+    # makes of it with a call at `mend` (docs/adr/0018); the others hold what `start` makes at the lower levels of all
+    # lists but the longest.
+    keep: float = 0.4
+    mend: float = 0.05
+    weight: float = 0.05  # of those updates, in units of the error that `start` makes of noised images,
+    mended: float = 0.04  # or of how far a call at `mend` moves a pixel
+    adam: AdamConfig = AdamConfig(4e-6, (0.9, 0.99), warmup=0.02, decay_from=0.3, final=0.1, clip=1.0)
+    critic_adam: AdamConfig = AdamConfig(1e-3, (0.5, 0.99), warmup=0.0)
+    ema_halflife: float = 15_000  # images, and at most the share
+    ema_ramp: float = 0.15  # of those seen
+
+
+class Adversarial:
+    """trainer.loop.Method: a copy of `start` that plays against critics. `start` stands still."""
+
+    served = "student"
+
+    def __init__(
+        self, start: NetworkModule, classifiers: Sequence[NoisyClassifier], sigma_data: float,
+        config: AdversarialConfig, compute: Compute,
+    ) -> None:  # fmt: skip
+        self.config = config
+        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
+        frozen = start.eval().requires_grad_(False)
+        student = copy.deepcopy(frozen).requires_grad_(True).eval()  # eval: no dropout
+        self.critics = Critics(classifiers, compute).to(compute.device)
+        self.network = student
+        self.networks: dict[str, nn.Module] = {"student": student, "critics": self.critics}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "student": adam(student, config.adam, compute.device),
+            "critics": adam(self.critics, config.critic_adam, compute.device),
+        }
+        denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, start.config.classes)  # noqa: E731
+        self.student, self.start = denoiser(replicated(student)), denoiser(frozen)
+        self._taught = replicated(self.critics)
+        longest = max(map(len, config.lists))
+        self.lowest = max(classifier.config.sigma_min for classifier in classifiers)
+        self.highest = min(classifier.config.sigma_max for classifier in classifiers)
+        self.top = config.lists[0][0] if len(config.lists[0]) == 1 else None  # mended where it is an image's only call
+        self.held = tuple(level for levels in config.lists[:-1] for level in levels[1:])
+        rows = [[*levels, *[0.0] * (longest + 1 - len(levels))] for levels in config.lists]
+        self._sigmas = torch.tensor(rows, device=compute.device)  # [lists, longest + 1]
+
+    def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        config = self.config
+        playing = progress >= config.first
+        if playing and (self.top or self.held) and rng.shared() < config.keep:
+            if self.top and (not self.held or rng.shared() < 0.5):
+                return self.mend(self.top, images, labels, progress, rng)
+            return self.hold(images, labels, progress, rng)
+        x, sigma, below = self.fed(images, labels, rng)
+        with torch.set_grad_enabled(playing):
+            generated = self.student(x, sigma, labels)
+        tau = self.seen_at(below, rng)
+        outputs = generated.detach().requires_grad_(playing)
+        real, fake = (image + tau[:, None, None, None] * rng.normal_like(image) for image in (images, outputs))
+        with torch.no_grad():
+            on_real = self.critics.see(real, tau)
+        on_fake = self.critics.see(fake, tau)
+        scalars: dict[str, Tensor] = {}
+        if playing:
+            margin = self.critics(on_real, tau, labels) - self.critics(on_fake, tau, labels)
+            (pull,) = torch.autograd.grad(functional.softplus(margin).mean(), outputs)  # to look the more real
+            norm = descend(self.optimizers["student"], (pull * generated).sum(), config.adam, progress)
+            scalars = {"margin": margin.detach().mean(), "gradient": norm}
+        return scalars | self.fit(on_real, [found.detach() for found in on_fake], tau, labels, progress)
+
+    def fit(
+        self, on_real: list[Tensor], on_fake: list[Tensor], tau: Tensor, labels: Tensor, progress: float
+    ) -> dict[str, Tensor]:
+        """One step of the heads on the maps of real images and of outputs, noised to tau [B]."""
+        margin = self._taught(on_real, tau, labels) - self._taught(on_fake, tau, labels)
+        loss = functional.softplus(-margin).mean()
+        descend(self.optimizers["critics"], loss, self.config.critic_adam, progress)
+        return {"critic_loss": loss.detach(), "critic_right": (margin > 0).float().mean()}
+
+    def mend(self, top: float, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        """The only call learns to leave nothing for a call at `mend`. images: for their shape alone."""
+        x, level = top * rng.normal_like(images), self.config.mend
+        generated = self.student(x, self._all(top, images), labels)
+        with torch.no_grad():
+            target = self.start(generated + level * rng.normal_like(images), self._all(level, images), labels)
+        return self._imitate(generated, target, self.config.mended, "mended", progress)
+
+    def hold(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        """A lower level stays what it was: of images [B, C, H, W] noised to it the student makes what `start` makes."""
+        level = self.held[int(rng.shared() * len(self.held))]
+        x, sigma = images + level * rng.normal_like(images), self._all(level, images)
+        with torch.no_grad():
+            kept = self.start(x, sigma, labels)
+        return self._imitate(self.student(x, sigma, labels), kept, l1_error(kept, images), "held", progress)
+
+    def _imitate(
+        self, generated: Tensor, target: Tensor, unit: Tensor | float, name: str, progress: float
+    ) -> dict[str, Tensor]:
+        error = (generated.detach() - target) / unit
+        loss = self.config.weight * (error * generated).sum() / len(generated)
+        descend(self.optimizers["student"], loss, self.config.adam, progress)
+        return {name: error.abs().mean()}
+
+    def _all(self, level: float, images: Tensor) -> Tensor:
+        return images.new_full((len(images),), level)
+
+    def fed(self, images: Tensor, labels: Tensor, rng: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs [B, C, H, W] of every step, their levels [B], and the next levels [B], 0 after the last.
+
+        The rows of the first step come first, then those of the second, and so on; each step's are shared out evenly
+        among the lists that have it. Below the first step they are the student's own trajectory or, the rest, real
+        images noised to the level.
+        """
+        counts = step_rows(len(images), self.config.fall, self._sigmas.shape[1] - 1)
+        levels = torch.cat([self._lists(step, count) for step, count in enumerate(counts)])
+        x = own = levels[:, :1, None, None] * rng.normal_like(images)
+        sigma, below, done = levels[:, 0], levels[:, 1], 0
+        for step, count in enumerate(counts[:-1], start=1):
+            done += count
+            rest = slice(done, None)
+            if done == len(images):
+                break
+            with torch.no_grad():
+                recovered = self.student(own[rest], levels[rest, step - 1], labels[rest])
+            noise = levels[rest, step, None, None, None] * rng.normal_like(recovered)
+            own = torch.cat([own[:done], recovered + noise])
+            follow = (rng.uniform(len(recovered)) < self.config.simulate)[:, None, None, None]
+            x = torch.cat([x[:done], torch.where(follow, own[rest], images[rest] + noise)])
+            sigma = torch.cat([sigma[:done], levels[rest, step]])
+            below = torch.cat([below[:done], levels[rest, step + 1]])
+        return x, sigma, below
+
+    def seen_at(self, below: Tensor, rng: Draws) -> Tensor:
+        """The levels [B] at which outputs are judged: mostly close to the next call's, or low after the last call."""
+        lowest, u = self.lowest, rng.uniform(len(below))
+        near = below.clamp(lowest, self.highest)
+        last = (lowest * self.config.spread**u).clamp(max=self.highest)
+        return torch.where(below > lowest, near * (lowest / near) ** (u**3), last)
+
+    def _lists(self, step: int, count: int) -> Tensor:
+        """Lists [count, longest + 1] that have such a step, in turn."""
+        able = self._sigmas[sum(len(levels) <= step for levels in self.config.lists) :]
+        return able[torch.arange(count, device=able.device) % len(able)]
+
+
+def step_rows(batch: int, fall: float, steps: int) -> tuple[int, ...]:
+    """How many rows of a batch belong to each of `steps` steps: `fall` times those of the step before."""
+    shares = [fall**step for step in range(steps)]
+    below = [int(batch * share / sum(shares)) for share in shares[1:]]
+    return (batch - sum(below), *below)
+
+
+def seen_lists(lists: Sequence[Sequence[float]], lowest: float) -> Lists:
+    """The lists, ascending in length, whose last level the critics can see. What lies below hardly changes an image."""
+    return tuple(sorted((tuple(levels) for levels in lists if levels[-1] >= lowest), key=len))

@@ -1,0 +1,51 @@
+"""The command `python -m trainer classifier`: teach a classifier that knows the level of noise."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from trainer.artifacts import environment
+from trainer.compute import Compute, default_device, placed, worth_compiling
+from trainer.dataset import DataError, ImageSet, sigma_data
+from trainer.loop import Clock, train
+from trainer.noisy_classifier import ADAM, Classification, ClassifierConfig, NoisyClassifier, save_classifier
+from trainer.recipes import recipe
+from trainer.runs import RunOptions, check_out, loop_config
+from trainer.world import rank
+
+
+def train_classifier(options: RunOptions, data: ImageSet) -> bool:
+    """Returns False when interrupted. Raises DataError for images without labels or of an odd size."""
+    config = loop_config(options, chosen := recipe(options.recipe), chosen.classifier_images)
+    _, side, _, channels = data.images.shape
+    if not (data.labels >= 0).all() or len(data.class_names) < 2:
+        raise DataError(f"{data.name} has images without a class, and a classifier is taught by nothing else")
+    if side < 8 or side % 2:
+        raise DataError(f"{data.name} is {side}x{side}; a classifier takes images of an even side from 8 up")
+    check_out(options)
+    torch.manual_seed(options.seed)
+    settings = ClassifierConfig(side, channels, len(data.class_names), sigma_data(data.images))
+    device = options.device or default_device()
+    compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
+    compute = Compute(device, "fp32" if options.precision == "auto" else options.precision, compile)
+    network = placed(NoisyClassifier(settings), device)
+    identity = json.loads(
+        json.dumps({
+            "recipe": options.recipe, "data": data.provenance().sha256, "seed": config.seed, "batch": config.batch,
+            **asdict(settings), "adam": asdict(ADAM),
+        })
+    )  # fmt: skip
+    if rank() == 0:
+        print(json.dumps(identity, indent=2), file=sys.stderr)
+
+    def save(average: nn.Module, clock: Clock, folder: Path) -> None:
+        assert isinstance(average, NoisyClassifier)
+        facts = {"images": clock.images, "seconds": round(clock.elapsed_s, 1), "environment": environment()}
+        save_classifier(folder, average, {**identity, **facts})
+
+    method = Classification(network, compute)
+    return train(method, data, config, options.out, save, resume=options.resume, identity=identity)
