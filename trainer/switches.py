@@ -50,7 +50,8 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--simulate-from", type=_share, metavar="SHARE", help="of the run before they begin")
     group.add_argument(
         "--keep", type=_share, metavar="P",
-        help="share of updates in which levels below the top imitate --init; in all others the top alone learns",
+        help="share of updates in which levels below the top imitate --init; in all others the top alone learns "
+        "(adversarial: in which detail finer than critics see is mended or held)",
     )  # fmt: skip
     group.add_argument("--warm", type=_share, metavar="SHARE", help="of the run: regress on stored teacher endpoints")
     group.add_argument("--warm-pairs", type=int, metavar="N", help="endpoints to store for --warm (4096)")
