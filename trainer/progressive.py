@@ -28,6 +28,8 @@ class ProgressiveConfig:
     """The switches of progressive distillation. docs/adr/0018 says how the defaults were chosen."""
 
     further: tuple[float, ...] = (0.1, 0.05)  # levels of the calls that a list's last call learns to do without
+    # Only lists of up to so many calls learn to, and longer ones stay as they are; None: all lists learn.
+    further_for: int | None = None
     top: float = 0.65  # share of each longer list's updates spent on its top level
     keep: float = 1.0  # weight of the levels that are to stay as they are
     lists: tuple[tuple[float, ...], ...] = ()  # what `start` serves, ascending in length, served by the result, too
@@ -53,7 +55,7 @@ class Progressive:
         self.optimizers: dict[str, torch.optim.Optimizer] = {"student": adam(student, config.adam, compute.device)}
         denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, start.config.classes)  # noqa: E731
         self.student, self.start = denoiser(replicated(student)), denoiser(frozen)
-        self.further = further_levels(config.lists, config.further)
+        self.further = further_levels(config.lists, config.further, config.further_for)
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         level, top = self.draw(rng)
@@ -95,11 +97,14 @@ class Progressive:
         return target, l1_error(target, first) if self.further[level] else l1_error(first, images) / self.config.keep
 
 
-def further_levels(lists: Sequence[Sequence[float]], further: Sequence[float]) -> Mapping[float, tuple[float, ...]]:
-    """For every level of the lists, the calls that follow it in a target: none, unless a list ends with it.
+def further_levels(
+    lists: Sequence[Sequence[float]], further: Sequence[float], longest: int | None = None
+) -> Mapping[float, tuple[float, ...]]:
+    """For every level of the lists, the calls that follow it in a target: none, unless a list ends with it,
+    of up to `longest` calls if that is given.
 
     A call follows only one that is clearly above it: 1.5 times, since a call at nearly the same level mends nothing.
     """
-    last = {levels[-1] for levels in lists}
+    last = {levels[-1] for levels in lists if longest is None or len(levels) <= longest}
     levels = {level for levels in lists for level in levels}
     return {level: tuple(f for f in further if 1.5 * f < level) if level in last else () for level in levels}

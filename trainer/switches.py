@@ -16,7 +16,8 @@ from trainer.renoise import RULES
 from trainer.rivals import METHODS
 from trainer.student import StudentConfig
 
-PROGRESSIVE = ("further", "top", "lr")  # the switches of --method progressive; all but the first are DPDM's, too
+FURTHER = ("further", "further_for")  # --method progressive's own switches
+PROGRESSIVE = (*FURTHER, "top", "lr")  # and those that it shares with DPDM
 ADVERSARIAL = ("simulate", "keep", "lr")  # those of --method adversarial
 _ADVERSARY = {"gan": "weight", "gan_from": "start", "gan_scales": "scales", "gan_sees_level": "sees_level"}
 
@@ -70,6 +71,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
         "--further", type=_levels, metavar="SIGMA,...",
         help="levels of the calls that every list's last call learns to do without (0.1,0.05)",
     )  # fmt: skip
+    group.add_argument("--further-for", type=int, metavar="K", help="only lists of up to K calls learn so; others stay")
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -77,7 +79,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "renoise", "levels", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
         "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "gan", "gan_from",
-        "guidance", "keep", "gan_scales", "gan_sees_level", "sigma_max", "top", "lr", "auxiliary_lr", "further",
+        "guidance", "keep", "gan_scales", "gan_sees_level", "sigma_max", "top", "lr", "auxiliary_lr", *FURTHER,
     )  # fmt: skip
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
@@ -99,8 +101,9 @@ def with_lists(config: StudentConfig, folder: Path | None) -> StudentConfig:
 
 def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     """The configuration with these switches set. Raises SwitchError when one has no effect without another."""
-    if "further" in switches:
-        raise SwitchError("--further belongs to --method progressive")
+    for flag in FURTHER:
+        if flag in switches:
+            raise SwitchError(f"--{flag.replace('_', '-')} belongs to --method progressive")
     named, switches = frozenset(switches), dict(switches)
     adversary, optimiser, auxiliary = config.adversary, config.adam, config.auxiliary_adam
     for flag, field in _ADVERSARY.items():
@@ -158,8 +161,12 @@ def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card
     if "lr" in switches:
         config = replace(config, adam=replace(config.adam, lr=check_positive("--lr", switches["lr"])))
     config = replace(config, **{name: switches[name] for name in PROGRESSIVE if name in switches and name != "lr"})
-    if not any(further_levels(config.lists, config.further).values()):
-        lowest, last = min(config.further), max(levels[-1] for levels in config.lists)
+    calls, shortest = config.further_for, len(config.lists[0])
+    learning = [levels for levels in config.lists if calls is None or len(levels) <= calls]
+    if not learning:
+        raise SwitchError(f"--further-for {calls}: --init's shortest list has {shortest}; choose that or more")
+    if not any(further_levels(config.lists, config.further, calls).values()):
+        lowest, last = min(config.further), max(levels[-1] for levels in learning)
         raise SwitchError(
             f"--further {lowest:g} is not below any list's last level, at most {last:g}; choose lower ones"
         )

@@ -39,6 +39,15 @@ def test_further_calls_follow_the_last_level_of_a_list_and_only_from_clearly_abo
     assert further == {2.5: (0.1, 0.05), 0.2: (0.1, 0.05), 0.12: (0.05,), 0.06: (), 0.9: (), 0.3: ()}
 
 
+def test_only_short_lists_may_learn():
+    """Where 0.2 of two calls learns, its neighbours 0.3 and 0.06 of four are pulled along."""
+    lists = [(2.5,), (2.5, 0.2), (2.5, 0.9, 0.3, 0.06)]
+    assert further_levels(lists, (0.1, 0.05), 1) == {2.5: (0.1, 0.05), 0.2: (), 0.9: (), 0.3: (), 0.06: ()}
+    assert further_levels(lists, (0.1, 0.05), 2)[0.2] == (0.1, 0.05)
+    of = method(further_for=1)
+    assert of.further == {2.5: (0.1, 0.05), 0.4: (), 0.9: (), 0.06: ()}
+
+
 @pytest.mark.parametrize("level", [2.5, 0.4])
 def test_the_target_is_where_the_sampler_gets_with_further_calls(level):
     of, x = method(), normals(8, 1, 8, 8, seed=2)
@@ -145,6 +154,7 @@ def test_the_flag_lists_levels():
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_switches(parser)
     assert given(parser.parse_args(["--further", "0.1,0.05"])) == {"further": (0.1, 0.05)}
+    assert given(parser.parse_args(["--further-for", "1"])) == {"further_for": 1}
     for text in ("0.05,0.1", "few", "0.1,-1", ""):
         with pytest.raises(argparse.ArgumentError, match="are no levels: write"):
             parser.parse_args([f"--further={text}"])
@@ -154,7 +164,8 @@ def test_the_flag_lists_levels():
 def test_a_run_continues_a_student_at_the_lists_it_serves(thumbnails: ImageSet, tiny_teacher: Path, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert train_student(run_options(first, images=16), thumbnails, Distillation(tiny_teacher))
-    request = Distillation(tiny_teacher, "progressive", {"further": (0.01, 0.005), "top": 0.4, "lr": 1e-3}, start=first)
+    switches = {"further": (0.01, 0.005), "further_for": 1, "top": 0.4, "lr": 1e-3}
+    request = Distillation(tiny_teacher, "progressive", switches, start=first)
     assert train_student(run_options(second, images=32), thumbnails, request)
     assert train_student(run_options(second, resume=True), thumbnails, request)
     begun, card = read_card(first), read_card(second)
@@ -162,6 +173,7 @@ def test_a_run_continues_a_student_at_the_lists_it_serves(thumbnails: ImageSet, 
     training = card.training
     assert (training["method"], training["start"], training["images"]) == ("progressive", begun.weights, 64)
     assert (training["further"], training["top"], training["adam"]["lr"]) == ([0.01, 0.005], 0.4, 1e-3)
+    assert training["further_for"] == 1
     assert load_denoiser(second)[1].weights != begun.weights
 
 
@@ -197,9 +209,11 @@ def test_what_it_does_not_have_is_refused_before_anything_is_written(
         ),
         (replace(request, switches={"lr": 0.0}), "--lr must be positive"),
         (replace(request, switches={"further": (3.0, 2.0)}), "--further 2 is not below any list's last level"),
+        (replace(request, switches={"further_for": 0}), "--further-for 0: --init's shortest list has 1;"),
         (replace(request, lists=first), "--lists-of: progressive distillation is trained at the lists that --init"),
         (replace(request, guide=tiny_teacher), "--guide: progressive distillation has no judge"),
         (replace(request, method="dpdm", switches={"further": (0.1,)}), "--further belongs to --method progressive"),
+        (replace(request, method="dpdm", switches={"further_for": 1}), "--further-for belongs to --method progressive"),
         (Distillation(tiny_teacher, "consistency", {"top": 0.5}), "--top: a variant of DPDM, which --method cons"),
     ):
         with pytest.raises(SwitchError, match=sentence):
