@@ -28,6 +28,8 @@ TILES = {
     "NHWC": (
         Tile(4, 64, 2, 4), Tile(4, 128, 4, 2), Tile(4, 128, 4, 8), Tile(4, 128, 2, 4), Tile(4, 256, 4, 4),
         Tile(4, 256, 8, 4), Tile(4, 512, 8, 4), Tile(4, 512, 16, 2), Tile(4, 32, 1, 4), Tile(1, 512, 4, 4),
+        Tile(4, 128, 1, 4, rgb=True), Tile(4, 256, 2, 1, rgb=True), Tile(4, 256, 2, 4, rgb=True),
+        Tile(4, 512, 4, 1, rgb=True), Tile(4, 512, 4, 2, rgb=True), Tile(4, 512, 2, 2, rgb=True),
     ),
 }  # fmt: skip
 
@@ -142,7 +144,7 @@ def _steps(shape: tuple[int, int, int, int], layout: str, sigma_data: float, til
         {"kernel": kernel, "eager": eager, "compiled": torch.compile(eager, dynamic=False), **small},
     )  # fmt: skip
     for tile in TILES[layout] if tiles else ():
-        name = f"step, {tile.parts} x {tile.channels} x {tile.positions} by {tile.warps} warps"
+        name = f"step, {tile.parts} x {tile.channels} x {tile.positions} by {tile.warps} warps{', rgb' * tile.rgb}"
         tiled = places.step(launch_step, middle, tile=tile)
         yield Contest(name, shape, layout, 2 * state + 2 * half, {"kernel": tiled})
     yield Contest(

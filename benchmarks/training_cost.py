@@ -24,11 +24,14 @@ from benchmarks.harness import ROOT, peak_memory_mb, table, time_interleaved, wr
 from fewstep.card import Card, CheckpointError, distilled_from, read_card
 from fewstep.checkpoint import network_config
 from fewstep.network import UNet
+from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
+from trainer.adversarial import Adversarial, AdversarialConfig
 from trainer.compute import Compute, default_device, placed
 from trainer.consistency import Consistency, ConsistencyConfig
 from trainer.draws import Draws
 from trainer.loop import Method
+from trainer.noisy_classifier import ClassifierConfig, NoisyClassifier
 from trainer.progressive import Progressive, ProgressiveConfig
 from trainer.student import Student, StudentConfig
 from trainer.teacher import Teacher, TeacherConfig
@@ -54,8 +57,18 @@ def methods() -> dict[str, Callable[[UNet, float, Compute], Method]]:
         "dpdm, sid": distilled(replace(base, loss="sid")),
         "dpdm, 5 auxiliary updates": distilled(replace(base, auxiliary_updates=5)),
         "progressive": lambda teacher, sigma, compute: Progressive(teacher, sigma, one_call, compute),
+        "adversarial": _adversarial,
         "edm teacher": lambda teacher, sigma, compute: Teacher(teacher, sigma, TeacherConfig(), compute),
     }
+
+
+def _adversarial(start: UNet, sigma_data: float, compute: Compute) -> Method:
+    """Its dearest update, a game over lists of one to four calls, before three classifiers that nobody taught."""
+    net = start.config
+    config = ClassifierConfig(net.resolution, net.channels, net.classes, sigma_data)
+    eyes = [placed(NoisyClassifier(config), compute.device).eval().requires_grad_(False) for _ in range(3)]
+    game = AdversarialConfig(lists=tuple(student_levels(k, sigma_max=2.5) for k in (1, 2, 3, 4)), keep=0.0)
+    return Adversarial(start, eyes, sigma_data, game, compute)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from kernels.network_input import (
     write_condition,
     write_latent,
     write_network_input_reference,
-    write_scaled,
+    write_noisy,
 )
-from kernels.philox import STREAM_NOISE, normals_reference, normals_tile
+from kernels.philox import STREAM_NOISE, normals_reference, normals_rgb, normals_tile
 from kernels.rows import STARTED, Inpainting, NetworkInput, Rows, Tile, check_state, layout
 
 NOISE = tl.constexpr(STREAM_NOISE)
@@ -64,7 +64,7 @@ def launch_initial_noise(
         inpainting.check(x)
     channels, area = x.shape[1], x.shape[2] * x.shape[3]
     extra, classes = network_input.x.shape[1] - channels, network_input.onehot.shape[1]
-    tile = tile or Tile.choose(channels, area, *orders)
+    tile = Tile.checked(tile, channels, extra, area, *orders)
     kernel: Any = initial_noise_kernel
     kernel[tile.grid(channels, extra, area, len(rows))](
         x, network_input.x, network_input.c_noise, network_input.onehot,
@@ -73,7 +73,7 @@ def launch_initial_noise(
         CHANNELS=channels, EXTRA=extra, AREA=area, CLASSES=classes,
         CLASS_TILE=min(triton.next_power_of_2(max(classes, 1)), 1024), X_LAST=orders[0] == "channels_last",
         INPUT_LAST=orders[1] == "channels_last", TILE_C=tile.channels, TILE_P=tile.positions, PARTS=tile.parts,
-        num_warps=tile.warps, enable_fp_fusion=False,
+        RGB=tile.rgb, num_warps=tile.warps, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -83,6 +83,7 @@ def initial_noise_kernel(
     slot_ptr, target_ptr, sigma_next_ptr, c_in_ptr, row_c_noise_ptr, seed_ptr, call_ptr, label_ptr, flags_ptr,
     CHANNELS: tl.constexpr, EXTRA: tl.constexpr, AREA: tl.constexpr, CLASSES: tl.constexpr, CLASS_TILE: tl.constexpr,
     X_LAST: tl.constexpr, INPUT_LAST: tl.constexpr, TILE_C: tl.constexpr, TILE_P: tl.constexpr, PARTS: tl.constexpr,
+    RGB: tl.constexpr,
 ):  # fmt: skip
     """Grid: tiles of positions, groups of image channels and behind them of latent channels, rows."""
     first_position, group, row = tl.program_id(0) * (TILE_P * PARTS), tl.program_id(1), tl.program_id(2)
@@ -93,25 +94,49 @@ def initial_noise_kernel(
     if group < image_groups:
         slot = tl.load(slot_ptr + row).to(tl.int64)
         sigma, c_in, flags = tl.load(sigma_next_ptr + row), tl.load(c_in_ptr + row), tl.load(flags_ptr + row)
+        x_ptr += slot * (CHANNELS * AREA)
+        if known_ptr is not None:
+            known_ptr += slot * (CHANNELS * AREA)
+        image_input_ptr = input_ptr + target * ((CHANNELS + EXTRA) * AREA)
         first_channel = group * TILE_C
-        channel = first_channel + tl.arange(0, TILE_C)[:, None]
         for part in range(PARTS):
             first = first_position + part * TILE_P
-            position = first + tl.arange(0, TILE_P)[None, :]
-            inside = (channel < CHANNELS) & (position < AREA)
-            x = sigma * normals_tile(seed, call, NOISE, first_channel, first, AREA, TILE_C, TILE_P)
-            at = slot * (CHANNELS * AREA) + element_offset(channel, position, CHANNELS, AREA, X_LAST)
-            if known_ptr is not None:  # noqa: SIM102 - decided when compiling, unlike the next
-                if (flags & FLAG_STARTED) != 0:
-                    x += tl.load(known_ptr + at, mask=inside, other=0.0)
-            tl.store(x_ptr + at, x, mask=inside)
-            write_scaled(input_ptr, x, target, c_in, channel, position, inside, CHANNELS, EXTRA, AREA, INPUT_LAST)
+            if RGB:
+                quad = first // 4 + tl.arange(0, TILE_P // 4)
+                inside = (quad < AREA // 4)[:, None]
+                a = 12 * quad[:, None] + tl.arange(0, 4)[None, :]
+                b, c = a + 4, a + 8
+                na, nb, nc = normals_rgb(seed, call, NOISE, quad, AREA)
+                xa = begun_tile(known_ptr, a, sigma * na, inside, flags)
+                xb = begun_tile(known_ptr, b, sigma * nb, inside, flags)
+                xc = begun_tile(known_ptr, c, sigma * nc, inside, flags)
+                write_noisy(x_ptr, image_input_ptr, a, a, xa, c_in, inside)
+                write_noisy(x_ptr, image_input_ptr, b, b, xb, c_in, inside)
+                write_noisy(x_ptr, image_input_ptr, c, c, xc, c_in, inside)
+            else:
+                channel = first_channel + tl.arange(0, TILE_C)[:, None]
+                position = first + tl.arange(0, TILE_P)[None, :]
+                inside = (channel < CHANNELS) & (position < AREA)
+                noise = sigma * normals_tile(seed, call, NOISE, first_channel, first, AREA, TILE_C, TILE_P)
+                at = element_offset(channel, position, CHANNELS, AREA, X_LAST)
+                x = begun_tile(known_ptr, at, noise, inside, flags)
+                input_at = element_offset(channel, position, CHANNELS + EXTRA, AREA, INPUT_LAST)
+                write_noisy(x_ptr, image_input_ptr, at, input_at, x, c_in, inside)
         if (group == 0) & (first_position == 0):
             c_noise, label = tl.load(row_c_noise_ptr + row), tl.load(label_ptr + row)
             write_condition(c_noise_ptr, onehot_ptr, target, c_noise, label, CLASSES, CLASS_TILE)
-    else:
+    elif EXTRA:
         first_channel = (group - image_groups) * TILE_C
         write_latent(
             input_ptr, target, seed, call, first_channel, first_position, CHANNELS, EXTRA, AREA, INPUT_LAST,
             TILE_C, TILE_P, PARTS,
         )  # fmt: skip
+
+
+@triton.jit
+def begun_tile(known_ptr, at, noise, inside, flags):
+    """Noise, on the image at these offsets where the row has one."""
+    if known_ptr is not None:  # noqa: SIM102 - decided when compiling, unlike the next
+        if (flags & FLAG_STARTED) != 0:
+            noise += tl.load(known_ptr + at, mask=inside, other=0.0)
+    return noise

@@ -63,11 +63,7 @@ def write_latent(
 
 
 @triton.jit
-def write_scaled(
-    input_ptr, x, target, c_in, channel, position, inside, CHANNELS: tl.constexpr, EXTRA: tl.constexpr,
-    AREA: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-):  # fmt: skip
-    """A tile of c_in * x in the network's dtype and layout."""
-    offset = element_offset(channel, position, CHANNELS + EXTRA, AREA, CHANNELS_LAST)
-    at = input_ptr + target * ((CHANNELS + EXTRA) * AREA) + offset
-    tl.store(at, (c_in * x).to(input_ptr.dtype.element_ty), mask=inside)
+def write_noisy(x_ptr, input_ptr, at, input_at, x, c_in, inside):
+    """A tile of the state, and c_in times it in the network's dtype. Offsets from an image and from its input."""
+    tl.store(x_ptr + at, x, mask=inside)
+    tl.store(input_ptr + input_at, (c_in * x).to(input_ptr.dtype.element_ty), mask=inside)

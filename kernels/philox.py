@@ -107,9 +107,30 @@ def normals_tile(
     if AREA % 4 == 0 and POSITIONS % 4 == 0:
         block = channel * (AREA // 4) + first_position // 4 + tl.arange(0, POSITIONS // 4)[None, :]
         n0, n1, n2, n3 = normals4(seed, block, step, stream)
-        return tl.reshape(tl.join(tl.join(n0, n2), tl.join(n1, n3)), CHANNELS, POSITIONS)
+        return tl.reshape(side_by_side(n0, n1, n2, n3), CHANNELS, POSITIONS)
     else:
         element = channel * AREA + first_position + tl.arange(0, POSITIONS)[None, :]
         n0, n1, n2, n3 = normals4(seed, element // 4, step, stream)
         lane = element % 4
         return tl.where(lane < 2, tl.where(lane == 0, n0, n1), tl.where(lane == 2, n2, n3))
+
+
+@triton.jit
+def normals_rgb(seed, step, stream: tl.constexpr, quad, AREA: tl.constexpr):
+    """Unit normals of the elements 12 quad .. 12 quad + 11 of a channels_last image of three channels.
+
+    As three tensors [quads, 4], in memory order. Every block of four is generated once, and a thread that generates the
+    three blocks of its four pixels deals them out in registers.
+    """
+    r0, r1, r2, r3 = normals4(seed, quad, step, stream)
+    g0, g1, g2, g3 = normals4(seed, AREA // 4 + quad, step, stream)
+    b0, b1, b2, b3 = normals4(seed, AREA // 2 + quad, step, stream)
+    first, second, third = side_by_side(r0, g0, b0, r1), side_by_side(g1, b1, r2, g2), side_by_side(b2, r3, g3, b3)
+    quads: tl.constexpr = quad.shape[0]
+    return tl.reshape(first, quads, 4), tl.reshape(second, quads, 4), tl.reshape(third, quads, 4)
+
+
+@triton.jit
+def side_by_side(a, b, c, d):
+    """Four tensors [...] -> [..., 2, 2]: in memory order a, b, c, d of the first element, then of the second."""
+    return tl.join(tl.join(a, c), tl.join(b, d))

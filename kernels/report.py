@@ -56,25 +56,35 @@ class Usage:
     stack_bytes: int
     shared_bytes: int  # per program
     vector_accesses: int  # global loads and stores of two words or more
+    instructions: int  # in the whole kernel, all branches
     cubin_bytes: int
 
 
 def variants() -> Iterator[Variant]:
     """The kernels as 32x32 and 256x256 students launch them, in every dtype and both layouts."""
     image = {"CHANNELS": 3, "CLASSES": 10, "CLASS_TILE": 16}
-    nchw = {"X_LAST": False, "INPUT_LAST": False, "TILE_C": 1, "TILE_P": 512}
-    nhwc = {"X_LAST": True, "INPUT_LAST": True, "TILE_C": 4, "TILE_P": 128}
+    nchw = {"X_LAST": False, "INPUT_LAST": False, "TILE_C": 1, "TILE_P": 512, "RGB": False}
+    nhwc = {"X_LAST": True, "INPUT_LAST": True, "TILE_C": 4, "TILE_P": 128, "RGB": False}
+    rgb = {"X_LAST": True, "INPUT_LAST": True, "TILE_C": 4, "TILE_P": 256, "RGB": True, "EXTRA": 0}
     plain = {"mask_ptr": None, "known_ptr": None}
     large, small = {"AREA": 65536, "PARTS": 4}, {"AREA": 1024, "PARTS": 1}
     for dtype in ("fp32", "bf16"):
         step = {**image, **nchw, **large, **plain, "EXTRA": 0, "OUTPUT_LAST": False}
         yield Variant("step, NCHW", step_kernel, dtype, 4, step)
+        step = {**image, **rgb, **plain, "AREA": 65536, "PARTS": 2, "OUTPUT_LAST": True}
+        yield Variant("step, channels_last", step_kernel, dtype, 2, step)
+    step = {**image, **nhwc, **large, **plain, "EXTRA": 0, "OUTPUT_LAST": True}
+    yield Variant("step, channels_last, as if not RGB", step_kernel, "bf16", 4, step)
+    step = {**image, **rgb, "AREA": 1024, "PARTS": 1, "OUTPUT_LAST": True}
+    yield Variant("step, channels_last, inpainting", step_kernel, "bf16", 2, step)
     latent = {**image, **nhwc, **small, "EXTRA": 3, "OUTPUT_LAST": True}
     yield Variant("step, channels_last, latent, inpainting", step_kernel, "fp16", 4, latent)
     odd = {**image, **nchw, **plain, "AREA": 27 * 29, "PARTS": 1, "EXTRA": 1, "OUTPUT_LAST": False}
     yield Variant("step, odd size", step_kernel, "fp16", 4, odd)
     noise = {**image, **nchw, **large, **plain, "EXTRA": 0}
     yield Variant("initial noise, NCHW", initial_noise_kernel, "bf16", 4, noise)
+    noise = {**image, **rgb, "AREA": 65536, "PARTS": 2, "known_ptr": None}
+    yield Variant("initial noise, channels_last", initial_noise_kernel, "bf16", 2, noise)
     noise = {**image, **nhwc, **small, "EXTRA": 3}
     yield Variant("initial noise, channels_last, latent, images", initial_noise_kernel, "fp16", 4, noise)
     norm = {"GROUPS": 32, "WIDTH": 4, "AREA": 1024, "ACTIVATE": True}
@@ -99,13 +109,17 @@ def compile_variant(variant: Variant, capability: int) -> Usage:
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": variant.warps, "enable_fp_fusion": False},
     )
-    used = _resources(compiled.asm["cubin"])
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(compiled.asm["cubin"])
+        cubin.flush()
+        used, instructions = _resources(cubin.name), _instructions(cubin.name)
     ptx = compiled.asm["ptx"]
     return Usage(
         variant.name, variant.dtype, capability, variant.warps,
         registers=used["REG"], spilled_bytes=used["LOCAL"], stack_bytes=used["STACK"],
         shared_bytes=compiled.metadata.shared,
-        vector_accesses=len(re.findall(r"(?:ld|st)\.global\S*\.v[24]", ptx)), cubin_bytes=len(compiled.asm["cubin"]),
+        vector_accesses=len(re.findall(r"(?:ld|st)\.global\S*\.v[24]", ptx)),
+        instructions=instructions, cubin_bytes=len(compiled.asm["cubin"]),
     )  # fmt: skip
 
 
@@ -120,14 +134,21 @@ def _type(variant: Variant, name: str) -> str:
     return _FIXED.get(name, f"*{variant.dtype}")
 
 
-def _resources(cubin: bytes) -> dict[str, int]:
-    """Registers, stack and local memory of the only kernel in a cubin, as cuobjdump (with Triton) reads it."""
-    tool = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run([tool, "-res-usage", file.name], check=True, capture_output=True, text=True).stdout
+def _resources(cubin: str) -> dict[str, int]:
+    """Registers, stack and local memory of the only kernel in a file."""
+    text = _tool("cuobjdump", "-res-usage", cubin)
     return {name: int(re.findall(rf"\b{name}:(\d+)", text)[-1]) for name in ("REG", "STACK", "LOCAL")}
+
+
+def _instructions(cubin: str) -> int:
+    """How many there are in the only kernel in a file; the assembler fills up its end with NOP."""
+    return len(re.findall(r"/\*[0-9a-f]{4,}\*/ +(?!NOP\b)", _tool("nvdisasm", "-c", cubin)))
+
+
+def _tool(name: str, *arguments: str) -> str:
+    """What a tool of CUDA's that Triton brings along prints."""
+    path = Path(triton.__path__[0]) / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([path, *arguments], check=True, capture_output=True, text=True).stdout
 
 
 def main() -> None:
@@ -138,7 +159,8 @@ def main() -> None:
     for usage in usages:
         print(
             f"sm_{usage.sm}  {usage.kernel:<42} {usage.dtype:<5} {usage.registers:>3} registers  "
-            f"{usage.spilled_bytes} B spilled  {usage.stack_bytes} B stack  {usage.shared_bytes} B shared"
+            f"{usage.spilled_bytes} B spilled  {usage.stack_bytes} B stack  {usage.shared_bytes} B shared  "
+            f"{usage.instructions} instructions"
         )
     if out:
         report = {"triton": triton.__version__, "kernels": [asdict(usage) for usage in usages]}

@@ -97,24 +97,46 @@ class Tile:
     positions: int
     warps: int = 4
     parts: int = 1  # one after the other; what is the same for a row is paid once
+    rgb: bool = False  # four pixels of three channels a thread, as they lie in memory; where `rgb_fits`
 
     @classmethod
-    def choose(cls, channels: int, area: int, *memory: Layout) -> "Tile":
+    def choose(cls, channels: int, extra: int, area: int, *memory: Layout) -> "Tile":
         """Four elements a thread at a time; one channel a program where all memory is NCHW, else all channels.
 
         With four, each thread loads, generates and stores its own elements, in whichever dtype, and nothing moves
         through shared memory. Channels side by side in memory belong to one program: three programs that write every
-        third element each would touch every sector three times.
+        third element each would touch every sector three times. Three of them in a tile of four would leave a quarter
+        of the threads idle, and the others' accesses twelve bytes apart; so, where all memory is alike, a thread takes
+        twelve neighbours.
         """
+        if rgb_fits(channels, extra, area, *memory):
+            positions = min(triton.next_power_of_2(area), 256)
+            parts = 2 if area >= 64 * positions else 1
+            return cls(4, positions, max(1, positions // 128), parts, rgb=True)
         together = triton.next_power_of_2(channels) if "channels_last" in memory else 1
         positions = min(triton.next_power_of_2(area), max(512 // together, 32))
         parts = 4 if area >= 64 * positions else 1  # small images need every program for themselves
         return cls(together, positions, max(1, min(together * positions // 128, 8)), parts)
 
+    @classmethod
+    def checked(cls, tile: "Tile | None", channels: int, extra: int, area: int, *memory: Layout) -> "Tile":
+        """The tile, or the one to choose. Raises ValueError when it is for RGB and the images are not."""
+        tile = tile or cls.choose(channels, extra, area, *memory)
+        if tile.rgb and not (rgb_fits(channels, extra, area, *memory) and tile.channels == 4 and tile.positions >= 4):
+            raise ValueError(
+                f"{tile} is for three channels, all channels_last and without a latent, whose pixels come in fours"
+            )
+        return tile
+
     def grid(self, channels: int, extra: int, area: int, rows: int) -> tuple[int, int, int]:
         """Programs: tiles of positions, groups of image channels and behind them of latent channels, rows."""
         groups = triton.cdiv(channels, self.channels) + triton.cdiv(extra, self.channels)
         return triton.cdiv(area, self.positions * self.parts), groups, rows
+
+
+def rgb_fits(channels: int, extra: int, area: int, *memory: Layout) -> bool:
+    """Whether an element lies at the same place of state, output and input, and four pixels never cross an end."""
+    return channels == 3 and not extra and area % 4 == 0 and set(memory) == {"channels_last"}
 
 
 def check_state(x: Tensor, network_input: NetworkInput) -> None:

@@ -16,9 +16,9 @@ from kernels.network_input import (
     write_condition,
     write_latent,
     write_network_input_reference,
-    write_scaled,
+    write_noisy,
 )
-from kernels.philox import STREAM_NOISE, normals_reference, normals_tile
+from kernels.philox import STREAM_NOISE, normals_reference, normals_rgb, normals_tile
 from kernels.rows import CLAMP, KNOWN, Inpainting, NetworkInput, Rows, Tile, check_state, layout
 
 FLAG_CLAMP, FLAG_KNOWN = tl.constexpr(CLAMP), tl.constexpr(KNOWN)
@@ -95,7 +95,7 @@ def launch_step(
         inpainting.check(x)
     channels, area = x.shape[1], x.shape[2] * x.shape[3]
     extra, classes = network_input.x.shape[1] - channels, network_input.onehot.shape[1]
-    tile = tile or Tile.choose(channels, area, *orders)
+    tile = Tile.checked(tile, channels, extra, area, *orders)
     kernel: Any = step_kernel
     kernel[tile.grid(channels, extra, area, len(rows))](
         x, output, network_input.x, network_input.c_noise, network_input.onehot, pixels, broken,
@@ -107,7 +107,7 @@ def launch_step(
         CLASS_TILE=min(triton.next_power_of_2(max(classes, 1)), 1024),
         X_LAST=orders[0] == "channels_last", INPUT_LAST=orders[1] == "channels_last",
         OUTPUT_LAST=orders[2] == "channels_last", TILE_C=tile.channels, TILE_P=tile.positions, PARTS=tile.parts,
-        num_warps=tile.warps, enable_fp_fusion=False,
+        RGB=tile.rgb, num_warps=tile.warps, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def step_kernel(
     seed_ptr, call_ptr, label_ptr, flags_ptr, stamp,
     CHANNELS: tl.constexpr, EXTRA: tl.constexpr, AREA: tl.constexpr, CLASSES: tl.constexpr, CLASS_TILE: tl.constexpr,
     X_LAST: tl.constexpr, INPUT_LAST: tl.constexpr, OUTPUT_LAST: tl.constexpr, TILE_C: tl.constexpr,
-    TILE_P: tl.constexpr, PARTS: tl.constexpr,
+    TILE_P: tl.constexpr, PARTS: tl.constexpr, RGB: tl.constexpr,
 ):  # fmt: skip
     """Grid: tiles of positions, groups of image channels and behind them of latent channels, rows."""
     first_position, group, row = tl.program_id(0) * (TILE_P * PARTS), tl.program_id(1), tl.program_id(2)
@@ -131,52 +131,109 @@ def step_kernel(
         slot, source = tl.load(slot_ptr + row).to(tl.int64), tl.load(source_ptr + row).to(tl.int64)
         c_skip, c_out, c_in = tl.load(c_skip_ptr + row), tl.load(c_out_ptr + row), tl.load(c_in_ptr + row)
         flags = tl.load(flags_ptr + row)
+        x_ptr += slot * (CHANNELS * AREA)
+        if mask_ptr is not None:
+            mask_ptr += slot * (CHANNELS * AREA)
+            known_ptr += slot * (CHANNELS * AREA)
+        output_ptr += source * (CHANNELS * AREA)
+        pixels_ptr += target * (CHANNELS * AREA)
+        broken_ptr += row
+        image_input_ptr = input_ptr + target * ((CHANNELS + EXTRA) * AREA)
         first_channel = group * TILE_C
-        channel = first_channel + tl.arange(0, TILE_C)[:, None]
         for part in range(PARTS):
             first = first_position + part * TILE_P
-            position = first + tl.arange(0, TILE_P)[None, :]
-            inside = (channel < CHANNELS) & (position < AREA)
-            at = slot * (CHANNELS * AREA) + element_offset(channel, position, CHANNELS, AREA, X_LAST)
-            x = tl.load(x_ptr + at, mask=inside, other=0.0)
-            offset = element_offset(channel, position, CHANNELS, AREA, OUTPUT_LAST)
-            f = tl.load(output_ptr + source * (CHANNELS * AREA) + offset, mask=inside, other=0.0).to(tl.float32)
-            stamp_if_broken(broken_ptr + row, f, stamp, TILE_C, TILE_P)
-
-            x = c_skip * x + c_out * f
-            if (flags & FLAG_CLAMP) != 0:
-                x = tl.minimum(tl.maximum(x, -1.0), 1.0)
-            if mask_ptr is not None:  # noqa: SIM102 - decided when compiling, unlike the next
-                if (flags & FLAG_KNOWN) != 0:
-                    known = tl.load(mask_ptr + at, mask=inside, other=0)
-                    x = tl.where(known, tl.load(known_ptr + at, mask=known, other=0.0), x)
-
-            if sigma_next > 0:  # the same for all programs of a row
-                x += sigma_next * normals_tile(seed, call, NOISE, first_channel, first, AREA, TILE_C, TILE_P)
-                tl.store(x_ptr + at, x, mask=inside)
-                write_scaled(input_ptr, x, target, c_in, channel, position, inside, CHANNELS, EXTRA, AREA, INPUT_LAST)
+            if RGB:
+                step_rgb_tile(
+                    x_ptr, output_ptr, image_input_ptr, pixels_ptr, broken_ptr, mask_ptr, known_ptr, first,
+                    c_skip, c_out, c_in, sigma_next, seed, call, flags, stamp, AREA, TILE_P,
+                )  # fmt: skip
             else:
-                level = tl.minimum(tl.maximum(x * 127.5 + 128.0, 0.0), 255.0)  # EDM's rounding, as the reference
-                pixel = pixels_ptr + target * (CHANNELS * AREA) + position * CHANNELS + channel
-                tl.store(pixel, level.to(tl.uint8), mask=inside)
+                channel = first_channel + tl.arange(0, TILE_C)[:, None]
+                position = first + tl.arange(0, TILE_P)[None, :]
+                inside = (channel < CHANNELS) & (position < AREA)
+                at = element_offset(channel, position, CHANNELS, AREA, X_LAST)
+                output_at = element_offset(channel, position, CHANNELS, AREA, OUTPUT_LAST)
+                x = denoised_tile(
+                    x_ptr, output_ptr, broken_ptr, mask_ptr, known_ptr, at, output_at, inside, c_skip, c_out, flags,
+                    stamp,
+                )  # fmt: skip
+                if sigma_next > 0:  # the same for all programs of a row
+                    x += sigma_next * normals_tile(seed, call, NOISE, first_channel, first, AREA, TILE_C, TILE_P)
+                    input_at = element_offset(channel, position, CHANNELS + EXTRA, AREA, INPUT_LAST)
+                    write_noisy(x_ptr, image_input_ptr, at, input_at, x, c_in, inside)
+                else:
+                    write_pixels(pixels_ptr, position * CHANNELS + channel, x, inside)
         if (sigma_next > 0) & (group == 0) & (first_position == 0):
             c_noise, label = tl.load(row_c_noise_ptr + row), tl.load(label_ptr + row)
             write_condition(c_noise_ptr, onehot_ptr, target, c_noise, label, CLASSES, CLASS_TILE)
-    elif sigma_next > 0:
-        first_channel = (group - image_groups) * TILE_C
-        write_latent(
-            input_ptr, target, seed, call, first_channel, first_position, CHANNELS, EXTRA, AREA, INPUT_LAST,
-            TILE_C, TILE_P, PARTS,
-        )  # fmt: skip
+    elif EXTRA:  # noqa: SIM102 - decided when compiling, unlike the next
+        if sigma_next > 0:
+            first_channel = (group - image_groups) * TILE_C
+            write_latent(
+                input_ptr, target, seed, call, first_channel, first_position, CHANNELS, EXTRA, AREA, INPUT_LAST,
+                TILE_C, TILE_P, PARTS,
+            )  # fmt: skip
 
 
 @triton.jit
-def stamp_if_broken(broken_ptr, f, stamp, TILE_C: tl.constexpr, TILE_P: tl.constexpr):
-    """Store the stamp when an element of f is not finite: all stores are of one value, so none has to win.
+def step_rgb_tile(
+    x_ptr, output_ptr, input_ptr, pixels_ptr, broken_ptr, mask_ptr, known_ptr, first,
+    c_skip, c_out, c_in, sigma_next, seed, call, flags, stamp, AREA: tl.constexpr, TILE_P: tl.constexpr,
+):  # fmt: skip
+    """What a step does to TILE_P pixels of three channels that lie side by side in all buffers: `rows.rgb_fits`.
+
+    A thread has four pixels, which are twelve neighbours, in three vectors of four; each offset is one in every buffer.
+    """
+    quad = first // 4 + tl.arange(0, TILE_P // 4)
+    inside = (quad < AREA // 4)[:, None]
+    a = 12 * quad[:, None] + tl.arange(0, 4)[None, :]
+    b, c = a + 4, a + 8
+    xa = denoised_tile(x_ptr, output_ptr, broken_ptr, mask_ptr, known_ptr, a, a, inside, c_skip, c_out, flags, stamp)
+    xb = denoised_tile(x_ptr, output_ptr, broken_ptr, mask_ptr, known_ptr, b, b, inside, c_skip, c_out, flags, stamp)
+    xc = denoised_tile(x_ptr, output_ptr, broken_ptr, mask_ptr, known_ptr, c, c, inside, c_skip, c_out, flags, stamp)
+    if sigma_next > 0:
+        na, nb, nc = normals_rgb(seed, call, NOISE, quad, AREA)
+        write_noisy(x_ptr, input_ptr, a, a, xa + sigma_next * na, c_in, inside)
+        write_noisy(x_ptr, input_ptr, b, b, xb + sigma_next * nb, c_in, inside)
+        write_noisy(x_ptr, input_ptr, c, c, xc + sigma_next * nc, c_in, inside)
+    else:
+        write_pixels(pixels_ptr, a, xa, inside)
+        write_pixels(pixels_ptr, b, xb, inside)
+        write_pixels(pixels_ptr, c, xc, inside)
+
+
+@triton.jit
+def denoised_tile(
+    x_ptr, output_ptr, broken_ptr, mask_ptr, known_ptr, at, output_at, inside, c_skip, c_out, flags, stamp,
+):  # fmt: skip
+    """A tile of the denoised image, from offsets into the image's state and into its output."""
+    x = tl.load(x_ptr + at, mask=inside, other=0.0)
+    f = tl.load(output_ptr + output_at, mask=inside, other=0.0).to(tl.float32)
+    stamp_if_broken(broken_ptr, f, stamp)
+    x = c_skip * x + c_out * f
+    if (flags & FLAG_CLAMP) != 0:
+        x = tl.minimum(tl.maximum(x, -1.0), 1.0)
+    if mask_ptr is not None:  # noqa: SIM102 - decided when compiling, unlike the next
+        if (flags & FLAG_KNOWN) != 0:
+            known = tl.load(mask_ptr + at, mask=inside, other=0)
+            x = tl.where(known, tl.load(known_ptr + at, mask=known, other=0.0), x)
+    return x
+
+
+@triton.jit
+def write_pixels(pixels_ptr, at, x, inside):
+    """A tile of an image in uint8, rounded as EDM does and as the reference does."""
+    level = tl.minimum(tl.maximum(x * 127.5 + 128.0, 0.0), 255.0)
+    tl.store(pixels_ptr + at, level.to(tl.uint8), mask=inside)
+
+
+@triton.jit
+def stamp_if_broken(broken_ptr, f, stamp):
+    """Store the stamp when an element of the tile f is not finite: all stores are of one value, so none has to win.
 
     Each thread asks for its own four first; a reduction of the whole tile would go through shared memory.
     """
     broken = (~(tl.abs(f) < float("inf"))).to(tl.int32)
-    if TILE_P % 4 == 0:
-        broken = tl.sum(tl.reshape(broken, TILE_C, TILE_P // 4, 4), axis=2)
+    if f.shape[1] % 4 == 0:
+        broken = tl.sum(tl.reshape(broken, f.shape[0], f.shape[1] // 4, 4), axis=2)
     tl.store(broken_ptr + tl.zeros_like(broken), stamp, mask=broken != 0)

@@ -38,6 +38,21 @@ def test_the_step_of_a_plain_student_moves_whole_vectors_and_leaves_room_for_man
         assert row["registers"] <= 48, "more than 40 warps fit on a multiprocessor"
 
 
+def test_three_channels_side_by_side_stay_in_registers(report: list[dict]):
+    names = {"step, channels_last": 12, "step, channels_last, inpainting": 12, "initial noise, channels_last": 6}
+    rows = [row for row in report if row["kernel"] in names]
+    assert {row["kernel"] for row in rows} == names.keys()
+    apart, together = (
+        next(row for row in report if row["kernel"] == name and row["dtype"] == "bf16" and row["sm"] == 90)
+        for name in ("step, channels_last, as if not RGB", "step, channels_last")
+    )
+    assert together["instructions"] / 12 < apart["instructions"] / 3 / 2, "elements a thread"
+    for row in rows:
+        assert row["shared_bytes"] == 0, "nothing is handed from one thread to another"
+        assert row["vector_accesses"] >= names[row["kernel"]], "three accesses of four elements to every buffer"
+        assert row["registers"] <= 64
+
+
 def test_where_triton_interprets_nothing_is_compiled():
     done = subprocess.run(
         [sys.executable, "-m", "kernels.report"], cwd=ROOT, env={**COMPILED, "TRITON_INTERPRET": "1"},

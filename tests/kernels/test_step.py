@@ -1,5 +1,7 @@
 """The fused step: kernel against reference, reference against the numpy twin, and what neither may touch."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from fewstep.pixels import to_pixels
 from fewstep.schedule import student_levels
 from fewstep.step import advance, latent, network_input
-from kernels.rows import CLAMP, KNOWN, Tile
+from kernels.rows import CLAMP, KNOWN, Tile, rgb_fits
 from kernels.step import launch_step, step, step_reference
 from tests.kernels.cases import DEVICE, SIGMA_DATA, assert_same, launch, rows_of
 
@@ -62,6 +64,45 @@ def test_any_tile_gives_the_same(tile: Tile):
     expected = case.through(launch_step, tile=Tile(4, 16, 1))
     for name, values in case.through(launch_step, tile=tile).written().items():
         assert torch.equal(values, expected.written()[name]), name
+
+
+launch_last = partial(launch, x="channels_last", output="channels_last", network="channels_last")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(3, 4, 6), (3, 2, 2), (3, 20, 20)], ids=str)
+def test_three_channels_side_by_side_are_stepped_as_they_lie(shape, dtype: torch.dtype):
+    assert Tile.choose(3, 0, shape[1] * shape[2], "channels_last").rgb
+    rows = rows_of(**MIXED, **MOVING, flags=[CLAMP, CLAMP | KNOWN, KNOWN, 0])
+    case = launch_last(rows, shape, dtype=dtype, inpainting=True)
+    assert_same(case.through(launch_step), case.through(step_reference), dtype)
+
+
+RGB_TILES = [Tile(4, 4, 1, rgb=True), Tile(4, 8, 1, parts=2, rgb=True), Tile(4, 128, 1, rgb=True)]
+
+
+@pytest.mark.parametrize("tile", RGB_TILES, ids=str)
+def test_rgb_tiles_give_what_others_give(tile: Tile):
+    case = launch_last(rows_of(**MIXED), (3, 6, 6))
+    expected = case.through(launch_step, tile=Tile(4, 16, 1))
+    for name, values in case.through(launch_step, tile=tile).written().items():
+        assert torch.equal(values, expected.written()[name]), name
+
+
+def test_an_rgb_tile_finds_what_is_not_finite():
+    case = launch_last(rows_of(**MIXED), (3, 4, 4))
+    case.output[1, 0, 3, 3] = float("nan")
+    case.output[3, 2, 0, 0] = float("inf")
+    assert case.through(launch_step).broken.tolist() == [3, 7, 3, 7, 3]
+
+
+def test_rgb_is_for_three_channels_side_by_side_everywhere():
+    assert rgb_fits(3, 0, 24, "channels_last", "channels_last")
+    assert not rgb_fits(4, 0, 24, "channels_last") and not rgb_fits(3, 1, 24, "channels_last")
+    assert not rgb_fits(3, 0, 25, "channels_last") and not rgb_fits(3, 0, 24, "channels_last", "channels_first")
+    for case in (launch(rows_of([2], [1]), (3, 4, 4)), launch_last(rows_of([2], [1]), (3, 3, 3))):
+        with pytest.raises(ValueError, match="is for three channels, all channels_last"):
+            case.through(launch_step, tile=RGB_TILES[0])
 
 
 @pytest.mark.parametrize("step_of", [launch_step, step_reference])
