@@ -33,7 +33,7 @@ GPU_COLUMNS = {
 }  # fmt: skip
 COMPILE_COLUMNS = {
     "kernel": "kernel", "dtype": "dtype", "sm": "sm", "warps": "warps", "registers": "registers",
-    "spilled_bytes": "spilled B", "shared_bytes": "shared B",
+    "spilled_bytes": "spilled B", "shared_bytes": "shared B", "instructions": "instructions",
 }  # fmt: skip
 SHAPES = ((64, 3, 32, 32), (64, 3, 256, 256))
 SIGMA_DATA = 0.5

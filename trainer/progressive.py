@@ -30,6 +30,9 @@ class ProgressiveConfig:
     further: tuple[float, ...] = (0.1, 0.05)  # levels of the calls that a list's last call learns to do without
     # Only lists of up to so many calls learn to, and longer ones stay as they are; None: all lists learn.
     further_for: int | None = None
+    # What further calls leave so close to black or white is to be that, and an output may lie beyond, since images are
+    # clipped in the end. 0: as they leave it. docs/adr/0022
+    saturate: float = 0.0
     top: float = 0.65  # share of each longer list's updates spent on its top level
     keep: float = 1.0  # weight of the levels that are to stay as they are
     lists: tuple[tuple[float, ...], ...] = ()  # what `start` serves, ascending in length, served by the result, too
@@ -64,7 +67,10 @@ class Progressive:
             x = images + x
         target, unit = self.target(x, level, images, labels, rng)
         generated = self.student(x, images.new_full((len(images),), level), labels)
-        error = (generated.detach() - target) / unit
+        output = generated.detach()
+        if self.further[level] and self.config.saturate:
+            output, target = output.clamp(-1, 1), saturated(target, self.config.saturate)
+        error = (output - target) / unit
         norm = descend(self.optimizers["student"], (error * generated).sum() / len(images), self.config.adam, progress)
         return {"mended" if self.further[level] else "kept": error.abs().mean(), "gradient": norm}
 
@@ -108,3 +114,9 @@ def further_levels(
     last = {levels[-1] for levels in lists if longest is None or len(levels) <= longest}
     levels = {level for levels in lists for level in levels}
     return {level: tuple(f for f in further if 1.5 * f < level) if level in last else () for level in levels}
+
+
+def saturated(images: Tensor, margin: float) -> Tensor:
+    """Images in which what is within `margin` of an end of [-1, 1], or beyond it, is that end."""
+    images = torch.where(images < margin - 1, -1.0, images)
+    return torch.where(images > 1 - margin, 1.0, images)

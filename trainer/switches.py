@@ -16,7 +16,7 @@ from trainer.renoise import RULES
 from trainer.rivals import METHODS
 from trainer.student import StudentConfig
 
-FURTHER = ("further", "further_for")  # --method progressive's own switches
+FURTHER = ("further", "further_for", "saturate")  # --method progressive's own switches
 PROGRESSIVE = (*FURTHER, "top", "lr")  # and those that it shares with DPDM
 ADVERSARIAL = ("simulate", "keep", "lr")  # those of --method adversarial
 _ADVERSARY = {"gan": "weight", "gan_from": "start", "gan_scales": "scales", "gan_sees_level": "sees_level"}
@@ -72,6 +72,10 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
         help="levels of the calls that every list's last call learns to do without (0.1,0.05)",
     )  # fmt: skip
     group.add_argument("--further-for", type=int, metavar="K", help="only lists of up to K calls learn so; others stay")
+    group.add_argument(
+        "--saturate", type=_share, metavar="MARGIN",
+        help="what they leave so close to black or white (-1, 1) is to be that",
+    )  # fmt: skip
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:

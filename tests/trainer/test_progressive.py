@@ -11,7 +11,7 @@ from torch import nn
 
 from fewstep.card import read_card
 from fewstep.checkpoint import load_denoiser
-from fewstep.precond import Denoiser
+from fewstep.precond import Denoiser, edm_scalings
 from fewstep.samplers import sample_dpdm
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals, run_options
 from trainer.average import average
@@ -20,7 +20,7 @@ from trainer.compute import Compute
 from trainer.dataset import ImageSet
 from trainer.draws import Draws
 from trainer.optimizer import AdamConfig
-from trainer.progressive import Progressive, ProgressiveConfig, further_levels
+from trainer.progressive import Progressive, ProgressiveConfig, further_levels, saturated
 from trainer.publish import publish
 from trainer.switches import SwitchError, add_switches, given
 
@@ -114,6 +114,38 @@ def test_a_call_learns_the_mean_of_what_further_calls_make_and_other_levels_stay
     assert gain(of.student, 2.5) == pytest.approx(wanted, rel=0.05)
     for level in (0.9, 0.06):
         assert gain(of.student, level) == pytest.approx(gain(of.start, level), rel=0.05)
+
+
+def test_what_is_nearly_black_or_white_is_saturated_and_the_rest_stays():
+    images = torch.tensor([-1.3, -1.0, -0.99, -0.97, 0.0, 0.97, 0.985, 1.2])
+    assert saturated(images, 0.02).tolist() == pytest.approx([-1, -1, -1, -0.97, 0, 0.97, 1, 1])
+
+
+class Flat(nn.Module):
+    """A denoiser of sigma_data 0.5 that makes an image of one gray of anything."""
+
+    config = TINY
+
+    def __init__(self, gray: float) -> None:
+        super().__init__()
+        self.gray = nn.Parameter(torch.tensor(gray))
+
+    def forward(self, x: torch.Tensor, c_noise: torch.Tensor, onehot: torch.Tensor) -> torch.Tensor:
+        scalings = edm_scalings((4 * c_noise).exp()[:, None, None, None], 0.5)
+        return (self.gray - scalings.c_skip * x / scalings.c_in) / scalings.c_out
+
+
+@pytest.mark.parametrize(
+    ("gray", "lowest", "highest"), [(-0.99, -1.2, -1.0), (-0.97, -0.971, -0.969), (0.985, 1.0, 1.2)]
+)
+def test_black_is_learnt_where_further_calls_leave_almost_black(gray: float, lowest: float, highest: float):
+    """And what is already blacker than black is left alone: its pixels are right."""
+    config = replace(CONFIG, lists=((2.5,),), saturate=0.02)
+    of = Progressive(Flat(gray), 0.5, config, Compute())  # pyright: ignore[reportArgumentType]
+    trained(of, 40)
+    assert lowest <= of.network.get_parameter("gray").item() <= highest
+    blacker = Progressive(Flat(-1.1), 0.5, config, Compute())  # pyright: ignore[reportArgumentType]
+    assert trained(blacker, 5).network.get_parameter("gray").item() == pytest.approx(-1.1)
 
 
 def test_what_was_lost_at_other_levels_is_learnt_again():
