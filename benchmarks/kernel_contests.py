@@ -26,8 +26,9 @@ FORMATS = {"NCHW": torch.contiguous_format, "NHWC": torch.channels_last}
 TILES = {
     "NCHW": (Tile(1, 512, 4), Tile(1, 512, 4, 2), Tile(1, 512, 4, 8), Tile(1, 1024, 4), Tile(1, 1024, 8, 4)),
     "NHWC": (
-        Tile(4, 64, 2, 4), Tile(4, 128, 4, 2), Tile(4, 128, 4, 8), Tile(4, 128, 2, 4), Tile(4, 256, 4, 4),
-        Tile(4, 256, 8, 4), Tile(4, 512, 8, 4), Tile(4, 512, 16, 2), Tile(4, 32, 1, 4), Tile(1, 512, 4, 4),
+        Tile(4, 64, 2, 4), Tile(4, 128, 4, 2), Tile(4, 128, 4, 4), Tile(4, 128, 4, 8), Tile(4, 128, 2, 4),
+        Tile(4, 256, 4, 4), Tile(4, 256, 8, 4), Tile(4, 512, 8, 4), Tile(4, 512, 16, 2),
+        Tile(4, 32, 1, 4), Tile(1, 512, 4, 4),
         Tile(4, 128, 1, 4, rgb=True), Tile(4, 256, 2, 1, rgb=True), Tile(4, 256, 2, 4, rgb=True),
         Tile(4, 512, 4, 1, rgb=True), Tile(4, 512, 4, 2, rgb=True), Tile(4, 512, 2, 2, rgb=True),
     ),
