@@ -187,6 +187,7 @@ def test_the_flag_lists_levels():
     add_switches(parser)
     assert given(parser.parse_args(["--further", "0.1,0.05"])) == {"further": (0.1, 0.05)}
     assert given(parser.parse_args(["--further-for", "1"])) == {"further_for": 1}
+    assert given(parser.parse_args(["--saturate", "0.02"])) == {"saturate": 0.02}
     for text in ("0.05,0.1", "few", "0.1,-1", ""):
         with pytest.raises(argparse.ArgumentError, match="are no levels: write"):
             parser.parse_args([f"--further={text}"])
@@ -196,7 +197,7 @@ def test_the_flag_lists_levels():
 def test_a_run_continues_a_student_at_the_lists_it_serves(thumbnails: ImageSet, tiny_teacher: Path, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert train_student(run_options(first, images=16), thumbnails, Distillation(tiny_teacher))
-    switches = {"further": (0.01, 0.005), "further_for": 1, "top": 0.4, "lr": 1e-3}
+    switches = {"further": (0.01, 0.005), "further_for": 1, "saturate": 0.02, "top": 0.4, "lr": 1e-3}
     request = Distillation(tiny_teacher, "progressive", switches, start=first)
     assert train_student(run_options(second, images=32), thumbnails, request)
     assert train_student(run_options(second, resume=True), thumbnails, request)
@@ -205,7 +206,7 @@ def test_a_run_continues_a_student_at_the_lists_it_serves(thumbnails: ImageSet, 
     training = card.training
     assert (training["method"], training["start"], training["images"]) == ("progressive", begun.weights, 64)
     assert (training["further"], training["top"], training["adam"]["lr"]) == ([0.01, 0.005], 0.4, 1e-3)
-    assert training["further_for"] == 1
+    assert training["further_for"] == 1 and training["saturate"] == 0.02
     assert load_denoiser(second)[1].weights != begun.weights
 
 
