@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kernels.network_input import (
     element_offset,
+    rgb_quads,
     write_condition,
     write_latent,
     write_network_input_reference,
@@ -102,9 +103,7 @@ def initial_noise_kernel(
         for part in range(PARTS):
             first = first_position + part * TILE_P
             if RGB:
-                quad = first // 4 + tl.arange(0, TILE_P // 4)
-                inside = (quad < AREA // 4)[:, None]
-                a = 12 * quad[:, None] + tl.arange(0, 4)[None, :]
+                quad, inside, a = rgb_quads(first, AREA, TILE_P)
                 b, c = a + 4, a + 8
                 na, nb, nc = normals_rgb(seed, call, NOISE, quad, AREA)
                 xa = begun_tile(known_ptr, a, sigma * na, inside, flags)

@@ -35,6 +35,17 @@ def element_offset(
 
 
 @triton.jit
+def rgb_quads(first, AREA: tl.constexpr, TILE_P: tl.constexpr):
+    """Four pixels after four from the pixel `first` on, in a channels_last image of three channels.
+
+    Their numbers [TILE_P / 4], which of them are inside the image [TILE_P / 4, 1], and where it holds the first four of
+    the twelve elements of each [TILE_P / 4, 4]; the other eight follow.
+    """
+    quad = first // 4 + tl.arange(0, TILE_P // 4)
+    return quad, (quad < AREA // 4)[:, None], 12 * quad[:, None] + tl.arange(0, 4)[None, :]
+
+
+@triton.jit
 def write_condition(
     c_noise_ptr, onehot_ptr, target, c_noise, label, CLASSES: tl.constexpr, CLASS_TILE: tl.constexpr
 ):  # fmt: skip

@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.initial_noise import NOISE
 from kernels.network_input import (
     element_offset,
+    rgb_quads,
     write_condition,
     write_latent,
     write_network_input_reference,
@@ -184,9 +185,7 @@ def step_rgb_tile(
 
     A thread has four pixels, which are twelve neighbours, in three vectors of four; each offset is one in every buffer.
     """
-    quad = first // 4 + tl.arange(0, TILE_P // 4)
-    inside = (quad < AREA // 4)[:, None]
-    a = 12 * quad[:, None] + tl.arange(0, 4)[None, :]
+    quad, inside, a = rgb_quads(first, AREA, TILE_P)
     b, c = a + 4, a + 8
     xa = denoised_tile(x_ptr, output_ptr, broken_ptr, mask_ptr, known_ptr, a, a, inside, c_skip, c_out, flags, stamp)
     xb = denoised_tile(x_ptr, output_ptr, broken_ptr, mask_ptr, known_ptr, b, b, inside, c_skip, c_out, flags, stamp)

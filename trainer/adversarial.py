@@ -22,6 +22,7 @@ from trainer.divergence import l1_error
 from trainer.draws import Draws
 from trainer.noisy_classifier import NoisyClassifier
 from trainer.optimizer import AdamConfig, adam, descend
+from trainer.progressive import saturated
 from trainer.world import replicated
 
 Lists = tuple[tuple[float, ...], ...]
@@ -43,6 +44,8 @@ class AdversarialConfig:
     mend: float = 0.05
     weight: float = 0.05  # of those updates, in units of the error that `start` makes of noised images,
     mended: float = 0.04  # or of how far a call at `mend` moves a pixel
+    # What a call at `mend` leaves so close to black or white is to be that (trainer.progressive). 0: as it leaves it.
+    saturate: float = 0.0
     adam: AdamConfig = AdamConfig(4e-6, (0.9, 0.99), warmup=0.02, decay_from=0.3, final=0.1, clip=1.0)
     critic_adam: AdamConfig = AdamConfig(1e-3, (0.5, 0.99), warmup=0.0)
     ema_halflife: float = 15_000  # images, and at most the share
@@ -119,7 +122,10 @@ class Adversarial:
         generated = self.student(x, self._all(top, images), labels)
         with torch.no_grad():
             target = self.start(generated + level * rng.normal_like(images), self._all(level, images), labels)
-        return self._imitate(generated, target, self.config.mended, "mended", progress)
+        output = generated.detach()
+        if self.config.saturate:
+            output, target = output.clamp(-1, 1), saturated(target, self.config.saturate)
+        return self._imitate(generated, (output - target) / self.config.mended, "mended", progress)
 
     def hold(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         """A lower level stays what it was: of images [B, C, H, W] noised to it the student makes what `start` makes."""
@@ -127,12 +133,10 @@ class Adversarial:
         x, sigma = images + level * rng.normal_like(images), self._all(level, images)
         with torch.no_grad():
             kept = self.start(x, sigma, labels)
-        return self._imitate(self.student(x, sigma, labels), kept, l1_error(kept, images), "held", progress)
+        generated = self.student(x, sigma, labels)
+        return self._imitate(generated, (generated.detach() - kept) / l1_error(kept, images), "held", progress)
 
-    def _imitate(
-        self, generated: Tensor, target: Tensor, unit: Tensor | float, name: str, progress: float
-    ) -> dict[str, Tensor]:
-        error = (generated.detach() - target) / unit
+    def _imitate(self, generated: Tensor, error: Tensor, name: str, progress: float) -> dict[str, Tensor]:
         loss = self.config.weight * (error * generated).sum() / len(generated)
         descend(self.optimizers["student"], loss, self.config.adam, progress)
         return {name: error.abs().mean()}

@@ -16,9 +16,9 @@ from trainer.renoise import RULES
 from trainer.rivals import METHODS
 from trainer.student import StudentConfig
 
-FURTHER = ("further", "further_for", "saturate")  # --method progressive's own switches
+FURTHER = ("further", "further_for", "saturate")  # switches of --method progressive
 PROGRESSIVE = (*FURTHER, "top", "lr")  # and those that it shares with DPDM
-ADVERSARIAL = ("simulate", "keep", "lr")  # those of --method adversarial
+ADVERSARIAL = ("simulate", "keep", "saturate", "lr")  # and of --method adversarial
 _ADVERSARY = {"gan": "weight", "gan_from": "start", "gan_scales": "scales", "gan_sees_level": "sees_level"}
 
 
@@ -74,7 +74,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--further-for", type=int, metavar="K", help="only lists of up to K calls learn so; others stay")
     group.add_argument(
         "--saturate", type=_share, metavar="MARGIN",
-        help="what they leave so close to black or white (-1, 1) is to be that",
+        help="what they leave so close to black or white (-1, 1) is to be that; adversarial: what mends one call, too",
     )  # fmt: skip
 
 
@@ -107,7 +107,8 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     """The configuration with these switches set. Raises SwitchError when one has no effect without another."""
     for flag in FURTHER:
         if flag in switches:
-            raise SwitchError(f"--{flag.replace('_', '-')} belongs to --method progressive")
+            methods = "progressive" + " or adversarial" * (flag in ADVERSARIAL)
+            raise SwitchError(f"--{flag.replace('_', '-')} belongs to --method {methods}")
     named, switches = frozenset(switches), dict(switches)
     adversary, optimiser, auxiliary = config.adversary, config.adam, config.auxiliary_adam
     for flag, field in _ADVERSARY.items():

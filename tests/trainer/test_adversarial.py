@@ -19,6 +19,7 @@ from trainer.data import load_recipe_dataset
 from trainer.dataset import ImageSet
 from trainer.noisy_classifier import ClassifierConfig, NoisyClassifier, classifier_hash
 from trainer.optimizer import AdamConfig
+from trainer.progressive import saturated
 from trainer.recipes import RECIPES
 from trainer.switches import SwitchError
 
@@ -163,6 +164,17 @@ def test_the_first_call_moves_to_what_start_makes_of_it_with_a_call_below():
         after = of.student(x, top, LABELS)
     assert of_update["mended"].item() == pytest.approx((before - target).abs().mean().item() / 0.04, rel=1e-5)
     assert (after - target).square().sum() < (before - target).square().sum()
+
+
+def test_the_first_call_learns_that_almost_black_is_black():
+    of, rng = method(saturate=0.9), draws(4)
+    x = 2.5 * rng.normal_like(bright())
+    with torch.no_grad():
+        before = of.student(x, torch.full((32,), 2.5), LABELS)
+        target = of.start(before + 0.05 * rng.normal_like(x), torch.full((32,), 0.05), LABELS)
+    assert ((target.abs() > 0.1) & (target.abs() < 0.9)).any()
+    error = (before.clamp(-1, 1) - saturated(target, 0.9)).abs().mean().item() / 0.04
+    assert of.mend(2.5, bright(), LABELS, 0.5, draws(4))["mended"].item() == pytest.approx(error, rel=1e-5)
 
 
 @pytest.mark.parametrize(
