@@ -9,6 +9,7 @@ noised alike, for that is what the next call is fed. Student and critics play th
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,10 @@ from trainer.divergence import l1_error
 from trainer.draws import Draws
 from trainer.noisy_classifier import NoisyClassifier
 from trainer.optimizer import AdamConfig, adam, descend
-from trainer.progressive import saturated
 from trainer.world import replicated
 
 Lists = tuple[tuple[float, ...], ...]
+Play = Literal["all", "first", "rest"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class AdversarialConfig:
     """The switches of adversarial continuation. docs/adr/0020 says how the defaults were chosen."""
 
     lists: Lists = ()  # what is trained: level lists that `start` serves, ascending in length
+    # Whose outputs critics judge: all calls'; the first's where it is the only one, while all lower levels are held; or
+    # the rest's, while the top level is held. docs/adr/0023
+    play: Play = "all"
+    clip: bool = False  # critics see a list's last outputs as a viewer does, clipped
     fall: float = 0.5  # rows of a batch at a list's second step, of those at its first; and so on
     simulate: float = 0.5  # share of the rows below the first step that are fed the student's own trajectory
     spread: float = 10.0  # a final output is seen at the least noise that classifiers know, up to so many times that
@@ -44,8 +49,6 @@ class AdversarialConfig:
     mend: float = 0.05
     weight: float = 0.05  # of those updates, in units of the error that `start` makes of noised images,
     mended: float = 0.04  # or of how far a call at `mend` moves a pixel
-    # What a call at `mend` leaves so close to black or white is to be that (trainer.progressive). 0: as it leaves it.
-    saturate: float = 0.0
     adam: AdamConfig = AdamConfig(4e-6, (0.9, 0.99), warmup=0.02, decay_from=0.3, final=0.1, clip=1.0)
     critic_adam: AdamConfig = AdamConfig(1e-3, (0.5, 0.99), warmup=0.0)
     ema_halflife: float = 15_000  # images, and at most the share
@@ -75,12 +78,17 @@ class Adversarial:
         denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, start.config.classes)  # noqa: E731
         self.student, self.start = denoiser(replicated(student)), denoiser(frozen)
         self._taught = replicated(self.critics)
-        longest = max(map(len, config.lists))
+        lists, top = config.lists, config.lists[0][0]
+        longer = tuple(levels for levels in lists if len(levels) > 1)
+        self.playing = {"all": lists, "first": lists[:1], "rest": longer}[config.play]
         self.lowest = max(classifier.config.sigma_min for classifier in classifiers)
         self.highest = min(classifier.config.sigma_max for classifier in classifiers)
-        self.top = config.lists[0][0] if len(config.lists[0]) == 1 else None  # mended where it is an image's only call
-        self.held = tuple(level for levels in config.lists[:-1] for level in levels[1:])
-        rows = [[*levels, *[0.0] * (longest + 1 - len(levels))] for levels in config.lists]
+        only = top if len(lists[0]) == 1 else None  # mended where it is an image's only call
+        self.top = {"all": only, "first": None, "rest": top}[config.play]
+        held = lists if config.play == "first" else lists[:-1]
+        self.held = tuple(level for levels in held for level in levels[1:])
+        longest = max(map(len, self.playing))
+        rows = [[*levels, *[0.0] * (longest + 1 - len(levels))] for levels in self.playing]
         self._sigmas = torch.tensor(rows, device=compute.device)  # [lists, longest + 1]
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
@@ -88,14 +96,17 @@ class Adversarial:
         playing = progress >= config.first
         if playing and (self.top or self.held) and rng.shared() < config.keep:
             if self.top and (not self.held or rng.shared() < 0.5):
-                return self.mend(self.top, images, labels, progress, rng)
+                first = self.hold_top if config.play == "rest" else self.mend
+                return first(self.top, images, labels, progress, rng)
             return self.hold(images, labels, progress, rng)
         x, sigma, below = self.fed(images, labels, rng)
         with torch.set_grad_enabled(playing):
             generated = self.student(x, sigma, labels)
         tau = self.seen_at(below, rng)
         outputs = generated.detach().requires_grad_(playing)
-        real, fake = (image + tau[:, None, None, None] * rng.normal_like(image) for image in (images, outputs))
+        final = (below == 0)[:, None, None, None]
+        viewed = torch.where(final, outputs.clamp(-1, 1), outputs) if config.clip else outputs
+        real, fake = (image + tau[:, None, None, None] * rng.normal_like(image) for image in (images, viewed))
         with torch.no_grad():
             on_real = self.critics.see(real, tau)
         on_fake = self.critics.see(fake, tau)
@@ -122,10 +133,15 @@ class Adversarial:
         generated = self.student(x, self._all(top, images), labels)
         with torch.no_grad():
             target = self.start(generated + level * rng.normal_like(images), self._all(level, images), labels)
-        output = generated.detach()
-        if self.config.saturate:
-            output, target = output.clamp(-1, 1), saturated(target, self.config.saturate)
-        return self._imitate(generated, (output - target) / self.config.mended, "mended", progress)
+        return self._imitate(generated, (generated.detach() - target) / self.config.mended, "mended", progress)
+
+    def hold_top(self, top: float, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        """The first call stays what it was. images: for their shape alone."""
+        x, sigma = top * rng.normal_like(images), self._all(top, images)
+        with torch.no_grad():
+            kept = self.start(x, sigma, labels)
+        generated = self.student(x, sigma, labels)
+        return self._imitate(generated, (generated.detach() - kept) / self.config.mended, "held_top", progress)
 
     def hold(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         """A lower level stays what it was: of images [B, C, H, W] noised to it the student makes what `start` makes."""
@@ -147,11 +163,15 @@ class Adversarial:
     def fed(self, images: Tensor, labels: Tensor, rng: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs [B, C, H, W] of every step, their levels [B], and the next levels [B], 0 after the last.
 
-        The rows of the first step come first, then those of the second, and so on; each step's are shared out evenly
-        among the lists that have it. Below the first step they are the student's own trajectory or, the rest, real
-        images noised to the level.
+        The rows of the first step come first, unless only the rest plays, then those of the second, and so on; each
+        step's are shared out evenly among the lists that have it. Below the first step they are the student's own
+        trajectory or, the rest, real images noised to the level.
         """
-        counts = step_rows(len(images), self.config.fall, self._sigmas.shape[1] - 1)
+        steps = self._sigmas.shape[1] - 1
+        if self.config.play == "rest":
+            counts = (0, *step_rows(len(images), self.config.fall, steps - 1))
+        else:
+            counts = step_rows(len(images), self.config.fall, steps)
         levels = torch.cat([self._lists(step, count) for step, count in enumerate(counts)])
         x = own = levels[:, :1, None, None] * rng.normal_like(images)
         sigma, below, done = levels[:, 0], levels[:, 1], 0
@@ -179,7 +199,7 @@ class Adversarial:
 
     def _lists(self, step: int, count: int) -> Tensor:
         """Lists [count, longest + 1] that have such a step, in turn."""
-        able = self._sigmas[sum(len(levels) <= step for levels in self.config.lists) :]
+        able = self._sigmas[sum(len(levels) <= step for levels in self.playing) :]
         return able[torch.arange(count, device=able.device) % len(able)]
 
 

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from fewstep.card import Card, read_card
 from fewstep.schedule import SIGMA_MAX, check_levels
-from trainer.adversarial import AdversarialConfig, seen_lists
+from trainer.adversarial import AdversarialConfig, Play, seen_lists
 from trainer.discriminator import Scales
 from trainer.divergence import Weight
 from trainer.progressive import ProgressiveConfig, further_levels
@@ -16,9 +16,10 @@ from trainer.renoise import RULES
 from trainer.rivals import METHODS
 from trainer.student import StudentConfig
 
-FURTHER = ("further", "further_for", "saturate")  # switches of --method progressive
+FURTHER = ("further", "further_for", "saturate")  # --method progressive's own switches
+PLAY = ("play", "clip")  # and those of --method adversarial
 PROGRESSIVE = (*FURTHER, "top", "lr")  # and those that it shares with DPDM
-ADVERSARIAL = ("simulate", "keep", "saturate", "lr")  # and of --method adversarial
+ADVERSARIAL = (*PLAY, "simulate", "keep", "lr")
 _ADVERSARY = {"gan": "weight", "gan_from": "start", "gan_scales": "scales", "gan_sees_level": "sees_level"}
 
 
@@ -74,8 +75,16 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--further-for", type=int, metavar="K", help="only lists of up to K calls learn so; others stay")
     group.add_argument(
         "--saturate", type=_share, metavar="MARGIN",
-        help="what they leave so close to black or white (-1, 1) is to be that; adversarial: what mends one call, too",
+        help="what they leave so close to black or white (-1, 1) is to be that",
     )  # fmt: skip
+    group = parser.add_argument_group("critics of --method adversarial")
+    group.add_argument(
+        "--play", choices=get_args(Play),
+        help="for all calls, the first where it is the only one (the others are held), or the rest (the first is held)",
+    )  # fmt: skip
+    group.add_argument(
+        "--clip", action=argparse.BooleanOptionalAction, help="critics see last outputs clipped, as viewers do, or not"
+    )
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
@@ -83,7 +92,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "renoise", "levels", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
         "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "gan", "gan_from",
-        "guidance", "keep", "gan_scales", "gan_sees_level", "sigma_max", "top", "lr", "auxiliary_lr", *FURTHER,
+        "guidance", "keep", "gan_scales", "gan_sees_level", "sigma_max", "top", "lr", "auxiliary_lr", *FURTHER, *PLAY,
     )  # fmt: skip
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
@@ -105,10 +114,10 @@ def with_lists(config: StudentConfig, folder: Path | None) -> StudentConfig:
 
 def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     """The configuration with these switches set. Raises SwitchError when one has no effect without another."""
-    for flag in FURTHER:
+    for flag in (*FURTHER, *PLAY):
         if flag in switches:
-            methods = "progressive" + " or adversarial" * (flag in ADVERSARIAL)
-            raise SwitchError(f"--{flag.replace('_', '-')} belongs to --method {methods}")
+            method = "progressive" if flag in FURTHER else "adversarial"
+            raise SwitchError(f"--{flag.replace('_', '-')} belongs to --method {method}")
     named, switches = frozenset(switches), dict(switches)
     adversary, optimiser, auxiliary = config.adversary, config.adam, config.auxiliary_adam
     for flag, field in _ADVERSARY.items():
@@ -187,6 +196,11 @@ def adversarial(config: AdversarialConfig, switches: dict[str, Any], start: Card
         raise SwitchError(f"--init names a {start.role}; --method adversarial continues a student")
     if not lists:
         raise SwitchError(f"every list of --init ends below {lowest:g}, the least noise that --critic knows")
+    play, tops = switches.get("play", config.play), {levels[0] for levels in lists}
+    if play == "first" and len(lists[0]) > 1:
+        raise SwitchError(f"--play first needs a list of one call; the shortest that critics see has {len(lists[0])}")
+    if play == "rest" and (len(lists[-1]) == 1 or len(tops) > 1):
+        raise SwitchError("--play rest holds one top level and needs lists that go on below it, all of them from there")
     if switches.get("keep") == 1:
         raise SwitchError("--keep 1 leaves no update for the critics' opinion; choose less")
     if "lr" in switches:

@@ -1,27 +1,17 @@
 """--method adversarial: a student goes on against critics, where its sampler goes."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 
-from fewstep.card import CheckpointError, read_card
-from tests.trainer.tiny import TINY_RECIPE, copied, draws, equal, lively, normals, run_options
+from tests.trainer.tiny import copied, draws, equal, lively, normals
 from trainer.adversarial import Adversarial, AdversarialConfig, seen_lists, step_rows
-from trainer.classify import train_classifier
-from trainer.commands import Distillation, train_student, train_teacher
 from trainer.compute import Compute
 from trainer.critics import Critics, Head
-from trainer.data import load_recipe_dataset
-from trainer.dataset import ImageSet
-from trainer.noisy_classifier import ClassifierConfig, NoisyClassifier, classifier_hash
+from trainer.noisy_classifier import ClassifierConfig, NoisyClassifier
 from trainer.optimizer import AdamConfig
-from trainer.progressive import saturated
-from trainer.recipes import RECIPES
-from trainer.switches import SwitchError
 
 LISTS = ((2.5,), (2.5, 0.4), (2.5, 0.9, 0.06))
 LABELS = torch.arange(32) % 10
@@ -166,15 +156,59 @@ def test_the_first_call_moves_to_what_start_makes_of_it_with_a_call_below():
     assert (after - target).square().sum() < (before - target).square().sum()
 
 
-def test_the_first_call_learns_that_almost_black_is_black():
-    of, rng = method(saturate=0.9), draws(4)
-    x = 2.5 * rng.normal_like(bright())
+def test_the_only_call_may_play_and_all_lower_levels_are_held():
+    of = method(play="first", keep=0.5)
+    assert of.playing == ((2.5,),) and of.held == (0.4, 0.9, 0.06) and of.top is None
+    x, sigma, below = of.fed(bright(), LABELS, draws(1))
+    assert (sigma == 2.5).all() and (below == 0).all() and x.std() == pytest.approx(2.5, rel=0.05)
+    kinds = {kind for seed in range(8) for kind in of.update(bright(), LABELS, 0.5, draws(seed))}
+    assert {"margin", "held"} < kinds and not {"mended", "held_top"} & kinds
+
+
+def test_all_but_the_first_call_may_play_and_the_first_is_held():
+    of = method(play="rest", keep=0.5)
+    assert of.playing == LISTS[1:] and of.held == (0.4,) and of.top == 2.5
+    x, sigma, below = of.fed(bright(), LABELS, draws(1))
+    assert len(x) == 32 and sigma.unique().tolist() == pytest.approx([0.06, 0.4, 0.9])
+    assert [level.item() for level in below.unique()] == pytest.approx([0, 0.06])
+    kinds = {kind for seed in range(12) for kind in of.update(bright(), LABELS, 0.5, draws(seed))}
+    assert {"margin", "held", "held_top"} < kinds and "mended" not in kinds
+
+
+def test_a_held_first_call_returns_to_what_it_was():
+    of = method(play="rest", keep=0.5, weight=1.0)
+    x, top = 2.5 * normals(32, 1, 8, 8), torch.full((32,), 2.5)
     with torch.no_grad():
-        before = of.student(x, torch.full((32,), 2.5), LABELS)
-        target = of.start(before + 0.05 * rng.normal_like(x), torch.full((32,), 0.05), LABELS)
-    assert ((target.abs() > 0.1) & (target.abs() < 0.9)).any()
-    error = (before.clamp(-1, 1) - saturated(target, 0.9)).abs().mean().item() / 0.04
-    assert of.mend(2.5, bright(), LABELS, 0.5, draws(4))["mended"].item() == pytest.approx(error, rel=1e-5)
+        before = of.student(x, top, LABELS)
+        for parameter in of.network.parameters():
+            parameter.add_(0.05 * normals(*parameter.shape, seed=parameter.numel()))
+        lost = (of.student(x, top, LABELS) - before).abs().mean().item()
+    for seed in range(100):
+        of.hold_top(2.5, bright(), LABELS, 0.0, draws(seed))
+    with torch.no_grad():
+        assert (of.student(x, top, LABELS) - before).abs().mean().item() < 0.5 * lost
+
+
+class Watched(Critics):
+    """Keeps what it was shown."""
+
+    def see(self, noisy: torch.Tensor, sigma: torch.Tensor) -> list[torch.Tensor]:
+        self.seen = noisy
+        return super().see(noisy, sigma)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_critics_may_see_last_outputs_as_they_are_clipped(clip):
+    """And only those: between two calls nothing is clipped. The last image they are shown is the student's."""
+    of = method(clip=clip, first=0.9, spread=1.0)
+    of.critics = Watched([classifier()], Compute())
+    last = of.fed(bright(), LABELS, draws(3))[2] == 0
+    with torch.no_grad():
+        for parameter in of.network.parameters():
+            parameter.mul_(3.0)
+    of.update(bright(), LABELS, 0.1, draws(3))
+    beyond = (of.critics.seen.abs() > 1.3).flatten(1).any(dim=1)  # noise of 0.03 does not carry so far
+    assert beyond[~last].any() and beyond[last].any() != clip
 
 
 @pytest.mark.parametrize(
@@ -200,51 +234,3 @@ def test_a_first_call_that_is_never_the_last_is_not_mended():
     of, rng = method(lists=((2.5, 0.4), (2.5, 0.9, 0.06)), keep=0.999), draws(1)
     assert all("held" in of.update(bright(), LABELS, 0.5, rng) for _ in range(6))
     assert "margin" in method(lists=((2.5, 0.4),), keep=0.999).update(bright(), LABELS, 0.5, rng)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Iterator[tuple[ImageSet, dict[str, Path]]]:
-    """Digits, and the folders of a teacher, a student of it and a classifier."""
-    root = tmp_path_factory.mktemp("adversarial")
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setitem(RECIPES, "digits", TINY_RECIPE)
-    data = load_recipe_dataset("digits", root / "data")
-    folders = {name: root / name for name in ("teacher", "student", "classifier")}
-    train_teacher(run_options(folders["teacher"]), data)
-    train_student(run_options(folders["student"]), data, Distillation(folders["teacher"]))
-    train_classifier(run_options(folders["classifier"]), data)
-    yield data, folders
-    monkeypatch.undo()
-
-
-def request(folders: dict[str, Path], **changes) -> Distillation:
-    whole = Distillation(folders["teacher"], "adversarial", start=folders["student"], critics=(folders["classifier"],))
-    return replace(whole, **changes)
-
-
-def test_the_command_continues_a_student_and_names_its_critics(trained, tmp_path):
-    data, folders = trained
-    assert train_student(run_options(tmp_path), data, request(folders))
-    card, start = read_card(tmp_path), read_card(folders["student"])
-    assert card.levels == start.levels and card.parent == start.parent and card.weights != start.weights
-    assert card.training["method"] == "adversarial" and card.training["start"] == start.weights
-    assert card.training["critics"] == [classifier_hash(folders["classifier"])]
-
-
-def test_what_is_missing_or_foreign_is_said_before_the_first_step(trained, tmp_path):
-    data, folders = trained
-    run = lambda wanted: train_student(run_options(tmp_path), data, wanted)  # noqa: E731
-    with pytest.raises(SwitchError, match="add --init and --critic"):
-        run(request(folders, critics=()))
-    with pytest.raises(SwitchError, match="add --init and --critic"):
-        run(request(folders, start=None))
-    with pytest.raises(SwitchError, match="--critic belongs to"):
-        run(request(folders, method="dpdm"))
-    with pytest.raises(SwitchError, match="--renoise"):
-        run(request(folders, switches={"renoise": "tied"}))
-    with pytest.raises(SwitchError, match="--keep 1"):
-        run(request(folders, switches={"keep": 1.0}))
-    with pytest.raises(SwitchError, match="--lr must be positive"):
-        run(request(folders, switches={"lr": 0.0}))
-    with pytest.raises(CheckpointError, match="python -m trainer classifier"):
-        run(request(folders, critics=(folders["teacher"],)))
