@@ -43,8 +43,9 @@ class AdversarialConfig:
     spread: float = 10.0  # a final output is seen at the least noise that classifiers know, up to so many times that
     first: float = 0.1  # fraction of the run in which the critics alone learn
     # Share of the updates that play no game. Half of them are for a list of one call, whose output learns what `start`
-    # makes of it with a call at `mend` (docs/adr/0018); the others hold what `start` makes at the lower levels of all
-    # lists but the longest.
+    # makes of it with a call at `mend` (docs/adr/0018), or, where only the rest plays, hold the top level; the others
+    # hold the lower levels of all lists but the longest. Where only the first plays, all of them hold the lower levels
+    # of all lists.
     keep: float = 0.4
     mend: float = 0.05
     weight: float = 0.05  # of those updates, in units of the error that `start` makes of noised images,
