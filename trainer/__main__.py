@@ -66,6 +66,10 @@ def _parser() -> argparse.ArgumentParser:
         help="a worse teacher of the same data, an early snapshot say; the teacher judges as if pushed away from it",
     )  # fmt: skip
     student.add_argument(
+        "--kept", type=Path, metavar="DIR",
+        help="--method progressive: the student whose calls are those that stay (default: --init)",
+    )  # fmt: skip
+    student.add_argument(
         "--critic", type=Path, nargs="+", default=[], metavar="DIR",
         help="classifiers (trainer classifier) whose features --method adversarial reads",
     )  # fmt: skip
@@ -149,7 +153,7 @@ def _teacher(args: argparse.Namespace) -> int:
 
 def _student(args: argparse.Namespace) -> int:
     request = Distillation(
-        args.teacher, args.method, given(args), args.init, args.lists_of, args.guide, tuple(args.critic)
+        args.teacher, args.method, given(args), args.init, args.lists_of, args.guide, args.kept, tuple(args.critic)
     )
     with joined(args.device or default_device()):
         return _finish(train_student(_options(args), _images(args), request), args.out)

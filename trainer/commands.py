@@ -89,6 +89,7 @@ class Distillation:
     start: Path | None = None  # a student to continue from, under other settings
     lists: Path | None = None  # a student whose served level lists are to be trained
     guide: Path | None = None  # a worse teacher that autoguides this one's judgement
+    kept: Path | None = None  # a student whose calls are those that stay, of progressive distillation
     critics: tuple[Path, ...] = ()  # classifiers that know the level of noise (trainer.noisy_classifier)
 
 
@@ -102,19 +103,20 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     settings = _settings(chosen, request, classifiers)
     start, start_card = _starting_student(request.start, parent, settings) if request.start else (None, None)
     guide, guide_card = _guide(request, parent) if request.guide else (None, None)
+    kept, kept_card = _kept_student(request.kept, parent, settings) if request.kept else (None, None)
     check_out(options)
     network = denoiser.network
     assert isinstance(network, NetworkModule)
     torch.manual_seed(options.seed)
     compute = compute_for(options, network.requires_grad_(True), config.batch)
-    for placing in filter(None, (network, start, guide, *classifiers)):
+    for placing in filter(None, (network, start, kept, guide, *classifiers)):
         placed(placing, compute.device)
     if isinstance(settings, ConsistencyConfig):
         method = Consistency(network, parent.sigma_data, settings, compute, start)
         levels = {k: consistency_levels(k, parent.sigma_data, settings.sigma_max) for k in settings.steps}
     elif isinstance(settings, ProgressiveConfig):
         assert start is not None and start_card is not None, "_settings saw to it"
-        method, levels = Progressive(start, parent.sigma_data, settings, compute), start_card.levels
+        method, levels = Progressive(start, parent.sigma_data, settings, compute, kept), start_card.levels
     elif isinstance(settings, AdversarialConfig):
         assert start is not None and start_card is not None, "_settings saw to it"
         method = Adversarial(start, classifiers, parent.sigma_data, settings, compute)
@@ -129,6 +131,8 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     card = Card("student", describe(method.network), parent.sigma_data, "", images, data.class_names, levels, name)
     facts = {"method": request.method, "start": start_card and start_card.weights, **asdict(settings)}
     facts["guide"] = guide_card and guide_card.weights
+    if kept_card:
+        facts["kept"] = kept_card.weights
     if classifiers:
         facts["critics"] = [classifier_hash(folder) for folder in request.critics]
     if request.start and isinstance(method, Student) and "auxiliary" in method.networks:
@@ -142,6 +146,8 @@ def _settings(chosen: Recipe, request: Distillation, classifiers: Sequence[Noisy
         _refuse_variants(request)
     if request.critics and request.method != "adversarial":
         raise SwitchError("--critic belongs to --method adversarial")
+    if request.kept and request.method != "progressive":
+        raise SwitchError("--kept belongs to --method progressive")
     if request.method == "consistency":
         return chosen.consistency
     if request.method == "progressive":
@@ -178,17 +184,28 @@ def _refuse_variants(request: Distillation) -> None:
         raise SwitchError(f"--guide: {method} distillation has no judge to be guided; leave it out")
 
 
-def _starting_student(folder: Path, parent: Card, settings: Settings) -> tuple[NetworkModule, Card]:
+def _starting_student(
+    folder: Path, parent: Card, settings: Settings, use: str = "--init continues one"
+) -> tuple[NetworkModule, Card]:
     """The student to continue from. Raises CheckpointError when it is another kind of model than is trained here."""
     denoiser, card = load_denoiser(folder)
     same = all(card.network[key] == parent.network[key] for key in ("resolution", "channels", "classes"))
     if card.role != "student" or not same or card.sigma_data != parent.sigma_data:
-        raise CheckpointError(f"{folder} is not a student of such a teacher; --init continues one")
+        raise CheckpointError(f"{folder} is not a student of such a teacher; {use}")
     assert isinstance(denoiser.network, NetworkModule)
     posterior = isinstance(settings, StudentConfig) and settings.objective == "posterior"
     if denoiser.network.config.extra and not posterior:
         raise CheckpointError(f"{folder} is a student of the posterior; continue it with --objective posterior")
     return denoiser.network, card
+
+
+def _kept_student(folder: Path, parent: Card, settings: Settings) -> tuple[NetworkModule, Card]:
+    """The student whose calls stay. Raises CheckpointError when it is of another kind, or serves other lists."""
+    network, card = _starting_student(folder, parent, settings, "--kept names one whose calls are to stay")
+    assert isinstance(settings, ProgressiveConfig), "_settings saw to it"
+    if {tuple(levels) for levels in card.levels.values()} != set(settings.lists):
+        raise CheckpointError(f"{folder} serves other levels than --init; --kept names one of the same levels")
+    return network, card
 
 
 def _classifier(folder: Path, parent: Card) -> NoisyClassifier:

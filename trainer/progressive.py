@@ -35,6 +35,9 @@ class ProgressiveConfig:
     saturate: float = 0.0
     top: float = 0.65  # share of each longer list's updates spent on its top level
     keep: float = 1.0  # weight of the levels that are to stay as they are
+    simulate: float = (
+        0.0  # share of the updates below the top that are fed the student's own trajectory, not real images
+    )
     lists: tuple[tuple[float, ...], ...] = ()  # what `start` serves, ascending in length, served by the result, too
     adam: AdamConfig = AdamConfig(2e-4, (0.9, 0.99), decay_from=0.3, final=0.05)
     ema_halflife: float = 20_000  # images, and at most the share
@@ -42,11 +45,18 @@ class ProgressiveConfig:
 
 
 class Progressive:
-    """trainer.loop.Method: a copy of `start` that learns from `start`, which stands still."""
+    """trainer.loop.Method: a copy of `start` that learns from `start`, which stands still.
+
+    The levels that are to stay as they are learn from `kept`, if that is given: a student of the same lists, and
+    usually the one that `start` was made from.
+    """
 
     served = "student"
 
-    def __init__(self, start: NetworkModule, sigma_data: float, config: ProgressiveConfig, compute: Compute) -> None:
+    def __init__(
+        self, start: NetworkModule, sigma_data: float, config: ProgressiveConfig, compute: Compute,
+        kept: NetworkModule | None = None,
+    ) -> None:  # fmt: skip
         """Raises ValueError when the further levels are not positive and descending."""
         check_levels(config.further)
         self.config = config
@@ -58,14 +68,18 @@ class Progressive:
         self.optimizers: dict[str, torch.optim.Optimizer] = {"student": adam(student, config.adam, compute.device)}
         denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, start.config.classes)  # noqa: E731
         self.student, self.start = denoiser(replicated(student)), denoiser(frozen)
+        self.kept = denoiser(kept.eval().requires_grad_(False)) if kept is not None else self.start
         self.further = further_levels(config.lists, config.further, config.further_for)
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
-        level, top = self.draw(rng)
+        path = self.draw(rng)
+        level, clean = path[-1], images
         x = level * rng.normal_like(images)
-        if not top:  # sampling starts from nothing but noise, and goes on from something like an image
-            x = images + x
-        target, unit = self.target(x, level, images, labels, rng)
+        if len(path) > 1:  # sampling starts from nothing but noise, and goes on from something like an image
+            if self.config.simulate and rng.shared() < self.config.simulate:
+                clean = self.simulated(path[:-1], images, labels, rng)
+            x = clean + x
+        target, unit = self.target(x, level, clean, labels, rng)
         generated = self.student(x, images.new_full((len(images),), level), labels)
         output = generated.detach()
         if self.further[level] and self.config.saturate:
@@ -74,8 +88,8 @@ class Progressive:
         norm = descend(self.optimizers["student"], (error * generated).sum() / len(images), self.config.adam, progress)
         return {"mended" if self.further[level] else "kept": error.abs().mean(), "gradient": norm}
 
-    def draw(self, rng: Draws) -> tuple[float, bool]:
-        """The level of a batch, the same in every process, and whether it is its list's top.
+    def draw(self, rng: Draws) -> tuple[float, ...]:
+        """A list up to the level of a batch, the same in every process.
 
         The lists have equal chances, and within one the top has its share and the levels below share the rest.
         """
@@ -83,24 +97,35 @@ class Progressive:
         levels = lists[int(rng.shared() * len(lists))]
         u = rng.shared()
         if u < self.config.top or len(levels) == 1:
-            return levels[0], True
+            return levels[:1]
         below = (u - self.config.top) / (1 - self.config.top)
-        return levels[1 + int(below * (len(levels) - 1))], False
+        return levels[: 2 + int(below * (len(levels) - 1))]
+
+    @torch.no_grad()
+    def simulated(self, levels: Sequence[float], like: Tensor, labels: Tensor | None, rng: Draws) -> Tensor:
+        """The student's outputs [B, C, H, W] after its calls at these levels."""
+        x = torch.zeros_like(like)
+        for level in levels:
+            x = self.student(x + level * rng.normal_like(x), like.new_full((len(x),), level), labels)
+        return x
 
     @torch.no_grad()
     def target(
-        self, x: Tensor, level: float, images: Tensor, labels: Tensor | None, rng: Draws
+        self, x: Tensor, level: float, clean: Tensor, labels: Tensor | None, rng: Draws
     ) -> tuple[Tensor, Tensor]:
         """What the output for x [B, C, H, W] at this level should be, and the unit [B, 1, 1, 1] of its error.
 
-        The unit is how far the further calls move the image. Where there are none it is the error that `start` makes
-        of the noised images [B, C, H, W], and `keep` weighs it.
+        The unit is how far the further calls move the image. Where there are none it is how far what is to be kept is
+        from the images [B, C, H, W] that x was before the noise, and `keep` weighs it.
         """
-        call = lambda x, level: self.start(x, x.new_full((len(x),), level), labels)  # noqa: E731
-        first = target = call(x, level)
+        call = lambda denoiser, x, level: denoiser(x, x.new_full((len(x),), level), labels)  # noqa: E731
+        if not self.further[level]:
+            target = call(self.kept, x, level)
+            return target, l1_error(target, clean) / self.config.keep
+        first = target = call(self.start, x, level)
         for lower in self.further[level]:
-            target = call(target + lower * rng.normal_like(x), lower)
-        return target, l1_error(target, first) if self.further[level] else l1_error(first, images) / self.config.keep
+            target = call(self.start, target + lower * rng.normal_like(x), lower)
+        return target, l1_error(target, first)
 
 
 def further_levels(

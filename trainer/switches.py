@@ -17,7 +17,7 @@ from trainer.rivals import METHODS
 from trainer.student import StudentConfig
 
 FURTHER = ("further", "further_for", "saturate")  # --method progressive's own switches
-PROGRESSIVE = (*FURTHER, "top", "lr")  # and those that it shares with DPDM
+PROGRESSIVE = (*FURTHER, "top", "simulate", "lr")  # and those that it shares with DPDM
 PLAY = ("play", "clip")  # --method adversarial's own switches
 ADVERSARIAL = (*PLAY, "simulate", "keep", "lr")  # and those that it shares with DPDM
 _ADVERSARY = {"gan": "weight", "gan_from": "start", "gan_scales": "scales", "gan_sees_level": "sees_level"}

@@ -1,28 +1,19 @@
 """--method progressive: a list's last call learns what further calls would have made of it, the rest stays."""
 
-import argparse
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from fewstep.card import read_card
-from fewstep.checkpoint import load_denoiser
 from fewstep.precond import Denoiser, edm_scalings
 from fewstep.samplers import sample_dpdm
-from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals, run_options
-from trainer.average import average
-from trainer.commands import Distillation, train_student
+from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
 from trainer.compute import Compute
-from trainer.dataset import ImageSet
 from trainer.draws import Draws
 from trainer.optimizer import AdamConfig
 from trainer.progressive import Progressive, ProgressiveConfig, further_levels, saturated
-from trainer.publish import publish
-from trainer.switches import SwitchError, add_switches, given
 
 LABELS = torch.arange(8) % 10
 IMAGES = 0.3 * normals(8, 1, 8, 8)
@@ -69,6 +60,50 @@ def test_a_level_without_further_calls_is_its_own_target_in_units_of_its_error()
         own = of.start(x, torch.full((8,), 0.9), LABELS)
     assert torch.equal(target, own)
     torch.testing.assert_close(unit, 2 * (own - IMAGES).abs().mean(dim=(1, 2, 3), keepdim=True))
+
+
+def test_what_is_to_stay_is_another_students_and_what_learns_is_its_own():
+    other = lively(seed=1, std=0.1)
+    of = Progressive(lively(std=0.1), 0.5, replace(CONFIG, further_for=1), Compute(), other)
+    judged, x = Denoiser(other, 0.5, 10), normals(8, 1, 8, 8, seed=2)
+    for level in (0.9, 0.4, 0.06):
+        target, unit = of.target(IMAGES + level * x, level, IMAGES, LABELS, draws())
+        with torch.no_grad():
+            expected = judged(IMAGES + level * x, torch.full((8,), level), LABELS)
+        assert torch.equal(target, expected)
+        torch.testing.assert_close(unit, (expected - IMAGES).abs().mean(dim=(1, 2, 3), keepdim=True))
+    alone = method(further_for=1).target(2.5 * x, 2.5, IMAGES, LABELS, draws(3))
+    for one, same in zip(of.target(2.5 * x, 2.5, IMAGES, LABELS, draws(3)), alone, strict=True):
+        assert torch.equal(one, same)
+
+
+def test_its_own_trajectory_is_what_the_sampler_walks():
+    of = method()
+    rng = draws(3)
+    noise = {step: rng.normal_like(IMAGES) for step in range(2)}
+    walked = sample_dpdm(partial(of.student, labels=LABELS), noise.__getitem__, (2.5, 0.9)).images
+    torch.testing.assert_close(of.simulated((2.5, 0.9), IMAGES, LABELS, draws(3)), walked.detach())
+
+
+@pytest.mark.parametrize(("simulate", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+def test_levels_below_the_top_are_fed_the_students_own_trajectory_or_real_images(
+    simulate: float, share: float, monkeypatch
+):
+    of, walked, own = method(simulate=simulate, top=0.0, lists=((2.5, 0.9, 0.06),)), IMAGES + 1, []
+    monkeypatch.setattr(of, "simulated", lambda levels, *_: walked + len(levels))
+    target = of.target
+
+    def spy(x, level, clean, labels, rng):
+        own.append(not torch.equal(clean, IMAGES))
+        assert torch.equal(clean, walked + (2 if level == 0.06 else 1)) or not own[-1]
+        assert float(((x - clean) / level).std()) == pytest.approx(1, abs=0.15)
+        return target(x, level, clean, labels, rng)
+
+    monkeypatch.setattr(of, "target", spy)
+    rng = draws()
+    for _ in range(60):
+        of.update(IMAGES, LABELS, 0.5, rng)
+    assert sum(own) / 60 == pytest.approx(share, abs=0.2 if 0 < share < 1 else 0)
 
 
 def outputs(of: Progressive, level: float) -> torch.Tensor:
@@ -172,83 +207,11 @@ def test_a_batch_has_one_level_the_same_in_every_process():
         rng = Draws(torch.Generator().manual_seed(0), rank, 2)
         drawn.append([of.draw(rng) for _ in range(2000)])
     assert drawn[0] == drawn[1]
-    share = sum(top for _, top in drawn[0]) / 2000
+    share = sum(len(path) == 1 for path in drawn[0]) / 2000
     assert share == pytest.approx((1 + 0.6 + 0.6) / 3, abs=0.03)  # a list of one is nothing but its top
-    assert {level for level, top in drawn[0] if not top} == {0.4, 0.9, 0.06}
+    assert {path for path in drawn[0] if len(path) > 1} == {(2.5, 0.4), (2.5, 0.9), (2.5, 0.9, 0.06)}
 
 
 def test_levels_that_do_not_descend_are_refused():
     with pytest.raises(ValueError, match="positive and strictly descending"):
         method(further=(0.05, 0.1))
-
-
-def test_the_flag_lists_levels():
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    add_switches(parser)
-    assert given(parser.parse_args(["--further", "0.1,0.05"])) == {"further": (0.1, 0.05)}
-    assert given(parser.parse_args(["--further-for", "1"])) == {"further_for": 1}
-    assert given(parser.parse_args(["--saturate", "0.02"])) == {"saturate": 0.02}
-    for text in ("0.05,0.1", "few", "0.1,-1", ""):
-        with pytest.raises(argparse.ArgumentError, match="are no levels: write"):
-            parser.parse_args([f"--further={text}"])
-
-
-@pytest.mark.usefixtures("tiny_recipe")
-def test_a_run_continues_a_student_at_the_lists_it_serves(thumbnails: ImageSet, tiny_teacher: Path, tmp_path):
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert train_student(run_options(first, images=16), thumbnails, Distillation(tiny_teacher))
-    switches = {"further": (0.01, 0.005), "further_for": 1, "saturate": 0.02, "top": 0.4, "lr": 1e-3}
-    request = Distillation(tiny_teacher, "progressive", switches, start=first)
-    assert train_student(run_options(second, images=32), thumbnails, request)
-    assert train_student(run_options(second, resume=True), thumbnails, request)
-    begun, card = read_card(first), read_card(second)
-    assert (card.levels, card.parent, card.role) == (begun.levels, begun.parent, "student")
-    training = card.training
-    assert (training["method"], training["start"], training["images"]) == ("progressive", begun.weights, 64)
-    assert (training["further"], training["top"], training["adam"]["lr"]) == ([0.01, 0.005], 0.4, 1e-3)
-    assert training["further_for"] == 1 and training["saturate"] == 0.02
-    assert load_denoiser(second)[1].weights != begun.weights
-
-
-@pytest.mark.usefixtures("tiny_recipe")
-def test_a_student_continued_beside_the_published_teacher_may_be_averaged_with_what_it_continues(
-    thumbnails: ImageSet, tiny_teacher: Path, tmp_path
-):
-    """The teacher in half precision has another hash; it is the same parent."""
-    first, second, published = tmp_path / "first", tmp_path / "second", tmp_path / "published"
-    assert train_student(run_options(first, images=16), thumbnails, Distillation(tiny_teacher))
-    publish(tiny_teacher, published)
-    request = Distillation(published, "progressive", {"further": (0.01,)}, start=first)
-    assert train_student(run_options(second, images=16), thumbnails, request)
-    assert read_card(second).parent == read_card(first).parent == read_card(tiny_teacher).weights
-    average([first, second], tmp_path / "mean")
-    training = read_card(tmp_path / "mean").training
-    assert training["images"] == 32 and training["average_of"] == [read_card(d).weights for d in (first, second)]
-
-
-@pytest.mark.usefixtures("tiny_recipe")
-def test_what_it_does_not_have_is_refused_before_anything_is_written(
-    thumbnails: ImageSet, tiny_teacher: Path, tmp_path
-):
-    first = tmp_path / "first"
-    assert train_student(run_options(first, images=16), thumbnails, Distillation(tiny_teacher))
-    request = Distillation(tiny_teacher, "progressive", start=first)
-    for wrong, sentence in (
-        (replace(request, start=None), "add --init"),
-        (replace(request, start=tiny_teacher), "--init names a teacher; --method progressive continues a student"),
-        (
-            replace(request, switches={"renoise": "tied", "top": 0.5}),
-            "--renoise: a variant of DPDM, which --method pro",
-        ),
-        (replace(request, switches={"lr": 0.0}), "--lr must be positive"),
-        (replace(request, switches={"further": (3.0, 2.0)}), "--further 2 is not below any list's last level"),
-        (replace(request, switches={"further_for": 0}), "--further-for 0: --init's shortest list has 1;"),
-        (replace(request, lists=first), "--lists-of: progressive distillation is trained at the lists that --init"),
-        (replace(request, guide=tiny_teacher), "--guide: progressive distillation has no judge"),
-        (replace(request, method="dpdm", switches={"further": (0.1,)}), "--further belongs to --method progressive"),
-        (replace(request, method="dpdm", switches={"further_for": 1}), "--further-for belongs to --method progressive"),
-        (Distillation(tiny_teacher, "consistency", {"top": 0.5}), "--top: a variant of DPDM, which --method cons"),
-    ):
-        with pytest.raises(SwitchError, match=sentence):
-            train_student(run_options(tmp_path / "run"), thumbnails, wrong)
-    assert not (tmp_path / "run").exists()
