@@ -35,9 +35,7 @@ class ProgressiveConfig:
     saturate: float = 0.0
     top: float = 0.65  # share of each longer list's updates spent on its top level
     keep: float = 1.0  # weight of the levels that are to stay as they are
-    simulate: float = (
-        0.0  # share of the updates below the top that are fed the student's own trajectory, not real images
-    )
+    simulate: float = 0.0  # share of the updates below the top that are fed the student's own trajectory
     lists: tuple[tuple[float, ...], ...] = ()  # what `start` serves, ascending in length, served by the result, too
     adam: AdamConfig = AdamConfig(2e-4, (0.9, 0.99), decay_from=0.3, final=0.05)
     ema_halflife: float = 20_000  # images, and at most the share
