@@ -26,14 +26,20 @@ def add_common_options(parser: argparse.ArgumentParser, taken: Collection[str] =
     add("--student", action=_Named, default={SHIPPED: MODELS}, metavar="NAME=DIR", taken=taken,
         help=f"one more student; the name {SHIPPED!r} replaces the shipped one")  # fmt: skip
     add("--teacher", type=Path, default=MODELS / "teacher", metavar="DIR")
-    add("--data", type=Path, default=ROOT / "runs/data/fashion.zip", metavar="ZIP", help="the training images")
-    add("--held-out", type=Path, default=ROOT / "runs/data/fashion-test.zip", metavar="ZIP",
-        help="real images that nobody was trained on")  # fmt: skip
     add("--extractor", nargs="+", default=[FASHION128], choices=(FASHION128, EFFL0), help=f"default {FASHION128}")
     add("--inception", type=Path, metavar="FILE", help="weights of InceptionV3 (2015-12-05): adds the standard FID")
     add("--backend", choices=BACKENDS, default="engine",
         help="ONNX engines (default), the checkpoints, or those compiled in bfloat16")  # fmt: skip
     add("--batch", type=int, default=100, help="images per network call (default 100)")
+    add_data_options(parser)
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Real images, threads and cache."""
+    add = parser.add_argument
+    add("--data", type=Path, default=ROOT / "runs/data/fashion.zip", metavar="ZIP", help="the training images")
+    add("--held-out", type=Path, default=ROOT / "runs/data/fashion-test.zip", metavar="ZIP",
+        help="real images that nobody was trained on")  # fmt: skip
     add("--threads", type=int, default=0, help="0: as many as there are cores")
     add(
         "--cache", type=Path, default=ROOT / "runs/quality", metavar="DIR", help="finished cells (default runs/quality)"

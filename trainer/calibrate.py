@@ -3,8 +3,9 @@
     python -m trainer calibrate --model runs/student --teacher runs/teacher --data photos.zip
 
 Training serves all levels; which of them k calls are best spent on is a small search afterwards. Closeness is the
-Fréchet distance in the teacher's own features. Every list is judged on the same seeds, so the search sees a smooth
-function and not sampling noise; what it finds is kept only if it is better on seeds it has not seen.
+Fréchet distance in the teacher's own features, which every model has; benchmarks/calibrate.py takes an extractor's.
+Every list is judged on the same seeds, so the search sees a smooth function and not sampling noise; what it finds is
+kept only if it is better on seeds it has not seen.
 """
 
 import argparse
@@ -23,9 +24,9 @@ from trainer.compute import Compute, default_device, runner
 from trainer.data import load_recipe_dataset
 from trainer.dataset import DataError, ImageSet, read_image_set
 from trainer.level_search import Levels, Objective, SearchConfig, Trial, calibrated, evaluations
-from trainer.runs import check_match
+from trainer.runs import check_images, check_match
 from trainer.teacher_space import TeacherSpace, evenly
-from trainer.trajectories import objective
+from trainer.trajectories import Space, objective
 
 FIRST_SEED = 2**33  # far from the seeds of evaluations (0 ..) and of stored endpoints (2^32 ..)
 HELD_OUT = 4  # ranges of seeds that the search does not see
@@ -47,25 +48,28 @@ class CalibrationConfig:
 
 
 def calibrate(
-    model: Path, teacher: Path, data: ImageSet, steps: Sequence[int], config: CalibrationConfig, compute: Compute
+    model: Path,
+    space: Space,
+    facts: dict[str, Any],
+    data: ImageSet,
+    steps: Sequence[int],
+    config: CalibrationConfig,
+    compute: Compute,
 ) -> dict[int, Trial]:
     """Search the levels of each of `steps` (none: all) and write those that are better into the model's card.
 
+    facts: what the card should say of `space`, in which images are compared with those of `data`.
     The card is written after every step count, so an interrupt loses only the one being searched; then fewer trials
     come back than step counts went in. The weights are not touched.
-    Raises CheckpointError or DataError when model, teacher, data and steps do not belong together.
+    Raises CheckpointError or DataError when model, data and steps do not belong together.
     """
     denoiser, card = load_denoiser(model, compute.device)
-    judge, parent = load_denoiser(teacher, compute.device)
-    check_parent(card, parent, model, teacher)
-    check_match(parent, data, teacher)
     planned = {k: evaluations(k, k, config.search) + 2 * HELD_OUT for k in searchable(card, steps, model)}
-    space = TeacherSpace.of(judge, data)
+    check_images(card, data, "the student")
     student = replace(denoiser, network=runner(denoiser.network, compute))  # pyright: ignore[reportArgumentType]
     labels = data.labels[evenly(len(data.images), config.images)]  # classes as frequent as in the data
     facts = {
-        "space": f"spatial means of the teacher's innermost features at sigma {space.sigma}",
-        "teacher": parent.weights,
+        **facts,
         "data": data.sha256(),
         "images": config.images,
         "seeds": [[seeds.start, seeds.stop - 1] for seeds in config.ranges],
@@ -111,19 +115,24 @@ def recorded(card: Card, k: int, trial: Trial, facts: dict[str, Any]) -> Card:
     )
 
 
-def check_parent(card: Card, parent: Card, model: Path, teacher: Path) -> None:
-    """Refuse what is not a student of this very teacher."""
-    if card.role != "student":
-        raise CheckpointError(f"{model} is a {card.role}; only a student has levels to calibrate")
+def teacher_space(model: Path, teacher: Path, data: ImageSet, compute: Compute) -> tuple[TeacherSpace, dict[str, Any]]:
+    """The default space, and its facts. Raises CheckpointError or DataError when the three do not belong together."""
+    judge, parent = load_denoiser(teacher, compute.device)
+    card = read_card(model)
     if parent.role != "teacher" or not distilled_from(card, parent):
         raise CheckpointError(
             f"{model} was not distilled from {teacher} (its card names the teacher {str(card.parent)[:12]}..., "
             f"that one is {parent.weights[:12]}...); give --teacher the folder it was distilled from"
         )
+    check_match(parent, data, teacher)
+    space = TeacherSpace.of(judge, data)
+    return space, {"space": space.description, "teacher": parent.weights}
 
 
 def searchable(card: Card, steps: Sequence[int], model: Path) -> list[int]:
-    """The step counts to search, ascending: those asked for, or all."""
+    """The step counts to search, ascending: those asked for, or all. Raises CheckpointError."""
+    if card.role != "student":
+        raise CheckpointError(f"{model} is a {card.role}; only a student has levels to calibrate")
     possible = sorted(card.levels)
     if impossible := sorted(set(steps) - set(possible)):
         raise CheckpointError(
@@ -150,10 +159,16 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "calibrate", help="find better levels for a trained student", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the student; its card is rewritten")
+    add_options(parser)
     parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="what it was distilled from")
     parser.add_argument("--data", type=Path, metavar="ZIP", help="real images (default: the recipe's)")
     parser.add_argument("--recipe", metavar="NAME", help="where they come from (default: the one in the card)")
+    parser.set_defaults(run=_run)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What a search is told, whatever space it judges in."""
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the student; its card is rewritten")
     parser.add_argument("--images", type=int, default=1000, metavar="N", help="generated for every list (default 1000)")
     parser.add_argument("--steps", type=_counts, default=(), metavar="1,2,...", help="only these (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="another one: other seeds for the images")
@@ -162,7 +177,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is faster where the hardware has it"
     )
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.set_defaults(run=_run)
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -173,19 +187,32 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _run(args: argparse.Namespace) -> int:
+    steps, config = searchable(card := read_card(args.model), args.steps, args.model), searching(args)
+    name = args.recipe or card.training.get("recipe", "")
+    data = read_image_set(args.data) if args.data else load_recipe_dataset(name, CACHE)
+    space, facts = teacher_space(args.model, args.teacher, data, compute := computing(args))
+    trials = calibrate(args.model, space, facts, data, steps, config, compute)
+    return report(trials, steps, args.model)
+
+
+def computing(args: argparse.Namespace) -> Compute:
+    return Compute(args.device or default_device(), args.precision, args.compile)
+
+
+def searching(args: argparse.Namespace) -> CalibrationConfig:
+    """Raises DataError."""
     if args.images < 2 or args.seed < 0:
         raise DataError("--images must be at least 2 and --seed not negative")
-    name = args.recipe or read_card(args.model).training.get("recipe", "")
-    data = read_image_set(args.data) if args.data else load_recipe_dataset(name, CACHE)
-    compute = Compute(args.device or default_device(), args.precision, args.compile)
-    trials = calibrate(args.model, args.teacher, data, args.steps, CalibrationConfig(args.images, args.seed), compute)
+    return CalibrationConfig(args.images, args.seed)
+
+
+def report(trials: dict[int, Trial], steps: Sequence[int], model: Path) -> int:
+    """Print what was found, and what there is to do. Returns the exit status."""
     print(describe(trials))
     if any(trial.accepted for trial in trials.values()):
-        print(
-            f"wrote the levels into {args.model / CARD_FILE}. An engine carries a copy of them, so export it again:\n"
-        )
-        print(f"    python -m export --model {args.model} --out {args.model / 'engine'}")
-    if set(trials) != set(searchable(read_card(args.model), args.steps, args.model)):
+        print(f"wrote the levels into {model / CARD_FILE}. An engine carries a copy of them, so export it again:\n")
+        print(f"    python -m export --model {model} --out {model / 'engine'}")
+    if set(trials) != set(steps):
         print("interrupted; what is listed is kept", file=sys.stderr)
         return INTERRUPTED
     return 0

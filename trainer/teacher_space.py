@@ -36,6 +36,10 @@ class TeacherSpace:
     reference: Moments
     sigma: float = SIGMA
 
+    @property
+    def description(self) -> str:
+        return f"spatial means of the teacher's innermost features at sigma {self.sigma}"
+
     @staticmethod
     def of(teacher: Denoiser, data: ImageSet, sigma: float = SIGMA) -> "TeacherSpace":
         """Raises CheckpointError when the teacher is a network without inner features to read."""

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,15 @@ from fewstep.pixels import Pixels, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from trainer.level_search import Levels, Objective
-from trainer.teacher_space import CHUNK, TeacherSpace
+from trainer.teacher_space import CHUNK
+
+
+class Space(Protocol):
+    """Where images are compared with real ones: `trainer.teacher_space.TeacherSpace`, or any other features."""
+
+    def distance(self, pixels: Pixels, labels: NDArray[np.integer], seeds: Sequence[int]) -> float:
+        """uint8 [N, H, W, C] made from these seeds [N] and labels [N] -> distance to the real images."""
+        ...
 
 
 class Trajectories:
@@ -51,7 +60,7 @@ class Trajectories:
 
 
 def objective(
-    student: Denoiser, card: Card, space: TeacherSpace, labels: NDArray[np.integer], seeds: range, device: str
+    student: Denoiser, card: Card, space: Space, labels: NDArray[np.integer], seeds: range, device: str
 ) -> Objective:
     """The distance of the student's images from these seeds, as a function of the levels."""
     chunks = [seeds[i : i + CHUNK] for i in range(0, len(seeds), CHUNK)]
