@@ -1,10 +1,11 @@
 """A student's levels for each number of calls, searched where the quality table measures: in an extractor's features.
 
     python benchmarks/calibrate.py --model models/fashion --steps 1,2,3,4 --images 3000 --precision bf16 --compile
+    python benchmarks/calibrate.py --model models/fashion --extractor fashion128 effl0-pca64
 
 `python -m trainer calibrate` needs no extractor: it judges in the teacher's features, and what is best depends on who
-looks (docs/adr/0014-calls-beyond-four.md). This is the same search with the other judge. Its seeds, from 2^33 on, are
-none that a published figure uses.
+looks (docs/adr/0014-calls-beyond-four.md). This is the same search with another judge, and a second one may object: a
+list that is worse in its features is not kept. The seeds, from 2^33 on, are none that a published figure uses.
 """
 
 import argparse
@@ -44,12 +45,14 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
     """Ends with the command's exit status."""
     steps, config = searchable(read_card(args.model), args.steps, args.model), searching(args)
     train, held_out = load_data(args)
-    (reference,) = load_references(args, train, held_out, cache)
+    references = load_references(args, train, held_out, cache)
     if args.threads:
         torch.set_num_threads(args.threads)
-    facts = {"space": reference.net.name, "extractor": reference.net.sha256}
-    space = ExtractorSpace(reference)
-    trials = calibrate(args.model, space, facts, train, steps, config, computing(args))
+    space, second = [*map(ExtractorSpace, references), None][:2]
+    facts = {
+        role: f"{one.net.name} {one.net.sha256}" for role, one in zip(("space", "second"), references, strict=False)
+    }
+    trials = calibrate(args.model, space, facts, train, steps, config, computing(args), second)
     sys.exit(report(trials, steps, args.model))
 
 
@@ -58,13 +61,15 @@ def main() -> None:
     add_options(parser)
     add = parser.add_argument
     names = (FASHION128, EFFL0, INCEPTION)
-    add("--extractor", nargs=1, default=[FASHION128], choices=names, help=f"default {FASHION128}")
+    add("--extractor", nargs="+", default=[FASHION128], choices=names, help=f"of one or two (default {FASHION128})")
     add("--inception", type=Path, metavar="FILE", help=f"weights of InceptionV3 (2015-12-05), for {INCEPTION}")
     add_data_options(parser)
     parser.set_defaults(smoke=False)
     args = parser.parse_args()
-    if args.inception and args.extractor != [INCEPTION]:
+    if args.inception and INCEPTION not in args.extractor:
         parser.error(f"--inception is for --extractor {INCEPTION}")
+    if len(args.extractor) > 2:
+        parser.error("--extractor takes one judge and one that may object")
     run_cached(run, args)
 
 

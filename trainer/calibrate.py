@@ -32,6 +32,7 @@ FIRST_SEED = 2**33  # far from the seeds of evaluations (0 ..) and of stored end
 HELD_OUT = 4  # ranges of seeds that the search does not see
 CACHE = Path("runs/data")
 INTERRUPTED = 130
+NO_BETTER, OBJECTED = "not better on unseen seeds", "worse in the second extractor's features"
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,19 @@ def calibrate(
     steps: Sequence[int],
     config: CalibrationConfig,
     compute: Compute,
+    second: Space | None = None,
 ) -> dict[int, Trial]:
     """Search the levels of each of `steps` (none: all) and write those that are better into the model's card.
 
-    facts: what the card should say of `space`, in which images are compared with those of `data`.
+    facts: what the card should say of `space`, in which images are compared with those of `data`. second: where a list
+    must not be worse, either.
     The card is written after every step count, so an interrupt loses only the one being searched; then fewer trials
     come back than step counts went in. The weights are not touched.
     Raises CheckpointError or DataError when model, data and steps do not belong together.
     """
     denoiser, card = load_denoiser(model, compute.device)
-    planned = {k: evaluations(k, k, config.search) + 2 * HELD_OUT for k in searchable(card, steps, model)}
+    checks = 2 * HELD_OUT * (2 if second else 1)
+    planned = {k: evaluations(k, k, config.search) + checks for k in searchable(card, steps, model)}
     check_images(card, data, "the student")
     student = replace(denoiser, network=runner(denoiser.network, compute))  # pyright: ignore[reportArgumentType]
     labels = data.labels[evenly(len(data.images), config.images)]  # classes as frequent as in the data
@@ -86,10 +90,13 @@ def calibrate(
 
             return counted
 
-        objectives = [shown(objective(student, card, space, labels, seeds, compute.device)) for seeds in config.ranges]
+        def objectives(space: Space, ranges: Sequence[range]) -> list[Objective]:
+            return [shown(objective(student, card, space, labels, seeds, compute.device)) for seeds in ranges]
+
+        searched, seconds = objectives(space, config.ranges), objectives(second, config.ranges[1:]) if second else []
         for k in planned:
             try:
-                trials[k] = calibrated(objectives, card.levels[k], card.levels.get(k - 1), config.search)
+                trials[k] = calibrated(searched, card.levels[k], card.levels.get(k - 1), config.search, seconds)
             except KeyboardInterrupt:
                 break
             card = recorded(card, k, trials[k], facts)
@@ -147,7 +154,7 @@ def describe(trials: dict[int, Trial]) -> str:
     lines = [f"{'k':>2}  {'searched':>16}  {'held out':>16}  levels"]
     for k, trial in trials.items():
         held_out = f"{np.mean(trial.held_out_before):.4g} -> {np.mean(trial.held_out_after):.4g}"
-        verdict = "" if trial.accepted else "  not better on unseen seeds: not kept"
+        verdict = "" if trial.accepted else f"  {OBJECTED if trial.second_after else NO_BETTER}: not kept"
         found = ", ".join(f"{sigma:.3g}" for sigma in trial.found)
         lines.append(f"{k:>2}  {f'{trial.before:.4g} -> {trial.after:.4g}':>16}  {held_out:>16}  {found}{verdict}")
     return "\n".join(lines)

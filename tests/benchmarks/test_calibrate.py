@@ -62,7 +62,7 @@ def test_the_command_leaves_a_card_that_names_its_judge(student, zips, tmp_path)
     assert done.returncode == 0, done.stderr
     card = read_card(student)
     note = card.training["calibration"]["2"]
-    assert note["space"] == "fashion128" and note["extractor"] == load_extractor().facts["network_sha256"]
+    assert note["space"] == f"fashion128 {load_extractor().facts['network_sha256']}" and "second" not in note
     assert note["after"] <= note["before"] and note["images"] == 140
     assert card.levels[2] == (tuple(note["found"]) if note["accepted"] else before.levels[2])
     assert card.levels[1] == before.levels[1] and card.weights == before.weights
@@ -75,6 +75,7 @@ def test_what_does_not_fit_is_refused_with_a_sentence(student, zips, tmp_path):
         (["--steps", "3"], "no levels to search for 3 calls; choose --steps from 1, 2"),
         (["--extractor", "inception-2015"], "inception-2015 needs its weight file"),
         (["--inception", "weights.pt"], "--inception is for --extractor inception-2015"),
+        (["--extractor", "fashion128", "effl0-pca64", "inception-2015"], "one judge and one that may object"),
         (["--images", "1"], "--images must be at least 2"),
     ):
         done = calibrate(student, *more, *cache, *zips)

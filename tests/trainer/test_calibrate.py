@@ -23,6 +23,7 @@ from fewstep.unet_config import UNetConfig
 from trainer import calibrate as command
 from trainer import teacher_space
 from trainer.artifacts import describe
+from trainer.compute import Compute
 from trainer.dataset import ImageSet, sigma_data
 from trainer.level_search import (
     Trial,
@@ -228,3 +229,25 @@ def test_real_images_are_closer_to_themselves_than_shifted_ones(folders, fashion
     look = partial(features, teacher, sigma=space.sigma)
     together = look(some[:130], labels[:130], seeds[:130])
     assert np.allclose(look(some[120:130], labels[120:130], seeds[120:130]), together[120:], atol=1e-5)
+
+
+class Contrast:
+    """A space in which images are the closer to the data the less contrast they have, or (-1) the more."""
+
+    def __init__(self, sign: int) -> None:
+        self.sign = sign
+
+    def distance(self, pixels, labels, seeds) -> float:
+        return self.sign * float(pixels.std())
+
+
+def test_what_a_second_space_finds_worse_is_not_kept(models, folders, fashion_2000, capsys):
+    student, _ = models
+    before, config = read_card(student), command.CalibrationConfig(images=50)
+    search = partial(command.calibrate, student, Contrast(1), {"space": "gray"}, fashion_2000, [2], config, Compute())
+    trials = search(Contrast(-1))
+    assert trials[2].after < trials[2].before and not trials[2].accepted and read_card(student).levels == before.levels
+    note = read_card(student).training["calibration"]["2"]
+    assert len(note["second_before"]) == len(note["second_after"]) == command.HELD_OUT
+    assert command.report(trials, [2], student) == 0 and command.OBJECTED in capsys.readouterr().out
+    assert search(Contrast(1))[2].accepted and read_card(student).levels[2] != before.levels[2]
