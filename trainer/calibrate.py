@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fewstep.card import CARD_FILE, Card, CheckpointError, card_to_json, distilled_from, read_card, write_atomically
@@ -71,7 +72,7 @@ def calibrate(
     planned = {k: evaluations(k, k, config.search) + checks for k in searchable(card, steps, model)}
     check_images(card, data, "the student")
     student = replace(denoiser, network=runner(denoiser.network, compute))  # pyright: ignore[reportArgumentType]
-    labels = data.labels[evenly(len(data.images), config.images)]  # classes as frequent as in the data
+    labels = frequent_as_in(data.labels, config.images)
     facts = {
         **facts,
         "data": data.sha256(),
@@ -103,6 +104,12 @@ def calibrate(
             write_atomically(model / CARD_FILE, card_to_json(card).encode())
             bar.update(sum(planned[done] for done in trials) - bar.n)  # some lists were known or had no room
     return trials
+
+
+def frequent_as_in(labels: NDArray[np.integer], count: int) -> NDArray[np.integer]:
+    """`count` labels of which each class has its share, to one label: a search would make up for any other shares, and
+    on seeds it has not seen, too, since the labels are the same."""
+    return np.sort(labels)[evenly(len(labels), count)]
 
 
 def recorded(card: Card, k: int, trial: Trial, facts: dict[str, Any]) -> Card:

@@ -94,6 +94,13 @@ def test_seed_ranges_are_disjoint_and_far_from_everybody_elses():
     assert all(a[1] <= b[0] for a, b in pairwise(edges)) and len(edges) == 3 + 3 * (1 + command.HELD_OUT)
 
 
+@pytest.mark.parametrize("count", [37, 1000, 6000])
+def test_classes_are_as_frequent_as_in_the_data_whatever_its_order(count):
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [3000, 2000, 1000]))
+    found = np.bincount(command.frequent_as_in(labels, count), minlength=3)
+    assert found.sum() == count and np.abs(found - count * np.array([3, 2, 1]) / 6).max() < 1
+
+
 @pytest.fixture(scope="module")
 def folders(fashion_2000: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A tiny teacher and its student, both untrained."""
