@@ -17,7 +17,7 @@ from fewstep.pixels import to_pixels
 from fewstep.precond import Array, Denoiser
 from fewstep.samplers import BoundDenoiser, Noise, Sample
 
-Backend = Literal["engine", "torch", "torch-bf16"]
+Backend = Literal["engine", "openvino", "torch", "torch-bf16"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
@@ -72,9 +72,11 @@ class Generator:
 def load_generator(folder: Path, backend: Backend, threads: int = 0) -> Generator:
     """The generator of an engine's folder, or of a checkpoint's folder with or without an engine in it.
 
+    An engine runs on the backend of its manifest ("engine"), or in OpenVINO's bfloat16.
+
     Raises CheckpointError when the folder does not hold what `backend` needs.
     """
-    if backend != "engine":
+    if backend in ("torch", "torch-bf16"):
         return _on_torch(folder, backend, threads)
     inner = folder if (folder / ENGINE_FILE).is_file() else folder / "engine"
     if not (inner / ENGINE_FILE).is_file():
@@ -82,7 +84,7 @@ def load_generator(folder: Path, backend: Backend, threads: int = 0) -> Generato
             f"{folder} holds no engine; make one with: python -m export --model {folder} --out {inner}, "
             "or sample the checkpoint itself: --backend torch"
         )
-    engine = load_engine(inner, threads=threads)
+    engine = load_engine(inner, backend=None if backend == "engine" else backend, threads=threads)
     manifest = engine.manifest
     return Generator(
         manifest.checkpoint, backend, engine.denoiser, manifest.image_shape, manifest.latent_shape,

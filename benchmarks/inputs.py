@@ -29,7 +29,7 @@ def add_common_options(parser: argparse.ArgumentParser, taken: Collection[str] =
     add("--extractor", nargs="+", default=[FASHION128], choices=(FASHION128, EFFL0), help=f"default {FASHION128}")
     add("--inception", type=Path, metavar="FILE", help="weights of InceptionV3 (2015-12-05): adds the standard FID")
     add("--backend", choices=BACKENDS, default="engine",
-        help="ONNX engines (default), the checkpoints, or those compiled in bfloat16")  # fmt: skip
+        help="ONNX engines (default), in OpenVINO's bfloat16, checkpoints, or those compiled in bfloat16")  # fmt: skip
     add("--batch", type=int, default=100, help="images per network call (default 100)")
     add_data_options(parser)
 

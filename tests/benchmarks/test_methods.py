@@ -1,5 +1,6 @@
 """The table of methods and the generators they run on: exact calls, seeds that decide everything."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from tests.benchmarks.worlds import PAIR, SHAPE, generator
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "fashion"
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 
 
 @pytest.mark.parametrize("method", [*SOLVERS, dpdm_method({4: student_levels(4)})], ids=lambda method: method.name)
@@ -79,13 +81,14 @@ def test_engine_and_checkpoint_make_the_same_images():
     assert np.abs(pixels["engine"] - pixels["torch"]).max() <= 1 and pixels["engine"].std() > 20
 
 
-def test_bfloat16_makes_nearly_the_same_images(monkeypatch):
+@pytest.mark.parametrize("half", [pytest.param("openvino", marks=needs_openvino), "torch-bf16"])
+def test_bfloat16_makes_nearly_the_same_images(half, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # half a minute that changes no rounding here
     pixels = {}
-    for backend in ("torch", "torch-bf16"):
+    for backend in ("torch", half):
         (batch,) = (one := load_generator(MODEL, backend, threads=1)).sample(sample_dpdm, one.levels[2], range(3), 3)
         pixels[backend] = batch.pixels.astype(int)
-    gap = np.abs(pixels["torch"] - pixels["torch-bf16"])
+    gap = np.abs(pixels["torch"] - pixels[half])
     assert 0 < gap.mean() < 1
 
 
