@@ -103,15 +103,16 @@ def initial_noise_kernel(
         for part in range(PARTS):
             first = first_position + part * TILE_P
             if RGB:
-                quad, inside, a = rgb_quads(first, AREA, TILE_P)
-                b, c = a + 4, a + 8
+                quad, a = rgb_quads(first, TILE_P)
+                b, c = a + 128, a + 256
+                in_a, in_b, in_c = a < 3 * AREA, b < 3 * AREA, c < 3 * AREA
                 na, nb, nc = normals_rgb(seed, call, NOISE, quad, AREA)
-                xa = begun_tile(known_ptr, a, sigma * na, inside, flags)
-                xb = begun_tile(known_ptr, b, sigma * nb, inside, flags)
-                xc = begun_tile(known_ptr, c, sigma * nc, inside, flags)
-                write_noisy(x_ptr, image_input_ptr, a, a, xa, c_in, inside)
-                write_noisy(x_ptr, image_input_ptr, b, b, xb, c_in, inside)
-                write_noisy(x_ptr, image_input_ptr, c, c, xc, c_in, inside)
+                xa = begun_tile(known_ptr, a, sigma * na, in_a, flags)
+                xb = begun_tile(known_ptr, b, sigma * nb, in_b, flags)
+                xc = begun_tile(known_ptr, c, sigma * nc, in_c, flags)
+                write_noisy(x_ptr, image_input_ptr, a, a, xa, c_in, in_a)
+                write_noisy(x_ptr, image_input_ptr, b, b, xb, c_in, in_b)
+                write_noisy(x_ptr, image_input_ptr, c, c, xc, c_in, in_c)
             else:
                 channel = first_channel + tl.arange(0, TILE_C)[:, None]
                 position = first + tl.arange(0, TILE_P)[None, :]

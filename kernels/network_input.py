@@ -35,14 +35,15 @@ def element_offset(
 
 
 @triton.jit
-def rgb_quads(first, AREA: tl.constexpr, TILE_P: tl.constexpr):
-    """Four pixels after four from the pixel `first` on, in a channels_last image of three channels.
+def rgb_quads(first, TILE_P: tl.constexpr):
+    """TILE_P pixels, a multiple of 128, from the pixel `first` on, of a channels_last image of three channels.
 
-    Their numbers [TILE_P / 4], which of them are inside the image [TILE_P / 4, 1], and where it holds the first four of
-    the twelve elements of each [TILE_P / 4, 4]; the other eight follow.
+    The numbers of their fours [TILE_P / 4], whose noise the threads make, and offsets into the image [TILE_P / 4, 4]: a
+    warp's 128 pixels are 384 neighbours, of which a thread has four here, four that lie 128 further and four 256.
     """
-    quad = first // 4 + tl.arange(0, TILE_P // 4)
-    return quad, (quad < AREA // 4)[:, None], 12 * quad[:, None] + tl.arange(0, 4)[None, :]
+    thread = tl.arange(0, TILE_P // 4)
+    at = 3 * first + thread // 32 * 384 + thread % 32 * 4
+    return first // 4 + thread, at[:, None] + tl.arange(0, 4)[None, :]
 
 
 @triton.jit

@@ -117,17 +117,36 @@ def normals_tile(
 
 @triton.jit
 def normals_rgb(seed, step, stream: tl.constexpr, quad, AREA: tl.constexpr):
-    """Unit normals of the elements 12 quad .. 12 quad + 11 of a channels_last image of three channels.
+    """Unit normals of a channels_last image of three channels, for the four pixels of each quad; 32 quads to a warp.
 
-    As three tensors [quads, 4], in memory order. Every block of four is generated once, and a thread that generates the
-    three blocks of its four pixels deals them out in registers.
+    As three tensors [quads, 4]: the thread at place p of its warp gets, of its warp's 384 elements in memory order,
+    those from 4 p, 128 + 4 p and 256 + 4 p on. Every block of four is generated once: a thread makes the three of its
+    own pixels, which are twelve neighbours in memory, and the warp exchanges vectors of four among its registers.
     """
     r0, r1, r2, r3 = normals4(seed, quad, step, stream)
     g0, g1, g2, g3 = normals4(seed, AREA // 4 + quad, step, stream)
     b0, b1, b2, b3 = normals4(seed, AREA // 2 + quad, step, stream)
-    first, second, third = side_by_side(r0, g0, b0, r1), side_by_side(g1, b1, r2, g2), side_by_side(b2, r3, g3, b3)
-    quads: tl.constexpr = quad.shape[0]
-    return tl.reshape(first, quads, 4), tl.reshape(second, quads, 4), tl.reshape(third, quads, 4)
+    warps: tl.constexpr = quad.shape[0] // 32
+    first = tl.reshape(side_by_side(r0, g0, b0, r1), warps, 32, 4)
+    second = tl.reshape(side_by_side(g1, b1, r2, g2), warps, 32, 4)
+    third = tl.reshape(side_by_side(b2, r3, g3, b3), warps, 32, 4)
+    return (
+        exchanged(first, second, third, 0), exchanged(first, second, third, 32), exchanged(first, second, third, 64),
+    )  # fmt: skip
+
+
+@triton.jit
+def exchanged(first, second, third, start):
+    """Vectors start .. start + 31 of each warp's 96, [warps, 32, 4] -> [32 warps, 4].
+
+    Vector v lies with thread v // 3, of whose three it is number v % 3. Along the axis of a warp's threads,
+    `tl.gather` is a shuffle.
+    """
+    vector = start + tl.arange(0, 32)[None, :, None]
+    thread = tl.broadcast_to(vector // 3, first.shape)
+    a, b, c = tl.gather(first, thread, 1), tl.gather(second, thread, 1), tl.gather(third, thread, 1)
+    mine = tl.where(vector % 3 == 0, a, tl.where(vector % 3 == 1, b, c))
+    return tl.reshape(mine, first.shape[0] * 32, 4)
 
 
 @triton.jit

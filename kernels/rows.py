@@ -97,7 +97,7 @@ class Tile:
     positions: int
     warps: int = 4
     parts: int = 1  # one after the other; what is the same for a row is paid once
-    rgb: bool = False  # four pixels of three channels a thread, as they lie in memory; where `rgb_fits`
+    rgb: bool = False  # 128 pixels of three channels a warp, as they lie in memory; where `rgb_fits`
 
     @classmethod
     def choose(cls, channels: int, extra: int, area: int, *memory: Layout) -> "Tile":
@@ -106,13 +106,13 @@ class Tile:
         With four, each thread loads, generates and stores its own elements, in whichever dtype, and nothing moves
         through shared memory. Channels side by side in memory belong to one program: three programs that write every
         third element each would touch every sector three times. Three of them in a tile of four would leave a quarter
-        of the threads idle, and the others' accesses twelve bytes apart; so, where all memory is alike, a thread takes
-        twelve neighbours.
+        of the threads idle, and the others' accesses twelve bytes apart; so, where all memory is alike, a warp takes
+        384 neighbours, and a thread four of them three times.
         """
         if rgb_fits(channels, extra, area, *memory):
-            positions = min(triton.next_power_of_2(area), 256)
+            positions = 128 if area <= 128 else 256
             parts = 2 if area >= 64 * positions else 1
-            return cls(4, positions, max(1, positions // 128), parts, rgb=True)
+            return cls(4, positions, positions // 128, parts, rgb=True)
         together = triton.next_power_of_2(channels) if "channels_last" in memory else 1
         positions = min(triton.next_power_of_2(area), max(512 // together, 32))
         parts = 4 if area >= 64 * positions else 1  # small images need every program for themselves
@@ -122,9 +122,10 @@ class Tile:
     def checked(cls, tile: "Tile | None", channels: int, extra: int, area: int, *memory: Layout) -> "Tile":
         """The tile, or the one to choose. Raises ValueError when it is for RGB and the images are not."""
         tile = tile or cls.choose(channels, extra, area, *memory)
-        if tile.rgb and not (rgb_fits(channels, extra, area, *memory) and tile.channels == 4 and tile.positions >= 4):
+        if tile.rgb and not (rgb_fits(channels, extra, area, *memory) and tile.channels == 4 and tile.positions >= 128):
             raise ValueError(
-                f"{tile} is for three channels, all channels_last and without a latent, whose pixels come in fours"
+                f"{tile} is for three channels, all channels_last and without a latent, whose pixels come in fours; "
+                "its channels are four and its 128 positions at least, one warp's"
             )
         return tile
 

@@ -154,10 +154,9 @@ def step_kernel(
                 inside = (channel < CHANNELS) & (position < AREA)
                 at = element_offset(channel, position, CHANNELS, AREA, X_LAST)
                 output_at = element_offset(channel, position, CHANNELS, AREA, OUTPUT_LAST)
-                x = denoised_tile(
-                    x_ptr, output_ptr, broken_ptr, mask_ptr, known_ptr, at, output_at, inside, c_skip, c_out, flags,
-                    stamp,
-                )  # fmt: skip
+                x, f = load_tile(x_ptr, output_ptr, at, output_at, inside)
+                stamp_if_broken(broken_ptr, is_finite(f), stamp)
+                x = denoised_tile(x, f, mask_ptr, known_ptr, at, inside, c_skip, c_out, flags)
                 if sigma_next > 0:  # the same for all programs of a row
                     x += sigma_next * normals_tile(seed, call, NOISE, first_channel, first, AREA, TILE_C, TILE_P)
                     input_at = element_offset(channel, position, CHANNELS + EXTRA, AREA, INPUT_LAST)
@@ -183,32 +182,40 @@ def step_rgb_tile(
 ):  # fmt: skip
     """What a step does to TILE_P pixels of three channels that lie side by side in all buffers: `rows.rgb_fits`.
 
-    A thread has four pixels, which are twelve neighbours, in three vectors of four; each offset is one in every buffer.
+    Of a warp's neighbours a thread has three vectors of four, one behind the other; each offset is one in every buffer.
     """
-    quad, inside, a = rgb_quads(first, AREA, TILE_P)
-    b, c = a + 4, a + 8
-    xa = denoised_tile(x_ptr, output_ptr, broken_ptr, mask_ptr, known_ptr, a, a, inside, c_skip, c_out, flags, stamp)
-    xb = denoised_tile(x_ptr, output_ptr, broken_ptr, mask_ptr, known_ptr, b, b, inside, c_skip, c_out, flags, stamp)
-    xc = denoised_tile(x_ptr, output_ptr, broken_ptr, mask_ptr, known_ptr, c, c, inside, c_skip, c_out, flags, stamp)
+    quad, a = rgb_quads(first, TILE_P)
+    b, c = a + 128, a + 256
+    in_a, in_b, in_c = a < 3 * AREA, b < 3 * AREA, c < 3 * AREA
+    xa, fa = load_tile(x_ptr, output_ptr, a, a, in_a)
+    xb, fb = load_tile(x_ptr, output_ptr, b, b, in_b)
+    xc, fc = load_tile(x_ptr, output_ptr, c, c, in_c)
+    # After all loads: none of them could pass a store.
+    stamp_if_broken(broken_ptr, is_finite(fa) & is_finite(fb) & is_finite(fc), stamp)
+    xa = denoised_tile(xa, fa, mask_ptr, known_ptr, a, in_a, c_skip, c_out, flags)
+    xb = denoised_tile(xb, fb, mask_ptr, known_ptr, b, in_b, c_skip, c_out, flags)
+    xc = denoised_tile(xc, fc, mask_ptr, known_ptr, c, in_c, c_skip, c_out, flags)
     if sigma_next > 0:
         na, nb, nc = normals_rgb(seed, call, NOISE, quad, AREA)
-        write_noisy(x_ptr, input_ptr, a, a, xa + sigma_next * na, c_in, inside)
-        write_noisy(x_ptr, input_ptr, b, b, xb + sigma_next * nb, c_in, inside)
-        write_noisy(x_ptr, input_ptr, c, c, xc + sigma_next * nc, c_in, inside)
+        write_noisy(x_ptr, input_ptr, a, a, xa + sigma_next * na, c_in, in_a)
+        write_noisy(x_ptr, input_ptr, b, b, xb + sigma_next * nb, c_in, in_b)
+        write_noisy(x_ptr, input_ptr, c, c, xc + sigma_next * nc, c_in, in_c)
     else:
-        write_pixels(pixels_ptr, a, xa, inside)
-        write_pixels(pixels_ptr, b, xb, inside)
-        write_pixels(pixels_ptr, c, xc, inside)
+        write_pixels(pixels_ptr, a, xa, in_a)
+        write_pixels(pixels_ptr, b, xb, in_b)
+        write_pixels(pixels_ptr, c, xc, in_c)
 
 
 @triton.jit
-def denoised_tile(
-    x_ptr, output_ptr, broken_ptr, mask_ptr, known_ptr, at, output_at, inside, c_skip, c_out, flags, stamp,
-):  # fmt: skip
-    """A tile of the denoised image, from offsets into the image's state and into its output."""
+def load_tile(x_ptr, output_ptr, at, output_at, inside):
+    """A tile of the state and of the network's output in float32, from offsets into an image's state and its output."""
     x = tl.load(x_ptr + at, mask=inside, other=0.0)
-    f = tl.load(output_ptr + output_at, mask=inside, other=0.0).to(tl.float32)
-    stamp_if_broken(broken_ptr, f, stamp)
+    return x, tl.load(output_ptr + output_at, mask=inside, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def denoised_tile(x, f, mask_ptr, known_ptr, at, inside, c_skip, c_out, flags):
+    """A tile of the denoised image; at: offsets into what is known of it."""
     x = c_skip * x + c_out * f
     if (flags & FLAG_CLAMP) != 0:
         x = tl.minimum(tl.maximum(x, -1.0), 1.0)
@@ -227,12 +234,17 @@ def write_pixels(pixels_ptr, at, x, inside):
 
 
 @triton.jit
-def stamp_if_broken(broken_ptr, f, stamp):
-    """Store the stamp when an element of the tile f is not finite: all stores are of one value, so none has to win.
+def is_finite(f):
+    return tl.abs(f) < float("inf")
+
+
+@triton.jit
+def stamp_if_broken(broken_ptr, finite, stamp):
+    """Store the stamp where a tile is not all finite: all stores are of one value, so none has to win.
 
     Each thread asks for its own four first; a reduction of the whole tile would go through shared memory.
     """
-    broken = (~(tl.abs(f) < float("inf"))).to(tl.int32)
-    if f.shape[1] % 4 == 0:
-        broken = tl.sum(tl.reshape(broken, f.shape[0], f.shape[1] // 4, 4), axis=2)
+    broken = (~finite).to(tl.int32)
+    if finite.shape[1] % 4 == 0:
+        broken = tl.sum(tl.reshape(broken, finite.shape[0], finite.shape[1] // 4, 4), axis=2)
     tl.store(broken_ptr + tl.zeros_like(broken), stamp, mask=broken != 0)

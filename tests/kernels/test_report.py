@@ -48,9 +48,9 @@ def test_three_channels_side_by_side_stay_in_registers(report: list[dict]):
     )
     assert together["instructions"] / 12 < apart["instructions"] / 3 / 2, "elements a thread"
     for row in rows:
-        assert row["shared_bytes"] == 0, "nothing is handed from one thread to another"
+        assert row["shared_bytes"] == 0, "a warp's threads exchange registers"
         assert row["vector_accesses"] >= names[row["kernel"]], "three accesses of four elements to every buffer"
-        assert row["registers"] <= 64
+        assert row["registers"] <= 80, "24 warps fit on a multiprocessor, each with six vectors under way"
 
 
 def test_where_triton_interprets_nothing_is_compiled():

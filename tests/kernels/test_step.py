@@ -70,7 +70,7 @@ launch_last = partial(launch, x="channels_last", output="channels_last", network
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("shape", [(3, 4, 6), (3, 2, 2), (3, 20, 20)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 4, 6), (3, 2, 2), (3, 8, 16), (3, 20, 20)], ids=str)
 def test_three_channels_side_by_side_are_stepped_as_they_lie(shape, dtype: torch.dtype):
     assert Tile.choose(3, 0, shape[1] * shape[2], "channels_last").rgb
     rows = rows_of(**MIXED, **MOVING, flags=[CLAMP, CLAMP | KNOWN, KNOWN, 0])
@@ -78,21 +78,21 @@ def test_three_channels_side_by_side_are_stepped_as_they_lie(shape, dtype: torch
     assert_same(case.through(launch_step), case.through(step_reference), dtype)
 
 
-RGB_TILES = [Tile(4, 4, 1, rgb=True), Tile(4, 8, 1, parts=2, rgb=True), Tile(4, 128, 1, rgb=True)]
+RGB_TILES = [Tile(4, 128, 1, rgb=True), Tile(4, 128, 2, parts=2, rgb=True), Tile(4, 512, 2, rgb=True)]
 
 
 @pytest.mark.parametrize("tile", RGB_TILES, ids=str)
 def test_rgb_tiles_give_what_others_give(tile: Tile):
-    case = launch_last(rows_of(**MIXED), (3, 6, 6))
+    case = launch_last(rows_of(**MIXED), (3, 14, 26))
     expected = case.through(launch_step, tile=Tile(4, 16, 1))
     for name, values in case.through(launch_step, tile=tile).written().items():
         assert torch.equal(values, expected.written()[name]), name
 
 
 def test_an_rgb_tile_finds_what_is_not_finite():
-    case = launch_last(rows_of(**MIXED), (3, 4, 4))
+    case = launch_last(rows_of(**MIXED), (3, 10, 16))
     case.output[1, 0, 3, 3] = float("nan")
-    case.output[3, 2, 0, 0] = float("inf")
+    case.output[3, 2, 9, 15] = float("inf")
     assert case.through(launch_step).broken.tolist() == [3, 7, 3, 7, 3]
 
 
@@ -103,6 +103,8 @@ def test_rgb_is_for_three_channels_side_by_side_everywhere():
     for case in (launch(rows_of([2], [1]), (3, 4, 4)), launch_last(rows_of([2], [1]), (3, 3, 3))):
         with pytest.raises(ValueError, match="is for three channels, all channels_last"):
             case.through(launch_step, tile=RGB_TILES[0])
+    with pytest.raises(ValueError, match="128 positions"):
+        launch_last(rows_of([2], [1]), (3, 4, 4)).through(launch_step, tile=Tile(4, 64, 1, rgb=True))
 
 
 @pytest.mark.parametrize("step_of", [launch_step, step_reference])
