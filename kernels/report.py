@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
@@ -20,6 +21,8 @@ from triton.compiler import ASTSource
 
 from kernels.group_norm_silu import group_norm_silu_kernel
 from kernels.initial_noise import initial_noise_kernel
+from kernels.ptx.machine import Kernel
+from kernels.ptx.memory import Memory
 from kernels.step import step_kernel
 
 CAPABILITIES = (80, 90)  # A100, H100 and H200
@@ -56,6 +59,7 @@ class Usage:
     stack_bytes: int
     shared_bytes: int  # per program
     vector_accesses: int  # global loads and stores of two words or more
+    sector_requests: float  # how often a program asks for each 32 bytes that it moves; 1: no access but of whole ones
     instructions: int  # in the whole kernel, all branches
     cubin_bytes: int
 
@@ -119,6 +123,7 @@ def compile_variant(variant: Variant, capability: int) -> Usage:
         registers=used["REG"], spilled_bytes=used["LOCAL"], stack_bytes=used["STACK"],
         shared_bytes=compiled.metadata.shared,
         vector_accesses=len(re.findall(r"(?:ld|st)\.global\S*\.v[24]", ptx)),
+        sector_requests=round(_sector_requests(Kernel(ptx, compiled.metadata.shared), variant, types), 3),
         instructions=instructions, cubin_bytes=len(compiled.asm["cubin"]),
     )  # fmt: skip
 
@@ -132,6 +137,19 @@ def _type(variant: Variant, name: str) -> str:
     if variant.kernel is group_norm_silu_kernel and name == "x_ptr":
         return f"*{variant.dtype}"
     return _FIXED.get(name, f"*{variant.dtype}")
+
+
+def _sector_requests(kernel: Kernel, variant: Variant, types: dict[str, str]) -> float:
+    """Of the first program of a launch whose rows have calls to come."""
+    constants = variant.constants
+    channels = constants.get("CHANNELS", 0) + constants.get("EXTRA", 0) or constants["GROUPS"] * constants["WIDTH"]
+    names = [name for name, type_ in types.items() if type_ != "constexpr"]
+    pointers = [name for name in names if types[name].startswith("*")]
+    image = np.zeros(channels * constants["AREA"], np.float32)  # as large as any buffer
+    level = np.ones_like(image)
+    memory = Memory(*((level if name == "sigma_next_ptr" else image).view(np.uint8) for name in pointers))
+    places = dict(zip(pointers, memory.starts, strict=True))
+    return kernel.run((1,), memory, [places.get(name, 1) for name in names]).times
 
 
 def _resources(cubin: str) -> dict[str, int]:
@@ -160,7 +178,7 @@ def main() -> None:
         print(
             f"sm_{usage.sm}  {usage.kernel:<42} {usage.dtype:<5} {usage.registers:>3} registers  "
             f"{usage.spilled_bytes} B spilled  {usage.stack_bytes} B stack  {usage.shared_bytes} B shared  "
-            f"{usage.instructions} instructions"
+            f"{usage.instructions} instructions  {usage.sector_requests:.2f} requests a sector"
         )
     if out:
         report = {"triton": triton.__version__, "kernels": [asdict(usage) for usage in usages]}

@@ -15,8 +15,9 @@ from trainer.sources.idx import pad_to_power_of_two
 _SHEET = Path(__file__).parent / "fixtures" / "fashion-2000.png"
 _SIDE, _COLUMNS, _PER_CLASS = 28, 50, 200
 
-# Triton has no CPU backend. Without a GPU its kernels run in its interpreter, chosen before they are imported.
-if not torch.cuda.is_available():
+# Triton has no CPU backend. Without a GPU its kernels run in its interpreter, chosen before they are imported, or with
+# KERNELS=sm_90 compiled and in ours (tests/kernels/compiled.py).
+if not torch.cuda.is_available() and not os.environ.get("KERNELS"):
     os.environ["TRITON_INTERPRET"] = "1"
 
 # Networks in these tests are so small that several threads only wait for each other.

@@ -1,0 +1,8 @@
+"""With KERNELS=sm_90 these tests run what the compiler makes of the kernels for that GPU, not their Python."""
+
+import os
+
+if (target := os.environ.get("KERNELS", "")).startswith("sm_"):
+    from tests.kernels.compiled import stand_in
+
+    stand_in(int(target.removeprefix("sm_")))
