@@ -102,12 +102,20 @@ def _format(x: Tensor) -> Any:
 
 
 @triton.jit
+def sum_of_group(x, CHANNELS_LAST: tl.constexpr):
+    """A tile's sum over the channels and positions of each group, both axes kept."""
+    inner = tl.sum(x, axis=2, keep_dims=True)
+    return tl.sum(inner, axis=0 if CHANNELS_LAST else 1, keep_dims=True)
+
+
+@triton.jit
 def load_group_tile(
     x_ptr, add_ptr, add_at, start, group, column, first, GROUPS: tl.constexpr, WIDTH: tl.constexpr, AREA: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, TILE_P: tl.constexpr,
 ):  # fmt: skip
-    """x + add [TILE_G, TILE_C, TILE_P] in float32, the offsets, and which elements exist."""
-    position = first + tl.arange(0, TILE_P)[None, None, :]
+    """x + add as a tile in float32, the offsets, and which elements exist."""
+    position = first + tl.arange(0, TILE_P)
+    position = position[:, None, None] if CHANNELS_LAST else position[None, None, :]
     channel = group * WIDTH + column
     inside = (group < GROUPS) & (column < WIDTH) & (position < AREA)
     offset = start + (position * (GROUPS * WIDTH) + channel if CHANNELS_LAST else channel * AREA + position)
@@ -124,15 +132,20 @@ def group_norm_silu_kernel(
     GROUPS: tl.constexpr, WIDTH: tl.constexpr, AREA: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     ACTIVATE: tl.constexpr, TILE_G: tl.constexpr, TILE_C: tl.constexpr, TILE_P: tl.constexpr,
 ):  # fmt: skip
-    """Grid: tiles of groups, images. A map that fits one tile is read once and stays in registers."""
+    """Grid: tiles of groups, images. A map that fits one tile is read once and stays in registers.
+
+    A tile has the axes of the memory: positions, groups, channels of a group where it is channels_last, else groups,
+    channels, positions. Neighbouring threads then have neighbouring elements.
+    """
     image = tl.program_id(1)
     start = image.to(tl.int64) * (GROUPS * WIDTH * AREA)
     add_at, scale_at = image * add_stride, image * scale_stride
-    group = tl.program_id(0) * TILE_G + tl.arange(0, TILE_G)[:, None, None]
-    column = tl.arange(0, TILE_C)[None, :, None]
+    group, column = tl.program_id(0) * TILE_G + tl.arange(0, TILE_G), tl.arange(0, TILE_C)
+    group = group[None, :, None] if CHANNELS_LAST else group[:, None, None]
+    column = column[None, None, :] if CHANNELS_LAST else column[None, :, None]
 
-    mean = tl.zeros([TILE_G, 1, 1], tl.float32)
-    squares = tl.zeros([TILE_G, 1, 1], tl.float32)  # sum of squared deviations from the mean
+    mean = tl.zeros_like(group).to(tl.float32)
+    squares = tl.zeros_like(mean)  # sum of squared deviations from the mean
     seen = 0.0
     x, offset, inside = load_group_tile(
         x_ptr, add_ptr, add_at, start, group, column, 0, GROUPS, WIDTH, AREA, CHANNELS_LAST, TILE_P
@@ -143,9 +156,9 @@ def group_norm_silu_kernel(
                 x_ptr, add_ptr, add_at, start, group, column, first, GROUPS, WIDTH, AREA, CHANNELS_LAST, TILE_P
             )
         here = (tl.minimum(AREA - first, TILE_P) * WIDTH).to(tl.float32)
-        tile_mean = tl.sum(tl.sum(tl.where(inside, x, 0.0), axis=2, keep_dims=True), axis=1, keep_dims=True) / here
+        tile_mean = sum_of_group(tl.where(inside, x, 0.0), CHANNELS_LAST) / here
         away = tl.where(inside, x - tile_mean, 0.0)
-        tile_squares = tl.sum(tl.sum(away * away, axis=2, keep_dims=True), axis=1, keep_dims=True)
+        tile_squares = sum_of_group(away * away, CHANNELS_LAST)
         # Chan et al. 1979: merging centred sums loses nothing to cancellation, as E[x^2] - E[x]^2 would.
         delta, total = tile_mean - mean, seen + here
         mean += delta * (here / total)

@@ -248,9 +248,7 @@ def _reduce(mode: str) -> Callable[..., Bits]:
 _EXCHANGES: dict[str, Callable[[str], Callable[..., Bits]]] = {"shfl": _shuffle, "redux": _reduce}
 
 
-def _access(
-    operand: str, suffixes: list[str], write: bool
-) -> tuple[Callable[..., Any], int, Callable[..., Memory]]:
+def _access(operand: str, suffixes: list[str], write: bool) -> tuple[Callable[..., Any], int, Callable[..., Memory]]:
     """How an instruction finds its addresses and which threads take part, the bytes of a word, and its memory."""
     match = _ADDRESS.fullmatch(operand)
     assert match is not None, operand

@@ -16,7 +16,7 @@ from triton.runtime.jit import JITFunction
 from kernels.ptx.machine import Kernel
 from kernels.ptx.memory import Memory
 
-_compile = JITFunction.run
+_compile: Any = JITFunction.run
 _kernels: dict[str, Kernel] = {}
 
 

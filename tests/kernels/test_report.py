@@ -36,6 +36,7 @@ def test_the_step_of_a_plain_student_moves_whole_vectors_and_leaves_room_for_man
     for row in rows:
         assert row["vector_accesses"] >= 4, "x and F in, x and the next input out"
         assert row["registers"] <= 48, "more than 40 warps fit on a multiprocessor"
+        assert row["sector_requests"] == 1, "every access is of whole sectors"
 
 
 def test_three_channels_side_by_side_stay_in_registers(report: list[dict]):
@@ -50,7 +51,15 @@ def test_three_channels_side_by_side_stay_in_registers(report: list[dict]):
     for row in rows:
         assert row["shared_bytes"] == 0, "a warp's threads exchange registers"
         assert row["vector_accesses"] >= names[row["kernel"]], "three accesses of four elements to every buffer"
+        assert row["sector_requests"] == 1, "every access of a warp is of 384 neighbours' whole sectors"
         assert row["registers"] <= 80, "24 warps fit on a multiprocessor, each with six vectors under way"
+
+
+def test_a_group_norm_asks_for_a_map_that_fits_a_tile_once_and_for_others_twice(report: list[dict]):
+    rows = [row for row in report if row["kernel"].startswith("group norm")]
+    for row in rows:
+        assert row["sector_requests"] == 1 if "tiles" not in row["kernel"] else row["sector_requests"] < 1.6, row
+    assert len({row["kernel"] for row in rows}) == 3
 
 
 def test_where_triton_interprets_nothing_is_compiled():
