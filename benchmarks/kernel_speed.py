@@ -34,6 +34,7 @@ GPU_COLUMNS = {
 COMPILE_COLUMNS = {
     "kernel": "kernel", "dtype": "dtype", "sm": "sm", "warps": "warps", "registers": "registers",
     "spilled_bytes": "spilled B", "shared_bytes": "shared B", "instructions": "instructions",
+    "sector_requests": "requests a sector",
 }  # fmt: skip
 SHAPES = ((64, 3, 32, 32), (64, 3, 256, 256))
 SIGMA_DATA = 0.5

@@ -168,25 +168,30 @@ class Kernel:
         return step
 
     def _move_matrices(self, name: str, suffixes: list[str], operands: list[str]) -> _Step:
-        """ldmatrix, stmatrix: 8 x 8 of 16 bits, to or from shared memory.
+        """ldmatrix, stmatrix: 8 x 8 of 16 bits, to or from shared memory, .trans: with rows and columns exchanged.
 
         Eight threads a matrix name its rows; of every matrix each thread has a word, of two neighbours in a row.
         """
-        if "trans" in suffixes:
-            raise NotImplementedError(f"no numpy for transposed {name}")
         inner, outer = operands if name == "stmatrix" else operands[::-1]
         registers, (address, _, _) = outer.strip("{} ").split(", "), _access(inner, suffixes, name == "stmatrix")
         count, warps = len(registers), self._threads // WARP
         naming = (np.arange(self._threads) % WARP < 8 * count).nonzero()[0]
 
+        def turned(rows: Bits) -> Bits:
+            """[8 x matrices, 4] words."""
+            if "trans" not in suffixes:
+                return rows
+            matrices = np.ascontiguousarray(rows).view(np.uint16).reshape(-1, 8, 8).swapaxes(1, 2)
+            return np.ascontiguousarray(matrices).reshape(-1, 8).view(np.uint32)
+
         def load(program: _Program) -> list[Bits]:
-            words = program.shared.load(address(program, None, self._threads)[0][naming], 4, 4)
-            return list(words.reshape(warps, count, WARP).swapaxes(0, 1).reshape(count, -1))
+            rows = turned(program.shared.load(address(program, None, self._threads)[0][naming], 4, 4))
+            return list(rows.reshape(warps, count, WARP).swapaxes(0, 1).reshape(count, -1))
 
         def store(program: _Program) -> None:
             words = np.stack([np.broadcast_to(program.registers[name], self._threads) for name in registers])
             rows = words.reshape(count, warps, WARP).swapaxes(0, 1).reshape(-1, 4)
-            program.shared.store(address(program, None, self._threads)[0][naming], rows, 4)
+            program.shared.store(address(program, None, self._threads)[0][naming], turned(rows), 4)
 
         return store if name == "stmatrix" else self._assign(registers, load, None)
 

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 
 from fewstep import noise
 from kernels import philox
@@ -17,7 +18,7 @@ from tests.core.test_noise import GOLDEN_LATENT, GOLDEN_LATENT_WORDS, GOLDEN_NOR
 from tests.kernels.cases import DEVICE
 
 EDGE_SEEDS = (0, 1, 2**31, 2**32 - 1, 2**32 + 5, 2**63 - 1, 2**63, 2**64 - 1)
-TILE = 16384 if DEVICE == "cpu" else 1024  # the interpreter's cost is per program, a GPU's registers are few
+TILE = 16384 if knobs.runtime.interpret else 1024  # the interpreter's cost is per program, a GPU's registers are few
 STREAMS = [noise.STREAM_NOISE, noise.STREAM_LATENT]
 
 
@@ -122,7 +123,7 @@ def box_muller_error(radius: np.ndarray, angle: np.ndarray) -> float:
     cosine, sine = (torch.zeros(len(radius), device=DEVICE) for _ in range(2))
     words = [torch.from_numpy(word.astype(np.int64)).to(DEVICE) for word in np.broadcast_arrays(radius, angle)]
     kernel: Any = box_muller_kernel
-    tile = len(radius) if DEVICE == "cpu" else min(len(radius), TILE)
+    tile = len(radius) if knobs.runtime.interpret else min(len(radius), TILE)
     kernel[(len(radius) // tile,)](cosine, sine, *words, tile, enable_fp_fusion=False)
     r, a = np.sqrt(-2 * np.log(noise.uniforms(radius))), 2 * np.pi * noise.uniforms(angle)
     return max(np.abs(cosine.cpu().numpy() - r * np.cos(a)).max(), np.abs(sine.cpu().numpy() - r * np.sin(a)).max())

@@ -9,6 +9,7 @@ from kernels.ptx.arithmetic import as_bits, as_type, operation
 from kernels.ptx.machine import Kernel
 from kernels.ptx.memory import Memory, Traffic
 
+MATRIX = ("stmatrix", "ldmatrix")
 NAN, ONE = 0x7FC00000, 0x3F800000
 
 
@@ -178,6 +179,25 @@ def test_matrices_are_dealt_out_by_rows():
     words, _ = run("shl.b64 %rd4, %rd2, 1;\n    add.s64 %rd4, %rd4, %rd1;\n    " + body)
     assert words[::2] == list(range(32)), "thread 4 i + j has word j of row i"
     assert words[1::2] == list(range(32))
+
+
+@pytest.mark.parametrize("instruction", ["ldmatrix", "stmatrix"])
+def test_a_transposed_matrix_has_its_columns_in_rows(instruction: str):
+    kind = {name: f"{name}.sync.aligned.m8n8.x1{'.trans' * (name == instruction)}.shared.b16" for name in MATRIX}
+    words, _ = run(
+        f"""mov.b32 %r2, global_smem;
+    shl.b32 %r3, %r1, 4;
+    add.s32 %r3, %r2, %r3;
+    shl.b32 %r4, %r1, 1;
+    add.s32 %r5, %r4, 1;
+    shl.b32 %r5, %r5, 16;
+    or.b32 %r4, %r4, %r5;
+    {kind["stmatrix"]} [%r3], {{%r4}};
+    {kind["ldmatrix"]} {{%r6}}, [%r3];
+    st.global.b32 [%rd3], %r6;"""
+    )
+    halves = np.array(words[:32], np.uint32).view(np.uint16).reshape(8, 8)
+    assert (halves == np.arange(64).reshape(8, 8).T).all()
 
 
 def test_a_sector_that_is_asked_for_in_halves_is_asked_for_twice():
