@@ -1,7 +1,7 @@
 """What PTX's instructions without side effects compute, over arrays of one value a thread.
 
 Registers are bit patterns: bool, uint16, uint32, uint64. An instruction's suffix says what they mean to it. Approximate
-functions are rounded correctly here; a GPU's own are off by an ulp or two.
+functions are rounded correctly here; a GPU's own are off by an ulp or two. Denormals are kept, also by .ftz.
 """
 
 from collections.abc import Callable
@@ -56,6 +56,8 @@ def as_bits(values: NDArray[Any], kind: str) -> Bits:
 def operation(opcode: str) -> Callable[..., Bits]:
     """The function of an instruction. Raises NotImplementedError for one that Triton has not been seen to need."""
     name, *suffixes = opcode.split(".")
+    if unknown := {"sat", "relu", "rz", "rm", "rp"} & set(suffixes):
+        raise NotImplementedError(f"no numpy for .{unknown.pop()} in the PTX instruction {opcode}")
     special = _SPECIAL.get(name)
     if special is not None:
         return partial(special, suffixes)
@@ -136,7 +138,7 @@ def _set_predicate(suffixes: list[str], a: Bits, b: Bits) -> Bits:
 
 
 def _select(suffixes: list[str], a: Bits, b: Bits, predicate: Bits) -> Bits:
-    return np.where(predicate, as_bits(as_type(a, suffixes[-1]), suffixes[-1]), as_type(b, suffixes[-1]).view(a.dtype))
+    return np.where(predicate, a, b)
 
 
 def _convert(suffixes: list[str], *sources: Bits) -> Bits:

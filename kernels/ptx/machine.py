@@ -36,7 +36,10 @@ class _Program:
 
 
 _Source = Callable[[_Program], Bits]
+_Mask = Callable[[_Program], NDArray[np.bool_]] | None  # the threads for which an instruction does something
 _Step = Callable[[_Program], str | None]  # returns the label to go on at; None: the next instruction
+
+_END = "the end"  # a label that no PTX has
 
 
 class Kernel:
@@ -60,15 +63,13 @@ class Kernel:
                 self._labels[code[:-1]] = len(self._steps)
             elif code and not code.startswith("."):
                 self._steps.append(self._step(code))
+        self._labels[_END] = len(self._steps)
 
     def run(self, grid: Sequence[int], memory: Memory, arguments: Sequence[int | float]) -> Traffic:
         """All programs of a grid, one after another. arguments: addresses in memory, and numbers, in order."""
         given = [*arguments, *[0] * (len(self._parameters) - len(arguments))]  # Triton's own pointers, of no use here
         bits = {
-            name: np.array([value], np.float32).view(np.uint32)
-            if kind == "f32"
-            else np.array([value]).astype(np.uint64)
-            for (name, kind), value in zip(self._parameters.items(), given, strict=True)
+            name: _argument(value, kind) for (name, kind), value in zip(self._parameters.items(), given, strict=True)
         }
         shared, traffic = np.zeros(self._shared_bytes, np.uint8), Traffic()
         thread = np.arange(self._threads, dtype=np.uint32)
@@ -82,7 +83,7 @@ class Kernel:
         with np.errstate(all="ignore"):
             while at < len(self._steps):
                 label = self._steps[at](program)
-                at = at + 1 if label is None else self._labels.get(label, len(self._steps))
+                at = at + 1 if label is None else self._labels[label]
 
     def _step(self, code: str) -> _Step:
         """One instruction."""
@@ -95,7 +96,7 @@ class Kernel:
         if name in ("bar", "barrier"):
             return lambda program: None  # all threads are at one instruction anyway
         if name == "ret":
-            return lambda program: "the end"
+            return lambda program: _END
         if name == "bra":
             return _branch(operands[0], when)
         if name == "ld" and suffixes[0] == "param":
@@ -112,7 +113,7 @@ class Kernel:
         sources = [_source(operand, suffixes[-1]) for operand in operands[1:]]
         return self._assign(operands[:1], lambda program: [run(*(source(program) for source in sources))], when)
 
-    def _assign(self, names: list[str], values: Callable[[_Program], Any], when: "_Mask") -> _Step:
+    def _assign(self, names: list[str], values: Callable[[_Program], Any], when: _Mask) -> _Step:
         """Registers [threads] in the widths they are declared with; where `when` holds, if it is given."""
         kept = [(place, name, self._type(name)) for place, name in enumerate(names) if name != "_"]
 
@@ -144,7 +145,7 @@ class Kernel:
 
         return self._assign(into, values, None)
 
-    def _load(self, suffixes: list[str], operands: list[str], when: "_Mask") -> _Step:
+    def _load(self, suffixes: list[str], operands: list[str], when: _Mask) -> _Step:
         names, (address, size, space) = operands[0].strip("{} ").split(", "), _access(operands[1], suffixes, False)
 
         def values(program: _Program) -> NDArray[Any]:
@@ -155,7 +156,7 @@ class Kernel:
 
         return self._assign(names, values, when)
 
-    def _store(self, suffixes: list[str], operands: list[str], when: "_Mask") -> _Step:
+    def _store(self, suffixes: list[str], operands: list[str], when: _Mask) -> _Step:
         names, (address, size, space) = operands[1].strip("{} ").split(", "), _access(operands[0], suffixes, True)
         sources = [_source(name, suffixes[-1]) for name in names]
 
@@ -196,7 +197,8 @@ class Kernel:
         return store if name == "stmatrix" else self._assign(registers, load, None)
 
 
-_Mask = Callable[[_Program], NDArray[np.bool_]] | None
+def _argument(value: int | float, kind: str) -> Bits:
+    return np.array([value], np.float32).view(np.uint32) if kind == "f32" else np.array([value]).astype(np.uint64)
 
 
 def _predicate(register: str | None, negated: bool) -> _Mask:
@@ -229,6 +231,8 @@ def _shuffle(mode: str) -> Callable[..., Bits]:
     """shfl among the 32 threads of a warp: to each, what the thread that it names has."""
 
     def exchange(value: Bits, by: Bits, clamp: Bits, members: Bits) -> Bits:
+        if (clamp != WARP - 1).any() or (members != 2**WARP - 1).any():
+            raise NotImplementedError("a shuffle among some threads of a warp")
         lane = np.arange(value.size, dtype=np.uint32)
         other = by % WARP if mode == "idx" else (lane % WARP) ^ by
         return value[lane // WARP * WARP + other] if value.size > 1 else value
@@ -245,6 +249,8 @@ def _reduce(mode: str) -> Callable[..., Bits]:
         raise NotImplementedError(f"no numpy for redux.{mode}")
 
     def exchange(value: Bits, members: Bits) -> Bits:
+        if (members != 2**WARP - 1).any():
+            raise NotImplementedError("a sum over some threads of a warp")
         return np.repeat(combine.reduce(value.reshape(-1, WARP), axis=1, dtype=value.dtype), WARP)
 
     return exchange
@@ -256,7 +262,8 @@ _EXCHANGES: dict[str, Callable[[str], Callable[..., Bits]]] = {"shfl": _shuffle,
 def _access(operand: str, suffixes: list[str], write: bool) -> tuple[Callable[..., Any], int, Callable[..., Memory]]:
     """How an instruction finds its addresses and which threads take part, the bytes of a word, and its memory."""
     match = _ADDRESS.fullmatch(operand)
-    assert match is not None, operand
+    if match is None or not suffixes[-1].startswith("b"):
+        raise NotImplementedError(f"an access of {operand} that extends signs or is not understood")
     base, offset = _source(match[1], "b64"), int(match[2] or 0)
 
     def address(program: _Program, when: _Mask, threads: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -213,15 +213,31 @@ def test_a_sector_that_is_asked_for_in_halves_is_asked_for_twice():
         ("st.global.v2.b32 [%rd3], {%r1, %r1};", 64, IndexError, "no multiple"),
         ("st.global.b32 [%rd1], %r1;", 64, RuntimeError, "two threads store different values"),
         ("setp.lt.u32 %p1, %r1, 3;\n    @%p1 bra $L__BB0_1;", 64, NotImplementedError, "part ways"),
+        ("shfl.sync.bfly.b32 %r2, %r1, 1, 15, -1;", 64, NotImplementedError, "some threads"),
+        ("redux.sync.add.s32 %r2, %r1, 255;", 64, NotImplementedError, "some threads"),
     ],
-    ids=["outside", "unaligned", "a race", "diverging"],
+    ids=["outside", "unaligned", "a race", "diverging", "half a warp", "a quarter"],
 )
 def test_what_would_fail_on_a_gpu_or_is_not_followed_is_said(body: str, words: int, error: type, message: str):
     with pytest.raises(error, match=message):
         run(body, words=words)
 
 
-@pytest.mark.parametrize("code", ["wgmma.mma_async.sync %r1, %r2;", "shfl.sync.up.b32 %r2, %r1, 1, 31, -1;"])
+UNKNOWN = [
+    "wgmma.mma_async.sync %r1, %r2;",
+    "shfl.sync.up.b32 %r2, %r1, 1, 31, -1;",
+    "redux.sync.or.b32 %r2, %r1, -1;",
+    "add.sat.s32 %r2, %r1, %r1;",
+    "cvt.rz.f32.f64 %r2, %rd1;",
+]
+
+
+@pytest.mark.parametrize("code", UNKNOWN)
 def test_an_instruction_that_is_not_known_is_named(code: str):
     with pytest.raises(NotImplementedError, match=re.escape(code.split(".")[0])):
         kernel(code)
+
+
+def test_a_load_that_extends_signs_is_refused():
+    with pytest.raises(NotImplementedError, match="extends signs"):
+        kernel("ld.global.s8 { %rs1 }, [ %rd1 + 0 ];")
