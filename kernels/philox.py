@@ -130,23 +130,27 @@ def normals_rgb(seed, step, stream: tl.constexpr, quad, AREA: tl.constexpr):
     first = tl.reshape(side_by_side(r0, g0, b0, r1), warps, 32, 4)
     second = tl.reshape(side_by_side(g1, b1, r2, g2), warps, 32, 4)
     third = tl.reshape(side_by_side(b2, r3, g3, b3), warps, 32, 4)
-    return (
-        exchanged(first, second, third, 0), exchanged(first, second, third, 32), exchanged(first, second, third, 64),
-    )  # fmt: skip
+    # Vector v of a warp's 96 lies with thread v // 3 and is its number v % 3. The thread at place p gets v = p, p + 32
+    # and p + 64, whose remainders are p % 3, (p + 2) % 3 and (p + 1) % 3: one of each, so one exchange of each will do.
+    place = tl.arange(0, 32)[None, :, None]
+    a, b, c = exchanged(first, place, 0), exchanged(second, place, 1), exchanged(third, place, 2)
+    return chosen(a, b, c, place % 3), chosen(a, b, c, (place + 2) % 3), chosen(a, b, c, (place + 1) % 3)
 
 
 @triton.jit
-def exchanged(first, second, third, start):
-    """Vectors start .. start + 31 of each warp's 96, [warps, 32, 4] -> [32 warps, 4].
+def exchanged(vectors, place, remainder):
+    """[warps, 32, 4]: to each place in a warp, of its three vectors the one with that remainder.
 
-    Vector v lies with thread v // 3, of whose three it is number v % 3. Along the axis of a warp's threads,
-    `tl.gather` is a shuffle.
+    Along the axis of a warp's threads, `tl.gather` is a shuffle.
     """
-    vector = start + tl.arange(0, 32)[None, :, None]
-    thread = tl.broadcast_to(vector // 3, first.shape)
-    a, b, c = tl.gather(first, thread, 1), tl.gather(second, thread, 1), tl.gather(third, thread, 1)
-    mine = tl.where(vector % 3 == 0, a, tl.where(vector % 3 == 1, b, c))
-    return tl.reshape(mine, first.shape[0] * 32, 4)
+    vector = place + 32 * ((place + 2 * remainder) % 3)
+    return tl.gather(vectors, tl.broadcast_to(vector // 3, vectors.shape), 1)
+
+
+@triton.jit
+def chosen(a, b, c, number):
+    """Number 0, 1 or 2 of three tensors [warps, 32, 4], as [32 warps, 4]."""
+    return tl.reshape(tl.where(number == 0, a, tl.where(number == 1, b, c)), a.shape[0] * 32, 4)
 
 
 @triton.jit
