@@ -98,6 +98,8 @@ def _multiply(suffixes: list[str], a: Bits, b: Bits, *plus: Bits) -> Bits:
     kind = suffixes[-1]
     if kind in _FLOATS:
         return as_bits(as_type(a, kind) * as_type(b, kind), kind)
+    if "lo" not in suffixes and width(kind) > 32:
+        raise NotImplementedError(f"no numpy for products of {kind} in full")
     wide = kind[0] + str(2 * width(kind))
     if "lo" in suffixes:
         result = as_bits(as_type(a, kind) * as_type(b, kind), kind)
