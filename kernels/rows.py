@@ -125,7 +125,7 @@ class Tile:
         if tile.rgb and not (rgb_fits(channels, extra, area, *memory) and tile.channels == 4 and tile.positions >= 128):
             raise ValueError(
                 f"{tile} is for three channels, all channels_last and without a latent, whose pixels come in fours; "
-                "its channels are four and its 128 positions at least, one warp's"
+                "such a tile has 4 channels and at least 128 positions, which is what a warp takes"
             )
         return tile
 

@@ -243,16 +243,17 @@ def _shuffle(mode: str) -> Callable[..., Bits]:
 
 
 def _reduce(mode: str) -> Callable[..., Bits]:
-    """redux: to each thread of a warp what all of them come to."""
-    combine = {"add": np.add, "min": np.minimum, "max": np.maximum}.get(mode)
-    if combine is None:
-        raise NotImplementedError(f"no numpy for redux.{mode}")
+    """redux: to each thread of a warp the sum of what all of them have."""
 
     def exchange(value: Bits, members: Bits) -> Bits:
         if (members != 2**WARP - 1).any():
             raise NotImplementedError("a sum over some threads of a warp")
-        return np.repeat(combine.reduce(value.reshape(-1, WARP), axis=1, dtype=value.dtype), WARP)
+        if value.size == 1:
+            return value * np.uint32(WARP)
+        return np.repeat(value.reshape(-1, WARP).sum(axis=1, dtype=value.dtype), WARP)
 
+    if mode != "add":
+        raise NotImplementedError(f"no numpy for redux.{mode}")
     return exchange
 
 

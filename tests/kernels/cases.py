@@ -1,9 +1,11 @@
 """Launches to test the step kernels with: buffers of every layout and dtype, rows in every state.
 
-Without a GPU the kernels run in Triton's interpreter on CPU tensors; with one, compiled. The tests are the same.
+Without a GPU the kernels run in Triton's interpreter on CPU tensors; with one, compiled; with KERNELS=sm_90 in the
+environment compiled and in `kernels.ptx`, on CPU tensors again. The tests are the same.
 """
 
 import copy
+import os
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +15,7 @@ from fewstep.precond import edm_scalings
 from fewstep.schedule import student_levels
 from kernels.rows import Inpainting, Layout, Rows
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = "cuda" if torch.cuda.is_available() and not os.environ.get("KERNELS") else "cpu"
 SIGMA_DATA = 0.5
 FORMATS = {"channels_first": torch.contiguous_format, "channels_last": torch.channels_last}
 

@@ -153,6 +153,8 @@ def test_warps_exchange_and_add_up():
     assert shuffled == [(thread ^ 1) ^ 16 for thread in range(64)]
     added, _ = run("redux.sync.add.s32 %r2, %r1, -1;\n    st.global.b32 [%rd3], %r2;", threads=64)
     assert added == [sum(range(32))] * 32 + [sum(range(32, 64))] * 32
+    alike, _ = run("mov.b32 %r3, 5;\n    redux.sync.add.s32 %r2, %r3, -1;\n    st.global.b32 [%rd3], %r2;")
+    assert alike[:32] == [160] * 32
 
 
 def test_halves_of_a_register_are_taken_and_put_lowest_first():
@@ -226,7 +228,7 @@ def test_what_would_fail_on_a_gpu_or_is_not_followed_is_said(body: str, words: i
 UNKNOWN = [
     "wgmma.mma_async.sync %r1, %r2;",
     "shfl.sync.up.b32 %r2, %r1, 1, 31, -1;",
-    "redux.sync.or.b32 %r2, %r1, -1;",
+    "redux.sync.min.s32 %r2, %r1, -1;",
     "add.sat.s32 %r2, %r1, %r1;",
     "cvt.rz.f32.f64 %r2, %rd1;",
 ]

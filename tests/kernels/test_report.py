@@ -57,9 +57,10 @@ def test_three_channels_side_by_side_stay_in_registers(report: list[dict]):
 
 def test_a_group_norm_asks_for_a_map_that_fits_a_tile_once_and_for_others_twice(report: list[dict]):
     rows = [row for row in report if row["kernel"].startswith("group norm")]
-    for row in rows:
-        assert row["sector_requests"] == 1 if "tiles" not in row["kernel"] else row["sector_requests"] < 1.6, row
-    assert len({row["kernel"] for row in rows}) == 3
+    in_tiles = [row["sector_requests"] for row in rows if "tiles" in row["kernel"]]
+    at_once = [row["sector_requests"] for row in rows if "tiles" not in row["kernel"]]
+    assert at_once and set(at_once) == {1}
+    assert in_tiles and max(in_tiles) < 1.6, "1.5: reads are asked for twice, writes once"
 
 
 def test_where_triton_interprets_nothing_is_compiled():
