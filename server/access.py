@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import ApiError, error_response
 from server.metrics import Metrics
-from server.record import CLIENT_GONE, KEY, Record
+from server.record import CLIENT_GONE, KEY, REFUSED, Record
 from server.responses import timings_ms
 from server.tracing import continued, new_id
 
@@ -49,7 +49,11 @@ class Access:
 
         try:
             with self.metrics.in_flight():
-                await self.app(scope, receive, send_with_ids)
+                if refusal := scope.get(REFUSED):
+                    record.code = refusal.code
+                    await error_response(refusal)(scope, receive, send_with_ids)
+                else:
+                    await self.app(scope, receive, send_with_ids)
         except Exception:
             logger.exception("request %s met a mistake in the server", record.request_id)
             if not record.status:

@@ -18,6 +18,7 @@ OUTCOMES: tuple[Outcome, ...] = ("ok", "invalid", "rejected", "cancelled", "time
 CLIENT_GONE = 499  # nobody reads it; logs and tests do
 SPECIAL: dict[int, Outcome] = {429: "rejected", CLIENT_GONE: "cancelled", 503: "unavailable", 504: "timeout"}
 KEY = "fewstep.record"  # of the ASGI scope
+REFUSED = "fewstep.refused"  # of the ASGI scope: the ApiError for a request that the HTTP parser did not understand
 
 
 @dataclass
