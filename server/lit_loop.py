@@ -50,6 +50,9 @@ class StudentAPI(LitAPI):
         self.settings = settings
         self.times = times
 
+    async def authorize(self) -> None:
+        """Nothing: server.edge checks keys. LitServe's default takes a thread per request, and LIT_SERVER_API_KEY."""
+
     def setup(self, device: str) -> None:
         """Ends the process when an engine is unusable, with a sentence: nobody could be served by it."""
         started_s = time.monotonic()

@@ -8,8 +8,9 @@ from starlette.datastructures import Headers
 
 from server.errors import ApiError
 
-AUTHORITY = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
+AUTHORITY = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:(?P<port>\d{1,5}))?", re.ASCII)
 ANY = "*"
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def check_host(headers: Headers, allowed: Sequence[str]) -> None:
@@ -31,17 +32,35 @@ def check_host(headers: Headers, allowed: Sequence[str]) -> None:
 def check_page(method: str, headers: Headers, origins: Sequence[str]) -> None:
     """Raises ApiError 403 when the page of another site wants something done, unless its origin is allowed.
 
-    Without CORS the page could not read the answer, but the work would be done all the same. Browsers say in
-    Sec-Fetch-Site (W3C Fetch Metadata) where the page is from; clients that are not browsers do not send it.
+    Without CORS the page could not read the answer, but the work would be done all the same. Browsers send the page's
+    origin with every such request; that it is another site's they say in Sec-Fetch-Site too (W3C Fetch Metadata), but to
+    trustworthy addresses only. Clients that are not browsers send neither.
     """
-    if method in ("GET", "HEAD", "OPTIONS") or headers.get("sec-fetch-site") not in ("cross-site", "same-site"):
+    if method in ("GET", "HEAD", "OPTIONS"):
         return
-    if not origin_allowed(headers.get("origin", ""), origins):
+    given = headers.getlist("origin")
+    foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+    own = not foreign and all(own_origin(origin, headers.get("host", "")) for origin in given)
+    if not own and not (given and all(origin_allowed(origin, origins) for origin in given)):
         raise ApiError(
             HTTPStatus.FORBIDDEN,
             "pages of other sites may not use this server; whoever runs it can allow them with --cors-origins",
             code="origin_not_allowed",
         )
+
+
+def own_origin(origin: str, host: str) -> bool:
+    """Whether a page of this origin was loaded from this Host; without a port both have the default of the scheme.
+
+    The scheme is the page's: the server behind a proxy with TLS does not know its own.
+    """
+    scheme, _, page = origin.partition("://")
+    default = DEFAULT_PORTS.get(scheme.casefold())
+    pair = AUTHORITY.fullmatch(page), AUTHORITY.fullmatch(host)
+    if default is None or not all(pair):
+        return False
+    ours, theirs = ((match["host"].casefold(), int(match["port"] or default)) for match in pair if match)
+    return ours == theirs
 
 
 def origin_allowed(origin: str, origins: Sequence[str]) -> bool:

@@ -21,7 +21,7 @@ from server.edge import middlewares
 from server.errors import ApiError, install_error_handlers
 from server.logs import JsonLines
 from server.metrics import Metrics
-from server.origins import check_host
+from server.origins import check_host, check_page
 from server.settings import Settings, SettingsError
 from server.tracing import continued
 
@@ -171,6 +171,54 @@ def test_without_cors_settings_no_foreign_page_may_post_or_read():
     assert not [name for name in read.headers if name.startswith("access-control")]
     preflight = app.ask("/v1/generate", {**PAGE, "access-control-request-method": "POST"}, "OPTIONS")
     assert (preflight.status_code, code_of(preflight)) == (405, "method_not_allowed")
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "own"),
+    [
+        ("http://127.0.0.1:8000", "127.0.0.1:8000", True),
+        ("http://LOCALHOST", "localhost:80", True),
+        ("http://localhost:80", "localhost", True),
+        ("https://localhost", "localhost:443", True),
+        ("https://localhost", "localhost", True),  # a proxy speaks TLS
+        ("http://[::1]:8000", "[::1]:8000", True),
+        ("https://localhost", "localhost:80", False),
+        ("http://localhost:8001", "localhost:8000", False),
+        ("http://localhost", "localhost:8000", False),
+        ("http://evil.example", "localhost", False),
+        ("http://localhost.evil.example", "localhost", False),
+        ("http://localhost@evil.example", "localhost", False),
+        ("http://evil.example#localhost", "localhost", False),
+        ("null", "localhost", False),
+        ("", "localhost", False),
+        ("localhost", "localhost", False),
+        ("file://", "localhost", False),
+        ("file://localhost", "localhost", False),
+        ("chrome-extension://localhost", "localhost", False),
+    ],
+)
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "PROPFIND"])
+def test_an_origin_is_compared_with_the_host_whatever_else_is_sent(origin: str, host: str, own: bool, method: str):
+    for more in ({}, {"content-type": "text/plain"}, {"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}):
+        headers = Headers({"origin": origin, "host": host, **more})
+        if own:
+            check_page(method, headers, ())
+        else:
+            with pytest.raises(ApiError) as caught:
+                check_page(method, headers, ())
+            assert (caught.value.status, caught.value.code) == (403, "origin_not_allowed")
+
+
+def test_every_origin_header_counts_and_reading_needs_none():
+    app = App(cors_origins=("https://a.org",))
+    both = [("host", "127.0.0.1"), ("origin", "https://a.org"), ("origin", "http://evil.example")]
+    with pytest.raises(ApiError):
+        check_page("POST", Headers(raw=[(name.encode(), value.encode()) for name, value in both]), ("https://a.org",))
+    for method in ("GET", "HEAD", "OPTIONS"):
+        check_page(method, Headers({"origin": "http://evil.example", "host": "127.0.0.1"}), ())
+    assert app.ask("/v1/generate", {"origin": "http://evil.example", **HOST}, "POST").status_code == 403
+    assert app.ask("/v1/generate", {"origin": "https://a.org", **HOST}, "POST").status_code == 200
+    assert App().ask("/v1/generate", {"origin": "http://127.0.0.1", **HOST}, "POST").status_code == 200
 
 
 def test_an_allowed_origin_may_do_both_and_learns_errors_too():
