@@ -11,7 +11,19 @@ from dataclasses import dataclass, field
 
 from server.admission import Admission, Room
 from server.errors import ApiError, unavailable
-from server.messages import Answer, Cancel, Done, Failed, Health, Loading, Ready, ServedModel, Stats, Submit
+from server.messages import (
+    MODEL_FAILING,
+    Answer,
+    Cancel,
+    Done,
+    Failed,
+    Health,
+    Loading,
+    Ready,
+    ServedModel,
+    Stats,
+    Submit,
+)
 from server.requests import GenerateRequest
 from server.stats import gone, together
 from server.transport import GaveUp, Link, WorkerGoneError, WorkerStarted
@@ -107,8 +119,7 @@ class EngineClient:
             raise unavailable(message, code="worker_lost")
         for name in self.names if model is None else (model,):
             if not any(worker.serves(name) for worker in self.workers.values()):
-                message = f"the network of {name} has failed several times in a row; it is tried again every second"
-                raise unavailable(message, code="model_failing")
+                raise unavailable(_failing(name), code=MODEL_FAILING)
 
     def submit(self, request: GenerateRequest) -> tuple[int, asyncio.Future[Done]]:
         """Hand a request to the worker with the least to do.
@@ -186,6 +197,8 @@ class EngineClient:
             (worker.failing.discard if answer.ok else worker.failing.add)(answer.model)
         elif (entry := self.pending.get(answer.id)) is None or entry.future.done():
             return  # cancelled while its answer was on the way
+        elif isinstance(answer, Failed) and answer.code == MODEL_FAILING:
+            self._give_elsewhere(entry)
         elif isinstance(answer, Failed):
             entry.future.set_exception(ApiError(STATUS.get(answer.code, 500), answer.message, code=answer.code))
         else:
@@ -227,6 +240,13 @@ class EngineClient:
         elif not self._give(entry):
             logger.info("request %s waits for a worker to come back", entry.submit.id)
 
+    def _give_elsewhere(self, entry: _Pending) -> None:
+        """A worker whose network fails has given a request back untried."""
+        self._take_back(entry)
+        entry.worker = None
+        if not self._give(entry):
+            self._fail(entry, _failing(entry.submit.request.model), MODEL_FAILING)
+
     def _fail(self, entry: _Pending, message: str, code: str) -> None:
         if not entry.future.done():
             entry.future.set_exception(unavailable(message, code=code))
@@ -242,6 +262,10 @@ class EngineClient:
             slots = sum(model.capacity for model in served)
             rooms[name] = Room(slots, len(served), sum(map(row_s, served)) / len(served))
         self.admission.rooms = rooms
+
+
+def _failing(model: str) -> str:
+    return f"the network of {model} has failed several times in a row; it is tried again every second"
 
 
 def row_s(model: ServedModel) -> float:

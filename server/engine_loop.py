@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from fewstep.pixels import Pixels
 from server.counters import resident_bytes
-from server.messages import Failed, Health, Message, Stats, Submit
+from server.messages import MODEL_FAILING, Failed, Health, Message, Stats, Submit
 from server.policy import Policy, fifo, least_served
 from server.requests import GenerateRequest
 from server.served import PROBE, Served
@@ -53,6 +53,7 @@ class EngineLoop:
 
     deliver: called with each result, change of health, and statistics; must not block.
     inbox: Submit, Cancel, or None to stop. Each submitted request ends in one Finished, one Failed, or its Cancel.
+    A request that waits for a failing model ends in a Failed of code MODEL_FAILING: another worker may make it.
     """
 
     def __init__(
@@ -120,6 +121,9 @@ class EngineLoop:
     def _submit(self, message: Submit) -> None:
         name = message.request.model
         served = self.models[name]
+        if served.failing:
+            self._give_back(message.id, name)
+            return
         if not served.busy:  # device time that it did not ask for is not saved up
             self.used_s[name] = max(self.used_s[name], self.virtual_s)
         self.flights[message.id] = _Flight(message.request, message.accepted_s, message.deadline_s)
@@ -178,14 +182,15 @@ class EngineLoop:
         before_s = self.clock()
         try:
             tick = served.table.tick(self._hand_over)
-        except Exception as error:  # whatever a network raises concerns the requests in this call only
+        except Exception:  # whatever a network raises concerns the requests in this call only
             held = served.table.requests()
             logger.exception("a network call of %s failed; requests %s end with it", name, sorted(held))
             self._note(name, ok=False)
             self._hand_over()
             for number in held:
-                self._fail(number, "network_error", f"the network call failed ({error}); try again")
+                self._fail(number, "network_error", "the network call failed; try again")
             served.table.evict(PROBE.request)
+            self._give_up_waiting(name)
             return
         finally:
             elapsed_s = self.clock() - before_s
@@ -198,8 +203,20 @@ class EngineLoop:
         for number in {key.request for key in tick.broken}:
             message = "the network returned values that are not finite; try another seed"
             self._fail(number, "network_not_finite", message)
+        self._give_up_waiting(name)
         for key, pixels in tick.finished:
             self._finish(key, pixels)
+
+    def _give_up_waiting(self, name: str) -> None:
+        """While a model is failing nobody waits for it here; its network is tried with a probe."""
+        served = self.models[name]
+        if served.failing:
+            for number in list(served.waiting):
+                self._end(number, self.flights[number])
+                self._give_back(number, name)
+
+    def _give_back(self, number: int, name: str) -> None:
+        self.deliver(Failed(number, MODEL_FAILING, f"the network of {name} has failed several times in a row"))
 
     def _note(self, name: str, ok: bool) -> None:
         if self.models[name].note_call(ok):

@@ -140,7 +140,7 @@ def encoded(result: Finished) -> Done | Failed:
     started_s = time.monotonic()
     try:
         images = tuple(encode(pixels, result.request.format) for pixels in result.pixels)
-    except (ValueError, OSError) as error:  # Pillow's ways to say that it cannot
+    except (ValueError, OSError):  # Pillow's ways to say that it cannot
         logger.exception("encoding request %s failed", result.id)
-        return Failed(result.id, "encode_error", f"the image could not be written as {result.request.format} ({error})")
+        return Failed(result.id, "encode_error", f"the image could not be written as {result.request.format}")
     return Done(result.id, images, result.queue_s, result.engine_s, time.monotonic() - started_s)

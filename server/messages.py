@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from server.requests import GenerateRequest
 
+MODEL_FAILING = "model_failing"  # the request was not tried: another worker may make its images
+
 
 @dataclass(frozen=True)
 class Submit:
@@ -94,8 +96,8 @@ class Done:
 @dataclass(frozen=True)
 class Failed:
     id: int
-    code: str  # "network_error", "network_not_finite", "encode_error", "timeout"
-    message: str
+    code: str  # "network_error", "network_not_finite", "encode_error", "timeout", or MODEL_FAILING
+    message: str  # for the client: nothing of the exception, which the worker logs
 
 
 Message = Submit | Cancel

@@ -33,8 +33,8 @@ def check_page(method: str, headers: Headers, origins: Sequence[str]) -> None:
     """Raises ApiError 403 when the page of another site wants something done, unless its origin is allowed.
 
     Without CORS the page could not read the answer, but the work would be done all the same. Browsers send the page's
-    origin with every such request; that it is another site's they say in Sec-Fetch-Site too (W3C Fetch Metadata), but to
-    trustworthy addresses only. Clients that are not browsers send neither.
+    origin with every such request, and to trustworthy addresses (https, loopback) also Sec-Fetch-Site (W3C Fetch
+    Metadata). Clients that are not browsers send neither.
     """
     if method in ("GET", "HEAD", "OPTIONS"):
         return

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from server.errors import ApiError
-from server.messages import Done, Health, ModelStats, Stats, Submit
+from server.messages import MODEL_FAILING, Done, Failed, Health, ModelStats, Stats, Submit
 from server.transport import GaveUp
 from tests.server.stage import Stage, play
 
@@ -143,6 +143,33 @@ def test_a_failing_model_is_left_to_the_workers_where_it_works_and_turned_away_w
         await asyncio.gather(task, other)
 
     play(scenario, workers=2, models=("a", "b"))
+
+
+def test_requests_given_back_untried_go_to_a_worker_that_serves_or_get_503_and_stay_cancellable():
+    async def scenario(stage: Stage) -> None:
+        await stage.ready()
+        back = [Health("tiny", False), Failed(0, MODEL_FAILING, "inner workings"), Failed(2, MODEL_FAILING, "")]
+        tasks = [stage.post(b'{"seed": %d}' % seed) for seed in range(3)]
+        given = [await stage.taken(0), await stage.taken(1), await stage.taken(0)]
+        assert [submit.id for submit in given] == [0, 1, 2]
+        for answer in back:
+            stage.links[0].answers.send(answer)
+        assert [await stage.taken(1), await stage.taken(1)] == [given[0], given[2]], "same seeds and deadlines"
+        assert stage.client.workers[0].backlog_s == 0
+        stage.links[1].answers.send(done(given[0]))
+        assert (await tasks[0]).body == b"image of 0"
+        stage.links[1].answers.send(Health("tiny", False))
+        for number in (1, 2):
+            stage.links[1].answers.send(Failed(number, MODEL_FAILING, "inner workings"))
+        for task in tasks[1:]:
+            with pytest.raises(ApiError) as caught:
+                await task
+            error = caught.value
+            assert (error.status, error.code, error.headers["Retry-After"]) == (503, "model_failing", "1")
+            assert "inner" not in error.message
+        assert stage.spec.admission.images == 0 and stage.client.workers[1].backlog_s == 0
+
+    play(scenario, workers=2)
 
 
 def test_two_workers_hold_twice_as_many_images_and_one_that_died_holds_none():
