@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
+from typing import TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -24,6 +25,7 @@ from server.responses import generate_response, model_facts, models_body
 from server.settings import Settings
 from server.worker_metrics import WorkerMetrics
 
+Result = TypeVar("Result")
 INLINE_RESOLUTION = 64  # larger images are decoded off the event loop: 512x512 takes some milliseconds
 PAGE_FILE = Path(__file__).parent / "page" / "index.html"
 PAGE_HEADERS = {
@@ -81,12 +83,12 @@ class GenerateSpec(LitSpec):
         record = record_of(request.scope)
         settings = self.settings
         body = await read_body(request.stream(), request.headers, self.max_body_bytes, settings.timeout_s)
-        parse = partial(parse_request, body, self.models, settings.max_images, settings.timeout_s)
-        wanted = parse() if self.inline else await asyncio.to_thread(parse)
-        record.wanted = wanted
+        parsed = await self._aside(partial(parse_request, body, self.models, settings.max_images, settings.timeout_s))
+        wanted = record.wanted = parsed.request
         self.client.check_ready(wanted.model)
-        ticket = self.admission.enter(wanted.model, wanted.images, wanted.calls)
+        ticket = self.admission.enter(wanted.model, wanted.images, parsed.calls)
         try:
+            wanted = record.wanted = await self._aside(partial(parsed.decoded, self.models))
             record.stage = "images"
             done = record.done = await self._images(wanted, request)
         finally:
@@ -94,6 +96,10 @@ class GenerateSpec(LitSpec):
         if done is None:
             return Response(status_code=CLIENT_GONE)
         return generate_response(request, wanted, done, self.models[wanted.model], settings)
+
+    async def _aside(self, work: Callable[[], Result]) -> Result:
+        """Do what takes long for large images in a thread."""
+        return work() if self.inline else await asyncio.to_thread(work)
 
     async def _images(self, wanted: GenerateRequest, request: Request) -> Done | None:
         """The worker's answer; None when the client has left. Raises ApiError, 504 when the time is up."""

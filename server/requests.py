@@ -4,16 +4,17 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from http import HTTPStatus
 from typing import Any, cast
 
 from export.manifest import Manifest
+from fewstep.editing import calls_for
 from fewstep.noise import random_labels
 from fewstep.pixels import FORMATS, Format
 from fewstep.schedule import MAX_STEPS
-from server.edits import Edit, body_bytes, parse_edit
+from server.edits import Edit, EditFields, body_bytes, decode_edit, edit_fields
 from server.errors import ApiError, invalid, shown
 
 FIELDS = ("steps", "n", "seed", "label", "format", "model", "timeout_s", "image", "strength", "mask")
@@ -78,9 +79,27 @@ async def _read(chunks: AsyncIterator[bytes], headers: Mapping[str, str], limit:
     return bytes(body)
 
 
-def parse_request(
-    body: bytes, models: Mapping[str, Manifest], max_images: int, max_timeout_s: float
-) -> GenerateRequest:
+@dataclass(frozen=True)
+class ParsedRequest:
+    """A request whose fields are checked and whose pictures are not decoded, so that it can be refused for nothing."""
+
+    request: GenerateRequest  # without its edit
+    picture: EditFields | None
+
+    @property
+    def calls(self) -> int:
+        """Network calls per image."""
+        steps = self.request.steps
+        return calls_for(self.picture.strength, steps) if self.picture else steps
+
+    def decoded(self, models: Mapping[str, Manifest]) -> GenerateRequest:
+        """The whole request. Raises ApiError 400 for a picture that cannot be read."""
+        if self.picture is None:
+            return self.request
+        return replace(self.request, edit=decode_edit(self.picture, models[self.request.model]))
+
+
+def parse_request(body: bytes, models: Mapping[str, Manifest], max_images: int, max_timeout_s: float) -> ParsedRequest:
     """Check a body against the model it is for. An empty body means all defaults. Raises ApiError.
 
     models: what is served, by name; the first is the default. max_timeout_s: the default, and the most a client gets.
@@ -100,7 +119,8 @@ def parse_request(
     assert images is not None
     labels = _labels(data.get("label"), model, seed, images)
     timeout_s = _timeout(data, max_timeout_s)
-    return GenerateRequest(steps, images, seed, labels, _format(data), name, timeout_s, parse_edit(data, model))
+    request = GenerateRequest(steps, images, seed, labels, _format(data), name, timeout_s)
+    return ParsedRequest(request, edit_fields(data, model))
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

@@ -28,7 +28,8 @@ VARIED = Start(START.image)
 
 
 def parse(body: dict[str, Any], **changes: Any) -> GenerateRequest:
-    return parse_request(json.dumps(body).encode(), {"tiny": manifest(**changes)}, max_images=64, max_timeout_s=60.0)
+    models = {"tiny": manifest(**changes)}
+    return parse_request(json.dumps(body).encode(), models, max_images=64, max_timeout_s=60.0).decoded(models)
 
 
 def test_without_an_image_there_is_no_edit_and_all_calls_are_made():

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from fewstep.pixels import Pixels
-from server import lit_spec
+from server import edits, lit_spec
 from server.edits import Edit
 from server.engine_loop import Finished
 from server.errors import ApiError
@@ -89,19 +89,46 @@ def test_pictures_of_large_models_are_decoded_off_the_event_loop(monkeypatch: py
     monkeypatch.setattr(lit_spec, "INLINE_RESOLUTION", limit)
     seen = []
 
-    def parse(*arguments: Any) -> Any:
+    def decode(*arguments: Any) -> Any:
         seen.append(threading.current_thread() is threading.main_thread())
         raise ApiError(400, "seen", code="seen")
 
-    monkeypatch.setattr(lit_spec, "parse_request", parse)
+    monkeypatch.setattr(edits, "decode", decode)
 
     async def scenario(stage: Stage) -> None:
         await stage.ready()
         with pytest.raises(ApiError, match="seen"):
-            await stage.post()
+            await stage.post(json.dumps(REPAINT).encode())
+        assert stage.spec.admission.images == 0, "its place is free again"
 
     play(scenario)
     assert seen == [limit == 8]
+
+
+def test_no_picture_is_decoded_for_a_request_that_cannot_be_served(monkeypatch: pytest.MonkeyPatch):
+    def decode(*arguments: Any) -> Any:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(edits, "decode", decode)
+    edit = json.dumps({**REPAINT, "n": 4}).encode()
+
+    async def refused(stage: Stage, code: str) -> None:
+        with pytest.raises(ApiError) as caught:
+            await stage.post(edit)
+        assert caught.value.code == code
+
+    async def scenario(stage: Stage) -> None:
+        await refused(stage, "not_ready")
+        await stage.ready()
+        first = stage.post(b'{"n": 5}')
+        await stage.taken()
+        await refused(stage, "queue_full")
+        stage.left.set()
+        await first
+        stage.client.draining = True
+        await refused(stage, "draining")
+
+    play(scenario, capacity=4, max_queue=2, max_images=5)
 
 
 def generate(client: httpx.Client, **fields: Any) -> httpx.Response:

@@ -95,7 +95,7 @@ near_values: dict[str, st.SearchStrategy[Any]] = {
 @given(st.fixed_dictionaries({}, optional=near_values))
 def test_the_document_calls_valid_exactly_what_the_server_takes(wanted: dict[str, Any]):
     try:
-        parse_request(json.dumps(wanted).encode(), MODELS, SETTINGS.max_images, SETTINGS.timeout_s)
+        parse_request(json.dumps(wanted).encode(), MODELS, SETTINGS.max_images, SETTINGS.timeout_s).decoded(MODELS)
         taken = True
     except ApiError:
         taken = False

@@ -18,7 +18,8 @@ MODEL = manifest()
 
 def parse(body: Any, **changes: Any) -> GenerateRequest:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return parse_request(raw, {"tiny": manifest(**changes)}, max_images=64, max_timeout_s=60.0)
+    models = {"tiny": manifest(**changes)}
+    return parse_request(raw, models, max_images=64, max_timeout_s=60.0).decoded(models)
 
 
 def refusal(body: Any, **changes: Any) -> ApiError:
@@ -121,7 +122,7 @@ def test_steps_without_levels_are_refused_with_those_there_are():
     with pytest.raises(ApiError, match="it serves 1, 2") as caught:
         parse_request(b'{"steps": 4}', {"tiny": few}, max_images=1, max_timeout_s=60.0)
     assert caught.value.code == "unsupported_steps"
-    assert parse_request(b"{}", {"tiny": few}, max_images=1, max_timeout_s=60.0).steps == 2
+    assert parse_request(b"{}", {"tiny": few}, max_images=1, max_timeout_s=60.0).request.steps == 2
 
 
 json_values = st.recursive(

@@ -234,7 +234,7 @@ def test_the_watch_would_notice(tmp_path: Path):
 @given(bodies)
 def test_the_only_texts_that_reach_the_engine_are_ours(body: dict[str, Any]):
     try:
-        request = parse_request(json.dumps(body).encode(), MODELS, 4, 60.0)
+        request = parse_request(json.dumps(body).encode(), MODELS, 4, 60.0).decoded(MODELS)
     except ApiError:
         return
     assert request.model in MODELS and request.format in FORMATS
