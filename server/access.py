@@ -3,7 +3,6 @@
 It also answers for everything inside that raises, so that an answer of 500 has the same shape, id and line.
 """
 
-import json
 import logging
 import re
 import time
@@ -12,7 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import ApiError, error_response
+from server.errors import ApiError, error_response, escaped
 from server.metrics import Metrics
 from server.record import CLIENT_GONE, KEY, REFUSED, Record
 from server.responses import timings_ms
@@ -82,9 +81,9 @@ def access_fields(scope: Scope, record: Record, elapsed_s: float) -> dict[str, A
         "trace_id": record.trace.trace_id,
         "span_id": record.trace.span_id,
         "parent_id": record.trace.parent_id,
-        "client": (scope.get("client") or ("",))[0],
-        "method": scope["method"],
-        "path": scope["path"][:SHOWN_PATH],
+        "client": escaped((scope.get("client") or ("",))[0]),  # a trusted proxy may pass on what it was sent
+        "method": escaped(scope["method"]),
+        "path": escaped(scope["path"], SHOWN_PATH),
         "status": record.status,
         "outcome": record.outcome,
         "code": record.code,
@@ -98,8 +97,8 @@ def access_fields(scope: Scope, record: Record, elapsed_s: float) -> dict[str, A
 
 
 def access_text(fields: dict[str, Any]) -> str:
-    """The same for people: one line whatever the path holds."""
-    head = f"{fields['method']} {json.dumps(fields['path'])} {fields['status']} {fields['outcome']}"
+    """The same for people."""
+    head = f'{fields["method"]} "{fields["path"]}" {fields["status"]} {fields["outcome"]}'
     named = ("method", "path", "status", "outcome")
     rest = [f"{name}={value}" for name, value in fields.items() if name not in named and value not in ("", None)]
     return " ".join([head, *rest])

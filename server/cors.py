@@ -6,7 +6,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.origins import origin_allowed
+from server.origins import ANY, origin_allowed
 
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST",
@@ -31,15 +31,16 @@ class Cors:
         if not origin_allowed(origin, self.origins):
             await self.app(scope, receive, send)
             return
+        named = ANY if ANY in self.origins else origin  # only what the settings hold goes into the answer
         if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-            permission = {"Access-Control-Allow-Origin": origin, "Vary": "Origin", **PREFLIGHT}
+            permission = {"Access-Control-Allow-Origin": named, "Vary": "Origin", **PREFLIGHT}
             await Response(status_code=204, headers=permission)(scope, receive, send)
             return
 
         async def send_with_permission(message: Message) -> None:
             if message["type"] == "http.response.start":
                 answer = MutableHeaders(scope=message)
-                answer["Access-Control-Allow-Origin"] = origin
+                answer["Access-Control-Allow-Origin"] = named
                 answer["Access-Control-Expose-Headers"] = EXPOSED
                 answer.add_vary_header("Origin")
             await send(message)

@@ -6,11 +6,12 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from server.record import CLIENT_GONE, record_of
+
+SHOWN = 60  # characters
 
 
 class ApiError(Exception):
@@ -29,7 +30,7 @@ class ApiError(Exception):
         self.status = status
         self.message = message
         self.code = code
-        self.param = param
+        self.param = None if param is None else escaped(param)
         self.headers = dict(headers or {})
 
 
@@ -42,12 +43,19 @@ def unavailable(message: str, *, code: str) -> ApiError:
 
 
 def shown(value: Any) -> str:
-    """A value as the client wrote it, cut to a readable length."""
+    """A value of the client's as JSON in printable ASCII of at most 60 characters, safe in a log line and an answer."""
     try:
-        text = json.dumps(value)
+        text = json.dumps(value[:SHOWN] if isinstance(value, str) else value)
     except (ValueError, RecursionError):
         text = f"that {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
+    text = text.replace("\x7f", "\\u007f")
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
+def escaped(text: str, limit: int = SHOWN) -> str:
+    """A text of the client's in printable ASCII of at most `limit` characters; what is not is written as JSON does."""
+    safe = json.dumps(text[:limit])[1:-1].replace("\x7f", "\\u007f")
+    return safe if len(safe) <= limit and len(text) <= limit else safe[: limit - 3] + "..."
 
 
 def error_response(error: ApiError) -> Response:
@@ -56,7 +64,8 @@ def error_response(error: ApiError) -> Response:
     else:
         kind = "server_error" if error.status >= 500 else "invalid_request_error"
     body = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
-    return JSONResponse({"error": body}, error.status, headers=error.headers)
+    content = json.dumps({"error": body})  # ASCII: whatever a message holds can be encoded
+    return Response(content, error.status, headers=error.headers, media_type="application/json")
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -72,11 +81,11 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        path, allowed = request.url.path, (error.headers or {}).get("Allow", "GET")
+        path, allowed = shown(request.scope["path"]), (error.headers or {}).get("Allow", "GET")
         if error.status_code == HTTPStatus.NOT_FOUND:
             message, code = f"there is nothing at {path}; images come from POST /v1/generate", "not_found"
         elif error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            message, code = f"{path} answers {allowed}, not {request.method}", "method_not_allowed"
+            message, code = f"{path} answers {allowed}, not {shown(request.method)}", "method_not_allowed"
         else:
             message, code = str(error.detail), "http_error"
         return await ours(request, ApiError(error.status_code, message, code=code, headers=error.headers))
@@ -84,6 +93,7 @@ def install_error_handlers(app: FastAPI) -> None:
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
 
+    app.router.redirect_slashes = False  # to an address made of the Host header
     app.add_exception_handler(ApiError, ours)
     app.add_exception_handler(HTTPException, framework)
     app.add_exception_handler(ClientDisconnect, gone)

@@ -130,5 +130,7 @@ class StudentServer(LitServer):
             log_level=self.settings.log_level,
             access_log=False,  # server.access writes it
             server_header=False,
+            proxy_headers=bool(self.settings.trusted_proxies),  # uvicorn's default believes 127.0.0.1
+            forwarded_allow_ips=list(self.settings.trusted_proxies),
         )
         DrainingServer(config, self.client, self.settings.grace_s).run(sockets=[self.listener])

@@ -60,6 +60,7 @@ OPTIONS = (
     Option("metrics_public", "yes_no", "/metrics answers without an API key"),
     Option("cors_origins", "words", "web origins whose pages may ask, such as https://example.org (none)"),
     Option("allowed_hosts", "words", "host names to answer to (loopback's; any when listening beyond loopback)"),
+    Option("trusted_proxies", "words", "addresses or networks whose X-Forwarded-For is believed (none)"),
 )
 
 

@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from starlette.datastructures import Headers
 
-from server.errors import ApiError
+from server.errors import ApiError, shown
 
 AUTHORITY = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:(?P<port>\d{1,5}))?", re.ASCII)
 ANY = "*"
@@ -24,7 +24,7 @@ def check_host(headers: Headers, allowed: Sequence[str]) -> None:
         return
     raise ApiError(
         HTTPStatus.MISDIRECTED_REQUEST,
-        f"this server does not answer to the name {given[:100]!r}; whoever runs it can allow it with --allowed-hosts",
+        f"this server does not answer to the name {shown(given)}; whoever runs it can allow it with --allowed-hosts",
         code="host_not_allowed",
     )
 

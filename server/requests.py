@@ -107,7 +107,7 @@ def parse_request(body: bytes, models: Mapping[str, Manifest], max_images: int, 
     data = _json_object(body)
     for name in data:
         if name not in FIELDS:
-            message = f"{name!r} is not a field of this request; the fields are {', '.join(FIELDS)}"
+            message = f"{shown(name)} is not a field of this request; the fields are {', '.join(FIELDS)}"
             raise invalid(message, code="unknown_field", param=name)
     name = _model(data.get("model"), models)
     model = models[name]
@@ -129,10 +129,19 @@ def _json_object(body: bytes) -> dict[str, Any]:
     try:
         data = json.loads(body, parse_float=_number)
     except (ValueError, RecursionError) as error:
-        raise invalid(f"the body is not valid JSON: {error}", code="malformed_json") from error
+        raise invalid(f"the body is not valid JSON: {_fault(error)}", code="malformed_json") from error
     if not isinstance(data, dict):
         raise invalid('the body must be a JSON object such as {"steps": 4}', code="malformed_json")
     return data
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong with a body, in our words or those of the json module, which quotes nothing of it."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 at byte {error.start}"
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number in it has too many digits"
 
 
 def _number(text: str) -> int | float:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +54,7 @@ class Settings:
     metrics_public: bool = False  # whether /metrics answers without a key; without keys it always does
     cors_origins: tuple[str, ...] = ()  # web origins whose pages may ask; empty: this server's own page only
     allowed_hosts: tuple[str, ...] = ()  # Host headers to answer; empty: loopback's names, or any beyond loopback
+    trusted_proxies: tuple[str, ...] = ()  # addresses whose X-Forwarded-For is believed; empty: nobody's
 
     def __post_init__(self) -> None:
         self._check_engines()
@@ -134,6 +135,13 @@ class Settings:
                     f"--allowed-hosts: {host!r} is not a host name such as example.org or *.example.org "
                     "(no scheme, no port)"
                 )
+        for address in self.trusted_proxies:
+            try:
+                ip_network(address)
+            except ValueError as error:
+                raise SettingsError(
+                    f"--trusted-proxies: {address!r} is not an address or network such as 127.0.0.1 or 10.0.0.0/8"
+                ) from error
 
 
 def _within(flag: str, value: float, low: float, high: float) -> None:

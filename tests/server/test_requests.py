@@ -72,7 +72,7 @@ WRONG = [
     (b"\xff\xfe\xfa", None, "malformed_json", "JSON"),
     (b"[" * 50_000, None, "malformed_json", "JSON"),
     (b'{"seed": ' + b"9" * 5_000 + b"}", None, "malformed_json", "JSON"),
-    ({"step": 4}, "step", "unknown_field", "'step' is not a field"),
+    ({"step": 4}, "step", "unknown_field", '"step" is not a field'),
     ({"steps": 0}, "steps", "out_of_range", "from 1 to 8, not 0"),
     ({"steps": 9}, "steps", "out_of_range", "from 1 to 8, not 9"),
     ({"steps": "4"}, "steps", "wrong_type", 'not "4"'),
