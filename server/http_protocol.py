@@ -30,7 +30,7 @@ HEAD_S = 10.0
 WRITE_S = 30.0
 MIN_READ_BYTES = 32_768
 LINGER_S = 2.0
-LINGER_BYTES = 4 * 2**20
+LINGER_BYTES = 32 * 2**20
 
 CLOSE = {"Connection": "close"}
 TOO_LARGE = ApiError(
@@ -41,7 +41,7 @@ TOO_LARGE = ApiError(
     headers=CLOSE,
 )
 MALFORMED = ApiError(
-    HTTPStatus.BAD_REQUEST, "this is not a valid HTTP/1.1 request", code="malformed_http", headers=CLOSE
+    HTTPStatus.BAD_REQUEST, "the request is not valid HTTP; it could not be read", code="malformed_http", headers=CLOSE
 )
 NO_PROXY = ApiError(
     HTTPStatus.METHOD_NOT_ALLOWED,

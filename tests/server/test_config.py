@@ -35,6 +35,7 @@ SAMPLES: dict[str, tuple[tuple[str, Any], ...]] = {
     "log_format": (("json", "json"), ("text", "text"), ("json", "json")),
     "metrics_public": (("true", True), ("no", False), ("on", True)),
     "cors_origins": (("https://a.org,http://b:3", ["https://a.org", "http://b:3"]), ("*", ["*"]), ("http://c", ["http://c"])),
+    "trusted_proxies": (("127.0.0.1, ::1", ["127.0.0.1", "::1"]), ("10.0.0.0/8", ["10.0.0.0/8"]), ("::1", ["::1"])),
     "allowed_hosts": (("a.org, *.b.org", ["a.org", "*.b.org"]), ("*", ["*"]), ("[::1]", ["[::1]"])),
 }  # fmt: skip
 NUMBERS = (("4", 4), ("5", 5), ("6", 6))
