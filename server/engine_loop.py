@@ -103,7 +103,11 @@ class EngineLoop:
         if busy := {name: self.used_s[name] for name, served in self.models.items() if served.busy}:
             name = least_served(busy)
             self.virtual_s = max(self.virtual_s, self.used_s[name])
-            self._admit(self.models[name])
+            served = self.models[name]
+            if not served.suspect:
+                self._admit(served)
+            elif served.table.free == served.table.capacity:  # nobody who waits should find out
+                served.probe()
             self._tick(name)
         if not self.flights:
             self._hand_over()

@@ -10,7 +10,7 @@ from server.policy import Admission, Waiting
 from server.slots import Image, ImageKey, Slots
 
 FAILING_AFTER = 3  # failed network calls in a row
-PROBE = ImageKey(request=-1, image=0)  # an image nobody asked for; requests count from 0
+PROBE = ImageKey(request=-1, image=0)  # an image to try the network with; requests count from 0
 
 
 @dataclass
@@ -21,7 +21,8 @@ class Served:
     levels: Levels
     counters: Counters = field(default_factory=Counters)
     waiting: dict[int, Waiting] = field(default_factory=dict)  # in order of arrival; only those with images left
-    failures: int = 0  # network calls in a row that failed
+    failures: int = 0  # network calls in a row that failed, probes that succeeded between them left out
+    suspect: bool = False  # the last network call failed: the next one is a probe, so that nobody's request is lost
 
     @property
     def busy(self) -> bool:
@@ -52,9 +53,16 @@ class Served:
         self.counters.evict("running", self.table.evict(request))
 
     def note_call(self, ok: bool) -> bool:
-        """Count a network call; True when `failing` has changed by it."""
-        before = self.failing
-        self.failures = 0 if ok else self.failures + 1
+        """Count a network call; True when `failing` has changed by it.
+
+        A probe that succeeds ends `failing`, but fewer failures stay counted: a full batch may fail where it does not.
+        """
+        before, probe = self.failing, self.suspect
+        self.suspect = not ok
+        if not ok:
+            self.failures += 1
+        elif before or not probe:
+            self.failures = 0
         self.counters.failed_calls += not ok
         return self.failing != before
 

@@ -121,7 +121,7 @@ def test_a_network_that_raises_fails_the_requests_in_the_call_and_not_those_that
     bench.submit(2, steps=1)
     bench.turn(1)
     bench.faults.clear()
-    bench.turn(1)
+    bench.turn(2)  # a probe first
     assert bench.failed() == {0: "network_error", 1: "network_error"}
     assert not any("memory" in result.message for result in bench.results if isinstance(result, Failed)), "internals"
     assert bench.finished() == [2]
@@ -161,18 +161,32 @@ def test_a_model_that_keeps_failing_says_so_once_and_recovers_by_itself(bench: B
 
 
 @pytest.mark.parametrize("fault", [explode, poison_all])
-def test_whoever_waits_for_a_model_that_keeps_failing_is_given_back_and_newcomers_too(bench: Bench, fault):
+def test_whoever_waits_for_a_model_that_fails_is_given_back_untried_and_newcomers_too(bench: Bench, fault):
     bench.faults["tiny"] = fault
-    in_calls = 4 * FAILING_AFTER
     for number in range(40):
         bench.submit(number, steps=2)
     bench.turn(FAILING_AFTER)
+    assert bench.batches() == [4, 1, 1], "after the first call that fails only probes are made"
     bench.submit(40, steps=2)
     bench.turn()
     codes = bench.failed()
-    assert {codes.pop(number) for number in range(in_calls)} <= {"network_error", "network_not_finite"}
-    assert codes == dict.fromkeys(range(in_calls, 41), MODEL_FAILING)
+    assert {codes.pop(number) for number in range(4)} <= {"network_error", "network_not_finite"}
+    assert codes == dict.fromkeys(range(4, 41), MODEL_FAILING)
     assert (bench.loop.flights, bench.models["tiny"].waiting) == ({}, {})
+
+
+def test_a_network_that_fails_for_batches_and_not_for_a_probe_is_failing_too(bench: Bench):
+    def out_of_memory(x: np.ndarray) -> None:
+        if len(x) > 1:
+            explode(x)
+
+    bench.faults["tiny"] = out_of_memory
+    for number in range(40):
+        bench.submit(number, steps=1)
+    bench.turn(2 * FAILING_AFTER - 1)
+    assert bench.batches() == [4, 1] * (FAILING_AFTER - 1) + [4]
+    assert list(bench.failed().values()).count("network_error") == 4 * FAILING_AFTER
+    assert bench.health == [Health("tiny", False)] and bench.loop.flights == {}
 
 
 def test_a_failing_model_is_tried_once_a_second_while_another_is_busy():
