@@ -10,15 +10,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
 from fastapi import FastAPI
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from server import lit_loop
+from server.engine_loop import Finished
 from server.errors import escaped, shown
 from server.logs import JsonLines, TextLines
-from server.requests import FIELDS
+from server.messages import Failed
+from server.requests import FIELDS, GenerateRequest
 from server.settings import Settings, SettingsError
 from tests.server.test_safety import App
 
@@ -139,6 +143,20 @@ def test_a_traceback_cannot_begin_a_line_of_its_own_or_move_the_cursor():
     first, *rest = TEXT.format(record).split("\n")
     assert first.endswith("met a") and all(line.startswith("    ") for line in rest)
     assert all(line.isprintable() for line in (first, *rest)) and "ValueError: a" in TEXT.format(record)
+
+
+def test_what_an_encoder_raises_goes_to_the_log_and_not_to_the_client(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def encode(*arguments: Any) -> bytes:
+        raise OSError("/opt/secret/libwebp.so")
+
+    monkeypatch.setattr(lit_loop, "encode", encode)
+    request = GenerateRequest(1, 1, 0, (0,), "webp", "tiny", 1.0)
+    failed = lit_loop.encoded(Finished(7, request, (np.zeros((8, 8, 1), np.uint8),), 0.0, 0.0))
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.message) == ("encode_error", "the image could not be written as webp")
+    assert "secret" in caplog.text
 
 
 def test_a_trailing_slash_is_no_redirect_to_whatever_host_is_named():
