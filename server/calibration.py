@@ -8,7 +8,6 @@ import fcntl
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -95,23 +94,22 @@ class SharedTimes:
     """Measured times of each model, shared by all workers of a server, and by those that replace them.
 
     The first worker to ask for a model measures it while the others wait, so that all choose the same number of
-    slots, which exact mode needs. An unnamed file, created before the workers are forked; the system lets go of
-    its lock when a process dies.
+    slots, which exact mode needs. A file in memory, created before the workers are forked; the system releases its
+    lock when a process dies.
     """
 
     def __init__(self) -> None:
-        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - open for as long as the server
+        self.descriptor = os.memfd_create("measured times")  # open for as long as the server
 
     def get(self, model: str, measured: Callable[[], CallTimes]) -> dict[int, float]:
         """The times of a model; `measured` is called when nobody has measured them yet."""
-        descriptor = self.file.fileno()
-        fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
         try:
-            size = os.fstat(descriptor).st_size
-            known = json.loads(os.pread(descriptor, size, 0) or b"{}")
+            size = os.fstat(self.descriptor).st_size
+            known = json.loads(os.pread(self.descriptor, size, 0) or b"{}")
             if model not in known:
                 known[model] = dict(measured())
-                os.pwrite(descriptor, json.dumps(known).encode(), 0)  # only ever grows
+                os.pwrite(self.descriptor, json.dumps(known).encode(), 0)  # only ever grows
             return {int(batch): seconds for batch, seconds in known[model].items()}
         finally:
-            fcntl.lockf(descriptor, fcntl.LOCK_UN)
+            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)

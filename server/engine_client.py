@@ -179,11 +179,19 @@ class EngineClient:
 
     def _read(self, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
         try:
-            while (answer := worker.link.answers.receive()) is not None:
+            while (answer := self._answer(worker)) is not None:
                 loop.call_soon_threadsafe(self._arrived, worker, answer)
             loop.call_soon_threadsafe(self._gone, worker)
         except RuntimeError:  # the event loop is closed: the server has stopped and nobody waits
             return
+
+    def _answer(self, worker: Worker) -> Answer | None:
+        """The worker's next answer; None when there will be none."""
+        try:
+            return worker.link.answers.receive()
+        except Exception:  # then its pipes are closed, so that it ends, and its requests are made again
+            logger.exception("an answer of engine worker %d could not be read; the worker is given up", worker.number)
+            return None
 
     def _arrived(self, worker: Worker, answer: Answer) -> None:
         worker.silent_checks = 0
@@ -209,7 +217,7 @@ class EngineClient:
         self.models.update(ready.models)
         self._measure_rooms()
         warm = [each for each in self.workers.values() if each.ready and not each.dead]
-        if not self.started and len(warm) == self.expected:
+        if not self.started and not self.draining and len(warm) == self.expected:
             self.started = True
             self.on_ready()
         for entry in list(self.pending.values()):

@@ -6,32 +6,34 @@ Threads: intake (request pipe -> inbox), engine (the main thread), and a few for
 import logging
 import os
 import queue
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from litserve import LitAPI
 from litserve.loops.base import LitLoop
 from litserve.specs.base import LitSpec
 
+from export.manifest import Manifest
 from fewstep.card import CheckpointError
 from fewstep.pixels import encode
 from server.calibration import SharedTimes
 from server.engine_loop import Delivery, EngineLoop, Finished
 from server.heap import freeze_heap
 from server.loading import load_model
-from server.messages import Done, Failed, Loading, Ready
+from server.messages import Answer, Done, Failed, Loading, Message, Ready
 from server.policy import earliest_deadline, fifo
 from server.served import Served
 from server.settings import Settings
-from server.transport import AnswerPipe, RequestPipe
+from server.transport import AnswerPipe, Link, RequestPipe
 
 logger = logging.getLogger(__name__)
 
-EXIT_BAD_ENGINE = 2
+EXIT_BAD_ENGINE = 2  # the engine cannot be served; a sentence has said why
+EXIT_NOT_LOADED = 3  # loading raised something else; the log has it
 ENCODERS = 2  # threads; Pillow and zlib work outside the interpreter's lock
 # The engine thread needs the interpreter for a moment after each network call; another thread lets go of it
 # within this time, not within Python's 5 ms.
@@ -43,30 +45,54 @@ class StudentAPI(LitAPI):
 
     models: dict[str, Served]
     ready: Ready
-    tell: Callable[[Loading], None]  # the HTTP process; set in the worker, whose pipe it is
+    link: Link  # in a worker
 
-    def __init__(self, settings: Settings, times: SharedTimes, loop: LitLoop, spec: LitSpec) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        announced: Mapping[str, Manifest],
+        times: SharedTimes,
+        loop: LitLoop,
+        spec: LitSpec | None = None,
+    ) -> None:
         super().__init__(loop=loop, spec=spec)
         self.settings = settings
+        self.announced = announced  # by model name: what clients are told
         self.times = times
+        self.inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self.loaded = threading.Event()
+
+    def connect(self, link: Link) -> None:
+        """Begin to read requests, and end the process when the HTTP process is gone. Call in a worker, before setup."""
+        self.link = link
+        start_thread("intake", self._intake)
+
+    def _intake(self) -> None:
+        while (message := self.link.requests.get()) is not None:
+            self.inbox.put(message)
+        if not self.loaded.is_set():  # nothing to finish, and loading may take minutes
+            os._exit(0)
+        self.inbox.put(None)
 
     async def authorize(self) -> None:
         """Nothing: server.edge checks keys. LitServe's default takes a thread per request, and LIT_SERVER_API_KEY."""
 
     def setup(self, device: str) -> None:
-        """Ends the process when an engine is unusable, with a sentence: nobody could be served by it."""
+        """Load and warm up every model. Ends the process, with a sentence, when an engine cannot be served."""
         started_s = time.monotonic()
         self.models, served = {}, {}
         try:
             for name, folder in self.settings.engines.items():
-                self.tell(Loading(name))
-                self.models[name], served[name] = load_model(name, folder, self.settings, self.times)
+                send_or_exit(self.link.answers, Loading(name))
+                self.models[name], served[name] = load_model(
+                    name, folder, self.settings, self.times, self.announced[name]
+                )
         except CheckpointError as error:
             print(error, file=sys.stderr, flush=True)
             sys.exit(EXIT_BAD_ENGINE)
         except Exception:  # LitServe would go on without an engine
             logger.exception("the engine worker cannot start")
-            sys.exit(1)
+            sys.exit(EXIT_NOT_LOADED)
         self.ready = Ready(served, time.monotonic() - started_s)
         logger.debug("engines loaded and warm after %.3f s", self.ready.warm_up_s)
 
@@ -100,19 +126,17 @@ class StepLoop(LitLoop):
 
         policy = earliest_deadline if lit_api.settings.policy == "deadline" else fifo
         loop = EngineLoop(lit_api.models, deliver=deliver, policy=policy)
+        loop.inbox = lit_api.inbox
         freeze_heap()  # the engines and their libraries
-        transport.send(lit_api.ready)
-        threading.Thread(target=_intake, args=(request_queue, loop), name="intake", daemon=True).start()
+        lit_api.loaded.set()
+        send_or_exit(transport, lit_api.ready)
         for outbox in (notes, *[images] * ENCODERS):
-            threading.Thread(target=_output, args=(outbox, transport), name="output", daemon=True).start()
+            start_thread("output", partial(_output, outbox, transport, loop.inbox))
         loop.run()
 
 
 def prepare_worker(gpu: int | None) -> None:
     """What a process must do before it loads an engine. gpu: the number of the only one it may see."""
-    # A terminal or service manager signals every process; the worker stops after its last request.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if gpu is not None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible and gpu >= len(visible.split(",")):
@@ -121,26 +145,50 @@ def prepare_worker(gpu: int | None) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[gpu] if visible else str(gpu)
 
 
-def _intake(requests: RequestPipe, loop: EngineLoop) -> None:
-    while (message := requests.get()) is not None:
-        loop.inbox.put(message)
-    loop.inbox.put(None)
+def start_thread(name: str, work: Callable[[], None]) -> None:
+    """Run `work` in a daemon thread. If it raises, the worker ends with code 1, and another one takes its place.
+
+    A worker without one of its threads would lose answers while it still looks alive.
+    """
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException:
+            try:
+                logger.exception("the %s thread failed; the engine worker ends", name)
+            finally:
+                os._exit(1)
+
+    threading.Thread(target=guarded, name=name, daemon=True).start()
 
 
-def _output(outbox: "queue.SimpleQueue[Delivery]", answers: AnswerPipe) -> None:
+def send_or_exit(answers: AnswerPipe, answer: Answer) -> None:
+    """Send; when the HTTP process is gone, the server is stopping, and this worker ends with code 0."""
+    try:
+        answers.send(answer)
+    except OSError:
+        sys.exit(0)
+
+
+def _output(
+    outbox: "queue.SimpleQueue[Delivery]", answers: AnswerPipe, inbox: "queue.SimpleQueue[Message | None]"
+) -> None:
     while True:
         result = outbox.get()
         try:
             answers.send(encoded(result) if isinstance(result, Finished) else result)
-        except OSError:  # the HTTP process is gone, and with it everyone who waits; the intake thread stops the loop
+        except OSError:  # the HTTP process is gone, and with it every client
+            inbox.put(None)
             return
 
 
 def encoded(result: Finished) -> Done | Failed:
+    """The answer with its images as bytes; Failed for whatever an encoder raises, MemoryError included."""
     started_s = time.monotonic()
     try:
         images = tuple(encode(pixels, result.request.format) for pixels in result.pixels)
-    except (ValueError, OSError):  # Pillow's ways to say that it cannot
+    except Exception:
         logger.exception("encoding request %s failed", result.id)
         return Failed(result.id, "encode_error", f"the image could not be written as {result.request.format}")
     return Done(result.id, images, result.queue_s, result.engine_s, time.monotonic() - started_s)

@@ -54,11 +54,11 @@ class StudentServer(LitServer):
             models,
             self.workers,
             Admission(settings.max_queue),
-            lambda: print(f"serving {', '.join(models)} on {url}", flush=True),
+            lambda: self._announce(f"serving {', '.join(models)} on {url}"),
         )
         spec = GenerateSpec(models, settings, self.client)
         super().__init__(
-            StudentAPI(settings, SharedTimes(), StepLoop(), spec),
+            StudentAPI(settings, models, SharedTimes(), StepLoop(), spec),
             accelerator="cpu",
             devices=1,
             timeout=False,
@@ -70,12 +70,16 @@ class StudentServer(LitServer):
     def _register_internal_endpoints(self) -> None:
         """None: LitServe's /, /health and /info know neither our readiness nor our error shape."""
 
+    def _announce(self, sentence: str) -> None:
+        self.control.announced()
+        print(sentence, flush=True)
+
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Replaces LitServe's once-a-second poll of the transport: the parent says which workers there are."""
         loop = asyncio.get_running_loop()
 
-        def parent_speaks() -> None:
+        def on_control_message() -> None:
             try:
                 message = self.control.receive()
             except OSError:
@@ -87,7 +91,7 @@ class StudentServer(LitServer):
             loop.remove_reader(self.control.http)
             signal.raise_signal(signal.SIGTERM)  # the parent is gone
 
-        loop.add_reader(self.control.http, parent_speaks)
+        loop.add_reader(self.control.http, on_control_message)
         settings = self.settings
         watchdog = Watchdog(
             self.client,
@@ -96,6 +100,8 @@ class StudentServer(LitServer):
             lambda worker: self.control.worker_stalled(worker.pid),
         )
         watching = loop.create_task(watchdog.run())
+        # uvicorn's handlers are there by now; what was signalled earlier is delivered here.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOP_SIGNALS, signal.SIGCHLD})
         yield
         watching.cancel()
         loop.remove_reader(self.control.http)
@@ -103,24 +109,25 @@ class StudentServer(LitServer):
     def serve(self) -> int:
         """Until it is told to stop. Returns the exit code."""
         settings = self.settings
+        stop_s = max(settings.drain_s, settings.grace_s)
         return Supervisor(
-            self.listener, self.workers, settings.restart_limit, settings.grace_s, self._run_http, self._run_worker
+            self.listener, self.workers, settings.restart_limit, stop_s, self._run_http, self._run_worker
         ).run()
 
     def _run_worker(self, number: int, link: Link) -> None:
         devices = self.settings.devices
         prepare_worker(devices[number % len(devices)] if devices else None)
-        pipes = (link.requests, link.answers)
         assert isinstance(self.lit_api, StudentAPI)
-        self.lit_api.tell = link.answers.send
+        self.lit_api.connect(link)
+        pipes = (link.requests, link.answers)
         inference_worker(self.lit_api, "cpu", number, *pipes, {}, self._callback_runner, restart_workers=False)  # pyright: ignore[reportArgumentType]
 
     def _run_http(self, control: Control) -> None:
         self.control = control
-        # uvicorn takes these over while it runs and raises them again at its end, when all is done.
+        # uvicorn takes these over while it runs and raises them again at its end, when all is done. They stay blocked
+        # until then (see `lifespan`): these handlers would lose a signal.
         for stop in STOP_SIGNALS:
             signal.signal(stop, lambda *_: None)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOP_SIGNALS, signal.SIGCHLD})
         config = uvicorn.Config(
             self.app,
             http=BoundedHttp,
@@ -133,4 +140,4 @@ class StudentServer(LitServer):
             proxy_headers=bool(self.settings.trusted_proxies),  # uvicorn's default believes 127.0.0.1
             forwarded_allow_ips=list(self.settings.trusted_proxies),
         )
-        DrainingServer(config, self.client, self.settings.grace_s).run(sockets=[self.listener])
+        DrainingServer(config, self.client, self.settings.drain_s, self.settings.grace_s).run(sockets=[self.listener])

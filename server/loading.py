@@ -5,11 +5,13 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from export.manifest import Manifest, read_manifest
 from fewstep.card import CheckpointError
 from fewstep.pixels import encode
 from fewstep.schedule import SIGMA_MAX
@@ -25,15 +27,27 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# What may differ between the manifest that was announced and the one that is loaded: none of it changes an image.
+DESCRIPTIVE = {"name", "parity", "bounds", "facts", "versions", "proofs"}
 
-def load_model(name: str, folder: Path, settings: Settings, times: SharedTimes) -> tuple[Served, ServedModel]:
-    """A model ready to be served, and what there is to know about it. Raises CheckpointError in a sentence."""
+
+def load_model(
+    name: str, folder: Path, settings: Settings, times: SharedTimes, announced: Manifest
+) -> tuple[Served, ServedModel]:
+    """A model ready to be served, and what there is to know about it.
+
+    announced: what the server read at its start and tells its clients. Raises CheckpointError in a sentence, also when
+    the folder holds something else by now.
+    """
     # Only here: the engine's libraries belong to the worker, and the other processes import this module too.
     from export.engine import load_engine
 
     def load(buckets: Sequence[int]) -> "Engine":
-        return load_engine(folder, backend=settings.backend, threads=threads_of(settings), buckets=buckets)
+        engine = load_engine(folder, backend=settings.backend, threads=threads_of(settings), buckets=buckets)
+        check_announced(folder, announced, engine.manifest)  # it may have been replaced since the line below
+        return engine
 
+    check_announced(folder, announced, read_manifest(folder))
     engine, buckets, calls = open_measured(name, load, settings, times)
     capacity = buckets[-1]
     manifest = engine.manifest
@@ -53,6 +67,17 @@ def load_model(name: str, folder: Path, settings: Settings, times: SharedTimes) 
         *(name, capacity, buckets, 1e3 * tick_s, {size: f"{1e3 * seconds:.2f} ms" for size, seconds in calls.items()}),
     )
     return Served(table, manifest.levels), ServedModel(tick_s, capacity, table.buckets, calls, engine.facts)
+
+
+def check_announced(folder: Path, announced: Manifest, found: Manifest) -> None:
+    """Raises CheckpointError when an engine would make other images than the server announced."""
+    names = [field.name for field in fields(Manifest) if field.name not in DESCRIPTIVE]
+    if changed := [name for name in names if getattr(announced, name) != getattr(found, name)]:
+        raise CheckpointError(
+            f"{folder} has changed since the server started: it announced checkpoint {announced.checkpoint}, and the "
+            f"folder now holds checkpoint {found.checkpoint} ({', '.join(changed)} differ). Put the announced engine "
+            "back, or restart the server to serve the new one"
+        )
 
 
 def open_measured(

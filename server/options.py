@@ -54,6 +54,7 @@ OPTIONS = (
     Option("max_images", "whole", "images one request may ask for (64)"),
     Option("max_body_bytes", "whole", "largest request body (0: what an image and a mask need, at least 65536)"),
     Option("timeout_s", "number", "seconds a request may take before the answer is 504 (60)"),
+    Option("drain_s", "number", "seconds a stopping server answers 503 before it closes its port (5)"),
     Option("grace_s", "number", "seconds a stopping server lets its requests finish (30)"),
     Option("log_level", "text", "what goes to the log on stderr (warning)", get_args(LogLevel)),
     Option("log_format", "text", "text (default), or json: one line per request and message", get_args(LogFormat)),

@@ -47,6 +47,7 @@ class Settings:
     max_images: int = 64  # images one request may ask for
     max_body_bytes: int = 0  # 0: what the largest edit of a served model needs, and never less than 65536
     timeout_s: float = 60.0  # the longest an accepted request may take
+    drain_s: float = 5.0  # how long a stopping server still answers 503, so that load balancers notice
     grace_s: float = 30.0  # how long a stopping server lets its requests finish
     log_level: LogLevel = "warning"
     log_format: LogFormat = "text"
@@ -71,6 +72,7 @@ class Settings:
         if self.max_body_bytes != 0:
             _within("--max-body-bytes", self.max_body_bytes, 1_024, 2**30)
         _within("--timeout-s", self.timeout_s, 0.1, 86_400)
+        _within("--drain-s", self.drain_s, 0, 3_600)
         _within("--grace-s", self.grace_s, 0, 3_600)
         self._check_devices()
         self._check_access()

@@ -1,12 +1,13 @@
 """The two pipes between the HTTP process and one engine worker, and how the parent hands them over.
 
-Each pipe has one reader and one writer, so it needs no lock that a killed process could take to its grave, and its
+Each pipe has one reader and one writer, so it needs no lock that a killed process would hold for ever, and its
 end of file says that the other side is gone. No process may keep an end it does not use, or the end of file never
 comes (docs/adr/0004 and 0010).
 """
 
 import errno
 import fcntl
+import logging
 import os
 import queue
 import select
@@ -22,12 +23,15 @@ from litserve.transport.base import MessageTransport
 
 from server.messages import Answer, Message, Submit
 
+logger = logging.getLogger(__name__)
+
+ANNOUNCED = 0  # in place of a process id
 MAX_UNSENT_BYTES = 2**26  # of messages that a worker has not taken yet; beyond, it has stopped reading
 MESSAGE_BYTES = 4_096  # PIPE_BUF; more than any message without an image takes
 
 
 class WorkerGoneError(Exception):
-    """Nobody reads the request pipe any more, or nobody has for a long time."""
+    """The worker has exited, or has not emptied its request pipe for a long time."""
 
 
 class RequestPipe:
@@ -91,18 +95,21 @@ class RequestPipe:
         while (message := self.unsent.get()) is not None:
             try:
                 self.writer.send(message)
-            except OSError:  # the client hears of it from the other pipe, and gives the request to another worker
+            except Exception as error:  # closed, so that the worker ends and the request goes to another one
+                if not isinstance(error, OSError):
+                    logger.exception("a request could not be written; its worker is given up")
                 self.broken = True
+                _close(self.writer)
             with self.counting:
                 self.unsent_bytes -= MESSAGE_BYTES + _image_bytes(message)
         _close(self.writer)
 
     def get(self) -> Message | None:
-        """The next message; None once the HTTP process is gone."""
+        """The next message; None once the HTTP process is gone, even in the middle of a message."""
         assert self.reader is not None
         try:
             return self.reader.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return None
 
 
@@ -183,7 +190,7 @@ class Control:
     """Parent <-> HTTP process: a socket that can carry file descriptors. Its end of file: the parent is gone."""
 
     _FORMAT = struct.Struct("!?ii")  # whether a worker was started, which, and its process id
-    _STALLED = struct.Struct("!i")  # the process id of a worker that hangs
+    _REPORT = struct.Struct("!i")  # the process id of a worker that hangs, or ANNOUNCED
 
     def __init__(self) -> None:
         self.parent, self.http = socket.socketpair()
@@ -197,26 +204,27 @@ class Control:
 
     def worker_stalled(self, pid: int) -> None:
         """HTTP process -> parent: this worker hangs."""
-        try:
-            self.http.sendall(self._STALLED.pack(pid))
-        except BrokenPipeError:  # the parent is gone; the end of file says so too
-            return
+        self._tell_parent(pid)
+
+    def announced(self) -> None:
+        """HTTP process -> parent: all workers are ready; from now on the server serves what it announced."""
+        self._tell_parent(ANNOUNCED)
 
     def signal_parent(self) -> None:
-        """Call in the parent: from now on SIGIO says that `stalled` may have something."""
+        """Call in the parent: from now on SIGIO says that `reports` may have something."""
         fcntl.fcntl(self.parent, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(self.parent, fcntl.F_SETFL, fcntl.fcntl(self.parent, fcntl.F_GETFL) | os.O_ASYNC)
 
-    def stalled(self) -> list[int]:
-        """In the parent: the process ids named since the last call. Never blocks."""
+    def reports(self) -> list[int]:
+        """In the parent: the process ids named since the last call, or ANNOUNCED. Never blocks."""
         pids = []
         while data := self._pending():
-            pids += self._STALLED.unpack(data)
+            pids += self._REPORT.unpack(data)
         return pids
 
     def _pending(self) -> bytes:
         try:
-            return self.parent.recv(self._STALLED.size, socket.MSG_DONTWAIT)
+            return self.parent.recv(self._REPORT.size, socket.MSG_DONTWAIT)
         except (BlockingIOError, ConnectionResetError):  # nothing there; or the HTTP process has died
             return b""
 
@@ -237,7 +245,13 @@ class Control:
     def _send(self, data: bytes, descriptors: tuple[int, ...]) -> None:
         try:
             socket.send_fds(self.parent, [data], descriptors)
-        except BrokenPipeError:  # the HTTP process has died; the parent will hear of that too
+        except ConnectionError:  # the HTTP process has died; the parent will hear of that too
+            return
+
+    def _tell_parent(self, report: int) -> None:
+        try:
+            self.http.sendall(self._REPORT.pack(report))
+        except ConnectionError:  # the parent is gone; the end of file says so too
             return
 
 

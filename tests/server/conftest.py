@@ -108,7 +108,7 @@ def launch(arguments: Sequence[str]) -> subprocess.Popen[str]:
 @contextmanager
 def serving(engine: Path, *arguments: str) -> Iterator[Server]:
     """A server that has said that it serves; killed with all its children at the end if it still runs."""
-    process = launch(["--engine", str(engine), "--port", "0", "--threads", "1", *arguments])
+    process = launch(["--engine", str(engine), "--port", "0", "--threads", "1", "--drain-s", "0", *arguments])
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:

@@ -2,13 +2,15 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.server.conftest import DEADLINE_S, serving
+from tests.server.conftest import DEADLINE_S, ROOT, serving
 
 KEY = "0123456789abcdef-guarded"
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -74,3 +76,41 @@ def test_a_server_leaves_nothing_on_the_disk(engine_dir: Path, tmp_path: Path, m
         assert httpx.post(f"{server.url}/v1/generate", json={}, timeout=DEADLINE_S).status_code == 200
         assert server.stop() == 0
     assert list(tmp_path.rglob("*")) == []
+
+
+# A server for which every file system is read-only. The hook is inherited by every process that is forked.
+READ_ONLY = """
+import errno, os, runpy, sys
+
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+def refuse(event, arguments):
+    path = arguments[0] if arguments else None
+    written = event in ("os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate", "tempfile.mkstemp") or (
+        event == "open" and isinstance(path, (str, bytes)) and arguments[2] & WRITING and path != os.devnull
+    )
+    if written:
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+sys.addaudithook(refuse)
+sys.argv[0] = "server"
+runpy.run_module("server", run_name="__main__")
+"""
+
+
+def test_a_server_needs_no_writable_directory(engine_dir: Path):
+    flags = ["--engine", str(engine_dir), "--port", "0", "--threads", "1", "--drain-s", "0", "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", READ_ONLY, *flags], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert said.startswith("serving "), process.communicate()[1]
+        answer = httpx.post(f"{said.split()[-1]}/v1/generate", json={"n": 2}, timeout=DEADLINE_S)
+        assert answer.status_code == 200
+        process.terminate()
+        _, errors = process.communicate(timeout=DEADLINE_S)
+        assert (process.returncode, errors) == (0, "")
+    finally:
+        process.kill()

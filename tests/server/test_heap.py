@@ -5,16 +5,16 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
-from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
 
+from server.calibration import SharedTimes
 from server.heap import freeze_heap
 from server.lit_loop import StepLoop, StudentAPI
 from server.messages import Ready
 from server.settings import Settings
-from server.transport import AnswerPipe, RequestPipe
+from server.transport import Link
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +44,11 @@ def test_what_there_is_is_exempt_and_what_comes_later_is_not():
 
 
 def test_a_worker_freezes_its_engines_before_the_first_request():
-    api = object.__new__(StudentAPI)
-    api.settings, api.models, api.ready = Settings(engines={"none": Path()}), {}, Ready({}, 0.0)
-    requests, answers = RequestPipe(*Pipe(duplex=False)), AnswerPipe(*Pipe(duplex=False))
-    assert requests.writer is not None
-    requests.writer.close()  # nobody will ask: the loop ends
-    StepLoop()(api, "cpu", 0, requests, answers, {}, None)
+    loop, link = StepLoop(), Link.create()
+    api = StudentAPI(Settings(engines={"none": Path()}), {}, SharedTimes(), loop)
+    api.models, api.ready = {}, Ready({}, 0.0)
+    api.inbox.put(None)  # the loop ends
+    loop(api, "cpu", 0, link.requests, link.answers, {}, None)
     assert gc.get_freeze_count() > 10_000
 
 

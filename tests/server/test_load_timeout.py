@@ -45,6 +45,8 @@ def test_a_worker_that_hangs_while_it_loads_is_replaced_at_start_up_and_later(en
         "3",
         "--restart-limit",
         "99",
+        "--drain-s",
+        "0",
     ]
     process = subprocess.Popen(
         [sys.executable, "-c", HANGING, str(hang), *flags], cwd=ROOT, text=True,

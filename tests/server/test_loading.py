@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from export.engine import Engine, load_engine
+from export.manifest import read_manifest
 from fewstep.card import CheckpointError
 from server import loading
 from server.calibration import SharedTimes, doubling
 from server.lit_loop import prepare_worker
-from server.loading import load_model, threads_of
+from server.loading import threads_of
+from server.messages import ServedModel
+from server.served import Served
 from server.settings import Settings
 from server.slots import SlotTable
 
@@ -24,6 +27,11 @@ FLAT = {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 2.0}  # seconds: up to 8 rows cost n
 
 def settings(folder: Path, **changes) -> Settings:
     return Settings(engines={"tiny": folder}, threads=1, **changes)
+
+
+def load_model(name: str, folder: Path, settings: Settings, times: SharedTimes) -> tuple[Served, ServedModel]:
+    """From a folder that holds what was announced."""
+    return loading.load_model(name, folder, settings, times, read_manifest(folder))
 
 
 def measured(times: dict[int, float]) -> SharedTimes:
@@ -170,7 +178,6 @@ def test_cpu_workers_share_the_cores_unless_told_how_many_to_take(engine_dir: Pa
 @pytest.mark.parametrize(("before", "gpu", "after"), [("", 1, "1"), ("3,5", 1, "5"), ("7", None, "7")])
 def test_a_worker_sees_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch, before: str, gpu: int | None, after: str):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     prepare_worker(gpu)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == after
 
@@ -179,7 +186,6 @@ def test_a_gpu_that_is_hidden_is_not_replaced_by_another(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit):
         prepare_worker(2)
     assert "there is no GPU 2: CUDA_VISIBLE_DEVICES=3,5 hides it" in capsys.readouterr().err

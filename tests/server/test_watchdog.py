@@ -13,7 +13,7 @@ from server.admission import Admission
 from server.engine_client import EngineClient
 from server.messages import Done, Loading, Stats
 from server.settings import Settings, SettingsError
-from server.transport import Control
+from server.transport import ANNOUNCED, Control
 from server.watchdog import CHECKS, Watchdog
 from tests.server.stage import FakeClockLoop, Stage, play
 
@@ -156,13 +156,14 @@ def test_the_parent_hears_at_once_who_hangs_and_does_not_wait_for_more(until: Ca
     before = signal.signal(signal.SIGIO, lambda *_: heard.append(True))
     try:
         control.signal_parent()
-        assert control.stalled() == []
+        assert control.reports() == []
         for pid in (os.getpid(), 7):
             control.worker_stalled(pid)
+        control.announced()
         until(lambda: bool(heard))
-        assert control.stalled() == [os.getpid(), 7]
+        assert control.reports() == [os.getpid(), 7, ANNOUNCED]
         control.http.close()
-        assert control.stalled() == []
+        assert control.reports() == []
     finally:
         control.parent.close()
         signal.signal(signal.SIGIO, before)
