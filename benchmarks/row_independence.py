@@ -27,7 +27,7 @@ from fewstep.latent import with_latent
 from fewstep.noise import latent_for, noise_for
 from fewstep.pixels import to_pixels
 from fewstep.samplers import sample_dpdm
-from server.loading import takes_any_size
+from server.scheduler.loading import takes_any_size
 
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 QUICK = (1, 2, 4, 8)

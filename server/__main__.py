@@ -19,9 +19,9 @@ from pathlib import Path
 
 from export.manifest import Manifest, read_manifest
 from fewstep.card import CheckpointError
-from server.config import Resolved, resolve
 from server.logs import configure
-from server.settings import Settings, SettingsError
+from server.settings.settings import Settings, SettingsError
+from server.settings.sources import Resolved, resolve
 
 EXIT_REFUSED = 2
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_REFUSED
     configure(settings)
     # After the checks: a wrong flag should not have to wait for the web framework.
-    from server.lit_server import StudentServer
+    from server.hosts.litserve import StudentServer
 
     server = StudentServer(settings, models, listener)
     logging.getLogger(__name__).debug("ready to fork after %.3f s", time.monotonic() - started_s)

@@ -7,10 +7,10 @@ from typing import Any
 
 from export.manifest import Manifest
 from fewstep.card import CheckpointError
-from server.config import Resolved
-from server.loading import slot_table, threads_of, tick_of
-from server.options import OPTIONS
-from server.settings import Settings
+from server.scheduler.loading import slot_table, threads_of, tick_of
+from server.settings.options import OPTIONS
+from server.settings.settings import Settings
+from server.settings.sources import Resolved
 
 
 def settings_lines(resolved: Resolved) -> Iterator[str]:

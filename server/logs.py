@@ -5,7 +5,7 @@ import logging
 import sys
 import time
 
-from server.settings import Settings
+from server.settings.settings import Settings
 
 
 class JsonLines(logging.Formatter):

@@ -22,13 +22,13 @@ from benchmarks.load.fixed_cost import Cost, FixedCostEngine
 from export.engine import Engine, load_engine
 from export.manifest import read_manifest
 from fewstep.noise import random_labels
-from server.engine_loop import EngineLoop
-from server.heap import freeze_heap
-from server.loading import call_once, slot_table
-from server.messages import Submit
-from server.requests import GenerateRequest
-from server.served import Served
-from server.slots import buckets_for
+from server.http.dialects.native import GenerateRequest
+from server.processes.gc_freeze import freeze_heap
+from server.processes.messages import Submit
+from server.scheduler.loading import call_once, slot_table
+from server.scheduler.loop import EngineLoop
+from server.scheduler.model import Served
+from server.scheduler.slots import buckets_for
 
 AnyEngine = Engine | FixedCostEngine  # a server asks no more of an Engine than the other one has
 TIMEOUT_S = 3600.0

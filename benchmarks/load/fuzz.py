@@ -35,7 +35,7 @@ from schemathesis.specs.openapi import checks
 
 from benchmarks.harness import ROOT, write_result
 from benchmarks.load.fuzz_pictures import png_formats, pngs
-from server.requests import MIN_TIMEOUT_S
+from server.http.dialects.native import MIN_TIMEOUT_S
 
 DEADLINE = (504, "timeout")  # status and code of the answer to a request whose timeout_s has passed
 PATIENT, HURRIED = "patient", "hurried"

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from server.png import PREFIX
+from server.http.pictures import PREFIX
 
 
 def png_formats(document: dict[str, Any]) -> dict[str, int]:

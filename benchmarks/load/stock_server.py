@@ -23,8 +23,8 @@ from benchmarks.load.fixed_cost import Cost, FixedCostEngine
 from export.manifest import read_manifest
 from fewstep.noise import random_labels
 from fewstep.pixels import Pixels, encode
-from server.loading import slot_table
-from server.slots import Image, ImageKey, Slots, buckets_for
+from server.scheduler.loading import slot_table
+from server.scheduler.slots import Image, ImageKey, Slots, buckets_for
 
 if TYPE_CHECKING:
     from export.engine import Engine

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.load.arrivals import Arrival
 from benchmarks.load.http_client import GENERATE, generate, request
-from server.requests import MIN_TIMEOUT_S
+from server.http.dialects.native import MIN_TIMEOUT_S
 
 SEVERAL, SEVERAL_SHARE = 4, 0.2  # images of a visitor who wants more than one, and how many do
 LEAVES_WITHIN = 0.2  # of full calls per step; a call for few images is that short

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from server.edits import Edit
-from server.engine_loop import Delivery, EngineLoop, Finished
-from server.messages import Cancel, Failed, Health, Stats, Submit
-from server.policy import Policy, fifo
-from server.requests import GenerateRequest
-from server.served import Served
-from server.slots import SlotTable, buckets_for
+from server.http.dialects.edits import Edit
+from server.http.dialects.native import GenerateRequest
+from server.processes.messages import Cancel, Failed, Health, Stats, Submit
+from server.scheduler.loop import Delivery, EngineLoop, Finished
+from server.scheduler.model import Served
+from server.scheduler.policy import Policy, fifo
+from server.scheduler.slots import SlotTable, buckets_for
 from tests.server.fakes import CLASSES, LEVELS, SHAPE, SIGMA_DATA, GaussianNetwork
 
 Fault = Callable[[np.ndarray], None]  # gets the network's input; may raise or spoil it

@@ -8,12 +8,12 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from server.admission import Admission
-from server.engine_client import EngineClient
-from server.lit_spec import GenerateSpec
-from server.messages import Cancel, Ready, ServedModel, Submit
-from server.settings import Settings
-from server.transport import Link, WorkerStarted
+from server.http.app import GenerateSpec
+from server.processes.admission import Admission
+from server.processes.messages import Cancel, Ready, ServedModel, Submit
+from server.processes.pipes import Link, WorkerStarted
+from server.processes.pool import EngineClient
+from server.settings.settings import Settings
 from tests.server.fakes import manifest
 
 Scenario = Callable[["Stage"], Awaitable[Any]]

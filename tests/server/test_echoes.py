@@ -17,13 +17,13 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from server import lit_loop
-from server.engine_loop import Finished
-from server.errors import escaped, shown
+from server.http.dialects.native import FIELDS, GenerateRequest
+from server.http.errors import escaped, shown
 from server.logs import JsonLines, TextLines
-from server.messages import Failed
-from server.requests import FIELDS, GenerateRequest
-from server.settings import Settings, SettingsError
+from server.processes import worker as lit_loop
+from server.processes.messages import Failed
+from server.scheduler.loop import Finished
+from server.settings.settings import Settings, SettingsError
 from tests.server.test_safety import App
 
 NASTY = [
@@ -171,8 +171,8 @@ def test_proxy_headers_count_only_from_a_proxy_that_the_settings_name(
     monkeypatch: pytest.MonkeyPatch, trusted: tuple[str, ...], client: str
 ):
     """The server's own configuration of uvicorn, around an app that tells whom it sees."""
-    from server import lit_server
-    from server.transport import Control
+    from server.hosts import litserve as lit_server
+    from server.processes.pipes import Control
     from tests.server.fakes import manifest
 
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")

@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 
-from server.supervisor import RestartBudget
+from server.processes.supervisor import RestartBudget
 from tests.server.conftest import DEADLINE_S, Server, serving, write_engine
 from tests.server.fakes import png
 

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 from server.__main__ import main
-from server.config import model_engine, resolve
-from server.settings import MODELS, Settings, SettingsError
+from server.settings.settings import MODELS, Settings, SettingsError
+from server.settings.sources import model_engine, resolve
 from tests.server.conftest import DEADLINE_S, launch, serving, write_engine
 
 Until = Callable[[Callable[[], bool]], None]

@@ -15,10 +15,10 @@ from tests.server.conftest import DEADLINE_S, ROOT
 # A server whose workers wait for ever in place of loading, as long as a file of this name is there to be taken away.
 HANGING = """
 import pathlib, signal, sys
-import server.lit_loop
+import server.processes.worker
 from server.__main__ import main
 
-load, hang = server.lit_loop.load_model, pathlib.Path(sys.argv.pop(1))
+load, hang = server.processes.worker.load_model, pathlib.Path(sys.argv.pop(1))
 
 def load_model(*arguments):
     if hang.exists():
@@ -26,7 +26,7 @@ def load_model(*arguments):
         signal.pause()
     return load(*arguments)
 
-server.lit_loop.load_model = load_model
+server.processes.worker.load_model = load_model
 sys.exit(main())
 """
 

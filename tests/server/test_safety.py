@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fewstep.pixels import FORMATS
-from server.admission import Admission
-from server.engine_client import EngineClient
-from server.errors import ApiError, install_error_handlers
-from server.lit_spec import GenerateSpec
-from server.requests import FIELDS, parse_request
-from server.settings import Settings
+from server.http.app import GenerateSpec
+from server.http.dialects.native import FIELDS, parse_request
+from server.http.errors import ApiError, install_error_handlers
+from server.processes.admission import Admission
+from server.processes.pool import EngineClient
+from server.settings.settings import Settings
 from tests.server.fakes import manifest
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def dangers(source: str) -> list[str]:
 
 def test_nothing_the_server_loads_unpickles_or_evaluates():
     files = reachable()
-    assert {"engine.py", "manifest.py", "noise.py", "lit_loop.py"} <= {path.name for path in files}
+    assert {"engine.py", "manifest.py", "noise.py", "worker.py"} <= {path.name for path in files}
     assert {str(path): danger for path, source in files.items() if (danger := dangers(source))} == {}
 
 
@@ -107,7 +107,7 @@ def test_pickled_messages_stay_on_the_pipes_between_forked_processes():
     used = set().union(*users.values())
     assert not {name for name in used if name.rpartition(".")[2] in ("Listener", "Client", "Manager", "managers")}
     piped = {file for file, names in users.items() if {"multiprocessing.Pipe", "multiprocessing.connection"} & names}
-    assert piped <= {"server/transport.py", "server/supervisor.py"}
+    assert piped <= {"server/processes/pipes.py", "server/processes/supervisor.py"}
 
 
 def decoders(source: str) -> list[str]:
@@ -122,7 +122,7 @@ def test_images_are_decoded_in_one_place_from_memory_and_as_png_only():
     found = {
         path.relative_to(ROOT).as_posix(): calls for path, source in reachable().items() if (calls := decoders(source))
     }
-    assert found == {"server/png.py": ["Image.open(io.BytesIO(png), formats=('PNG',))"]}
+    assert found == {"server/http/pictures.py": ["Image.open(io.BytesIO(png), formats=('PNG',))"]}
     assert decoders("PIL.Image.open(path)") and decoders("cv2.imread(path)")
 
 

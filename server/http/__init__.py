@@ -1,0 +1,1 @@
+"""HTTP: routes, limits, checks, metrics, and one file per API."""

@@ -1,0 +1,303 @@
+"""uvicorn's HTTP protocol, made safe against clients that send or read slowly, too much, or nonsense.
+
+uvicorn 0.54 with httptools takes head lines without end and waits for them without end, loses the body of a request
+that offers an upgrade, resets a connection whose body it does not want, and answers what it cannot parse by itself.
+Here each of these requests gets one answer from the app, and every state of a connection has a timer:
+
+    no head yet, or a head in pieces          HEAD_S from its beginning
+    between two requests                      uvicorn's keep-alive time, whatever blank lines arrive
+    body after its answer was sent            HEAD_S and LINGER_BYTES
+    body before its answer, images being made the app's own limits (server.http.dialects.native, server.http.app)
+    answer that the client does not read      WRITE_S, again and again while MIN_READ_BYTES were read in it
+    after a refusal                           LINGER_S and LINGER_BYTES to read the rest away, so that it is not reset
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from server.http.errors import ApiError
+from server.http.request_record import REFUSED
+
+MAX_HEAD_BYTES = 65_536  # of a head, or of everything in a chunked body that is not its content
+CHUNK_BYTES = 8  # framing allowed for each byte of content: chunks of one byte need five
+HEAD_S = 10.0
+WRITE_S = 30.0
+MIN_READ_BYTES = 32_768
+LINGER_S = 2.0
+LINGER_BYTES = 32 * 2**20
+
+CLOSE = {"Connection": "close"}
+TOO_LARGE = ApiError(
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+    f"the headers are larger than {MAX_HEAD_BYTES} bytes, or the chunks of the body are too small; "
+    "a request needs a few short headers only",
+    code="headers_too_large",
+    headers=CLOSE,
+)
+MALFORMED = ApiError(
+    HTTPStatus.BAD_REQUEST, "the request is not valid HTTP; it could not be read", code="malformed_http", headers=CLOSE
+)
+NO_PROXY = ApiError(
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    "CONNECT is not served: this server is no proxy",
+    code="method_not_allowed",
+    headers={**CLOSE, "Allow": "GET, HEAD, POST"},
+)
+FRAMING = (b"content-length", b"transfer-encoding")  # the headers that say where a body ends
+
+
+class _TooLargeError(Exception):
+    """A head that is complete and too large."""
+
+
+class _Transport:
+    """The connection as uvicorn sees it: closing is left to the protocol."""
+
+    def __init__(self, transport: asyncio.Transport, protocol: "BoundedHttp") -> None:
+        self._transport = transport
+        self._protocol = protocol
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        self._protocol.close()
+
+    def is_closing(self) -> bool:
+        return self._protocol.lingering or self._transport.is_closing()
+
+
+class BoundedHttp(HttpToolsProtocol):
+    """One connection."""
+
+    head_s = HEAD_S
+    write_s = WRITE_S
+    linger_s = LINGER_S
+    raw: asyncio.Transport  # `transport` closes gently
+    around = 0  # bytes of the present message that were not its body: its head, chunk sizes, trailers
+    content = 0  # bytes of its body
+    reading = False  # whether a body is on its way
+    resuming = False  # whether the parser is fed a head that was read before
+    refused = False  # nothing more is parsed
+    lingering = False  # our side is closed; what still comes is read away
+    broken: ApiError | None = None  # why the rest of the present body cannot be read
+    unsent = 0  # bytes of answers that the client had not taken when `writing` began
+    timer: asyncio.TimerHandle | None = None
+    writing: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.raw = transport
+        super().connection_made(_Transport(transport, self))  # pyright: ignore[reportArgumentType]
+        self._start(self.head_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop()
+        if self.writing is not None:
+            self.writing.cancel()
+
+    def eof_received(self) -> None:
+        """The client sends nothing more; the transport closes when it has read the rest of its answers."""
+        self._watch_reader()
+
+    def data_received(self, data: bytes) -> None:
+        self.around += len(data)
+        if self.refused or self.lingering:
+            if self.around > LINGER_BYTES:
+                self._finish()
+            return
+        try:
+            self._feed(data)
+        except httptools.HttpParserError as error:
+            self._refuse(TOO_LARGE if isinstance(error.__context__, _TooLargeError) else MALFORMED)
+        if self.around > MAX_HEAD_BYTES + CHUNK_BYTES * self.content:
+            self._refuse(TOO_LARGE)
+        if self.reading and self.content > LINGER_BYTES and self._idle():
+            self._finish()
+
+    def _feed(self, data: bytes) -> None:
+        """Parse. The parser stops behind a head that offers an upgrade, and skips its body: another one goes on there.
+
+        HTTP lets a server ignore the offer (RFC 9110, section 7.8); ours has no other protocol.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as pause:
+                if self.refused:
+                    return
+                data = data[pause.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+                self.resuming = True
+                self.parser.feed_data(self._framing())
+                self.resuming = False
+
+    def _framing(self) -> bytes:
+        """A head with the same body behind it as the last one, and without its offer."""
+        lines = [b"%s: %s\r\n" % (name, value) for name, value in self.headers if name in FRAMING]
+        options = b",".join(value for name, value in self.headers if name == b"connection").lower().split(b",")
+        lines += [b"Connection: close\r\n"] if b"close" in map(bytes.strip, options) else []
+        version = self.scope["http_version"].encode()
+        return b"POST / HTTP/%s\r\n%s\r\n" % (version, b"".join(lines))
+
+    def _should_upgrade(self) -> bool:
+        return False
+
+    def on_message_begin(self) -> None:
+        if not self.resuming:
+            super().on_message_begin()
+            self._start(self.head_s)
+
+    def on_url(self, url: bytes) -> None:
+        if not self.resuming:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.resuming:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.resuming or self.refused:
+            return
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > MAX_HEAD_BYTES:
+            raise _TooLargeError
+        if self.parser.get_method() == b"CONNECT":
+            self._refuse(NO_PROXY)
+            return
+        super().on_headers_complete()
+        self.cycle.receive = self._receive(self.cycle, self.cycle.receive)
+        self._stop()
+        self.reading = True
+
+    def _receive(self, cycle: RequestResponseCycle, plain: Callable[[], Awaitable[Any]]) -> Callable[[], Any]:
+        """What the app calls for a body; raises ApiError when the rest of it cannot be read."""
+
+        async def receive() -> Any:
+            message = await plain()
+            if self.broken and cycle is self.cycle and not cycle.disconnected:
+                raise self.broken.with_traceback(None)  # shared, and would keep every traceback
+            return message
+
+        return receive
+
+    def on_body(self, body: bytes) -> None:
+        self.around -= len(body)
+        self.content += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.refused or self.parser.should_upgrade():
+            return
+        super().on_message_complete()
+        self.around, self.content, self.reading = 0, 0, False
+        if self._idle():
+            self._start(self.timeout_keep_alive)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._unset_keepalive_if_required()  # ours goes on when a blank line arrives
+        if self._idle() and not self.transport.is_closing():
+            begun = self.reading or self.around > 0
+            self._start(self.head_s if begun else self.timeout_keep_alive)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def close(self) -> None:
+        """Close; if the client is still sending, first let it find the answer, which a reset would take from it."""
+        if self.lingering or self.raw.is_closing() or not (self.reading or self.refused):
+            self._finish()
+            return
+        self.lingering, self.around = True, 0
+        self._start(self.linger_s)
+        self.flow.resume_reading()
+        if self.raw.can_write_eof():
+            with contextlib.suppress(OSError):
+                self.raw.write_eof()
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer what cannot be parsed with an error, after the answers to earlier requests, and parse no more."""
+        if self.refused or self.transport.is_closing():
+            return
+        self.refused, self.around = True, 0
+        self._stop()
+        if not self.reading:
+            self._answer(error)
+        elif self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self.broken = error
+            self.cycle.keep_alive = False
+            self.cycle.message_event.set()
+
+    def _answer(self, error: ApiError) -> None:
+        """Hand the app a request that was not understood; server.http.access answers it with the error."""
+        super().on_message_begin()
+        unknown = {"method": "-", "path": "", "raw_path": b"", "query_string": b"", "headers": [], REFUSED: error}
+        scope: Any = {**self.scope, **unknown}
+        app: Any = self.app
+        earlier = self.cycle
+        self.cycle = RequestResponseCycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=False,
+            on_response=self.on_response_complete,
+        )
+        if earlier is None or earlier.response_complete:
+            self._start_asgi_task(self.cycle, app)
+        else:
+            self.pipeline.appendleft((self.cycle, app))
+
+    def _finish(self) -> None:
+        """Close for good, in a bounded time."""
+        self._stop()
+        self.raw.close()
+        self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        """Look after write_s whether the client has read something of its answers."""
+        if self.writing is not None:
+            self.writing.cancel()
+        self.unsent = self.raw.get_write_buffer_size()
+        self.writing = self.loop.call_later(self.write_s, self._check_reader) if self.unsent else None
+
+    def _check_reader(self) -> None:
+        if self.raw.get_write_buffer_size() > max(0, self.unsent - MIN_READ_BYTES):
+            self.raw.abort()
+        else:
+            self._watch_reader()
+
+    def _start(self, seconds: float) -> None:
+        self._stop()
+        self.timer = self.loop.call_later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        """Give up waiting, unless the answer to an earlier request on this connection is still being made."""
+        if self._idle():
+            self._finish()
+        else:
+            self._start(self.head_s)
+
+    def _idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _stop(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None

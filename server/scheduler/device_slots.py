@@ -1,0 +1,178 @@
+"""The slot table of a GPU: images stay on the device from their first noise to their pixels.
+
+The same face as `server.scheduler.slots.SlotTable`. A tick is one small copy to the device, one network call, one
+step kernel and one copy back of what has finished. The host knows the step counts, so it knows before a call who
+ends with it, and which row of the network's input everybody else moves to; it waits once, for pixels and the flags of
+rows that are not finite. On a CPU device the kernels' references run, which is how this is tested without a GPU.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fewstep.pixels import Pixels
+from fewstep.precond import edm_scalings
+from fewstep.schedule import MAX_STEPS
+from kernels.initial_noise import initial_noise
+from kernels.rows import KNOWN, STARTED, Inpainting, RowsUpload, layout
+from kernels.step import step
+from server.scheduler.slots import Image, ImageKey, Start, Tick, nothing
+
+if TYPE_CHECKING:
+    from export.engine import DeviceNetwork
+
+_FREE = -1
+
+
+class DeviceSlotTable:
+    """`network.capacity` slots on the network's device, stepped at `network.buckets`.
+
+    An image keeps its slot, a row of x. Its row of the network's input changes as others end, so that the rows in use
+    are the first ones after every step; an eviction leaves a gap for one call at most. Exact mode is a network with a
+    single bucket. Everything runs on the calling thread's current stream.
+    """
+
+    def __init__(
+        self, network: "DeviceNetwork", *, shape: tuple[int, int, int], classes: int, sigma_data: float, extra: int = 0
+    ) -> None:
+        expected = (network.capacity, shape[0] + extra, *shape[1:])
+        assert tuple(network.x.shape) == expected, f"the network takes {tuple(network.x.shape)}, not {expected}"
+        assert network.onehot.shape[1] == classes, f"the network takes {network.onehot.shape[1]} classes, not {classes}"
+        self.network = network
+        self.sigma_data = sigma_data
+        self.buckets = network.buckets
+        self.capacity = capacity = network.capacity
+        device, on_gpu = network.device, network.device.type == "cuda"
+
+        # On the device.
+        last = layout(network.x) == "channels_last"
+        self.x = torch.zeros((capacity, *shape), device=device)
+        self.x = self.x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        # Always handed to the kernels, which a first edit would otherwise compile again while others wait.
+        self.inpainting = Inpainting(torch.zeros_like(self.x, dtype=torch.bool), torch.zeros_like(self.x))
+        self.pixels = torch.zeros((capacity, *shape[1:], shape[0]), dtype=torch.uint8, device=device)
+        self.broken = torch.zeros(capacity, dtype=torch.int32, device=device)
+        # What the host sends to it and reads from it.
+        self.admitted, self.stepped = RowsUpload(capacity, device), RowsUpload(capacity, device)
+        self.pixels_read = torch.zeros(self.pixels.shape, dtype=torch.uint8, pin_memory=on_gpu)
+        self.broken_read = torch.zeros(capacity, dtype=torch.int32, pin_memory=on_gpu)
+        self.read = torch.cuda.Event() if on_gpu else None
+        self.stamp = 0  # of the last step
+        # What the host knows of every slot.
+        self.keys: list[ImageKey | None] = [None] * capacity
+        self.row = np.full(capacity, _FREE, np.int64)  # of the network's input
+        self.sigmas = np.zeros((capacity, MAX_STEPS + 1), np.float32)  # zero behind the last level
+        self.calls = np.zeros(capacity, np.int64)  # network calls made
+        self.seeds = np.zeros(capacity, np.uint64)
+        self.labels = np.zeros(capacity, np.int64)
+        self.flags = np.zeros(capacity, np.int64)
+
+    @property
+    def free(self) -> int:
+        return int(np.count_nonzero(self.row == _FREE))
+
+    def requests(self) -> set[int]:
+        """The requests that hold a slot."""
+        return {key.request for key in self.keys if key is not None}
+
+    def admit(self, images: Sequence[Image]) -> None:
+        """Give each image a slot, and write its noise and the input of its first call. There must be enough slots."""
+        count = len(images)
+        assert count <= self.free, "the policy admitted more images than there are free slots"
+        if not count:
+            return
+        slots = np.flatnonzero(self.row == _FREE)[:count]
+        rows = np.setdiff1d(np.arange(self.capacity), self.row)[:count]
+        self.sigmas[slots] = 0
+        for slot, image in zip(slots, images, strict=True):
+            self.sigmas[slot, : len(image.sigmas)] = image.sigmas
+        self.seeds[slots] = [image.seed for image in images]
+        self.labels[slots] = [image.label for image in images]
+        self.calls[slots] = 0
+        self.flags[slots] = [self._begin_at(slot, image.start) for slot, image in zip(slots, images, strict=True)]
+        sigma = self.sigmas[slots, 0]
+        scalings = edm_scalings(sigma, self.sigma_data)
+        sent = self.admitted.send(
+            count, slot=slots, target=rows, sigma_next=sigma, c_in=scalings.c_in, c_noise=scalings.c_noise,
+            seed=self.seeds[slots].view(np.int64), label=self.labels[slots], flags=self.flags[slots],
+        )  # fmt: skip
+        initial_noise(self.x, sent, self.network, inpainting=self.inpainting)
+        self.row[slots] = rows
+        for slot, image in zip(slots, images, strict=True):
+            self.keys[slot] = image.key
+
+    def _begin_at(self, slot: int, start: Start | None) -> int:
+        """Put what an image begins at and keeps on the device, if it is to; returns the flags of its row."""
+        if start is None:
+            return 0
+        self.inpainting.image[slot] = torch.from_numpy(start.image)
+        if start.known is None:
+            return STARTED
+        self.inpainting.mask[slot] = torch.from_numpy(start.known)  # [1, H, W], for all channels
+        return STARTED | KNOWN
+
+    def evict(self, request: int) -> int:
+        """Free the slots of a request; returns how many it held."""
+        slots = [slot for slot, key in enumerate(self.keys) if key is not None and key.request == request]
+        self._release(slots)
+        return len(slots)
+
+    def tick(self, meanwhile: Callable[[], None] = nothing) -> Tick:
+        """See `Slots.tick`."""
+        slots = np.flatnonzero(self.row != _FREE)
+        if not len(slots):
+            return Tick()
+        slots = slots[np.argsort(self.row[slots])]
+        made = self.calls[slots] + 1
+        sigma_next = self.sigmas[slots, made]
+        last = sigma_next == 0
+        target = np.where(last, np.cumsum(last), np.cumsum(~last)) - 1  # rows of the pixels, and of the next input
+        before = edm_scalings(self.sigmas[slots, made - 1], self.sigma_data)
+        after = edm_scalings(np.where(last, np.float32(1), sigma_next), self.sigma_data)  # of the last: not read
+        sent = self.stepped.send(
+            len(slots), slot=slots, source=self.row[slots], target=target, c_skip=before.c_skip, c_out=before.c_out,
+            sigma_next=sigma_next, c_in=after.c_in, c_noise=after.c_noise, seed=self.seeds[slots].view(np.int64),
+            call=made, label=self.labels[slots], flags=self.flags[slots],
+        )  # fmt: skip
+        in_use = int(self.row[slots[-1]]) + 1
+        batch = next(bucket for bucket in self.buckets if bucket >= in_use)
+        output = self.network.run(batch)
+        self.stamp = self.stamp % (2**31 - 1) + 1
+        step(
+            self.x, output, sent, self.network, self.pixels, self.broken,
+            stamp=self.stamp, inpainting=self.inpainting,
+        )  # fmt: skip
+        meanwhile()
+        pixels, sound = self._read(len(slots), int(np.count_nonzero(last)))
+
+        broken = tuple(self._key(slot) for slot in slots[~sound])
+        finished = tuple(
+            (self._key(slot), pixels[place])
+            for slot, place in zip(slots[last & sound], target[last & sound], strict=True)
+        )
+        self.calls[slots] = made
+        self.row[slots] = target
+        self._release(slots[last | ~sound])
+        return Tick(finished, broken, len(slots), batch)
+
+    def _read(self, rows: int, finished: int) -> tuple[Pixels, NDArray[np.bool_]]:
+        """The first images of `pixels`, and which rows of the step were finite. Here the host waits for the device."""
+        self.broken_read[:rows].copy_(self.broken[:rows], non_blocking=True)
+        self.pixels_read[:finished].copy_(self.pixels[:finished], non_blocking=True)
+        if self.read is not None:
+            self.read.record()
+            self.read.synchronize()
+        return self.pixels_read[:finished].numpy().copy(), self.broken_read[:rows].numpy() != self.stamp
+
+    def _key(self, slot: int) -> ImageKey:
+        key = self.keys[slot]
+        assert key is not None, "a slot in use has lost its image"
+        return key
+
+    def _release(self, slots: Sequence[int] | NDArray[np.int64]) -> None:
+        for slot in slots:
+            self.keys[slot] = None
+            self.row[slot] = _FREE

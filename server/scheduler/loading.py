@@ -1,0 +1,195 @@
+"""From an engine directory to a warm slot table, inside the worker: how many slots, which batch sizes, how fast."""
+
+import gc
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from export.manifest import Manifest, read_manifest
+from fewstep.card import CheckpointError
+from fewstep.pixels import encode
+from fewstep.schedule import SIGMA_MAX
+from server.processes.messages import ServedModel
+from server.scheduler.calibration import MAX_KNEE, SharedTimes, choose_buckets, doubling, knee, measure
+from server.scheduler.model import Served
+from server.scheduler.row_independence import check_rows_independent
+from server.scheduler.slots import Image, ImageKey, Slots, SlotTable, Tick, buckets_for
+from server.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from export.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+# What may differ between the manifest that was announced and the one that is loaded: none of it changes an image.
+DESCRIPTIVE = {"name", "parity", "bounds", "facts", "versions", "proofs"}
+
+
+def load_model(
+    name: str, folder: Path, settings: Settings, times: SharedTimes, announced: Manifest
+) -> tuple[Served, ServedModel]:
+    """A model ready to be served, and what there is to know about it.
+
+    announced: what the server read at its start and tells its clients. Raises CheckpointError in a sentence, also when
+    the folder holds something else by now.
+    """
+    # Only here: the engine's libraries belong to the worker, and the other processes import this module too.
+    from export.engine import load_engine
+
+    def load(buckets: Sequence[int]) -> "Engine":
+        engine = load_engine(folder, backend=settings.backend, threads=threads_of(settings), buckets=buckets)
+        check_announced(folder, announced, engine.manifest)  # it may have been replaced since the line below
+        return engine
+
+    check_announced(folder, announced, read_manifest(folder))
+    engine, buckets, calls = open_measured(name, load, settings, times)
+    capacity = buckets[-1]
+    manifest = engine.manifest
+    if settings.mode == "exact":
+        check_rows_independent(engine.network, manifest.input_shape, manifest.classes, capacity)
+    table = slot_table(engine, buckets)
+    # A backend of fixed shapes may prepare one at its first call; the others need no more than the smallest and the
+    # largest.
+    tick_s = warm_up(table, (buckets[0], buckets[-1]) if takes_any_size(engine) else table.buckets)
+    if settings.stall_s and tick_s >= settings.stall_s:
+        raise CheckpointError(
+            f"a network call of {name} over {capacity} images takes {tick_s:.1f} s, and a worker that is silent for "
+            f"{settings.stall_s:g} s counts as hanging; raise --stall-s or lower --capacity"
+        )
+    logger.info(
+        "%s: %d slots, batches of %s, %.2f ms a full call, measured %s",
+        *(name, capacity, buckets, 1e3 * tick_s, {size: f"{1e3 * seconds:.2f} ms" for size, seconds in calls.items()}),
+    )
+    return Served(table, manifest.levels), ServedModel(tick_s, capacity, table.buckets, calls, engine.facts)
+
+
+def check_announced(folder: Path, announced: Manifest, found: Manifest) -> None:
+    """Raises CheckpointError when an engine would make other images than the server announced."""
+    names = [field.name for field in fields(Manifest) if field.name not in DESCRIPTIVE]
+    if changed := [name for name in names if getattr(announced, name) != getattr(found, name)]:
+        raise CheckpointError(
+            f"{folder} has changed since the server started: it announced checkpoint {announced.checkpoint}, and the "
+            f"folder now holds checkpoint {found.checkpoint} ({', '.join(changed)} differ). Put the announced engine "
+            "back, or restart the server to serve the new one"
+        )
+
+
+def open_measured(
+    name: str, load: "Callable[[Sequence[int]], Engine]", settings: Settings, times: SharedTimes
+) -> "tuple[Engine, tuple[int, ...], Mapping[int, float]]":
+    """The engine, the batch sizes to call it with, and the measured times from which they were chosen.
+
+    load: opens the engine for some batch sizes. The engine that is measured is the one to be served where its batch
+    sizes fit, and gone before that one is opened where they do not: a GPU need not hold two.
+    """
+    exact, capacity = settings.mode == "exact", settings.capacity
+    prepared = buckets_for(capacity, exact) if capacity else doubling(MAX_KNEE)
+    sizes = prepared if exact and capacity else doubling(prepared[-1])
+    probe: list[Engine] = []  # stays empty when another worker has measured
+
+    def measured() -> Mapping[int, float]:
+        probe.append(load(prepared))
+        return measure_ticks(slot_table(probe[0], prepared), sizes)
+
+    calls = times.get(name, measured)
+    capacity = capacity or knee(calls)
+    buckets = choose_buckets(buckets_for(capacity, exact), calls)
+    if probe and takes_any_size(probe[0]):
+        engine = probe.pop()
+    elif capacity == prepared[-1] and set(buckets) <= set(prepared):
+        engine = probe.pop() if probe else load(prepared)
+    else:
+        if probe:
+            release(probe)
+        engine = load(buckets)
+    if takes_any_size(engine):
+        buckets = choose_buckets(buckets_for(capacity, exact, any_size=True), calls)
+    return engine, buckets, calls
+
+
+def takes_any_size(engine: "Engine") -> bool:
+    """Whether the network runs batches of every size; a backend of fixed shapes names those that it has prepared."""
+    return "buckets" not in engine.facts
+
+
+def release(probe: "list[Engine]") -> None:
+    """Give back the memory of an engine that nothing but this list refers to."""
+    on_gpu = probe.pop().device == "cuda"
+    gc.collect()
+    if on_gpu:
+        import torch
+
+        torch.cuda.empty_cache()  # PyTorch keeps what was freed, and other libraries cannot have it
+
+
+def threads_of(settings: Settings) -> int:
+    """Cores of one network call: as told, or an equal share of the machine for each of several CPU workers."""
+    if settings.threads or settings.workers == 1:
+        return settings.threads
+    return max(1, len(os.sched_getaffinity(0)) // settings.workers)
+
+
+def slot_table(engine: "Engine", buckets: Sequence[int]) -> Slots:
+    manifest = engine.manifest
+    if engine.device == "cuda":
+        try:
+            from server.scheduler.device_slots import DeviceSlotTable
+        except ImportError as error:
+            from export.engine import not_installed
+
+            remedy = "The step around its network needs Triton on a GPU: pip install 'triton>=3.6'"
+            raise not_installed(engine.backend, remedy) from error
+        assert engine.on_device is not None, "a GPU engine has buffers on the device"
+        return DeviceSlotTable(
+            engine.on_device,
+            shape=manifest.image_shape,
+            classes=manifest.classes,
+            sigma_data=manifest.sigma_data,
+            extra=manifest.extra,
+        )
+    return SlotTable(
+        engine.network, manifest.image_shape, manifest.classes, manifest.sigma_data, buckets, manifest.extra
+    )
+
+
+def call_once(engine: "Engine", batch: int) -> None:
+    """A network call of a batch size, with any input and without the step: what a tick is measured against."""
+    manifest = engine.manifest
+    if engine.on_device and engine.device == "cuda":
+        import torch
+
+        engine.on_device.run(batch)
+        torch.cuda.synchronize(engine.on_device.device)
+        return
+    x = np.zeros((batch, *manifest.input_shape), np.float32)
+    engine.network(x, np.zeros(batch, np.float32), np.zeros((batch, manifest.classes), np.float32))
+
+
+def tick_of(table: Slots, images: int) -> Tick:
+    """Make some images in one step. The table must be empty, and is empty again."""
+    table.admit([Image(ImageKey(0, i), seed=i, label=-1, sigmas=(SIGMA_MAX,)) for i in range(images)])
+    return table.tick()
+
+
+def measure_ticks(table: Slots, sizes: Sequence[int]) -> dict[int, float]:
+    """Seconds of a network call with the step around it, by batch size: a slot has to pay for both."""
+    return measure(lambda size: tick_of(table, size), sizes)
+
+
+def warm_up(table: Slots, batches: Sequence[int]) -> float:
+    """Tick once with each number of images; returns the seconds of a tick with all slots in use."""
+    elapsed_s, tick = 0.0, Tick()
+    for batch in (*batches, table.capacity):  # the last one twice: the first call grows its memory
+        started_s = time.monotonic()
+        tick = tick_of(table, batch)
+        elapsed_s = time.monotonic() - started_s
+        if tick.broken:
+            raise CheckpointError("the network returns values that are not finite; export it again")
+    encode(tick.finished[0][1], "png")  # Pillow loads its plugins at the first image
+    return elapsed_s

@@ -1,0 +1,190 @@
+"""What a worker makes of an engine directory and the settings, in this process."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from export.engine import Engine, load_engine
+from export.manifest import read_manifest
+from fewstep.card import CheckpointError
+from server.processes.messages import ServedModel
+from server.processes.worker import prepare_worker
+from server.scheduler import loading
+from server.scheduler.calibration import SharedTimes, doubling
+from server.scheduler.loading import threads_of
+from server.scheduler.model import Served
+from server.scheduler.slots import SlotTable
+from server.settings.settings import Settings
+
+FLAT = {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 2.0}  # seconds: up to 8 rows cost nothing
+
+
+def settings(folder: Path, **changes) -> Settings:
+    return Settings(engines={"tiny": folder}, threads=1, **changes)
+
+
+def load_model(name: str, folder: Path, settings: Settings, times: SharedTimes) -> tuple[Served, ServedModel]:
+    """From a folder that holds what was announced."""
+    return loading.load_model(name, folder, settings, times, read_manifest(folder))
+
+
+def measured(times: dict[int, float]) -> SharedTimes:
+    shared = SharedTimes()
+    if times:
+        shared.get("tiny", lambda: times)
+    return shared
+
+
+def test_slots_and_buckets_follow_from_the_measured_times(engine_dir: Path):
+    for changes, capacity, buckets in (
+        ({"capacity": 0}, 8, (8,)),
+        ({"capacity": 0, "mode": "exact"}, 8, (8,)),
+        ({"capacity": 16}, 16, tuple(range(8, 17))),
+        ({"capacity": 16, "mode": "exact"}, 16, (16,)),
+    ):
+        served, facts = load_model("tiny", engine_dir, settings(engine_dir, **changes), measured(FLAT))
+        assert (facts.capacity, facts.buckets, facts.call_s) == (capacity, buckets, FLAT)
+        assert (served.table.capacity, served.table.buckets, served.table.free) == (capacity, buckets, capacity)
+        assert facts.tick_s > 0 and facts.facts["backend"] == "onnxruntime-cpu"
+
+
+def test_without_known_times_they_are_measured_once_and_shared(engine_dir: Path):
+    shared = SharedTimes()
+    first = load_model("tiny", engine_dir, settings(engine_dir, capacity=0), shared)[1]
+    again = load_model("tiny", engine_dir, settings(engine_dir, capacity=0), shared)[1]
+    assert first.call_s == again.call_s and first.capacity == again.capacity
+    assert set(first.call_s) <= {1, 2, 4, 8, 16, 32, 64, 128}
+
+
+class Counted(Engine):
+    """An engine that is counted while it is in memory. It makes images on the CPU, whatever its device."""
+
+    live: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+    sizes: ClassVar[list[tuple[int, ...]]] = []
+
+    @classmethod
+    def load(cls, folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int]) -> "Counted":
+        engine = load_engine(folder, backend=backend, threads=threads)
+        cls.sizes.append(tuple(buckets))
+        cls.live += 1
+        cls.most = max(cls.most, cls.live)
+        facts = {**engine.opened.facts, "buckets": ",".join(map(str, buckets))}
+        return cls(engine.manifest, engine.backend, replace(engine.opened, device="cuda", facts=facts))
+
+    def __del__(self) -> None:
+        type(self).live -= 1
+
+
+@pytest.mark.parametrize(
+    ("capacity", "known", "opened"),
+    [
+        (0, {}, [doubling(128), (4,)]),  # measured, then opened for what was chosen
+        (0, {1: 1.0, 4: 1.0}, [(4,)]),  # another worker has measured
+        (8, {}, [tuple(range(1, 9))]),  # measured and kept
+        (8, {1: 1.0, 8: 1.0}, [tuple(range(1, 9))]),  # as the worker that measured has it
+    ],
+)
+def test_one_engine_is_in_memory_at_a_time(engine_dir: Path, monkeypatch: pytest.MonkeyPatch, capacity, known, opened):
+    for name, value in (("live", 0), ("most", 0), ("sizes", [])):
+        monkeypatch.setattr(Counted, name, value)
+    emptied: list[int] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(Counted.live))
+    monkeypatch.setattr("export.engine.load_engine", Counted.load)
+    monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes: {1: 1.0, 4: 1.0})
+
+    def on_the_cpu(engine: Counted, buckets: Sequence[int]) -> SlotTable:
+        manifest = engine.manifest
+        return SlotTable(engine.network, manifest.image_shape, manifest.classes, manifest.sigma_data, buckets)
+
+    monkeypatch.setattr(loading, "slot_table", on_the_cpu)
+    served, _ = load_model("tiny", engine_dir, settings(engine_dir, capacity=capacity), measured(known))
+    assert Counted.sizes == opened
+    assert (Counted.most, Counted.live) == (1, 1), "the last one is being served"
+    assert emptied == [0] * (len(opened) - 1)
+    assert served.table.free == served.table.capacity
+
+
+@pytest.mark.parametrize("known", [{}, {1: 1.0, 2: 1.9, 4: 4.0}])
+def test_an_engine_that_takes_any_size_is_opened_once_and_called_with_what_there_is(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, known: dict[int, float]
+):
+    opened: list[Engine] = []
+
+    def load(folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int]) -> Engine:
+        opened.append(load_engine(folder, backend=backend, threads=threads, buckets=buckets))
+        return opened[-1]
+
+    monkeypatch.setattr("export.engine.load_engine", load)
+    monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes: {size: 1.0 + size for size in sizes})
+    _, facts = load_model("tiny", engine_dir, settings(engine_dir, capacity=11), measured(known))
+    assert len(opened) == 1 and facts.buckets == tuple(range(1, 12)), "9 images need not be padded to 10"
+    opened.clear()
+    load_model("tiny", engine_dir, settings(engine_dir, capacity=0), measured(known))
+    assert len(opened) == 1
+
+
+def test_a_gpu_engine_without_triton_says_what_to_install(engine_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    gone = ("kernels", "triton", "server.scheduler.device_slots")
+    for name in [name for name in sys.modules if name.startswith(gone)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)  # what an import finds where it is not installed
+    engine = load_engine(engine_dir, threads=1)
+    on_gpu = replace(engine, backend="tensorrt", opened=replace(engine.opened, device="cuda"))
+    with pytest.raises(CheckpointError, match=r"^backend tensorrt .* needs Triton .*pip install 'triton.*--backend$"):
+        loading.slot_table(on_gpu, (1,))
+
+
+def test_a_network_that_returns_no_numbers_is_refused_before_anyone_asks(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def broken(engine, buckets) -> SlotTable:
+        shape = engine.manifest.image_shape
+        return SlotTable(lambda x, c_noise, onehot: x * np.nan, shape, 3, 0.5, buckets)
+
+    monkeypatch.setattr(loading, "slot_table", broken)
+    with pytest.raises(CheckpointError, match="not finite"):
+        load_model("tiny", engine_dir, settings(engine_dir), SharedTimes())
+
+
+def test_a_network_so_slow_that_every_call_would_look_like_a_hang_is_refused(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loading, "warm_up", lambda table, batches: 31.0)
+    with pytest.raises(CheckpointError, match=r"takes 31\.0 s.*raise --stall-s"):
+        load_model("tiny", engine_dir, settings(engine_dir), measured(FLAT))
+    for stall_s in (40.0, 0.0):
+        load_model("tiny", engine_dir, settings(engine_dir, stall_s=stall_s), measured(FLAT))
+
+
+def test_cpu_workers_share_the_cores_unless_told_how_many_to_take(engine_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+
+    def threads(**changes) -> int:
+        return threads_of(Settings(engines={"tiny": engine_dir}, **changes))
+
+    assert threads() == 0  # the backend's choice
+    assert [threads(workers=workers) for workers in (2, 4, 9)] == [3, 1, 1]
+    assert threads(workers=2, threads=5) == 5
+
+
+@pytest.mark.parametrize(("before", "gpu", "after"), [("", 1, "1"), ("3,5", 1, "5"), ("7", None, "7")])
+def test_a_worker_sees_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch, before: str, gpu: int | None, after: str):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    prepare_worker(gpu)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == after
+
+
+def test_a_gpu_that_is_hidden_is_not_replaced_by_another(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with pytest.raises(SystemExit):
+        prepare_worker(2)
+    assert "there is no GPU 2: CUDA_VISIBLE_DEVICES=3,5 hides it" in capsys.readouterr().err
