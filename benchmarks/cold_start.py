@@ -29,7 +29,7 @@ IDLE_S = 2.0
 
 def measure(mode: str, requests: int) -> dict[str, Any]:
     """One server's life."""
-    command = [sys.executable, "-m", "server", "--port", "0", "--mode", mode]
+    command = [sys.executable, "-m", "server", "--port", "0", "--drain-s", "0", "--mode", mode]
     started = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:

@@ -147,7 +147,7 @@ fi
 if [ "$TESTS" ]; then
     part kernel_tests 45 "$PYTHON" -m pytest -q "${MANY[@]}" tests/kernels --ignore tests/kernels/test_report.py
     if have hypothesis httpx psutil onnx; then
-        part slot_tests 20 "$PYTHON" -m pytest -q tests/server/test_device_slots.py
+        part slot_tests 20 "$PYTHON" -m pytest -q tests/server/scheduler/test_device_slots.py
     else
         skip "slot_tests" "they need hypothesis, httpx, psutil and onnx"
     fi

@@ -94,7 +94,7 @@ def _images(engine: Engine, bucket: int) -> NDArray[np.float32]:
     steps = max(manifest.levels)
     parts = []
     for first in range(0, SEEDS, bucket):
-        seeds = [first + index for index in range(bucket)]  # those beyond SEEDS are company
+        seeds = [first + index for index in range(bucket)]  # those beyond SEEDS only fill the batch
         labels = np.array(seeds) % manifest.classes if manifest.classes else None
         denoiser = with_latent(engine.denoiser, latent_for(seeds, manifest.latent_shape), labels)
         sample = sample_dpdm(denoiser, noise_for(seeds, manifest.image_shape), manifest.levels[steps])

@@ -4,7 +4,7 @@ Standard library only, because the server reads it before it loads anything heav
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         if not fields[name]:
             del fields[name]
     write_atomically(folder / ENGINE_FILE, (json.dumps(fields, indent=2) + "\n").encode())
+
+
+def read_student(folder: Path, name: str) -> Manifest:
+    """The manifest of an engine, under the name it is served by. Raises CheckpointError, also for a teacher's."""
+    manifest = replace(read_manifest(folder), name=name)
+    if not manifest.levels:
+        raise CheckpointError(f"{folder} holds a {manifest.role}, which has no levels to serve; export a student")
+    return manifest
 
 
 def read_manifest(folder: Path) -> Manifest:

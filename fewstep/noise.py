@@ -17,6 +17,7 @@ Integers agree exactly everywhere; normals to 1e-6, because log and cos differ i
 """
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -30,9 +31,11 @@ STREAM_LATENT = 2
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
-_LOW = np.uint64(0xFFFFFFFF)
-_HALF = np.uint64(32)
-_CHUNK = 6144  # blocks made at a time: the working set stays in one core's cache
+# Arrays of no dimension: numpy takes them faster than its scalars.
+_LOW, _HALF, _M0, _M1 = (np.array(value, np.uint64) for value in (0xFFFFFFFF, 32, *MULTIPLIERS))
+_WEYL = np.multiply.outer(np.arange(ROUNDS, dtype=np.uint64), np.array(WEYL, np.uint64))  # added to the key by round
+_FEW = 12  # seeds for which Python's integers are faster than numpy's fixed cost
+CHUNK = 8192  # blocks made at a time: the working set stays in one core's cache
 
 Words = tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]
 Pair = NDArray[np.uint64]  # [2, ...]: two of the four words of every block, each below 2^32
@@ -42,46 +45,92 @@ def philox4x32(key: Sequence[NDArray], counter: Sequence[NDArray]) -> Words:
     """Philox 4x32-10. key: two, counter: four integer arrays that broadcast together; uses their low 32 bits."""
     k0, k1, c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(word).astype(np.uint64) for word in (*key, *counter)))
     even, odd = np.stack([c0, c2]) & _LOW, np.stack([c1, c3]) & _LOW
-    _rounds(even, odd, np.stack([k0, k1]) & _LOW)
+    _rounds(even, odd, _round_keys(np.stack([k0, k1])), np.empty_like(even))
     return tuple(word.astype(np.uint32) for word in (even[0], odd[0], even[1], odd[1]))  # pyright: ignore[reportReturnType]
 
 
-def _rounds(even: Pair, odd: Pair, key: Pair) -> None:
-    """All rounds, in place. even: words 0 and 2, which are multiplied; odd: words 1 and 3; key broadcasts to them."""
-    column = (2,) + (1,) * (even.ndim - 1)
-    multipliers, weyl = (np.array(pair, dtype=np.uint64).reshape(column) for pair in (MULTIPLIERS, WEYL))
-    rounds = np.arange(ROUNDS, dtype=np.uint64).reshape(-1, *(1,) * key.ndim)
-    product = np.empty_like(even)
-    crossed = product[::-1]  # each product feeds the other half
-    for round_key in (key + rounds * weyl) & _LOW:
-        np.multiply(even, multipliers, out=product)
+def _round_keys(key: Pair) -> NDArray[np.uint64]:
+    """The key of every round: [rounds, 2, ...]."""
+    return (key + _WEYL.reshape(ROUNDS, 2, *(1,) * (key.ndim - 1))) & _LOW
+
+
+def _rounds(even: Pair, odd: Pair, keys: NDArray[np.uint64], crossed: Pair) -> None:
+    """A round for each of the keys, in place; they broadcast to words 0 and 2, in even, and 1 and 3, in odd."""
+    (even0, even1), (crossed0, crossed1) = ((pair[0, ...], pair[1, ...]) for pair in (even, crossed))
+    for key in keys:
+        np.multiply(even0, _M0, out=crossed1)  # each product feeds the other half
+        np.multiply(even1, _M1, out=crossed0)
         np.right_shift(crossed, _HALF, out=even)
-        even ^= odd
-        even ^= round_key
+        np.bitwise_xor(even, odd, out=even)
+        np.bitwise_xor(even, key, out=even)
         np.bitwise_and(crossed, _LOW, out=odd)
 
 
-def _words(seeds: NDArray[np.uint64], steps: NDArray[np.uint64], stream: int, blocks: range) -> tuple[Pair, Pair]:
-    """Words 0 and 2, and words 1 and 3, of some blocks of every row: each [2, B, len(blocks)]."""
-    even, odd = (np.empty((2, len(seeds), len(blocks)), dtype=np.uint64) for _ in range(2))
-    even[0], even[1] = np.arange(blocks.start, blocks.stop, dtype=np.uint64), stream
-    odd[0], odd[1] = steps[:, None], NOISE_VERSION
-    _rounds(even, odd, np.stack([seeds & _LOW, seeds >> _HALF])[:, :, None])
+class _Work(threading.local):
+    """Memory of a thread for its draws. Allocated anew for each, it takes the time of a page fault every 4 KiB."""
+
+    memory = np.empty(0, np.uint64)
+
+    def pairs(self, rows: int, blocks: int) -> NDArray[np.uint64]:
+        """[4, 2, rows, blocks], of any content."""
+        size = 8 * rows * blocks
+        if len(self.memory) < size:
+            self.memory = np.empty(size, np.uint64)
+        return self.memory[:size].reshape(4, 2, rows, blocks)
+
+
+_work = _Work()
+
+
+def _words(
+    seeds: NDArray[np.uint64], steps: NDArray[np.uint64], stream: int, blocks: range, work: NDArray[np.uint64]
+) -> tuple[Pair, Pair]:
+    """Words 0 and 2, and words 1 and 3, of some blocks of every row: each [2, B, len(blocks)], the first two of work.
+
+    What enters the first two rounds is one number for a row, or for a block, or for all; only what is made of both
+    a row and a block is computed for each of their pairs.
+    """
+    even, odd, crossed = work[:3]
+    keys = _round_keys(np.stack([seeds & _LOW, seeds >> _HALF])[:, :, None])  # [rounds, 2, B, 1]
+    of_block = np.arange(blocks.start, blocks.stop, dtype=np.uint64) * _M0
+    of_stream = np.uint64(stream) * _M1
+    of_row = ((of_stream >> _HALF) ^ keys[0, 0] ^ (steps[:, None] & _LOW)) * _M0
+    np.bitwise_xor(of_block >> _HALF, np.uint64(NOISE_VERSION) ^ keys[0, 1], out=even[1])
+    np.multiply(even[1], _M1, out=crossed[0])
+    np.right_shift(crossed[0], _HALF, out=even[0])
+    even[0] ^= (of_stream & _LOW) ^ keys[1, 0]
+    np.bitwise_xor(of_block & _LOW, (of_row >> _HALF) ^ keys[1, 1], out=even[1])
+    np.bitwise_and(crossed[0], _LOW, out=odd[0])
+    odd[1] = of_row & _LOW
+    _rounds(even, odd, keys[2:], crossed)
     return even, odd
 
 
 def random_words(seeds: NDArray[np.uint64], steps: NDArray, stream: int, blocks: int) -> NDArray[np.uint32]:
     """Raw generator output [B, blocks, 4] for seeds [B] and steps [B]: block i covers elements 4i .. 4i + 3."""
-    even, odd = _words(np.asarray(seeds, np.uint64), np.asarray(steps, np.uint64), stream, range(blocks))
+    work = np.empty((3, 2, len(seeds), blocks), np.uint64)
+    even, odd = _words(np.asarray(seeds, np.uint64), np.asarray(steps, np.uint64), stream, range(blocks), work)
     return np.stack([even[0], odd[0], even[1], odd[1]], axis=-1).astype(np.uint32)
 
 
 def uniforms(words: NDArray[np.unsignedinteger]) -> NDArray[np.float64]:
     """32-bit words -> uniforms strictly inside (0, 1), same shape; every value is exact in float32."""
-    values = (words >> words.dtype.type(9)).astype(np.float64)
-    values += 0.5
-    values *= 2.0**-23
-    return values
+    out = np.empty(words.shape)
+    _uniforms(words, 1.0, np.empty(words.shape, np.uint32), out)
+    return out
+
+
+def _uniforms(
+    words: NDArray[np.unsignedinteger], scale: float, integers: NDArray[np.uint32], out: NDArray[np.float64]
+) -> None:
+    """`uniforms(words)` times scale, into out; overwrites integers. All of one shape.
+
+    ((word >> 9) + 0.5) / 2^23 is ((word >> 8) | 1) / 2^24, and a product with a power of two is exact.
+    """
+    np.copyto(integers, words, casting="unsafe")
+    integers >>= np.uint32(8)
+    integers |= np.uint32(1)
+    np.multiply(integers.view(np.int32), scale * 2.0**-24, out=out)
 
 
 def normals(
@@ -92,34 +141,45 @@ def normals(
     count = math.prod(shape)
     blocks = -(-count // 4)
     out = np.empty((len(seeds), blocks, 2, 2), dtype=np.float32)
-    rows_at_once = max(1, _CHUNK // max(blocks, 1))
+    rows_at_once = max(1, CHUNK // max(blocks, 1))
     for row in range(0, len(seeds), rows_at_once):
         rows = slice(row, row + rows_at_once)
-        for first in range(0, blocks, _CHUNK):
-            span = range(first, min(first + _CHUNK, blocks))
-            _box_muller(*_words(seeds[rows], steps[rows], stream, span), out[rows, first : span.stop])
+        for first in range(0, blocks, CHUNK):
+            span = range(first, min(first + CHUNK, blocks))
+            work = _work.pairs(len(seeds[rows]), len(span))
+            _words(seeds[rows], steps[rows], stream, span, work)
+            _box_muller(work, out[rows, first : span.stop])
     return out.reshape(len(seeds), 4 * blocks)[:, :count].reshape(len(seeds), *shape)
 
 
-def _box_muller(even: Pair, odd: Pair, out: NDArray[np.float32]) -> None:
-    """Words -> unit normals, into out [B, blocks, pair, cosine and sine].
+def _box_muller(work: NDArray[np.uint64], out: NDArray[np.float32]) -> None:
+    """The words in the first two pairs of work -> unit normals, into out [B, blocks, pair, cosine and sine].
 
     Cosine and sine are taken in float32, several times faster than in float64, and corrected to first order for what
     rounding took from the angle; without that, an error of 2e-7 in the angle would be 1.2e-6 in the largest normals.
     """
-    radius = uniforms(even)
-    np.log(radius, out=radius)
-    radius *= -2.0
-    radius = np.sqrt(radius, out=radius).astype(np.float32)
-    angle = uniforms(odd)
-    angle *= 2.0 * math.pi
-    rounded = angle.astype(np.float32)
-    angle -= rounded
-    rest = angle.astype(np.float32)
-    cosine, sine = np.cos(rounded), np.sin(rounded)
+    even, odd = work[:2]
+    # A pair of 64-bit words has the memory of two of 32 bits. Nothing is written before its words have been read.
+    (radius, cosine), (rounded, rest), _, (integers, sine) = work.view(np.float32).reshape(4, 2, *even.shape)
+    wide = work[2].view(np.float64)  # first of the radius, then of the angle
+    _uniforms(even, 1.0, integers.view(np.uint32), wide)
+    np.log(wide, out=wide)
+    wide *= -2.0
+    np.sqrt(wide, out=wide)
+    np.copyto(radius, wide, casting="same_kind")
+    _uniforms(odd, 2.0 * math.pi, integers.view(np.uint32), wide)
+    np.copyto(rounded, wide, casting="same_kind")
+    wide -= rounded
+    np.copyto(rest, wide, casting="same_kind")
+    np.cos(rounded, out=cosine)
+    np.sin(rounded, out=sine)
     pairs = out.transpose(2, 0, 1, 3)
-    np.multiply(radius, cosine - rest * sine, out=pairs[..., 0])
-    np.multiply(radius, sine + rest * cosine, out=pairs[..., 1])
+    np.multiply(rest, sine, out=rounded)
+    np.subtract(cosine, rounded, out=rounded)
+    np.multiply(radius, rounded, out=pairs[..., 0])
+    rest *= cosine
+    rest += sine
+    np.multiply(radius, rest, out=pairs[..., 1])
 
 
 def noise_for(
@@ -137,6 +197,20 @@ def latent_for(seeds: Sequence[int], shape: tuple[int, ...]) -> Callable[[int], 
 
 def random_labels(seeds: Sequence[int], classes: int) -> NDArray[np.int64]:
     """One class index per seed, uniform over the classes, from a stream of its own."""
+    if len(seeds) <= _FEW:
+        return np.array([_first_word(seed, STREAM_LABEL) * classes >> 32 for seed in seeds], np.int64)
     keys = np.array([seed % 2**64 for seed in seeds], dtype=np.uint64)
     words = random_words(keys, np.zeros(len(keys)), STREAM_LABEL, blocks=1)[:, 0, 0]
     return (words.astype(np.uint64) * np.uint64(classes) >> _HALF).astype(np.int64)
+
+
+def _first_word(seed: int, stream: int) -> int:
+    """`random_words(seed, step 0, stream)[0, 0]` in Python's integers: one block in a tenth of numpy's time."""
+    (m0, m1), (weyl0, weyl1), low = MULTIPLIERS, WEYL, 0xFFFFFFFF
+    k0, k1 = seed & low, seed >> 32 & low
+    c0, c1, c2, c3 = 0, 0, stream, NOISE_VERSION
+    for _ in range(ROUNDS):
+        p0, p1 = m0 * c0, m1 * c2
+        c0, c1, c2, c3 = p1 >> 32 ^ c1 ^ k0, p1 & low, p0 >> 32 ^ c3 ^ k1, p0 & low
+        k0, k1 = k0 + weyl0 & low, k1 + weyl1 & low
+    return c0

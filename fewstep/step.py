@@ -1,8 +1,11 @@
 """One step of the student's sampler for a whole slot table at once, in numpy.
 
-Every row may be at another level, step and seed, so sigmas, seeds and step indices are arrays [B]. Run to the end,
-the rows equal `sample_dpdm` with the same seeds and levels; a test holds the two together.
+Every row may be at another level, step and seed, so levels, seeds and step indices are arrays [B]. Run to the end, the
+rows equal `sample_dpdm` with the same seeds and levels; a test holds the two together.
 """
+
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +15,26 @@ from fewstep.precond import edm_scalings
 
 Rows = NDArray[np.float32]  # [B, C, H, W]
 PerRow = NDArray[np.float32]  # [B]
+
+
+class Levels(NamedTuple):
+    """What a network call and the step behind it take of a row's level: `precond.Scalings`, and sigmas. [B] each."""
+
+    c_skip: PerRow
+    c_out: PerRow
+    c_in: PerRow
+    c_noise: PerRow
+    sigma: PerRow
+    sigma_next: PerRow  # 0 behind the last level
+
+
+@lru_cache(maxsize=1024)  # a student has eight lists, and an edit takes the lower end of one
+def levels_of(sigmas: tuple[float, ...], sigma_data: float) -> NDArray[np.float32]:
+    """[len(sigmas), 6], read-only: the `Levels` of every call of an image with these sigmas, positive, descending."""
+    sigma = np.array(sigmas, np.float32)
+    table = np.stack([*edm_scalings(sigma, sigma_data), sigma, np.append(sigma[1:], np.float32(0))], axis=1)
+    table.setflags(write=False)
+    return table
 
 
 def begin(
@@ -39,10 +62,16 @@ def network_input(x: Rows, sigma: PerRow, sigma_data: float, latent: Rows | None
     scalings = edm_scalings(sigma, sigma_data)
     extra = 0 if latent is None else latent.shape[1]
     scaled = np.empty((len(x), x.shape[1] + extra, *x.shape[2:]), dtype=np.float32)
-    np.multiply(x, scalings.c_in[:, None, None, None], out=scaled[:, : x.shape[1]])
-    if latent is not None:
-        scaled[:, x.shape[1] :] = latent
+    write_network_input(x, scalings.c_in, latent, out=scaled)
     return scaled, scalings.c_noise
+
+
+def write_network_input(x: Rows, c_in: PerRow, latent: Rows | None, out: Rows) -> None:
+    """The images of `network_input`, into out."""
+    channels = x.shape[1]
+    np.multiply(x, c_in[:, None, None, None], out=out[:, :channels])
+    if latent is not None:
+        out[:, channels:] = latent
 
 
 def advance(
@@ -55,21 +84,32 @@ def advance(
     sigma_data: float,
     *,
     clamp: NDArray[np.bool_] | None = None,  # [B], True: the denoised image is clipped to [-1, 1]
-    noise: Rows | None = None,  # the unit normals of the rows that have another step, if they are made already
     known: tuple[NDArray[np.bool_], Rows] | None = None,  # mask, broadcastable to x, True where a pixel is known; image
 ) -> Rows:
     """Denoise, then re-noise to sigma_next: the next x, or the finished image where sigma_next is 0."""
     scalings = edm_scalings(sigma, sigma_data)
-    x = scalings.c_skip[:, None, None, None] * x
-    x += scalings.c_out[:, None, None, None] * output
+    x = x.copy()
+    denoise(x, output, scalings.c_skip, scalings.c_out)
     if clamp is not None:
         np.clip(x, -1.0, 1.0, out=x, where=clamp[:, None, None, None])
     if known is not None:  # as `fewstep.editing.inpaint` does
         mask, image = known
         np.copyto(x, image, where=mask)
     more = np.flatnonzero(sigma_next > 0)  # finished rows need no noise
-    if len(more):
-        if noise is None:
-            noise = normals(seeds[more], steps[more] + 1, x.shape[1:])
-        x[more] += noise * sigma_next[more, None, None, None]
+    noisy = x[more]
+    renoise(noisy, normals(seeds[more], steps[more] + 1, x.shape[1:]), sigma_next[more])
+    x[more] = noisy
     return x
+
+
+def denoise(x: Rows, output: Rows, c_skip: PerRow, c_out: PerRow, work: Rows | None = None) -> None:
+    """x becomes the denoised image c_skip * x + c_out * output. work: memory to use, of the shape of x."""
+    change = np.multiply(output, c_out[:, None, None, None], out=work)
+    x *= c_skip[:, None, None, None]
+    x += change
+
+
+def renoise(x: Rows, noise: Rows, sigma: PerRow) -> None:
+    """x becomes x + sigma * noise, what the next call begins at. Overwrites the noise."""
+    noise *= sigma[:, None, None, None]
+    x += noise

@@ -13,13 +13,11 @@ if __name__ == "__main__" and "--check" not in sys.argv:
 import logging
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
 
-from export.manifest import Manifest, read_manifest
+from export.manifest import read_student
 from fewstep.card import CheckpointError
-from server.logs import configure
+from server.logs import configure, printable
 from server.settings.settings import Settings, SettingsError
 from server.settings.sources import Resolved, resolve
 
@@ -34,28 +32,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         resolved = resolve(arguments)
         settings = resolved.settings
-        models = read_models(settings.engines)
+        models = {name: read_student(folder, name) for name, folder in settings.engines.items()}
         if resolved.check:
             return check(resolved)
         listener = bind(settings)
     except (SettingsError, CheckpointError) as error:
-        print(error, file=sys.stderr)
+        print(printable(" ".join(str(error).split("\n"))), file=sys.stderr)
         return EXIT_REFUSED
     configure(settings)
     # After the checks: a wrong flag should not have to wait for the web framework.
-    from server.hosts.litserve import StudentServer
+    from server.hosts.forked import ForkedServer
 
-    server = StudentServer(settings, models, listener)
+    server = ForkedServer(settings, models, listener)
     logging.getLogger(__name__).debug("ready to fork after %.3f s", time.monotonic() - started_s)
     return server.serve()
 
 
 def check(resolved: Resolved) -> int:
-    """Print the settings and try the engines. Raises CheckpointError for one that would not run."""
+    """Print the settings and try the engines. Raises CheckpointError for one that would not run, SettingsError for a
+    host that does not exist."""
     # Only here: this loads the engines' libraries.
     from server.check import check_engine, engine_line, settings_lines
 
     settings = resolved.settings
+    address_family(settings)
     for line in settings_lines(resolved):
         print(line)
     for name in settings.engines:
@@ -63,25 +63,25 @@ def check(resolved: Resolved) -> int:
     return 0
 
 
-def read_models(engines: Mapping[str, Path]) -> dict[str, Manifest]:
-    """The manifests, under the names they are served by. Raises CheckpointError."""
-    models = {name: replace(read_manifest(folder), name=name) for name, folder in engines.items()}
-    for name, model in models.items():
-        if not model.levels:
-            raise CheckpointError(
-                f"{engines[name]} holds a {model.role}, which has no levels to serve; export a student"
-            )
-    return models
-
-
 def bind(settings: Settings) -> socket.socket:
     """A listening socket. Raises SettingsError when the address cannot be had."""
-    where = f"{settings.host} port {settings.port}"
+    family = address_family(settings)
+    dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # `::` is every IPv4 address, too
     try:
-        family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048, dualstack_ipv6=dual)
     except OSError as error:
+        where = f"{settings.host} port {settings.port}"
         raise SettingsError(f"cannot listen on {where}: {error.strerror}; choose another --port or --host") from error
+
+
+def address_family(settings: Settings) -> socket.AddressFamily:
+    """Of the host. Raises SettingsError for one that is no address and no name of one."""
+    try:
+        return socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
+    except (OSError, ValueError) as error:  # ValueError: a name that no network has, such as a..b
+        reason = error.strerror if isinstance(error, OSError) else "it is not a host name"
+        where = f"{settings.host} port {settings.port}"
+        raise SettingsError(f"cannot listen on {where}: {reason}; choose another --host") from error
 
 
 if __name__ == "__main__":

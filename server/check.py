@@ -2,31 +2,32 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 from export.manifest import Manifest
 from fewstep.card import CheckpointError
-from server.scheduler.loading import slot_table, threads_of, tick_of
-from server.settings.options import OPTIONS
-from server.settings.settings import Settings
+from server.processes.worker import WorkerConfig
+from server.scheduler.loading import slot_table, tick_of
+from server.settings.settings import OPTIONS, Settings
 from server.settings.sources import Resolved
 
 
 def settings_lines(resolved: Resolved) -> Iterator[str]:
-    """Valid TOML that --config would read again, with the source of each value beside it. No API key is in it."""
+    """TOML in ASCII that --config reads back to the same settings, with the source of each value beside it. A file of
+    API keys is named; the keys themselves are not shown."""
     settings, sources = resolved.settings, resolved.sources
     for option in OPTIONS:
         value = getattr(settings, option.name)
-        text = f"{option.name} = {_toml(value)}" if value is not None else f"# {option.name}: the engine's own"
-        yield f"{text:<36} # {sources[option.name]}"
+        text = f"# {option.name}: {option.default_text}" if value is None else f"{option.name} = {in_toml(value)}"
+        yield _with_source(text, sources[option.name])
+    if resolved.keys_file:
+        yield f"api_keys_file = {in_toml(str(resolved.keys_file.absolute()))}"
     keys = f"{len(settings.api_keys)}, not shown" if settings.api_keys else "none, everybody may ask"
-    yield f"{'# api_keys: ' + keys:<36} # {sources['api_keys']}"
-    assert {field.name for field in fields(Settings)} == {option.name for option in OPTIONS} | {"engines", "api_keys"}
+    yield _with_source(f"# api_keys: {keys}", sources["api_keys"])
     yield ""
-    yield f"[engine]  # {sources['engines']}; the first is the default"
+    yield _with_source("[engine]", f"{sources['engines']}; the first is the default model of requests")
     for name, folder in settings.engines.items():
-        yield f"{_toml(name)} = {_toml(str(folder.resolve()))}"
+        yield f"{in_toml(name)} = {in_toml(str(folder.absolute()))}"
 
 
 def check_engine(name: str, settings: Settings) -> Manifest:
@@ -35,7 +36,8 @@ def check_engine(name: str, settings: Settings) -> Manifest:
     from export.engine import load_engine
 
     folder = settings.engines[name]
-    engine = load_engine(folder, backend=settings.backend, threads=threads_of(settings), buckets=(1,))
+    options = WorkerConfig.of(settings, {}).options
+    engine = load_engine(folder, backend=options.backend, threads=options.cores, buckets=(1,))
     if tick_of(slot_table(engine, (1,)), 1).broken:
         raise CheckpointError(f"the network of {folder} returns values that are not finite; export it again")
     return engine.manifest
@@ -49,6 +51,15 @@ def engine_line(name: str, model: Manifest, settings: Settings) -> str:
     return f"# {name}: {shape}, {classes}, steps {steps}, {settings.backend or model.backend}: it runs"
 
 
-def _toml(value: Any) -> str:
-    """TOML of what settings hold; its strings, numbers and lists are written like JSON's."""
-    return json.dumps(list(value) if isinstance(value, tuple) else value)
+def _with_source(text: str, source: str) -> str:
+    return f"{text:<36} # {ascii(source)[1:-1]}"
+
+
+def in_toml(value: Any) -> str:
+    """TOML of what settings hold: like JSON, but for characters beyond 16 bits and DEL."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(in_toml, value))}]"
+    if not isinstance(value, str):
+        return json.dumps(value)
+    escaped = (f"\\U{ord(each):08x}" if each > "\uffff" or each == "\x7f" else json.dumps(each)[1:-1] for each in value)
+    return f'"{"".join(escaped)}"'

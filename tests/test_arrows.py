@@ -3,7 +3,8 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,17 @@ ALLOWED = {
     "server": ("server", "fewstep", "kernels", "export.engine", "export.manifest"),
     # benchmarks import anything, and so do tests
 }
+# Inside the server: what a folder may import of the server beside itself. The files above the folders import anything.
+FLOORS = {
+    "scheduler": (),
+    "settings": (),
+    "processes": ("server.scheduler", "server.settings"),
+    "http": ("server.scheduler", "server.settings", "server.processes.pool", "server.processes.shared"),
+    "hosts": ("server",),
+}
+POOL_READERS = ("server.http.draining", "server.http.metrics")  # of http, these alone may import processes
+# No process on a CPU loads torch, and a program that uses the scheduler alone has no need of what serves HTTP.
+NOT_THE_SCHEDULERS = {"fastapi", "starlette", "pydantic", "PIL", "litserve", "torch", "uvicorn", "msgspec"}
 TORCH_FREE = (
     "analytic",
     "card",
@@ -82,6 +94,103 @@ def test_imports_point_down(room: str):
 )
 def test_the_check_catches_arrows_that_point_up(room: str, source: str, caught: list[str]):
     assert forbidden(room, source) == caught
+
+
+def modules(folder: Path) -> dict[str, str]:
+    """Source by module name, of the files below a folder of the checkout."""
+    files = {path: path.relative_to(ROOT).with_suffix("").parts for path in sorted(folder.rglob("*.py"))}
+    return {
+        ".".join(parts[:-1] if parts[-1] == "__init__" else parts): path.read_text("utf-8")
+        for path, parts in files.items()
+    }
+
+
+def arrows(sources: Mapping[str, str]) -> dict[str, set[str]]:
+    """Module -> the modules among these that it imports."""
+
+    def among(name: str) -> str:
+        return name if name in sources else name.rpartition(".")[0]
+
+    return {module: {among(name) for name in imports(source)} & set(sources) for module, source in sources.items()}
+
+
+def upward(sources: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Imports inside the server that FLOORS does not allow."""
+    found = []
+    for module, imported in arrows(sources).items():
+        floor = module.split(".")[1] if module.count(".") > 1 else ""
+        if not floor:
+            continue
+        for name in imported:
+            allowed = any(f"{name}.".startswith(f"{each}.") for each in (f"server.{floor}", *FLOORS[floor]))
+            if floor == "http" and name.startswith("server.processes.") and module not in POOL_READERS:
+                allowed = False
+            if not allowed:
+                found.append((module, name))
+    return found
+
+
+def test_arrows_inside_the_server_point_down():
+    sources = modules(ROOT / "server")
+    assert {module.split(".")[1] for module in sources if module.count(".") > 1} == set(FLOORS)
+    assert upward(sources) == []
+
+
+@pytest.mark.parametrize("folder", ["server", "export", "fewstep", "kernels", "trainer"])
+def test_no_files_import_each_other_in_a_circle(folder: str):
+    graph = arrows(modules(ROOT / folder))
+    assert sum(map(len, graph.values())) > 5, "the files moved; this test looks at nothing"
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the files
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "caught"),
+    [
+        ("server.scheduler.loop", "import server.settings.settings", True),
+        ("server.scheduler.loop", "def f():\n    from server.http import pictures", True),
+        ("server.scheduler.loop", "from server.scheduler.slots import Image", False),
+        ("server.settings.sources", "from server.scheduler import slots", True),
+        ("server.processes.pool", "from server.http.access import Record", True),
+        ("server.processes.pool", "from server.settings.settings import Settings", False),
+        ("server.http.app", "from server.processes import pool", True),
+        ("server.http.app", "from server.hosts.forked import ForkedServer", True),
+        ("server.http.metrics", "from server.processes.pool import WorkerPool", False),
+        ("server.http.metrics", "from server.processes.worker import load", True),
+        ("server.http.dialects.native", "from server.processes.pool import WorkerPool", True),
+        ("server.processes.worker", "from server.logs import configure", True),
+        ("server.hosts.forked", "from server.http.app import App", False),
+    ],
+)
+def test_the_check_catches_arrows_of_the_server_that_point_up(module: str, source: str, caught: bool):
+    sources = dict.fromkeys(modules(ROOT / "server"), "")
+    assert bool(upward({**sources, module: source})) == caught
+
+
+def test_the_check_catches_a_circle():
+    graph = arrows({"a.b": "def f():\n    from a.c import x", "a.c": "import a.d", "a.d": "from a import b"})
+    with pytest.raises(CycleError):
+        list(TopologicalSorter(graph).static_order())
+
+
+def loaded(code: str) -> set[str]:
+    """The packages that are loaded once a new interpreter has run some code."""
+    report = "import sys; print(*{name.partition('.')[0] for name in sys.modules}, file=sys.stderr)"
+    command = [sys.executable, "-c", f"import atexit; atexit.register(lambda: exec({report!r}))\n{code}"]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return set(done.stderr.split())
+
+
+def test_the_scheduler_loads_nothing_of_http():
+    names = [name for name in modules(ROOT / "server" / "scheduler") if name != "server.scheduler.device_slots"]
+    assert "server.scheduler.local" in names
+    assert not loaded("\n".join(f"import {name}" for name in names)) & {*NOT_THE_SCHEDULERS, "onnxruntime"}
+
+
+def test_help_is_printed_before_anything_heavy_is_loaded():
+    run = "import runpy, sys; sys.argv = ['server', '--help']; runpy.run_module('server', run_name='__main__')"
+    packages = loaded(run)
+    assert "server" in packages
+    assert not packages & {*NOT_THE_SCHEDULERS, "onnxruntime", "numpy"}
 
 
 def test_no_benchmark_script_shadows_a_room():

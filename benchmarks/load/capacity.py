@@ -2,6 +2,7 @@
 
     python benchmarks/load/capacity.py            # about seventeen minutes
     python benchmarks/load/capacity.py --smoke    # about a minute; proves that it runs
+    python benchmarks/load/capacity.py --beside ../old-checkout     # an older server's figures beside ours
 
 R* is the back-to-back limit: images per second of the step mix were the network called with full batches and nothing
 else done. Ours and the baselines take turns at each load, on fresh servers and on one schedule; R* is measured again
@@ -42,6 +43,7 @@ DRAWS = 3  # of the arrivals at FIRM: one draw's 99th percentile is off by a ten
 HOPELESS = 0.5  # beyond this load the padded baseline only piles requests up; half the time shows that
 LONG = 3.0
 OVERLOAD = 5.0
+BESIDE = "beside"  # the server of another checkout
 SERVERS = (OURS, BASELINE, "stock shrinking", "stock equal")
 MANY = 8  # images per request where there are several
 MAX_QUEUE = 256  # the server's default, written out because the overload's limit follows from it
@@ -74,7 +76,7 @@ class Point:
             return 1.0
         if self.load < HOPELESS:
             return LONG if self.server in (OURS, BASELINE) else 1.0
-        if self.server == OURS:
+        if self.server in (OURS, BESIDE):
             return LONG if self.load >= FIRM else 1.0
         return 0.5
 
@@ -115,9 +117,10 @@ class Campaign:
         common = ["--engine", str(self.args.engine), "--capacity", str(self.args.capacity)]
         common += ["--threads", str(len(self.cores.engine)), *self._backend()]
         log = self.args.logs / f"{self.network}-server.log"
-        if point.server == OURS:
+        if point.server in (OURS, BESIDE):
             flags = [*common, "--max-queue", str(MAX_QUEUE), *self.args.server]
-            started = ours(flags, self.cores, cost=self.cost, log=log)
+            tree = ROOT if point.server == OURS else self.args.beside.resolve()
+            started = ours(flags, self.cores, cost=self.cost, log=log, tree=tree)
         else:
             flags = [
                 *common,
@@ -166,8 +169,18 @@ class Campaign:
         return {**summary, "rate": rate, "goodput_limit_ms": 1000 * allowed_s}
 
 
-def points(smoke: bool) -> list[Point]:
-    """Turns in order; whatever is compared stands side by side."""
+def points(smoke: bool, beside: bool) -> list[Point]:
+    """Turns in order; whatever is compared stands side by side. beside: an older server instead of the baselines."""
+    if beside:
+        pair = (OURS, BESIDE)
+        loads = LOADS[:1] if smoke else LOADS
+        return [
+            *(Point(server, "open", load) for load, server in itertools.product(loads, pair)),
+            *(Point(server, "closed", draw=draw) for draw, server in itertools.product(range(DRAWS), pair)),
+            *(Point(server, "overload", OVERLOAD) for server in pair),
+            *(Point(server, "open", FIRM, MANY) for server in pair),
+            *(Point(server, "closed", None, MANY) for server in pair),
+        ]
     if smoke:
         return [
             *(Point(server, "open", 0.3) for server in SERVERS[:2]),
@@ -194,9 +207,11 @@ def run(args: argparse.Namespace, cores: Layout) -> tuple[list[dict[str, Any]], 
     for network in args.networks:
         campaign = Campaign(args, network, cores)
         alone[network] = campaign.alone(rounds=4 if args.smoke else 12, round_s=args.limit_s)
-        rows += [campaign.turn(point) for point in tqdm(points(args.smoke), desc=network, unit="turn")]
-        targets = judge(network, rows, alone[network]["efficiency"], campaign.ready_s)
-        verdicts += [target.row() for target in targets]
+        turns = points(args.smoke, args.beside is not None)
+        rows += [campaign.turn(point) for point in tqdm(turns, desc=network, unit="turn")]
+        if args.beside is None:
+            targets = judge(network, rows, alone[network]["efficiency"], campaign.ready_s)
+            verdicts += [target.row() for target in targets]
         alone[network]["ready_s"] = campaign.ready_s
     return rows, verdicts, alone
 
@@ -214,6 +229,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit-s", type=float, default=0.4, help="length of one measurement of R* (default 0.4)")
     parser.add_argument("--batch-timeout-s", type=float, default=BATCH_TIMEOUT_S, help="the baseline's window")
     parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="another checkout, instead of the baselines")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "load.json", help="JSON; the PNG lies beside it")
     parser.add_argument("--logs", type=Path, default=ROOT / "build" / "load", metavar="DIR", help="a CSV per run")
     parser.add_argument("--smoke", action="store_true", help="two loads, short turns")
@@ -255,6 +271,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "steps": STEP_MIX,
         "max_queue": MAX_QUEUE,
     }
+    if args.beside:
+        head = ["git", "rev-parse", "HEAD"]
+        settings["beside"] = subprocess.run(head, cwd=args.beside, capture_output=True, text=True).stdout.strip()
     settings |= {"cores": {"engine": cores.engine, "rest": cores.rest}, "layout_shared": cores.shared}
     write_result(args.out, "load", settings, rows, targets=verdicts, engine_alone=alone)
     draw_capacity(rows, args.out.with_suffix(".png"))

@@ -9,6 +9,7 @@ network's own speed; back to back is also the limit R* that a server is measured
 import argparse
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -22,16 +23,15 @@ from benchmarks.load.fixed_cost import Cost, FixedCostEngine
 from export.engine import Engine, load_engine
 from export.manifest import read_manifest
 from fewstep.noise import random_labels
-from server.http.dialects.native import GenerateRequest
-from server.processes.gc_freeze import freeze_heap
-from server.processes.messages import Submit
+from server.processes.worker import freeze_heap
 from server.scheduler.loading import call_once, slot_table
-from server.scheduler.loop import EngineLoop
-from server.scheduler.model import Served
+from server.scheduler.loop import EngineLoop, QueueInbox
+from server.scheduler.model import Model, ModelInfo
+from server.scheduler.request import Submit
 from server.scheduler.slots import buckets_for
+from server.scheduler.validate import image_request
 
 AnyEngine = Engine | FixedCostEngine  # a server asks no more of an Engine than the other one has
-TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -76,25 +76,17 @@ def back_to_back(engine: AnyEngine, capacity: int) -> Callable[[], object]:
 def through_the_loop(engine: AnyEngine, capacity: int) -> Callable[[], object]:
     """One turn of an engine loop that always has more images waiting than slots. Its turn is one network call."""
     manifest = engine.manifest
-    served = Served(slot_table(cast(Engine, engine), buckets_for(capacity, exact=False)), manifest.levels)
-    loop = EngineLoop({manifest.name: served}, deliver=lambda _: None)
+    table = slot_table(cast(Engine, engine), buckets_for(capacity, exact=False))
+    info, inbox = ModelInfo(0.0, capacity, table.buckets, call_s={}, facts={}), QueueInbox()
+    loop = EngineLoop({manifest.name: Model(table, info)}, inbox, deliver=lambda _: None)
     numbers, steps = itertools.count(), itertools.cycle(STEP_MIX)
-    # The HTTP process draws a request's labels; here they are drawn before the clock starts.
+    # An HTTP process draws a request's labels; here they are drawn before the clock starts.
     labels = itertools.cycle(random_labels(range(64), manifest.classes).tolist() if manifest.classes else [-1])
 
     def turn() -> None:
         while len(loop.flights) < 2 * capacity:
-            number, now = next(numbers), time.monotonic()
-            request = GenerateRequest(
-                model=manifest.name,
-                steps=next(steps),
-                images=1,
-                seed=number,
-                labels=(next(labels),),
-                format="png",
-                timeout_s=TIMEOUT_S,
-            )
-            loop.inbox.put(Submit(number, request, now, now + TIMEOUT_S))
+            request = image_request(manifest, steps=next(steps), seed=0, label=next(labels))
+            inbox.put(Submit(next(numbers), request, accepted_s=0.0, deadline_s=math.inf))
             loop.receive(patience_s=0)
         loop.turn()
 

@@ -34,8 +34,8 @@ from schemathesis.core.transport import Response
 from schemathesis.specs.openapi import checks
 
 from benchmarks.harness import ROOT, write_result
-from benchmarks.load.fuzz_pictures import png_formats, pngs
-from server.http.dialects.native import MIN_TIMEOUT_S
+from benchmarks.load.fuzz_pictures import picture_formats, pngs
+from server.http.dialects.native_schema import MIN_TIMEOUT_S
 
 DEADLINE = (504, "timeout")  # status and code of the answer to a request whose timeout_s has passed
 PATIENT, HURRIED = "patient", "hurried"
@@ -133,7 +133,7 @@ def fuzz(url: str, phase: str, cases: int, number: int) -> Tally:
     longest_s = longest_timeout_s(document)
     if longest_s < PATIENT_S:
         sys.exit(f"the server lets a request take {longest_s:g} s at most; give it --timeout-s {PATIENT_S:g} or more")
-    for name, resolution in png_formats(document).items():
+    for name, resolution in picture_formats(document).items():
         schemathesis.openapi.format(name, pngs(resolution))
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=url)
@@ -202,7 +202,7 @@ def methods(url: str, operations: list[APIOperation], session: requests.Session,
 @contextmanager
 def server(arguments: list[str]) -> Iterator[str]:
     """The URL of a server that is ready."""
-    command = [sys.executable, "-m", "server", "--port", "0", *arguments]
+    command = [sys.executable, "-m", "server", "--port", "0", "--drain-s", "0", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -263,7 +263,7 @@ def _measure(url: str, phase: str, cases: int, number: int) -> dict[str, Any]:
 
 
 def left_behind(url: str) -> dict[str, float]:
-    """What the server still holds when nobody asks any more; it is given a few seconds to say that it is nothing."""
+    """What the server still holds once no request is open; it is given a few seconds to say that it is nothing."""
     held: dict[str, float] = {}
     for _ in range(50):
         page = requests.get(f"{url}/metrics", timeout=TIMEOUT_S).text

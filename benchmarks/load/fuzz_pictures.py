@@ -1,4 +1,4 @@
-"""Pictures for the fuzzer: what a server's document calls a PNG of its model's size."""
+"""Pictures for the fuzzer: what a server's document calls a picture of its model's size."""
 
 import base64
 import io
@@ -10,12 +10,12 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
-from server.http.pictures import PREFIX
+PREFIX = "data:image/png;base64,"
 
 
-def png_formats(document: dict[str, Any]) -> dict[str, int]:
-    """The document's string formats that are pictures, png-NxN, with their sizes."""
-    found = re.findall(r'"format": "(png-(\d+)x\d+)"', json.dumps(document))
+def picture_formats(document: dict[str, Any]) -> dict[str, int]:
+    """The document's string formats that are pictures, picture-NxN, with their sizes."""
+    found = re.findall(r'"format": "(picture-(\d+)x\d+)"', json.dumps(document))
     return {name: int(size) for name, size in found}
 
 

@@ -69,7 +69,7 @@ def balance(endings: Sequence[Ending], before: Scrape, after: Scrape) -> Books:
     waiting = round(after.total("fewstep_waiting_images"))
     problems = [*_unanswered(endings), *_unexpected(endings), *_differences(seen, counted)]
     if active or waiting:
-        problems.append(f"{active} slots and {waiting} places in the queue are still held, though nobody waits")
+        problems.append(f"{active} slots and {waiting} places in the queue are still held, though no request waits")
     failed = _since(before, after, "fewstep_denoiser_failed_calls_total")
     if failed:
         problems.append(f"{failed:.0f} network calls failed")

@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 
 COLOURS = {
     "step-level": "#c2410c",
+    "beside": "#1d4ed8",
     "stock padded": "#1d4ed8",
     "stock shrinking": "#0f766e",
     "stock equal": "#7c3aed",

@@ -44,14 +44,24 @@ class Running:
 
 @contextmanager
 def ours(
-    arguments: Sequence[str], cores: Layout, *, cost: object = None, log: Path | None = None, pinned: bool = True
+    arguments: Sequence[str],
+    cores: Layout,
+    *,
+    cost: object = None,
+    log: Path | None = None,
+    pinned: bool = True,
+    tree: Path = ROOT,
 ) -> Iterator[Running]:
-    """`python -m server` on a free port, its HTTP process apart from its engine; with a cost, on that fake network."""
+    """`python -m server` on a free port, its HTTP process apart from its engine; with a cost, on that fake network.
+
+    tree: the checkout whose server runs.
+    """
     port = _free_port()
     flags = ["--port", str(port), *arguments]
-    script = [str(ROOT / "benchmarks/load/fixed_cost.py"), "--cost", str(cost), "--", *flags]
+    flags += ["--drain-s", "0"] if tree == ROOT else []  # older servers do not know it
+    script = [str(tree / "benchmarks/load/fixed_cost.py"), "--cost", str(cost), "--", *flags]
     command = script if cost else ["-m", "server", *flags]
-    with _launched(command, port, "/readyz", cores.engine if pinned else None, log) as server:
+    with _launched(command, port, "/readyz", cores.engine if pinned else None, log, tree) as server:
         if pinned:
             for process in server.roles()["http"]:
                 pin(process, cores.rest)
@@ -84,14 +94,14 @@ def stop(server: Running) -> tuple[int | None, int]:
 
 @contextmanager
 def _launched(
-    command: Sequence[str], port: int, probe: str, cores: Sequence[int] | None, log: Path | None
+    command: Sequence[str], port: int, probe: str, cores: Sequence[int] | None, log: Path | None, tree: Path = ROOT
 ) -> Iterator[Running]:
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(tree)}
     output = log.open("ab") if log else subprocess.DEVNULL
     started = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, *command],
-        cwd=ROOT,
+        cwd=tree,
         env=environment,
         stdout=output,
         stderr=output,

@@ -6,7 +6,7 @@ What a careful user of LitServe would write: the batch is gathered by LitServe's
 sampler, the answer is a PNG. Three ways to run requests whose step counts differ:
 
     padded     every row is computed until the longest is done (the usual way)
-    shrinking  rows that are done leave the batch, nobody joins
+    shrinking  rows that are done leave the batch, none joins
     equal      one batch per step count, one after the other; four times as many requests are gathered to fill them
 """
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from export.engine import Engine
 
 Batching = Literal["padded", "shrinking", "equal"]
-# A batch waits at most this long for company. A longer window costs a lone request its length and brings nothing under
-# load, when the queue fills during a trajectory; 0, LitServe's default, keeps a core busy asking an empty queue.
+# A batch waits at most this long for more requests. A longer window costs a lone request its length and brings nothing
+# under load, when the queue fills during a trajectory; 0, LitServe's default, keeps a core busy asking an empty queue.
 BATCH_TIMEOUT_S = 0.005
 
 

@@ -1,143 +1,203 @@
-"""Our LitServer: LitServe's app and worker entry point, in processes and over pipes of our own.
+"""LitServe as the host: our hooks for its LitAPI, LitSpec and LitLoop, under its own server and under ours.
 
-    parent   binds the port, forks the others, replaces workers that die or hang (server.processes.supervisor)
-    worker   the engines (server.processes.worker), started through LitServe's inference_worker; one or more
-    http     uvicorn with LitServe's FastAPI app (server.http.app)
+    LitSpec   one HTTP dialect: its routes
+    LitAPI    setup loads the engines, authorize checks the API key, health says whether a request would be served
+    LitLoop   the step scheduler: images come and go at every network call, not at every request
 
-LitServe 0.2.19 spawns its worker (which imports everything again), adds a manager process that every message
-passes through twice, dies of SIGTERM leaving its children behind, and restricts host and port. This class
-keeps its app, its LitAPI, LitSpec and LitLoop hooks and its worker entry point, and replaces the rest.
+`python -m server` starts its workers through LitServe's inference_worker, and joins them to HTTP processes by sockets.
+LitServe 0.2.19's own LitServer runs the same hooks (server/hosts/litserve_stock.py), with what it has and we replace:
+it spawns workers (which import everything again), passes every message through a manager process twice, does not
+cancel the work of clients that leave, and loses accepted requests when a worker dies.
 """
 
 import asyncio
-import logging
-import signal
-import socket
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import itertools
+import queue
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import uvicorn
-from fastapi import FastAPI
-from litserve import LitServer
-from litserve.loops import inference_worker
+from litserve import LitAPI
+from litserve.loops.base import LitLoop
+from litserve.specs.base import LitSpec
+from litserve.utils import LitAPIStatus, LoopResponseType, ResponseBufferItem
+from starlette.requests import Request
+from starlette.responses import Response
 
-from export.manifest import Manifest
-from server.http.app import GenerateSpec
-from server.http.draining import DrainingServer
-from server.http.errors import install_error_handlers
-from server.http.limits import BoundedHttp
-from server.processes.admission import Admission
-from server.processes.pipes import Control, Link
-from server.processes.pool import EngineClient
-from server.processes.supervisor import STOP_SIGNALS, Supervisor
-from server.processes.watchdog import Watchdog
-from server.processes.worker import StepLoop, StudentAPI, prepare_worker
-from server.scheduler.calibration import SharedTimes
-from server.settings.settings import Settings
+from server.http.errors import error_response
+from server.http.gate import KeyRing
+from server.http.routes import Route
+from server.processes import worker
+from server.processes.messages import Answer
+from server.processes.pipes import HttpLinks
+from server.scheduler.events import Failed, Finished, Progress, is_last
+from server.scheduler.local import EventStream
+from server.scheduler.model import Model, ModelInfo
+from server.scheduler.policy import Policy
+from server.scheduler.refusal import Refusal
+from server.scheduler.request import ImageRequest, Submit
 
-logger = logging.getLogger(__name__)
+LITSERVE_SENTINEL = (None, None, None, None)  # what LitServe's queue holds when the server ends
 
 
-class StudentServer(LitServer):
-    """Serves engines until it is told to stop."""
+class DialectSpec(LitSpec):
+    """The routes of a dialect as LitServe's endpoints."""
 
-    control: Control  # in the HTTP process
+    def __init__(self, routes: Sequence[Route]) -> None:
+        super().__init__()
+        self.api_path = routes[0].path
+        self.routes = routes
 
-    def __init__(self, settings: Settings, models: Mapping[str, Manifest], listener: socket.socket) -> None:
-        self.settings = settings
-        self.listener = listener
-        self.workers = settings.workers * max(1, len(settings.devices))
-        host, port = listener.getsockname()[:2]
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        # Said by the HTTP process when the workers are warm: from here on a request gets an image.
-        self.client = EngineClient(
-            models,
-            self.workers,
-            Admission(settings.max_queue),
-            lambda: self._announce(f"serving {', '.join(models)} on {url}"),
-        )
-        spec = GenerateSpec(models, settings, self.client)
-        super().__init__(
-            StudentAPI(settings, models, SharedTimes(), StepLoop(), spec),
-            accelerator="cpu",
-            devices=1,
-            timeout=False,
-            disable_openapi_url=True,
-            middlewares=spec.middlewares,
-        )
-        install_error_handlers(self.app)
+    @property
+    def stream(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """True keeps LitServe's gzip away: PNG does not shrink, and gzip would stall the event loop."""
+        return True
 
-    def _register_internal_endpoints(self) -> None:
-        """None: LitServe's /, /health and /info know neither our readiness nor our error shape."""
+    def pre_setup(self, lit_api: LitAPI) -> None:
+        for route in self.routes:
+            self.add_endpoint(route.path, route.answer, [*route.methods])
 
-    def _announce(self, sentence: str) -> None:
-        self.control.announced()
-        print(sentence, flush=True)
 
-    @asynccontextmanager
-    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
-        """Replaces LitServe's once-a-second poll of the transport: the parent says which workers there are."""
-        loop = asyncio.get_running_loop()
+class StepAPI(LitAPI):
+    """Requests never pass through LitAPI's predict: StepLoop takes them."""
 
-        def on_control_message() -> None:
-            try:
-                message = self.control.receive()
-            except OSError:
-                logger.exception("a worker cannot be reached")
+    models: Mapping[str, Model]  # in a worker, after setup
+    warm_up_s = 0.0
+
+    def __init__(
+        self,
+        load: Callable[[], Mapping[str, Model]],
+        policy: Policy,
+        keys: KeyRing,
+        check_ready: Callable[[], None],
+        spec: DialectSpec,
+    ) -> None:
+        super().__init__(loop=StepLoop(), spec=spec, api_path=spec.api_path)
+        self.load = load
+        self.policy = policy
+        self.keys = keys
+        self.check_ready = check_ready
+
+    def setup(self, device: str) -> None:
+        """In a worker: load and warm up every model."""
+        started_s = time.monotonic()
+        self.models = self.load()
+        self.warm_up_s = time.monotonic() - started_s
+
+    async def authorize(self, request: Request) -> None:  # a coroutine: LitServe runs plain functions in a thread
+        """Raises Refusal unless the request carries a key of this server, or none is needed."""
+        self.keys.check(request.headers)
+
+    def health(self) -> bool:
+        """Whether a request would be served."""
+        try:
+            self.check_ready()
+        except Refusal:
+            return False
+        return True
+
+
+class StepLoop(LitLoop):
+    """Runs the engine loop between a queue of requests and a transport of answers."""
+
+    def pre_setup(self, lit_api: LitAPI, spec: LitSpec | None = None) -> None:
+        """Nothing: LitServe checks here that predict is a generator, and this loop does not call predict."""
+
+    def __call__(
+        self,
+        lit_api: LitAPI,
+        device: str,
+        worker_id: int,
+        request_queue: Any,
+        transport: Any,
+        workers_setup_status: Any,
+        callback_runner: Any,
+    ) -> None:
+        """Until the queue ends."""
+        assert isinstance(lit_api, StepAPI)
+        links = request_queue if isinstance(request_queue, HttpLinks) else QueueLinks(request_queue, transport)
+        worker.serve(links, lit_api.models, lit_api.policy, lit_api.warm_up_s)
+
+
+class QueueLinks:
+    """LitServe's own request queue and transport, with the face of server.processes.pipes.HttpLinks."""
+
+    def __init__(self, requests: Any, transport: Any) -> None:
+        self.requests = requests
+        self.transport = transport
+        self.ids = itertools.count()
+        self.senders: dict[int, tuple[int, str]] = {}  # id -> LitServe's response queue and uid
+
+    def take(self, patience_s: float | None) -> list[Any] | None:
+        """See server.scheduler.loop.Inbox."""
+        messages: list[Any] = []
+        try:
+            while (item := self.requests.get(patience_s != 0, patience_s)) != LITSERVE_SENTINEL:
+                response_queue, uid, accepted_s, (request, timeout_s) = item
+                number = next(self.ids)
+                self.senders[number] = (response_queue, uid)
+                messages.append(Submit(number, request, accepted_s, accepted_s + timeout_s))
+                patience_s = 0
+        except queue.Empty:
+            return messages
+        return None
+
+    def send(self, answers: Sequence[Answer]) -> None:
+        """The events of requests; LitServe has no place for health and statistics."""
+        for answer in answers:
+            if isinstance(answer, Progress | Finished | Failed):
+                response_queue, uid = self.senders[answer.id]
+                if is_last(answer):
+                    del self.senders[answer.id]
+                message = (answer, LitAPIStatus.OK, LoopResponseType.STREAMING, 0)
+                self.transport.send((uid, message), consumer_id=response_queue)
+
+
+class StockService:
+    """server.http.service.ImageService on LitServe's own queue and buffer, inside LitServe's API server process."""
+
+    models: Mapping[str, ModelInfo] = {}
+    spec: LitSpec
+
+    def check_ready(self, model: str | None = None) -> None:
+        """LitServe's /health knows whether its workers are ready."""
+
+    def admit(self, model: str, images: int, calls: int) -> None:
+        """Every request: LitServe has no bound."""
+
+    def release(self, ticket: None) -> None: ...
+
+    def submit(self, request: ImageRequest, timeout_s: float) -> EventStream:
+        """Cancelling the stream ends the wait; LitServe's worker finishes the images all the same."""
+        uid, item = str(uuid.uuid4()), ResponseBufferItem(asyncio.Event(), deque())
+        spec = self.spec
+        assert spec.response_buffer is not None and spec.request_queue is not None
+        buffer = spec.response_buffer
+        buffer[uid] = item
+        spec.request_queue.put((spec.response_queue_id, uid, time.monotonic(), (request, timeout_s)))
+        stream = EventStream(lambda: passing.cancel())
+        passing = asyncio.ensure_future(_pass_on(item, stream))
+        passing.add_done_callback(lambda _: buffer.pop(uid, None))
+        return stream
+
+
+async def _pass_on(item: ResponseBufferItem, stream: EventStream) -> None:
+    """From LitServe's buffer to the stream, up to the last event."""
+    events = item.response_queue
+    assert events is not None
+    while True:
+        await item.event.wait()
+        item.event.clear()
+        while events:
+            event, _ = events.popleft()
+            stream.put(event)
+            if is_last(event):
                 return
-            if message is not None:
-                self.client.control(message)
-                return
-            loop.remove_reader(self.control.http)
-            signal.raise_signal(signal.SIGTERM)  # the parent is gone
 
-        loop.add_reader(self.control.http, on_control_message)
-        settings = self.settings
-        watchdog = Watchdog(
-            self.client,
-            settings.stall_s,
-            settings.load_timeout_s,
-            lambda worker: self.control.worker_stalled(worker.pid),
-        )
-        watching = loop.create_task(watchdog.run())
-        # uvicorn's handlers are there by now; what was signalled earlier is delivered here.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOP_SIGNALS, signal.SIGCHLD})
-        yield
-        watching.cancel()
-        loop.remove_reader(self.control.http)
 
-    def serve(self) -> int:
-        """Until it is told to stop. Returns the exit code."""
-        settings = self.settings
-        stop_s = max(settings.drain_s, settings.grace_s)
-        return Supervisor(
-            self.listener, self.workers, settings.restart_limit, stop_s, self._run_http, self._run_worker
-        ).run()
-
-    def _run_worker(self, number: int, link: Link) -> None:
-        devices = self.settings.devices
-        prepare_worker(devices[number % len(devices)] if devices else None)
-        assert isinstance(self.lit_api, StudentAPI)
-        self.lit_api.connect(link)
-        pipes = (link.requests, link.answers)
-        inference_worker(self.lit_api, "cpu", number, *pipes, {}, self._callback_runner, restart_workers=False)  # pyright: ignore[reportArgumentType]
-
-    def _run_http(self, control: Control) -> None:
-        self.control = control
-        # uvicorn takes these over while it runs and raises them again at its end, when all is done. They stay blocked
-        # until then (see `lifespan`): these handlers would lose a signal.
-        for stop in STOP_SIGNALS:
-            signal.signal(stop, lambda *_: None)
-        config = uvicorn.Config(
-            self.app,
-            http=BoundedHttp,
-            lifespan="on",
-            ws="none",
-            log_config=None,  # server.logs has set it up
-            log_level=self.settings.log_level,
-            access_log=False,  # server.http.access writes it
-            server_header=False,
-            proxy_headers=bool(self.settings.trusted_proxies),  # uvicorn's default believes 127.0.0.1
-            forwarded_allow_ips=list(self.settings.trusted_proxies),
-        )
-        DrainingServer(config, self.client, self.settings.drain_s, self.settings.grace_s).run(sockets=[self.listener])
+async def refused(request: Request, error: Exception) -> Response:
+    """FastAPI's handler for Refusal."""
+    assert isinstance(error, Refusal)
+    return error_response(error)

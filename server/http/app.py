@@ -1,150 +1,151 @@
-"""The routes, as a LitSpec: LitServe registers them on its FastAPI app in place of its own /predict."""
+"""The ASGI application: ids, CORS, the gate, one route table, counts and log line. One layer, no framework.
+
+A route may raise Refusal. What else it raises is a fault of the server: 500, and the log has the traceback.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
-from http import HTTPStatus
-from pathlib import Path
-from typing import TypeVar
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
-from fastapi import Request, Response
-from fastapi.responses import JSONResponse
-from litserve import LitAPI
-from litserve.specs.base import LitSpec
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from export.manifest import Manifest
-from server.http.dialects.native import GenerateRequest, body_limit, parse_request, read_body
-from server.http.dialects.native_answers import generate_response, model_facts, models_body
-from server.http.errors import ApiError
-from server.http.gate import LIVE, METRICS, PAGE, READY, middlewares
+from server.http.access import RECORD, REFUSED, Record, continued, log_request, request_id
+from server.http.draining import LATE
+from server.http.errors import CLIENT_GONE, STATUS, error_response
+from server.http.gate import Gate
 from server.http.metrics import Metrics
-from server.http.openapi import openapi_body
-from server.http.request_record import CLIENT_GONE, record_of
-from server.http.worker_metrics import WorkerMetrics
-from server.processes.messages import Done
-from server.processes.pool import EngineClient
+from server.http.routes import EXPOSED_HEADERS, REQUEST_HEADERS, Route, by_path
+from server.scheduler.refusal import Refusal, shown
 from server.settings.settings import Settings
 
-Result = TypeVar("Result")
-INLINE_RESOLUTION = 64  # larger images are decoded off the event loop: 512x512 takes some milliseconds
-PAGE_FILE = Path(__file__).parent / "page" / "index.html"
-PAGE_HEADERS = {
-    # The page is one file; it may talk to this server and to nothing else.
-    "Content-Security-Policy": "default-src 'none'; img-src data:; connect-src 'self'; "
-    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-cache",
-}
+logger = logging.getLogger(__name__)
+
+INTERNAL = Refusal("failed", "internal_error", "the server made a mistake; its log has the details")
+PREFLIGHT_S = 600  # how long a browser may remember what CORS allows
 
 
-class GenerateSpec(LitSpec):
-    """HTTP in, HTTP out; the engine is behind `client`."""
+class App:
+    """lifespan: entered while the server runs."""
 
-    def __init__(self, models: Mapping[str, Manifest], settings: Settings, client: EngineClient) -> None:
-        super().__init__()
-        self.api_path = "/v1/generate"
-        self.models = models
-        self.settings = settings
-        self.client = client
-        self.admission = client.admission
-        self.max_body_bytes = body_limit(settings.max_body_bytes, models)
-        self.inline = all(model.resolution <= INLINE_RESOLUTION for model in models.values())
-        self.page = PAGE_FILE.read_bytes()
-        self.routes: dict[str, tuple[Callable[[Request], Awaitable[Response]], list[str]]] = {
-            self.api_path: (self.generate, ["POST"]),
-            "/v1/models": (self.list_models, ["GET"]),
-            "/openapi.json": (self.openapi, ["GET"]),
-            METRICS: (self.show_metrics, ["GET"]),
-            LIVE: (self.livez, ["GET", "HEAD"]),
-            READY: (self.readyz, ["GET", "HEAD"]),
-            PAGE: (self.index, ["GET", "HEAD"]),
-        }
-        self.metrics = Metrics(models, self.routes)
-        self.metrics.add(WorkerMetrics(client, self.facts))
-        self.middlewares = middlewares(settings, self.metrics)
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        settings: Settings,
+        metrics: Metrics,
+        lifespan: AbstractAsyncContextManager[Any] | None = None,
+    ) -> None:
+        self.routes = by_path(routes)
+        self.gate = Gate(settings)
+        self.metrics = metrics
+        self.lifespan = lifespan
+        self.inner: ASGIApp = self._gated
+        if settings.cors_origins:
+            self.inner = CORSMiddleware(
+                self._gated,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "HEAD", "POST"],
+                allow_headers=REQUEST_HEADERS,
+                expose_headers=EXPOSED_HEADERS,
+                max_age=PREFLIGHT_S,
+            )
 
-    @property
-    def stream(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """True keeps LitServe's gzip away: PNG does not shrink, and gzip would stall the event loop."""
-        return True
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _run_lifespan(self.lifespan, receive, send)
+            return
+        headers = Headers(scope=scope)
+        trace = continued(headers.get("traceparent"))
+        record = Record(request_id(headers.get("x-request-id")), trace, scope["method"])
+        scope[RECORD] = record
+        route = self.route(scope["path"])
 
-    def pre_setup(self, lit_api: LitAPI) -> None:
-        for path, (answer, methods) in self.routes.items():
-            self.add_endpoint(path, answer, methods)
+        async def send_with_ids(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", record.request_id.encode()),
+                    (b"traceparent", record.trace.traceparent.encode()),
+                ]
+            await send(message)
 
-    def facts(self) -> dict[str, dict[str, str]]:
-        """What runs each model, for the metrics."""
-        return {
-            name: model_facts(model, self.client.models.get(name), self.settings) for name, model in self.models.items()
-        }
-
-    async def generate(self, request: Request) -> Response:
-        """POST /v1/generate."""
-        record = record_of(request.scope)
-        settings = self.settings
-        body = await read_body(request.stream(), request.headers, self.max_body_bytes, settings.timeout_s)
-        parsed = await self._aside(partial(parse_request, body, self.models, settings.max_images, settings.timeout_s))
-        wanted = record.wanted = parsed.request
-        self.client.check_ready(wanted.model)
-        ticket = self.admission.enter(wanted.model, wanted.images, parsed.calls)
+        self.metrics.began()
         try:
-            wanted = record.wanted = await self._aside(partial(parsed.decoded, self.models))
-            record.stage = "images"
-            done = record.done = await self._images(wanted, request)
+            await self.inner(scope, receive, send_with_ids)
+        except asyncio.CancelledError:  # the server stops, and this client has not taken its answer
+            record.status, record.code = STATUS[LATE.kind], LATE.code
+        except Exception:  # while an answer was sent: its rest does not come
+            record.status, record.code = STATUS[INTERNAL.kind], INTERNAL.code
+            logger.exception("request %s met a mistake in the server", record.request_id)
         finally:
-            self.admission.leave(ticket)
-        if done is None:
-            return Response(status_code=CLIENT_GONE)
-        return generate_response(request, wanted, done, self.models[wanted.model], settings)
+            del scope[RECORD]  # uvicorn keeps the scope until the connection's next request, and with it the images
+            elapsed_s = time.monotonic() - record.started_s
+            self.metrics.ended(route, record, elapsed_s)
+            if route is None or not route.quiet or record.status >= 400:
+                log_request(scope, record, elapsed_s)
 
-    async def _aside(self, work: Callable[[], Result]) -> Result:
-        """Do what takes long for large images in a thread."""
-        return work() if self.inline else await asyncio.to_thread(work)
+    def route(self, path: str) -> Route | None:
+        """The route of a path; a slash at its end changes nothing."""
+        return self.routes.get(path) or self.routes.get(path.removesuffix("/"))
 
-    async def _images(self, wanted: GenerateRequest, request: Request) -> Done | None:
-        """The worker's answer; None when the client has left. Raises ApiError, 504 when the time is up."""
-        number, answer = self.client.submit(wanted)
-        departure = asyncio.ensure_future(_client_left(request))
+    async def _gated(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await asyncio.wait({answer, departure}, timeout=wanted.timeout_s, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-            if departure.done():
-                return None
-            message = f"the images were not ready after {wanted.timeout_s:g} s; ask for fewer or retry later"
-            raise ApiError(HTTPStatus.GATEWAY_TIMEOUT, message, code="timeout")
-        finally:
-            self.client.forget(number)
-            departure.cancel()
+            response = await self._answer(scope, receive)
+        except Refusal as error:
+            response = self._refused(scope, error)
+        except ClientDisconnect:
+            response = Response(status_code=CLIENT_GONE)
+        except asyncio.CancelledError:  # uvicorn, when the server stops and waits no longer
+            response = self._refused(scope, LATE)
+        except Exception:
+            logger.exception("request %s met a mistake in the server", scope[RECORD].request_id)
+            response = self._refused(scope, INTERNAL)
+        if scope["method"] == "HEAD":
+            response.body = b""  # with the length of the body that GET has
+        await response(scope, receive, send)
 
-    async def list_models(self, request: Request) -> Response:
-        """GET /v1/models."""
-        return JSONResponse(models_body(self.models, self.client.models, self.settings))
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        if refusal := scope.get(REFUSED):
+            raise refusal.with_traceback(None)  # one object for many requests must not keep their tracebacks
+        method, path = scope["method"], scope["path"]
+        route = self.route(path)
+        self.gate.check(method, Headers(scope=scope), route)
+        if route is None:
+            message = f"there is nothing at {shown(path)}; images come from POST /v1/generate"
+            raise Refusal("not_found", "not_found", message)
+        if method not in route.methods:
+            message = f"{route.path} answers {' and '.join(route.methods)}, not {shown(method)}"
+            raise Refusal("method", "method_not_allowed", message)
+        return await route.answer(Request(scope, receive))
 
-    async def openapi(self, request: Request) -> Response:
-        """GET /openapi.json."""
-        return JSONResponse(openapi_body(self.models, self.settings))
-
-    async def show_metrics(self, request: Request) -> Response:
-        """GET /metrics."""
-        page, media_type = self.metrics.render(request.headers.get("accept", ""))
-        return Response(page, media_type=media_type)
-
-    async def livez(self, request: Request) -> Response:
-        """The HTTP process answers."""
-        return Response("ok\n", media_type="text/plain")
-
-    async def readyz(self, request: Request) -> Response:
-        """The worker is warm: a request would be served."""
-        self.client.check_ready()
-        return Response("ok\n", media_type="text/plain")
-
-    async def index(self, request: Request) -> Response:
-        """The page."""
-        return Response(self.page, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+    def _refused(self, scope: Scope, error: Refusal) -> Response:
+        """The answer; a refused method is told which are answered (RFC 9110, section 15.5.6)."""
+        scope[RECORD].code = error.code
+        if error.kind != "method":
+            return error_response(error)
+        route = self.route(scope["path"])
+        return error_response(error, {"Allow": ", ".join(route.methods if route else ("GET", "HEAD", "POST"))})
 
 
-async def _client_left(request: Request) -> None:
-    """Returns when the client closes its connection. The body must have been read before."""
-    while (await request.receive())["type"] != "http.disconnect":
-        continue
+async def _run_lifespan(lifespan: AbstractAsyncContextManager[Any] | None, receive: Receive, send: Send) -> None:
+    """The ASGI lifespan protocol."""
+    await receive()
+    try:
+        if lifespan is not None:
+            await lifespan.__aenter__()
+    except Exception as error:
+        logger.exception("the HTTP process cannot start")
+        await send({"type": "lifespan.startup.failed", "message": str(error)})
+        return
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    if lifespan is not None:
+        await lifespan.__aexit__(None, None, None)
+    await send({"type": "lifespan.shutdown.complete"})

@@ -6,9 +6,11 @@ from types import FrameType
 
 import uvicorn
 
-from server.processes.pool import EngineClient
+from server.processes.pool import WorkerPool
+from server.scheduler.refusal import unavailable
 
 MIN_FLUSH_S = 1  # at least, for answers that are already made to reach their clients
+LATE = unavailable("the server is stopping and could not finish in time; ask another one", code="draining")
 
 
 class DrainingServer(uvicorn.Server):
@@ -19,9 +21,9 @@ class DrainingServer(uvicorn.Server):
     grace_s get 503. uvicorn calls `on_tick` ten times a second.
     """
 
-    def __init__(self, config: uvicorn.Config, client: EngineClient, drain_s: float, grace_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, pool: WorkerPool, drain_s: float, grace_s: float) -> None:
         super().__init__(config)
-        self.client = client
+        self.pool = pool
         self.drain_s = drain_s
         self.grace_s = grace_s
         self.open_until_s = 0.0
@@ -31,20 +33,20 @@ class DrainingServer(uvicorn.Server):
         """A signal handler: only notes the wish. A second SIGINT ends the drain and the grace period."""
         self._captured_signals.append(sig)
         now = monotonic()
-        if not self.client.draining:
-            self.open_until_s = now + (self.drain_s if self.client.started else 0.0)
+        if not self.pool.draining:
+            self.open_until_s = now + (self.drain_s if self.pool.started else 0.0)
             self.grace_until_s = now + self.grace_s
-            self.client.draining = True
+            self.pool.draining = True
         elif sig == signal.SIGINT:
             self.open_until_s = self.grace_until_s = now
 
     async def on_tick(self, counter: int) -> bool:
-        if self.client.draining and not self.should_exit:
+        if self.pool.draining and not self.should_exit:
             now = monotonic()
             late = now >= self.grace_until_s
             if late:
-                self.client.fail_all("the server is stopping and could not finish in time; ask another one", "draining")
-            drained = self.client.lost or now >= self.open_until_s
-            self.should_exit = drained and (late or not self.client.pending)
+                self.pool.fail_all(LATE)
+            drained = self.pool.lost or now >= self.open_until_s
+            self.should_exit = drained and (late or not self.pool.pending)
             self.config.timeout_graceful_shutdown = max(MIN_FLUSH_S, round(self.grace_until_s - now))
         return await super().on_tick(counter)

@@ -9,20 +9,19 @@ Here each of these requests gets one answer from the app, and every state of a c
     body after its answer was sent            HEAD_S and LINGER_BYTES
     body before its answer, images being made the app's own limits (server.http.dialects.native, server.http.app)
     answer that the client does not read      WRITE_S, again and again while MIN_READ_BYTES were read in it
-    after a refusal                           LINGER_S and LINGER_BYTES to read the rest away, so that it is not reset
+    after its last answer                     LINGER_S and LINGER_BYTES to read the rest away, so that it is not reset
 """
 
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from http import HTTPStatus
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from server.http.errors import ApiError
-from server.http.request_record import REFUSED
+from server.http.access import REFUSED
+from server.scheduler.refusal import Refusal
 
 MAX_HEAD_BYTES = 65_536  # of a head, or of everything in a chunked body that is not its content
 CHUNK_BYTES = 8  # framing allowed for each byte of content: chunks of one byte need five
@@ -32,23 +31,14 @@ MIN_READ_BYTES = 32_768
 LINGER_S = 2.0
 LINGER_BYTES = 32 * 2**20
 
-CLOSE = {"Connection": "close"}
-TOO_LARGE = ApiError(
-    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+TOO_LARGE = Refusal(
+    "head_too_large",
+    "headers_too_large",
     f"the headers are larger than {MAX_HEAD_BYTES} bytes, or the chunks of the body are too small; "
     "a request needs a few short headers only",
-    code="headers_too_large",
-    headers=CLOSE,
 )
-MALFORMED = ApiError(
-    HTTPStatus.BAD_REQUEST, "the request is not valid HTTP; it could not be read", code="malformed_http", headers=CLOSE
-)
-NO_PROXY = ApiError(
-    HTTPStatus.METHOD_NOT_ALLOWED,
-    "CONNECT is not served: this server is no proxy",
-    code="method_not_allowed",
-    headers={**CLOSE, "Allow": "GET, HEAD, POST"},
-)
+MALFORMED = Refusal("malformed", "malformed_http", "the request is not valid HTTP; it could not be read")
+NO_PROXY = Refusal("method", "method_not_allowed", "CONNECT is not served: this server is no proxy")
 FRAMING = (b"content-length", b"transfer-encoding")  # the headers that say where a body ends
 
 
@@ -80,13 +70,14 @@ class BoundedHttp(HttpToolsProtocol):
     write_s = WRITE_S
     linger_s = LINGER_S
     raw: asyncio.Transport  # `transport` closes gently
+    running: RequestResponseCycle | None = None  # whose answer is being made; `cycle` is the last one parsed
     around = 0  # bytes of the present message that were not its body: its head, chunk sizes, trailers
     content = 0  # bytes of its body
     reading = False  # whether a body is on its way
     resuming = False  # whether the parser is fed a head that was read before
     refused = False  # nothing more is parsed
     lingering = False  # our side is closed; what still comes is read away
-    broken: ApiError | None = None  # why the rest of the present body cannot be read
+    broken: Refusal | None = None  # why the rest of the present body cannot be read
     unsent = 0  # bytes of answers that the client had not taken when `writing` began
     timer: asyncio.TimerHandle | None = None
     writing: asyncio.TimerHandle | None = None
@@ -94,10 +85,15 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self.raw = transport
         super().connection_made(_Transport(transport, self))  # pyright: ignore[reportArgumentType]
+        if self.client and "." in self.client[0]:  # an IPv4 client of a socket for both is named ::ffff:127.0.0.1
+            self.client = (self.client[0].removeprefix("::ffff:"), self.client[1])
         self._start(self.head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self.running is not None and not self.running.response_complete:  # uvicorn tells only the last one
+            self.running.disconnected = True
+            self.running.message_event.set()
         self._stop()
         if self.writing is not None:
             self.writing.cancel()
@@ -178,7 +174,7 @@ class BoundedHttp(HttpToolsProtocol):
         self.reading = True
 
     def _receive(self, cycle: RequestResponseCycle, plain: Callable[[], Awaitable[Any]]) -> Callable[[], Any]:
-        """What the app calls for a body; raises ApiError when the rest of it cannot be read."""
+        """What the app calls for a body; raises Refusal when the rest of it cannot be read."""
 
         async def receive() -> Any:
             message = await plain()
@@ -187,6 +183,10 @@ class BoundedHttp(HttpToolsProtocol):
             return message
 
         return receive
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self.running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         self.around -= len(body)
@@ -212,9 +212,12 @@ class BoundedHttp(HttpToolsProtocol):
         super().pause_writing()
         self._watch_reader()
 
+    def shutdown(self) -> None:
+        self._finish() if self._idle() else super().shutdown()
+
     def close(self) -> None:
-        """Close; if the client is still sending, first let it find the answer, which a reset would take from it."""
-        if self.lingering or self.raw.is_closing() or not (self.reading or self.refused):
+        """Close behind an answer; what the client still sends is read away, since a reset could take the answer."""
+        if self.lingering or self.raw.is_closing():
             self._finish()
             return
         self.lingering, self.around = True, 0
@@ -224,7 +227,7 @@ class BoundedHttp(HttpToolsProtocol):
             with contextlib.suppress(OSError):
                 self.raw.write_eof()
 
-    def _refuse(self, error: ApiError) -> None:
+    def _refuse(self, error: Refusal) -> None:
         """Answer what cannot be parsed with an error, after the answers to earlier requests, and parse no more."""
         if self.refused or self.transport.is_closing():
             return
@@ -239,7 +242,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.cycle.keep_alive = False
             self.cycle.message_event.set()
 
-    def _answer(self, error: ApiError) -> None:
+    def _answer(self, error: Refusal) -> None:
         """Hand the app a request that was not understood; server.http.access answers it with the error."""
         super().on_message_begin()
         unknown = {"method": "-", "path": "", "raw_path": b"", "query_string": b"", "headers": [], REFUSED: error}
@@ -247,18 +250,11 @@ class BoundedHttp(HttpToolsProtocol):
         app: Any = self.app
         earlier = self.cycle
         self.cycle = RequestResponseCycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=self.access_log,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=False,
-            keep_alive=False,
+            scope=scope, transport=self.transport, flow=self.flow, logger=self.logger,
+            access_logger=self.access_logger, access_log=self.access_log, message_event=asyncio.Event(),
+            default_headers=self.server_state.default_headers, expect_100_continue=False, keep_alive=False,
             on_response=self.on_response_complete,
-        )
+        )  # fmt: skip
         if earlier is None or earlier.response_complete:
             self._start_asgi_task(self.cycle, app)
         else:

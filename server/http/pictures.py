@@ -1,129 +1,212 @@
-"""A PNG from a stranger: base64 -> uint8 pixels of exactly one size, or a sentence that says what is wrong with it.
+"""Decode an untrusted picture: base64 or a file's bytes -> uint8 pixels of exactly one size, or PictureError.
 
-Nothing is inflated before the header has been read by hand and its size found right. Pillow then decodes a file that
-is written here, of that header, the palette, and the pixels' chunks alone: text, profiles, animation and whatever else
-a PNG may carry are gone by then.
+- PNG, JPEG (baseline or progressive) and WebP are read, known by their first bytes; Pillow decodes. The size is read
+  from the header and checked, after EXIF's orientation has been applied to it, before a pixel is decoded.
+- The file must be whole: PNG checksums are right, and its pixels are as many bytes as the header asks for; a JPEG's
+  pixels do not depend on what follows them (`_jpeg`); libwebp refuses a WebP that is short.
+- Texts, profiles and gamma are not used. From a PNG they are removed before Pillow reads it, so none is inflated.
+  An animated PNG counts as its still image, an animated WebP as its first frame.
+- 16-bit gray is divided by 257 and rounded; 16-bit colour and alpha keep their upper 8 bits. CMYK and YCCK (inverted,
+  as Adobe writes them) become RGB without a profile. Colour becomes gray by ITU-R 601-2 luma; gray is repeated as RGB.
+- Alpha must be opaque everywhere. A gray or RGB PNG of 2, 4 or 16 bits must not name a transparent colour at all.
 """
 
 import base64
-import binascii
 import io
+import re
 import struct
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from fewstep.pixels import Pixels
 
-MODES = {1: "L", 3: "RGB"}  # Pillow's word by channels
-PREFIX = "data:image/png;base64,"
+MODES = {1: "L", 3: "RGB"}  # Pillow's name by channels
+PREFIX = re.compile("data:image/(?:png|jpeg|webp);base64,", re.IGNORECASE | re.ASCII)
+OTHER_BYTES = 65_536  # room for what is no pixel: EXIF with its thumbnail, a colour profile, texts
+# Bits of a WebP's header at which width and height begin, counted from byte 20; their mask; what is added to them.
+WEBP_SIZES = {b"VP8X": (32, 56, 2**24 - 1, 1), b"VP8L": (8, 22, 2**14 - 1, 1), b"VP8 ": (48, 64, 2**14 - 1, 0)}
+MAX_CANVAS = 2**24  # pixels: Pillow reserves memory for a WebP's canvas when it reads the header
+MAX_SCANS, MAX_SEGMENTS = 100, 1_000  # of a JPEG: each costs time; encoders write about ten and thirty
+FLATTEN = "flatten it onto a background first"
+DAMAGED = "is damaged, or of a kind that is not read; save it again as an ordinary PNG, JPEG or WebP"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-BEFORE_PIXELS = (b"IHDR", b"PLTE", b"tRNS")  # size and kind, palette, and which levels or entries are transparent
-DEPTHS = (1, 2, 4, 8)  # bits per channel; Pillow cuts 16-bit gray at 255 where it should scale
-OPAQUE = 255
-_HEADER = struct.Struct("!IIBBBBB")  # width, height, depth, colour type, compression, filter, interlace
-_CHUNK = struct.Struct("!I4s")  # length of the data, type; data and CRC follow
-_CRC = struct.Struct("!I")
-_SLACK = 4_096  # bytes for what is no pixel: chunk headers, a palette, short texts
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)  # Pillow's and zlib's
+PNG_KEPT = (b"IHDR", b"eXIf", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # header, EXIF, palette, transparency, pixels, end
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel, by colour type: gray, RGB, palette, gray + alpha, RGBA
+# The passes of an interlaced PNG: first column and row, steps between columns and rows.
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+JPEG_MARKER = re.compile(
+    rb"(?:[^\xff]++|\xff++\x00)*+(\xff++)([^\x00])", re.DOTALL
+)  # compressed pixels, fill bytes, code
+SOF_READ, SOF_REFUSED = b"\xc0\xc1\xc2", b"\xc3\xc5\xc6\xc7\xc9\xca\xcb\xcd\xce\xcf"  # lossless, arithmetic, ...
+FILLER = b"\xa5" * 64  # no marker; read as pixels, it differs from the gray that libjpeg puts where none are
+TURNS = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), start=2))  # by EXIF's orientation; 1 is upright
 
 
-class PngError(ValueError):
-    """Why a PNG is not taken: the end of a sentence that begins with its name."""
+class PictureError(ValueError):
+    """Why a picture is refused: the end of a sentence that begins with the field's name."""
 
 
 def max_base64(resolution: int) -> int:
-    """Characters that a PNG of resolution x resolution takes at most: RGBA that does not shrink, with its prefix."""
-    filtered = resolution * (4 * resolution + 1)
-    return len(PREFIX) + 4 * -(-(filtered + filtered // 1_000 + _SLACK) // 3)
+    """The longest text that is taken: the largest PNG (RGBA of 16 bits that does not shrink) and OTHER_BYTES."""
+    filtered = resolution * (8 * resolution + 2)  # 2: an interlaced PNG has up to twice as many rows
+    return len("data:image/jpeg;base64,") + 4 * -(-(filtered + filtered // 1_000 + OTHER_BYTES) // 3)
 
 
-def decode(text: str, resolution: int, channels: int) -> Pixels:
-    """uint8 [resolution, resolution, channels], channels 1 (gray, by ITU-R 601-2 luma) or 3. Raises PngError.
-
-    Colour profiles and gamma are ignored. An alpha channel must be opaque; an animation counts as its still image.
-    """
+def decode_base64(text: str, resolution: int, channels: int) -> Pixels:
+    """As `decode`, from base64 without line breaks, alone or after data:image/png;base64, (or jpeg, or webp)."""
     longest = max_base64(resolution)
     if len(text) > longest:
-        raise PngError(f"is longer than {longest} characters, which is enough for {resolution}x{resolution} pixels")
+        raise PictureError(f"is longer than {longest} characters, which is enough for {resolution}x{resolution} pixels")
+    prefix = PREFIX.match(text)
     try:
-        data = base64.b64decode(text.removeprefix(PREFIX), validate=True)
-    except (binascii.Error, ValueError) as error:  # ValueError: a character beyond ASCII
-        raise PngError("is not base64 of a PNG; send its bytes as base64 without line breaks") from error
-    return _pixels(_cleaned(data, resolution), channels)
+        data = base64.b64decode(text[prefix.end() :] if prefix else text, validate=True)
+    except ValueError as error:
+        raise PictureError("is not base64 of a picture; send a file's bytes as base64 without line breaks") from error
+    return decode(data, resolution, channels)
 
 
-def _cleaned(data: bytes, resolution: int) -> bytes:
-    """The same image without anything else in the file; its header has been checked."""
-    if not data.startswith(SIGNATURE):
-        raise PngError("is not a PNG; other formats are not read")
-    kept: dict[bytes, bytes] = {}  # the first of each
-    pixels: list[bytes] = []
-    for name, content in _chunks(data):
-        if not kept:
-            if name != b"IHDR":
-                raise PngError("is damaged: its first chunk is not a header")
-            _check_header(content, resolution)
-        if name == b"IDAT":
-            pixels.append(content)
-        elif name in BEFORE_PIXELS:
-            kept.setdefault(name, content)
-    if not pixels:
-        raise PngError("is damaged: it holds no pixels")
-    before = [_chunk(name, kept[name]) for name in BEFORE_PIXELS if name in kept]
-    return b"".join([SIGNATURE, *before, _chunk(b"IDAT", b"".join(pixels)), _chunk(b"IEND", b"")])
-
-
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """(type, content) up to the end of the image; whatever lies behind that is not read."""
-    at = len(SIGNATURE)
-    while at + _CHUNK.size <= len(data):
-        length, name = _CHUNK.unpack_from(data, at)
-        start, end = at + _CHUNK.size, at + _CHUNK.size + length
-        if end + _CRC.size > len(data):
-            break
-        if zlib.crc32(data[at + 4 : end]) != _CRC.unpack_from(data, end)[0]:
-            raise PngError("is damaged: a checksum in it is wrong")
-        if name == b"IEND":
-            return
-        yield name, data[start:end]
-        at = end + _CRC.size
-    raise PngError("is cut off before its end")
-
-
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return _CHUNK.pack(len(content), name) + content + _CRC.pack(zlib.crc32(name + content))
-
-
-def _check_header(content: bytes, resolution: int) -> None:
-    if len(content) != _HEADER.size:
-        raise PngError("is damaged: its header has another length than a PNG's")
-    width, height, depth, *_ = _HEADER.unpack(content)
-    if (width, height) != (resolution, resolution):
-        raise PngError(f"has {width}x{height} pixels; this model's images have {resolution}x{resolution}")
-    if depth not in DEPTHS:
-        raise PngError(f"has {depth} bits per channel; save it with 8")
-
-
-def _pixels(png: bytes, channels: int) -> Pixels:
+def decode(data: bytes, resolution: int, channels: int) -> Pixels:
+    """A PNG, JPEG or WebP file -> uint8 [resolution, resolution, channels], channels 1 or 3. Raises PictureError."""
     try:
-        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
-            image.load()
-            flat = _flat(image)
-            return np.array(flat.convert(MODES[channels])).reshape(flat.height, flat.width, channels)
-    except PngError:
+        if data.startswith(SIGNATURE):
+            image = _png(data, resolution)
+        elif data.startswith(b"\xff\xd8\xff"):
+            image = _jpeg(data, resolution)
+        elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+            image = _webp(data, resolution)
+        else:
+            raise PictureError("is not a PNG, JPEG or WebP; other formats are not read")
+        pixels = _opaque(image).convert(MODES[channels])
+        if (orientation := _orientation(image)) in TURNS:
+            pixels = pixels.transpose(TURNS[orientation])
+        return np.array(pixels).reshape(resolution, resolution, channels)
+    except PictureError:
         raise
-    except _BROKEN as error:
-        raise PngError("is damaged: its pixels cannot be read") from error
+    except Exception as error:  # Pillow raises errors of nearly every kind when a file is damaged
+        raise PictureError(DAMAGED) from error
 
 
-def _flat(image: Image.Image) -> Image.Image:
-    """An image without alpha. Refuses one that is anywhere transparent: what lies behind is not ours to choose."""
+def _png(data: bytes, resolution: int) -> Image.Image:
+    chunks = _png_chunks(data)
+    kept = b"".join(chunk for name in PNG_KEPT for chunk in chunks.get(name, []))
+    image = PngImagePlugin.PngImageFile(io.BytesIO(SIGNATURE + kept))
+    _check_size(image.size, _orientation(image), resolution)
+    header, stream = chunks[b"IHDR"][0], b"".join(chunk[8:-4] for chunk in chunks[b"IDAT"])
+    depth, colour, interlaced = header[16], header[17], header[20]
+    length = 0
+    for x, y, right, down in ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = len(range(x, resolution, right)), len(range(y, resolution, down))
+        length += rows * (1 + -(-columns * depth * PNG_SAMPLES[colour] // 8)) if columns else 0  # 1: the filter
+    inflate = zlib.decompressobj()
+    if len(inflate.decompress(stream, length + 1)) != length or not inflate.eof:
+        raise PictureError("is damaged: it does not hold the pixels that its header announces")
+    if b"tRNS" in chunks and colour in (0, 2) and depth in (2, 4, 16):  # Pillow compares it with scaled levels
+        raise PictureError(f"names a transparent colour; {FLATTEN}")
+    if colour == 3 and np.asarray(image).max() >= (len(chunks[b"PLTE"][0]) - 12) // 3:
+        raise PictureError("is damaged: its palette is too short")
+    return image
+
+
+def _png_chunks(data: bytes) -> dict[bytes, list[bytes]]:
+    """Whole chunks by name, up to the end of the image: every one of the pixels', the first of the others."""
+    chunks: dict[bytes, list[bytes]] = {}
+    at = len(SIGNATURE)
+    while b"IEND" not in chunks:
+        length, name = struct.unpack_from("!I4s", data, at) if len(data) >= at + 8 else (0, b"")
+        chunk = data[
+            at : at + length + 12
+        ]  # the length, the name, what they announce, and the checksum of the latter two
+        if len(chunk) < length + 12:
+            raise PictureError("is cut off before its end")
+        if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:]):
+            raise PictureError("is damaged: a checksum in it is wrong")
+        if name == b"IDAT" or name not in chunks:
+            chunks.setdefault(name, []).append(chunk)
+        at += len(chunk)
+    return chunks
+
+
+def _jpeg(data: bytes, resolution: int) -> Image.Image:
+    """libjpeg makes missing pixels up without an error. Decoding again, with other bytes in their place, finds them."""
+    filled = _with_filler(data, (resolution // 8 + 1) ** 2)
+    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    _check_size(image.size, _orientation(image), resolution)
+    if image.tobytes() != JpegImagePlugin.JpegImageFile(io.BytesIO(filled)).tobytes():
+        raise PictureError("is damaged: some of its pixels are missing")
+    return image
+
+
+def _with_filler(data: bytes, blocks: int) -> bytes:
+    """The same JPEG with FILLER behind the compressed pixels of each scan and restart interval, where none is read."""
+    parts, at, restarts = [data[:2]], 2, -1  # restarts: in the scan at this place; -1 outside of one
+    segments, components, scanned = 0, 0, []  # scanned: the components of each scan
+    while (marker := JPEG_MARKER.match(data, at)) and segments < MAX_SEGMENTS:
+        code, start = marker[2][0], marker.end()
+        parts += [data[at : marker.start(1)], FILLER * (restarts >= 0)]
+        if 0xD0 <= code <= 0xD7:
+            if code != 0xD0 + restarts % 8 or restarts > blocks:
+                raise PictureError("is damaged: some of its pixels are missing")
+            restarts, at = restarts + 1, start
+            parts.append(data[at - 2 : at])
+            continue
+        if restarts >= 0:
+            parts += [bytes((0xFF, 0xD0 + restarts % 8)), FILLER]  # an interval more
+        at = start + int.from_bytes(data[start : start + 2])
+        parts.append(data[marker.start(1) : at])
+        restarts = 0 if code == 0xDA else -1
+        segments += 1
+        if code in SOF_REFUSED:
+            raise PictureError("is an arithmetic or lossless JPEG; save it as baseline or progressive")
+        if code in SOF_READ:
+            components = data[start + 7]
+        elif code == 0xDA:
+            scanned.append(data[start + 3 : start + 3 + 2 * data[start + 2] : 2])
+        elif code == 0xD9:
+            if len(set(b"".join(scanned))) < components:
+                raise PictureError("is damaged: some of its colours are missing")
+            return b"".join(parts)
+        if len(scanned) > MAX_SCANS:
+            break
+    if marker:
+        raise PictureError(f"has more than {MAX_SCANS} scans or {MAX_SEGMENTS} segments; save it as a baseline JPEG")
+    raise PictureError("is cut off before its end")
+
+
+def _webp(data: bytes, resolution: int) -> Image.Image:
+    head = int.from_bytes(data[20:30], "little")
+    width_at, height_at, mask, added = WEBP_SIZES[data[12:16]]
+    size = (head >> width_at & mask) + added, (head >> height_at & mask) + added
+    if size[0] * size[1] > MAX_CANVAS:
+        _check_size(size, 1, resolution)
+    image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
+    _check_size(image.size, _orientation(image), resolution)
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, of an image whose header has been read; 1: upright, or not said."""
+    exif = Image.Exif()
+    exif.load(image.info.get("exif", b""))
+    value = exif.get(ExifTags.Base.Orientation)
+    return value if value in TURNS else 1
+
+
+def _check_size(size: tuple[int, int], orientation: int, resolution: int) -> None:
+    width, height = size if orientation < 5 else size[::-1]  # from 5 on, rows become columns
+    if (width, height) != (resolution, resolution):
+        raise PictureError(f"has {width}x{height} pixels; this model's images have {resolution}x{resolution}")
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """The same pixels with 8 bits and without alpha. Raises PictureError if one is transparent."""
+    if image.mode.startswith("I"):  # 16-bit gray
+        levels = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
     if "A" not in image.getbands() and "transparency" not in image.info:
-        return image
+        return image.convert("RGB") if image.mode == "CMYK" else image
     layered = image.convert("RGBA")
-    if layered.getchannel("A").getextrema() != (OPAQUE, OPAQUE):
-        raise PngError("is transparent in places; flatten it onto a background first")
+    if layered.getchannel("A").getextrema() != (255, 255):
+        raise PictureError(f"is transparent in places; {FLATTEN}")
     return layered.convert("RGB")

@@ -1,35 +1,16 @@
-"""What crosses the two pipes between the HTTP process and an engine worker. Plain frozen data, no arrays."""
+"""What a worker says about itself, and the form in which every message crosses a socket: length, kind, MessagePack."""
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from server.http.dialects.native import GenerateRequest
+import msgspec
 
-MODEL_FAILING = "model_failing"  # the request was not tried: another worker may make its images
-
-
-@dataclass(frozen=True)
-class Submit:
-    id: int
-    request: GenerateRequest
-    accepted_s: float  # monotonic clock, which the processes of one machine share
-    deadline_s: float  # same clock; nobody waits for the images any more from then on
-
-
-@dataclass(frozen=True)
-class Cancel:
-    id: int
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """One model as it really runs in a worker."""
-
-    tick_s: float  # measured time of one network call over all slots, with the step around it
-    capacity: int  # slots
-    buckets: tuple[int, ...]  # batch sizes the network is called with, ascending, the last one being the capacity
-    call_s: Mapping[int, float]  # measured time of a tick by batch size; what the two above were chosen from
-    facts: Mapping[str, str]  # Engine.facts: backend, versions, device, precision, ...
+from server.scheduler.events import Failed, Finished, Health, Progress
+from server.scheduler.model import ModelInfo
+from server.scheduler.request import Cancel, Submit
+from server.scheduler.stats import Stats
 
 
 @dataclass(frozen=True)
@@ -43,62 +24,47 @@ class Loading:
 class Ready:
     """The worker is warm: from now on it answers requests."""
 
-    models: Mapping[str, ServedModel]
+    models: Mapping[str, ModelInfo]
     warm_up_s: float  # from the start of loading to now
 
 
-@dataclass(frozen=True)
-class Health:
-    """Sent when a model's network calls have failed several times in a row, and when they succeed again."""
+Message = Submit | Cancel  # HTTP process -> worker
+Answer = Loading | Ready | Health | Stats | Progress | Finished | Failed  # worker -> HTTP process
 
-    model: str
-    ok: bool
-
-
-@dataclass(frozen=True)
-class ModelStats:
-    """What one model has done in a worker since the server started, and what it holds now."""
-
-    calls_by_bucket: Mapping[int, int]  # network calls by batch size
-    calls_by_fill: Mapping[tuple[int, int], int]  # the same calls by (rows that were images, batch size)
-    call_s_by_bucket: Mapping[int, float]  # seconds in them, with the step around the network
-    failed_calls: int  # calls that raised, or that brought no finite row at all
-    rows: int  # rows that were images
-    padded_rows: int  # rows that were padding
-    evicted: Mapping[str, int]  # images given up, by the stage they were in: "waiting" or "running"
-    active_slots: int  # this and the rest are of the moment
-    waiting_images: int
-    capacity: int
-
-    @property
-    def call_s(self) -> float:
-        """Seconds in network calls of any size."""
-        return sum(self.call_s_by_bucket.values())
+_TYPES: tuple[type, ...] = (Submit, Cancel, Loading, Ready, Health, Stats, Progress, Finished, Failed)
+_KINDS = {each: number for number, each in enumerate(_TYPES)}
+_DECODERS = [msgspec.msgpack.Decoder(each) for each in _TYPES]
+_ENCODER = msgspec.msgpack.Encoder()
+_HEAD = struct.Struct("!IB")  # bytes of the payload, kind
+MAX_BYTES = 2**31  # of a payload; a body of the largest limit and 256 large images are below
 
 
-@dataclass(frozen=True)
-class Stats:
-    """Sent after ticks, four times a second at most, and once when the worker has nothing left to do."""
-
-    models: Mapping[str, ModelStats]
-    rss_bytes: int  # memory of the worker process
+def encode(message: Message | Answer) -> bytes:
+    """One message as bytes."""
+    payload = _ENCODER.encode(message)
+    return _HEAD.pack(len(payload), _KINDS[type(message)]) + payload
 
 
-@dataclass(frozen=True)
-class Done:
-    id: int
-    images: tuple[bytes, ...]  # encoded, in the order of the seeds
-    queue_s: float  # accepted -> first image in a slot
-    engine_s: float  # first image in a slot -> last image finished
-    encode_s: float
+class MessageReader:
+    """Turns received bytes into messages; keeps what is not yet complete."""
 
+    def __init__(self) -> None:
+        self.rest = bytearray()
 
-@dataclass(frozen=True)
-class Failed:
-    id: int
-    code: str  # "network_error", "network_not_finite", "encode_error", "timeout", or MODEL_FAILING
-    message: str  # for the client: nothing of the exception, which the worker logs
-
-
-Message = Submit | Cancel
-Answer = Loading | Ready | Health | Stats | Done | Failed
+    def feed(self, data: bytes) -> list[Any]:
+        """The messages that these bytes complete, in order. Raises ValueError on anything else."""
+        rest = self.rest
+        rest += data
+        messages: list[Any] = []
+        at = 0
+        while len(rest) - at >= _HEAD.size:
+            size, kind = _HEAD.unpack_from(rest, at)
+            if size > MAX_BYTES or kind >= len(_TYPES):
+                raise ValueError(f"no message begins with {bytes(rest[at : at + _HEAD.size]).hex()}")
+            end = at + _HEAD.size + size
+            if end > len(rest):
+                break
+            messages.append(_DECODERS[kind].decode(memoryview(rest)[at + _HEAD.size : end]))
+            at = end
+        del rest[:at]
+        return messages

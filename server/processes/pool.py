@@ -1,38 +1,31 @@
-"""The engine workers as the HTTP process sees them: submit, await, cancel, and outlive the death of one."""
+"""The engine workers as an HTTP process sees them: submit, iterate over events, cancel; requests survive a death."""
 
 import asyncio
 import itertools
 import logging
-import threading
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from server.http.dialects.native import GenerateRequest
-from server.http.errors import ApiError, unavailable
-from server.processes.admission import Admission, Room
-from server.processes.messages import (
-    MODEL_FAILING,
-    Answer,
-    Cancel,
-    Done,
-    Failed,
-    Health,
-    Loading,
-    Ready,
-    ServedModel,
-    Stats,
-    Submit,
-)
-from server.processes.pipes import GaveUp, Link, WorkerGoneError, WorkerStarted
-from server.scheduler.stats import gone, together
+from server.processes.admission import Admission, Room, Ticket
+from server.processes.control import GaveUp, WorkerStarted
+from server.processes.messages import Answer, Loading, Ready
+from server.processes.pipes import WorkerGoneError, WorkerLink
+from server.processes.stream import PoolStream
+from server.scheduler.events import Accepted, Failed, Finished, Health, Progress
+from server.scheduler.loop import MODEL_FAILING
+from server.scheduler.model import ModelInfo
+from server.scheduler.refusal import Refusal, unavailable
+from server.scheduler.request import Cancel, ImageRequest, Submit
+from server.scheduler.stats import Stats
 
 logger = logging.getLogger(__name__)
 
 MAX_REPLAYS = 1  # a request that has seen this many workers die, and one more, may well be the cause
-
-STATUS = {"timeout": 504}  # of a Failed by its code; 500 otherwise
+WORKERS_LOST = "the engine workers keep dying; the server is stopping"
+DIED_TWICE = "the engine worker died while making this image, and so did the one that tried again"
 
 
 @dataclass(eq=False)
@@ -40,53 +33,61 @@ class Worker:
     """One life of one worker."""
 
     number: int
-    link: Link
     pid: int
+    link: WorkerLink
     loading: str | None = None  # the last model it has begun to load
     ready: Ready | None = None
     dead: bool = False
     failing: set[str] = field(default_factory=set)  # models whose network calls keep failing
     backlog_s: float = 0.0  # device time of what it was given and has not answered
-    silent_checks: int = 0  # of server.processes.watchdog, since it said something
+    silent_checks: int = 0  # of server.processes.watchdog, since its last message
 
     def serves(self, model: str) -> bool:
         return self.ready is not None and not self.dead and model not in self.failing
 
-    def work_s(self, request: GenerateRequest) -> float:
+    def work_s(self, request: ImageRequest) -> float:
         """Device time of a request."""
         assert self.ready is not None
-        return request.images * request.calls * row_s(self.ready.models[request.model])
+        return request.images * request.calls * self.ready.models[request.model].row_s
 
 
 @dataclass(eq=False)
 class _Pending:
-    """A request that has no answer yet."""
+    """A request without its last event."""
 
     submit: Submit
-    future: asyncio.Future[Done]
+    stream: PoolStream
     worker: Worker | None = None  # None: waits for a worker to come back
     work_s: float = 0.0
     replays: int = 0
+    steps: Counter[int] = field(default_factory=Counter)  # image -> the last step whose Progress was passed on
 
 
-class EngineClient:
-    """Lives on the event loop; one daemon thread per worker reads the answer pipe and wakes the loop.
+class WorkerPool:
+    """Lives on the event loop of one HTTP process.
 
-    models: names of what every worker serves. workers: how many there will be.
-    on_ready: called once, when all of them are warm.
+    models: names of what every worker serves. workers: how many there will be. on_ready: called once, when all of
+    them are warm. on_lost: called with every life of a worker whose socket is closed here; if the process still runs,
+    it is of no use to this HTTP process, and must be replaced.
     """
 
     def __init__(
-        self, models: Collection[str], workers: int, admission: Admission, on_ready: Callable[[], None]
+        self,
+        models: Sequence[str],
+        workers: int,
+        admission: Admission,
+        on_ready: Callable[[], None],
+        on_lost: Callable[[Worker], None] = lambda worker: None,
     ) -> None:
         self.names = models
         self.expected = workers
         self.admission = admission
         self.on_ready = on_ready
+        self.on_lost = on_lost
         self.started = False  # all workers have been warm at the same time
         self.lost = False  # no worker will come back
         self.draining = False  # set when the server is told to stop
-        self.models: dict[str, ServedModel] = {}  # as some worker serves them; the last to become warm
+        self.models: dict[str, ModelInfo] = {}  # as some worker serves them; the last to become warm
         self.workers: dict[int, Worker] = {}  # the present life of each
         self.stats: dict[int, Stats] = {}  # by worker number, over all its lives
         self.restarts = 0
@@ -94,22 +95,31 @@ class EngineClient:
         self.ids = itertools.count()
         self.past: dict[int, Stats] = {}  # of the lives that have ended
 
-    def control(self, message: WorkerStarted | GaveUp) -> None:
-        """What the parent says. Call on the event loop."""
+    def use_ids(self, process: int, processes: int) -> None:
+        """Say which HTTP process this is, of how many: a worker sends the answer for an id back by its remainder."""
+        self.ids = itertools.count(process, processes)
+
+    async def control(self, message: WorkerStarted | GaveUp) -> None:
+        """What the parent says."""
         if isinstance(message, GaveUp):
             self.lost = True
-            self.fail_all("the engine workers keep dying; the server is stopping", "worker_lost")
-            return
-        worker = Worker(message.worker, message.link, message.pid)
-        self.restarts += message.worker in self.workers
-        self.workers[message.worker] = worker
-        arguments = (worker, asyncio.get_running_loop())
-        threading.Thread(target=self._read, args=arguments, name="answers", daemon=True).start()
+            self.fail_all(unavailable(WORKERS_LOST, code="worker_lost"))
+        else:
+            await self.connect(message.worker, message.pid, message.link)
+
+    async def connect(self, number: int, pid: int, end: socket.socket) -> Worker:
+        """A worker begins a life; `end` is this process's end of its socket."""
+        link = WorkerLink(lambda answer: self._arrived(worker, answer), lambda: self._gone(worker))
+        worker = Worker(number, pid, link)
+        self.restarts += number in self.workers
+        self.workers[number] = worker
+        await asyncio.get_running_loop().create_unix_connection(lambda: link, sock=end)
+        return worker
 
     def check_ready(self, model: str | None = None) -> None:
-        """Raises ApiError 503 unless a request for this model, or for any, would be served."""
+        """Raises Refusal "unavailable" unless a request for this model would be served; None: for some model."""
         if self.lost:
-            raise unavailable("the engine workers keep dying; the server is stopping", code="worker_lost")
+            raise unavailable(WORKERS_LOST, code="worker_lost")
         if self.draining:
             raise unavailable("the server is stopping; send the request to another one", code="draining")
         if not self.started:
@@ -117,45 +127,54 @@ class EngineClient:
         if not any(worker.ready and not worker.dead for worker in self.workers.values()):
             message = "the engine worker has died and is being restarted; try again in a second"
             raise unavailable(message, code="worker_lost")
-        for name in self.names if model is None else (model,):
-            if not any(worker.serves(name) for worker in self.workers.values()):
-                raise unavailable(_failing(name), code=MODEL_FAILING)
+        names = self.names if model is None else (model,)
+        if not any(worker.serves(name) for name in names for worker in self.workers.values()):
+            raise unavailable(MODEL_FAILING.format(" and ".join(names)), code="model_failing")
 
-    def submit(self, request: GenerateRequest) -> tuple[int, asyncio.Future[Done]]:
-        """Hand a request to the worker with the least to do.
+    def admit(self, model: str, images: int, calls: int) -> Ticket:
+        """Count a request in before any work is done for it; `release` must follow. Raises Refusal."""
+        self.check_ready(model)
+        return self.admission.enter(model, images, calls)
 
-        The future ends in Done or an ApiError; `forget` must follow. Raises ApiError 503 when none takes it.
+    def release(self, ticket: Ticket) -> None:
+        self.admission.leave(ticket)
+
+    def submit(self, request: ImageRequest, timeout_s: float) -> PoolStream:
+        """Hand an admitted request to the worker with the least to do. Raises Refusal when none takes it.
+
+        The stream must be iterated to its end or cancelled.
         """
-        self.check_ready(request.model)
         number, now = next(self.ids), time.monotonic()
-        submit = Submit(number, request, now, now + request.timeout_s)
-        entry = _Pending(submit, asyncio.get_running_loop().create_future())
+        stream = PoolStream(lambda: self._cancel(number))
+        entry = _Pending(Submit(number, request, now, now + timeout_s), stream)
         if not self._give(entry):
             raise unavailable("the engine worker has stopped taking requests", code="worker_lost")
         self.pending[number] = entry
-        return number, entry.future
-
-    def forget(self, number: int) -> None:
-        """End interest in a request. If it still runs, it is cancelled: its slots are free within a step."""
-        entry = self.pending.pop(number)
-        self._take_back(entry)
-        if entry.future.done():
-            return
-        entry.future.cancel()
-        if entry.worker and not entry.worker.dead:
-            try:
-                entry.worker.link.requests.put(Cancel(number))
-            except WorkerGoneError:  # a dead worker holds no slots
-                return
+        stream.put(Accepted(number))
+        return stream
 
     def owed(self) -> Counter[Worker]:
         """How many answers each worker owes; those that owe none are left out."""
-        return Counter(entry.worker for entry in self.pending.values() if entry.worker and not entry.future.done())
+        return Counter(entry.worker for entry in self.pending.values() if entry.worker)
 
-    def fail_all(self, message: str, code: str) -> None:
-        """Answer 503 to everyone who waits."""
-        for entry in self.pending.values():
-            self._fail(entry, message, code)
+    def fail_all(self, why: Refusal) -> None:
+        """End every request."""
+        for entry in list(self.pending.values()):
+            self._cancel_at_worker(entry)
+            self._fail(entry, why)
+
+    def _cancel(self, number: int) -> None:
+        if entry := self.pending.pop(number, None):
+            self._cancel_at_worker(entry)
+
+    def _cancel_at_worker(self, entry: _Pending) -> None:
+        worker = entry.worker
+        self._take_back(entry)
+        if worker and not worker.dead:
+            try:
+                worker.link.send(Cancel(entry.submit.id))
+            except WorkerGoneError:  # a dead worker holds no slots
+                return
 
     def _give(self, entry: _Pending) -> bool:
         """To the worker with the least to do; False when there is none that takes it."""
@@ -163,7 +182,7 @@ class EngineClient:
         willing = [worker for worker in self.workers.values() if worker.serves(request.model)]
         for worker in sorted(willing, key=lambda worker: worker.backlog_s):
             try:
-                worker.link.requests.put(entry.submit)
+                worker.link.send(entry.submit)
             except WorkerGoneError:
                 continue
             entry.worker, entry.work_s = worker, worker.work_s(request)
@@ -175,23 +194,7 @@ class EngineClient:
         """A worker is no longer busy with a request."""
         if entry.worker:
             entry.worker.backlog_s -= entry.work_s
-            entry.work_s = 0.0
-
-    def _read(self, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            while (answer := self._answer(worker)) is not None:
-                loop.call_soon_threadsafe(self._arrived, worker, answer)
-            loop.call_soon_threadsafe(self._gone, worker)
-        except RuntimeError:  # the event loop is closed: the server has stopped and nobody waits
-            return
-
-    def _answer(self, worker: Worker) -> Answer | None:
-        """The worker's next answer; None when there will be none."""
-        try:
-            return worker.link.answers.receive()
-        except Exception:  # then its pipes are closed, so that it ends, and its requests are made again
-            logger.exception("an answer of engine worker %d could not be read; the worker is given up", worker.number)
-            return None
+            entry.worker = None
 
     def _arrived(self, worker: Worker, answer: Answer) -> None:
         worker.silent_checks = 0
@@ -200,17 +203,32 @@ class EngineClient:
         elif isinstance(answer, Ready):
             self._warm(worker, answer)
         elif isinstance(answer, Stats):
-            self.stats[worker.number] = together(self.past.get(worker.number), answer)
+            self.stats[worker.number] = answer.after(self.past.get(worker.number))
         elif isinstance(answer, Health):
             (worker.failing.discard if answer.ok else worker.failing.add)(answer.model)
-        elif (entry := self.pending.get(answer.id)) is None or entry.future.done():
+        elif (entry := self.pending.get(answer.id)) is None or entry.worker is not worker:
             return  # cancelled while its answer was on the way
-        elif isinstance(answer, Failed) and answer.code == MODEL_FAILING:
-            self._give_elsewhere(entry)
-        elif isinstance(answer, Failed):
-            entry.future.set_exception(ApiError(STATUS.get(answer.code, 500), answer.message, code=answer.code))
-        else:
-            entry.future.set_result(answer)
+        elif isinstance(answer, Progress):
+            if answer.step > entry.steps[answer.image]:  # a replay repeats no event
+                entry.steps[answer.image] = answer.step
+                entry.stream.put(answer)
+        elif not (isinstance(answer, Failed) and answer.code == "model_failing" and self._elsewhere(entry)):
+            self._end(entry, answer)
+
+    def _end(self, entry: _Pending, last: Finished | Failed) -> None:
+        self._take_back(entry)
+        self.pending.pop(entry.submit.id, None)
+        entry.stream.put(last)
+
+    def _fail(self, entry: _Pending, why: Refusal) -> None:
+        self._end(entry, Failed.of(entry.submit.id, why))
+
+    def _elsewhere(self, entry: _Pending) -> bool:
+        """Give a request that waited for a failing model to another worker, if one serves the model."""
+        assert entry.worker is not None
+        entry.worker.failing.add(entry.submit.request.model)  # the worker's Health is on its way
+        self._take_back(entry)
+        return self._give(entry)
 
     def _warm(self, worker: Worker, ready: Ready) -> None:
         worker.ready = ready
@@ -221,46 +239,34 @@ class EngineClient:
             self.started = True
             self.on_ready()
         for entry in list(self.pending.values()):
-            if entry.worker is None and not entry.future.done():
+            if entry.worker is None:
                 self._replay(entry)
 
     def _gone(self, worker: Worker) -> None:
         worker.dead = True
-        worker.link.close()
         if last := self.stats.get(worker.number):
-            self.stats[worker.number] = self.past[worker.number] = gone(last)
+            self.stats[worker.number] = self.past[worker.number] = last.ended()
         self._measure_rooms()
+        self.on_lost(worker)
         for entry in list(self.pending.values()):
-            if entry.worker is not worker or entry.future.done():
+            if entry.worker is not worker:
                 continue
+            self._take_back(entry)
             if entry.replays == MAX_REPLAYS:
-                again = "the engine worker died while making this image, and so did the one that tried again"
-                self._fail(entry, again, "worker_lost")
+                self._fail(entry, unavailable(DIED_TWICE, code="worker_lost"))
             else:
                 entry.replays += 1
                 self._replay(entry)
 
     def _replay(self, entry: _Pending) -> None:
-        """Make the images again from the start, which gives the same images; wait if nobody can."""
-        entry.worker = None
+        """Make the images again from the start, which gives the same images; wait if no worker can."""
         if self.lost:
-            self._fail(entry, "the engine workers keep dying; the server is stopping", "worker_lost")
+            self._fail(entry, unavailable(WORKERS_LOST, code="worker_lost"))
         elif not self._give(entry):
             logger.info("request %s waits for a worker to come back", entry.submit.id)
 
-    def _give_elsewhere(self, entry: _Pending) -> None:
-        """A worker whose network fails has given a request back untried."""
-        self._take_back(entry)
-        entry.worker = None
-        if not self._give(entry):
-            self._fail(entry, _failing(entry.submit.request.model), MODEL_FAILING)
-
-    def _fail(self, entry: _Pending, message: str, code: str) -> None:
-        if not entry.future.done():
-            entry.future.set_exception(unavailable(message, code=code))
-
     def _measure_rooms(self) -> None:
-        """Tell the admission what is there. When no worker is left, it keeps counting with what there was."""
+        """Tell the admission what there is. When no worker is left, it keeps counting with what there was."""
         warm = [worker.ready for worker in self.workers.values() if worker.ready and not worker.dead]
         if not warm:
             return
@@ -268,14 +274,6 @@ class EngineClient:
         for name in self.names:
             served = [ready.models[name] for ready in warm]
             slots = sum(model.capacity for model in served)
-            rooms[name] = Room(slots, len(served), sum(map(row_s, served)) / len(served))
+            rooms[name] = Room(slots, len(served), sum(model.row_s for model in served) / len(served))
+            self.admission.most[name] = max(slots, served[0].capacity * self.expected)
         self.admission.rooms = rooms
-
-
-def _failing(model: str) -> str:
-    return f"the network of {model} has failed several times in a row; it is tried again every second"
-
-
-def row_s(model: ServedModel) -> float:
-    """Device time of one row in a network call over all slots."""
-    return model.tick_s / model.capacity

@@ -1,4 +1,4 @@
-"""The parent: forks the HTTP process and the workers, replaces workers that die or hang, and ends all in order.
+"""The parent: forks HTTP processes and workers, replaces workers that die or hang, and ends all in order.
 
 It has a single thread, so forking is safe at any time; it must never load an engine's library or touch a GPU.
 """
@@ -10,19 +10,18 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkProcess
 
-from server.processes.gc_freeze import freeze_heap
-from server.processes.pipes import ANNOUNCED, Control, Link
-from server.processes.worker import EXIT_BAD_ENGINE, EXIT_NOT_LOADED
+from server.processes.control import Control
+from server.processes.worker import EXIT_BAD_ENGINE, EXIT_NOT_LOADED, freeze_heap
 
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 KILL_AFTER_S = 5.0  # beyond drain and grace period, for a child that does not end by itself
 REPEAT_S = 1.0  # between two SIGTERMs to an HTTP process that has not ended
-CLOSED_S = 1.0  # between the end of the HTTP process's pipes and its own
+CLOSED_S = 1.0  # between the end of an HTTP process's sockets and its own
 WINDOW_S = 60.0  # over which restarts are counted
 MAX_BACKOFF_S = 60.0  # between two attempts to replace a worker that could not load
 
@@ -45,66 +44,98 @@ class RestartBudget:
 
 
 class Supervisor:
-    """run_http: serves on the listener until told to stop. run_worker: serves one link. Both run in children.
+    """Forks and watches the other processes.
 
-    stop_s: seconds that the HTTP process may take for its drain and its last requests.
+    listeners: one for each HTTP process; closed here once that has it. stop_s: seconds that these may take for their
+    drain and their last requests. on_ready: called once, when every HTTP process has found every worker warm.
+    run_http: serves on its listener until told to stop, as process 0, 1, ... run_worker: serves one socket per HTTP
+    process.
     """
 
     def __init__(
         self,
-        listener: socket.socket,
+        listeners: Sequence[socket.socket],
         workers: int,
         restart_limit: int,
         stop_s: float,
-        run_http: Callable[[Control], None],
-        run_worker: Callable[[int, Link], None],
+        on_ready: Callable[[], None],
+        run_http: Callable[[int, Control], None],
+        run_worker: Callable[[int, Sequence[socket.socket]], None],
     ) -> None:
-        self.listener = listener
+        self.listeners = listeners
         self.count = workers
         self.budget = RestartBudget(restart_limit)
         self.stop_s = stop_s
+        self.on_ready = on_ready
         self.run_http = run_http
         self.run_worker = run_worker
         self.fork = multiprocessing.get_context("fork")
-        self.control = Control()
+        self.controls = [Control() for _ in listeners]
+        self.https: list[ForkProcess] = []
         self.workers: dict[int, ForkProcess] = {}
-        self.announced = False  # all workers have been ready, and the server has said that it serves
+        self.ready: set[int] = set()  # HTTP processes that have found every worker warm
         self.refusals: dict[int, int] = {}  # worker number -> how often in a row its replacement could not load
         self.retry_at_s: dict[int, float] = {}  # worker number -> when to try again
         self.code: int | None = None  # the exit code, once the end has begun
         self.kill_at_s = 0.0
 
+    @property
+    def announced(self) -> bool:
+        """Whether the server has said that it serves."""
+        return len(self.ready) == len(self.controls)
+
     def run(self) -> int:
-        """Until a stop signal, the end of the HTTP process, or too many deaths. Returns the exit code."""
+        """Until a stop signal, the end of an HTTP process, or too many deaths. Returns the exit code."""
         watched = {*STOP_SIGNALS, signal.SIGCHLD, signal.SIGIO}
         signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal whose default is to be ignored is never waited for
         signal.pthread_sigmask(signal.SIG_BLOCK, watched)
-        self.control.signal_parent()
+        for control in self.controls:
+            control.signal_parent()
         freeze_heap()  # the modules, once for all processes
-        http = self.fork.Process(target=self._http, name="http")
-        http.start()
-        self.listener.close()
-        self.control.http.close()
+        self._start_http()
         for number in range(self.count):
             self._start(number)
 
-        while http.exitcode is None:
+        while self._http_lives():
             received = signal.sigtimedwait(watched, self._patience_s())
             if received and received.si_signo in STOP_SIGNALS:
                 if self.code is not None and received.si_signo == signal.SIGINT:
-                    _send(http, signal.SIGINT)  # the second one ends the drain and the grace period
-                self._end(http, 0)
+                    self._signal_http(signal.SIGINT)  # the second one ends the drain and the grace period
+                self._end(0)
             self._hear()
-            if http.exitcode is None:  # or the workers have ended because of it
-                self._replace_the_dead(http)
+            self._notice_http_ends()
+            if self._http_lives():  # or the workers have ended because of it
+                self._replace_the_dead()
                 self._retry()
             if self.code is not None:
-                self._press(http)
-        if self.code is None:
-            _report(http, "the server stops")
-            self.code = 1
+                self._press()
+        self._notice_http_ends()
+        for http in self.https:
+            if http.exitcode and self.code == 0:
+                _report(http, "its requests were lost")
+                self.code = 1
         self._join_workers()
+        assert self.code is not None
         return self.code
+
+    def _start_http(self) -> None:
+        for number in range(len(self.controls)):
+            http = self.fork.Process(target=self._http, args=(number,), name=f"http-{number}")
+            http.start()
+            self.https.append(http)
+        for listener, control in zip(self.listeners, self.controls, strict=True):
+            listener.close()
+            control.http.close()
+
+    def _http_lives(self) -> bool:
+        """Whether a process is left whose requests need workers."""
+        return any(http.exitcode is None for http in self.https)
+
+    def _notice_http_ends(self) -> None:
+        """When an HTTP process ends by itself, the server stops."""
+        if self.code is None and (ended := [http for http in self.https if http.exitcode is not None]):
+            _report(ended[0], "the server stops")
+            self._end(1)
 
     def _patience_s(self) -> float:
         """How long to wait for a signal."""
@@ -112,23 +143,31 @@ class Supervisor:
             return REPEAT_S
         return max(0.0, min([time.monotonic() + WINDOW_S, *self.retry_at_s.values()]) - time.monotonic())
 
-    def _end(self, http: ForkProcess, code: int) -> None:
-        """The HTTP process finishes its requests and exits; that closes the pipes that the workers wait on."""
+    def _end(self, code: int) -> None:
+        """The HTTP processes finish their requests and exit; that closes the sockets that the workers wait on."""
         if self.code is None:
             self.code, self.kill_at_s = code, time.monotonic() + self.stop_s + KILL_AFTER_S
             self.retry_at_s.clear()
 
-    def _press(self, http: ForkProcess) -> None:
-        """Ask the HTTP process to end, again and again, and kill it when its time is over."""
+    def _press(self) -> None:
+        """Ask the HTTP processes to end, again and again, and kill them when their time is over."""
         if time.monotonic() < self.kill_at_s:
-            http.terminate()
-        elif http.exitcode is None:
-            logger.error("the http process did not end in time and is killed")
-            self.code = self.code or 1
-            http.kill()
+            self._signal_http(signal.SIGTERM)
+            return
+        for http in self.https:
+            if http.exitcode is None:
+                logger.error("the %s process did not end in time and is killed", http.name)
+                self.code = self.code or 1
+                http.kill()
+                http.join()
+
+    def _signal_http(self, number: signal.Signals) -> None:
+        for http in self.https:
+            if http.exitcode is None and http.pid is not None:  # not yet waited for, so the id is still its own
+                os.kill(http.pid, number)
 
     def _join_workers(self) -> None:
-        """They follow the end of their request pipe; those that do not are killed."""
+        """They follow the end of their sockets; those that do not are killed."""
         until_s = time.monotonic() + KILL_AFTER_S
         for worker in self.workers.values():
             worker.join(max(0.0, until_s - time.monotonic()))
@@ -139,36 +178,42 @@ class Supervisor:
                 worker.join()
 
     def _start(self, number: int) -> None:
-        link = Link.create()
-        worker = self.fork.Process(target=self._worker, args=(number, link), name=f"engine-worker-{number}")
+        pairs = [socket.socketpair() for _ in self.controls]
+        worker = self.fork.Process(target=self._worker, args=(number, pairs), name=f"engine-worker-{number}")
         worker.start()
         assert worker.pid is not None
-        self.control.worker_started(number, link, worker.pid)
-        link.close()  # the parent keeps no end, so that each side sees when the other is gone
+        for control, (http_end, worker_end) in zip(self.controls, pairs, strict=True):
+            control.worker_started(number, worker.pid, http_end)
+            http_end.close()  # the parent keeps no end, so that each side sees when the other is gone
+            worker_end.close()
         self.workers[number] = worker
 
     def _hear(self) -> None:
-        """What the HTTP process reports: that the server is ready, or which workers hang. SIGCHLD follows a kill."""
-        for pid in self.control.reports():
-            self.announced |= pid == ANNOUNCED
-            for worker in self.workers.values():
-                if worker.pid == pid:  # or it has died and been replaced meanwhile
-                    worker.kill()
+        """What the HTTP processes report: that they are ready, or which workers hang. SIGCHLD follows a kill."""
+        for process, control in enumerate(self.controls):
+            for report in control.reports():
+                if report == Control.READY and process not in self.ready:
+                    self.ready.add(process)
+                    if self.announced:
+                        self.on_ready()
+                for worker in self.workers.values():
+                    if worker.pid == report:  # or it has died and been replaced meanwhile
+                        worker.kill()
 
-    def _replace_the_dead(self, http: ForkProcess) -> None:
+    def _replace_the_dead(self) -> None:
         for number, worker in list(self.workers.items()):
             if worker.exitcode is None:
                 continue
-            if worker.exitcode == 0:  # its pipe was closed: the HTTP process is about to end, or should be
-                http.join(CLOSED_S)
-                if http.exitcode is not None or self.code is not None:
+            if worker.exitcode == 0:  # its sockets were closed: the HTTP processes are about to end, or should be
+                self.https[0].join(CLOSED_S)
+                if any(http.exitcode is not None for http in self.https) or self.code is not None:
                     continue
             del self.workers[number]
             refused = worker.exitcode == EXIT_BAD_ENGINE or (worker.exitcode == EXIT_NOT_LOADED and self.workers)
             if self.announced and refused:
-                self._postpone(http, number)
+                self._postpone(number)
             elif worker.exitcode == EXIT_BAD_ENGINE:  # the worker has said why, and another one would say it again
-                self._give_up(http, EXIT_BAD_ENGINE)
+                self._give_up(EXIT_BAD_ENGINE)
             elif self.code is not None and self.code != 0:
                 continue
             elif self.budget.allows(time.monotonic()):
@@ -177,9 +222,9 @@ class Supervisor:
                 self._start(number)
             else:
                 _report(worker, f"that is more than {self.budget.limit} in {WINDOW_S:.0f} s: the server stops")
-                self._give_up(http, 1)
+                self._give_up(1)
 
-    def _postpone(self, http: ForkProcess, number: int) -> None:
+    def _postpone(self, number: int) -> None:
         """A replacement could not load, and has said why. Others go on; it is tried again after a growing delay."""
         if self.code is not None:
             return
@@ -189,7 +234,7 @@ class Supervisor:
                 "stops; start it again to serve what its engine folders hold now",
                 number,
             )
-            self._give_up(http, 1)
+            self._give_up(1)
             return
         delay_s = min(MAX_BACKOFF_S, 2.0 ** self.refusals.get(number, 0))
         self.refusals[number] = self.refusals.get(number, 0) + 1
@@ -204,26 +249,28 @@ class Supervisor:
             del self.retry_at_s[number]
             self._start(number)
 
-    def _give_up(self, http: ForkProcess, code: int) -> None:
-        self.control.gave_up()
-        self._end(http, code)
+    def _give_up(self, code: int) -> None:
+        for control in self.controls:
+            control.gave_up()
+        self._end(code)
 
-    def _http(self) -> None:
-        self.control.parent.close()
-        self.run_http(self.control)
+    def _http(self, number: int) -> None:
+        for other, (listener, control) in enumerate(zip(self.listeners, self.controls, strict=True)):
+            control.parent.close()
+            if other != number:  # or connections would wait here for a process that has ended
+                listener.close()
+                control.http.close()
+        self.run_http(number, self.controls[number])
 
-    def _worker(self, number: int, link: Link) -> None:
-        self.control.parent.close()  # or its end of file would not say that the parent is gone
-        link.keep_worker_ends()
-        for stop in STOP_SIGNALS:  # a terminal signals every process; the worker ends with its request pipe
+    def _worker(self, number: int, pairs: Sequence[tuple[socket.socket, socket.socket]]) -> None:
+        for control in self.controls:
+            control.parent.close()  # or its end of file would not say that the parent is gone
+        for http_end, _ in pairs:
+            http_end.close()
+        for stop in STOP_SIGNALS:  # a terminal signals every process; the worker ends with its sockets
             signal.signal(stop, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOP_SIGNALS, signal.SIGCHLD})
-        self.run_worker(number, link)
-
-
-def _send(child: ForkProcess, number: signal.Signals) -> None:
-    if child.exitcode is None and child.pid is not None:  # not yet waited for, so the id is still its own
-        os.kill(child.pid, number)
+        self.run_worker(number, [worker_end for _, worker_end in pairs])
 
 
 def _report(child: ForkProcess, consequence: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from server.processes.pool import EngineClient, Worker
+from server.processes.pool import Worker, WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +23,8 @@ class Watchdog:
     a single check is all it makes of that time.
     """
 
-    def __init__(
-        self, client: EngineClient, stall_s: float, load_timeout_s: float, kill: Callable[[Worker], None]
-    ) -> None:
-        self.client = client
+    def __init__(self, pool: WorkerPool, stall_s: float, load_timeout_s: float, kill: Callable[[Worker], None]) -> None:
+        self.pool = pool
         self.stall_s = stall_s
         self.load_timeout_s = load_timeout_s
         self.kill = kill
@@ -39,8 +37,8 @@ class Watchdog:
 
     def check_answers(self) -> None:
         """Call CHECKS times in `stall_s` seconds."""
-        owed = self.client.owed()
-        for worker in self.client.workers.values():
+        owed = self.pool.owed()
+        for worker in self.pool.workers.values():
             if worker.ready and _hangs(worker, worker in owed):
                 logger.error(
                     "engine worker %d owes %d answers and has said nothing for %g s: it is killed",
@@ -50,7 +48,7 @@ class Watchdog:
 
     def check_loading(self) -> None:
         """Call CHECKS times in `load_timeout_s` seconds."""
-        for worker in self.client.workers.values():
+        for worker in self.pool.workers.values():
             if not worker.ready and _hangs(worker, not worker.dead):
                 logger.error(
                     "engine worker %d has been loading %s for %g s: it is killed; raise --load-timeout-s if that is "

@@ -99,10 +99,14 @@ class SharedTimes:
     """
 
     def __init__(self) -> None:
-        self.descriptor = os.memfd_create("measured times")  # open for as long as the server
+        self.descriptor = os.memfd_create("measured times")
+
+    def close(self) -> None:
+        """Give the file back. A server keeps it for as long as it runs."""
+        os.close(self.descriptor)
 
     def get(self, model: str, measured: Callable[[], CallTimes]) -> dict[int, float]:
-        """The times of a model; `measured` is called when nobody has measured them yet."""
+        """The times of a model; `measured` is called when no worker has measured them yet."""
         fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
         try:
             size = os.fstat(self.descriptor).st_size

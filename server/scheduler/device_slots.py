@@ -2,7 +2,7 @@
 
 The same face as `server.scheduler.slots.SlotTable`. A tick is one small copy to the device, one network call, one
 step kernel and one copy back of what has finished. The host knows the step counts, so it knows before a call who
-ends with it, and which row of the network's input everybody else moves to; it waits once, for pixels and the flags of
+ends with it, and which row of the input every other image moves to; it waits once, for pixels and the flags of
 rows that are not finite. On a CPU device the kernels' references run, which is how this is tested without a GPU.
 """
 
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from fewstep.pixels import Pixels
-from fewstep.precond import edm_scalings
 from fewstep.schedule import MAX_STEPS
+from fewstep.step import Levels, levels_of
 from kernels.initial_noise import initial_noise
 from kernels.rows import KNOWN, STARTED, Inpainting, RowsUpload, layout
-from kernels.step import step
+from kernels.step import step, to_pixels_reference
 from server.scheduler.slots import Image, ImageKey, Start, Tick, nothing
 
 if TYPE_CHECKING:
@@ -64,11 +65,12 @@ class DeviceSlotTable:
         # What the host knows of every slot.
         self.keys: list[ImageKey | None] = [None] * capacity
         self.row = np.full(capacity, _FREE, np.int64)  # of the network's input
-        self.sigmas = np.zeros((capacity, MAX_STEPS + 1), np.float32)  # zero behind the last level
+        self.levels = np.zeros((capacity, MAX_STEPS + 1, len(Levels._fields)), np.float32)  # behind the last: anything
         self.calls = np.zeros(capacity, np.int64)  # network calls made
         self.seeds = np.zeros(capacity, np.uint64)
         self.labels = np.zeros(capacity, np.int64)
         self.flags = np.zeros(capacity, np.int64)
+        self.previews = np.zeros(capacity, bool)
 
     @property
     def free(self) -> int:
@@ -86,17 +88,16 @@ class DeviceSlotTable:
             return
         slots = np.flatnonzero(self.row == _FREE)[:count]
         rows = np.setdiff1d(np.arange(self.capacity), self.row)[:count]
-        self.sigmas[slots] = 0
         for slot, image in zip(slots, images, strict=True):
-            self.sigmas[slot, : len(image.sigmas)] = image.sigmas
+            self.levels[slot, : len(image.sigmas)] = levels_of(image.sigmas, self.sigma_data)
         self.seeds[slots] = [image.seed for image in images]
         self.labels[slots] = [image.label for image in images]
         self.calls[slots] = 0
         self.flags[slots] = [self._begin_at(slot, image.start) for slot, image in zip(slots, images, strict=True)]
-        sigma = self.sigmas[slots, 0]
-        scalings = edm_scalings(sigma, self.sigma_data)
+        self.previews[slots] = [image.preview for image in images]
+        levels = Levels(*self.levels[slots, 0].T)
         sent = self.admitted.send(
-            count, slot=slots, target=rows, sigma_next=sigma, c_in=scalings.c_in, c_noise=scalings.c_noise,
+            count, slot=slots, target=rows, sigma_next=levels.sigma, c_in=levels.c_in, c_noise=levels.c_noise,
             seed=self.seeds[slots].view(np.int64), label=self.labels[slots], flags=self.flags[slots],
         )  # fmt: skip
         initial_noise(self.x, sent, self.network, inpainting=self.inpainting)
@@ -127,19 +128,21 @@ class DeviceSlotTable:
             return Tick()
         slots = slots[np.argsort(self.row[slots])]
         made = self.calls[slots] + 1
-        sigma_next = self.sigmas[slots, made]
-        last = sigma_next == 0
+        before, after = (Levels(*self.levels[slots, call].T) for call in (made - 1, made))  # after the last: not read
+        last = before.sigma_next == 0
         target = np.where(last, np.cumsum(last), np.cumsum(~last)) - 1  # rows of the pixels, and of the next input
-        before = edm_scalings(self.sigmas[slots, made - 1], self.sigma_data)
-        after = edm_scalings(np.where(last, np.float32(1), sigma_next), self.sigma_data)  # of the last: not read
         sent = self.stepped.send(
             len(slots), slot=slots, source=self.row[slots], target=target, c_skip=before.c_skip, c_out=before.c_out,
-            sigma_next=sigma_next, c_in=after.c_in, c_noise=after.c_noise, seed=self.seeds[slots].view(np.int64),
+            sigma_next=before.sigma_next, c_in=after.c_in, c_noise=after.c_noise, seed=self.seeds[slots].view(np.int64),
             call=made, label=self.labels[slots], flags=self.flags[slots],
         )  # fmt: skip
         in_use = int(self.row[slots[-1]]) + 1
         batch = next(bucket for bucket in self.buckets if bucket >= in_use)
         output = self.network.run(batch)
+        shown = np.flatnonzero(self.previews[slots] & ~last)
+        denoised = (
+            self._denoised(output, slots[shown], before.c_skip[shown], before.c_out[shown]) if len(shown) else None
+        )
         self.stamp = self.stamp % (2**31 - 1) + 1
         step(
             self.x, output, sent, self.network, self.pixels, self.broken,
@@ -148,6 +151,11 @@ class DeviceSlotTable:
         meanwhile()
         pixels, sound = self._read(len(slots), int(np.count_nonzero(last)))
 
+        previews = tuple(
+            (self._key(slots[place]), int(made[place]), image)
+            for place, image in zip(shown, [] if denoised is None else denoised.cpu().numpy(), strict=True)
+            if sound[place]
+        )
         broken = tuple(self._key(slot) for slot in slots[~sound])
         finished = tuple(
             (self._key(slot), pixels[place])
@@ -156,7 +164,22 @@ class DeviceSlotTable:
         self.calls[slots] = made
         self.row[slots] = target
         self._release(slots[last | ~sound])
-        return Tick(finished, broken, len(slots), batch)
+        return Tick(finished, broken, len(slots), batch, previews)
+
+    def _denoised(
+        self, output: Tensor, slots: NDArray[np.int64], c_skip: NDArray[np.float32], c_out: NDArray[np.float32]
+    ) -> Tensor:
+        """The denoised images of some slots before they are re-noised, uint8 [n, H, W, C] on the device.
+
+        For the few that asked, and before the step: its kernel computes the same for all rows, and keeps none of it.
+        """
+        device = self.x.device
+        slot, row = (torch.from_numpy(index).to(device) for index in (slots, self.row[slots]))
+        skip, out = (torch.from_numpy(factor).to(device)[:, None, None, None] for factor in (c_skip, c_out))
+        known = torch.from_numpy((self.flags[slots] & KNOWN) != 0).to(device)[:, None, None, None]
+        images = skip * self.x[slot] + out * output[row].float()
+        images = torch.where(known & self.inpainting.mask[slot], self.inpainting.image[slot], images)
+        return to_pixels_reference(images)
 
     def _read(self, rows: int, finished: int) -> tuple[Pixels, NDArray[np.bool_]]:
         """The first images of `pixels`, and which rows of the step were finite. Here the host waits for the device."""

@@ -5,9 +5,9 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -15,58 +15,80 @@ from export.manifest import Manifest, read_manifest
 from fewstep.card import CheckpointError
 from fewstep.pixels import encode
 from fewstep.schedule import SIGMA_MAX
-from server.processes.messages import ServedModel
 from server.scheduler.calibration import MAX_KNEE, SharedTimes, choose_buckets, doubling, knee, measure
-from server.scheduler.model import Served
+from server.scheduler.model import Model, ModelInfo
 from server.scheduler.row_independence import check_rows_independent
 from server.scheduler.slots import Image, ImageKey, Slots, SlotTable, Tick, buckets_for
-from server.settings.settings import Settings
 
 if TYPE_CHECKING:
     from export.engine import Engine
 
 logger = logging.getLogger(__name__)
 
+
+Mode = Literal["fast", "exact"]
 # What may differ between the manifest that was announced and the one that is loaded: none of it changes an image.
 DESCRIPTIVE = {"name", "parity", "bounds", "facts", "versions", "proofs"}
 
 
-def load_model(
-    name: str, folder: Path, settings: Settings, times: SharedTimes, announced: Manifest
-) -> tuple[Served, ServedModel]:
-    """A model ready to be served, and what there is to know about it.
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load engines; the defaults are those of `python -m server`."""
 
-    announced: what the server read at its start and tells its clients. Raises CheckpointError in a sentence, also when
-    the folder holds something else by now.
+    backend: str | None = None  # None: the one each engine's manifest names
+    mode: Mode = "fast"  # exact: a row's bytes are the same whatever the batch
+    capacity: int = 8  # slots of a model; 0: chosen at the knee of the measured time of a call
+    threads: int = 0  # cores one network call may use; 0: an equal share of the machine for each process
+    processes: int = 1  # how many share the machine
+    stall_s: float = 0.0  # a network call that takes longer is refused; 0: no limit
+
+    @property
+    def cores(self) -> int:
+        """Threads for the backend; 0: as many as it likes."""
+        if self.threads or self.processes == 1:
+            return self.threads
+        return max(1, len(os.sched_getaffinity(0)) // self.processes)
+
+
+def load_model(
+    name: str, folder: Path, options: LoadOptions, times: SharedTimes, announced: Manifest | None = None
+) -> Model:
+    """A warm model, ready for an engine loop.
+
+    announced: the manifest that clients see. Raises CheckpointError in a sentence, also when the folder
+    holds something else by now.
     """
     # Only here: the engine's libraries belong to the worker, and the other processes import this module too.
     from export.engine import load_engine
 
+    found = read_manifest(folder)
+    expected = announced or found
+    check_announced(folder, expected, found)
+
     def load(buckets: Sequence[int]) -> "Engine":
-        engine = load_engine(folder, backend=settings.backend, threads=threads_of(settings), buckets=buckets)
-        check_announced(folder, announced, engine.manifest)  # it may have been replaced since the line below
+        engine = load_engine(folder, backend=options.backend, threads=options.cores, buckets=buckets)
+        check_announced(folder, expected, engine.manifest)  # it may have been replaced since it was read
         return engine
 
-    check_announced(folder, announced, read_manifest(folder))
-    engine, buckets, calls = open_measured(name, load, settings, times)
+    engine, buckets, calls = open_measured(name, load, options, times)
     capacity = buckets[-1]
     manifest = engine.manifest
-    if settings.mode == "exact":
+    if options.mode == "exact":
         check_rows_independent(engine.network, manifest.input_shape, manifest.classes, capacity)
     table = slot_table(engine, buckets)
     # A backend of fixed shapes may prepare one at its first call; the others need no more than the smallest and the
     # largest.
     tick_s = warm_up(table, (buckets[0], buckets[-1]) if takes_any_size(engine) else table.buckets)
-    if settings.stall_s and tick_s >= settings.stall_s:
+    if options.stall_s and tick_s >= options.stall_s:
         raise CheckpointError(
             f"a network call of {name} over {capacity} images takes {tick_s:.1f} s, and a worker that is silent for "
-            f"{settings.stall_s:g} s counts as hanging; raise --stall-s or lower --capacity"
+            f"{options.stall_s:g} s counts as hanging; raise --stall-s or lower --capacity"
         )
     logger.info(
         "%s: %d slots, batches of %s, %.2f ms a full call, measured %s",
         *(name, capacity, buckets, 1e3 * tick_s, {size: f"{1e3 * seconds:.2f} ms" for size, seconds in calls.items()}),
     )
-    return Served(table, manifest.levels), ServedModel(tick_s, capacity, table.buckets, calls, engine.facts)
+    return Model(table, ModelInfo(tick_s, capacity, table.buckets, calls, engine.facts))
 
 
 def check_announced(folder: Path, announced: Manifest, found: Manifest) -> None:
@@ -81,14 +103,14 @@ def check_announced(folder: Path, announced: Manifest, found: Manifest) -> None:
 
 
 def open_measured(
-    name: str, load: "Callable[[Sequence[int]], Engine]", settings: Settings, times: SharedTimes
+    name: str, load: "Callable[[Sequence[int]], Engine]", options: LoadOptions, times: SharedTimes
 ) -> "tuple[Engine, tuple[int, ...], Mapping[int, float]]":
     """The engine, the batch sizes to call it with, and the measured times from which they were chosen.
 
     load: opens the engine for some batch sizes. The engine that is measured is the one to be served where its batch
     sizes fit, and gone before that one is opened where they do not: a GPU need not hold two.
     """
-    exact, capacity = settings.mode == "exact", settings.capacity
+    exact, capacity = options.mode == "exact", options.capacity
     prepared = buckets_for(capacity, exact) if capacity else doubling(MAX_KNEE)
     sizes = prepared if exact and capacity else doubling(prepared[-1])
     probe: list[Engine] = []  # stays empty when another worker has measured
@@ -126,13 +148,6 @@ def release(probe: "list[Engine]") -> None:
         import torch
 
         torch.cuda.empty_cache()  # PyTorch keeps what was freed, and other libraries cannot have it
-
-
-def threads_of(settings: Settings) -> int:
-    """Cores of one network call: as told, or an equal share of the machine for each of several CPU workers."""
-    if settings.threads or settings.workers == 1:
-        return settings.threads
-    return max(1, len(os.sched_getaffinity(0)) // settings.workers)
 
 
 def slot_table(engine: "Engine", buckets: Sequence[int]) -> Slots:

@@ -1,28 +1,43 @@
-"""One model inside an engine worker: its slot table, who waits for a slot, what was counted, and whether it works."""
+"""One model of an engine loop: its slot table, the requests that wait for a slot, its counts, and whether it works."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fewstep.card import Levels
 from fewstep.schedule import SIGMA_MAX
-from server.processes.messages import ModelStats
-from server.scheduler.counters import Counters
-from server.scheduler.policy import Admission, Waiting
+from server.scheduler.policy import Grant, Waiting
 from server.scheduler.slots import Image, ImageKey, Slots
+from server.scheduler.stats import ModelStats
 
 FAILING_AFTER = 3  # failed network calls in a row
-PROBE = ImageKey(request=-1, image=0)  # an image to try the network with; requests count from 0
+PROBE = ImageKey(request=-1, image=0)  # an image that no request asks for; request ids count from 0
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """How a model runs: measured when it was loaded."""
+
+    tick_s: float  # one network call over all slots, with the step around it
+    capacity: int  # slots
+    buckets: tuple[int, ...]  # batch sizes the network is called with, ascending, the last one being the capacity
+    call_s: Mapping[int, float]  # a tick by batch size; what the two above were chosen from
+    facts: Mapping[str, str]  # Engine.facts: backend, versions, device, precision, ...
+
+    @property
+    def row_s(self) -> float:
+        """Device time of one row in a network call over all slots."""
+        return self.tick_s / self.capacity
 
 
 @dataclass
-class Served:
+class Model:
     """Belongs to the engine thread."""
 
     table: Slots
-    levels: Levels
-    counters: Counters = field(default_factory=Counters)
+    info: ModelInfo
+    stats: ModelStats = field(default_factory=ModelStats)
     waiting: dict[int, Waiting] = field(default_factory=dict)  # in order of arrival; only those with images left
-    failures: int = 0  # network calls in a row that failed, probes that succeeded between them left out
-    suspect: bool = False  # the last network call failed: the next one is a probe, so that nobody's request is lost
+    failures: int = 0  # network calls in a row that failed, not counting probes that succeeded between them
+    probe_next: bool = False  # the last call failed: the next one is made for no request
 
     @property
     def busy(self) -> bool:
@@ -38,10 +53,10 @@ class Served:
         """A request joins the queue."""
         self.waiting[request] = Waiting(request, images, arrived_s, deadline_s)
 
-    def admitted(self, admission: Admission) -> None:
+    def granted(self, grant: Grant) -> None:
         """Some or all images of a waiting request have got a slot."""
-        entry = self.waiting[admission.request]
-        if left := entry.images - admission.images:
+        entry = self.waiting[grant.request]
+        if left := entry.images - grant.images:
             self.waiting[entry.request] = Waiting(entry.request, left, entry.arrived_s, entry.deadline_s)
         else:
             del self.waiting[entry.request]
@@ -49,29 +64,29 @@ class Served:
     def evict(self, request: int) -> None:
         """A request has ended early: it waits no more, and its slots are free."""
         if entry := self.waiting.pop(request, None):
-            self.counters.evict("waiting", entry.images)
-        self.counters.evict("running", self.table.evict(request))
+            self.stats.evict("waiting", entry.images)
+        self.stats.evict("running", self.table.evict(request))
 
     def note_call(self, ok: bool) -> bool:
-        """Count a network call; True when `failing` has changed by it.
+        """Count a network call as good or failed; True when `failing` has changed by it.
 
         A probe that succeeds ends `failing`, but fewer failures stay counted: a full batch may fail where it does not.
         """
-        before, probe = self.failing, self.suspect
-        self.suspect = not ok
+        before, probe = self.failing, self.probe_next
+        self.probe_next = not ok
         if not ok:
             self.failures += 1
         elif before or not probe:
             self.failures = 0
-        self.counters.failed_calls += not ok
+        self.stats.failed_calls += not ok
         return self.failing != before
 
     def probe(self) -> None:
-        """Put an image into an idle table, to see whether the network works again."""
+        """Put an image into the empty table, to see whether the network works again."""
         self.table.admit([Image(PROBE, seed=0, label=-1, sigmas=(SIGMA_MAX,))])
 
-    def stats(self) -> ModelStats:
-        return self.counters.snapshot(
+    def snapshot(self) -> ModelStats:
+        return self.stats.snapshot(
             active_slots=self.table.capacity - self.table.free,
             waiting_images=sum(entry.images for entry in self.waiting.values()),
             capacity=self.table.capacity,

@@ -16,32 +16,32 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Admission:
+class Grant:
     request: int
     images: int
 
 
 # (waiting in order of arrival, free slots, now_s) -> who gets how many slots, in order
-Policy = Callable[[Iterable[Waiting], int, float], list[Admission]]
+Policy = Callable[[Iterable[Waiting], int, float], list[Grant]]
 
 
-def fifo(waiting: Iterable[Waiting], free: int, now_s: float) -> list[Admission]:
+def fifo(waiting: Iterable[Waiting], free: int, now_s: float) -> list[Grant]:
     """First come, first served, image by image: a request larger than the free slots takes them all."""
-    admissions: list[Admission] = []
+    grants: list[Grant] = []
     for entry in waiting:
         if free == 0:
             break
         images = min(entry.images, free)
-        admissions.append(Admission(entry.request, images))
+        grants.append(Grant(entry.request, images))
         free -= images
-    return admissions
+    return grants
 
 
-def earliest_deadline(waiting: Iterable[Waiting], free: int, now_s: float) -> list[Admission]:
+def earliest_deadline(waiting: Iterable[Waiting], free: int, now_s: float) -> list[Grant]:
     """The request that must be answered first is served first; equal deadlines in order of arrival.
 
-    One whose deadline has passed is not served at all. Nobody starves as long as deadlines are finite: the
-    deadline of who waits stays, while those of newcomers move on with the clock.
+    One whose deadline has passed is not served at all. No request starves as long as deadlines are finite: the
+    deadline of one that waits stays, while those of later ones move on with the clock.
     """
     alive = (entry for entry in waiting if entry.deadline_s > now_s)
     return fifo(sorted(alive, key=lambda entry: entry.deadline_s), free, now_s)

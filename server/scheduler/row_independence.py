@@ -1,4 +1,4 @@
-"""Exact mode's promise, checked before it is made: a row's bytes depend on nothing but the row."""
+"""Whether exact mode is possible: the bytes of a row depend on nothing but the row."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,27 +11,27 @@ Rows = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]  # x
 
 
 def check_rows_independent(network: Network, shape: tuple[int, int, int], classes: int, capacity: int) -> None:
-    """A row must give the same bytes in every slot of the padded shape, alone, among copies and among strangers.
+    """A row must give the same bytes in every slot of the padded shape, alone, among copies and among other rows.
 
     shape: (channels, H, W) of the network's input. Raises CheckpointError when it does not. Seven network calls.
     """
     seeds = np.arange(capacity, dtype=np.uint64)
     x = normals(seeds, np.zeros(capacity, np.int64), shape)
     c_noise = np.linspace(-0.75, 1.1, capacity, dtype=np.float32)  # ln(sigma) / 4 for sigma from 0.05 to 80
-    crowd = (x, c_noise, onehot(np.arange(capacity) % max(classes, 1), classes, x))
+    batch = (x, c_noise, onehot(np.arange(capacity) % max(classes, 1), classes, x))
     ends_and_middle = sorted({0, capacity // 2, capacity - 1})
 
-    among_strangers = network(*crowd)
+    mixed = network(*batch)
     for shift in (1, capacity // 2):
-        moved = network(*(np.roll(part, shift, axis=0) for part in crowd))
-        _require(moved, np.roll(among_strangers, shift, axis=0), f"{shift} slots further")
-    among_copies = network(*(np.repeat(part[:1], capacity, axis=0) for part in crowd))
-    _require(among_copies, np.repeat(among_strangers[:1], capacity, axis=0), "among copies of itself")
+        moved = network(*(np.roll(part, shift, axis=0) for part in batch))
+        _require(moved, np.roll(mixed, shift, axis=0), f"{shift} slots further")
+    among_copies = network(*(np.repeat(part[:1], capacity, axis=0) for part in batch))
+    _require(among_copies, np.repeat(mixed[:1], capacity, axis=0), "among copies of itself")
     for slot in ends_and_middle:
-        rows = [np.zeros_like(part) for part in crowd]
-        for row, part in zip(rows, crowd, strict=True):
+        rows = [np.zeros_like(part) for part in batch]
+        for row, part in zip(rows, batch, strict=True):
             row[slot] = part[slot]
-        _require(network(*rows)[slot], among_strangers[slot], f"alone in slot {slot}")
+        _require(network(*rows)[slot], mixed[slot], f"alone in slot {slot}")
 
 
 def _require(output: NDArray[np.float32], expected: NDArray[np.float32], where: str) -> None:

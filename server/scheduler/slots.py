@@ -3,19 +3,21 @@
 No threads, no clock, no HTTP. Rows differ in level, step count, seed and label; arrays carry the difference.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fewstep.noise import normals
+from fewstep.noise import CHUNK, normals
 from fewstep.pixels import Pixels, to_pixels
-from fewstep.precond import Network, onehot
+from fewstep.precond import Network
 from fewstep.schedule import MAX_STEPS
-from fewstep.step import advance, begin, latent, network_input
+from fewstep.step import Levels, Rows, begin, denoise, latent, levels_of, renoise, write_network_input
 
 
 class ImageKey(NamedTuple):
@@ -42,20 +44,23 @@ class Image:
     label: int  # -1: no class
     sigmas: tuple[float, ...]  # one network call per level
     start: Start | None = None  # None: it begins at noise alone
+    preview: bool = False  # hand out its denoised image after every call but the last
 
 
 @dataclass(frozen=True)
 class Tick:
-    """What one network call brought."""
+    """The result of one network call."""
 
     finished: tuple[tuple[ImageKey, Pixels], ...] = ()  # uint8 [H, W, C] each
     broken: tuple[ImageKey, ...] = ()  # the network returned non-finite values for these
     active: int = 0  # rows that were images
     batch: int = 0  # rows the network saw; batch - active were padding
+    # Of the images that asked for it and go on: which, the number of the call from 1, denoised uint8 [H, W, C].
+    previews: tuple[tuple[ImageKey, int, Pixels], ...] = ()
 
 
 def nothing() -> None:
-    """What there is to do while the network works, unless somebody knows better."""
+    """The default of `meanwhile`: does nothing."""
 
 
 class Slots(Protocol):
@@ -82,10 +87,10 @@ class Slots(Protocol):
 
 
 class SlotTable:
-    """`capacity` slots and the arithmetic that moves them. The images in flight are always the first rows.
+    """`capacity` slots and the arithmetic that moves them. The images in flight are the first rows, oldest first.
 
-    buckets: batch sizes the network is called with, ascending, the last one being the capacity. Exact mode
-    has a single bucket: the shape, and with it every row's bytes, never depends on the company.
+    buckets: batch sizes the network is called with, ascending, the last one being the capacity. Exact mode has a
+    single bucket: the shape, and with it every row's bytes, never depends on the rest of the batch.
     extra: channels of latent noise that the network takes behind the image; 0 for a marginal student.
     """
 
@@ -105,17 +110,24 @@ class SlotTable:
         self.sigma_data = sigma_data
         self.buckets = tuple(buckets)
         self.capacity = capacity = self.buckets[-1]
+        # Of every image in flight.
         self.keys: list[ImageKey] = []
         self.starts: list[Start | None] = []
+        self.previews: list[bool] = []
+        self.calls: list[int] = []  # in all
+        self.ahead: list[Rows | None] = []  # its normals of steps 1, 2 and so on; None: drawn call by call
+        self.begun = 0  # images whose row of x is set; those behind have been admitted since the last tick
+        # By row.
+        self.rows = np.arange(capacity)
         self.x = np.zeros((capacity, *shape), np.float32)
-        self.sigmas = np.zeros((capacity, MAX_STEPS + 1), np.float32)  # zero behind the last level
+        self.levels = np.zeros((capacity, MAX_STEPS, len(Levels._fields)), np.float32)
         self.step = np.zeros(capacity, np.int64)  # index of the next network call
         self.seeds = np.zeros(capacity, np.uint64)
-        self.fresh = np.zeros(capacity, bool)  # admitted since the last tick: x holds no noise yet
-        # What the network sees. Rows behind the images are zero: a batch is padded by taking more of them.
+        # What the network sees. Before a call, rows behind the images are zero: a batch is padded by taking more.
         self.input = np.zeros((capacity, shape[0] + extra, *shape[1:]), np.float32)
         self.c_noise = np.zeros(capacity, np.float32)
         self.onehot = np.zeros((capacity, classes), np.float32)
+        self.used = 0  # rows that may not be zero
 
     @property
     def free(self) -> int:
@@ -132,13 +144,16 @@ class SlotTable:
         slots = slice(first, first + len(images))
         self.keys += [image.key for image in images]
         self.starts += [image.start for image in images]
-        self.sigmas[slots] = 0
+        self.previews += [image.preview for image in images]
+        self.calls += [len(image.sigmas) for image in images]
+        self.ahead += [None] * len(images)
         for slot, image in enumerate(images, start=first):
-            self.sigmas[slot, : len(image.sigmas)] = image.sigmas
+            self.levels[slot, : len(image.sigmas)] = levels_of(image.sigmas, self.sigma_data)
         self.seeds[slots] = [image.seed for image in images]
         self.step[slots] = 0
-        self.onehot[slots] = onehot(np.array([image.label for image in images]), self.classes, self.onehot)
-        self.fresh[slots] = True
+        labels = np.array([image.label for image in images])
+        self.onehot[slots] = labels[:, None] == np.arange(self.classes)  # a row of zeros for -1, no class
+        self.used = max(self.used, len(self.keys))
 
     def evict(self, request: int) -> int:
         """Free the slots of a request; returns how many it held."""
@@ -151,86 +166,109 @@ class SlotTable:
         count = len(self.keys)
         if not count:
             return Tick()
-        step = self.step[:count]
-        every = np.arange(count)
-        sigma, sigma_next = self.sigmas[every, step], self.sigmas[every, step + 1]
-        more = np.flatnonzero(sigma_next > 0)
-        noise = self._noise(sigma, more)
+        level = self.levels[self.rows[:count], self.step[:count]]
+        levels = Levels(*level.T)
+        more = levels.sigma_next > 0
+        noise = self._noise(levels.sigma, more)
         batch = self.buckets[bisect_left(self.buckets, count)]
-        arguments = self._arguments(count, batch, sigma)
+        arguments = self._arguments(count, batch, levels)
         meanwhile()
         output = self.network(*arguments)[:count]
-        sound = np.logical_and.reduce(np.isfinite(output), axis=(1, 2, 3))
         broken: tuple[ImageKey, ...] = ()
-        if not sound.all():
-            broken = tuple(self.keys[slot] for slot in np.flatnonzero(~sound))
+        if not np.isfinite(output).all():
+            sound = np.isfinite(output).all(axis=(1, 2, 3))
+            broken = tuple(compress(self.keys, ~sound))
             self._keep(sound)
-            sigma, sigma_next, output = sigma[sound], sigma_next[sound], output[sound]
-            noise = noise[sound[more]]
-            step = self.step[: len(self.keys)]
+            noise, output, more, levels = noise[sound[more]], output[sound], more[sound], Levels(*level[sound].T)
 
         rows = slice(len(self.keys))
-        x = advance(
-            self.x[rows], output, sigma, sigma_next, self.seeds[rows], step, self.sigma_data,
-            noise=noise, known=self._known(),
-        )  # fmt: skip
-        self.x[rows] = x
+        work = self.input[rows, : self.shape[0]]  # the network has read it
+        denoise(self.x[rows], output, levels.c_skip, levels.c_out, work)
+        for row, start in enumerate(self.starts):
+            if start and start.known is not None:  # as `fewstep.editing.inpaint` does
+                np.copyto(self.x[row], start.image, where=start.known)
         self.step[rows] += 1
-        last = sigma_next == 0
-        if not last.any():
-            return Tick((), broken, count, batch)
-        keys = [self.keys[slot] for slot in np.flatnonzero(last)]
-        self._keep(~last)
-        return Tick(tuple(zip(keys, to_pixels(x[last]), strict=True)), broken, count, batch)
+        previews = self._previews(more) if any(self.previews) else ()
+        finished: tuple[tuple[ImageKey, Pixels], ...] = ()
+        sigma_next = levels.sigma_next
+        if not more.all():
+            finished = tuple(zip(compress(self.keys, ~more), to_pixels(self.x[rows][~more]), strict=True))
+            self._keep(more)
+            sigma_next = sigma_next[more]
+        if self.keys:
+            renoise(self.x[: len(self.keys)], noise, sigma_next)
+        return Tick(finished, broken, count, batch, previews)
 
-    def _noise(self, sigma: NDArray[np.float32], more: NDArray[np.intp]) -> NDArray[np.float32]:
-        """Begin newcomers; return the unit normals for the rows `more`, which have another level below sigma.
+    def _noise(self, sigma: NDArray[np.float32], more: NDArray[np.bool_]) -> Rows:
+        """Begin new images; return the unit normals for the rows `more`, which have another level below sigma.
 
-        All at once, and before the network call, whose weights push whatever makes noise out of the caches.
+        All at once, and before the network call, whose weights push whatever makes noise out of the caches. A draw
+        has a fixed cost, that of thousands of normals: where new images need few, they get those of all their steps.
         """
-        new = np.flatnonzero(self.fresh[: len(sigma)])
-        rows = np.concatenate([new, more])
-        steps = np.concatenate([np.zeros(len(new), np.int64), self.step[more] + 1])
-        drawn = normals(self.seeds[rows], steps, self.shape)
-        image = self._images(new)
-        self.x[new] = begin(self.seeds[new], sigma[new], self.shape, noise=drawn[: len(new)], image=image)
-        self.fresh[new] = False
-        return drawn[len(new) :]
+        new, steps, going = range(self.begun, len(sigma)), self.step[: len(sigma)].tolist(), more.nonzero()[0].tolist()
+        few = sum(self.calls[new.start :]) * math.prod(self.shape) <= 4 * CHUNK
+        first = [(row, 0) for row in new]
+        later = [(row, step) for row in new for step in range(1, self.calls[row])] if few else []
+        now = [(row, steps[row] + 1) for row in going if self.ahead[row] is None and not (few and row in new)]
+        drawn = self._normals(first + later + now)
+        if new:
+            self._begin(new, drawn[: len(new)], sigma)
+        drawn = drawn[len(first) :]
+        if few:
+            for row in new:
+                count = self.calls[row] - 1
+                self.ahead[row] = drawn[:count].copy()  # a view would keep all of what was drawn
+                drawn = drawn[count:]
+        if len(now) == len(going):
+            return drawn
+        noise, drawn_now = np.empty((len(going), *self.shape), np.float32), iter(drawn)
+        for place, row in enumerate(going):
+            ahead = self.ahead[row]
+            noise[place] = next(drawn_now) if ahead is None else ahead[steps[row]]
+        return noise
 
-    def _images(self, rows: NDArray[np.intp]) -> NDArray[np.float32] | None:
-        """What these rows begin at, zero for noise alone; None when that is all of them."""
-        starts = [self.starts[row] for row in rows]
-        if not any(starts):
-            return None
-        return np.stack([np.zeros(self.shape, np.float32) if start is None else start.image for start in starts])
+    def _normals(self, wanted: Sequence[tuple[int, int]]) -> Rows:
+        """Unit normals for pairs of row and step."""
+        if not wanted:
+            return np.empty((0, *self.shape), np.float32)
+        rows, steps = zip(*wanted, strict=True)
+        return normals(self.seeds[list(rows)], np.array(steps), self.shape)
 
-    def _known(self) -> tuple[NDArray[np.bool_], NDArray[np.float32]] | None:
-        """Mask [images in flight, 1, H, W] and image of the pixels that stay; None when nothing does."""
-        kept = [(row, start) for row, start in enumerate(self.starts) if start and start.known is not None]
-        if not kept:
-            return None
-        mask = np.zeros((len(self.starts), 1, *self.shape[1:]), np.bool_)
-        image = np.zeros((len(self.starts), *self.shape), np.float32)
-        for row, start in kept:
-            mask[row], image[row] = start.known, start.image
-        return mask, image
+    def _begin(self, new: range, noise: Rows, sigma: NDArray[np.float32]) -> None:
+        """Set the rows of new images: their initial noise, on the image that an edit begins at."""
+        rows, image = slice(new.start, new.stop), None
+        if any(self.starts[rows]):
+            image = np.stack([np.zeros(self.shape, np.float32) if s is None else s.image for s in self.starts[rows]])
+        self.x[rows] = begin(self.seeds[rows], sigma[rows], self.shape, noise=noise, image=image)
+        self.begun = new.stop
 
-    def _arguments(self, count: int, batch: int, sigma: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+    def _arguments(self, count: int, batch: int, levels: Levels) -> tuple[NDArray[np.float32], ...]:
         """What F is called with, of the images in flight, in a batch padded with zeros."""
         z = latent(self.seeds[:count], self.step[:count], self.latent_shape) if self.latent_shape[0] else None
-        self.input[:count], self.c_noise[:count] = network_input(self.x[:count], sigma, self.sigma_data, z)
+        write_network_input(self.x[:count], levels.c_in, z, out=self.input[:count])
+        self.c_noise[:count] = levels.c_noise
+        for array in (self.input, self.c_noise, self.onehot):
+            array[count : self.used] = 0
+        self.used = count
         return self.input[:batch], self.c_noise[:batch], self.onehot[:batch]
+
+    def _previews(self, more: NDArray[np.bool_]) -> tuple[tuple[ImageKey, int, Pixels], ...]:
+        """Of the images that asked: the denoised ones that go on. `step` counts the call just made already."""
+        rows = (more & self.previews).nonzero()[0]
+        keys, calls = [self.keys[row] for row in rows], self.step[rows].tolist()
+        return tuple(zip(keys, calls, to_pixels(self.x[rows]), strict=True))
 
     def _keep(self, stays: NDArray[np.bool_]) -> None:
         """Free the slots where `stays` [images in flight] is False, and close the gaps, in order."""
-        before = len(self.keys)
-        rows = np.flatnonzero(stays)
-        self.keys = [self.keys[row] for row in rows]
-        self.starts = [self.starts[row] for row in rows]
-        for array in (self.x, self.sigmas, self.step, self.seeds, self.fresh, self.onehot):
-            array[: len(rows)] = array[rows]
-        for array in (self.input, self.c_noise, self.onehot):
-            array[len(rows) : before] = 0
+        self.keys, self.starts = list(compress(self.keys, stays)), list(compress(self.starts, stays))
+        self.previews, self.calls = list(compress(self.previews, stays)), list(compress(self.calls, stays))
+        self.ahead = list(compress(self.ahead, stays))
+        self.begun = int(np.count_nonzero(stays[: self.begun]))
+        rows = stays.nonzero()[0]
+        first = int(np.count_nonzero(rows == self.rows[: len(rows)]))  # that is moved
+        if first < len(rows):
+            for array in (self.x, self.levels, self.step, self.seeds, self.onehot):
+                array[first : len(rows)] = array[rows[first:]]
 
 
 def buckets_for(capacity: int, exact: bool, any_size: bool = False) -> tuple[int, ...]:

@@ -1,47 +1,103 @@
-"""Adding up a worker's statistics over its lives, so that a counter never falls when a worker is replaced."""
+"""What one model has done in an engine loop and what it holds now: counted, sent, and added over a worker's lives."""
 
+import os
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
-from server.processes.messages import ModelStats, Stats
-
-Key = TypeVar("Key", int, str, tuple[int, int])
-Number = TypeVar("Number", int, float)
-
-
-def together(past: Stats | None, present: Stats) -> Stats:
-    """The counts of both, and of the rest what the present life says."""
-    if past is None:
-        return present
-    models = {
-        name: _with_past(past.models[name], model) if name in past.models else model
-        for name, model in present.models.items()
-    }
-    return replace(present, models=models)
+EvictedFrom = Literal["waiting", "running"]  # where an image was when its request ended early
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-def gone(last: Stats) -> Stats:
-    """What is left of a worker that has died: its counts; it holds nothing any more."""
-    empty = {name: replace(model, active_slots=0, waiting_images=0, capacity=0) for name, model in last.models.items()}
-    return Stats(empty, rss_bytes=0)
+@dataclass
+class ModelStats:
+    """Counts since the loop began. The gauges at the end are of the moment and are not added over lives."""
+
+    calls_by_fill: dict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))  # by (images, batch)
+    call_s_by_bucket: dict[int, float] = field(default_factory=lambda: defaultdict(float))  # with the step around it
+    evicted: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # images, by EvictedFrom
+    failed_calls: int = 0  # calls that raised, or that brought no finite row
+    active_slots: int = 0
+    waiting_images: int = 0
+    capacity: int = 0
+
+    def call(self, active: int, batch: int, seconds: float) -> None:
+        """Count a network call of `batch` rows, `active` of which were images."""
+        self.calls_by_fill[active, batch] += 1
+        self.call_s_by_bucket[batch] += seconds
+
+    def evict(self, source: EvictedFrom, images: int) -> None:
+        """Count images of a cancelled, failed or expired request."""
+        if images:
+            self.evicted[source] += images
+
+    @property
+    def calls_by_bucket(self) -> dict[int, int]:
+        """Network calls by batch size."""
+        calls: dict[int, int] = defaultdict(int)
+        for (_, batch), count in self.calls_by_fill.items():
+            calls[batch] += count
+        return calls
+
+    @property
+    def rows(self) -> int:
+        """Rows of network calls that were images."""
+        return sum(active * count for (active, _), count in self.calls_by_fill.items())
+
+    @property
+    def padded_rows(self) -> int:
+        """Rows of network calls that were padding."""
+        return sum((batch - active) * count for (active, batch), count in self.calls_by_fill.items())
+
+    @property
+    def call_s(self) -> float:
+        """Seconds in network calls of any size."""
+        return sum(self.call_s_by_bucket.values())
+
+    def snapshot(self, active_slots: int, waiting_images: int, capacity: int) -> "ModelStats":
+        """A copy with the gauges of now."""
+        copies: dict[str, Any] = {name: dict(getattr(self, name)) for name in TABLES}
+        return replace(self, active_slots=active_slots, waiting_images=waiting_images, capacity=capacity, **copies)
+
+    def after(self, past: "ModelStats") -> "ModelStats":
+        """These counts and those of an earlier life; the gauges are of this life."""
+        sums: dict[str, Any] = {name: _sum(getattr(past, name), getattr(self, name)) for name in TABLES}
+        return replace(self, failed_calls=past.failed_calls + self.failed_calls, **sums)
+
+    def ended(self) -> "ModelStats":
+        """What is left of a life that has ended: its counts; it holds nothing."""
+        return self.snapshot(0, 0, 0)
 
 
-def _with_past(past: ModelStats, present: ModelStats) -> ModelStats:
-    return replace(
-        present,
-        calls_by_bucket=_sum(past.calls_by_bucket, present.calls_by_bucket),
-        calls_by_fill=_sum(past.calls_by_fill, present.calls_by_fill),
-        call_s_by_bucket=_sum(past.call_s_by_bucket, present.call_s_by_bucket),
-        failed_calls=past.failed_calls + present.failed_calls,
-        rows=past.rows + present.rows,
-        padded_rows=past.padded_rows + present.padded_rows,
-        evicted=_sum(past.evicted, present.evicted),
-    )
+TABLES = ("calls_by_fill", "call_s_by_bucket", "evicted")
 
 
-def _sum(a: Mapping[Key, Number], b: Mapping[Key, Number]) -> dict[Key, Number]:
-    total = dict(a)
-    for key, count in b.items():
-        total[key] = total[key] + count if key in total else count
-    return total
+def _sum(past: Mapping[Any, float], present: Mapping[Any, float]) -> dict[Any, float]:
+    return {key: past.get(key, 0) + present.get(key, 0) for key in {**past, **present}}
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Sent after ticks, four times a second at most, and once when the loop has nothing left to do."""
+
+    models: Mapping[str, ModelStats]
+    rss_bytes: int  # memory of the process
+
+    def after(self, past: "Stats | None") -> "Stats":
+        """With the counts of earlier lives added."""
+        models = past.models if past else {}
+        summed = {name: stats.after(models[name]) if name in models else stats for name, stats in self.models.items()}
+        return Stats(summed, self.rss_bytes)
+
+    def ended(self) -> "Stats":
+        return Stats({name: stats.ended() for name, stats in self.models.items()}, 0)
+
+
+def resident_bytes(pid: int | str = "self") -> int:
+    """Resident memory of a process; 0 where the system does not say (/proc is Linux)."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
+    except OSError:
+        return 0

@@ -1,11 +1,17 @@
-"""What `python -m server` can be told, and what it refuses. Standard library only."""
+"""Server settings. One field of Settings holds a setting's default, allowed values and help; all else is derived."""
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from ipaddress import ip_address, ip_network
+from math import inf
 from pathlib import Path
-from typing import Literal
+from socket import inet_aton, inet_ntoa
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from export.manifest import BACKENDS
 
 MODELS = Path(__file__).resolve().parents[2] / "models"  # the students that ship with the checkout
 
@@ -13,12 +19,23 @@ Mode = Literal["fast", "exact"]
 PolicyName = Literal["fifo", "deadline"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+Group = Literal["server", "engines", "scheduling", "limits", "security", "logs"]
+Value = TypeVar("Value")
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # goes into logs, labels of metrics and file names
 ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-fA-F:]+\](:\d{1,5})?|\*")
 HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[?[0-9a-fA-F:]+\]?|\*")
+HOST = re.compile(r"[^\s*]+")  # whether there is such a host, the system says
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 MIN_KEY_CHARACTERS = 16
+YES_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+# How a flag or a variable is read, by the type of its value, and what it should be.
+READ: Mapping[type, Callable[[str], Any]] = {
+    int: int, float: float, str: str, bool: lambda text: YES_NO[text.casefold()],
+}  # fmt: skip
+ENTRIES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 100
 
 
 class SettingsError(ValueError):
@@ -26,56 +43,173 @@ class SettingsError(ValueError):
 
 
 @dataclass(frozen=True)
+class Option:
+    """What a setting is. The same word is the flag, the environment variable and the key of the settings file."""
+
+    group: Group
+    help: str
+    unset: str = ""  # what the default means, where its value does not say it
+    choices: tuple[str, ...] = ()
+    low: float = 0  # smallest number
+    high: float = inf  # largest number
+    off: bool = False  # whether 0 is allowed below `low`
+    form: Callable[[str], Any] = bool  # whether a text is allowed, by its truth
+    what: str = ""  # what an allowed text is
+    name: str = ""
+    entry: type = str  # of the value, or of each entry where it has many: int, float, bool or str
+    many: bool = False
+    default: Any = None
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return "FEWSTEP_" + self.name.upper()
+
+    @property
+    def default_text(self) -> str:
+        return self.unset or str(self.default).removesuffix(".0").lower()
+
+    @property
+    def range(self) -> str:
+        """The allowed numbers, in words."""
+        return f"{'0, or ' * self.off}from {self.low} to {self.high}"
+
+    def from_text(self, text: str, where: str) -> Any:
+        """The value of a flag or a variable. where: how the user knows it. Raises SettingsError."""
+        parts = text.split(",") if self.many else [text]
+        try:
+            values = [READ[self.entry](part.strip()) for part in parts if part.strip() or not self.many]
+        except (ValueError, KeyError) as error:
+            what = "whole numbers with commas between them" if self.many else ENTRIES[self.entry]
+            raise SettingsError(f"{where} must be {what}, not {shown(text)}") from error
+        return self.checked(tuple(values) if self.many else values[0], where)
+
+    def from_toml(self, value: Any, where: str) -> Any:
+        """The value of a key in the settings file. Raises SettingsError."""
+        entries = value if self.many else [value]
+        kinds = (int, float) if self.entry is float else (self.entry,)
+        if not isinstance(entries, list) or any(type(entry) not in kinds for entry in entries):
+            what = f"a list of {ENTRIES[self.entry][2:]}s" if self.many else ENTRIES[self.entry]
+            raise SettingsError(f"{where} must be {what}, not {shown(value)}")
+        return self.checked(tuple(value) if self.many else value, where)
+
+    def checked(self, value: Any, where: str) -> Any:
+        """The value, a float where fractions are allowed. Raises SettingsError for one that is not allowed."""
+        for entry in value if self.many else (value,):
+            if entry is None:
+                continue
+            if self.choices and entry not in self.choices:
+                raise SettingsError(f"{where} must be one of {', '.join(self.choices)}, not {shown(entry)}")
+            if self.entry is str and not self.form(entry):
+                raise SettingsError(f"{where}: {shown(entry)} is not {self.what}")
+            if self.entry is not str and not (self.low <= entry <= self.high or (self.off and entry == 0)):
+                raise SettingsError(f"{where} must be {self.range}, not {shown(entry)}")
+        if self.name == "devices" and len(set(value)) < len(value):
+            raise SettingsError(f"{where} names a GPU twice; --workers sets how many processes share one")
+        return float(value) if self.entry is float else value
+
+
+def shown(value: Any) -> str:
+    """A wrong value in a sentence, of bounded length."""
+    try:
+        return SHORT.repr(value)
+    except ValueError:  # Python writes no number of thousands of digits; TOML reads one in hexadecimal
+        return "a number of that many digits"
+
+
+def _setting(default: Value, group: Group, help: str, **rest: Any) -> Value:
+    """A field of Settings, described by an Option."""
+    return field(default=default, metadata={"option": Option(group, help, **rest)})
+
+
+def _is_network(text: str) -> bool:
+    try:
+        return bool(ip_network(text))
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
 class Settings:
-    """One field per flag, environment variable and key of the settings file, all of the same name."""
+    """Raises SettingsError for a value that is not allowed."""
 
     engines: Mapping[str, Path]  # name of the model -> engine directory; the first is the default model
-    host: str = "127.0.0.1"
-    port: int = 8000  # 0: any free port
-    backend: str | None = None  # None: the one each engine's manifest names
-    mode: Mode = "fast"
-    policy: PolicyName = "fifo"
-    # Slots: images of one model that share a network call; on a CPU more of them only make it longer.
-    capacity: int = 8  # 0: chosen at start-up at the knee of the measured time of a call
-    threads: int = 0  # cores one network call may use; 0: all
-    devices: tuple[int, ...] = ()  # GPUs by number; empty: the first one, or the CPU
-    workers: int = 1  # engine processes on each device
-    restart_limit: int = 5  # restarts of a worker within a minute before the server gives up
-    stall_s: float = 30.0  # how long a worker that owes answers may be silent before it is replaced; 0: for ever
-    load_timeout_s: float = 600.0  # how long a worker may take to load one model before it is replaced; 0: for ever
-    max_queue: int = 256  # images that may wait for a slot
-    max_images: int = 64  # images one request may ask for
-    max_body_bytes: int = 0  # 0: what the largest edit of a served model needs, and never less than 65536
-    timeout_s: float = 60.0  # the longest an accepted request may take
-    drain_s: float = 5.0  # how long a stopping server still answers 503, so that load balancers notice
-    grace_s: float = 30.0  # how long a stopping server lets its requests finish
-    log_level: LogLevel = "warning"
-    log_format: LogFormat = "text"
-    api_keys: tuple[str, ...] = field(default=(), repr=False)  # empty: everybody may ask
-    metrics_public: bool = False  # whether /metrics answers without a key; without keys it always does
-    cors_origins: tuple[str, ...] = ()  # web origins whose pages may ask; empty: this server's own page only
-    allowed_hosts: tuple[str, ...] = ()  # Host headers to answer; empty: loopback's names, or any beyond loopback
-    trusted_proxies: tuple[str, ...] = ()  # addresses whose X-Forwarded-For is believed; empty: nobody's
+    api_keys: tuple[str, ...] = field(default=(), repr=False)  # empty: no key is needed
+
+    # fmt: off
+    host: str = _setting("127.0.0.1", "server", "address to listen on: 127.0.0.1 for this machine only, 0.0.0.0 for "
+        "all IPv4 addresses, :: for all IPv4 and IPv6 addresses", form=HOST.fullmatch, what="an address or a host name")
+    port: int = _setting(8000, "server", "TCP port; 0 takes a free one and prints it", high=65_535)
+    api_processes: int = _setting(1, "server", "HTTP processes that share the port", low=1, high=64)
+    keep_alive_s: float = _setting(75.0, "server", "seconds an idle connection stays open; a proxy in front must close "
+        "its own earlier", low=1, high=3_600)
+    drain_s: float = _setting(5.0, "server", "seconds a stopping server keeps its port open, answering 503", high=3_600)
+    grace_s: float = _setting(30.0, "server", "seconds a stopping server lets accepted requests finish", high=3_600)
+
+    backend: str | None = _setting(None, "engines", "what runs the networks", unset="the engine's", choices=BACKENDS)
+    devices: tuple[int, ...] = _setting((), "engines", "GPUs by number, such as 0,1", unset="the first GPU, or the CPU",
+        high=1_024)
+    workers: int = _setting(1, "engines", "engine processes on each device", low=1, high=64)
+    threads: int = _setting(0, "engines", "cores one network call may use; 0: all, or an equal share for each of "
+        "several workers", high=1_024)
+    restart_limit: int = _setting(5, "engines", "worker restarts a minute before the server gives up", high=1_000)
+    stall_s: float = _setting(30.0, "engines", "seconds a worker that owes answers may be silent before it is "
+        "replaced, longer than any network call; 0: no limit", low=1, high=86_400, off=True)
+    load_timeout_s: float = _setting(600.0, "engines", "seconds a worker may take to load one model before it is "
+        "replaced; 0: no limit", low=1, high=86_400, off=True)
+
+    mode: Mode = _setting("fast", "scheduling", "fast: few images make a small batch; exact: every batch has the full "
+        "size, and an image the same bytes in each", choices=get_args(Mode))
+    policy: PolicyName = _setting("fifo", "scheduling", "the request that gets the next slot: the first, or the one "
+        "with the earliest deadline", choices=get_args(PolicyName))
+    capacity: int = _setting(8, "scheduling", "images of a model in one network call; 0 measures call times at "
+        "start-up and chooses", high=4_096)
+
+    max_queue: int = _setting(256, "limits", "images that may wait for a slot; beyond, 429", high=1_000_000)
+    max_images: int = _setting(64, "limits", "images one request may ask for", low=1, high=256)
+    max_body_bytes: int = _setting(0, "limits", "largest request body; beyond, 413; 0: what an image and a mask need, "
+        "at least 65536", low=1_024, high=2**30, off=True)
+    timeout_s: float = _setting(60.0, "limits", "seconds a request may take, and the most it may ask for; beyond, 504",
+        low=0.1, high=86_400)
+
+    metrics_public: bool = _setting(False, "security", "/metrics answers without an API key")
+    cors_origins: tuple[str, ...] = _setting((), "security", "web origins whose pages may use the server; * for all",
+        unset="none", form=ORIGIN.fullmatch,
+        what="an origin such as https://example.org or http://localhost:3000 (no path, no slash at the end)")
+    allowed_hosts: tuple[str, ...] = _setting((), "security", "host names to answer to, such as example.org or "
+        "*.example.org; * for all", unset="loopback's names on loopback, else all", form=HOST_NAME.fullmatch,
+        what="a host name such as example.org or *.example.org (no scheme, no port)")
+    trusted_proxies: tuple[str, ...] = _setting((), "security", "addresses or networks whose X-Forwarded-For and "
+        "X-Forwarded-Proto are used", unset="none", form=_is_network,
+        what="an address or network such as 127.0.0.1 or 10.0.0.0/8")
+
+    log_level: LogLevel = _setting("warning", "logs", "the least severe messages that go to stderr",
+        choices=get_args(LogLevel))
+    log_format: LogFormat = _setting("text", "logs", "json: one object per line, and a line for every request",
+        choices=get_args(LogFormat))
+    # fmt: on
 
     def __post_init__(self) -> None:
-        self._check_engines()
-        _within("--port", self.port, 0, 65_535)
-        _within("--capacity", self.capacity, 0, 4_096)
-        _within("--threads", self.threads, 0, 1_024)
-        _within("--workers", self.workers, 1, 64)
-        _within("--restart-limit", self.restart_limit, 0, 1_000)
-        for flag, limit_s in (("--stall-s", self.stall_s), ("--load-timeout-s", self.load_timeout_s)):
-            if limit_s != 0 and not 1 <= limit_s <= 86_400:  # a busy machine may well be silent for less
-                raise SettingsError(f"{flag} must be 0, or from 1 to 86400, not {limit_s:g}")
-        _within("--max-queue", self.max_queue, 0, 1_000_000)
-        _within("--max-images", self.max_images, 1, 256)
-        if self.max_body_bytes != 0:
-            _within("--max-body-bytes", self.max_body_bytes, 1_024, 2**30)
-        _within("--timeout-s", self.timeout_s, 0.1, 86_400)
-        _within("--drain-s", self.drain_s, 0, 3_600)
-        _within("--grace-s", self.grace_s, 0, 3_600)
-        self._check_devices()
-        self._check_access()
+        for name, folder in self.engines.items():
+            if not MODEL_NAME.fullmatch(name):
+                raise SettingsError(
+                    f"a model cannot be served as {shown(name)}: a name has 1 to 64 letters, digits, dots, hyphens "
+                    "or underscores and begins with a letter or digit; give it one with --engine NAME=DIR"
+                )
+            checked_path(str(folder), "--engine")
+        if not self.engines:
+            raise SettingsError("there is no model to serve; name one with --model NAME or --engine DIR")
+        for option in OPTIONS:
+            option.checked(getattr(self, option.name), option.flag)
+        for number, key in enumerate(self.api_keys, start=1):  # a sentence about a key must not contain it
+            if len(key) < MIN_KEY_CHARACTERS or not (key.isascii() and key.isprintable()) or " " in key:
+                raise SettingsError(
+                    f"API key {number} cannot be used: a key has at least {MIN_KEY_CHARACTERS} ASCII characters and "
+                    "no spaces. Make one with: openssl rand -hex 32"
+                )
         room = self.capacity * self.workers * max(1, len(self.devices)) + self.max_queue
         if self.capacity and self.max_images > room:
             raise SettingsError(
@@ -85,11 +219,15 @@ class Settings:
 
     @property
     def loopback(self) -> bool:
-        """Whether only this machine can reach the server."""
+        """Whether only this machine can reach the server; of the names of hosts, only localhost is known to be so."""
+        host = self.host.casefold().rstrip(".")
+        with suppress(OSError):
+            host = inet_ntoa(inet_aton(host))  # a short form, such as 127.1
         try:
-            return ip_address(self.host).is_loopback
+            address = ip_address(host)
         except ValueError:
-            return self.host.casefold() == "localhost"
+            return host == "localhost"
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -102,50 +240,21 @@ class Settings:
             return tuple(host.casefold().strip("[]") for host in self.allowed_hosts)
         return tuple(dict.fromkeys((*LOOPBACK_HOSTS, self.host.casefold()))) if self.loopback else ("*",)
 
-    def _check_engines(self) -> None:
-        if not self.engines:
-            raise SettingsError("there is no model to serve; name one with --model NAME or --engine DIR")
-        for name in self.engines:
-            if not MODEL_NAME.fullmatch(name):
-                raise SettingsError(
-                    f"a model cannot be served as {name!r}: a name has 1 to 64 letters, digits, dots, hyphens or "
-                    "underscores and begins with a letter or digit; give it one with --engine NAME=DIR"
-                )
 
-    def _check_devices(self) -> None:
-        for device in self.devices:
-            _within("--devices", device, 0, 1_024)
-        if len(set(self.devices)) < len(self.devices):
-            raise SettingsError("--devices names a GPU twice; --workers sets how many processes share one")
-
-    def _check_access(self) -> None:
-        for number, key in enumerate(self.api_keys, start=1):  # a sentence about a key must not contain it
-            if len(key) < MIN_KEY_CHARACTERS or not (key.isascii() and key.isprintable()) or " " in key:
-                raise SettingsError(
-                    f"API key {number} cannot be used: a key has at least {MIN_KEY_CHARACTERS} ASCII characters and "
-                    "no spaces. Make one with: openssl rand -hex 32"
-                )
-        for origin in self.cors_origins:
-            if not ORIGIN.fullmatch(origin):
-                raise SettingsError(
-                    f"--cors-origins: {origin!r} is not an origin such as https://example.org or "
-                    "http://localhost:3000 (no path, no slash at the end)"
-                )
-        for host in self.allowed_hosts:
-            if not HOST_NAME.fullmatch(host):
-                raise SettingsError(
-                    f"--allowed-hosts: {host!r} is not a host name such as example.org or *.example.org "
-                    "(no scheme, no port)"
-                )
-        for address in self.trusted_proxies:
-            try:
-                ip_network(address)
-            except ValueError as error:
-                raise SettingsError(
-                    f"--trusted-proxies: {address!r} is not an address or network such as 127.0.0.1 or 10.0.0.0/8"
-                ) from error
+def _options() -> Iterator[Option]:
+    hints = get_type_hints(Settings)
+    for each in fields(Settings):
+        if "option" in each.metadata:
+            hint, many = hints[each.name], get_origin(hints[each.name]) is tuple
+            entry = get_args(hint)[0] if many else hint if hint in ENTRIES else str
+            yield replace(each.metadata["option"], name=each.name, entry=entry, many=many, default=each.default)
 
 
-def _within(flag: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise SettingsError(f"{flag} must be from {low} to {high}, not {value}")
+OPTIONS = tuple(_options())
+
+
+def checked_path(text: str, where: str) -> str:
+    """The path, if a file can have it and a settings file can name it. Raises SettingsError."""
+    if not text or "\0" in text or re.search("[\ud800-\udfff]", text):
+        raise SettingsError(f"{where} must be a path in UTF-8, not {shown(text)}")
+    return text

@@ -1,23 +1,33 @@
-"""Where settings come from: flags, then environment, then one TOML file, then defaults. The first to speak wins."""
+"""Where settings come from: flags, then environment, then one TOML file, then defaults. The first that has one wins."""
 
 import argparse
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from export.manifest import read_manifest
-from server.settings.options import OPTIONS, from_text, from_toml
-from server.settings.settings import MODEL_NAME, MODELS, Settings, SettingsError
+from server.settings.settings import (
+    MODEL_NAME,
+    MODELS,
+    OPTIONS,
+    Group,
+    Option,
+    Settings,
+    SettingsError,
+    checked_path,
+    shown,
+)
 
 DEFAULT_MODEL = "fashion"
 # Settings that are not fields of Settings: what they name is read, and its content becomes one.
 NAMED = ("model", "engine", "api_keys_file")
 KEYS_VARIABLE = "FEWSTEP_API_KEYS"  # a key on a command line would be seen by every user of the machine
-Which = tuple[str, str]  # ("model", NAME) or ("engine", [NAME=]DIR)
+METAVARS = {int: "N", float: "SECONDS", str: "TEXT", bool: "true|false"}
+MAX_FILE_BYTES = 2**20  # of a settings or key file
 
 
 @dataclass(frozen=True)
@@ -26,44 +36,99 @@ class Resolved:
 
     settings: Settings
     sources: Mapping[str, str]  # field -> "default", "--port", "FEWSTEP_PORT" or "port in FILE"
+    keys_file: Path | None
     check: bool  # only say whether the server could start
 
 
 @dataclass(frozen=True)
-class _Given:
-    """What one source says. engines: in the order in which they were named."""
+class _Source:
+    """What one source says. given: setting -> text, or what TOML made of it. label: what the user calls a setting."""
 
-    values: Mapping[str, Any]
-    where: Mapping[str, str]
-    engines: tuple[Which, ...]
-    keys_file: Path | None
+    given: Mapping[str, Any]
+    label: Callable[[str], str]
+    named: Sequence[tuple[str, str | None, str]]  # "model" or "engine", the name if it stands apart, the text
+    file: Path | None = None  # the settings file; relative paths begin there
+
+    @classmethod
+    def of_texts(
+        cls, given: Mapping[str, Any], label: Callable[[str], str], named: Sequence[tuple[str, str]]
+    ) -> "_Source":
+        return cls(given, label, [(kind, None, text.strip()) for kind, text in named])
+
+    def values(self) -> dict[str, Any]:
+        read = Option.from_toml if self.file else Option.from_text
+        given = [option for option in OPTIONS if option.name in self.given]
+        return {option.name: read(option, self.given[option.name], self.label(option.name)) for option in given}
+
+    def path(self, name: str, text: Any = None) -> Path:
+        """What is given for `name`, or this part of it. Raises SettingsError for what is no path."""
+        text = self.given[name] if text is None else text
+        if not isinstance(text, str):
+            raise SettingsError(f"{self.label(name)} must be a string, not {shown(text)}")
+        return (self.file.parent if self.file else Path()) / checked_path(text, self.label(name))
+
+    def engines(self) -> dict[str, Path]:
+        """Name -> engine directory. Raises SettingsError or CheckpointError."""
+        engines: dict[str, Path] = {}
+        for kind, name, text in self.named:
+            if kind == "model":
+                name, folder = text, model_engine(text)
+            else:
+                first, equals, directory = text.partition("=")  # a directory with an equals sign is written ./a=b
+                if name is None and equals and MODEL_NAME.fullmatch(first):
+                    name, text = first, directory
+                folder = self.path(kind, text)
+                name = read_manifest(folder).name if name is None else name
+            if name in engines:
+                raise SettingsError(f"two models are called {name!r}; give one another name with --engine NAME=DIR")
+            engines[name] = folder
+        return engines
 
 
 def resolve(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> Resolved:
     """Settings and their sources. Raises SettingsError or CheckpointError; --help exits with 0."""
-    flags = vars(_parser().parse_args(arguments))
-    check = flags.pop("check")
+    flags = {name: value for name, value in vars(_parser().parse_args(arguments)).items() if value is not None}
     variables = _variables(environment)
-    config = flags.pop("config") or variables.pop("config", None)
-    given = [_from_flags(flags), _from_environment(variables)]
-    if config:
-        given.append(_from_file(Path(config)))
+    named = [(kind, part) for kind in NAMED[:2] for part in variables.get(kind, "").split(",") if part.strip()]
+    by_rank = [
+        _Source.of_texts(flags, lambda name: "--" + name.replace("_", "-"), flags["engines"]),
+        _Source.of_texts(variables, lambda name: f"FEWSTEP_{name.upper()}", named),
+    ]
+    if config := next((source.path("config") for source in by_rank if "config" in source.given), None):
+        by_rank.append(_settings_file(config))
     values: dict[str, Any] = {}
     sources = {field.name: "default" for field in fields(Settings)}
-    for source in reversed(given):
-        values |= source.values
-        sources |= source.where
-    named = next((source for source in given if source.engines), None)
-    values["engines"] = _engines(named.engines if named else (("model", DEFAULT_MODEL),))
-    keys_file = next((source.keys_file for source in given if source.keys_file), None)
+    engines, keys_file = _Source({}, str, [("model", None, DEFAULT_MODEL)]), None
+    for source in reversed(by_rank):
+        found = source.values()
+        values |= found
+        sources |= {name: source.label(name) for name in found}
+        if source.named:
+            engines = source
+            sources["engines"] = " and ".join(dict.fromkeys(source.label(kind) for kind, *_ in source.named))
+        if "api_keys_file" in source.given:
+            keys_file = source.path("api_keys_file")
     keys = _listed_keys(environment)
-    if keys_file:
-        keys += _keys_in(keys_file)
-    if keys:
-        sources["api_keys"] = " and ".join(
-            [KEYS_VARIABLE] * bool(_listed_keys(environment)) + [str(keys_file)] * bool(keys_file)
-        )
-    return Resolved(Settings(**values, api_keys=keys), sources, check)
+    if keys or keys_file:
+        sources["api_keys"] = " and ".join([KEYS_VARIABLE] * bool(keys) + [str(keys_file)] * bool(keys_file))
+    keys += _keys_in(keys_file) if keys_file else []
+    settings = Settings(engines.engines(), tuple(dict.fromkeys(keys)), **values)
+    for gpu in settings.devices:
+        visible_gpu(gpu, environment)
+    return Resolved(settings, sources, keys_file, flags["check"])
+
+
+def visible_gpu(gpu: int, environment: Mapping[str, str]) -> str:
+    """What names this GPU for CUDA_VISIBLE_DEVICES. Raises SettingsError when the environment hides it."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return str(gpu)
+    listed = [entry.strip() for entry in visible.split(",")]
+    ends = [place for place, entry in enumerate(listed) if entry in ("", "NoDevFiles") or entry.startswith("-")]
+    listed = listed[: min(ends, default=None)]  # CUDA ignores what follows an entry that is no GPU
+    if gpu >= len(listed):
+        raise SettingsError(f"there is no GPU {gpu}: CUDA_VISIBLE_DEVICES={visible} hides it")
+    return listed[gpu]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,134 +156,71 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--check", action="store_true", help="say what would be served with which settings, and exit")
     parser.add_argument("--config", metavar="FILE", help="a TOML file with settings")
+    groups = {group: parser.add_argument_group(group) for group in get_args(Group)}
     models = {"action": "append", "dest": "engines", "default": []}
-    parser.add_argument(
+    groups["engines"].add_argument(
         "--model", type=lambda name: ("model", name), metavar="NAME", **models,
-        help=f"a model of this checkout, models/NAME/engine ({DEFAULT_MODEL}); repeatable, the first is the default",
+        help="a model of this checkout, models/NAME/engine; repeatable, the first is the default of requests "
+        f"(default: {DEFAULT_MODEL})",
     )  # fmt: skip
-    parser.add_argument(
+    groups["engines"].add_argument(
         "--engine", type=lambda folder: ("engine", folder), metavar="[NAME=]DIR", **models,
         help="an engine directory, served under its own name or this one; repeatable",
     )  # fmt: skip
-    parser.add_argument("--api-keys-file", metavar="FILE", help="API keys, one per line (everybody may ask)")
+    groups["security"].add_argument("--api-keys-file", metavar="FILE", help="API keys, one per line (default: none)")
     for option in OPTIONS:
-        if option.kind == "yes_no":
-            parser.add_argument(option.flag, nargs="?", const="true", metavar="true|false", help=option.help)
-        else:
-            metavar = "|".join(option.choices) or {"whole": "N", "number": "SECONDS"}.get(option.kind, "TEXT")
-            parser.add_argument(option.flag, metavar=metavar, help=option.help)
+        yes_no: dict[str, Any] = {"nargs": "?", "const": "true"} if option.entry is bool else {}
+        metavar = "TEXT" if option.many else METAVARS[option.entry]
+        help = f"{option.help} (default: {option.default_text})"
+        groups[option.group].add_argument(option.flag, metavar="|".join(option.choices) or metavar, help=help, **yes_no)
     return parser
 
 
-def _from_flags(flags: Mapping[str, Any]) -> _Given:
-    given = [option for option in OPTIONS if flags[option.name] is not None]
-    where = {option.name: option.flag for option in given}
-    if flags["engines"]:
-        where["engines"] = " ".join(dict.fromkeys(f"--{kind}" for kind, _ in flags["engines"]))
-    return _Given(
-        {option.name: from_text(option, flags[option.name], option.flag) for option in given},
-        where,
-        tuple(flags["engines"]),
-        Path(flags["api_keys_file"]) if flags["api_keys_file"] else None,
-    )
-
-
 def _variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that are ours, by setting; an empty one says nothing. Raises SettingsError for unknown ones."""
-    known = {option.variable for option in OPTIONS} | {f"FEWSTEP_{name.upper()}" for name in (*NAMED, "config")}
+    """The variables that are ours, by setting; an empty one is absent. Raises SettingsError for unknown ones."""
+    known = {f"FEWSTEP_{name.upper()}" for name in (*(option.name for option in OPTIONS), *NAMED, "config")}
     found: dict[str, str] = {}
     for variable, text in environment.items():
-        if not variable.startswith("FEWSTEP_") or variable == KEYS_VARIABLE or not text:
+        if not variable.startswith("FEWSTEP_") or variable == KEYS_VARIABLE or not text.strip():
             continue
         if variable not in known:
             raise SettingsError(
                 f"the environment variable {variable} is not a setting; the nearest is "
                 f"{nearest(variable, known | {KEYS_VARIABLE})}"
             )
-        found[variable.removeprefix("FEWSTEP_").lower()] = text
+        found[variable.removeprefix("FEWSTEP_").lower()] = text.strip()
     return found
 
 
-def _from_environment(variables: Mapping[str, str]) -> _Given:
-    given = [option for option in OPTIONS if option.name in variables]
-    where = {option.name: option.variable for option in given}
-    named = [kind for kind in ("model", "engine") if kind in variables]
-    if named:
-        where["engines"] = " and ".join(f"FEWSTEP_{kind.upper()}" for kind in named)
-    return _Given(
-        {option.name: from_text(option, variables[option.name], option.variable) for option in given},
-        where,
-        tuple((kind, part.strip()) for kind in named for part in variables[kind].split(",") if part.strip()),
-        Path(variables["api_keys_file"]) if "api_keys_file" in variables else None,
-    )
-
-
-def _from_file(path: Path) -> _Given:
-    """Relative directories and files are relative to the settings file."""
+def _settings_file(path: Path) -> _Source:
+    text = _read(path, f"the settings file {path}")
     try:
-        data = tomllib.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise SettingsError(f"the settings file {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"the settings file {path} is not valid TOML: {error}") from error
-    options = {option.name: option for option in OPTIONS}
+        data = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        known = isinstance(error, tomllib.TOMLDecodeError)
+        reason = error if known else "it nests too deeply, or holds a number of too many digits"
+        raise SettingsError(f"the settings file {path} is not valid TOML: {reason}") from error
+    known = [*(option.name for option in OPTIONS), *NAMED]
     for key in data:
         if key == "api_keys":
             raise SettingsError(
                 f"{path} holds api_keys: put them into a file of their own, one per line, that only the server may "
                 f"read, and name it as api_keys_file; or into the environment variable {KEYS_VARIABLE}"
             )
-        if key not in options and key not in NAMED:
-            raise SettingsError(
-                f"{key!r} in {path} is not a setting; the nearest is {nearest(key, [*options, *NAMED])}"
-            )
-    engines = tuple(entry for key in data if key in ("model", "engine") for entry in _engines_in(key, data[key], path))
-    where = {key: f"{key} in {path}" for key in data if key in options}
-    if engines:
-        where["engines"] = " and ".join(key for key in data if key in ("model", "engine")) + f" in {path}"
-    keys_file = data.get("api_keys_file")
-    if keys_file is not None and not isinstance(keys_file, str):
-        raise SettingsError(f"api_keys_file in {path} must be a string, not {keys_file!r}")
-    return _Given(
-        {key: from_toml(options[key], data[key], where[key]) for key in data if key in options},
-        where,
-        engines,
-        path.parent / keys_file if keys_file else None,
-    )
+        if key not in known:
+            raise SettingsError(f"{shown(key)} in {path} is not a setting; the nearest is {nearest(key, known)}")
+    named = [(key, *entry) for key in data if key in NAMED[:2] for entry in _engines_in(key, data[key], path)]
+    return _Source(data, lambda name: f"{name} in {path}", named, path)
 
 
-def _engines_in(key: str, value: Any, path: Path) -> list[Which]:
+def _engines_in(key: str, value: Any, path: Path) -> list[tuple[str | None, str]]:
     """model = "a" or ["a", "b"]; engine = "DIR", ["DIR", "NAME=DIR"], or a table [engine] of NAME = "DIR"."""
-    listed = [value] if isinstance(value, str) else value
     if key == "engine" and isinstance(value, dict) and all(isinstance(folder, str) for folder in value.values()):
-        return [(key, f"{name}={path.parent / folder}") for name, folder in value.items()]
+        return list(value.items())
+    listed = [value] if isinstance(value, str) else value
     if not isinstance(listed, list) or not all(isinstance(entry, str) for entry in listed):
-        raise SettingsError(f"{key} in {path} must be a string or a list of strings, not {value!r}")
-    if key == "model":
-        return [(key, entry) for entry in listed]
-    split = [_split(entry) for entry in listed]
-    return [(key, f"{name}={path.parent / folder}" if name else str(path.parent / folder)) for name, folder in split]
-
-
-def _engines(which: Iterable[Which]) -> dict[str, Path]:
-    engines: dict[str, Path] = {}
-    for kind, text in which:
-        if kind == "model":
-            name, folder = text, model_engine(text)
-        else:
-            name, directory = _split(text)
-            folder = Path(directory)
-            name = name or read_manifest(folder).name
-        if name in engines:
-            raise SettingsError(f"two models are called {name!r}; give one another name with --engine NAME=DIR")
-        engines[name] = folder
-    return engines
-
-
-def _split(text: str) -> tuple[str | None, str]:
-    """[NAME=]DIR. A directory whose name has an equals sign is written with a slash before it: ./a=b."""
-    name, equals, directory = text.partition("=")
-    return (name, directory) if equals and MODEL_NAME.fullmatch(name) else (None, text)
+        raise SettingsError(f"{key} in {path} must be a string or a list of strings, not {shown(value)}")
+    return [(None, entry) for entry in listed]
 
 
 def model_engine(name: str, models: Path = MODELS) -> Path:
@@ -227,23 +229,37 @@ def model_engine(name: str, models: Path = MODELS) -> Path:
     if name in names:
         return models / name / "engine"
     known = f"the models with an engine are: {', '.join(names)}" if names else f"no folder in {models} has an engine"
-    raise SettingsError(f"there is no model {name!r}; {known}. --engine DIR serves an engine from anywhere")
+    raise SettingsError(f"there is no model {shown(name)}; {known}. --engine DIR serves an engine from anywhere")
 
 
-def _listed_keys(environment: Mapping[str, str]) -> tuple[str, ...]:
-    return tuple(key.strip() for key in environment.get(KEYS_VARIABLE, "").split(",") if key.strip())
+def _listed_keys(environment: Mapping[str, str]) -> list[str]:
+    text = environment.get(KEYS_VARIABLE, "").strip()
+    keys = [key.strip() for key in text.split(",") if key.strip()]
+    if text and not keys:
+        raise SettingsError(f"{KEYS_VARIABLE} holds no API key; leave it empty to need none")
+    return keys
 
 
-def _keys_in(path: Path) -> tuple[str, ...]:
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise SettingsError(f"the API keys in {path} cannot be read: {reason}") from error
-    keys = tuple(line for line in lines if line and not line.startswith("#"))
+def _keys_in(path: Path) -> list[str]:
+    lines = [line.strip() for line in _read(path, f"the file of API keys {path}").splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
     if not keys:
         raise SettingsError(f"{path} holds no API key: write one per line, for example from: openssl rand -hex 32")
     return keys
+
+
+def _read(path: Path, what: str) -> str:
+    """A small UTF-8 file, without the byte-order mark that some editors put first, and with \\n as its line ends."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        text = data.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise SettingsError(f"{what} cannot be read: {reason}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise SettingsError(f"{what} cannot be read: it has more than {MAX_FILE_BYTES} bytes")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -11,8 +11,8 @@ from benchmarks.load.ledger import NO_ANSWER, OUTCOMES, Ending, Scrape, balance,
 from benchmarks.load.memory import Sample, growth
 from benchmarks.load.soak import problems
 from benchmarks.load.visits import Visit, bad_requests, plan
-from server.http.request_record import OUTCOMES as SERVER_OUTCOMES
-from server.http.request_record import outcome_of
+from server.http.access import OUTCOMES as SERVER_OUTCOMES
+from server.http.access import outcome_of
 
 
 def metrics(active: int = 0, waiting: int = 0, failed: int = 0, **outcomes: int) -> Scrape:

@@ -1,10 +1,11 @@
 """The verdicts on a campaign, from rows whose answer is known."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from benchmarks.load.capacity import points
+from benchmarks.load.capacity import BESIDE, points
 from benchmarks.load.load_plot import draw_capacity
 from benchmarks.load.targets import BASELINE, OURS, judge, latency_limit_s
 
@@ -81,7 +82,7 @@ def test_the_peak_is_what_the_server_gave_before_and_after_the_overload():
     found = verdicts(rows)
     assert found["goodput in overload / peak"] == (pytest.approx(94 / 98), True)
     assert found["capacity / stock batching's"] == (pytest.approx(98 / 48), True)
-    turns = [(point.server, point.kind) for point in points(smoke=False) if point.images == 1]
+    turns = [(point.server, point.kind) for point in points(smoke=False, beside=False) if point.images == 1]
     overload = turns.index((OURS, "overload"))
     assert turns[overload - 2] == (BASELINE, "closed")
     assert turns[overload - 1] == turns[overload + 1] == (OURS, "closed")
@@ -105,7 +106,11 @@ def test_the_latency_limit():
 
 
 def test_ours_and_the_baseline_take_turns_at_every_load():
-    turns = [(point.load, point.server) for point in points(smoke=False) if point.kind == "open" and point.images == 1]
+    turns = [
+        (point.load, point.server)
+        for point in points(smoke=False, beside=False)
+        if point.kind == "open" and point.images == 1
+    ]
     assert turns[:12] == [(load, server) for load in (0.3, 0.4, 0.6, 0.8, 0.9, 0.95) for server in (OURS, BASELINE)]
 
 
@@ -113,3 +118,10 @@ def test_the_picture_is_drawn(tmp_path):
     rows = [*campaign(), *({**r, "network": "real"} for r in campaign())]
     draw_capacity(rows, tmp_path / "load.png")
     assert (tmp_path / "load.png").stat().st_size > 20_000
+
+
+def test_an_older_server_and_ours_take_turns_at_everything():
+    turns = points(smoke=False, beside=True)
+    assert {point.kind for point in turns} == {"open", "closed", "overload"}
+    assert [point.server for point in turns] == [OURS, BESIDE] * (len(turns) // 2)
+    assert all(replace(ours, server=BESIDE) == theirs for ours, theirs in zip(turns[::2], turns[1::2], strict=True))

@@ -54,6 +54,14 @@ def test_counter_and_key_are_laid_out_as_documented():
         assert [int(word) for word in noise.philox4x32(key, counter)] == words[0, block].tolist()
 
 
+def test_rounds_shortened_by_what_is_constant_give_the_words_of_ten_whole_rounds():
+    seeds, steps = (values.ravel() for values in np.meshgrid(np.array(EDGE_SEEDS, np.uint64), [0, 1, 9, 2**32 - 1]))
+    column = [value.astype(np.uint64)[:, None] for value in (seeds & 0xFFFFFFFF, seeds >> 32, steps)]
+    for stream in (noise.STREAM_NOISE, noise.STREAM_LABEL, noise.STREAM_LATENT):
+        whole = noise.philox4x32(column[:2], (np.arange(70)[None], column[2], np.array(stream), np.array(1)))
+        np.testing.assert_array_equal(noise.random_words(seeds, steps, stream, 70), np.stack(whole, axis=-1))
+
+
 def test_torch_gives_exactly_the_same_words_for_edge_seeds_and_steps():
     steps = np.array([0, 1, 2, 7, 8, 1000, 2**31, 2**32 - 1], dtype=np.int64)
     for stream in (noise.STREAM_NOISE, noise.STREAM_LABEL, noise.STREAM_LATENT):
@@ -116,8 +124,9 @@ def test_normals_are_those_of_the_formula_at_every_angle_and_every_radius():
     ends = np.concatenate([np.arange(2**10), 2**23 - 1 - np.arange(2**10)])  # of 23 bits: largest and smallest radius
     every = np.concatenate([np.arange(0, 2**23, 61), ends]).astype(np.uint64) << np.uint64(9)
     for even, odd in ((np.zeros_like(every), every), (every, np.full_like(every, 2**29)), (every, every[::-1])):
-        out = np.empty((1, len(every), 2, 2), np.float32)
-        noise._box_muller(np.stack([even, even])[:, None], np.stack([odd, odd])[:, None], out)
+        out, work = np.empty((1, len(every), 2, 2), np.float32), np.empty((4, 2, 1, len(every)), np.uint64)
+        work[0], work[1] = even, odd
+        noise._box_muller(work, out)
         radius, angle = np.sqrt(-2 * np.log(noise.uniforms(even))), 2 * np.pi * noise.uniforms(odd)
         expected = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
         assert np.abs(out[0] - expected[:, None]).max() < 1e-6
@@ -127,7 +136,7 @@ def test_many_rows_and_large_images_come_in_pieces_that_fit_together():
     seeds, steps = np.arange(40, dtype=np.uint64), np.arange(40) % 8
     many = noise.normals(seeds, steps, (1, 32, 33))
     large = noise.normals(seeds[:2], steps[:2], (1, 200, 201))
-    assert many[0].size * len(many) > 4 * noise._CHUNK < large[0].size
+    assert many[0].size * len(many) > 4 * noise.CHUNK < large[0].size
     for row in (0, 23, 39):
         np.testing.assert_array_equal(
             many[row], noise.normals(seeds[row : row + 1], steps[row : row + 1], (1, 32, 33))[0]
@@ -201,6 +210,13 @@ def test_an_empty_batch_gives_an_empty_array():
 def test_an_image_of_no_channels_gives_an_empty_array():
     assert noise.latent_for([1, 2], (0, 4, 5))(0).shape == (2, 0, 4, 5)
     assert noise_torch.latent_for([1, 2], (0, 4, 5))(0).shape == (2, 0, 4, 5)
+
+
+@pytest.mark.parametrize("classes", [1, 3, 10, 1000, 2**31])
+def test_the_label_of_a_seed_is_the_same_alone_and_among_thousands(classes: int):
+    seeds = [*EDGE_SEEDS, -1, 2**64 + 5, *np.random.default_rng(0).integers(0, 2**63, 2000).tolist()]
+    together = noise.random_labels(seeds, classes).tolist()
+    assert [noise.random_labels([seed], classes).item() for seed in seeds] == together
 
 
 @pytest.mark.parametrize("classes", [1, 2, 10, 1000])

@@ -11,7 +11,7 @@ from fewstep.latent import with_latent
 from fewstep.precond import Denoiser, edm_scalings
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import student_levels
-from fewstep.step import advance, begin, latent, network_input
+from fewstep.step import advance, begin, latent, levels_of, network_input
 
 SHAPE, SIGMA_DATA = (2, 4, 4), 0.5
 
@@ -84,6 +84,18 @@ def test_without_a_latent_the_network_sees_the_scaled_image_and_with_one_the_lat
     assert both.dtype == np.float32
     np.testing.assert_array_equal(both[:, :2], expected)
     np.testing.assert_array_equal(both[:, 2:], z)
+
+
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_the_levels_of_a_list_are_the_preconditioning_of_each_of_its_levels(steps: int):
+    sigmas = student_levels(steps)
+    for here, row in enumerate(levels_of(sigmas, SIGMA_DATA)):
+        alone = np.array([sigmas[here]], np.float32)
+        following = np.float32((*sigmas, 0.0)[here + 1])
+        expected = [*(factor[0] for factor in edm_scalings(alone, SIGMA_DATA)), alone[0], following]
+        assert row.tolist() == [float(value) for value in expected]
+    with pytest.raises(ValueError, match="read-only"):
+        levels_of(sigmas, SIGMA_DATA)[0] = 1
 
 
 def test_the_state_passed_in_is_not_changed():

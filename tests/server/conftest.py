@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -82,6 +83,7 @@ class Server:
     process: subprocess.Popen[str]
     url: str
     lines: "queue.SimpleQueue[str]"
+    family: list[psutil.Process] = field(default_factory=list)  # children seen so far
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -94,9 +96,10 @@ class Server:
         return self.process.wait(DEADLINE_S)
 
 
-def launch(arguments: Sequence[str]) -> subprocess.Popen[str]:
+def launch(arguments: Sequence[str], program: str = "server") -> subprocess.Popen[str]:
+    """program: the module that runs as the server."""
     return subprocess.Popen(
-        [sys.executable, "-m", "server", *arguments],
+        [sys.executable, "-m", program, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -106,9 +109,9 @@ def launch(arguments: Sequence[str]) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def serving(engine: Path, *arguments: str) -> Iterator[Server]:
-    """A server that has said that it serves; killed with all its children at the end if it still runs."""
-    process = launch(["--engine", str(engine), "--port", "0", "--threads", "1", "--drain-s", "0", *arguments])
+def started(arguments: Sequence[str], program: str = "server") -> Iterator[Server]:
+    """A server that has just been started, its URL not known; killed with all its children at the end if it runs."""
+    process = launch(arguments, program)
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read() -> None:
@@ -118,21 +121,31 @@ def serving(engine: Path, *arguments: str) -> Iterator[Server]:
         lines.put("")
 
     threading.Thread(target=read, daemon=True).start()
-    family: list[psutil.Process] = []
+    server = Server(process, "", lines)
     try:
-        line = lines.get(timeout=DEADLINE_S)
-        assert line.startswith("serving "), f"said {line!r}; {process.communicate()[1]}"
-        server = Server(process, line.split()[-1], lines)
-        family = server.children()
         yield server
     finally:
+        family = server.family
         if process.poll() is None:  # workers that replaced others are children of now, not of then
-            family += psutil.Process(process.pid).children(recursive=True)
+            family += server.children()
         process.kill()
         for child in family:
             if child.is_running():
                 child.kill()
         process.communicate()  # last: it waits for every child that holds the pipe, a suspended one for ever
+
+
+@contextmanager
+def serving(engine: Path, *arguments: str, program: Sequence[str] = ("server",)) -> Iterator[Server]:
+    """A server that has said that it serves. program: the module that runs as the server, and what it takes first."""
+    module, *first = program
+    flags = ["--engine", str(engine), "--port", "0", "--threads", "1", "--drain-s", "0", *arguments]
+    with started([*first, *flags], module) as server:
+        line = server.lines.get(timeout=DEADLINE_S)
+        assert line.startswith("serving "), f"said {line!r}; {server.process.communicate()[1]}"
+        server.url = line.split()[-1]
+        server.family = server.children()
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -148,16 +161,17 @@ def client(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Poll a condition without sleeping: wait on an event nobody sets, up to the deadline."""
+    tick = threading.Event()
+    deadline_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline_s:
+        if condition():
+            return
+        tick.wait(0.01)
+    raise AssertionError("the condition did not come true in time")
+
+
 @pytest.fixture
 def until() -> Callable[[Callable[[], bool]], None]:
-    """Poll a condition without sleeping: wait on an event nobody sets, up to the deadline."""
-
-    def poll(condition: Callable[[], bool]) -> None:
-        tick = threading.Event()
-        for _ in range(int(DEADLINE_S / 0.01)):
-            if condition():
-                return
-            tick.wait(0.01)
-        raise AssertionError("the condition did not come true in time")
-
-    return poll
+    return wait_until

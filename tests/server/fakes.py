@@ -1,7 +1,7 @@
 """Stand-ins for an engine: a manifest, and the analytic Gaussian student as a network F."""
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from fewstep.pixels import Pixels, encode, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import MAX_STEPS, student_levels
+from server.scheduler.model import Model, ModelInfo
+from server.scheduler.slots import Slots
 
 Floats = NDArray[np.float32]
 
@@ -62,6 +64,11 @@ class GaussianNetwork:
         return as_network(lambda noisy, sigma: student(noisy, sigma) + shift, SIGMA_DATA)(x, c_noise, onehot)
 
 
+def fake_model(table: Slots) -> Model:
+    """A model of a loop; what was measured of it is of no matter there."""
+    return Model(table, ModelInfo(0.001, table.capacity, table.buckets, {1: 0.001}, {"backend": "fake"}))
+
+
 def png(pixels: Pixels) -> str:
     """An image uint8 [H, W, C] as a request carries it."""
     return base64.b64encode(encode(pixels, "png")).decode()
@@ -69,7 +76,12 @@ def png(pixels: Pixels) -> str:
 
 def expected_pixels(seed: int, label: int, steps: int) -> Pixels:
     """What the sampler makes of one image, without any server: uint8 [H, W, C]."""
+    return pixels_of(seed, label, LEVELS[steps])
+
+
+def pixels_of(seed: int, label: int, sigmas: Sequence[float]) -> Pixels:
+    """The same with any levels."""
     denoiser = Denoiser(GaussianNetwork(), SIGMA_DATA, CLASSES)
     labels = np.array([label])
-    sample = sample_dpdm(lambda x, sigma: denoiser(x, sigma, labels), noise_for([seed], SHAPE), LEVELS[steps])
+    sample = sample_dpdm(lambda x, sigma: denoiser(x, sigma, labels), noise_for([seed], SHAPE), sigmas)
     return to_pixels(sample.images)[0]

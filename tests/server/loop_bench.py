@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from server.http.dialects.edits import Edit
-from server.http.dialects.native import GenerateRequest
-from server.processes.messages import Cancel, Failed, Health, Stats, Submit
-from server.scheduler.loop import Delivery, EngineLoop, Finished
-from server.scheduler.model import Served
+from server.scheduler.events import Failed, Finished, Health, Progress
+from server.scheduler.loop import Delivery, EngineLoop, QueueInbox
+from server.scheduler.model import Model
 from server.scheduler.policy import Policy, fifo
+from server.scheduler.request import Cancel, Edit, ImageRequest, Previews, Submit
 from server.scheduler.slots import SlotTable, buckets_for
-from tests.server.fakes import CLASSES, LEVELS, SHAPE, SIGMA_DATA, GaussianNetwork
+from server.scheduler.stats import Stats
+from tests.server.fakes import CLASSES, LEVELS, SHAPE, SIGMA_DATA, GaussianNetwork, fake_model
 
 Fault = Callable[[np.ndarray], None]  # gets the network's input; may raise or spoil it
 
@@ -30,6 +30,8 @@ class Bench:
             capacities = {"tiny": capacities}
         self.now_s = 0.0
         self.results: list[Finished | Failed] = []
+        self.progress: list[Progress] = []
+        self.events: dict[int, list[Progress | Finished | Failed]] = {}  # by request, in order
         self.ended_s: dict[int, float] = {}
         self.health: list[Health] = []
         self.stats: list[Stats] = []
@@ -37,19 +39,21 @@ class Bench:
         self.faults: dict[str, Fault] = {}
         self.call_s = dict(call_s or {})
         self.tables: dict[str, SlotTable] = {}
-        self.models = {name: self._served(name, slots) for name, slots in capacities.items()}
-        self.loop = EngineLoop(self.models, self._deliver, policy, clock=lambda: self.now_s)
+        self.models = {name: self._model(name, slots) for name, slots in capacities.items()}
+        self.inbox = QueueInbox()
+        self.loop = EngineLoop(self.models, self.inbox, self._deliver, policy, clock=lambda: self.now_s)
 
     def submit(
         self, number: int, steps: int, images: int = 1, seed: int = 0, model: str = "tiny", timeout_s: float = math.inf,
-        edit: Edit | None = None,
+        edit: Edit | None = None, previews: Previews = "none",
     ) -> None:  # fmt: skip
         labels = tuple(i % CLASSES for i in range(images))
-        request = GenerateRequest(steps, images, seed, labels, "png", model, timeout_s, edit)
-        self.loop.inbox.put(Submit(number, request, self.now_s, self.now_s + timeout_s))
+        seeds = tuple(range(seed, seed + images))
+        request = ImageRequest(model, steps, seeds, labels, LEVELS[steps], edit=edit, previews=previews)
+        self.inbox.put(Submit(number, request, self.now_s, self.now_s + timeout_s))
 
     def cancel(self, number: int) -> None:
-        self.loop.inbox.put(Cancel(number))
+        self.inbox.put(Cancel(number))
 
     def turn(self, times: int = 1) -> None:
         for _ in range(times):
@@ -66,7 +70,7 @@ class Bench:
     def batches(self) -> list[int]:
         return [batch for _, batch in self.calls]
 
-    def _served(self, name: str, slots: int) -> Served:
+    def _model(self, name: str, slots: int) -> Model:
         network = GaussianNetwork()
 
         def before(x: np.ndarray, c_noise: np.ndarray) -> None:
@@ -76,9 +80,8 @@ class Bench:
                 fault(x)
 
         network.before = before
-        table = SlotTable(network, SHAPE, CLASSES, SIGMA_DATA, buckets_for(slots, exact=False))
-        self.tables[name] = table
-        return Served(table, LEVELS)
+        self.tables[name] = SlotTable(network, SHAPE, CLASSES, SIGMA_DATA, buckets_for(slots, exact=False))
+        return fake_model(self.tables[name])
 
     def _deliver(self, delivery: Delivery) -> None:
         if isinstance(delivery, Health):
@@ -86,9 +89,13 @@ class Bench:
         elif isinstance(delivery, Stats):
             self.stats.append(delivery)
         else:
-            assert delivery.id not in self.ended_s, "a request ended twice"
-            self.ended_s[delivery.id] = self.now_s
-            self.results.append(delivery)
+            assert delivery.id not in self.ended_s, "an event after the last one"
+            self.events.setdefault(delivery.id, []).append(delivery)
+            if isinstance(delivery, Progress):
+                self.progress.append(delivery)
+            else:
+                self.ended_s[delivery.id] = self.now_s
+                self.results.append(delivery)
 
 
 def explode(x: np.ndarray) -> None:

@@ -13,18 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
-from fastapi import FastAPI
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from server.http.dialects.native import FIELDS, GenerateRequest
-from server.http.errors import escaped, shown
+from server.hosts import forked
+from server.http.dialects.native_schema import GenerateBody
+from server.http.limits import BoundedHttp
 from server.logs import JsonLines, TextLines
-from server.processes import worker as lit_loop
-from server.processes.messages import Failed
-from server.scheduler.loop import Finished
+from server.processes.control import Control
+from server.scheduler import encoding
+from server.scheduler.events import Failed, Finished
+from server.scheduler.refusal import escaped, shown
 from server.settings.settings import Settings, SettingsError
-from tests.server.test_safety import App
+from tests.server.fakes import manifest
+from tests.server.in_process import Site
 
 NASTY = [
     "\ud800",
@@ -85,7 +87,7 @@ def lines() -> Iterator[list[str]]:
         st.binary(max_size=60).filter(lambda value: not set(value) & {*range(32), 127}),
         max_size=3,
     ),
-    body=st.dictionaries(st.sampled_from(FIELDS) | texts, values, max_size=3),
+    body=st.dictionaries(st.sampled_from([*GenerateBody.model_fields]) | texts, values, max_size=3),
 )
 @example(path="/v1/generate", method="POST", headers={}, body={"\ud800": 1})
 @example(path="/v1/generate", method="POST", headers={}, body={"n" * 60_000: 1})
@@ -98,38 +100,19 @@ def test_no_answer_log_line_or_metric_holds_what_a_client_sent_unescaped(
     lines: list[str], path: str, method: str, headers: dict[str, bytes], body: dict[str, Any]
 ):
     lines.clear()
-    app = App()
-    sent: list[dict[str, Any]] = []
-
-    async def scene() -> None:
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
-
-        async def send(message: Any) -> None:
-            sent.append(message)
-
-        raw = [(b"host", b"localhost"), *((name.encode(), value) for name, value in headers.items())]
-        scope = {
-            "type": "http",
-            "method": method,
-            "path": path,
-            "query_string": b"",
-            "headers": raw,
-            "client": (path, 1),
-        }
-        await app.app(scope, receive, send)
-
-    asyncio.run(scene())
-    status = sent[0]["status"]
-    assert 200 <= status < 500 or status == 503
-    answer = b"".join(message.get("body", b"") for message in sent).decode("ascii")
-    if status >= 400:
-        error = json.loads(answer)["error"]
+    site = Site()
+    site.client = path
+    answer = asyncio.run(site.ask(method, path, json.dumps(body).encode(), headers))
+    assert 200 <= answer.status_code < 500 or answer.status_code == 503
+    assert answer.content.isascii()
+    if answer.status_code >= 400:
+        error = answer.json()["error"]
         assert len(error["message"]) <= LONGEST and error["message"].isprintable()
         assert error["param"] is None or (len(error["param"]) <= 60 and error["param"].isprintable())
-    assert all(re.fullmatch(rb"[ -~]*", value) for _, value in sent[0]["headers"])
+    assert all(re.fullmatch(rb"[ -~]*", value) for _, value in answer.headers.raw)
     assert all(line.isascii() and line.isprintable() and len(line) < 1_500 for line in lines) and lines
-    page = app.ask("GET", "/metrics").text
+    assert " client=" not in lines[0] or re.search(r" client=\S+ duration_ms=| client=\S+ code=", lines[0])
+    page = site.get("/metrics").text
     assert not {
         label for label in re.findall(r'(?:route|reason|model)="(.*?)"', page) if not re.fullmatch(r"[\w/.-]*", label)
     }
@@ -151,17 +134,34 @@ def test_what_an_encoder_raises_goes_to_the_log_and_not_to_the_client(
     def encode(*arguments: Any) -> bytes:
         raise OSError("/opt/secret/libwebp.so")
 
-    monkeypatch.setattr(lit_loop, "encode", encode)
-    request = GenerateRequest(1, 1, 0, (0,), "webp", "tiny", 1.0)
-    failed = lit_loop.encoded(Finished(7, request, (np.zeros((8, 8, 1), np.uint8),), 0.0, 0.0))
+    monkeypatch.setattr(encoding, "encode", encode)
+    failed = encoding.encoded(Finished(7, "webp", (np.zeros((8, 8, 1), np.uint8),), 0.0, 0.0))
     assert isinstance(failed, Failed)
-    assert (failed.code, failed.message) == ("encode_error", "the image could not be written as webp")
+    assert (failed.code, failed.kind) == ("encode_error", "failed")
+    assert failed.message == "the image could not be written as webp; the server's log says why"
     assert "secret" in caplog.text
 
 
 def test_a_trailing_slash_is_no_redirect_to_whatever_host_is_named():
-    answer = App().ask("GET", "/v1/models/", host="localhost")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    site = Site(host="0.0.0.0")
+    answer = site.get("/v1/models/", {"host": "evil.example"})
+    assert (answer.status_code, answer.json()) == (200, site.get("/v1/models").json())
+
+
+def configured(monkeypatch: pytest.MonkeyPatch, **chosen: Any) -> uvicorn.Config:
+    """As the server configures uvicorn."""
+    configs: list[uvicorn.Config] = []
+
+    class Held(forked.DrainingServer):
+        def run(self, sockets: list[socket.socket] | None = None) -> None:
+            configs.append(self.config)
+
+    monkeypatch.setattr(forked, "DrainingServer", Held)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = forked.ForkedServer(Settings({"tiny": Path("/nowhere")}, **chosen), {"tiny": manifest()}, listener)
+    server._run_http(0, Control())
+    return configs[0]
 
 
 @pytest.mark.parametrize(
@@ -170,28 +170,8 @@ def test_a_trailing_slash_is_no_redirect_to_whatever_host_is_named():
 def test_proxy_headers_count_only_from_a_proxy_that_the_settings_name(
     monkeypatch: pytest.MonkeyPatch, trusted: tuple[str, ...], client: str
 ):
-    """The server's own configuration of uvicorn, around an app that tells whom it sees."""
-    from server.hosts import litserve as lit_server
-    from server.processes.pipes import Control
-    from tests.server.fakes import manifest
-
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
-    configs: list[uvicorn.Config] = []
-
-    class Held(lit_server.DrainingServer):
-        def run(self, sockets: list[socket.socket] | None = None) -> None:
-            configs.append(self.config)
-
-    monkeypatch.setattr(lit_server, "DrainingServer", Held)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr("signal.pthread_sigmask", lambda *_: None)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        chosen = Settings({"tiny": Path("/nowhere")}, trusted_proxies=trusted)
-        server = lit_server.StudentServer(chosen, {"tiny": manifest()}, listener)
-    seen = FastAPI()
-    server.app = seen
-    server._run_http(Control())
-    (config,) = configs
+    config = configured(monkeypatch, trusted_proxies=trusted)
     found: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -203,6 +183,12 @@ def test_proxy_headers_count_only_from_a_proxy_that_the_settings_name(
     scope = {"type": "http", "client": ("127.0.0.1", 1), "headers": headers, "scheme": "http"}
     asyncio.run(config.loaded_app(scope, None, None))  # pyright: ignore[reportArgumentType, reportCallIssue]
     assert found == [client]
+
+
+def test_connections_are_kept_as_long_as_the_settings_say(monkeypatch: pytest.MonkeyPatch):
+    config = configured(monkeypatch)
+    assert (config.timeout_keep_alive, config.http) == (75, BoundedHttp)
+    assert configured(monkeypatch, keep_alive_s=620).timeout_keep_alive == 620
 
 
 @pytest.mark.parametrize("address", ["*", "example.org", "127.0.0.1:80", "", "10.0.0.1/8"])

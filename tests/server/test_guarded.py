@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import httpx
@@ -114,3 +115,11 @@ def test_a_server_needs_no_writable_directory(engine_dir: Path):
         assert (process.returncode, errors) == (0, "")
     finally:
         process.kill()
+
+
+def test_check_needs_no_writable_directory_and_says_what_the_server_would_do(engine_dir: Path):
+    """Its exit code is the answer, and what it prints is a settings file."""
+    command = [sys.executable, "-c", READ_ONLY, "--check", "--engine", str(engine_dir), "--port", "0"]
+    process = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, timeout=DEADLINE_S)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert tomllib.loads(process.stdout)["engine"] == {"tiny": str(engine_dir)}

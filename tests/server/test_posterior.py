@@ -1,4 +1,4 @@
-"""A posterior student over HTTP: asked for like any other, the same bytes in any company."""
+"""A posterior student over HTTP: asked for like any other, the same bytes whatever the batch."""
 
 import io
 from collections.abc import Iterator
@@ -50,13 +50,13 @@ def test_the_pixels_are_those_of_the_sampler_with_the_latents_of_the_seed(exact:
     assert np.abs(pixels.astype(int) - to_pixels(sample.images)[0]).max() <= 1  # batch 1 there, 8 here
 
 
-def test_exact_mode_gives_the_same_bytes_alone_and_in_company(exact: Server):
+def test_exact_mode_gives_the_same_bytes_alone_and_among_others(exact: Server):
     target = {"seed": 7, "steps": 5, "label": 1}
-    company = [{"seed": 100 + i, "steps": 1 + i % 5, "label": i % 3} for i in range(15)]
+    others = [{"seed": 100 + i, "steps": 1 + i % 5, "label": i % 3} for i in range(15)]
     with exact.client() as client:
         alone = generate(client, **target)
         with ThreadPoolExecutor(16) as pool:
-            answers = list(pool.map(lambda fields: generate(client, **fields), [*company, target]))
+            answers = list(pool.map(lambda fields: generate(client, **fields), [*others, target]))
     assert answers[-1] == alone
     assert len(set(answers)) == 16
 

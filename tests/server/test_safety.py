@@ -5,28 +5,30 @@ import asyncio
 import base64
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from fewstep.pixels import FORMATS
-from server.http.app import GenerateSpec
-from server.http.dialects.native import FIELDS, parse_request
-from server.http.errors import ApiError, install_error_handlers
-from server.processes.admission import Admission
-from server.processes.pool import EngineClient
+from server.http.dialects.native import NativeDialect, decode_edit
+from server.http.dialects.native_schema import GenerateBody
+from server.http.service import ImageService
+from server.scheduler.refusal import Refusal
+from server.scheduler.request import ImageRequest
 from server.settings.settings import Settings
 from tests.server.fakes import manifest
+from tests.server.in_process import Site
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("fewstep", "kernels", "export", "server")
@@ -48,7 +50,7 @@ def modules_of(source: str) -> Iterator[str]:
 def reachable() -> dict[Path, str]:
     """Every file of ours that the server can load, starting at server/, with its source."""
     found: dict[Path, str] = {}
-    left = list((ROOT / "server").glob("*.py"))
+    left = list((ROOT / "server").rglob("*.py"))
     while left:
         path = left.pop()
         if path in found:
@@ -97,32 +99,31 @@ def test_the_scan_catches(source: str):
     assert dangers(source)
 
 
-def test_pickled_messages_stay_on_the_pipes_between_forked_processes():
-    """multiprocessing's connections pickle. Ours are anonymous pipes that the parent made before it forked."""
-    users = {
-        path.relative_to(ROOT).as_posix(): names
-        for path, source in reachable().items()
-        if (names := {name for name in modules_of(source) if name.startswith("multiprocessing.")})
-    }
-    used = set().union(*users.values())
-    assert not {name for name in used if name.rpartition(".")[2] in ("Listener", "Client", "Manager", "managers")}
-    piped = {file for file, names in users.items() if {"multiprocessing.Pipe", "multiprocessing.connection"} & names}
-    assert piped <= {"server/processes/pipes.py", "server/processes/supervisor.py"}
+def test_messages_between_processes_are_no_pickles():
+    """multiprocessing's connections and queues pickle; a process that is forked gets nothing that is."""
+    pickling = {"Pipe", "Queue", "JoinableQueue", "Manager", "Pool", "Listener", "Client", "SimpleQueue"}
+    for path, source in reachable().items():
+        if any(name.startswith("multiprocessing") for name in modules_of(source)):
+            used = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+            assert not used & pickling, path
+            assert 'multiprocessing.get_context("fork")' in source, path
 
 
 def decoders(source: str) -> list[str]:
     """Calls that decode an image, as they are written."""
     calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    names = ("Image.open", "ImageFile.Parser", "PngImageFile", "imdecode", "imread")
+    names = ("Image.open", "ImageFile.Parser", "ImageFile", "imdecode", "imread")
     return [ast.unparse(call) for call in calls if ast.unparse(call.func).endswith(names)]
 
 
-def test_images_are_decoded_in_one_place_from_memory_and_as_png_only():
-    """What stands before that call, and what it is given, is held by tests/server/test_png.py."""
+def test_images_are_decoded_in_one_place_from_memory_by_decoders_that_are_named():
+    """What stands before these calls, and what they are given, is held by tests/server/http/test_pictures.py."""
     found = {
         path.relative_to(ROOT).as_posix(): calls for path, source in reachable().items() if (calls := decoders(source))
     }
-    assert found == {"server/http/pictures.py": ["Image.open(io.BytesIO(png), formats=('PNG',))"]}
+    assert list(found) == ["server/http/pictures.py"]
+    pattern = r"(Png|Jpeg|WebP)ImagePlugin\.\1ImageFile\(io\.BytesIO\((SIGNATURE \+ kept|data|filled)\)\)"
+    assert [call for call in found["server/http/pictures.py"] if not re.fullmatch(pattern, call)] == []
     assert decoders("PIL.Image.open(path)") and decoders("cv2.imread(path)")
 
 
@@ -132,34 +133,26 @@ def png() -> bytes:
     return buffer.getvalue()
 
 
-class App:
-    """The real routes, without a worker behind them."""
-
-    def __init__(self) -> None:
-        client = EngineClient(MODELS, 1, Admission(4), lambda: None)
-        spec = GenerateSpec(MODELS, Settings({"tiny": Path("/nowhere")}), client)
-        self.app = FastAPI(openapi_url=None)
-        for path, (answer, methods) in spec.routes.items():
-            self.app.add_api_route(path, answer, methods=methods)
-        for layer in spec.middlewares:
-            assert isinstance(layer, tuple)
-            self.app.add_middleware(layer[0], **layer[1])
-        install_error_handlers(self.app)
-
-    def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> httpx.Response:
-        async def scene() -> httpx.Response:
-            async with httpx.AsyncClient(
-                transport=httpx.ASGITransport(self.app), base_url="http://localhost"
-            ) as client:
-                return await client.request(method, path, content=body, headers=headers)
-
-        return asyncio.run(scene())
+def post(site: Site, body: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
+    return asyncio.run(site.ask("POST", "/v1/generate", body, headers or {}))
 
 
 @pytest.mark.parametrize("media_type", ["image/png", "multipart/form-data; boundary=x", "application/json"])
 def test_an_image_is_not_a_request(media_type: str):
-    response = App().ask("POST", "/v1/generate", png(), **{"content-type": media_type})
+    response = post(Site(), png(), {"content-type": media_type})
     assert (response.status_code, response.json()["error"]["code"]) == (400, "malformed_json")
+
+
+def accepts(body: bytes) -> ImageRequest | None:
+    """What the engine would get, with the pictures decoded; None for what is refused."""
+    dialect = NativeDialect(MODELS, Settings({"tiny": Path("/nowhere")}), cast(ImageService, None))
+    try:
+        asked = dialect.read(body)
+        fields = asked.fields
+        edit = decode_edit(fields.image, fields.mask, asked.manifest) if fields.image is not None else None
+    except Refusal:
+        return None
+    return replace(asked.request, edit=edit)
 
 
 WATCHED = ("open", "os.listdir", "os.scandir", "pickle.find_class", "subprocess.Popen", "exec", "socket.connect")
@@ -194,7 +187,9 @@ texts = st.sampled_from(
     ]
 ) | st.text(max_size=30)
 bodies = st.dictionaries(
-    st.sampled_from(FIELDS) | texts, texts | st.integers() | st.lists(texts, max_size=2), max_size=4
+    st.sampled_from([*GenerateBody.model_fields]) | texts,
+    texts | st.integers() | st.lists(texts, max_size=2),
+    max_size=4,
 )
 
 
@@ -204,16 +199,15 @@ bodies = st.dictionaries(
 @example({"image": "/etc/passwd", "mask": "/etc/passwd"})
 def test_no_text_in_a_request_opens_a_file_or_a_connection(body: dict[str, Any]):
     global watching
-    app = App()
+    site = Site()
     first = {"image": base64.b64encode(png()).decode()}
-    app.ask("POST", "/v1/generate", json.dumps(first).encode())  # whatever the libraries load at their first use
+    accepts(json.dumps(first).encode())  # whatever the libraries load at their first use
+    post(site, b"")
     touched.clear()
     watching = True
     try:
-        answers = [
-            app.ask("POST", "/v1/generate", json.dumps(body).encode()),
-            *(app.ask("GET", path) for path in PATHS),
-        ]
+        answers = [post(site, json.dumps(body).encode()), *(site.get(path) for path in PATHS)]
+        accepts(json.dumps(body).encode())
     finally:
         watching = False
     assert touched == []
@@ -233,10 +227,10 @@ def test_the_watch_would_notice(tmp_path: Path):
 
 @given(bodies)
 def test_the_only_texts_that_reach_the_engine_are_ours(body: dict[str, Any]):
-    try:
-        request = parse_request(json.dumps(body).encode(), MODELS, 4, 60.0).decoded(MODELS)
-    except ApiError:
+    if (request := accepts(json.dumps(body).encode())) is None:
         return
-    assert request.model in MODELS and request.format in FORMATS
-    others = [value for name, value in vars(request).items() if name not in ("model", "format")]
+    assert request.model in MODELS and request.format in FORMATS and request.previews == "none"
+    others = [value for name, value in vars(request).items() if name not in ("model", "format", "previews", "edit")]
     assert not [value for value in others if isinstance(value, str | bytes)]
+    if edit := request.edit:
+        assert (len(edit.image) == 64 and edit.known is None) or len(edit.known or b"") == 64

@@ -1,236 +1,284 @@
-"""`POST /v1/generate`: from a body's bytes to a checked request, or an ApiError that says what to change."""
+"""fewstep's own API: POST /v1/generate and GET /v1/models."""
 
 import asyncio
-import json
-import secrets
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
-from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.responses import Response
 
 from export.manifest import Manifest
-from fewstep.editing import calls_for
-from fewstep.noise import random_labels
-from fewstep.pixels import FORMATS, Format
-from fewstep.schedule import MAX_STEPS
-from server.http.dialects.edits import Edit, EditFields, body_bytes, decode_edit, edit_fields
-from server.http.errors import ApiError, invalid, shown
+from fewstep.pixels import FORMATS, MEDIA_TYPES, Format
+from server.http.access import record_of, timings_ms
+from server.http.dialects.native_schema import (
+    MIN_TIMEOUT_S,
+    REPAINT_STRENGTH,
+    REPAINTED_FROM,
+    VARY_STRENGTH,
+    GenerateBody,
+    generate_operation,
+    models_operation,
+)
+from server.http.fields import parse
+from server.http.negotiation import preferred
+from server.http.openapi import JSON
+from server.http.pictures import MODES, PictureError, decode_base64, max_base64
+from server.http.routes import Route
+from server.http.service import ImageService, finished, read_body
+from server.scheduler.events import Finished
+from server.scheduler.model import ModelInfo
+from server.scheduler.refusal import Kind, Refusal, invalid
+from server.scheduler.request import Edit, ImageRequest
+from server.scheduler.validate import check_range, choose_model, image_request
+from server.settings.settings import Settings
 
-FIELDS = ("steps", "n", "seed", "label", "format", "model", "timeout_s", "image", "strength", "mask")
-DEFAULT_STEPS = 4
-MIN_TIMEOUT_S = 0.001
-SEED_LIMIT = 2**63
-MIN_BODY_LIMIT = 65_536  # of a server that was not told another
-# A drawn seed is short enough to be written down, and JavaScript reads it exactly (it does so only below 2^53).
-DRAWN_SEED_LIMIT = 2**32
-
-
-@dataclass(frozen=True)
-class GenerateRequest:
-    """Image i is the image of seed + i with labels[i]."""
-
-    steps: int
-    images: int
-    seed: int
-    labels: tuple[int, ...]  # one per image; -1: the model has no classes
-    format: Format
-    model: str  # a name this server serves it under
-    timeout_s: float  # seconds after its acceptance in which the client wants the answer
-    edit: Edit | None = None  # what all images begin at; None: noise alone
-
-    @property
-    def calls(self) -> int:
-        """Network calls per image; an edit makes the last ones of its step count only."""
-        return self.edit.calls(self.steps) if self.edit else self.steps
-
-
-def body_limit(max_body_bytes: int, models: Mapping[str, Manifest]) -> int:
-    """The largest body in bytes: as told, or for 0 what an edit of the largest model needs, and never below 64 KiB."""
-    return max_body_bytes or max(MIN_BODY_LIMIT, *map(body_bytes, models.values()))
-
-
-async def read_body(chunks: AsyncIterator[bytes], headers: Mapping[str, str], limit: int, limit_s: float) -> bytes:
-    """The whole body. Raises ApiError 413 beyond `limit` bytes, whatever Content-Length says, and 408 after limit_s."""
-    try:
-        async with asyncio.timeout(limit_s):
-            return await _read(chunks, headers, limit)
-    except TimeoutError as error:
-        message = f"the body was not complete after {limit_s:g} s; send it in one piece"
-        slow = {"Connection": "close"}
-        raise ApiError(HTTPStatus.REQUEST_TIMEOUT, message, code="body_timeout", headers=slow) from error
-
-
-async def _read(chunks: AsyncIterator[bytes], headers: Mapping[str, str], limit: int) -> bytes:
-    too_large = ApiError(
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"the body is larger than {limit} bytes, which is enough for every field",
-        code="body_too_large",
-        headers={"Connection": "close"},  # the rest of the body is not worth reading
-    )
-    declared = headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise too_large
-    body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        if len(body) > limit:
-            raise too_large
-    return bytes(body)
+GENERATE_REFUSALS: Sequence[Kind] = (
+    "invalid",
+    "not_found",
+    "not_acceptable",
+    "slow",
+    "too_large",
+    "unsupported",
+    "full",
+    "failed",
+    "unavailable",
+    "timeout",
+)
+MIN_BODY_LIMIT = 65_536  # bytes; of a server whose settings name no other
+OTHER_FIELDS_BYTES = 4_096  # of a body, beside its pictures
+INLINE_RESOLUTION = 64  # larger pictures are decoded off the event loop: 512x512 takes some milliseconds
+INLINE_BYTES = 65_536  # more bytes of images than this are made into JSON off the event loop
 
 
 @dataclass(frozen=True)
-class ParsedRequest:
-    """A request whose fields are checked and whose pictures are not decoded, so that it can be refused for nothing."""
+class NativeDialect:
+    """The routes of this API."""
 
-    request: GenerateRequest  # without its edit
-    picture: EditFields | None
+    models: Mapping[str, Manifest]  # what is served, by name; the first is the default
+    settings: Settings
+    service: ImageService
 
-    @property
-    def calls(self) -> int:
-        """Network calls per image."""
-        steps = self.request.steps
-        return calls_for(self.picture.strength, steps) if self.picture else steps
+    def routes(self) -> list[Route]:
+        return [
+            Route(
+                "/v1/generate",
+                "POST",
+                self.generate,
+                "Make images.",
+                generate_operation(self.models),
+                refusals=GENERATE_REFUSALS,
+                makes_images=True,
+            ),
+            Route(
+                "/v1/models",
+                "GET",
+                self.list_models,
+                "The models that are served; the first is the default.",
+                models_operation(),
+            ),
+        ]
 
-    def decoded(self, models: Mapping[str, Manifest]) -> GenerateRequest:
-        """The whole request. Raises ApiError 400 for a picture that cannot be read."""
-        if self.picture is None:
-            return self.request
-        return replace(self.request, edit=decode_edit(self.picture, models[self.request.model]))
+    async def generate(self, http: Request) -> Response:
+        """One image goes as it is unless JSON is preferred; several go as JSON."""
+        record = record_of(http.scope)
+        body = await read_body(http, body_limit(self.settings, self.models), self.settings.timeout_s)
+        asked = self.read(body, ", ".join(http.headers.getlist("accept")))
+        request = asked.request
+        record.request = request
+        ticket = self.service.admit(request.model, request.images, request.calls)
+        try:
+            request = await _with_edit(request, asked.fields, asked.manifest)
+            record.request, record.stage = request, "images"
+            record.finished = done = await finished(self.service, request, asked.timeout_s, http)
+        finally:
+            self.service.release(ticket)
+        return await self._answer(asked, done)
+
+    async def list_models(self, http: Request) -> Response:
+        body = models_body(self.models, self.service.models, self.settings)
+        return Response(msgspec.json.encode(body), media_type=JSON)
+
+    def read(self, body: bytes, accept: str = "") -> "Asked":
+        """What is asked for; pictures are not decoded yet. Raises Refusal."""
+        fields = parse(body, GenerateBody)
+        manifest = choose_model(fields.model, self.models)
+        timeout_s = self.settings.timeout_s if fields.timeout_s is None else fields.timeout_s
+        check_range("timeout_s", timeout_s, MIN_TIMEOUT_S, self.settings.timeout_s)
+        images = 1 if fields.n is None else fields.n
+        check_range("n", images, 1, self.settings.max_images)
+        format, as_json = answer_form(fields, accept)
+        strength = strength_of(fields)
+        request = image_request(
+            manifest,
+            steps=fields.steps,
+            seed=fields.seed,
+            images=images,
+            label=fields.label,
+            format=format,
+            strength=strength,
+        )
+        return Asked(fields, manifest, timeout_s, strength, as_json, request)
+
+    async def _answer(self, asked: "Asked", done: Finished) -> Response:
+        request, manifest = asked.request, asked.manifest
+        headers = {
+            "X-Steps": str(request.steps),
+            "X-Calls": str(request.calls),
+            "X-Seed": str(request.seeds[0]),
+            "X-Noise-Version": str(manifest.noise_version),
+            "X-Mode": self.settings.mode,
+            "X-Model": request.model,
+            "Server-Timing": ", ".join(f"{name};dur={ms:.3f}" for name, ms in timings_ms(done).items()),
+        }
+        if asked.as_json:
+            body = images_body(request, done, manifest, self.settings, asked.strength)
+            large = sum(map(len, done.images)) > INLINE_BYTES
+            content = await asyncio.to_thread(msgspec.json.encode, body) if large else msgspec.json.encode(body)
+            return Response(content, media_type=JSON, headers=headers)
+        if manifest.classes:
+            headers["X-Label"] = str(request.labels[0])
+        assert request.format != "pixels"
+        return Response(done.images[0], media_type=MEDIA_TYPES[request.format], headers=headers)
 
 
-def parse_request(body: bytes, models: Mapping[str, Manifest], max_images: int, max_timeout_s: float) -> ParsedRequest:
-    """Check a body against the model it is for. An empty body means all defaults. Raises ApiError.
+@dataclass(frozen=True)
+class Asked:
+    """A body that has been understood."""
 
-    models: what is served, by name; the first is the default. max_timeout_s: the default, and the most a client gets.
-    """
-    data = _json_object(body)
-    for name in data:
-        if name not in FIELDS:
-            message = f"{shown(name)} is not a field of this request; the fields are {', '.join(FIELDS)}"
-            raise invalid(message, code="unknown_field", param=name)
-    name = _model(data.get("model"), models)
-    model = models[name]
-    seed = _integer(data, "seed", 0, SEED_LIMIT - 1, default=None)
-    images = _integer(data, "n", 1, max_images, default=1)
-    steps = _steps(data, model)
-    if seed is None:
-        seed = secrets.randbelow(DRAWN_SEED_LIMIT)
-    assert images is not None
-    labels = _labels(data.get("label"), model, seed, images)
-    timeout_s = _timeout(data, max_timeout_s)
-    request = GenerateRequest(steps, images, seed, labels, _format(data), name, timeout_s)
-    return ParsedRequest(request, edit_fields(data, model))
+    fields: GenerateBody
+    manifest: Manifest
+    timeout_s: float
+    strength: float | None  # None: the images begin at noise alone
+    as_json: bool
+    request: ImageRequest  # without the pictures of `fields`
 
 
-def _json_object(body: bytes) -> dict[str, Any]:
-    if not body:
-        return {}
+def answer_form(fields: GenerateBody, accept: str) -> tuple[Format, bool]:
+    """The encoding of the images, and whether the answer is JSON. Raises Refusal where nothing fits Accept."""
+    formats: Sequence[Format] = FORMATS if fields.format is None else (fields.format,)
+    if (fields.n or 1) > 1:
+        if preferred(accept, (JSON,)) is None:
+            message = "several images come as application/json, which Accept does not allow; ask for n = 1"
+            raise Refusal("not_acceptable", "not_acceptable", message)
+        return formats[0], True
+    offers: dict[str, Format] = {MEDIA_TYPES[format]: format for format in formats}
+    chosen = preferred(accept, (*offers, JSON))
+    if chosen is None:
+        message = f"one image comes as {', '.join(offers)} or {JSON}, none of which Accept allows"
+        raise Refusal("not_acceptable", "not_acceptable", message)
+    return offers.get(chosen, formats[0]), chosen == JSON
+
+
+def strength_of(fields: GenerateBody) -> float | None:
+    """None: the images begin at noise alone. Raises Refusal for fields that need an image."""
+    if fields.image is not None:
+        default = VARY_STRENGTH if fields.mask is None else REPAINT_STRENGTH
+        return default if fields.strength is None else fields.strength
+    for name in ("mask", "strength"):
+        if getattr(fields, name) is not None:
+            raise invalid(f"{name} needs image: the picture to begin at", code="missing_image", param=name)
+    return None
+
+
+async def _with_edit(asked: ImageRequest, fields: GenerateBody, manifest: Manifest) -> ImageRequest:
+    """The request with its decoded pictures, if it has any. Raises Refusal."""
+    if fields.image is None:
+        return asked
+    if manifest.resolution <= INLINE_RESOLUTION:
+        return replace(asked, edit=decode_edit(fields.image, fields.mask, manifest))
+    return replace(asked, edit=await asyncio.to_thread(decode_edit, fields.image, fields.mask, manifest))
+
+
+def decode_edit(image: str, mask: str | None, manifest: Manifest) -> Edit:
+    """Pictures as base64 -> what the images begin at. Raises Refusal."""
+    if manifest.channels not in MODES:
+        message = f"{manifest.name} makes images of {manifest.channels} channels, which no picture has; leave image out"
+        raise invalid(message, code="invalid_image", param="image")
+    pixels = _decoded("image", image, manifest.resolution, manifest.channels)
+    known = None if mask is None else _decoded("mask", mask, manifest.resolution, 1) < REPAINTED_FROM
+    return Edit(manifest.image_shape, pixels.tobytes(), None if known is None else known.tobytes())
+
+
+def _decoded(name: str, text: str, resolution: int, channels: int) -> NDArray[np.uint8]:
     try:
-        data = json.loads(body, parse_float=_number)
-    except (ValueError, RecursionError) as error:
-        raise invalid(f"the body is not valid JSON: {_fault(error)}", code="malformed_json") from error
-    if not isinstance(data, dict):
-        raise invalid('the body must be a JSON object such as {"steps": 4}', code="malformed_json")
-    return data
+        return decode_base64(text, resolution, channels)
+    except PictureError as error:
+        raise invalid(f"{name} {error}", code="invalid_image", param=name) from error
 
 
-def _fault(error: Exception) -> str:
-    """What is wrong with a body, in our words or those of the json module, which quotes nothing of it."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at line {error.lineno}, column {error.colno}"
-    if isinstance(error, UnicodeDecodeError):
-        return f"it is not UTF-8 at byte {error.start}"
-    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number in it has too many digits"
+def body_limit(settings: Settings, models: Mapping[str, Manifest]) -> int:
+    """The largest body in bytes: as set, or for 0 what an edit of the largest model needs, and never below 64 KiB."""
+    return settings.max_body_bytes or max(MIN_BODY_LIMIT, *map(edit_bytes, models.values()))
 
 
-def _number(text: str) -> int | float:
-    """JSON has one kind of number: 4.0 is 4, and exactly so for a seed that is no float."""
-    value = float(text)
-    if not value.is_integer() or abs(value) >= SEED_LIMIT:
-        return value
-    try:
-        exact = Decimal(text)
-        return int(exact) if exact == exact.to_integral_value() else value
-    except InvalidOperation:  # an exponent of twenty digits
-        return value
+def edit_bytes(manifest: Manifest) -> int:
+    """The largest body that an edit of this model's images needs."""
+    return 2 * max_base64(manifest.resolution) + OTHER_FIELDS_BYTES
 
 
-def _integer(data: dict[str, Any], name: str, low: int, high: int, default: int | None) -> int | None:
-    value = data.get(name)
-    if value is None:
-        return default
-    if type(value) is not int:  # bool is an int to Python, not to a reader of JSON
-        raise invalid(f"{name} must be a whole number, not {shown(value)}", code="wrong_type", param=name)
-    if not low <= value <= high:
-        message = f"{name} must be from {low} to {high}, not {shown(value)}"
-        raise invalid(message, code="out_of_range", param=name)
-    return value
+def images_body(
+    asked: ImageRequest, done: Finished, manifest: Manifest, settings: Settings, strength: float | None
+) -> dict[str, Any]:
+    """The JSON of images; bytes become base64."""
+    assert asked.format != "pixels"
+    names = manifest.class_names
+    return {
+        "created": int(time.time()),
+        "model": asked.model,
+        "steps": asked.steps,
+        "calls": asked.calls,
+        "strength": strength,
+        "noise_version": manifest.noise_version,
+        "mode": settings.mode,
+        "media_type": MEDIA_TYPES[asked.format],
+        "timings_ms": timings_ms(done),
+        "data": [
+            {
+                "b64": image,
+                "seed": seed,
+                "label": label if manifest.classes else None,
+                "class_name": names[label] if names else None,
+            }
+            for image, seed, label in zip(done.images, asked.seeds, asked.labels, strict=True)
+        ],
+    }
 
 
-def _steps(data: dict[str, Any], model: Manifest) -> int:
-    served = sorted(model.levels)
-    default = DEFAULT_STEPS if DEFAULT_STEPS in model.levels else served[-1]
-    steps = _integer(data, "steps", 1, MAX_STEPS, default)
-    assert steps is not None
-    if steps not in model.levels:
-        listed = ", ".join(map(str, served))
-        message = f"{model.name} has no levels for {steps} steps; it serves {listed}"
-        raise invalid(message, code="unsupported_steps", param="steps")
-    return steps
+def models_body(models: Mapping[str, Manifest], loaded: Mapping[str, ModelInfo], settings: Settings) -> dict[str, Any]:
+    """`GET /v1/models`. loaded: how workers run the models that they have loaded."""
+    limit = body_limit(settings, models)
+    data = [_model_entry(name, manifest, loaded.get(name), settings, limit) for name, manifest in models.items()]
+    return {"object": "list", "data": data}
 
 
-def _labels(label: Any, model: Manifest, seed: int, images: int) -> tuple[int, ...]:
-    if not model.classes:
-        if label is not None:
-            message = f"{model.name} has no classes; leave label out"
-            raise invalid(message, code="unknown_label", param="label")
-        return (-1,) * images
-    if label is None:
-        return tuple(random_labels(range(seed, seed + images), model.classes).tolist())
-    return (_label(label, model),) * images
-
-
-def _label(label: Any, model: Manifest) -> int:
-    """A class index from an index or a class name; upper and lower case are the same."""
-    if type(label) not in (int, str):
-        message = f"label must be a class index or a class name, not {shown(label)}"
-        raise invalid(message, code="wrong_type", param="label")
-    if isinstance(label, str):
-        names = [name.casefold() for name in model.class_names]
-        if label.strip().casefold() in names:
-            return names.index(label.strip().casefold())
-    elif 0 <= label < model.classes:
-        return label
-    listed = f" or one of {', '.join(model.class_names)}" if model.class_names else ""
-    message = f"{model.name} has no class {shown(label)}; label is a number from 0 to {model.classes - 1}{listed}"
-    raise invalid(message, code="unknown_label", param="label")
-
-
-def _format(data: dict[str, Any]) -> Format:
-    value = data.get("format", "png")
-    if value not in FORMATS:
-        message = f"format must be one of {', '.join(FORMATS)}, not {shown(value)}"
-        raise invalid(message, code="unknown_format", param="format")
-    return cast(Format, value)
-
-
-def _model(name: Any, models: Mapping[str, Manifest]) -> str:
-    if name is None:
-        return next(iter(models))
-    if isinstance(name, str) and name in models:
-        return name
-    message = f"there is no model {shown(name)} here; this server has {', '.join(models)}"
-    raise ApiError(HTTPStatus.NOT_FOUND, message, code="model_not_found", param="model")
-
-
-def _timeout(data: dict[str, Any], longest_s: float) -> float:
-    value = data.get("timeout_s")
-    if value is None:
-        return longest_s
-    if type(value) not in (int, float):
-        raise invalid(f"timeout_s must be a number, not {shown(value)}", code="wrong_type", param="timeout_s")
-    if not MIN_TIMEOUT_S <= value <= longest_s:  # NaN is not
-        message = f"timeout_s must be from {MIN_TIMEOUT_S} to {longest_s:g} seconds, not {shown(value)}"
-        raise invalid(message, code="out_of_range", param="timeout_s")
-    return float(value)
+def _model_entry(
+    name: str, manifest: Manifest, info: ModelInfo | None, settings: Settings, limit: int
+) -> dict[str, Any]:
+    entry = {
+        "id": name,
+        "object": "model",
+        "owned_by": "fewstep",
+        "created": 0,  # clients of this list expect the field; an engine has a hash instead of a date
+        "classes": manifest.classes,
+        "class_names": list(manifest.class_names),
+        "channels": manifest.channels,
+        "resolution": manifest.resolution,
+        "steps": sorted(manifest.levels),
+        "levels": {str(steps): list(sigmas) for steps, sigmas in sorted(manifest.levels.items())},
+        "max_images": settings.max_images,
+        "edits": manifest.channels in MODES and edit_bytes(manifest) <= limit,
+        "backend": settings.backend or manifest.backend,
+        "dtype": manifest.dtype,
+        "mode": settings.mode,
+        "noise_version": manifest.noise_version,
+        "checkpoint": manifest.checkpoint,
+        "parity": manifest.parity,
+    }
+    if info:
+        entry |= {"capacity": info.capacity, "buckets": list(info.buckets), "runs": dict(info.facts)}
+    return entry

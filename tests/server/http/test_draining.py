@@ -13,8 +13,8 @@ import uvicorn
 from server.http import draining
 from server.http.draining import DrainingServer
 from server.processes.admission import Admission
-from server.processes.pipes import GaveUp
-from server.processes.pool import EngineClient
+from server.processes.control import GaveUp
+from server.processes.pool import WorkerPool
 from tests.server.conftest import DEADLINE_S, serving
 from tests.server.stage import Stage, play
 
@@ -29,16 +29,16 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return seconds
 
 
-def draining_server(client: EngineClient, drain_s: float = 0, grace_s: float = 30) -> DrainingServer:
+def draining_server(pool: WorkerPool, drain_s: float = 0, grace_s: float = 30) -> DrainingServer:
     async def app(scope, receive, send) -> None: ...
 
-    return DrainingServer(uvicorn.Config(app), client, drain_s, grace_s)
+    return DrainingServer(uvicorn.Config(app), pool, drain_s, grace_s)
 
 
-def idle_client(started: bool = True) -> EngineClient:
-    client = EngineClient(["tiny"], 1, Admission(4), lambda: None)
-    client.started = started
-    return client
+def idle_pool(started: bool = True) -> WorkerPool:
+    pool = WorkerPool(["tiny"], 1, Admission(4, ["tiny"]), lambda: None)
+    pool.started = started
+    return pool
 
 
 def over(server: DrainingServer) -> bool:
@@ -47,16 +47,16 @@ def over(server: DrainingServer) -> bool:
 
 
 def test_the_port_stays_open_for_drain_s_although_no_request_is_pending(now: list[float]):
-    server = draining_server(idle_client(), drain_s=5)
+    server = draining_server(idle_pool(), drain_s=5)
     assert not over(server)
     server.handle_exit(signal.SIGTERM, None)
     for now[0], closed in ((100.0, False), (104.9, False), (105.0, True)):
         assert over(server) == closed
-    assert server.client.draining
+    assert server.pool.draining
 
 
 def test_neither_a_second_sigterm_nor_a_short_grace_period_shortens_the_drain(now: list[float]):
-    server = draining_server(idle_client(), drain_s=5, grace_s=0)
+    server = draining_server(idle_pool(), drain_s=5, grace_s=0)
     server.handle_exit(signal.SIGTERM, None)
     now[0] = 104.0
     server.handle_exit(signal.SIGTERM, None)
@@ -67,7 +67,7 @@ def test_neither_a_second_sigterm_nor_a_short_grace_period_shortens_the_drain(no
 
 @pytest.mark.parametrize("drain_s", [0, 5, 60])
 def test_only_a_second_interrupt_ends_drain_and_grace_period(now: list[float], drain_s: float):
-    server = draining_server(idle_client(), drain_s)
+    server = draining_server(idle_pool(), drain_s)
     server.handle_exit(signal.SIGINT, None)
     assert over(server) == (drain_s == 0)
     server.handle_exit(signal.SIGINT, None)
@@ -75,12 +75,12 @@ def test_only_a_second_interrupt_ends_drain_and_grace_period(now: list[float], d
 
 
 def test_a_server_that_was_never_ready_or_has_no_workers_left_does_not_drain(now: list[float]):
-    server = draining_server(idle_client(started=False), drain_s=5)
+    server = draining_server(idle_pool(started=False), drain_s=5)
     server.handle_exit(signal.SIGTERM, None)
     assert over(server)
-    server = draining_server(idle_client(), drain_s=5)
+    server = draining_server(idle_pool(), drain_s=5)
     server.handle_exit(signal.SIGTERM, None)
-    server.client.control(GaveUp())
+    asyncio.run(server.pool.control(GaveUp()))
     assert over(server)
 
 
@@ -90,13 +90,12 @@ def test_only_a_second_interrupt_ends_the_wait_for_accepted_requests(second: sig
         await stage.ready()
         task = stage.post()
         await stage.taken()
-        server = draining_server(stage.client)
+        server = draining_server(stage.pool)
         server.handle_exit(signal.SIGINT, None)
         assert await server.on_tick(1) is False
         server.handle_exit(second, None)
         assert await server.on_tick(2) is (second == signal.SIGINT)
-        waiting = [entry.future.done() for entry in stage.client.pending.values()]
-        assert waiting == [second == signal.SIGINT]
+        assert len(stage.pool.pending) == (0 if second == signal.SIGINT else 1)
         stage.left.set()
         await asyncio.wait([task])
         task.exception()

@@ -3,9 +3,13 @@
 import base64
 import io
 import re
+import signal
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -15,7 +19,7 @@ from PIL import Image
 from fewstep.noise import NOISE_VERSION, noise_for, random_labels
 from fewstep.pixels import to_pixels
 from fewstep.samplers import sample_dpdm
-from tests.server.conftest import Server
+from tests.server.conftest import DEADLINE_S, Server, serving
 from tests.server.fakes import CLASSES, LEVELS, SHAPE
 
 
@@ -109,7 +113,7 @@ def test_exact_mode_gives_the_same_bytes_alone_and_among_thirty_mixed_requests(s
         ("POST", "/v1/generate", b'{"steps": 7}', 400, "unsupported_steps"),
         ("POST", "/v1/generate", b'{"stepz": 1}', 400, "unknown_field"),
         ("POST", "/v1/generate", b'{"model": "x"}', 404, "model_not_found"),
-        ("POST", "/v1/generate", b" " * 70_000, 413, "body_too_large"),
+        ("POST", "/v1/generate", b" " * 200_000, 413, "body_too_large"),
         ("GET", "/v1/generate", b"", 405, "method_not_allowed"),
         ("GET", "/predict", b"", 404, "not_found"),
         ("POST", "/livez", b"", 405, "method_not_allowed"),
@@ -165,3 +169,21 @@ def test_no_process_of_the_server_has_loaded_torch(server: Server, client: httpx
     loaded = {child.pid: " ".join(m.path for m in child.memory_maps()) for child in children}
     assert all("libtorch" not in maps for maps in loaded.values())
     assert sum("onnxruntime" in maps for maps in loaded.values()) == 1, "only the worker needs the engine"
+
+
+def test_a_client_that_still_sends_its_body_when_the_server_stops_is_answered(engine_dir: Path):
+    with serving(engine_dir, "--grace-s", "0") as server:
+        url = urlsplit(server.url)
+        head = (
+            f"POST /v1/generate HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n"
+        )
+        with socket.create_connection((url.hostname, url.port), DEADLINE_S) as connection:
+            connection.sendall(head.encode() + b"{")
+            assert connection.recv(100).startswith(b"HTTP/1.1 100 ")  # its body is being read
+            server.process.send_signal(signal.SIGTERM)
+            received = b""
+            while piece := connection.recv(65_536):
+                received += piece
+        assert received.startswith(b"HTTP/1.1 503 ") and b'"code": "draining"' in received
+        assert server.process.wait(DEADLINE_S) == 0
+        assert server.process.stderr is not None and "Traceback" not in server.process.stderr.read()

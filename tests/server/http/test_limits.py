@@ -1,116 +1,15 @@
 """Heads without end, upgrades, tiny chunks, nonsense and silence, against uvicorn with our protocol."""
 
 import asyncio
-import http.client
-import json
-import logging
-import socket
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
-import uvicorn
-from prometheus_client.parser import text_string_to_metric_families
 
-from server.http.access import Access
-from server.http.errors import ApiError, error_response
 from server.http.limits import LINGER_BYTES, MAX_HEAD_BYTES, BoundedHttp
-from server.http.metrics import Metrics
-from server.http.request_record import record_of
-
-Scene = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-HEAD = b"POST / HTTP/1.1\r\nHost: a\r\n"
-CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
-UPGRADES = [
-    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n",
-    b"Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nSec-WebSocket-Version: 13\r\n",
-    b"Upgrade: TLS/1.0\r\nConnection: Upgrade\r\n",
-]
-MAX_BODY = 100_000
-LARGE = bytes(20_000_000)  # an answer that no socket buffer takes whole
-
-
-async def length_of_body(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the number of bytes in the body, /early before it has come; 413 above MAX_BODY on /small."""
-    count, more, status = 0, scope["path"] != "/early", 200
-    try:
-        while more:
-            message = await receive()
-            count += len(message.get("body", b""))
-            more = message.get("more_body", False)
-            if scope["path"] == "/small" and count > MAX_BODY:
-                raise ApiError(413, "too large", code="body_too_large", headers={"Connection": "close"})
-    except ApiError as error:
-        record_of(scope).code = error.code
-        await error_response(error)(scope, receive, send)
-        return
-    text = LARGE if scope["path"] == "/large" else str(count).encode()
-    headers = [(b"content-length", str(len(text)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
+from tests.server.http.over_tcp import CHUNKED, HEAD, LARGE, answer, flood, play, refusal
 
 
 class Hasty(BoundedHttp):
     head_s = write_s = linger_s = 0.05
-
-
-def play(scene: Scene, protocol: type[BoundedHttp] = BoundedHttp, keep_alive_s: int = 5) -> Counter[str]:
-    """Returns the count of answers by status."""
-    metrics = Metrics(["tiny"], ["/"])
-
-    async def run() -> None:
-        app: Any = Access(length_of_body, metrics)
-        config = uvicorn.Config(
-            app, http=protocol, lifespan="off", log_level="critical", timeout_keep_alive=keep_alive_s
-        )
-        server = uvicorn.Server(config)
-        listener = socket.create_server(("127.0.0.1", 0))
-        config.load()
-        server.lifespan = config.lifespan_class(config)
-        await server.startup([listener])
-        try:
-            reader, writer = await asyncio.open_connection(*listener.getsockname())
-            await asyncio.wait_for(scene(reader, writer), 30)
-            writer.close()
-        finally:
-            await server.shutdown([listener])
-
-    asyncio.run(run())
-    families = text_string_to_metric_families(metrics.render("")[0].decode())
-    counts: Counter[str] = Counter()
-    for sample in (sample for family in families for sample in family.samples):
-        if sample.name == "fewstep_http_requests_total":
-            counts[sample.labels["status"]] += int(sample.value)
-    return counts
-
-
-async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = next(int(line.split(b":")[1]) for line in head.lower().splitlines() if line.startswith(b"content-length"))
-    return int(head.split()[1]), await reader.readexactly(length)
-
-
-async def refusal(reader: asyncio.StreamReader) -> tuple[int, str]:
-    """The last answer on a connection."""
-    status, body = await answer(reader)
-    assert await reader.read() == b""
-    error = json.loads(body)["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    return status, error["code"]
-
-
-async def flood(writer: asyncio.StreamWriter, piece: bytes) -> int:
-    """Send pieces until the other side has had enough, or four times what it reads away."""
-    sent = 0
-    try:
-        while sent < 4 * LINGER_BYTES:
-            writer.write(piece)
-            await writer.drain()
-            sent += len(piece)
-    except ConnectionError:
-        pass
-    return sent
 
 
 def test_header_lines_without_end_are_refused():
@@ -169,7 +68,7 @@ def test_after_an_answer_every_silence_ends(rest: bytes):
 @pytest.mark.parametrize("sent", [0, 1])
 def test_a_body_that_does_not_come_after_its_answer_is_not_waited_for(sent: int):
     async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(HEAD.replace(b"/ ", b"/early ") + b"Content-Length: 1000000000\r\n\r\n")
+        writer.write(HEAD.replace(b"/length", b"/early") + b"Content-Length: 1000000000\r\n\r\n")
         assert await answer(reader) == (200, b"0")
         writer.write(b"a" * sent)
         assert await reader.read() == b""
@@ -179,7 +78,7 @@ def test_a_body_that_does_not_come_after_its_answer_is_not_waited_for(sent: int)
 
 def test_a_body_that_comes_after_its_answer_is_skipped():
     async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(HEAD.replace(b"/ ", b"/early ") + b"Content-Length: 3\r\n\r\n")
+        writer.write(HEAD.replace(b"/length", b"/early") + b"Content-Length: 3\r\n\r\n")
         assert await answer(reader) == (200, b"0")
         writer.write(b"GET" + HEAD + b"\r\n")
         assert await answer(reader) == (200, b"0")
@@ -197,7 +96,7 @@ def test_an_answer_that_nobody_reads_is_given_up(half_closed: bool):
             lost.set()
 
     async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(HEAD.replace(b"/ ", b"/large ") + b"\r\n")
+        writer.write(HEAD.replace(b"/length", b"/large") + b"\r\n")
         if half_closed:
             await reader.readuntil(b"\r\n\r\n")
             writer.write_eof()
@@ -208,7 +107,7 @@ def test_an_answer_that_nobody_reads_is_given_up(half_closed: bool):
 
 def test_an_answer_that_is_read_slowly_is_not_given_up():
     async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(HEAD.replace(b"/ ", b"/large ") + b"\r\n")
+        writer.write(HEAD.replace(b"/length", b"/large") + b"\r\n")
         assert await answer(reader) == (200, LARGE)
 
     play(scene, type("Slow", (BoundedHttp,), {"write_s": 0.2}))
@@ -247,83 +146,3 @@ def test_chunk_extensions_without_end_are_refused():
         assert await refusal(reader) == (431, "headers_too_large")
 
     assert play(scene) == {"431": 1}
-
-
-@pytest.mark.parametrize("chunked", [False, True])
-def test_pythons_http_client_reads_a_413_though_it_sends_all_of_its_body(chunked: bool):
-    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        def ask() -> int:
-            connection = http.client.HTTPConnection(*writer.get_extra_info("peername"), timeout=20)
-            body: Any = [b"a" * 10_000] * 2_000 if chunked else b"a" * 20_000_000
-            connection.request("POST", "/small", body, encode_chunked=chunked, headers=(
-                {"Transfer-Encoding": "chunked"} if chunked else {}
-            ))  # fmt: skip
-            response = connection.getresponse()
-            assert json.loads(response.read())["error"]["code"] == "body_too_large"
-            connection.close()
-            return response.status
-
-        for _ in range(5):
-            assert await asyncio.to_thread(ask) == 413
-
-    play(scene)
-
-
-@pytest.mark.parametrize("offer", UPGRADES)
-@pytest.mark.parametrize("pieces", [1, 2, 1_000], ids=["one segment", "head and body", "single bytes"])
-@pytest.mark.parametrize("chunked", [False, True])
-def test_an_offered_upgrade_changes_nothing(offer: bytes, pieces: int, chunked: bool):
-    hidden = b"GET /hidden HTTP/1.1\r\nHost: a\r\n\r\n"
-    framed = CHUNKED + b"%x\r\n%s\r\n0\r\n\r\n" % (len(hidden), hidden)
-    if not chunked:
-        framed = b"Content-Length: %d\r\n\r\n%s" % (len(hidden), hidden)
-    head, body = framed.split(b"\r\n\r\n", 1)
-    message = HEAD + offer + head + b"\r\n\r\n"
-    behind = HEAD + offer + b"\r\n" + HEAD + b"Content-Length: 1\r\n\r\nx"
-
-    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        parts = {1: [message + body + behind], 2: [message, body + behind]}.get(pieces)
-        for part in parts or [bytes([byte]) for byte in message + body + behind]:
-            writer.write(part)
-            await asyncio.sleep(0)
-        writer.write(HEAD + b"Connection: close\r\n\r\n")
-        found = [await answer(reader) for _ in range(4)]
-        assert found == [(200, str(len(hidden)).encode()), (200, b"0"), (200, b"1"), (200, b"0")]
-        assert await reader.read() == b""
-
-    assert play(scene) == {"200": 4}
-
-
-@pytest.mark.parametrize(
-    ("sent", "status", "code"),
-    [
-        (b"GET / HTTP/1.1\r\nNo colon\r\n\r\n", 400, "malformed_http"),
-        (b"\x16\x03\x01\x02\x00", 400, "malformed_http"),  # TLS
-        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "malformed_http"),
-        (b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n" + HEAD + b"\r\n", 405, "method_not_allowed"),
-        (HEAD + CHUNKED + b"zz\r\n", 400, "malformed_http"),
-        (HEAD + CHUNKED + b"2\r\nabcd\r\n", 400, "malformed_http"),
-        (HEAD + UPGRADES[0] + CHUNKED + b"zz\r\n", 400, "malformed_http"),
-        (HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\na", 400, "malformed_http"),
-        (HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400, "malformed_http"),
-        (b"GET \xff HTTP/1.1\r\n\r\n", 400, "malformed_http"),
-        (b"GET / HTTP/1.1\r\nX: a\x00b\r\n\r\n", 400, "malformed_http"),
-    ],
-)
-def test_what_cannot_be_parsed_gets_one_answer_in_our_shape_and_is_counted(
-    sent: bytes, status: int, code: str, caplog: pytest.LogCaptureFixture
-):
-    caplog.set_level(logging.INFO, "fewstep.access")
-
-    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(sent)
-        assert await refusal(reader) == (status, code)
-
-    async def behind_another(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(HEAD + b"Content-Length: 1\r\n\r\na" + sent)
-        assert await answer(reader) == (200, b"1")
-        assert await refusal(reader) == (status, code)
-
-    assert play(scene) == {str(status): 1}
-    assert f"code={code}" in caplog.text
-    assert play(behind_another) == {"200": 1, str(status): 1}

@@ -1,166 +1,297 @@
-import asyncio
-import json
-from collections.abc import AsyncIterator
-from dataclasses import replace
-from typing import Any
+"""The body of POST /v1/generate: what is taken, and the sentence about what is not."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fewstep.noise import random_labels
-from server.http.dialects.native import DRAWN_SEED_LIMIT, FIELDS, GenerateRequest, parse_request, read_body
-from server.http.errors import ApiError
-from tests.server.fakes import CLASSES, LEVELS, manifest
+from fewstep.pixels import FORMATS
+from server.http.dialects.native import Asked, NativeDialect, body_limit, decode_edit, edit_bytes
+from server.http.dialects.native_schema import GenerateBody
+from server.http.fields import parse
+from server.http.service import ImageService
+from server.scheduler.refusal import Refusal
+from server.scheduler.request import Edit
+from server.scheduler.validate import SEED_LIMIT
+from server.settings.settings import Settings
+from tests.server.fakes import CLASSES, LEVELS, SHAPE, manifest, png
 
-MODEL = manifest()
+MODEL = replace(manifest(), class_names=("Bag", "Ankle boot", "Élan"))
+SETTINGS = Settings({"tiny": Path("/nowhere")})
+DIALECT = NativeDialect({"tiny": MODEL}, SETTINGS, cast(ImageService, None))
+FIELDS = tuple(GenerateBody.model_fields)
+PICTURE = png(np.arange(64, dtype=np.uint8).reshape(8, 8, 1))
 
 
-def parse(body: Any, **changes: Any) -> GenerateRequest:
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    models = {"tiny": manifest(**changes)}
-    return parse_request(raw, models, max_images=64, max_timeout_s=60.0).decoded(models)
+def read(body: Any, accept: str = "") -> Asked:
+    return DIALECT.read(body if isinstance(body, bytes) else json.dumps(body).encode(), accept)
 
 
-def refusal(body: Any, **changes: Any) -> ApiError:
-    with pytest.raises(ApiError) as caught:
-        parse(body, **changes)
+def refusal(body: Any, accept: str = "") -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        read(body, accept)
     return caught.value
 
 
 def test_a_full_request_is_taken_as_it_is():
     body = {"steps": 2, "n": 3, "seed": 7, "label": 1, "format": "webp", "model": "tiny", "timeout_s": 2}
-    assert parse(body) == GenerateRequest(2, 3, 7, (1, 1, 1), "webp", "tiny", 2.0)
+    asked = read({**body, "image": PICTURE, "strength": 1})
+    request = asked.request
+    assert (request.model, request.steps, request.seeds, request.labels) == ("tiny", 2, (7, 8, 9), (1, 1, 1))
+    assert (request.sigmas, request.format) == (LEVELS[2], "webp")
+    assert (asked.timeout_s, asked.strength, asked.as_json) == (2.0, 1.0, True)
 
 
-@pytest.mark.parametrize("body", [b"", b" {}\n", b"{}", b'{"seed": null, "steps": null, "n": null, "label": null}'])
-def test_everything_has_a_default_and_a_drawn_seed_fits_javascript(body: bytes):
-    request = parse(body)
-    assert (request.steps, request.images, request.format) == (4, 1, "png")
-    assert (request.model, request.timeout_s) == ("tiny", 60.0)
-    assert 0 <= request.seed < DRAWN_SEED_LIMIT
-    assert parse(body).seed != request.seed
+NULLS = json.dumps(dict.fromkeys(FIELDS)).encode()
+
+
+@pytest.mark.parametrize("body", [b"", b" {}\n", b"{}", b"\xef\xbb\xbf{}", "{}".encode("utf-16"), NULLS])
+def test_absent_and_null_are_the_same_in_every_field(body: bytes):
+    assert parse(body, GenerateBody) == GenerateBody()
+    asked = read(body)
+    assert (asked.request.steps, asked.request.images, asked.request.format) == (4, 1, "png")
+    assert (asked.request.model, asked.timeout_s, asked.strength, asked.as_json) == ("tiny", 60.0, None, False)
 
 
 def test_a_number_is_whole_whichever_way_json_writes_it():
-    request = parse(b'{"steps": 4.0, "n": 2e0, "seed": 9007199254740993.0, "label": 1.0}')
-    assert (request.steps, request.images, request.seed, request.labels) == (4, 2, 2**53 + 1, (1, 1))
-    assert refusal(b'{"seed": 1e400}').code == refusal(b'{"seed": 0.1e-999999999999999999999}').code == "wrong_type"
-    assert refusal(b'{"seed": 1e30}').code == "wrong_type"
+    request = read(b'{"steps": 4.0, "n": 2e0, "seed": 9007199254740993.0, "label": 1.0}').request
+    assert (request.steps, request.seeds, request.labels) == (4, (2**53 + 1, 2**53 + 2), (1, 1))
+    assert read(b'{"seed": 1e18}').request.seeds == (10**18,)
+    assert read(b'{"seed": 9223372036854775807.000}').request.seeds == (SEED_LIMIT - 1,)
+    assert read(b'{"timeout_s": 60, "image": "", "strength": 1e0}').strength == 1.0
 
 
-@pytest.mark.parametrize("label", ["Ankle boot", "ankle BOOT", " ankle boot ", 1])
-def test_a_label_is_an_index_or_a_name_in_any_case(label: int | str):
-    assert parse({"label": label}).labels == (1,)
-
-
-def test_absent_labels_are_drawn_from_the_seed_of_each_image():
-    request = parse({"n": 20, "seed": 2**63 - 1})
-    assert list(request.labels) == random_labels(range(2**63 - 1, 2**63 + 19), CLASSES).tolist()
-    assert len(set(request.labels)) == CLASSES
-
-
-def test_an_unconditional_model_has_no_labels():
-    assert parse({"n": 2}, classes=0).labels == (-1, -1)
-    assert refusal({"label": 0}, classes=0).param == "label"
+@pytest.mark.parametrize("label", ["e\u0301lan", "ÉLAN", " Élan "])
+def test_a_class_name_is_found_however_it_is_written(label: str):
+    assert read({"label": label}).request.labels == (2,)
+    assert read(json.dumps({"label": label}, ensure_ascii=False).encode()).request.labels == (2,)
 
 
 WRONG = [
-    (b"{", None, "malformed_json", "JSON"),
+    (b"{", None, "malformed_json", "line 1, column 2"),
     (b" ", None, "malformed_json", "JSON"),
     (b"[1]", None, "malformed_json", "object"),
-    (b"\xff\xfe\xfa", None, "malformed_json", "JSON"),
-    (b"[" * 50_000, None, "malformed_json", "JSON"),
-    (b'{"seed": ' + b"9" * 5_000 + b"}", None, "malformed_json", "JSON"),
+    (b"null", None, "malformed_json", "object"),
+    (b"\xff\xfe\xfa", None, "malformed_json", "not UTF-8"),
+    (b'{"label": "\xff"}', None, "malformed_json", "not UTF-8"),
+    (b"[" * 50_000, None, "malformed_json", "nests too deeply"),
+    (b'{"label": ' + b"[" * 500 + b"]" * 500 + b"}", "label", "wrong_type", "..."),
+    (b'{"seed": ' + b"9" * 5_000 + b"}", None, "malformed_json", "too many digits"),
+    (b'{"seed": ' + b"9" * 4_000 + b"}", "seed", "out_of_range", "9..."),
+    (b'{"strength": ' + b"9" * 4_000 + b"}", "strength", "out_of_range", "9..."),
+    (b'{"timeout_s": ' + b"9" * 4_000 + b"}", "timeout_s", "out_of_range", "9..."),
+    (b'{"steps": 1, "n": 1, "steps": 2}', None, "malformed_json", '"steps" more than once'),
+    (b'{"\\ud800": 1, "\\ud800": 2}', None, "malformed_json", r'"\ud800" more than once'),
+    (b"--boundary\r\nContent-Disposition", None, "malformed_json", "multipart"),
+    (b"steps=4", None, "malformed_json", "Expecting value"),
     ({"step": 4}, "step", "unknown_field", '"step" is not a field'),
+    ({"n": "2", "step": 4}, "step", "unknown_field", "the fields are model, steps, n"),
+    ({"\ud800\n": 4}, r"\ud800\n", "unknown_field", r'"\ud800\n" is not a field'),
+    ({"x" * 9_000: 4}, "x" * 57 + "...", "unknown_field", "is not a field"),
+    ({"": 4}, "", "unknown_field", '"" is not a field'),
     ({"steps": 0}, "steps", "out_of_range", "from 1 to 8, not 0"),
     ({"steps": 9}, "steps", "out_of_range", "from 1 to 8, not 9"),
-    ({"steps": "4"}, "steps", "wrong_type", 'not "4"'),
+    ({"steps": "4"}, "steps", "wrong_type", 'a whole number, not "4"'),
     ({"steps": True}, "steps", "wrong_type", "not true"),
     ({"steps": 4.5}, "steps", "wrong_type", "not 4.5"),
-    ({"n": 0}, "n", "out_of_range", "from 1 to 64"),
-    ({"n": 65}, "n", "out_of_range", "from 1 to 64"),
+    (b'{"steps": 4.00000000000000000001}', "steps", "wrong_type", "whole number"),
+    ({"n": 0}, "n", "out_of_range", "from 1 to 64, not 0"),
+    ({"n": 65}, "n", "out_of_range", "from 1 to 64, not 65"),
+    ({"n": -1e30}, "n", "out_of_range", "not -1000000000000000000000000000000"),
     ({"n": [1]}, "n", "wrong_type", "whole number"),
     ({"seed": -1}, "seed", "out_of_range", "not -1"),
     ({"seed": 2**63}, "seed", "out_of_range", str(2**63 - 1)),
+    ({"seed": 2**63 - 1, "n": 2}, "seed", "out_of_range", f"at most {2**63 - 2} with n = 2"),
+    (b'{"seed": 1e30}', "seed", "out_of_range", "at most 9223372036854775807, not 1000"),
+    (b'{"seed": 1e400}', "seed", "wrong_type", "not Infinity"),
+    (b'{"seed": 0.1e-999999999999999999999}', "seed", "wrong_type", "whole number"),
     (b'{"seed": NaN}', "seed", "wrong_type", "NaN"),
-    ({"label": 3}, "label", "unknown_label", "Bag, Ankle boot, Coat"),
+    (b'{"seed": -Infinity}', "seed", "wrong_type", "-Infinity"),
+    ({"label": 3}, "label", "unknown_label", r"Bag, Ankle boot, \u00c9lan"),
     ({"label": -1}, "label", "unknown_label", "from 0 to 2"),
-    ({"label": "shoe"}, "label", "unknown_label", "Bag, Ankle boot, Coat"),
+    ({"label": "shoe"}, "label", "unknown_label", 'no class "shoe"'),
     ({"label": ""}, "label", "unknown_label", "no class"),
-    ({"label": False}, "label", "wrong_type", "not false"),
+    ({"label": True}, "label", "wrong_type", "a whole number or a string, not true"),
     ({"label": 1.5}, "label", "wrong_type", "not 1.5"),
-    ({"label": {"a": 1}}, "label", "wrong_type", "class name"),
-    ({"timeout_s": 0}, "timeout_s", "out_of_range", "from 0.001 to 60 seconds"),
+    ({"label": "\udfff"}, "label", "unknown_label", r'no class "\udfff"'),
+    ({"label": {"a": 1}}, "label", "wrong_type", "a string"),
+    ({"label": "x" * 9_000}, "label", "unknown_label", "..."),
+    ({"timeout_s": 0}, "timeout_s", "out_of_range", "from 0.001 to 60, not 0"),
     ({"timeout_s": 60.1}, "timeout_s", "out_of_range", "not 60.1"),
     (b'{"timeout_s": NaN}', "timeout_s", "out_of_range", "not NaN"),
-    ({"timeout_s": "1"}, "timeout_s", "wrong_type", 'not "1"'),
+    (b'{"timeout_s": Infinity}', "timeout_s", "out_of_range", "not Infinity"),
+    ({"timeout_s": "1"}, "timeout_s", "wrong_type", 'a number, not "1"'),
     ({"timeout_s": True}, "timeout_s", "wrong_type", "not true"),
-    ({"format": "gif"}, "format", "unknown_format", "png, webp, npy"),
+    ({"format": "gif"}, "format", "unknown_format", 'one of png, webp, npy, not "gif"'),
+    ({"format": "PNG"}, "format", "unknown_format", "png, webp, npy"),
     ({"format": ["png"]}, "format", "unknown_format", "png, webp, npy"),
-    ({"format": None}, "format", "unknown_format", "not null"),
-    ({"label": "x" * 9_000}, "label", "unknown_label", "..."),
+    ({"format": "\ud800"}, "format", "unknown_format", r"\ud800"),
+    ({"model": 5}, "model", "wrong_type", "a string, not 5"),
+    ({"image": 3}, "image", "wrong_type", "a string, not 3"),
+    ({"mask": ["x"]}, "mask", "wrong_type", "a string"),
+    ({"mask": "x"}, "mask", "missing_image", "needs image"),
+    ({"strength": 0.5}, "strength", "missing_image", "needs image"),
+    ({"image": "x", "strength": 0}, "strength", "out_of_range", "above 0 and at most 1, not 0"),
+    ({"image": "x", "strength": 1.01}, "strength", "out_of_range", "not 1.01"),
+    (b'{"image": "x", "strength": NaN}', "strength", "out_of_range", "not NaN"),
+    ({"image": "x", "strength": "1"}, "strength", "wrong_type", 'not "1"'),
+    ({"image": "x", "strength": True}, "strength", "wrong_type", "not true"),
 ]
 
 
 @pytest.mark.parametrize(("body", "param", "code", "words"), WRONG)
 def test_what_is_wrong_is_named_in_a_sentence(body: Any, param: str | None, code: str, words: str):
     error = refusal(body)
-    assert (error.status, error.param, error.code) == (400, param, code)
-    assert words in error.message
-    assert len(error.message) < 400
+    assert (error.kind, error.param, error.code) == ("invalid", param, code)
+    assert words in error.message and readable(error)
+
+
+def test_a_field_that_is_there_twice_is_found_in_linear_time():
+    """Counting each name on its own would take hours."""
+    fields = ", ".join(f'"{number}": 0' for number in range(300_000))
+    assert '"last" more than once' in refusal(f'{{{fields}, "last": 0, "last": 1}}'.encode()).message
+
+
+def readable(error: Refusal) -> bool:
+    return error.message.isascii() and error.message.isprintable() and 0 < len(error.message) < 600
 
 
 def test_an_unknown_model_is_not_found():
-    for name in ("giant", 5, ["tiny"]):
+    for name in ("giant", "", "Tiny", "\ud800\n", "x" * 9_000):
         error = refusal({"model": name})
-        assert (error.status, error.code) == (404, "model_not_found")
+        assert (error.kind, error.code, error.param) == ("not_found", "model_not_found", "model") and readable(error)
 
 
-def test_steps_without_levels_are_refused_with_those_there_are():
-    few = replace(MODEL, levels={1: LEVELS[1], 2: LEVELS[2]})
-    with pytest.raises(ApiError, match="it serves 1, 2") as caught:
-        parse_request(b'{"steps": 4}', {"tiny": few}, max_images=1, max_timeout_s=60.0)
-    assert caught.value.code == "unsupported_steps"
-    assert parse_request(b"{}", {"tiny": few}, max_images=1, max_timeout_s=60.0).request.steps == 2
+@pytest.mark.parametrize(
+    ("body", "accept", "form"),
+    [
+        ({}, "", ("png", False)),
+        ({}, "image/webp", ("webp", False)),
+        ({}, "application/x-npy, image/png;q=0.5", ("npy", False)),
+        ({}, "application/json, text/plain, */*", ("png", True)),
+        ({}, "application/json;q=0, */*", ("png", False)),
+        ({"format": "webp"}, "*/*", ("webp", False)),
+        ({"format": "webp"}, "application/json", ("webp", True)),
+        ({"format": "npy", "n": 2}, "", ("npy", True)),
+        ({"n": 2}, "image/png;q=0.9, application/json;q=0.1", ("png", True)),
+    ],
+)
+def test_the_form_of_the_answer_is_what_accept_prefers(body: Any, accept: str, form: Sequence[Any]):
+    asked = read(body, accept)
+    assert (asked.request.format, asked.as_json) == tuple(form)
+
+
+@pytest.mark.parametrize(
+    ("body", "accept", "words"),
+    [
+        ({}, "text/html", "image/png, image/webp, application/x-npy or application/json"),
+        ({"format": "png"}, "image/webp", "one image comes as image/png or application/json"),
+        ({"n": 2}, "image/png", "several images come as application/json"),
+    ],
+)
+def test_nothing_is_made_that_accept_does_not_allow(body: Any, accept: str, words: str):
+    error = refusal(body, accept)
+    assert error.kind == "not_acceptable" and words in error.message
+
+
+@pytest.mark.parametrize(("mask", "strength"), [(None, 0.5), (PICTURE, 1.0)])
+def test_strength_has_a_default_with_and_without_a_mask(mask: str | None, strength: float):
+    asked = read({"image": PICTURE, "mask": mask})
+    assert asked.strength == strength and asked.request.calls == 4 * strength
+    edit = decode_edit(PICTURE, mask, MODEL)
+    assert edit.known is None if mask is None else edit.known == bytes([1] * 64)  # all of its gray is below 128
+
+
+MASK = np.random.default_rng(5).choice(np.array([0, 127, 128, 255], np.uint8), (8, 8, 1))
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
+def test_an_edit_carries_pixels_and_what_is_known_of_them(prefix: str):
+    edit = decode_edit(prefix + PICTURE, png(MASK), MODEL)
+    assert edit == Edit(SHAPE, bytes(range(64)), (MASK < 128).tobytes())
+    assert edit == decode_edit(PICTURE, png(np.repeat(MASK, 3, axis=2)), MODEL)  # colour counts by its brightness
+
+
+@pytest.mark.parametrize(
+    ("strength", "steps", "calls"),
+    [(1, 1, 1), (1, 8, 8), (0.5, 4, 2), (0.5, 5, 3), (0.51, 4, 3), (0.001, 8, 1), (1 / 3, 3, 1), (0.7, 1, 1)],
+)
+def test_the_last_calls_are_made_rounded_up(strength: float, steps: int, calls: int):
+    assert read({"image": PICTURE, "strength": strength, "steps": steps}).request.calls == calls
+
+
+def test_damaged_pictures_are_refused_by_name():
+    for image, mask, name in (
+        ("x", None, "image"),
+        (PICTURE, PICTURE[:40], "mask"),
+        ("\u20ac", None, "image"),
+        ("http://127.0.0.1/a.png", None, "image"),
+        ("/etc/passwd", None, "image"),
+        (png(MASK[:7]), None, "image"),
+    ):
+        with pytest.raises(Refusal) as caught:
+            decode_edit(image, mask, MODEL)
+        assert (caught.value.code, caught.value.param) == ("invalid_image", name) and readable(caught.value)
+
+
+def test_a_model_that_no_picture_fits_takes_none():
+    with pytest.raises(Refusal, match="of 4 channels"):
+        decode_edit(PICTURE, None, replace(MODEL, channels=4))
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(2**64), 2**64)
+    | st.floats()
+    | st.text(st.characters(categories=None), max_size=8)
+    | st.sampled_from(["Bag", "png", "tiny", PICTURE, 10**400]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=5,
 )
+names = st.sampled_from(FIELDS) | st.text(st.characters(categories=None), max_size=6)
 
 
-@given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=6), json_values, max_size=4))
-def test_any_json_object_is_a_request_or_a_client_error(body: dict[str, Any]):
+@given(st.dictionaries(names, json_values, max_size=4), st.text(max_size=12))
+@example({"label": "\ud800", "n": 10**400}, "")
+def test_any_json_object_is_a_request_in_its_ranges_or_refused(body: dict[str, Any], accept: str):
     try:
-        assert 1 <= parse(body).steps <= 8
-    except ApiError as error:
-        assert error.status in (400, 404) and error.message
+        asked = read(body, accept)
+        if asked.fields.image is not None:
+            decode_edit(asked.fields.image, asked.fields.mask, asked.manifest)
+    except Refusal as error:
+        assert error.kind in ("invalid", "not_found", "not_acceptable") and readable(error)
+        unknown = {name for name in body if name not in FIELDS}
+        if error.code == "unknown_field":
+            assert unknown and error.param is not None and error.param.isascii() and len(error.param) <= 60
+        else:
+            assert not unknown and error.param in (*FIELDS, *([None] if error.kind == "not_acceptable" else []))
+        return
+    request = asked.request
+    assert all(0 <= seed < SEED_LIMIT for seed in request.seeds) and 1 <= request.images <= SETTINGS.max_images
+    assert all(0 <= label < CLASSES for label in request.labels) and len(request.labels) == request.images
+    assert request.sigmas == LEVELS[request.steps][-request.calls :] and request.format in FORMATS
+    assert 0.001 <= asked.timeout_s <= SETTINGS.timeout_s
 
 
-def body_of(chunks: list[bytes], headers: dict[str, str], limit: int, forever: bool = False) -> bytes:
-    async def stream() -> AsyncIterator[bytes]:
-        for chunk in chunks:
-            yield chunk
-        if forever:
-            await asyncio.Event().wait()
-
-    return asyncio.run(read_body(stream(), headers, limit, limit_s=0.05 if forever else 60))
+@given(st.binary(max_size=40) | st.text().map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_bytes_are_a_request_or_refused(body: bytes):
+    try:
+        read(body)
+    except Refusal as error:
+        assert error.kind in ("invalid", "not_found") and readable(error)
 
 
-def test_a_body_that_does_not_end_is_not_waited_for():
-    with pytest.raises(ApiError, match=r"not complete after 0\.05 s") as caught:
-        body_of([b"{"], {}, limit=4, forever=True)
-    assert (caught.value.status, caught.value.code) == (408, "body_timeout")
-
-
-def test_a_body_is_bounded_whatever_its_length_header_says():
-    assert body_of([b"ab", b"", b"cd"], {}, limit=4) == b"abcd"
-    for headers in ({}, {"content-length": "3"}, {"content-length": "x"}):
-        with pytest.raises(ApiError) as caught:
-            body_of([b"abc", b"de"], headers, limit=4)
-        assert caught.value.status == 413
-    with pytest.raises(ApiError):
-        body_of([], {"content-length": "5"}, limit=4)
+def test_a_body_has_room_for_an_edit_of_the_largest_model():
+    large = replace(MODEL, resolution=512)
+    assert (
+        body_limit(SETTINGS, {"tiny": MODEL, "large": large}) == edit_bytes(large) > body_limit(SETTINGS, {"a": MODEL})
+    )
+    assert body_limit(replace(SETTINGS, max_body_bytes=2_000), {"large": large}) == 2_000

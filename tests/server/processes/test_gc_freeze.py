@@ -1,20 +1,18 @@
 """What lives as long as a process does not keep the garbage collector busy while requests wait."""
 
 import gc
+import socket
 import subprocess
 import sys
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from server.processes.gc_freeze import freeze_heap
-from server.processes.messages import Ready
-from server.processes.pipes import Link
-from server.processes.worker import StepLoop, StudentAPI
-from server.scheduler.calibration import SharedTimes
-from server.settings.settings import Settings
+from server.processes import worker
+from server.processes.pipes import HttpLinks
+from server.processes.worker import freeze_heap
+from server.scheduler.policy import fifo
 
 
 @pytest.fixture(autouse=True)
@@ -44,11 +42,10 @@ def test_what_there_is_is_exempt_and_what_comes_later_is_not():
 
 
 def test_a_worker_freezes_its_engines_before_the_first_request():
-    loop, link = StepLoop(), Link.create()
-    api = StudentAPI(Settings(engines={"none": Path()}), {}, SharedTimes(), loop)
-    api.models, api.ready = {}, Ready({}, 0.0)
-    api.inbox.put(None)  # the loop ends
-    loop(api, "cpu", 0, link.requests, link.answers, {}, None)
+    http_end, worker_end = socket.socketpair()
+    http_end.close()  # the loop ends
+    worker.serve(HttpLinks([worker_end]), {}, fifo, 0.0)
+    worker_end.close()
     assert gc.get_freeze_count() > 10_000
 
 
@@ -56,7 +53,10 @@ PARENT = """
 import gc, socket
 from server.processes.supervisor import Supervisor
 
-Supervisor(socket.socket(), 0, 1, 1.0, lambda control: print(gc.get_freeze_count()), lambda number, link: None).run()
+def http(number, control):
+    print(gc.get_freeze_count())
+
+Supervisor([socket.socket()], 0, 1, 1.0, print, http, print).run()
 """
 
 

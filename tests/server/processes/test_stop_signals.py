@@ -14,7 +14,7 @@ from tests.server.conftest import DEADLINE_S, ROOT, launch
 # Forks a server for each delay, so that the modules are imported once, and signals it when the delay is over.
 STARTS = """
 import json, os, runpy, select, signal, sys, time
-import server.hosts.litserve
+import server.hosts.forked
 
 number, scope, flags = int(sys.argv[1]), sys.argv[2], sys.argv[4:]
 for delay_ms in json.loads(sys.argv[3]):
@@ -55,11 +55,15 @@ def ends(engine: Path, number: signal.Signals, scope: str, delays_ms: list[int],
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.parametrize("processes", ["1", "2"])
 @pytest.mark.parametrize("scope", ["parent", "group"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_at_any_millisecond_of_start_up_is_a_clean_stop(engine_dir: Path, number: signal.Signals, scope: str):
+def test_a_signal_at_any_millisecond_of_start_up_is_a_clean_stop(
+    engine_dir: Path, number: signal.Signals, scope: str, processes: str
+):
     delays_ms = [*range(0, 60, 4), *range(60, 200, 20)]
-    flags = ("--workers", "2", "--drain-s", "0", "--grace-s", "3600")  # a signal that is lost does not end in time
+    flags = ("--workers", "2", "--api-processes", processes, "--drain-s", "0")
+    flags += ("--grace-s", "3600")  # a signal that is lost does not end in time
     assert ends(engine_dir, number, scope, delays_ms, *flags) == [[ms, 0, ""] for ms in delays_ms]
 
 
@@ -111,13 +115,13 @@ import signal, socket, sys
 import server.processes.supervisor
 from server.processes.supervisor import Supervisor
 
-def http(control):
+def http(number, control):
     print("deaf", flush=True)
     while True:
         signal.pause()
 
 server.processes.supervisor.KILL_AFTER_S = 0.1
-sys.exit(Supervisor(socket.socket(), 0, 1, 0.0, http, lambda number, link: None).run())
+sys.exit(Supervisor([socket.socket()], 0, 1, 0.0, print, http, print).run())
 """
 
 
@@ -129,4 +133,4 @@ def test_a_process_that_had_to_be_killed_is_not_an_orderly_stop():
     process.terminate()
     _, errors = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 1
-    assert errors == "the http process did not end in time and is killed\n"
+    assert errors == "the http-0 process did not end in time and is killed\n"

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from server.processes.admission import Admission
-from server.processes.messages import Done, Loading, Stats
-from server.processes.pipes import ANNOUNCED, Control
-from server.processes.pool import EngineClient
+from server.processes.control import Control
+from server.processes.messages import Loading
+from server.processes.pool import WorkerPool
 from server.processes.watchdog import CHECKS, Watchdog
+from server.scheduler.stats import Stats
 from server.settings.settings import Settings, SettingsError
-from tests.server.stage import FakeClockLoop, Stage, play
+from tests.server.stage import FakeClockLoop, Stage, done, play
 
 
 class Watched:
@@ -23,7 +24,7 @@ class Watched:
 
     def __init__(self, stage: Stage) -> None:
         self.killed: list[int] = []
-        self.watchdog = Watchdog(stage.client, 30.0, 600.0, lambda worker: self.killed.append(worker.number))
+        self.watchdog = Watchdog(stage.pool, 30.0, 600.0, lambda worker: self.killed.append(worker.number))
 
     def check(self, times: int) -> list[int]:
         for _ in range(times):
@@ -44,14 +45,14 @@ def test_a_worker_that_owes_answers_and_is_silent_for_all_checks_is_killed_once(
         for worker in range(2):
             await stage.taken(worker)
         assert watched.check(CHECKS) == []
-        stage.links[0].answers.send(Stats({}, rss_bytes=0))
-        await stage.until(lambda: 0 in stage.client.stats)
+        stage.workers[0].send(Stats({}, rss_bytes=0))
+        await stage.until(lambda: 0 in stage.pool.stats)
         assert watched.check(1) == [1], "the other one has spoken"
         assert watched.check(CHECKS - 1) == [1]
         assert watched.check(1) == [1, 0]
         assert watched.check(3 * CHECKS) == [1, 0]
         stage.left.set()
-        await asyncio.gather(*tasks)
+        await asyncio.wait(tasks)
 
     play(scenario, workers=2)
 
@@ -64,14 +65,14 @@ def test_a_worker_that_owes_nothing_may_be_silent():
         task = stage.post()
         submit = await stage.taken()
         watched.check(CHECKS)
-        stage.links[0].answers.send(Done(submit.id, (b"image",), 0.0, 0.0, 0.0))
+        stage.workers[0].send(done(submit))
         await task
         assert watched.check(3 * CHECKS) == []
         last = stage.post()
         await stage.taken()
         assert watched.check(CHECKS) == [], "the silence before it does not count"
         stage.left.set()
-        await last
+        await asyncio.wait([last])
 
     play(scenario)
 
@@ -85,10 +86,10 @@ def test_a_worker_that_is_dead_or_still_loading_owes_nothing():
         watched.check(CHECKS)
         await stage.die(0)
         assert watched.check(3 * CHECKS) == []
-        stage.start(0)
+        await stage.start(0)
         assert watched.check(3 * CHECKS) == [], "the request waits, nobody owes it"
         stage.left.set()
-        await task
+        await asyncio.wait([task])
 
     play(scenario)
 
@@ -97,19 +98,19 @@ def test_a_worker_that_does_not_come_to_the_end_of_loading_is_killed_once(caplog
     async def scenario(stage: Stage) -> None:
         watched = Watched(stage)
         for worker in range(3):
-            stage.start(worker)
+            await stage.start(worker)
         await stage.warm(2)
-        stage.links[1].answers.send(Loading("tiny"))
-        await stage.until(lambda: stage.client.workers[1].loading == "tiny")
+        stage.workers[1].send(Loading("tiny"))
+        await stage.until(lambda: stage.pool.workers[1].loading == "tiny")
         assert watched.check_loading(CHECKS) == []
-        stage.links[1].answers.send(Loading("other"))  # the first model is done
-        await stage.until(lambda: stage.client.workers[1].loading == "other")
+        stage.workers[1].send(Loading("other"))  # the first model is done
+        await stage.until(lambda: stage.pool.workers[1].loading == "other")
         watched.check(3 * CHECKS)
         assert watched.check_loading(1) == [0], "it has never spoken, and the checks of the other kind do not count"
         assert watched.check_loading(CHECKS) == [0, 1]
         assert watched.check_loading(3 * CHECKS) == [0, 1]
         await stage.die(1)
-        stage.start(1)
+        await stage.start(1)
         assert watched.check_loading(CHECKS) == [0, 1], "its next life begins anew"
         assert watched.check_loading(1) == [0, 1, 1]
 
@@ -123,7 +124,7 @@ def test_a_worker_that_has_died_while_it_loaded_or_is_warm_is_not_loading():
     async def scenario(stage: Stage) -> None:
         watched = Watched(stage)
         for worker in range(2):
-            stage.start(worker)
+            await stage.start(worker)
         watched.check_loading(CHECKS)
         await stage.die(0)
         await stage.warm(1)
@@ -140,7 +141,7 @@ def test_each_limit_has_checks_of_its_own_and_zero_has_none(
     counts = {"check_answers": 0, "check_loading": 0}
     for name in counts:
         monkeypatch.setattr(Watchdog, name, lambda self, name=name: counts.update({name: counts[name] + 1}))
-    watchdog = Watchdog(EngineClient(("tiny",), 1, Admission(1), print), 8.0, load_timeout_s, print)
+    watchdog = Watchdog(WorkerPool(("tiny",), 1, Admission(1, ("tiny",)), print), 8.0, load_timeout_s, print)
     with asyncio.Runner(loop_factory=FakeClockLoop) as runner, pytest.raises(TimeoutError):
         runner.run(asyncio.wait_for(forever(watchdog), 41))
     assert tuple(counts.values()) == checks
@@ -159,9 +160,9 @@ def test_the_parent_hears_at_once_who_hangs_and_does_not_wait_for_more(until: Ca
         assert control.reports() == []
         for pid in (os.getpid(), 7):
             control.worker_stalled(pid)
-        control.announced()
+        control.ready()
         until(lambda: bool(heard))
-        assert control.reports() == [os.getpid(), 7, ANNOUNCED]
+        assert control.reports() == [os.getpid(), 7, Control.READY]
         control.http.close()
         assert control.reports() == []
     finally:

@@ -95,7 +95,7 @@ def test_no_bucket_that_would_save_much_is_left_out(capacity: int, raw: dict[int
         assert call_time(times, padded) <= call_time(times, size) / 0.97 * (1 + 1e-9)
 
 
-def test_whoever_asks_first_measures_for_all_and_the_others_wait():
+def test_the_first_worker_measures_for_all_and_the_others_wait():
     shared = SharedTimes()
     (asked, ask), (go_on, release) = os.pipe(), os.pipe()
     expected = {1: 0.25, 8: 1.5}

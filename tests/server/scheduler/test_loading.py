@@ -1,4 +1,4 @@
-"""What a worker makes of an engine directory and the settings, in this process."""
+"""What becomes of an engine directory: slots, batch sizes, cores, and what is refused."""
 
 import os
 import sys
@@ -13,25 +13,19 @@ import pytest
 from export.engine import Engine, load_engine
 from export.manifest import read_manifest
 from fewstep.card import CheckpointError
-from server.processes.messages import ServedModel
-from server.processes.worker import prepare_worker
+from server.processes.worker import use_gpu
 from server.scheduler import loading
 from server.scheduler.calibration import SharedTimes, doubling
-from server.scheduler.loading import threads_of
-from server.scheduler.model import Served
+from server.scheduler.loading import LoadOptions
+from server.scheduler.model import Model
 from server.scheduler.slots import SlotTable
-from server.settings.settings import Settings
 
 FLAT = {1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 2.0}  # seconds: up to 8 rows cost nothing
 
 
-def settings(folder: Path, **changes) -> Settings:
-    return Settings(engines={"tiny": folder}, threads=1, **changes)
-
-
-def load_model(name: str, folder: Path, settings: Settings, times: SharedTimes) -> tuple[Served, ServedModel]:
+def load_model(folder: Path, times: SharedTimes, **changes) -> Model:
     """From a folder that holds what was announced."""
-    return loading.load_model(name, folder, settings, times, read_manifest(folder))
+    return loading.load_model("tiny", folder, LoadOptions(threads=1, **changes), times, read_manifest(folder))
 
 
 def measured(times: dict[int, float]) -> SharedTimes:
@@ -48,16 +42,17 @@ def test_slots_and_buckets_follow_from_the_measured_times(engine_dir: Path):
         ({"capacity": 16}, 16, tuple(range(8, 17))),
         ({"capacity": 16, "mode": "exact"}, 16, (16,)),
     ):
-        served, facts = load_model("tiny", engine_dir, settings(engine_dir, **changes), measured(FLAT))
-        assert (facts.capacity, facts.buckets, facts.call_s) == (capacity, buckets, FLAT)
-        assert (served.table.capacity, served.table.buckets, served.table.free) == (capacity, buckets, capacity)
-        assert facts.tick_s > 0 and facts.facts["backend"] == "onnxruntime-cpu"
+        model = load_model(engine_dir, measured(FLAT), **changes)
+        table, info = model.table, model.info
+        assert (info.capacity, info.buckets, info.call_s) == (capacity, buckets, FLAT)
+        assert (table.capacity, table.buckets, table.free) == (capacity, buckets, capacity)
+        assert info.tick_s > 0 and info.facts["backend"] == "onnxruntime-cpu"
 
 
 def test_without_known_times_they_are_measured_once_and_shared(engine_dir: Path):
     shared = SharedTimes()
-    first = load_model("tiny", engine_dir, settings(engine_dir, capacity=0), shared)[1]
-    again = load_model("tiny", engine_dir, settings(engine_dir, capacity=0), shared)[1]
+    first = load_model(engine_dir, shared, capacity=0).info
+    again = load_model(engine_dir, shared, capacity=0).info
     assert first.call_s == again.call_s and first.capacity == again.capacity
     assert set(first.call_s) <= {1, 2, 4, 8, 16, 32, 64, 128}
 
@@ -104,11 +99,11 @@ def test_one_engine_is_in_memory_at_a_time(engine_dir: Path, monkeypatch: pytest
         return SlotTable(engine.network, manifest.image_shape, manifest.classes, manifest.sigma_data, buckets)
 
     monkeypatch.setattr(loading, "slot_table", on_the_cpu)
-    served, _ = load_model("tiny", engine_dir, settings(engine_dir, capacity=capacity), measured(known))
+    model = load_model(engine_dir, measured(known), capacity=capacity)
     assert Counted.sizes == opened
     assert (Counted.most, Counted.live) == (1, 1), "the last one is being served"
     assert emptied == [0] * (len(opened) - 1)
-    assert served.table.free == served.table.capacity
+    assert model.table.free == model.table.capacity
 
 
 @pytest.mark.parametrize("known", [{}, {1: 1.0, 2: 1.9, 4: 4.0}])
@@ -123,10 +118,10 @@ def test_an_engine_that_takes_any_size_is_opened_once_and_called_with_what_there
 
     monkeypatch.setattr("export.engine.load_engine", load)
     monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes: {size: 1.0 + size for size in sizes})
-    _, facts = load_model("tiny", engine_dir, settings(engine_dir, capacity=11), measured(known))
-    assert len(opened) == 1 and facts.buckets == tuple(range(1, 12)), "9 images need not be padded to 10"
+    model = load_model(engine_dir, measured(known), capacity=11)
+    assert len(opened) == 1 and model.info.buckets == tuple(range(1, 12)), "9 images need not be padded to 10"
     opened.clear()
-    load_model("tiny", engine_dir, settings(engine_dir, capacity=0), measured(known))
+    load_model(engine_dir, measured(known), capacity=0)
     assert len(opened) == 1
 
 
@@ -141,7 +136,7 @@ def test_a_gpu_engine_without_triton_says_what_to_install(engine_dir: Path, monk
         loading.slot_table(on_gpu, (1,))
 
 
-def test_a_network_that_returns_no_numbers_is_refused_before_anyone_asks(
+def test_a_network_that_returns_no_numbers_is_refused_when_it_is_loaded(
     engine_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def broken(engine, buckets) -> SlotTable:
@@ -150,7 +145,7 @@ def test_a_network_that_returns_no_numbers_is_refused_before_anyone_asks(
 
     monkeypatch.setattr(loading, "slot_table", broken)
     with pytest.raises(CheckpointError, match="not finite"):
-        load_model("tiny", engine_dir, settings(engine_dir), SharedTimes())
+        load_model(engine_dir, SharedTimes())
 
 
 def test_a_network_so_slow_that_every_call_would_look_like_a_hang_is_refused(
@@ -158,33 +153,41 @@ def test_a_network_so_slow_that_every_call_would_look_like_a_hang_is_refused(
 ):
     monkeypatch.setattr(loading, "warm_up", lambda table, batches: 31.0)
     with pytest.raises(CheckpointError, match=r"takes 31\.0 s.*raise --stall-s"):
-        load_model("tiny", engine_dir, settings(engine_dir), measured(FLAT))
+        load_model(engine_dir, measured(FLAT), stall_s=30.0)
     for stall_s in (40.0, 0.0):
-        load_model("tiny", engine_dir, settings(engine_dir, stall_s=stall_s), measured(FLAT))
+        load_model(engine_dir, measured(FLAT), stall_s=stall_s)
 
 
-def test_cpu_workers_share_the_cores_unless_told_how_many_to_take(engine_dir: Path, monkeypatch: pytest.MonkeyPatch):
+def test_workers_share_the_cores_of_the_machine_unless_threads_are_given(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
 
-    def threads(**changes) -> int:
-        return threads_of(Settings(engines={"tiny": engine_dir}, **changes))
-
-    assert threads() == 0  # the backend's choice
-    assert [threads(workers=workers) for workers in (2, 4, 9)] == [3, 1, 1]
-    assert threads(workers=2, threads=5) == 5
+    assert LoadOptions().cores == 0  # the backend's choice
+    assert [LoadOptions(processes=workers).cores for workers in (2, 4, 9)] == [3, 1, 1]
+    assert LoadOptions(processes=2, threads=5).cores == 5
 
 
-@pytest.mark.parametrize(("before", "gpu", "after"), [("", 1, "1"), ("3,5", 1, "5"), ("7", None, "7")])
-def test_a_worker_sees_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch, before: str, gpu: int | None, after: str):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
-    prepare_worker(gpu)
+@pytest.mark.parametrize(("before", "gpu", "after"), [(None, 1, "1"), ("3,5", 1, "5"), ("3,5,", 0, "3")])
+def test_a_worker_sees_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch, before: str | None, gpu: int, after: str):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if before is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+    use_gpu(gpu)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == after
 
 
+@pytest.mark.parametrize(("visible", "gpu"), [("3,5", 2), ("", 0)])
 def test_a_gpu_that_is_hidden_is_not_replaced_by_another(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], visible: str, gpu: int
 ):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(SystemExit):
-        prepare_worker(2)
-    assert "there is no GPU 2: CUDA_VISIBLE_DEVICES=3,5 hides it" in capsys.readouterr().err
+        use_gpu(gpu)
+    assert f"there is no GPU {gpu}: CUDA_VISIBLE_DEVICES={visible} hides it" in capsys.readouterr().err
+
+
+def test_a_folder_that_holds_another_engine_than_was_announced_is_refused(engine_dir: Path):
+    announced = replace(read_manifest(engine_dir), name="served as", checkpoint="d" * 64)
+    with pytest.raises(
+        CheckpointError, match=rf"{engine_dir} has changed.*checkpoint {'d' * 64}.*checkpoint {'c' * 64}"
+    ):
+        loading.load_model("tiny", engine_dir, LoadOptions(threads=1), SharedTimes(), announced)

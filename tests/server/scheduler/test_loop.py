@@ -1,12 +1,13 @@
+import math
+
 import numpy as np
 import pytest
 
-from server.processes.messages import MODEL_FAILING, Failed, Health
-from server.scheduler.loop import PROBE_EVERY_S, Finished
-from server.scheduler.model import FAILING_AFTER
+from server.scheduler.events import Failed, Finished, Progress
 from server.scheduler.policy import earliest_deadline, fifo
-from tests.server.fakes import CLASSES, expected_pixels
-from tests.server.loop_bench import Bench, explode, poison_all
+from server.scheduler.request import ImageRequest, Submit
+from tests.server.fakes import CLASSES, expected_pixels, pixels_of
+from tests.server.loop_bench import Bench, explode
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def test_a_short_request_overtakes_a_long_one_that_is_already_running(bench: Ben
 
 
 def test_what_is_finished_is_delivered_while_the_next_network_call_runs(bench: Bench):
-    """Not while the engine thread prepares that call: whoever encodes would take the interpreter from it."""
+    """Not while the engine thread prepares that call: encoding takes time."""
     during_calls: list[list[int]] = []
     bench.faults["tiny"] = lambda x: during_calls.append([result.id for result in bench.results])
     for number, steps in enumerate((1, 2, 4)):
@@ -50,7 +51,7 @@ def test_what_is_finished_is_delivered_though_the_next_call_fails_before_the_net
     assert [type(result) for result in bench.results] == [Finished, Failed]
 
 
-def test_what_is_finished_is_delivered_though_nobody_is_admitted():
+def test_what_is_finished_is_delivered_though_no_image_is_admitted():
     places = [1, 0]
     bench = Bench(capacities=1, policy=lambda waiting, free, now_s: fifo(waiting, places.pop(0), now_s))
     for number in range(2):
@@ -66,7 +67,7 @@ def test_a_request_larger_than_the_table_is_made_image_by_image_in_the_order_of_
     bench.turn(6)
     (result,) = bench.results
     assert isinstance(result, Finished)
-    for i, pixels in enumerate(result.pixels):
+    for i, pixels in enumerate(result.images):
         np.testing.assert_array_equal(pixels, expected_pixels(100 + i, i % CLASSES, 2))
     assert bench.batches() == [4, 4, 4, 4, 2, 2]
 
@@ -79,6 +80,34 @@ def test_queue_and_engine_time_are_told_apart(bench: Bench):
     assert isinstance(first, Finished) and isinstance(second, Finished)
     assert (first.queue_s, first.engine_s) == (0.0, 3.0)
     assert (second.queue_s, second.engine_s) == (3.0, 2.0)
+
+
+def test_a_cancelled_request_gets_none_of_the_events_that_were_about_to_be_delivered(bench: Bench):
+    bench.submit(0, steps=2, previews="images")
+    bench.submit(1, steps=1)
+    bench.submit(2, steps=3)
+    bench.turn(1)
+    assert [event.id for event in bench.loop.finished] == [0, 1]
+    bench.cancel(0)
+    bench.cancel(1)
+    bench.turn(2)
+    assert list(bench.events) == [2]
+
+
+def test_what_a_request_has_made_is_delivered_before_its_time_is_up(bench: Bench):
+    bench.submit(0, steps=8, timeout_s=1, previews="steps")
+    bench.turn(2)
+    assert [type(event) for event in bench.events[0]] == [Progress, Failed]
+
+
+def test_a_request_carries_its_levels_and_so_runs_whatever_step_counts_its_model_announces(bench: Bench):
+    sigmas = (70.0, 3.0, 0.4)  # of no step count
+    request = ImageRequest("tiny", 3, seeds=(11,), labels=(2,), sigmas=sigmas, format="pixels")
+    bench.inbox.put(Submit(0, request, 0.0, math.inf))
+    bench.turn(3)
+    (result,) = bench.results
+    assert isinstance(result, Finished)
+    np.testing.assert_array_equal(result.images[0], pixels_of(11, 2, sigmas))
 
 
 @pytest.mark.parametrize("turns", [0, 1])
@@ -101,7 +130,7 @@ def test_a_request_whose_time_is_up_fails_before_the_next_call_and_frees_its_slo
     bench.turn(3)
     assert bench.failed() == {0: "timeout", 1: "timeout"}
     assert bench.finished() == [2]
-    assert bench.models["tiny"].stats().evicted == {"running": 3 + 4, "waiting": 1}
+    assert bench.models["tiny"].stats.evicted == {"running": 3 + 4, "waiting": 1}
     assert bench.batches() == [4, 4, 4, 4, 4, 4]
 
 
@@ -112,99 +141,6 @@ def test_the_earliest_deadline_goes_first_when_asked_to():
     bench.submit(2, steps=1, timeout_s=9)
     bench.turn(4)
     assert bench.finished() == [2, 1, 0]
-
-
-def test_a_network_that_raises_fails_the_requests_in_the_call_and_not_those_that_wait(bench: Bench):
-    bench.faults["tiny"] = explode
-    bench.submit(0, steps=2, images=3)
-    bench.submit(1, steps=1, images=5)  # one of its images is in the call
-    bench.submit(2, steps=1)
-    bench.turn(1)
-    bench.faults.clear()
-    bench.turn(2)  # a probe first
-    assert bench.failed() == {0: "network_error", 1: "network_error"}
-    assert not any("memory" in result.message for result in bench.results if isinstance(result, Failed)), "internals"
-    assert bench.finished() == [2]
-
-
-def test_values_that_are_not_finite_fail_only_their_own_request(bench: Bench):
-    def poison(x: np.ndarray) -> None:
-        x[:2] = np.nan
-
-    bench.faults["tiny"] = poison
-    bench.submit(0, steps=1, images=3)
-    bench.submit(1, steps=1)
-    bench.turn(1)
-    assert [(r.id, type(r)) for r in bench.results] == [(0, Failed), (1, Finished)]
-    assert bench.models["tiny"].table.free == 4
-
-
-@pytest.mark.parametrize("fault", [explode, poison_all])
-def test_a_model_that_keeps_failing_says_so_once_and_recovers_by_itself(bench: Bench, fault):
-    bench.faults["tiny"] = fault
-    for number in range(FAILING_AFTER - 1):
-        bench.submit(number, steps=1)
-        bench.turn()
-    assert bench.health == []
-    bench.submit(9, steps=1)
-    bench.turn(2)
-    assert bench.health == [Health("tiny", False)]
-    bench.now_s += PROBE_EVERY_S
-    bench.turn()
-    assert bench.models["tiny"].table.free == 4, "a probe that fails holds no slot"
-    assert bench.loop._patience_s() is not None, "a failing model is tried even when nobody asks"
-    bench.faults.clear()
-    bench.now_s += PROBE_EVERY_S
-    bench.turn()
-    assert bench.health == [Health("tiny", False), Health("tiny", True)]
-    assert len(bench.results) == FAILING_AFTER, "a probe is nobody's request"
-
-
-@pytest.mark.parametrize("fault", [explode, poison_all])
-def test_whoever_waits_for_a_model_that_fails_is_given_back_untried_and_newcomers_too(bench: Bench, fault):
-    bench.faults["tiny"] = fault
-    for number in range(40):
-        bench.submit(number, steps=2)
-    bench.turn(FAILING_AFTER)
-    assert bench.batches() == [4, 1, 1], "after the first call that fails only probes are made"
-    bench.submit(40, steps=2)
-    bench.turn()
-    codes = bench.failed()
-    assert {codes.pop(number) for number in range(4)} <= {"network_error", "network_not_finite"}
-    assert codes == dict.fromkeys(range(4, 41), MODEL_FAILING)
-    assert (bench.loop.flights, bench.models["tiny"].waiting) == ({}, {})
-
-
-def test_a_network_that_fails_for_batches_and_not_for_a_probe_is_failing_too(bench: Bench):
-    def out_of_memory(x: np.ndarray) -> None:
-        if len(x) > 1:
-            explode(x)
-
-    bench.faults["tiny"] = out_of_memory
-    for number in range(40):
-        bench.submit(number, steps=1)
-    bench.turn(2 * FAILING_AFTER - 1)
-    assert bench.batches() == [4, 1] * (FAILING_AFTER - 1) + [4]
-    assert list(bench.failed().values()).count("network_error") == 4 * FAILING_AFTER
-    assert bench.health == [Health("tiny", False)] and bench.loop.flights == {}
-
-
-def test_a_failing_model_is_tried_once_a_second_while_another_is_busy():
-    bench = Bench({"a": 1, "b": 1}, call_s={"a": 0.25, "b": 0.25})
-    bench.faults["a"] = explode
-    for number in range(FAILING_AFTER):
-        bench.submit(number, steps=1, model="a")
-    for number in range(10, 60):
-        bench.submit(number, steps=1, model="b")
-    bench.turn(2 * FAILING_AFTER)
-    bench.calls.clear()
-    before_s = bench.now_s
-    bench.turn(16)
-    assert bench.now_s == before_s + 4
-    assert 3 <= [model for model, _ in bench.calls].count("a") <= 5
-    bench.faults.clear()
-    bench.turn(5)
-    assert bench.health == [Health("a", False), Health("a", True)]
 
 
 def test_an_idle_loop_sleeps_until_a_message_comes(bench: Bench):
@@ -261,7 +197,7 @@ def test_a_model_that_was_idle_does_not_claim_the_time_it_did_not_ask_for():
 
 def test_the_loop_stops_when_told(bench: Bench):
     bench.submit(0, steps=2)
-    bench.loop.inbox.put(None)
+    bench.inbox.put(None)
     assert bench.loop.receive(None) is False
 
 
@@ -270,6 +206,6 @@ def test_what_is_finished_is_delivered_though_the_loop_is_told_to_stop(bench: Be
         bench.submit(number, steps=1 + number)
     bench.turn(1)
     assert (bench.results, bench.finished()) == ([], [0])
-    bench.loop.inbox.put(None)
+    bench.inbox.put(None)
     bench.loop.run()
     assert [result.id for result in bench.results] == [0] and list(bench.loop.flights) == [1]

@@ -1,15 +1,17 @@
 """Arrivals, departures, faults and deadlines in any order: what the engine loop promises whatever happens."""
 
 import math
+from collections import defaultdict
 
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from server.scheduler.loop import Finished
+from server.scheduler.events import Finished, Progress, is_last
 from server.scheduler.model import PROBE
 from server.scheduler.policy import Policy, earliest_deadline, fifo
+from server.scheduler.request import Previews
 from tests.server.fakes import CLASSES, expected_pixels
 from tests.server.loop_bench import Bench, explode, poison_all, poison_first
 
@@ -19,7 +21,7 @@ FAULTS = {"raise": explode, "nan": poison_first, "all nan": poison_all}
 
 
 class Traffic(RuleBasedStateMachine):
-    """Every request ends exactly once, in time, with the right images; no slot leaks; nobody starves."""
+    """Every request ends exactly once, in time, with the right images; no slot leaks; no request starves."""
 
     policy: Policy = staticmethod(fifo)
 
@@ -27,25 +29,29 @@ class Traffic(RuleBasedStateMachine):
         super().__init__()
         self.bench = Bench(CAPACITIES, self.policy, CALL_S)
         self.submitted: dict[int, tuple[str, int, int, float]] = {}  # model, steps, images, deadline
-        self.cancelled: set[int] = set()
+        self.previews: dict[int, Previews] = {}
+        self.cancelled: dict[int, int] = {}  # how many events there were by then
 
     @rule(
         model=st.sampled_from(sorted(CAPACITIES)),
         steps=st.integers(1, 8),
         images=st.integers(1, 12),
         timeout_s=st.sampled_from([0.5, 6.0, 40.0, math.inf]),
+        previews=st.sampled_from(["none", "steps", "images"]),
     )
-    def arrive(self, model: str, steps: int, images: int, timeout_s: float) -> None:
+    def arrive(self, model: str, steps: int, images: int, timeout_s: float, previews: Previews) -> None:
         number = len(self.submitted)
         self.submitted[number] = (model, steps, images, self.bench.now_s + timeout_s)
-        self.bench.submit(number, steps, images, seed=1000 * number, model=model, timeout_s=timeout_s)
+        self.previews[number] = previews
+        self.bench.submit(number, steps, images, 1000 * number, model, timeout_s, previews=previews)
 
     @precondition(lambda self: self.submitted)
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:
         number = data.draw(st.sampled_from(sorted(self.submitted)))
-        self.cancelled.add(number)
         self.bench.cancel(number)
+        assert self.bench.loop.receive(0)
+        self.cancelled.setdefault(number, len(self.bench.events.get(number, ())))
 
     @rule(fault=st.sampled_from(["none", "none", "none", "raise", "nan", "all nan"]), times=st.integers(1, 3))
     def turn(self, fault: str, times: int) -> None:
@@ -74,10 +80,28 @@ class Traffic(RuleBasedStateMachine):
                 running = sum(key.request == number for key in keys)
                 waiting = served.waiting[number].images if number in served.waiting else 0
                 assert running + waiting + len(flight.pixels) == flight.request.images
-                assert running + len(flight.pixels) == flight.admitted
+                assert running + len(flight.pixels) == flight.granted
 
     @invariant()
-    def nobody_is_overtaken(self) -> None:
+    def events_are_in_order(self) -> None:
+        """Progress, ascending by image, if it was asked for; then one end; nothing more, and nothing after a cancel."""
+        for number, events in self.bench.events.items():
+            assert not any(map(is_last, events[:-1]))
+            assert len(events) <= self.cancelled.get(number, len(events))
+            _, steps, images, _ = self.submitted[number]
+            made: dict[int, int] = defaultdict(int)
+            for event in events:
+                if isinstance(event, Progress):
+                    made[event.image] += 1
+                    assert (event.step, event.of) == (made[event.image], steps)
+                    assert (event.preview is not None) == (self.previews[number] == "images")
+            if self.previews[number] == "none":
+                assert not made
+            elif isinstance(events[-1], Finished):
+                assert made == {image: steps - 1 for image in range(images) if steps > 1}
+
+    @invariant()
+    def no_request_is_overtaken(self) -> None:
         if self.policy is not fifo:
             return
         for served in self.bench.models.values():
@@ -85,7 +109,7 @@ class Traffic(RuleBasedStateMachine):
             assert all(first >= max(running, default=first) for first in list(served.waiting)[:1])
 
     @invariant()
-    def nobody_is_given_up_early(self) -> None:
+    def no_request_is_given_up_early(self) -> None:
         for number, code in self.bench.failed().items():
             assert code != "timeout" or self.bench.ended_s[number] >= self.submitted[number][3]
 
@@ -93,8 +117,9 @@ class Traffic(RuleBasedStateMachine):
     def device_time_is_shared(self) -> None:
         loop = self.bench.loop
         busy = [loop.used_s[name] for name, served in self.bench.models.items() if served.busy]
-        assert all(used_s >= loop.virtual_s - max(CALL_S.values()) for used_s in busy)
-        assert max(busy, default=0.0) - min(busy, default=0.0) <= max(CALL_S.values())
+        call_s = max(CALL_S.values()) + 1e-9  # sums of floats
+        assert all(used_s >= loop.virtual_s - call_s for used_s in busy)
+        assert max(busy, default=0.0) - min(busy, default=0.0) <= call_s
 
     def teardown(self) -> None:
         """Left alone, the loop finishes everything within the calls that it takes, and then rests."""
@@ -102,16 +127,17 @@ class Traffic(RuleBasedStateMachine):
         bench.faults = {}
         rows = sum(steps * images for _, steps, images, _ in self.submitted.values())
         bench.turn(rows + 2 * len(CAPACITIES))
-        assert set(bench.ended_s) | self.cancelled == set(self.submitted)
+        self.events_are_in_order()
+        assert set(bench.ended_s) | set(self.cancelled) == set(self.submitted)
         assert not bench.loop.flights
         for name, served in bench.models.items():
             assert (served.table.free, served.waiting, served.busy) == (CAPACITIES[name], {}, False)
         for result in bench.results:
             if isinstance(result, Finished):
                 _, steps, images, _ = self.submitted[result.id]
-                assert len(result.pixels) == images
+                assert len(result.images) == images
                 np.testing.assert_array_equal(
-                    result.pixels[-1], expected_pixels(1000 * result.id + images - 1, (images - 1) % CLASSES, steps)
+                    result.images[-1], expected_pixels(1000 * result.id + images - 1, (images - 1) % CLASSES, steps)
                 )
 
 

@@ -1,32 +1,32 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.scheduler.policy import Admission, Waiting, earliest_deadline, fifo, least_served
+from server.scheduler.policy import Grant, Waiting, earliest_deadline, fifo, least_served
 
 
 def test_fifo_serves_in_order_of_arrival_and_splits_the_request_that_does_not_fit():
     waiting = [Waiting(7, 2, 0.0), Waiting(3, 5, 1.0), Waiting(9, 1, 2.0)]
-    assert fifo(waiting, free=4, now_s=3.0) == [Admission(7, 2), Admission(3, 2)]
+    assert fifo(waiting, free=4, now_s=3.0) == [Grant(7, 2), Grant(3, 2)]
 
 
-def test_nobody_is_admitted_without_a_free_slot_or_without_anyone_waiting():
+def test_without_a_free_slot_or_a_waiting_request_there_are_no_grants():
     assert fifo([Waiting(0, 1, 0.0)], free=0, now_s=1.0) == []
     assert fifo([], free=8, now_s=1.0) == []
 
 
 @given(st.lists(st.integers(1, 9), max_size=12), st.integers(0, 20))
-def test_fifo_fills_every_slot_it_can_and_overtakes_nobody(sizes: list[int], free: int):
-    admissions = fifo([Waiting(i, size, float(i)) for i, size in enumerate(sizes)], free, now_s=99.0)
-    assert sum(a.images for a in admissions) == min(free, sum(sizes))
-    assert [a.request for a in admissions] == list(range(len(admissions)))
-    assert all(a.images == sizes[a.request] for a in admissions[:-1])
+def test_fifo_fills_every_slot_it_can_and_lets_none_overtake(sizes: list[int], free: int):
+    grants = fifo([Waiting(i, size, float(i)) for i, size in enumerate(sizes)], free, now_s=99.0)
+    assert sum(g.images for g in grants) == min(free, sum(sizes))
+    assert [g.request for g in grants] == list(range(len(grants)))
+    assert all(g.images == sizes[g.request] for g in grants[:-1])
 
 
 def test_the_earliest_deadline_is_served_first_equal_ones_in_order_of_arrival_and_late_ones_not_at_all():
     deadlines = {7: 30.0, 3: 9.0, 4: 30.0, 9: 20.0}
     waiting = [Waiting(request, 1, float(i), deadlines[request]) for i, request in enumerate(deadlines)]
-    assert [a.request for a in earliest_deadline(waiting, free=9, now_s=10.0)] == [9, 7, 4]
-    assert earliest_deadline(waiting, free=1, now_s=10.0) == [Admission(9, 1)]
+    assert [g.request for g in earliest_deadline(waiting, free=9, now_s=10.0)] == [9, 7, 4]
+    assert earliest_deadline(waiting, free=1, now_s=10.0) == [Grant(9, 1)]
 
 
 def test_the_turn_goes_to_the_model_that_has_had_the_least():

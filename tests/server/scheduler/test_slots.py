@@ -1,4 +1,5 @@
 from itertools import pairwise
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from fewstep.noise import latent_for, noise_for
 from fewstep.pixels import Pixels, to_pixels
 from fewstep.precond import Denoiser, Network
 from fewstep.samplers import sample_dpdm
-from fewstep.step import advance
 from server.scheduler import slots
 from server.scheduler.row_independence import check_rows_independent
 from server.scheduler.slots import Image, ImageKey, SlotTable, buckets_for
@@ -89,7 +89,7 @@ def test_fast_mode_pads_to_the_next_bucket_and_exact_mode_to_the_capacity():
     assert network.batches == [10, 16]
 
 
-def test_padding_is_zero_whoever_was_there_before():
+def test_padding_is_zero_whatever_was_there_before():
     padding = []
 
     def network(x: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.ndarray:
@@ -102,7 +102,10 @@ def test_padding_is_zero_whoever_was_there_before():
         table.tick()
     table.evict(3)
     table.tick()
-    assert [len(x) for x, _, _ in padding] == [0, 1, 3]
+    table.admit([image(request, 1, label=2) for request in range(4, 8)])
+    table.evict(7)  # before its first call
+    table.tick()
+    assert [len(x) for x, _, _ in padding] == [0, 1, 3, 1]
     assert not any(part.any() for parts in padding for part in parts)
 
 
@@ -126,18 +129,18 @@ def test_buckets_ascend_to_the_capacity_and_waste_a_quarter_at_most(capacity: in
     st.sampled_from(["marginal", "posterior"]),
 )
 def test_exact_mode_gives_the_same_bytes_alone_and_among_thirty_others(
-    company: list[tuple[int, int, int]], head_start: int, kind: str
+    requests: list[tuple[int, int, int]], head_start: int, kind: str
 ):
-    (seed, steps, label), *others = company
+    (seed, steps, label), *others = requests
     network, extra = (GaussianNetwork(), 0) if kind == "marginal" else (POSTERIOR, 1)
     alone = table_of(network, 32, exact=True, extra=extra)
     alone.admit([image(0, steps, seed, label)])
-    crowd = table_of(network, 32, exact=True, extra=extra)
-    crowd.admit([image(i, k, s, c) for i, (s, k, c) in enumerate(others, start=1)])
+    mixed = table_of(network, 32, exact=True, extra=extra)
+    mixed.admit([image(i, k, s, c) for i, (s, k, c) in enumerate(others, start=1)])
     for _ in range(head_start):
-        crowd.tick()
-    crowd.admit([image(0, steps, seed, label)])
-    np.testing.assert_array_equal(dict(drain(crowd))[0], drain(alone)[0][1])
+        mixed.tick()
+    mixed.admit([image(0, steps, seed, label)])
+    np.testing.assert_array_equal(dict(drain(mixed))[0], drain(alone)[0][1])
 
 
 def test_evicting_a_request_frees_all_its_slots_and_no_other():
@@ -166,25 +169,38 @@ def test_rows_that_are_not_finite_are_named_and_freed_while_the_others_go_on():
     np.testing.assert_array_equal(pixels, expected_pixels(2, 0, 2))
 
 
-@pytest.mark.parametrize("poisoned", [False, True])
-def test_noise_made_ahead_gives_the_same_bytes_as_noise_made_when_it_is_needed(
-    monkeypatch: pytest.MonkeyPatch, poisoned: bool
-):
-    def run() -> list[tuple[int, Pixels]]:
-        network = GaussianNetwork()
-        table = table_of(network, capacity=8)
-        table.admit([image(request, steps, seed=request) for request, steps in enumerate([8, 1, 4, 2, 3])])
-        if poisoned:
-            network.before = lambda x, c_noise: x.__setitem__(2, np.nan)
-            assert table.tick().broken == (ImageKey(2, 0),)
-            network.before = lambda x, c_noise: None
-        return drain(table)
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.integers(1, 8), max_size=4), st.booleans()), max_size=12), st.integers(0, 999))
+def test_noise_drawn_ahead_gives_the_bytes_of_noise_drawn_for_every_call(arrivals: list, limit: int):
+    """Whatever arrives, breaks (the first row) or is evicted. limit: normals that are drawn ahead in one tick."""
 
-    ahead = run()
-    monkeypatch.setattr(slots, "advance", lambda *arguments, noise, known: advance(*arguments, known=known))
-    for (request, pixels), (same, expected) in zip(ahead, run(), strict=True):
-        assert request == same
-        np.testing.assert_array_equal(pixels, expected)
+    def run(chunk: int) -> list:
+        network, results = GaussianNetwork(), []
+        table = table_of(network, capacity=8)
+        with mock.patch.object(slots, "CHUNK", chunk):
+            for tick, (newcomers, breaks) in enumerate([*arrivals, *[([], False)] * 8]):
+                table.admit([image(9 * tick + i, k, seed=tick + i) for i, k in enumerate(newcomers)][: table.free])
+                table.evict(9 * (tick - 2) + 1)
+                network.before = lambda x, c_noise, breaks=breaks: x.__setitem__(0, np.nan) if breaks else None
+                result = table.tick()
+                results.append((result.broken, [(key, pixels.tolist()) for key, pixels in result.finished]))
+        assert table.free == 8
+        return results
+
+    assert run(limit) == run(-1)
+
+
+def test_noise_drawn_ahead_is_bounded_and_goes_with_its_image():
+    table = SlotTable(lambda x, c_noise, onehot: x, (3, 64, 64), 0, SIGMA_DATA, (4,))
+    table.admit([image(0, 8, label=-1), image(1, 2, label=-1)])
+    table.tick()
+    assert table.ahead == [None, None], "images of 64x64x3 are too large for more than two steps ahead"
+    table.admit([image(2, 2, label=-1)])
+    table.tick()
+    ((_, ahead),) = [(row, each) for row, each in enumerate(table.ahead) if each is not None]
+    assert ahead.base is None and ahead.shape == (1, 3, 64, 64)
+    table.evict(2)
+    assert table.ahead == [None]
 
 
 def test_an_empty_table_does_not_call_the_network():
@@ -215,7 +231,7 @@ def by_slot(x: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.ndarra
     return x + np.arange(len(x), dtype=np.float32)[:, None, None, None] * 1e-6
 
 
-def by_company(x: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.ndarray:
+def by_batch(x: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.ndarray:
     return x - x.mean()
 
 
@@ -223,8 +239,8 @@ def by_neighbour(x: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.n
     return x + 1e-6 * np.roll(x, 1, axis=0)
 
 
-@pytest.mark.parametrize("network", [by_slot, by_company, by_neighbour])
-def test_the_self_check_refuses_rows_that_know_their_slot_or_their_company(network: Network):
+@pytest.mark.parametrize("network", [by_slot, by_batch, by_neighbour])
+def test_the_self_check_refuses_rows_that_know_their_slot_or_their_batch(network: Network):
     with pytest.raises(CheckpointError, match="exact mode is not possible"):
         check_rows_independent(network, SHAPE, CLASSES, capacity=4)
 

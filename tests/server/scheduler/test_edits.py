@@ -1,7 +1,4 @@
-"""Images that begin at an image: the fields, the levels, and what a slot makes of them."""
-
-import json
-from typing import Any
+"""Images that begin at an image: what a slot makes of them."""
 
 import numpy as np
 import pytest
@@ -12,12 +9,8 @@ from fewstep.editing import repaint, vary
 from fewstep.noise import noise_for
 from fewstep.pixels import Pixels, from_pixels, to_pixels
 from fewstep.precond import Denoiser
-from server.http.dialects.edits import Edit, body_bytes, edits_served
-from server.http.dialects.native import MIN_BODY_LIMIT, GenerateRequest, body_limit, parse_request
-from server.http.errors import ApiError
-from server.http.pictures import PREFIX, max_base64
 from server.scheduler.slots import Image, ImageKey, SlotTable, Start, buckets_for
-from tests.server.fakes import CLASSES, LEVELS, SHAPE, SIGMA_DATA, GaussianNetwork, manifest, png
+from tests.server.fakes import CLASSES, LEVELS, SHAPE, SIGMA_DATA, GaussianNetwork
 
 RNG = np.random.default_rng(5)
 PICTURE = RNG.integers(0, 256, (8, 8, 1), np.uint8)
@@ -25,83 +18,6 @@ MASK = RNG.choice(np.array([0, 127, 128, 255], np.uint8), (8, 8, 1))
 KEPT = MASK[..., 0] < 128
 START = Start(from_pixels(PICTURE[None])[0], KEPT[None])
 VARIED = Start(START.image)
-
-
-def parse(body: dict[str, Any], **changes: Any) -> GenerateRequest:
-    models = {"tiny": manifest(**changes)}
-    return parse_request(json.dumps(body).encode(), models, max_images=64, max_timeout_s=60.0).decoded(models)
-
-
-def test_without_an_image_there_is_no_edit_and_all_calls_are_made():
-    for body in ({}, {"image": None, "mask": None, "strength": None}):
-        request = parse({"steps": 3, **body})
-        assert (request.edit, request.calls) == (None, 3)
-
-
-def test_an_edit_carries_pixels_and_what_is_known_of_them():
-    edit = parse({"image": PREFIX + png(PICTURE), "mask": png(MASK)}).edit
-    assert edit == Edit(SHAPE, PICTURE.tobytes(), KEPT.tobytes(), 1.0)
-    assert edit is not None
-    start = edit.start()
-    np.testing.assert_array_equal(to_pixels(start.image[None])[0], PICTURE)
-    assert start.known is not None and (start.known == KEPT[None]).all()
-
-
-def test_a_colour_mask_is_taken_by_its_brightness():
-    painted = np.repeat(MASK, 3, axis=2)
-    assert (
-        parse({"image": png(PICTURE), "mask": png(painted)}).edit
-        == parse({"image": png(PICTURE), "mask": png(MASK)}).edit
-    )
-
-
-@pytest.mark.parametrize(("mask", "expected"), [({}, 0.5), ({"mask": png(MASK)}, 1.0)])
-def test_strength_has_a_default_with_and_without_a_mask(mask: dict[str, str], expected: float):
-    edit = parse({"image": png(PICTURE), **mask}).edit
-    assert edit is not None and edit.strength == expected
-
-
-@pytest.mark.parametrize(
-    ("strength", "steps", "calls"),
-    [(1, 1, 1), (1, 8, 8), (0.5, 4, 2), (0.5, 5, 3), (0.51, 4, 3), (0.001, 8, 1), (1 / 3, 3, 1), (0.7, 1, 1)],
-)
-def test_the_last_calls_are_made_rounded_up(strength: float, steps: int, calls: int):
-    assert parse({"image": png(PICTURE), "strength": strength, "steps": steps}).calls == calls
-
-
-WRONG = [
-    ({"mask": png(MASK)}, "mask", "missing_image", "mask needs image"),
-    ({"strength": 0.5}, "strength", "missing_image", "strength needs image"),
-    ({"image": 3}, "image", "wrong_type", "not 3"),
-    ({"image": [png(PICTURE)]}, "image", "wrong_type", "must be a PNG as base64"),
-    ({"image": "/etc/passwd"}, "image", "invalid_image", "image is not base64"),
-    ({"image": "http://127.0.0.1/boot.png"}, "image", "invalid_image", "image is not base64"),
-    ({"image": png(PICTURE[:7])}, "image", "invalid_image", "8x7 pixels; this model's images have 8x8"),
-    ({"image": png(PICTURE), "mask": png(MASK[:, :7])}, "mask", "invalid_image", "mask has 7x8 pixels"),
-    ({"image": png(PICTURE), "mask": True}, "mask", "wrong_type", "not true"),
-    ({"image": png(PICTURE), "strength": 0}, "strength", "out_of_range", "above 0 and at most 1, not 0"),
-    ({"image": png(PICTURE), "strength": 1.5}, "strength", "out_of_range", "not 1.5"),
-    ({"image": png(PICTURE), "strength": 10**400}, "strength", "out_of_range", "not 1000"),
-    ({"image": png(PICTURE), "strength": float("nan")}, "strength", "out_of_range", "not NaN"),
-    ({"image": png(PICTURE), "strength": True}, "strength", "wrong_type", "not true"),
-]
-
-
-@pytest.mark.parametrize(("body", "param", "code", "words"), WRONG, ids=[words for *_, words in WRONG])
-def test_what_is_wrong_is_said(body: dict[str, Any], param: str, code: str, words: str):
-    with pytest.raises(ApiError) as caught:
-        parse(body)
-    assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, code)
-    assert words in caught.value.message and len(caught.value.message) < 200
-
-
-def test_the_body_limit_follows_from_the_largest_model_and_yields_to_the_setting():
-    small, large = manifest(), manifest()
-    object.__setattr__(large, "resolution", 512)
-    assert body_limit(0, {"small": small}) == MIN_BODY_LIMIT
-    assert body_limit(0, {"small": small, "large": large}) == body_bytes(large) > 2 * max_base64(512) > 2_000_000
-    assert body_limit(9_999, {"large": large}) == 9_999
-    assert edits_served(large, body_bytes(large)) and not edits_served(large, MIN_BODY_LIMIT)
 
 
 def table_of(capacity: int, exact: bool = False) -> SlotTable:
@@ -168,17 +84,17 @@ rows = st.tuples(st.integers(0, 99), st.integers(1, 8), st.sampled_from([None, V
 
 @settings(deadline=None, max_examples=25)
 @given(st.lists(rows, min_size=2, max_size=15), st.integers(0, 4))
-def test_in_exact_mode_no_row_knows_whether_others_are_edits(company: list, head_start: int):
+def test_in_exact_mode_no_row_knows_whether_others_are_edits(requests: list, head_start: int):
     """An edit among ordinary rows and an ordinary row among edits: the same bytes as alone."""
-    (seed, steps, start), *others = company
+    (seed, steps, start), *others = requests
     alone = table_of(16, exact=True)
     alone.admit([image(0, steps, start, seed=seed)])
-    crowd = table_of(16, exact=True)
-    crowd.admit([image(number, k, begun, seed=s) for number, (s, k, begun) in enumerate(others, start=1)])
+    mixed = table_of(16, exact=True)
+    mixed.admit([image(number, k, begun, seed=s) for number, (s, k, begun) in enumerate(others, start=1)])
     for _ in range(head_start):
-        crowd.tick()
-    crowd.admit([image(0, steps, start, seed=seed)])
-    np.testing.assert_array_equal(drain(crowd)[0], drain(alone)[0])
+        mixed.tick()
+    mixed.admit([image(0, steps, start, seed=seed)])
+    np.testing.assert_array_equal(drain(mixed)[0], drain(alone)[0])
 
 
 def test_edits_move_up_with_their_slots_when_others_leave():

@@ -1,0 +1,225 @@
+"""fewstep's own API in words of JSON Schema: the body of POST /v1/generate, for each model, and what is answered."""
+
+import unicodedata
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from export.manifest import Manifest
+from fewstep.pixels import MEDIA_TYPES, Format
+from server.http.openapi import JSON, Schema, answers, headers, record, reference
+from server.http.pictures import MODES, max_base64
+from server.http.routes import IMAGE_HEADERS
+from server.scheduler.validate import SEED_LIMIT, choose_steps
+from server.settings.settings import Settings
+
+MIN_TIMEOUT_S = 0.001
+VARY_STRENGTH, REPAINT_STRENGTH = 0.5, 1.0  # defaults, without and with a mask
+REPAINTED_FROM = 128  # gray values of a mask from here on are made again; below, the image is kept (as in diffusers)
+SYNTAX_CHARACTERS = frozenset(r"^$\.*+?()[]{}|/")  # of ECMA's regular expressions, which JSON Schema has
+
+
+class GenerateBody(BaseModel):
+    """The fields of POST /v1/generate; null means absent in each of them. Bounds that depend on the model or on the
+    settings are checked in server.scheduler.validate."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = Field(default=None, description="Which model makes the images; absent: the first.")
+    steps: int | None = Field(
+        default=None, description="Network calls per image; with image, the last of them are made."
+    )
+    n: int | None = Field(default=None, description="How many images.")
+    seed: int | None = Field(
+        default=None,
+        ge=0,
+        le=SEED_LIMIT - 1,
+        description="Image i has the noise of seed + i; the same seed gives the same image. Absent: drawn, returned.",
+    )
+    label: int | str | None = Field(
+        default=None, description="Class index, or class name in any case; absent: each image draws its own."
+    )
+    format: Format | None = Field(default=None, description="Encoding of the images; absent: by Accept, else png.")
+    timeout_s: float | None = Field(default=None, description="Seconds in which the answer is wanted; later it is 504.")
+    image: str | None = Field(
+        default=None,
+        description="The picture that every image of the request begins at, as base64 of a PNG, JPEG or WebP.",
+    )
+    strength: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of the steps' calls that are made, the last ones, rounded up: how much changes. "
+        f"Absent: {VARY_STRENGTH:g}, with a mask {REPAINT_STRENGTH:g}.",
+    )
+    mask: str | None = Field(
+        default=None,
+        description=f"A picture: gray from {REPAINTED_FROM} on is made again, below it the image stays as it was.",
+    )
+
+
+def schemas(models: Mapping[str, Manifest], settings: Settings) -> Schema:
+    """For the document: a GenerateRequest.NAME of each model (the first is the default), Images and Models."""
+    default = next(iter(models))
+    requests = {
+        request_name(name): _request(name, manifest, settings, name == default) for name, manifest in models.items()
+    }
+    return {**requests, "Images": _images(), "Models": _models()}
+
+
+def request_name(model: str) -> str:
+    return f"GenerateRequest.{model}"
+
+
+def generate_operation(models: Mapping[str, Manifest]) -> Schema:
+    """Of POST /v1/generate. models: the first is the default."""
+    picture = {"schema": {"type": "string", "format": "binary"}}
+    body = {"anyOf": [reference("schemas", request_name(name)) for name in models]}
+    example = {"steps": choose_steps(None, next(iter(models.values()))), "seed": 7}
+    return {
+        "requestBody": {"required": False, "content": {JSON: {"schema": body, "example": example}}},
+        "responses": {
+            "200": {
+                "description": "One image as it is, unless Accept prefers JSON; several as JSON.",
+                "headers": headers(IMAGE_HEADERS),
+                "content": {
+                    **dict.fromkeys(MEDIA_TYPES.values(), picture),
+                    JSON: {"schema": reference("schemas", "Images")},
+                },
+            },
+        },
+    }
+
+
+def models_operation() -> Schema:
+    """Of GET /v1/models."""
+    return answers(JSON, reference("schemas", "Models"), "The models.")
+
+
+def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -> Schema:
+    """GenerateBody with what the model and the settings allow."""
+    schema = GenerateBody.model_json_schema()
+    allowed: dict[str, Schema] = {
+        "model": {"enum": [name, None] if default else [name]},
+        "steps": {"enum": [*sorted(manifest.levels), None], "default": choose_steps(None, manifest)},
+        "n": {"type": ["integer", "null"], "minimum": 1, "maximum": settings.max_images, "default": 1},
+        "seed": {"type": ["integer", "null"], "minimum": 0, "maximum": SEED_LIMIT - 1},
+        "label": _label(manifest),
+        "format": {"enum": [*MEDIA_TYPES, None]},
+        "timeout_s": {
+            "type": ["number", "null"],
+            "minimum": MIN_TIMEOUT_S,
+            "maximum": settings.timeout_s,
+            "default": settings.timeout_s,
+        },
+        "image": _picture(manifest),
+        "strength": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
+        "mask": _picture(manifest),
+    }
+    properties = {
+        field: {**allowed[field], "description": described["description"]}
+        for field, described in schema["properties"].items()
+    }
+    required = {} if default else {"required": ["model"]}
+    conditions = {**_with_image(), **_seeds(settings.max_images)}
+    return {"type": "object", "properties": properties, "additionalProperties": False, **required, **conditions}
+
+
+def _with_image() -> Schema:
+    """strength and mask need an image."""
+    return {
+        "anyOf": [
+            {"properties": {"image": {"type": "string"}}, "required": ["image"]},
+            {"properties": {"strength": {"type": "null"}, "mask": {"type": "null"}}},
+        ]
+    }
+
+
+def _seeds(max_images: int) -> Schema:
+    """The last image's seed, seed + n - 1, is a seed, too."""
+    beyond = [
+        {"n": {"type": "integer", "minimum": n}, "seed": {"type": "integer", "minimum": SEED_LIMIT + 1 - n}}
+        for n in range(2, max_images + 1)
+    ]
+    return {"not": {"anyOf": [{"properties": pair, "required": ["n", "seed"]} for pair in beyond]}} if beyond else {}
+
+
+def _label(manifest: Manifest) -> Schema:
+    if not manifest.classes:
+        return {"type": "null"}
+    choices: list[Schema] = [{"type": "integer", "minimum": 0, "maximum": manifest.classes - 1}, {"type": "null"}]
+    if manifest.class_names:
+        names = "|".join(map(_any_case, manifest.class_names))
+        choices += [
+            {"enum": list(manifest.class_names)},
+            {"title": "a name in any case", "type": "string", "pattern": rf"^\s*(?:{names})\s*$"},
+        ]
+    return {"anyOf": choices}
+
+
+def _any_case(name: str) -> str:
+    """A regular expression of a class name in any case, composed or decomposed."""
+    return "".join(map(_letter, unicodedata.normalize("NFC", name.strip())))
+
+
+def _letter(letter: str) -> str:
+    cases = (letter, letter.lower(), letter.upper(), letter.title(), letter.casefold())
+    written = {unicodedata.normalize(form, case) for form in ("NFC", "NFD") for case in cases}
+    escaped = sorted("".join(f"\\{c}" if c in SYNTAX_CHARACTERS else c for c in each) for each in written)
+    return escaped[0] if len(escaped) == 1 else f"(?:{'|'.join(escaped)})"
+
+
+def picture_format(manifest: Manifest) -> str:
+    """The format of a string that is a picture this model begins at."""
+    return f"picture-{manifest.resolution}x{manifest.resolution}"
+
+
+def _picture(manifest: Manifest) -> Schema:
+    if manifest.channels not in MODES:
+        return {"type": "null"}
+    encoded: Schema = {
+        "type": "string",
+        "format": picture_format(manifest),
+        "contentEncoding": "base64",
+        "maxLength": max_base64(manifest.resolution),
+    }
+    return {"anyOf": [encoded, {"type": "null"}]}
+
+
+def _images() -> Schema:
+    text: Schema = {"type": "string"}
+    whole: Schema = {"type": "integer", "minimum": 0}
+    milliseconds: Schema = {"type": "number", "minimum": 0}
+    image = {
+        "b64": {**text, "contentEncoding": "base64"},
+        "seed": whole,
+        "label": {"type": ["integer", "null"]},
+        "class_name": {"type": ["string", "null"]},
+    }
+    return record(
+        {
+            "created": whole,
+            "model": text,
+            "steps": whole,
+            "calls": whole,
+            "strength": {"type": ["number", "null"]},
+            "noise_version": whole,
+            "mode": {"enum": ["fast", "exact"]},
+            "media_type": {"enum": list(MEDIA_TYPES.values())},
+            "timings_ms": record(dict.fromkeys(("queue", "engine", "encode"), milliseconds)),
+            "data": {"type": "array", "minItems": 1, "items": record(image)},
+        }
+    )
+
+
+def _models() -> Schema:
+    whole: Schema = {"type": "integer", "minimum": 0}
+    model = {
+        "id": {"type": "string"},
+        "object": {"const": "model"},
+        "steps": {"type": "array", "items": whole},
+        "classes": whole,
+        "edits": {"type": "boolean"},
+    }
+    entry = {**record(model), "additionalProperties": True}
+    return record({"object": {"const": "list"}, "data": {"type": "array", "minItems": 1, "items": entry}})

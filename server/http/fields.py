@@ -1,0 +1,123 @@
+"""From the bytes of a body to the fields of a dialect, or to one sentence: what was given, what is allowed."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from server.scheduler.refusal import Refusal, invalid, shown
+
+TYPES: Mapping[type, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+MAX_EXACT_CHARACTERS = 400  # of a number with a point or an exponent that is read exactly
+RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
+
+
+Body = TypeVar("Body", bound=BaseModel)
+
+
+def parse(body: bytes, model: type[Body]) -> Body:
+    """JSON -> the fields of a dialect's model. An empty body means all defaults. Raises Refusal."""
+    if not body:
+        return model()
+    try:
+        data = DECODER.decode(body.decode(json.detect_encoding(body)))
+    except (ValueError, RecursionError) as error:
+        raise invalid(_not_json(body, error), code="malformed_json") from error
+    if not isinstance(data, dict):
+        raise invalid('the body must be a JSON object such as {"steps": 4}', code="malformed_json")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        raise _first(error, model, data) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a name that is there twice, JSON does not say which value counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise invalid(f"the body names {shown(twice)} more than once", code="malformed_json")
+    return found
+
+
+def _not_json(body: bytes, error: Exception) -> str:
+    if body.startswith(b"--"):
+        return "the body is multipart; send JSON, with pictures as base64"
+    if isinstance(error, json.JSONDecodeError):
+        reason = f"{error.msg} (line {error.lineno}, column {error.colno})"
+    elif isinstance(error, RecursionError):
+        reason = "it nests too deeply"
+    else:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeError) else "it holds a number of too many digits"
+    return f"the body is not valid JSON: {reason}"
+
+
+def _number(text: str) -> int | float:
+    """JSON has one kind of number: 4.0 is 4, and exactly so for a seed that is no float."""
+    value = float(text)
+    if not value.is_integer() or len(text) > MAX_EXACT_CHARACTERS:
+        return value
+    try:
+        exact = Decimal(text)
+        return int(exact) if exact == exact.to_integral_value() else value
+    except InvalidOperation:  # an exponent of twenty digits
+        return value
+
+
+DECODER = json.JSONDecoder(parse_float=_number, object_pairs_hook=_object)
+
+
+def _first(error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]) -> Refusal:
+    """The first thing that is wrong; fields that do not exist come first, since a misspelling explains the rest."""
+    unknown = next((name for name in data if name not in model.model_fields), None)
+    if unknown is not None:
+        message = f"{shown(unknown)} is not a field of this request; the fields are {', '.join(model.model_fields)}"
+        return invalid(message, code="unknown_field", param=unknown)
+    details = error.errors(include_url=False, include_context=False)
+    name = str(details[0]["loc"][0])
+    return _wrong(name, model.model_fields[name], details[0]["type"], data[name])
+
+
+def _wrong(name: str, field: FieldInfo, kind: str, value: Any) -> Refusal:
+    choices = _choices(field)
+    if choices:
+        message = f"{name} must be one of {', '.join(map(str, choices))}, not {shown(value)}"
+        return invalid(message, code=f"unknown_{name}", param=name)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind in RANGES or (number and float in get_args(field.annotation)):  # an int that no float can hold, too
+        return invalid(f"{name} must be {_range(field)}, not {shown(value)}", code="out_of_range", param=name)
+    allowed = " or ".join(TYPES[each] for each in get_args(field.annotation) if each is not NoneType)
+    return invalid(f"{name} must be {allowed}, not {shown(value)}", code="wrong_type", param=name)
+
+
+def _choices(field: FieldInfo) -> tuple[Any, ...]:
+    """The values of a Literal field."""
+    literals = [each for each in get_args(field.annotation) if get_origin(each) is Literal]
+    return get_args(literals[0]) if literals else ()
+
+
+def _range(field: FieldInfo) -> str:
+    low = high = ""
+    for bound in field.metadata:
+        if isinstance(bound, Ge):
+            low = f"at least {bound.ge}"
+        elif isinstance(bound, Gt):
+            low = f"above {bound.gt}"
+        elif isinstance(bound, Le):
+            high = f"at most {bound.le}"
+        elif isinstance(bound, Lt):
+            high = f"below {bound.lt}"
+    return " and ".join(filter(None, (low, high))) or "a number between -1e308 and 1e308"

@@ -1,0 +1,71 @@
+"""What a route is, and the headers that answers carry: one table each, read by the app, metrics, CORS and schema."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.scheduler.refusal import Kind
+
+Answer = Callable[[Request], Awaitable[Response]]
+Method = Literal["GET", "POST"]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One path. GET answers HEAD, too."""
+
+    path: str
+    method: Method
+    answer: Answer
+    summary: str
+    operation: Mapping[str, Any] = field(default_factory=dict)  # of the OpenAPI document, beyond the summary
+    refusals: Sequence[Kind] = ()  # that this route raises, beyond those of every route
+    makes_images: bool = False  # counted in the metrics of image requests
+    keyless: bool = False  # answers without an API key
+    any_host: bool = False  # asked by address: probes
+    quiet: bool = False  # logged only when it fails
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return ("GET", "HEAD") if self.method == "GET" else (self.method,)
+
+
+def by_path(routes: Sequence[Route]) -> dict[str, Route]:
+    """Raises ValueError where two routes share a path."""
+    found = {route.path: route for route in routes}
+    if len(found) < len(routes):
+        raise ValueError(f"two routes share a path: {sorted(route.path for route in routes)}")
+    return found
+
+
+@dataclass(frozen=True)
+class Header:
+    """A response header of ours."""
+
+    kind: Literal["integer", "string"]
+    description: str
+    always: bool = True  # on every answer of the kind that its table names
+
+
+IMAGE_HEADERS: Mapping[str, Header] = {
+    "X-Seed": Header("integer", "Seed of the first image."),
+    "X-Steps": Header("integer", "The step count whose levels were used."),
+    "X-Calls": Header("integer", "Network calls per image: X-Steps, or fewer with an image to begin at."),
+    "X-Label": Header("integer", "Class index of the image, where one image is answered.", always=False),
+    "X-Mode": Header("string", "fast or exact."),
+    "X-Model": Header("string", "The model that made the images."),
+    "X-Noise-Version": Header("integer", "Version of the map from seeds to noise."),
+    "Server-Timing": Header("string", "Milliseconds in the queue, the engine and the encoder."),
+}
+EVERY_HEADERS: Mapping[str, Header] = {  # on answers of any route
+    "X-Request-Id": Header(
+        "string", "The client's own id of the request if it sent one of at most 128 letters, digits, . _ -"
+    ),
+    "traceparent": Header("string", "The server's place in the client's trace (W3C Trace Context)."),
+    "Retry-After": Header("integer", "Seconds after which the same request may succeed.", always=False),
+}
+EXPOSED_HEADERS = (*EVERY_HEADERS, *IMAGE_HEADERS)
+REQUEST_HEADERS = ("Accept", "Authorization", "Content-Type", "X-API-Key", "X-Request-Id", "traceparent")

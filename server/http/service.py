@@ -1,0 +1,104 @@
+"""What the HTTP dialects need of the scheduler, and how they wait for images or the client's departure."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Protocol
+
+from starlette.requests import ClientDisconnect, Request
+
+from server.scheduler.events import Event, Failed, Finished
+from server.scheduler.model import ModelInfo
+from server.scheduler.refusal import Refusal, shown
+from server.scheduler.request import ImageRequest
+
+
+class Stream(Protocol):
+    """The events of one request: server.processes.stream.PoolStream or server.scheduler.local.EventStream."""
+
+    def put(self, event: Any) -> None: ...
+
+    def cancel(self) -> None: ...
+
+    def __aiter__(self) -> AsyncIterator[Event]: ...
+
+
+class ImageService(Protocol):
+    """server.processes.pool.WorkerPool, or another with this face."""
+
+    @property
+    def models(self) -> Mapping[str, ModelInfo]: ...
+
+    def check_ready(self, model: str | None = None) -> None: ...
+
+    def admit(self, model: str, images: int, calls: int) -> Any: ...
+
+    def release(self, ticket: Any) -> None: ...
+
+    def submit(self, request: ImageRequest, timeout_s: float) -> Stream: ...
+
+
+async def finished(service: ImageService, asked: ImageRequest, timeout_s: float, http: Request) -> Finished:
+    """The images of a request whose body has been read. Raises Refusal, or ClientDisconnect when the client leaves."""
+    watch = Watch(service.submit(asked, timeout_s), timeout_s, http)
+    last: Event | None = None
+    try:
+        async for event in watch.stream:  # to its end: an iterator that is given up costs a task to close it
+            last = event
+    finally:
+        watch.close()
+    if isinstance(last, Failed):
+        raise last.refusal()
+    if isinstance(last, Finished):
+        return last
+    raise ClientDisconnect
+
+
+class Watch:
+    """Ends a request's stream at its deadline, with a Failed, and when its client leaves, without one."""
+
+    def __init__(self, stream: Stream, timeout_s: float, http: Request) -> None:
+        self.stream = stream
+        message = f"the images were not ready after {timeout_s:g} s; ask for fewer or retry later"
+        late = Failed.of(-1, Refusal("timeout", "timeout", message))
+        loop = asyncio.get_running_loop()
+        self.timer = loop.call_later(timeout_s, stream.put, late)
+        self.departure = loop.create_task(_departed(http, stream))
+
+    def close(self) -> None:
+        """Always call it: what still runs of the request is cancelled."""
+        self.timer.cancel()
+        self.departure.cancel()
+        self.stream.cancel()
+
+
+async def _departed(http: Request, stream: Stream) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        continue
+    stream.cancel()
+
+
+async def read_body(http: Request, limit: int, limit_s: float) -> bytes:
+    """The whole body. Raises Refusal beyond `limit` bytes, whatever Content-Length says, and after limit_s seconds."""
+    declared = http.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise _too_large(limit)
+    if (coding := http.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+        message = f"the body must be sent as it is, not with Content-Encoding: {shown(coding)}"
+        raise Refusal("unsupported", "unsupported_encoding", message)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limit_s):
+            async for chunk in http.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise _too_large(limit)
+    except TimeoutError as error:
+        message = f"the body was not complete after {limit_s:g} s; send it in one piece"
+        raise Refusal("slow", "body_timeout", message) from error
+    return bytes(body)
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(
+        "too_large", "body_too_large", f"the body is larger than {limit} bytes, which is enough for every field"
+    )

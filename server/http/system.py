@@ -1,0 +1,72 @@
+"""The routes that belong to no dialect: probes, metrics, and the page."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.http.openapi import answers
+from server.http.routes import Route
+from server.http.service import ImageService
+from server.settings.settings import Settings
+
+PAGE = (Path(__file__).parent / "page" / "index.html").read_bytes()
+PAGE_HEADERS = {
+    # The page is one file; it may talk to this server and to nothing else.
+    "Content-Security-Policy": "default-src 'none'; img-src data:; connect-src 'self'; "
+    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cache-Control": "no-cache",
+}
+TEXT = answers("text/plain")
+
+
+@dataclass(frozen=True)
+class SystemRoutes:
+    """render: the Accept header -> the metrics page and its media type."""
+
+    settings: Settings
+    service: ImageService
+    render: Callable[[str], tuple[bytes, str]]
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/livez", "GET", self.livez, "The process answers.", TEXT, keyless=True, any_host=True, quiet=True),
+            Route(
+                "/readyz",
+                "GET",
+                self.readyz,
+                "An image request would be served.",
+                TEXT,
+                refusals=("unavailable",),
+                keyless=True,
+                any_host=True,
+                quiet=True,
+            ),
+            Route(
+                "/metrics",
+                "GET",
+                self.show_metrics,
+                "Prometheus metrics.",
+                TEXT,
+                keyless=self.settings.metrics_public,
+                quiet=True,
+            ),
+            Route("/", "GET", self.page, "A page to try the models with.", answers("text/html"), keyless=True),
+        ]
+
+    async def livez(self, http: Request) -> Response:
+        return Response("ok\n", media_type="text/plain")
+
+    async def readyz(self, http: Request) -> Response:
+        self.service.check_ready()
+        return Response("ok\n", media_type="text/plain")
+
+    async def show_metrics(self, http: Request) -> Response:
+        page, media_type = self.render(http.headers.get("accept", ""))
+        return Response(page, media_type=media_type)
+
+    async def page(self, http: Request) -> Response:
+        return Response(PAGE, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)

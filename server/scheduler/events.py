@@ -1,0 +1,76 @@
+"""What becomes of a request, in order: Accepted, Progress (if asked for), then one Finished or one Failed."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from server.scheduler.refusal import Kind, Refusal
+from server.scheduler.request import ImageFormat
+
+# bytes in the event's format; uint8 [H, W, C] for "pixels", and in every format until server.scheduler.encoding
+Image = Any
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A worker has the request."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One image has made one more network call, not its last."""
+
+    id: int
+    image: int  # index into the request's seeds
+    step: int  # calls made so far, from 1
+    of: int  # calls in all
+    format: ImageFormat
+    preview: Image | None  # the denoised image of that call; None where the request asks for steps only
+
+
+@dataclass(frozen=True)
+class Finished:
+    """All images are there, in the order of the request's seeds."""
+
+    id: int
+    format: ImageFormat
+    images: tuple[Image, ...]
+    queue_s: float  # acceptance -> first image in a slot
+    engine_s: float  # first image in a slot -> last image finished
+    encode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request ends without images; the fields are those of Refusal."""
+
+    id: int
+    kind: Kind
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: int | None = None
+
+    @classmethod
+    def of(cls, id: int, why: Refusal) -> "Failed":
+        return cls(id, why.kind, why.code, why.message, why.param, why.retry_after_s)
+
+    def refusal(self) -> Refusal:
+        return Refusal(self.kind, self.code, self.message, self.param, retry_after_s=self.retry_after_s)
+
+
+@dataclass(frozen=True)
+class Health:
+    """Sent when a model's network calls have failed several times in a row, and when they succeed again."""
+
+    model: str
+    ok: bool
+
+
+Event = Accepted | Progress | Finished | Failed
+
+
+def is_last(event: Event) -> bool:
+    """Whether a request has no event after this one."""
+    return isinstance(event, Finished | Failed)

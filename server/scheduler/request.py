@@ -1,0 +1,73 @@
+"""What the scheduler is asked for: the only form of a request below the HTTP dialects."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from fewstep.pixels import Format, from_pixels
+from server.scheduler.slots import Start
+
+ImageFormat = Format | Literal["pixels"]
+Previews = Literal["none", "steps", "images"]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What the images of a request begin at, as bytes, because a request crosses a process boundary."""
+
+    shape: tuple[int, int, int]  # C, H, W
+    image: bytes  # uint8 [H, W, C]
+    known: bytes | None  # bool [H, W], True where the pixel is kept; None: no pixel is kept
+
+    def start(self) -> Start:
+        """As arrays, for a slot."""
+        channels, height, width = self.shape
+        image = from_pixels(np.frombuffer(self.image, np.uint8).reshape(1, height, width, channels))[0]
+        if self.known is None:
+            return Start(image)
+        return Start(image, np.frombuffer(self.known, np.bool_).reshape(1, height, width).copy())
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """Image i has the noise of seeds[i] and the class labels[i]; all images take the same levels."""
+
+    model: str
+    steps: int  # the step count whose levels were asked for; reported, not computed with
+    seeds: tuple[int, ...]  # in [0, 2^63)
+    labels: tuple[int, ...]  # one per image; -1: no class
+    sigmas: tuple[float, ...]  # one network call per level, high to low; of an edit, the last levels only
+    format: ImageFormat = "png"  # what Finished holds: encoded bytes, or arrays ("pixels")
+    edit: Edit | None = None  # None: the images begin at noise alone
+    previews: Previews = "none"  # whether Progress is sent after each call, and whether with the denoised image
+
+    @property
+    def images(self) -> int:
+        """How many images are asked for."""
+        return len(self.seeds)
+
+    @property
+    def calls(self) -> int:
+        """Network calls per image."""
+        return len(self.sigmas)
+
+
+@dataclass(frozen=True)
+class Submit:
+    """A request for the engine loop."""
+
+    id: int
+    request: ImageRequest
+    accepted_s: float  # monotonic clock, which the processes of one machine share
+    deadline_s: float  # same clock; from then on the images are of no use
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """The client has left: the request's slots become free before the next network call."""
+
+    id: int
+
+
+Message = Submit | Cancel

@@ -1,0 +1,164 @@
+"""From the fields of a request, whatever protocol brought them, to an ImageRequest that the scheduler can run."""
+
+import math
+import secrets
+import unicodedata
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+from export.manifest import Manifest
+from fewstep.editing import calls_for
+from fewstep.noise import random_labels
+from fewstep.schedule import MAX_STEPS
+from server.scheduler.refusal import Refusal, escaped, invalid, shown
+from server.scheduler.request import Edit, ImageFormat, ImageRequest, Previews
+
+DEFAULT_STEPS = 4
+SEED_LIMIT = 2**63
+LISTED_CHARACTERS = 300  # of the names in a sentence
+# A drawn seed is short enough to be written down, and JavaScript reads it exactly (it does so only below 2^53).
+DRAWN_SEED_LIMIT = 2**32
+
+
+def image_request(
+    manifest: Manifest,
+    *,
+    steps: int | None = None,
+    seed: int | None = None,
+    images: int = 1,
+    label: int | str | None = None,
+    format: ImageFormat = "png",
+    strength: float | None = None,
+    edit: Edit | None = None,
+    previews: Previews = "none",
+) -> ImageRequest:
+    """Image i gets seed + i. Absent: 4 steps, a drawn seed, and for each image a class drawn from its seed.
+
+    strength: the share of the step count's calls that are made, the last ones; None: all. Raises Refusal.
+    """
+    if strength is not None and not 0 < strength <= 1:  # NaN is not
+        message = f"strength must be above 0 and at most 1, not {shown(strength)}"
+        raise invalid(message, code="out_of_range", param="strength")
+    if images < 1:
+        raise invalid(f"n must be at least 1, not {shown(images)}", code="out_of_range", param="n")
+    steps = choose_steps(steps, manifest)
+    seeds = choose_seeds(seed, images)
+    sigmas = manifest.levels[steps]
+    return ImageRequest(
+        model=manifest.name,
+        steps=steps,
+        seeds=seeds,
+        labels=choose_labels(label, manifest, seeds),
+        sigmas=sigmas if strength is None else sigmas[-calls_for(strength, steps) :],
+        format=format,
+        edit=edit,
+        previews=previews,
+    )
+
+
+def choose_model(name: str | None, manifests: Mapping[str, Manifest]) -> Manifest:
+    """The manifest of a model by the name it is served under; None: the first. Raises Refusal."""
+    if name is None:
+        return next(iter(manifests.values()))
+    if name in manifests:
+        return manifests[name]
+    message = f"there is no model {shown(name)} here; this server has {listed(manifests)}"
+    raise Refusal("not_found", "model_not_found", message, "model")
+
+
+def choose_steps(steps: int | None, manifest: Manifest) -> int:
+    """A step count that the model has levels for. Raises Refusal."""
+    if steps is None:
+        return DEFAULT_STEPS if DEFAULT_STEPS in manifest.levels else max(manifest.levels)
+    check_range("steps", steps, 1, MAX_STEPS)
+    if steps not in manifest.levels:
+        served = ", ".join(map(str, sorted(manifest.levels)))
+        message = f"{manifest.name} has no levels for {steps} steps; it serves {served}"
+        raise invalid(message, code="unsupported_steps", param="steps")
+    return steps
+
+
+def choose_seeds(seed: int | None, images: int) -> tuple[int, ...]:
+    """seed, seed + 1, ...: all in [0, SEED_LIMIT). None: a drawn one. Raises Refusal."""
+    if seed is None:
+        seed = secrets.randbelow(DRAWN_SEED_LIMIT)
+    check_range("seed", seed, 0, SEED_LIMIT - 1)
+    if seed + images > SEED_LIMIT:
+        message = (
+            f"seed must be at most {SEED_LIMIT - images} with n = {images}, because image i has the seed seed + i; "
+            f"not {shown(seed)}"
+        )
+        raise invalid(message, code="out_of_range", param="seed")
+    return tuple(range(seed, seed + images))
+
+
+def choose_labels(label: int | str | None, manifest: Manifest, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """One class index per image; -1 where the model has no classes. Raises Refusal."""
+    if not manifest.classes:
+        if label is not None:
+            message = f"{manifest.name} has no classes; leave label out"
+            raise invalid(message, code="unknown_label", param="label")
+        return (-1,) * len(seeds)
+    if label is None:
+        return tuple(random_labels(seeds, manifest.classes).tolist())
+    return (_class_index(label, manifest),) * len(seeds)
+
+
+def _class_index(label: int | str, manifest: Manifest) -> int:
+    """A class index from an index or a class name, in any case and any Unicode normal form."""
+    if isinstance(label, str):
+        index = _names(manifest.class_names).get(_plain(label))
+        if index is not None:
+            return index
+    elif 0 <= label < manifest.classes:
+        return label
+    names = f" or one of {listed(manifest.class_names)}" if manifest.class_names else ""
+    message = f"{manifest.name} has no class {shown(label)}; label is a number from 0 to {manifest.classes - 1}{names}"
+    raise invalid(message, code="unknown_label", param="label")
+
+
+@lru_cache(maxsize=64)
+def _names(class_names: tuple[str, ...]) -> dict[str, int]:
+    """The first class of each name."""
+    return {_plain(name): index for index, name in reversed(list(enumerate(class_names)))}
+
+
+def _plain(name: str) -> str:
+    """The same for names that differ in case or normal form (Unicode 16.0, D145)."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name.strip()).casefold())
+
+
+def check_request(request: ImageRequest, manifests: Mapping[str, Manifest]) -> None:
+    """Refuse what a slot table cannot run, of requests that `image_request` has not made. Raises Refusal."""
+    manifest = choose_model(request.model, manifests)
+    seeds, labels, sigmas, edit = request.seeds, request.labels, request.sigmas, request.edit
+    if not seeds or len(seeds) != len(labels):
+        message = f"a request has a seed and a label for each image, not {len(seeds)} seeds and {len(labels)} labels"
+        raise invalid(message, code="out_of_range", param="seeds")
+    check_range("seed", min(seeds), 0, SEED_LIMIT - 1)
+    check_range("seed", max(seeds), 0, SEED_LIMIT - 1)
+    check_range("label", min(labels), -1, manifest.classes - 1)
+    check_range("label", max(labels), -1, manifest.classes - 1)
+    if not 1 <= len(sigmas) <= MAX_STEPS or not all(0 < sigma < math.inf for sigma in sigmas):
+        message = f"sigmas must be 1 to {MAX_STEPS} levels above 0, not {shown(sigmas)}"
+        raise invalid(message, code="out_of_range", param="sigmas")
+    if edit is not None:
+        size, pixels = math.prod(manifest.image_shape), math.prod(manifest.image_shape[1:])
+        if (edit.shape, len(edit.image)) != (manifest.image_shape, size) or len(edit.known or b"*" * pixels) != pixels:
+            message = f"an edit of {manifest.name} begins at an image of shape {manifest.image_shape} (C, H, W), and"
+            raise invalid(f"{message} keeps pixels of that height and width", code="out_of_range", param="edit")
+
+
+def check_range(param: str, value: float, low: float, high: float) -> None:
+    """Raises Refusal unless low <= value <= high; NaN is refused."""
+    if not low <= value <= high:
+        between = f"{low} to {high}" if isinstance(high, int) else f"{low:g} to {high:g}"
+        raise invalid(f"{param} must be from {between}, not {shown(value)}", code="out_of_range", param=param)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in printable ASCII, as many as fit into LISTED_CHARACTERS."""
+    text, left = "", list(map(escaped, names))
+    while left and len(text) + len(left[0]) <= LISTED_CHARACTERS:
+        text += (", " if text else "") + left.pop(0)
+    return f"{text} and {len(left)} more" if left else text

@@ -1,0 +1,202 @@
+"""The engine loop in a thread of its own: on a fake network, and on the tiny engine."""
+
+import asyncio
+import io
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from export.engine import load_engine
+from export.manifest import read_manifest, write_manifest
+from fewstep.card import CheckpointError
+from fewstep.noise import noise_for
+from fewstep.pixels import to_pixels
+from fewstep.samplers import sample_dpdm
+from server.scheduler import encoding
+from server.scheduler.events import Accepted, Event, Failed, Finished, Progress
+from server.scheduler.loading import LoadOptions
+from server.scheduler.local import EventStream, LocalService
+from server.scheduler.refusal import Refusal
+from server.scheduler.request import Previews
+from server.scheduler.validate import image_request
+from tests.server.fakes import (
+    CLASSES,
+    LEVELS,
+    SHAPE,
+    expected_pixels,
+)
+from tests.server.local_bench import SLOTS, Fake, gated, request, threads_end
+
+IN_THREADS = pytest.mark.parametrize("inline", [encoding.INLINE_BYTES, 0], ids=["engine thread", "encoder thread"])
+Until = Callable[[Callable[[], bool]], None]
+
+
+def in_order(events: list[Event]) -> bool:
+    """Accepted, Progress ascending by image, one end."""
+    first, *between, last = events
+    steps: dict[int, list[int]] = {}
+    for event in between:
+        assert isinstance(event, Progress)
+        steps.setdefault(event.image, []).append(event.step)
+    ascending = all(made == list(range(1, len(made) + 1)) for made in steps.values())
+    return ascending and isinstance(first, Accepted) and isinstance(last, Finished | Failed)
+
+
+async def collected(stream: EventStream) -> list[Event]:
+    return [event async for event in stream]
+
+
+@pytest.mark.parametrize("collect", [list, lambda stream: asyncio.run(collected(stream))], ids=["sync", "async"])
+@pytest.mark.parametrize("previews", ["none", "steps", "images"])
+def test_the_events_of_a_request(service: Fake, collect: Callable[[EventStream], list[Event]], previews: Previews):
+    stream = service.submit(request(images=6, steps=3, previews=previews))
+    events = collect(stream)
+    assert in_order(events)
+    progress, last = [event for event in events if isinstance(event, Progress)], events[-1]
+    assert isinstance(last, Finished) and last == stream.result(), "asking again is no wait"
+    assert len(progress) == (0 if previews == "none" else 6 * 2)
+    assert {event.of for event in progress} <= {3} and len({event.id for event in events}) == 1
+    for event in progress:
+        assert (event.preview is None) == (previews == "steps")
+        assert event.preview is None or (event.preview.shape, event.preview.dtype) == ((8, 8, 1), np.uint8)
+    for image, pixels in enumerate(last.images):
+        np.testing.assert_array_equal(pixels, expected_pixels(7 + image, 1, 3))
+
+
+@IN_THREADS
+def test_images_and_previews_are_written_in_the_format_of_the_request(
+    service: Fake, inline: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(encoding, "INLINE_BYTES", inline)
+    *_, preview, finished = service.submit(replace(request(steps=2, previews="images"), format="png"))
+    assert isinstance(preview, Progress) and isinstance(finished, Finished)
+    for data in (preview.preview or b"", *finished.images):
+        assert Image.open(io.BytesIO(data)).size == (8, 8)
+    pixels = np.asarray(Image.open(io.BytesIO(finished.images[0])))
+    np.testing.assert_array_equal(pixels, expected_pixels(7, 1, 2)[..., 0])
+
+
+def test_many_threads_and_event_loops_at_once_get_the_images_of_the_sampler(service: Fake):
+    def make(number: int) -> np.ndarray:
+        stream = service.submit(request(seed=number, steps=1 + number % 8, label=number % CLASSES))
+        return (stream.result() if number % 2 else asyncio.run(stream.aresult())).images[0]
+
+    with ThreadPoolExecutor(16) as pool:
+        for number, pixels in enumerate(pool.map(make, range(120))):
+            np.testing.assert_array_equal(pixels, expected_pixels(number, number % CLASSES, 1 + number % 8))
+    assert max(service.network.batches) > 1, "calls are shared"
+
+
+def test_one_event_loop_waits_for_many_requests_at_once(service: Fake):
+    async def all_of() -> list[Finished]:
+        return await asyncio.gather(*(service.submit(request(seed=seed)).aresult() for seed in range(40)))
+
+    for seed, finished in enumerate(asyncio.run(all_of())):
+        np.testing.assert_array_equal(finished.images[0], expected_pixels(seed, 1, 4))
+
+
+@pytest.mark.parametrize("cancel", ["here", "another thread"])
+def test_a_cancelled_request_frees_its_slots_and_its_iteration_ends(service: Fake, until: Until, cancel: str):
+    with gated(service) as gate:
+        stream = service.submit(request(images=SLOTS, steps=8, previews="steps"))
+        waiting = service.submit(request(seed=1, steps=1))
+        gate.wait()
+        gate.go()
+        events = iter(stream)
+        assert isinstance(next(events), Accepted) and isinstance(next(events), Progress)
+        if cancel == "here":
+            stream.cancel()
+        else:
+            threading.Thread(target=stream.cancel).start()
+        assert len(list(events)) < SLOTS * 8  # ends without another call
+        gate.go(100)
+        np.testing.assert_array_equal(waiting.result().images[0], expected_pixels(1, 1, 1))
+    until(lambda: service.counts().evicted == {"running": SLOTS} and service.counts().active_slots == 0)
+    assert list(stream) == []
+    with pytest.raises(Refusal) as caught:
+        stream.result()
+    assert caught.value.code == "cancelled"
+
+
+def test_a_cancel_wakes_the_consumer_that_waits(service: Fake):
+    async def leave() -> str:
+        stream = service.submit(request())
+        waiting = asyncio.create_task(stream.aresult())
+        await asyncio.to_thread(gate.wait)
+        await asyncio.to_thread(stream.cancel)
+        with pytest.raises(Refusal) as caught:
+            await waiting
+        return caught.value.code
+
+    with gated(service) as gate:
+        assert asyncio.run(leave()) == "cancelled"
+
+
+def test_after_a_cancel_there_are_no_events_though_some_had_come(service: Fake):
+    stream = service.submit(request())
+    stream.cancel()
+    assert list(stream) == []
+
+
+def test_a_consumer_whose_event_loop_has_ended_disturbs_no_other(service: Fake):
+    async def leave() -> EventStream:
+        stream = service.submit(request(previews="steps"))
+        async for _ in stream:
+            break
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(collected(stream), 0.01)
+        return stream
+
+    with gated(service) as gate:
+        left = asyncio.run(leave())
+    assert isinstance(list(left)[-1], Finished), "the rest of the events is still there"
+    service.submit(request()).result()
+    assert gate is not None
+
+
+def test_a_request_runs_with_the_levels_it_carries(service: Fake):
+    finished = service.submit(replace(request(), sigmas=LEVELS[7], steps=99)).result()
+    np.testing.assert_array_equal(finished.images[0], expected_pixels(7, 1, 7))
+
+
+def test_nothing_is_kept_of_requests_that_have_ended(service: Fake, until: Until):
+    for number in range(1_500):
+        stream = service.submit(request(seed=number, steps=1, previews="steps"))
+        if number % 3:
+            stream.result()
+        else:
+            stream.cancel()
+    until(lambda: not service._loop.flights)
+    assert (service._streams, service._loop.finished, service._inbox.queue.qsize()) == ({}, [], 0)
+    assert len(service._loop.deadlines) <= 66 and not any(each.qsize() for each in service._encoders.queues)
+    until(lambda: service.counts().active_slots == 0)
+    assert len(service.counts().calls_by_fill) <= SLOTS
+
+
+def test_an_engine_directory_is_served_under_the_name_it_is_given(engine_dir: Path):
+    descriptors = psutil.Process().num_fds()
+    with threads_end(), LocalService.open({"mine": engine_dir}, LoadOptions(threads=1)) as service:
+        described = service.manifests["mine"]
+        asked = [image_request(described, steps=2 + seed % 3, seed=seed, label=2) for seed in range(20)]
+        made = [service.submit(replace(each, format="pixels")) for each in asked]
+        denoiser = load_engine(engine_dir, threads=1).denoiser
+        for each, stream in zip(asked, made, strict=True):
+            sample = sample_dpdm(
+                lambda x, sigma: denoiser(x, sigma, np.array([2])), noise_for(each.seeds, SHAPE), each.sigmas
+            )
+            gap = np.abs(stream.result().images[0].astype(int) - to_pixels(sample.images)[0])
+            assert gap.max() <= 1  # other batch sizes
+    assert psutil.Process().num_fds() <= descriptors
+
+
+def test_a_folder_without_a_student_is_refused_in_a_sentence(engine_dir: Path, tmp_path: Path):
+    write_manifest(tmp_path, replace(read_manifest(engine_dir), role="teacher", levels={}))
+    with pytest.raises(CheckpointError, match="holds a teacher, which has no levels to serve"):
+        LocalService.open({"tiny": tmp_path})

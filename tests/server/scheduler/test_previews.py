@@ -1,0 +1,118 @@
+"""Previews: the denoised images of every call but the last, of the images that asked, from both slot tables."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.noise import noise_for
+from fewstep.pixels import Pixels, from_pixels, to_pixels
+from fewstep.precond import Denoiser
+from server.scheduler.device_slots import DeviceSlotTable
+from server.scheduler.slots import Image, ImageKey, Slots, SlotTable, Start
+from tests.server.fakes import CLASSES, LEVELS, SHAPE, SIGMA_DATA, GaussianNetwork
+from tests.server.scheduler.test_device_slots import Device
+
+RNG = np.random.default_rng(0)
+PICTURE = from_pixels(RNG.integers(0, 256, (1, *SHAPE[1:], SHAPE[0]), np.uint8))[0]
+KEPT = RNG.random((1, *SHAPE[1:])) < 0.5
+
+
+def in_numpy(network: GaussianNetwork) -> Slots:
+    return SlotTable(network, SHAPE, CLASSES, SIGMA_DATA, (4, 8))
+
+
+def on_device(network: GaussianNetwork, memory_format: torch.memory_format = torch.contiguous_format) -> Slots:
+    device = Device(network, (4, 8), memory_format=memory_format)
+    return DeviceSlotTable(device, shape=SHAPE, classes=CLASSES, sigma_data=SIGMA_DATA)
+
+
+def channels_last(network: GaussianNetwork) -> Slots:
+    return on_device(network, torch.channels_last)
+
+
+TABLES = pytest.mark.parametrize("table_of", [in_numpy, on_device, channels_last])
+
+
+def denoised(image: Image) -> list[np.ndarray]:
+    """`sample_dpdm` by hand, with the known pixels of an edit put back: D of every call, [1, C, H, W] each."""
+    denoiser, noise, images = Denoiser(GaussianNetwork(), SIGMA_DATA, CLASSES), noise_for([image.seed], SHAPE), []
+    x = 0 if image.start is None else image.start.image[None]
+    for step, sigma in enumerate(image.sigmas):
+        x = denoiser(x + np.float32(sigma) * noise(step), np.array([sigma], np.float32), np.array([image.label]))
+        if image.start and image.start.known is not None:
+            x = np.where(image.start.known, image.start.image, x)
+        images.append(x)
+    return images
+
+
+def assert_close(pixels: Pixels, image: np.ndarray) -> None:
+    """The two ways round differently, so a value on the border of two bytes may take either."""
+    (expected,), exact = to_pixels(image), (image[0] * 127.5 + 128).transpose(1, 2, 0)
+    border = np.abs(exact - np.round(exact)) < 1e-2
+    np.testing.assert_array_equal(pixels[~border], expected[~border])
+    assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+def run(table: Slots, images: Iterable[Image]) -> tuple[dict, dict]:
+    """Previews by request and call, and finished images by request. An image is admitted with every tick."""
+    previews, finished, waiting = {}, {}, list(images)
+    while waiting or table.requests():
+        table.admit([waiting.pop(0)] if waiting else [])
+        tick = table.tick()
+        for key, call, pixels in tick.previews:
+            assert (key.request, call) not in previews
+            previews[key.request, call] = pixels
+        finished |= {key.request: pixels for key, pixels in tick.finished}
+    return previews, finished
+
+
+STARTS = (None, Start(PICTURE, KEPT), None, Start(-PICTURE), Start(PICTURE, ~KEPT), None, Start(PICTURE), None)
+IMAGES = [
+    Image(ImageKey(n, 0), 50 + n, n % CLASSES, LEVELS[8 - n][n % 2 :] or LEVELS[1], start)
+    for n, start in enumerate(STARTS)
+]
+
+
+@TABLES
+@pytest.mark.parametrize("askers", [(), (0, 1, 3, 4, 7), range(8)], ids=str)
+def test_previews_are_the_denoised_images_of_every_call_but_the_last_of_those_that_asked(table_of, askers):
+    images = [replace(image, preview=n in askers) for n, image in enumerate(IMAGES)]
+    previews, finished = run(table_of(GaussianNetwork()), images)
+    expected = {(n, call): d for n in askers for call, d in enumerate(denoised(IMAGES[n])[:-1], start=1)}
+    assert previews.keys() == expected.keys()
+    for name, pixels in previews.items():
+        assert pixels.dtype == np.uint8
+        assert_close(pixels, expected[name])
+    _, undisturbed = run(table_of(GaussianNetwork()), IMAGES)
+    assert finished.keys() == undisturbed.keys() == set(range(8))
+    for n, pixels in finished.items():
+        np.testing.assert_array_equal(pixels, undisturbed[n])
+        assert_close(pixels, denoised(IMAGES[n])[-1])
+
+
+@TABLES
+def test_a_row_that_is_not_finite_has_no_preview_and_one_after_an_eviction_has_its_own(table_of):
+    network = GaussianNetwork()
+    table = table_of(network)
+    table.admit([Image(ImageKey(n, 0), n, 0, LEVELS[4], preview=True) for n in range(4)])
+    table.tick()
+    table.evict(1)
+    network.before = lambda x, c_noise: x.__setitem__(0, np.nan)
+    tick = table.tick()
+    assert tick.broken == (ImageKey(0, 0),)
+    assert sorted((key.request, call) for key, call, _ in tick.previews) == [(2, 2), (3, 2)]
+    for key, call, pixels in tick.previews:
+        assert_close(pixels, denoised(Image(key, key.request, 0, LEVELS[4]))[call - 1])
+
+
+@TABLES
+def test_previews_are_the_callers_own(table_of):
+    table = table_of(GaussianNetwork())
+    table.admit([Image(ImageKey(0, 0), 1, 0, LEVELS[4], preview=True)])
+    ((_, _, pixels),) = table.tick().previews
+    kept = pixels.copy()
+    table.tick()
+    np.testing.assert_array_equal(pixels, kept)
