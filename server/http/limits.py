@@ -157,7 +157,7 @@ class BoundedHttp(HttpToolsProtocol):
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.resuming:
+        if not self.resuming and not self.reading:  # trailers are no headers (RFC 9110, section 6.5.1)
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:

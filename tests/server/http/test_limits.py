@@ -42,6 +42,14 @@ def test_trailers_without_end_are_refused_and_cut():
     assert play(scene) == {"431": 1}
 
 
+def test_a_trailer_is_not_taken_for_a_header():
+    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + CHUNKED + b"2\r\nab\r\n0\r\nHost: elsewhere\r\nContent-Encoding: gzip\r\n\r\n")
+        assert await answer(reader) == (200, b"2")
+
+    play(scene)
+
+
 def test_a_head_that_does_not_come_is_not_waited_for():
     async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert await reader.read() == b""  # nothing was sent
