@@ -82,9 +82,11 @@ async def read_body(http: Request, limit: int, limit_s: float) -> bytes:
     declared = http.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
-    if (coding := http.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
-        message = f"the body must be sent as it is, not with Content-Encoding: {shown(coding)}"
-        raise Refusal("unsupported", "unsupported_encoding", message)
+    for name in ("Content-Encoding", "Transfer-Encoding"):
+        codings = ", ".join(http.headers.getlist(name))
+        if codings.strip().lower() not in ("", "identity", "chunked"):
+            message = f"the body must be sent as it is, not with {name}: {shown(codings)}"
+            raise Refusal("unsupported", "unsupported_encoding", message)
     body = bytearray()
     try:
         async with asyncio.timeout(limit_s):

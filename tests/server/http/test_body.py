@@ -40,8 +40,9 @@ def test_a_body_is_bounded_whatever_its_length_header_says():
         body_of([], {"content-length": "5"})
 
 
-@pytest.mark.parametrize("coding", ["gzip", "br, gzip", "x" * 9_000, "é"])
-def test_a_compressed_body_is_not_read(coding: str):
+@pytest.mark.parametrize("name", ["content-encoding", "transfer-encoding"])
+@pytest.mark.parametrize("coding", ["gzip", "br, gzip", "gzip, chunked", "x" * 9_000, "é"])
+def test_a_compressed_body_is_not_read(name: str, coding: str):
     with pytest.raises(Refusal) as caught:
-        body_of([], {"content-encoding": coding})
+        body_of([], {name: coding})
     assert caught.value.kind == "unsupported" and caught.value.message.isprintable() and len(caught.value.message) < 300
