@@ -167,7 +167,9 @@ def answer_form(fields: GenerateBody, accept: str) -> tuple[Format, bool]:
             raise Refusal("not_acceptable", "not_acceptable", message)
         return formats[0], True
     offers: dict[str, Format] = {MEDIA_TYPES[format]: format for format in formats}
-    chosen = preferred(accept, (*offers, JSON))
+    types = [*offers]
+    types.insert(len(types) - (fields.format is None), JSON)  # application/* means JSON, unless npy is asked for
+    chosen = preferred(accept, tuple(types))
     if chosen is None:
         message = f"one image comes as {', '.join(offers)} or {JSON}, none of which Accept allows"
         raise Refusal("not_acceptable", "not_acceptable", message)

@@ -176,6 +176,8 @@ def test_an_unknown_model_is_not_found():
         ({}, "application/x-npy, image/png;q=0.5", ("npy", False)),
         ({}, "application/json, text/plain, */*", ("png", True)),
         ({}, "application/json;q=0, */*", ("png", False)),
+        ({}, "application/*", ("png", True)),
+        ({"format": "npy"}, "application/*", ("npy", False)),
         ({"format": "webp"}, "*/*", ("webp", False)),
         ({"format": "webp"}, "application/json", ("webp", True)),
         ({"format": "npy", "n": 2}, "", ("npy", True)),
