@@ -83,7 +83,11 @@ class ForkedServer:
 
     def _announce(self) -> None:
         """From here on a request gets an image."""
-        print(f"serving {', '.join(self.models)} on {place(*self.address)}", flush=True)
+        try:
+            print(f"serving {', '.join(self.models)} on {place(*self.address)}", flush=True)
+        except OSError as error:  # a full disk, or a pipe that is not read; what is left would be tried again at exit
+            logger.warning("stdout cannot be written: %s", error.strerror)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def _ready(self) -> None:
         assert self.control is not None

@@ -41,6 +41,15 @@ def test_a_killed_process_takes_the_others_with_it(engine_dir: Path, until: Unti
         until(lambda: gone(family))
 
 
+def test_a_server_whose_output_is_not_read_serves_and_stops(engine_dir: Path):
+    process = launch(["--engine", str(engine_dir), "--port", "0", "--drain-s", "0"])
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert "stdout cannot be written: Broken pipe" in process.stderr.readline()
+    process.terminate()
+    assert (process.wait(DEADLINE_S), process.stderr.read()) == (0, "")
+
+
 def refused(*arguments: str) -> str:
     """The sentence a server that cannot start leaves on stderr."""
     process = launch(arguments)
