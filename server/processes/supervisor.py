@@ -86,6 +86,14 @@ class Supervisor:
 
     def run(self) -> int:
         """Until a stop signal, the end of an HTTP process, or too many deaths. Returns the exit code."""
+        try:
+            return self._run()
+        except BaseException:  # before Python ends, it waits for all children
+            for http in self.https:
+                http.kill()
+            raise
+
+    def _run(self) -> int:
         watched = {*STOP_SIGNALS, signal.SIGCHLD, signal.SIGIO}
         signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal whose default is to be ignored is never waited for
         signal.pthread_sigmask(signal.SIG_BLOCK, watched)

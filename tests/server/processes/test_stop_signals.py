@@ -83,6 +83,14 @@ sys.exit(main())
 """
 
 
+def test_a_check_that_is_interrupted_has_found_nothing_and_prints_nothing():
+    process = launch(["--check"])
+    assert process.stdout is not None and process.stdout.readline()  # the settings; the engine comes next
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, errors) == (-signal.SIGINT, "")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_while_a_model_loads_does_not_wait_for_it(engine_dir: Path, number: signal.Signals):
     process = subprocess.Popen(
@@ -123,6 +131,12 @@ def http(number, control):
 server.processes.supervisor.KILL_AFTER_S = 0.1
 sys.exit(Supervisor([socket.socket()], 0, 1, 0.0, print, http, print).run())
 """
+
+
+def test_a_parent_that_fails_leaves_no_process():
+    failing = DEAF.replace('print("deaf", flush=True)', "control.ready()").replace("print, http", "lambda: 1 / 0, http")
+    done = subprocess.run([sys.executable, "-c", failing], cwd=ROOT, text=True, capture_output=True, timeout=DEADLINE_S)
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
 
 
 def test_a_process_that_had_to_be_killed_is_not_an_orderly_stop():
