@@ -11,6 +11,7 @@ if __name__ == "__main__":
         signal.signal(stop, signal.SIG_DFL if "--check" in sys.argv else lambda *_: os._exit(0))
 
 import logging
+import resource
 import socket
 import time
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from server.settings.settings import Settings, SettingsError
 from server.settings.sources import Resolved, resolve
 
 EXIT_REFUSED = 2
+MIN_DESCRIPTORS = 32  # an HTTP process uses 22 before the first connection
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,6 +67,9 @@ def check(resolved: Resolved) -> int:
 
 def bind(settings: Settings) -> socket.socket:
     """A listening socket. Raises SettingsError when the address cannot be had."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit != resource.RLIM_INFINITY and limit < MIN_DESCRIPTORS:
+        raise SettingsError(f"this shell allows {limit} open files, which are too few to serve; raise ulimit -n")
     family = address_family(settings)
     dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # `::` is every IPv4 address, too
     try:

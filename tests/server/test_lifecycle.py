@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.__main__ import main
+from server.__main__ import bind, main
 from server.settings.settings import MODELS, Settings, SettingsError
 from server.settings.sources import model_engine, resolve
 from tests.server.conftest import DEADLINE_S, launch, serving, write_engine
@@ -63,6 +63,12 @@ def test_a_port_in_use_is_refused(engine_dir: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert f"port {port}: Address already in use" in refused("--engine", str(engine_dir), "--port", port)
+
+
+def test_too_few_open_files_are_refused(engine_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (16, 1_024))
+    with pytest.raises(SettingsError, match="allows 16 open files"):
+        bind(Settings({"tiny": engine_dir}, port=0))
 
 
 def test_a_network_that_is_not_the_manifests_is_refused(tmp_path: Path):
