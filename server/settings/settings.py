@@ -23,7 +23,8 @@ Group = Literal["server", "engines", "scheduling", "limits", "security", "logs"]
 Value = TypeVar("Value")
 
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # goes into logs, labels of metrics and file names
-ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-fA-F:]+\](:\d{1,5})?|\*")
+# As browsers write it: in lower case, without the default port of the scheme.
+ORIGIN = re.compile(r"(http(?!.*:80$)|https(?!.*:443$))://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?|\*")
 HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[?[0-9a-fA-F:]+\]?|\*")
 HOST = re.compile(r"[^\s*]+")  # whether there is such a host, the system says
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -178,7 +179,8 @@ class Settings:
     metrics_public: bool = _setting(False, "security", "/metrics answers without an API key")
     cors_origins: tuple[str, ...] = _setting((), "security", "web origins whose pages may use the server; * for all",
         unset="none", form=ORIGIN.fullmatch,
-        what="an origin such as https://example.org or http://localhost:3000 (no path, no slash at the end)")
+        what="an origin as browsers send it, such as https://example.org or http://localhost:3000 (in lower case, "
+        "without the default port, a path or a slash at the end)")
     allowed_hosts: tuple[str, ...] = _setting((), "security", "host names to answer to, such as example.org or "
         "*.example.org; * for all", unset="loopback's names on loopback, else all", form=HOST_NAME.fullmatch,
         what="a host name such as example.org or *.example.org (no scheme, no port)")

@@ -33,7 +33,7 @@ def values(option: Option) -> st.SearchStrategy[Any]:
         return st.floats(option.low, option.high)
     words = {
         "host": st.text(st.characters(exclude_categories=["Cs"])).filter(HOST.fullmatch),
-        "cors_origins": st.lists(st.from_regex(r"https?://[a-z.]{1,9}(:[0-9]{1,5})?|\*", fullmatch=True)).map(tuple),
+        "cors_origins": st.lists(st.from_regex(r"https?://[a-z.]{1,9}(:[1-7]000)?|\*", fullmatch=True)).map(tuple),
         "allowed_hosts": st.lists(st.from_regex(r"(\*\.)?[A-Za-z0-9_-]{1,9}|\[::1\]|\*", fullmatch=True)).map(tuple),
         "trusted_proxies": st.lists(st.ip_addresses().map(str)).map(tuple),
     }
