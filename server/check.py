@@ -22,7 +22,7 @@ def settings_lines(resolved: Resolved) -> Iterator[str]:
         yield _with_source(text, sources[option.name])
     if resolved.keys_file:
         yield f"api_keys_file = {in_toml(str(resolved.keys_file.absolute()))}"
-    keys = f"{len(settings.api_keys)}, not shown" if settings.api_keys else "none, everybody may ask"
+    keys = f"{len(settings.api_keys)}, not shown" if settings.api_keys else "none is needed"
     yield _with_source(f"# api_keys: {keys}", sources["api_keys"])
     yield ""
     yield _with_source("[engine]", f"{sources['engines']}; the first is the default model of requests")

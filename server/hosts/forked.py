@@ -46,7 +46,7 @@ BACKLOG = 2048  # connections that may wait to be accepted
 
 
 class ForkedServer:
-    """Serves engines until it is told to stop. Everything in __init__ is there before the fork."""
+    """Serves engines until a stop signal. Everything in __init__ is there before the fork."""
 
     def __init__(self, settings: Settings, models: Mapping[str, Manifest], listener: socket.socket) -> None:
         self.settings = settings
@@ -57,7 +57,7 @@ class ForkedServer:
         names = tuple(models)
         processes = settings.api_processes
         self.admission = Admission(settings.max_queue, names, processes)
-        self.pool = WorkerPool(names, self.workers, self.admission, self._ready, self._hopeless)
+        self.pool = WorkerPool(names, self.workers, self.admission, self._ready, self._replace)
         dialect = NativeDialect(models, settings, self.pool)
         self.spec = DialectSpec(dialect.routes())
         system = SystemRoutes(settings, self.pool, lambda accept: self.metrics.render(accept))
@@ -69,7 +69,7 @@ class ForkedServer:
         self.control: Control | None = None  # in an HTTP process
 
     def serve(self) -> int:
-        """Until it is told to stop. Returns the exit code."""
+        """Until a stop signal. Returns the exit code."""
         settings = self.settings
         return Supervisor(
             listeners=self.listeners,
@@ -93,7 +93,7 @@ class ForkedServer:
         assert self.control is not None
         self.control.ready()
 
-    def _hopeless(self, worker: Worker) -> None:
+    def _replace(self, worker: Worker) -> None:
         """The parent kills it, unless it is dead already, and starts another one."""
         assert self.control is not None
         self.control.worker_stalled(worker.pid)
@@ -103,11 +103,7 @@ class ForkedServer:
         if devices:
             worker.use_gpu(devices[number % len(devices)])
         api = StepAPI(
-            partial(worker.load, links, self.config),
-            self.config.policy,
-            KeyRing(()),
-            self.pool.check_ready,
-            self.spec,
+            partial(worker.load, links, self.config), self.config.policy, KeyRing(()), self.pool.check_ready, self.spec
         )
         inference_worker(api, "cpu", number, links, links, {}, CallbackRunner(), restart_workers=False)  # pyright: ignore[reportArgumentType]
 
@@ -139,7 +135,7 @@ class ForkedServer:
 
     @asynccontextmanager
     async def _lifespan(self, control: Control) -> AsyncIterator[None]:
-        """While the HTTP process serves: hear what the parent says, and watch the workers."""
+        """While the HTTP process serves: read the parent's messages, and watch the workers."""
         loop = asyncio.get_running_loop()
         connecting: set[asyncio.Task[None]] = set()
 
@@ -160,7 +156,7 @@ class ForkedServer:
 
         loop.add_reader(control.http, on_message)
         settings = self.settings
-        watchdog = Watchdog(self.pool, settings.stall_s, settings.load_timeout_s, self._hopeless)
+        watchdog = Watchdog(self.pool, settings.stall_s, settings.load_timeout_s, self._replace)
         watching = loop.create_task(watchdog.run())
         watching.add_done_callback(_end_if_failed)
         # uvicorn's handlers are there by now; what was signalled earlier is delivered here.

@@ -29,6 +29,7 @@ from starlette.responses import Response
 from server.http.errors import error_response
 from server.http.gate import KeyRing
 from server.http.routes import Route
+from server.http.service import is_ready
 from server.processes import worker
 from server.processes.messages import Answer
 from server.processes.pipes import HttpLinks
@@ -92,11 +93,7 @@ class StepAPI(LitAPI):
 
     def health(self) -> bool:
         """Whether a request would be served."""
-        try:
-            self.check_ready()
-        except Refusal:
-            return False
-        return True
+        return is_ready(self.check_ready)
 
 
 class StepLoop(LitLoop):
@@ -122,7 +119,7 @@ class StepLoop(LitLoop):
 
 
 class QueueLinks:
-    """LitServe's own request queue and transport, with the face of server.processes.pipes.HttpLinks."""
+    """LitServe's own request queue and transport, with the methods of server.processes.pipes.HttpLinks."""
 
     def __init__(self, requests: Any, transport: Any) -> None:
         self.requests = requests

@@ -126,7 +126,7 @@ class App:
         return await route.answer(Request(scope, receive))
 
     def _refused(self, scope: Scope, error: Refusal) -> Response:
-        """The answer; a refused method is told which are answered (RFC 9110, section 15.5.6)."""
+        """The answer; that to a refused method lists those that are answered (RFC 9110, section 15.5.6)."""
         scope[RECORD].code = error.code
         if error.kind != "method":
             return error_response(error)

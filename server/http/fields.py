@@ -14,16 +14,10 @@ from pydantic.fields import FieldInfo
 from server.scheduler.refusal import Refusal, invalid, shown
 
 TYPES: Mapping[type, str] = {
-    int: "a whole number",
-    float: "a number",
-    str: "a string",
-    bool: "true or false",
-    list: "a list",
-    dict: "an object",
-}
+    int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list", dict: "an object",
+}  # fmt: skip
 MAX_EXACT_CHARACTERS = 400  # of a number with a point or an exponent that is read exactly
 RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
-
 
 Body = TypeVar("Body", bound=BaseModel)
 

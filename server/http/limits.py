@@ -69,7 +69,7 @@ class BoundedHttp(HttpToolsProtocol):
     head_s = HEAD_S
     write_s = WRITE_S
     linger_s = LINGER_S
-    raw: asyncio.Transport  # `transport` closes gently
+    raw: asyncio.Transport  # `transport` closes behind what is sent
     running: RequestResponseCycle | None = None  # whose answer is being made; `cycle` is the last one parsed
     around = 0  # bytes of the present message that were not its body: its head, chunk sizes, trailers
     content = 0  # bytes of its body

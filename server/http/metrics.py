@@ -30,9 +30,9 @@ from server.http.access import OUTCOMES, STAGES, Record
 from server.http.errors import CLIENT_GONE, STATUS
 from server.http.negotiation import preferred
 from server.http.routes import Route
+from server.http.service import is_ready
 from server.processes.pool import WorkerPool
 from server.processes.shared import SharedTable
-from server.scheduler.refusal import Refusal
 from server.scheduler.stats import ModelStats, Stats, resident_bytes
 
 # Seconds. A step takes milliseconds, a request at most its timeout; steps of 1.3 to 2.5 between.
@@ -198,7 +198,7 @@ class Metrics(Collector):
 
     def _now(self) -> Iterator[Metric]:
         pool = self.pool
-        yield GaugeMetricFamily("fewstep_ready", "1 when a request would be served.", float(_is_ready(pool)))
+        yield GaugeMetricFamily("fewstep_ready", "1 when a request would be served.", float(is_ready(pool.check_ready)))
         yield GaugeMetricFamily("fewstep_admitted_images", "Accepted and not yet answered.", pool.admission.images)
         yield GaugeMetricFamily("fewstep_backlog_seconds", "Engine time that these need.", pool.admission.work_s)
         yield CounterMetricFamily("fewstep_worker_restarts", "Workers that died and were replaced.", pool.restarts)
@@ -271,12 +271,3 @@ def occupancy_histogram(calls_by_fill: Mapping[tuple[int, int], int]) -> tuple[l
     calls = sum(calls_by_fill.values())
     total = sum(count * rows / batch for (rows, batch), count in calls_by_fill.items())
     return [*buckets, ("+Inf", float(calls))], total
-
-
-def _is_ready(pool: WorkerPool) -> bool:
-    """What /readyz would say."""
-    try:
-        pool.check_ready()
-    except Refusal:
-        return False
-    return True

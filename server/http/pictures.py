@@ -36,9 +36,8 @@ PNG_KEPT = (b"IHDR", b"eXIf", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # header, EXI
 PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # per pixel, by colour type: gray, RGB, palette, gray + alpha, RGBA
 # The passes of an interlaced PNG: first column and row, steps between columns and rows.
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-JPEG_MARKER = re.compile(
-    rb"(?:[^\xff]++|\xff++\x00)*+(\xff++)([^\x00])", re.DOTALL
-)  # compressed pixels, fill bytes, code
+# Compressed pixels, fill bytes, code.
+JPEG_MARKER = re.compile(rb"(?:[^\xff]++|\xff++\x00)*+(\xff++)([^\x00])", re.DOTALL)
 SOF_READ, SOF_REFUSED = b"\xc0\xc1\xc2", b"\xc3\xc5\xc6\xc7\xc9\xca\xcb\xcd\xce\xcf"  # lossless, arithmetic, ...
 FILLER = b"\xa5" * 64  # no marker; read as pixels, it differs from the gray that libjpeg puts where none are
 TURNS = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), start=2))  # by EXIF's orientation; 1 is upright
@@ -115,9 +114,7 @@ def _png_chunks(data: bytes) -> dict[bytes, list[bytes]]:
     at = len(SIGNATURE)
     while b"IEND" not in chunks:
         length, name = struct.unpack_from("!I4s", data, at) if len(data) >= at + 8 else (0, b"")
-        chunk = data[
-            at : at + length + 12
-        ]  # the length, the name, what they announce, and the checksum of the latter two
+        chunk = data[at : at + length + 12]  # length, name, content, and the checksum of the latter two
         if len(chunk) < length + 12:
             raise PictureError("is cut off before its end")
         if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:]):

@@ -1,7 +1,7 @@
 """What the HTTP dialects need of the scheduler, and how they wait for images or the client's departure."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
@@ -23,7 +23,7 @@ class Stream(Protocol):
 
 
 class ImageService(Protocol):
-    """server.processes.pool.WorkerPool, or another with this face."""
+    """server.processes.pool.WorkerPool, or another with these methods."""
 
     @property
     def models(self) -> Mapping[str, ModelInfo]: ...
@@ -35,6 +35,15 @@ class ImageService(Protocol):
     def release(self, ticket: Any) -> None: ...
 
     def submit(self, request: ImageRequest, timeout_s: float) -> Stream: ...
+
+
+def is_ready(check_ready: Callable[[], None]) -> bool:
+    """What /readyz would say."""
+    try:
+        check_ready()
+    except Refusal:
+        return False
+    return True
 
 
 async def finished(service: ImageService, asked: ImageRequest, timeout_s: float, http: Request) -> Finished:
@@ -101,6 +110,5 @@ async def read_body(http: Request, limit: int, limit_s: float) -> bytes:
 
 
 def _too_large(limit: int) -> Refusal:
-    return Refusal(
-        "too_large", "body_too_large", f"the body is larger than {limit} bytes, which is enough for every field"
-    )
+    message = f"the body is larger than {limit} bytes, which is enough for every field"
+    return Refusal("too_large", "body_too_large", message)

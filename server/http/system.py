@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -32,28 +33,13 @@ class SystemRoutes:
     render: Callable[[str], tuple[bytes, str]]
 
     def routes(self) -> list[Route]:
+        ready = "An image request would be served."
+        probe: dict[str, Any] = {"keyless": True, "any_host": True, "quiet": True}
+        metrics: dict[str, Any] = {"keyless": self.settings.metrics_public, "quiet": True}
         return [
-            Route("/livez", "GET", self.livez, "The process answers.", TEXT, keyless=True, any_host=True, quiet=True),
-            Route(
-                "/readyz",
-                "GET",
-                self.readyz,
-                "An image request would be served.",
-                TEXT,
-                refusals=("unavailable",),
-                keyless=True,
-                any_host=True,
-                quiet=True,
-            ),
-            Route(
-                "/metrics",
-                "GET",
-                self.show_metrics,
-                "Prometheus metrics.",
-                TEXT,
-                keyless=self.settings.metrics_public,
-                quiet=True,
-            ),
+            Route("/livez", "GET", self.livez, "The process answers.", TEXT, **probe),
+            Route("/readyz", "GET", self.readyz, ready, TEXT, ("unavailable",), **probe),
+            Route("/metrics", "GET", self.show_metrics, "Prometheus metrics.", TEXT, **metrics),
             Route("/", "GET", self.page, "A page to try the models with.", answers("text/html"), keyless=True),
         ]
 

@@ -90,5 +90,5 @@ class Control:
     def _send(self, data: bytes, descriptors: tuple[int, ...]) -> None:
         try:
             socket.send_fds(self.parent, [data], descriptors)
-        except ConnectionError:  # the HTTP process has died; the parent will hear of that too
+        except ConnectionError:  # the HTTP process has died; the parent gets SIGCHLD
             return

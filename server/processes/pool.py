@@ -64,7 +64,7 @@ class _Pending:
 
 
 class WorkerPool:
-    """Lives on the event loop of one HTTP process.
+    """Runs on the event loop of one HTTP process.
 
     models: names of what every worker serves. workers: how many there will be. on_ready: called once, when all of
     them are warm. on_lost: called with every life of a worker whose socket is closed here; if the process still runs,
@@ -86,7 +86,7 @@ class WorkerPool:
         self.on_lost = on_lost
         self.started = False  # all workers have been warm at the same time
         self.lost = False  # no worker will come back
-        self.draining = False  # set when the server is told to stop
+        self.draining = False  # set by a stop signal
         self.models: dict[str, ModelInfo] = {}  # as some worker serves them; the last to become warm
         self.workers: dict[int, Worker] = {}  # the present life of each
         self.stats: dict[int, Stats] = {}  # by worker number, over all its lives
@@ -154,7 +154,7 @@ class WorkerPool:
         return stream
 
     def owed(self) -> Counter[Worker]:
-        """How many answers each worker owes; those that owe none are left out."""
+        """How many requests each worker has not answered; workers without one are left out."""
         return Counter(entry.worker for entry in self.pending.values() if entry.worker)
 
     def fail_all(self, why: Refusal) -> None:

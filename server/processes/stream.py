@@ -4,12 +4,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-from server.scheduler.events import Event, Failed, Finished, is_last
-from server.scheduler.refusal import unavailable
+from server.scheduler.events import Event, is_last
 
 
 class PoolStream:
-    """The events of one request, for one consumer on the event loop; the face of server.scheduler.local.EventStream."""
+    """The events of one request, for one consumer on the event loop; used like server.scheduler.local.EventStream."""
 
     def __init__(self, cancel: Callable[[], None]) -> None:
         self._cancel = cancel
@@ -29,15 +28,6 @@ class PoolStream:
         self._cancel()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-    async def aresult(self) -> Finished:
-        """Wait for the images. Raises Refusal."""
-        async for event in self:
-            if isinstance(event, Finished):
-                return event
-            if isinstance(event, Failed):
-                raise event.refusal()
-        raise unavailable("the request was cancelled", code="cancelled")
 
     def __aiter__(self) -> "PoolStream":
         return self

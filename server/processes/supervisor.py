@@ -48,7 +48,7 @@ class Supervisor:
 
     listeners: one for each HTTP process; closed here once that has it. stop_s: seconds that these may take for their
     drain and their last requests. on_ready: called once, when every HTTP process has found every worker warm.
-    run_http: serves on its listener until told to stop, as process 0, 1, ... run_worker: serves one socket per HTTP
+    run_http: serves on its listener until a stop signal, as process 0, 1, ... run_worker: serves one socket per HTTP
     process.
     """
 
@@ -110,13 +110,13 @@ class Supervisor:
                 if self.code is not None and received.si_signo == signal.SIGINT:
                     self._signal_http(signal.SIGINT)  # the second one ends the drain and the grace period
                 self._end(0)
-            self._hear()
+            self._read_reports()
             self._notice_http_ends()
             if self._http_lives():  # or the workers have ended because of it
                 self._replace_the_dead()
                 self._retry()
             if self.code is not None:
-                self._press()
+                self._stop_http()
         self._notice_http_ends()
         for http in self.https:
             if http.exitcode and self.code == 0:
@@ -157,7 +157,7 @@ class Supervisor:
             self.code, self.kill_at_s = code, time.monotonic() + self.stop_s + KILL_AFTER_S
             self.retry_at_s.clear()
 
-    def _press(self) -> None:
+    def _stop_http(self) -> None:
         """Ask the HTTP processes to end, again and again, and kill them when their time is over."""
         if time.monotonic() < self.kill_at_s:
             self._signal_http(signal.SIGTERM)
@@ -196,7 +196,7 @@ class Supervisor:
             worker_end.close()
         self.workers[number] = worker
 
-    def _hear(self) -> None:
+    def _read_reports(self) -> None:
         """What the HTTP processes report: that they are ready, or which workers hang. SIGCHLD follows a kill."""
         for process, control in enumerate(self.controls):
             for report in control.reports():

@@ -36,7 +36,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 
 class Links(Inbox, Protocol):
-    """Where requests come from and answers go: server.processes.pipes.HttpLinks, or another with this face."""
+    """Where requests come from and answers go: server.processes.pipes.HttpLinks, or another with these methods."""
 
     def send(self, answers: Sequence[Answer]) -> None: ...
 
@@ -46,7 +46,7 @@ class WorkerConfig:
     """What every worker of a server serves."""
 
     engines: Mapping[str, Path]
-    announced: Mapping[str, Manifest]  # what clients are told; an engine that differs is refused
+    announced: Mapping[str, Manifest]  # what clients see; an engine that differs is refused
     options: LoadOptions
     policy: Policy
     times: SharedTimes  # create it before the fork
@@ -54,13 +54,9 @@ class WorkerConfig:
     @classmethod
     def of(cls, settings: Settings, announced: Mapping[str, Manifest]) -> "WorkerConfig":
         options = LoadOptions(
-            backend=settings.backend,
-            mode=settings.mode,
-            capacity=settings.capacity,
-            threads=settings.threads,
-            processes=settings.workers,
-            stall_s=settings.stall_s,
-        )
+            backend=settings.backend, mode=settings.mode, capacity=settings.capacity, threads=settings.threads,
+            processes=settings.workers, stall_s=settings.stall_s,
+        )  # fmt: skip
         policy = earliest_deadline if settings.policy == "deadline" else fifo
         return cls(settings.engines, announced, options, policy, SharedTimes())
 
@@ -116,7 +112,7 @@ def use_gpu(gpu: int) -> None:
 
 
 def _end_process(error: BaseException) -> None:
-    """A worker without one of its threads would lose answers while it still looks alive."""
+    """A worker without one of its threads would lose answers while its statistics still arrive."""
     try:
         logger.error("the %s thread failed; the engine worker ends", threading.current_thread().name, exc_info=error)
     finally:

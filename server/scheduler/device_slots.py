@@ -1,6 +1,6 @@
 """The slot table of a GPU: images stay on the device from their first noise to their pixels.
 
-The same face as `server.scheduler.slots.SlotTable`. A tick is one small copy to the device, one network call, one
+The same methods as `server.scheduler.slots.SlotTable`. A tick is one small copy to the device, one network call, one
 step kernel and one copy back of what has finished. The host knows the step counts, so it knows before a call who
 ends with it, and which row of the input every other image moves to; it waits once, for pixels and the flags of
 rows that are not finite. On a CPU device the kernels' references run, which is how this is tested without a GPU.

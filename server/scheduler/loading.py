@@ -162,12 +162,9 @@ def slot_table(engine: "Engine", buckets: Sequence[int]) -> Slots:
             raise not_installed(engine.backend, remedy) from error
         assert engine.on_device is not None, "a GPU engine has buffers on the device"
         return DeviceSlotTable(
-            engine.on_device,
-            shape=manifest.image_shape,
-            classes=manifest.classes,
-            sigma_data=manifest.sigma_data,
+            engine.on_device, shape=manifest.image_shape, classes=manifest.classes, sigma_data=manifest.sigma_data,
             extra=manifest.extra,
-        )
+        )  # fmt: skip
     return SlotTable(
         engine.network, manifest.image_shape, manifest.classes, manifest.sigma_data, buckets, manifest.extra
     )

@@ -51,11 +51,6 @@ class ModelStats:
         """Rows of network calls that were padding."""
         return sum((batch - active) * count for (active, batch), count in self.calls_by_fill.items())
 
-    @property
-    def call_s(self) -> float:
-        """Seconds in network calls of any size."""
-        return sum(self.call_s_by_bucket.values())
-
     def snapshot(self, active_slots: int, waiting_images: int, capacity: int) -> "ModelStats":
         """A copy with the gauges of now."""
         copies: dict[str, Any] = {name: dict(getattr(self, name)) for name in TABLES}

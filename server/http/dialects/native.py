@@ -38,17 +38,9 @@ from server.scheduler.validate import check_range, choose_model, image_request
 from server.settings.settings import Settings
 
 GENERATE_REFUSALS: Sequence[Kind] = (
-    "invalid",
-    "not_found",
-    "not_acceptable",
-    "slow",
-    "too_large",
-    "unsupported",
-    "full",
-    "failed",
-    "unavailable",
+    "invalid", "not_found", "not_acceptable", "slow", "too_large", "unsupported", "full", "failed", "unavailable",
     "timeout",
-)
+)  # fmt: skip
 MIN_BODY_LIMIT = 65_536  # bytes; of a server whose settings name no other
 OTHER_FIELDS_BYTES = 4_096  # of a body, beside its pictures
 INLINE_RESOLUTION = 64  # larger pictures are decoded off the event loop: 512x512 takes some milliseconds
@@ -64,23 +56,10 @@ class NativeDialect:
     service: ImageService
 
     def routes(self) -> list[Route]:
+        operation, served = generate_operation(self.models), "The models that are served; the first is the default."
         return [
-            Route(
-                "/v1/generate",
-                "POST",
-                self.generate,
-                "Make images.",
-                generate_operation(self.models),
-                refusals=GENERATE_REFUSALS,
-                makes_images=True,
-            ),
-            Route(
-                "/v1/models",
-                "GET",
-                self.list_models,
-                "The models that are served; the first is the default.",
-                models_operation(),
-            ),
+            Route("/v1/generate", "POST", self.generate, "Make images.", operation, GENERATE_REFUSALS, True),
+            Route("/v1/models", "GET", self.list_models, served, models_operation()),
         ]
 
     async def generate(self, http: Request) -> Response:
@@ -114,14 +93,9 @@ class NativeDialect:
         format, as_json = answer_form(fields, accept)
         strength = strength_of(fields)
         request = image_request(
-            manifest,
-            steps=fields.steps,
-            seed=fields.seed,
-            images=images,
-            label=fields.label,
-            format=format,
+            manifest, steps=fields.steps, seed=fields.seed, images=images, label=fields.label, format=format,
             strength=strength,
-        )
+        )  # fmt: skip
         return Asked(fields, manifest, timeout_s, strength, as_json, request)
 
     async def _answer(self, asked: "Asked", done: Finished) -> Response:

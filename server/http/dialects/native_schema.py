@@ -86,7 +86,7 @@ def generate_operation(models: Mapping[str, Manifest]) -> Schema:
                     **dict.fromkeys(MEDIA_TYPES.values(), picture),
                     JSON: {"schema": reference("schemas", "Images")},
                 },
-            },
+            }
         },
     }
 
