@@ -67,5 +67,5 @@ def test_commands_name_flags_that_exist(command):
 
 
 def test_make_targets_of_the_readme_exist():
-    targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)) <= set(targets)
+    targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert set(re.findall(r"^make ([a-z-]+)", README, flags=re.MULTILINE)) <= set(targets)
