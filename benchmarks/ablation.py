@@ -10,6 +10,10 @@ calls; its floor is that of as many real held-out digits. What each costs,
 training_cost.py measures. Prints a table, writes JSON and a plot.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import json
 import sys
@@ -45,8 +49,9 @@ from trainer.endpoints import Endpoints, load_or_make
 from trainer.loop import Method
 from trainer.recipes import fitted
 from trainer.rivals import tied
-from trainer.student import Student, StudentConfig
-from trainer.teacher import Teacher, TeacherConfig
+from trainer.settings import StudentConfig, TeacherConfig
+from trainer.student import Student
+from trainer.teacher import Teacher
 
 INTERRUPTED = 130
 COMPUTE = Compute("cpu", "fp32")  # graphs of so small a network take longer to compile than to train

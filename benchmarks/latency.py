@@ -8,6 +8,10 @@ Prints a table, writes JSON and a PNG. Every figure comes from one run: timings 
 come from the same seeds and class labels, and the distance stands beside its noise floor at the same number of images.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import functools
 from collections.abc import Callable, Mapping

@@ -12,6 +12,10 @@ the same figure for real held-out images. A run is cut into cells (method, calls
 finished: the same command goes on where the last one stopped. Prints tables, writes JSON, a plot, the closest pairs.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass

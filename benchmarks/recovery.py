@@ -11,6 +11,10 @@ they were noised. Every network sees the same images and the same noise. A stude
 (2.5 in the shipped card): read its curve up to there. Prints tables, writes JSON, a plot, a picture.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial

@@ -8,6 +8,10 @@ process of its own: the high-water mark over a few updates, less what was there 
 optimisers and the batch are in it. Beside them stand the totals of two finished runs, from their cards.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import json
 import subprocess
@@ -26,15 +30,16 @@ from fewstep.checkpoint import network_config
 from fewstep.network import UNet
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
-from trainer.adversarial import Adversarial, AdversarialConfig
+from trainer.adversarial import Adversarial
 from trainer.compute import Compute, default_device, placed
-from trainer.consistency import Consistency, ConsistencyConfig
+from trainer.consistency import Consistency
 from trainer.draws import Draws
 from trainer.loop import Method
 from trainer.noisy_classifier import ClassifierConfig, NoisyClassifier
-from trainer.progressive import Progressive, ProgressiveConfig
-from trainer.student import Student, StudentConfig
-from trainer.teacher import Teacher, TeacherConfig
+from trainer.progressive import Progressive
+from trainer.settings import AdversarialConfig, ConsistencyConfig, ProgressiveConfig, StudentConfig, TeacherConfig
+from trainer.student import Student
+from trainer.teacher import Teacher
 
 REFERENCE = "consistency"
 PROGRESS = 0.5  # of a run: everything that starts late has started

@@ -25,6 +25,7 @@ TORCH_FREE = (
     "consistency",
     "dpmpp",
     "editing",
+    "extras",
     "frechet",
     "guidance",
     "ipndm",

@@ -8,8 +8,6 @@ noised alike, for that is what the next call is fed. Student and critics play th
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,38 +20,9 @@ from trainer.critics import Critics
 from trainer.divergence import l1_error
 from trainer.draws import Draws
 from trainer.noisy_classifier import NoisyClassifier
-from trainer.optimizer import AdamConfig, adam, descend
+from trainer.optimizer import adam, descend
+from trainer.settings import AdversarialConfig
 from trainer.world import replicated
-
-Lists = tuple[tuple[float, ...], ...]
-Play = Literal["all", "first", "rest"]
-
-
-@dataclass(frozen=True)
-class AdversarialConfig:
-    """The switches of adversarial continuation. docs/adr/0020 says how the defaults were chosen."""
-
-    lists: Lists = ()  # what is trained: level lists that `start` serves, ascending in length
-    # Whose outputs critics judge: all calls'; the first's where it is the only one, while all lower levels are held; or
-    # the rest's, while the top level is held. docs/adr/0023
-    play: Play = "all"
-    clip: bool = False  # critics see a list's last outputs as a viewer does, clipped
-    fall: float = 0.5  # rows of a batch at a list's second step, of those at its first; and so on
-    simulate: float = 0.5  # share of the rows below the first step that are fed the student's own trajectory
-    spread: float = 10.0  # a final output is seen at the least noise that classifiers know, up to so many times that
-    first: float = 0.1  # fraction of the run in which the critics alone learn
-    # Share of the updates that play no game. Half of them are for a list of one call, whose output learns what `start`
-    # makes of it with a call at `mend` (docs/adr/0018), or, where only the rest plays, hold the top level; the others
-    # hold the lower levels of all lists but the longest. Where only the first plays, all of them hold the lower levels
-    # of all lists.
-    keep: float = 0.4
-    mend: float = 0.05
-    weight: float = 0.05  # of those updates, in units of the error that `start` makes of noised images,
-    mended: float = 0.04  # or of how far a call at `mend` moves a pixel
-    adam: AdamConfig = AdamConfig(4e-6, (0.9, 0.99), warmup=0.02, decay_from=0.3, final=0.1, clip=1.0)
-    critic_adam: AdamConfig = AdamConfig(1e-3, (0.5, 0.99), warmup=0.0)
-    ema_halflife: float = 15_000  # images, and at most the share
-    ema_ramp: float = 0.15  # of those seen
 
 
 class Adversarial:
@@ -209,8 +178,3 @@ def step_rows(batch: int, fall: float, steps: int) -> tuple[int, ...]:
     shares = [fall**step for step in range(steps)]
     below = [int(batch * share / sum(shares)) for share in shares[1:]]
     return (batch - sum(below), *below)
-
-
-def seen_lists(lists: Sequence[Sequence[float]], lowest: float) -> Lists:
-    """The lists, ascending in length, whose last level the critics can see. What lies below hardly changes an image."""
-    return tuple(sorted((tuple(levels) for levels in lists if levels[-1] >= lowest), key=len))

@@ -13,19 +13,20 @@ from fewstep.checkpoint import NetworkModule, load_denoiser
 from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
-from trainer.adversarial import Adversarial, AdversarialConfig
+from trainer.adversarial import Adversarial
 from trainer.artifacts import describe
 from trainer.compute import Compute, placed, runner
-from trainer.consistency import Consistency, ConsistencyConfig
+from trainer.consistency import Consistency
 from trainer.dataset import ImageSet, sigma_data
 from trainer.endpoints import Endpoints, load_or_make
 from trainer.noisy_classifier import NoisyClassifier, classifier_hash, load_classifier
-from trainer.progressive import Progressive, ProgressiveConfig
+from trainer.progressive import Progressive
 from trainer.recipes import Recipe, fitted, recipe
-from trainer.rivals import MethodName, diff_instruct, dmd2, tied
+from trainer.rivals import diff_instruct, dmd2, tied
 from trainer.runs import RunOptions, check_match, check_out, compute_for, loop_config, run_method
+from trainer.settings import AdversarialConfig, ConsistencyConfig, MethodName, ProgressiveConfig, StudentConfig
 from trainer.state import load_network
-from trainer.student import Student, StudentConfig
+from trainer.student import Student
 from trainer.switches import (
     ADVERSARIAL,
     PROGRESSIVE,

@@ -9,9 +9,7 @@ under which D(x, 0) = x (Geng et al. 2024, ECT), needs no change: the result is 
 
 import copy
 import sys
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,33 +17,13 @@ from torch import Tensor, nn
 from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
 from fewstep.samplers import BoundDenoiser, check_solver
-from fewstep.schedule import MAX_STEPS, SIGMA_MAX, SIGMA_MIN, solver_sigmas
+from fewstep.schedule import solver_sigmas
 from trainer.compute import Compute, runner
 from trainer.draws import Draws
 from trainer.ema import average_of, update_average
-from trainer.optimizer import AdamConfig, adam, descend
+from trainer.optimizer import adam, descend
+from trainer.settings import ConsistencyConfig, Solver
 from trainer.world import replicated
-
-Solver = Literal["heun", "euler"]
-
-
-@dataclass(frozen=True)
-class ConsistencyConfig:
-    """The switches of consistency distillation. N and the solver are the paper's for CIFAR-10 (Appendix C)."""
-
-    intervals: int = 18  # N: Karras levels above the final zero
-    sigma_min: float = SIGMA_MIN
-    sigma_max: float = SIGMA_MAX
-    solver: Solver = "heun"  # of the teacher's ODE over one interval
-    metric: Literal["pseudo-huber", "l2"] = "pseudo-huber"
-    # One over the width of the interval (Song & Dhariwal 2024), or 1 as in the paper, whose runs are a thousand times
-    # longer than a CPU's: in a short one, 1 lets the student drift ever further from the ends of the teacher's ODE.
-    weight: Literal["inverse", "constant"] = "inverse"
-    target_halflife: float = 0.0  # images, of the average that makes the targets; 0: the student itself
-    steps: tuple[int, ...] = tuple(range(1, MAX_STEPS + 1))  # step counts served
-    adam: AdamConfig = AdamConfig(4e-4, (0.9, 0.999), decay_from=0.4, final=0.05, clip=100.0)  # norms are about 50
-    ema_halflife: float = 20_000  # images
-    ema_ramp: float = 0.05  # at most this share of the images seen
 
 
 class Consistency:

@@ -5,8 +5,6 @@ is as good and needs no second loss on the auxiliary. Both sides are noised firs
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +17,9 @@ from fewstep.precond import edm_scalings, onehot
 from trainer.compute import Compute, called
 from trainer.conditioning import LEVEL_FEATURES, level_features
 from trainer.draws import Draws
-from trainer.edm import NoiseDistribution
-from trainer.optimizer import AdamConfig, adam, descend
+from trainer.optimizer import adam, descend
+from trainer.settings import AdversaryConfig, Scales
 from trainer.world import replicated
-
-Scales = Literal["all", "innermost"]
-
-
-@dataclass(frozen=True)
-class AdversaryConfig:
-    weight: float = 0.0  # against the divergence, both as means over pixels; DMD2 takes 3e-3, 0 switches it off
-    start: float = 0.0  # fraction of the run before the student feels it; the heads learn from the beginning
-    scales: Scales = "all"  # a head for every level of the teacher's encoder, or one for the innermost (DMD2)
-    # Told the level the student was fed, a head is one critic per level, as the auxiliary is one density per level
-    # (docs/adr/0012): outputs of low levels, nearly real, do not hide what is wrong with the top level's.
-    sees_level: bool = True
-    noise: NoiseDistribution = NoiseDistribution(-0.5, 1.2)  # where both sides are compared
-    adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
 
 
 class Critic(nn.Module):

@@ -5,13 +5,13 @@ Every function takes the student's outputs `recovered` [B, C, H, W], detached, a
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from trainer.settings import Weight
+
 Judge = Callable[[Tensor], Tensor]  # noisy [B, C, H, W] -> denoised, at levels and labels bound beforehand
-Weight = Literal["l1", "one"]
 
 
 @torch.no_grad()

@@ -1,24 +1,8 @@
 """EDM training (Karras et al. 2022, Table 1 and Section 5): the noise it draws and the loss it takes."""
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
 from fewstep.precond import Denoiser
-from trainer.draws import Draws
-
-
-@dataclass(frozen=True)
-class NoiseDistribution:
-    """ln sigma ~ N(mean, std^2)."""
-
-    mean: float = -1.2
-    std: float = 1.2
-
-    def sample(self, count: int, rng: Draws) -> Tensor:
-        """sigma [count]."""
-        return torch.exp(rng.normal(count) * self.std + self.mean)
 
 
 def denoising_loss(denoiser: Denoiser, images: Tensor, labels: Tensor | None, sigma: Tensor, noise: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from fewstep.card import CheckpointError, write_atomically
 from trainer.compute import Compute, called
 from trainer.conditioning import LEVEL_FEATURES, level_features
 from trainer.draws import Draws
-from trainer.optimizer import AdamConfig, adam, descend
+from trainer.optimizer import adam, descend
+from trainer.settings import AdamConfig
 from trainer.world import replicated
 
 FILE = "classifier.safetensors"

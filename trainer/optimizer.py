@@ -1,19 +1,9 @@
 """Adam as every method here uses it: warm-up, linear decay, clipping."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class AdamConfig:
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup: float = 0.02  # fraction of the run over which the rate rises
-    decay_from: float = 0.0  # fraction of the run after which it falls, linearly
-    final: float = 1.0  # what is left of it at the end
-    clip: float = 10.0  # largest gradient norm
+from trainer.settings import AdamConfig
 
 
 def adam(network: nn.Module, config: AdamConfig, device: str) -> torch.optim.Adam:

@@ -7,8 +7,7 @@ to the data as one of them (docs/adr/0018). No judge is asked, so nothing pulls 
 """
 
 import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,27 +18,9 @@ from fewstep.schedule import check_levels
 from trainer.compute import Compute, runner
 from trainer.divergence import l1_error
 from trainer.draws import Draws
-from trainer.optimizer import AdamConfig, adam, descend
+from trainer.optimizer import adam, descend
+from trainer.settings import ProgressiveConfig, further_levels
 from trainer.world import replicated
-
-
-@dataclass(frozen=True)
-class ProgressiveConfig:
-    """The switches of progressive distillation. docs/adr/0018 says how the defaults were chosen."""
-
-    further: tuple[float, ...] = (0.1, 0.05)  # levels of the calls that a list's last call learns to do without
-    # Only lists of up to so many calls learn to, and longer ones stay as they are; None: all lists learn.
-    further_for: int | None = None
-    # What further calls leave so close to black or white is to be that, and an output may lie beyond, since images are
-    # clipped in the end. 0: as they leave it. docs/adr/0022
-    saturate: float = 0.0
-    top: float = 0.65  # share of each longer list's updates spent on its top level
-    keep: float = 1.0  # weight of the levels that are to stay as they are
-    simulate: float = 0.0  # share of the updates below the top that are fed the student's own trajectory
-    lists: tuple[tuple[float, ...], ...] = ()  # what `start` serves, ascending in length, served by the result, too
-    adam: AdamConfig = AdamConfig(2e-4, (0.9, 0.99), decay_from=0.3, final=0.05)
-    ema_halflife: float = 20_000  # images, and at most the share
-    ema_ramp: float = 0.15  # of those seen
 
 
 class Progressive:
@@ -124,19 +105,6 @@ class Progressive:
         for lower in self.further[level]:
             target = call(self.start, target + lower * rng.normal_like(x), lower)
         return target, l1_error(target, first)
-
-
-def further_levels(
-    lists: Sequence[Sequence[float]], further: Sequence[float], longest: int | None = None
-) -> Mapping[float, tuple[float, ...]]:
-    """For every level of the lists, the calls that follow it in a target: none, unless a list ends with it,
-    of up to `longest` calls if that is given.
-
-    A call follows only one that is clearly above it: 1.5 times, since a call at nearly the same level mends nothing.
-    """
-    last = {levels[-1] for levels in lists if longest is None or len(levels) <= longest}
-    levels = {level for levels in lists for level in levels}
-    return {level: tuple(f for f in further if 1.5 * f < level) if level in last else () for level in levels}
 
 
 def saturated(images: Tensor, margin: float) -> Tensor:

@@ -3,12 +3,8 @@
 from dataclasses import dataclass, replace
 
 from fewstep.unet_config import UNetConfig
-from trainer.adversarial import AdversarialConfig
-from trainer.consistency import ConsistencyConfig
 from trainer.dataset import ImageSet
-from trainer.progressive import ProgressiveConfig
-from trainer.student import StudentConfig
-from trainer.teacher import TeacherConfig
+from trainer.settings import AdversarialConfig, ConsistencyConfig, ProgressiveConfig, StudentConfig, TeacherConfig
 
 
 class UnknownRecipeError(ValueError):

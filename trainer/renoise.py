@@ -7,17 +7,13 @@ student's level in its list; the list's last level is followed by `floor`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from fewstep.schedule import SIGMA_MAX, student_levels
+from fewstep.schedule import SIGMA_MAX
 from trainer.draws import Draws
-from trainer.edm import NoiseDistribution
-
-Rule = Literal["tied", "independent", "lognormal", "subinterval", "hybrid"]
-RULES: tuple[Rule, ...] = get_args(Rule)
+from trainer.settings import NoiseDistribution, Rule
 
 
 @dataclass(frozen=True)
@@ -82,10 +78,6 @@ class Drawn:
     sigma: Tensor  # [B] level the student is fed
     below: Tensor  # [B] the next level of its list, or the floor
     position: Tensor  # [B] index in the list; 0 is the top
-
-
-def served_lists(steps: Sequence[int], sigma_min: float, sigma_max: float = SIGMA_MAX) -> tuple[tuple[float, ...], ...]:
-    return tuple(student_levels(k, sigma_min, sigma_max) for k in steps)
 
 
 def renoise_levels(rule: Rule, drawn: Drawn, floor: float, rng: Draws) -> Tensor:

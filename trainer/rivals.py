@@ -6,13 +6,9 @@ learning rates. The papers' own rates belong to runs a hundred times longer.
 """
 
 from dataclasses import replace
-from typing import Literal, get_args
 
 from fewstep.schedule import SIGMA_MAX
-from trainer.student import StudentConfig
-
-MethodName = Literal["dpdm", "tied", "diff-instruct", "dmd2", "consistency", "progressive", "adversarial"]
-METHODS: tuple[MethodName, ...] = get_args(MethodName)
+from trainer.settings import StudentConfig
 
 
 def diff_instruct(base: StudentConfig) -> StudentConfig:

@@ -7,9 +7,8 @@ the student recovers and the data (DPDM, Eq. 3.4). Every documented variant of t
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,61 +16,20 @@ from torch import Tensor, nn
 from fewstep.checkpoint import NetworkModule
 from fewstep.guidance import guided
 from fewstep.precond import Denoiser, with_inputs
-from fewstep.schedule import MAX_STEPS
 from trainer.compute import Compute, runner
 from trainer.conditioning import LEVEL_FEATURES, level_features, widened
 from trainer.consistency import pseudo_huber
-from trainer.discriminator import Adversary, AdversaryConfig
-from trainer.divergence import Judge, Weight, kl_gradient, l1_error, sid_gradient
+from trainer.discriminator import Adversary
+from trainer.divergence import Judge, kl_gradient, l1_error, sid_gradient
 from trainer.draws import Draws
 from trainer.edm import denoising_loss
 from trainer.endpoints import Endpoints
 from trainer.feeding import Fed, Levels, noised, simulated
-from trainer.optimizer import AdamConfig, adam, descend
+from trainer.optimizer import adam, descend
 from trainer.posterior import Observation, combined
-from trainer.renoise import ContinuousLevels, LevelLists, Rule, renoise_levels, served_lists
+from trainer.renoise import ContinuousLevels, LevelLists, renoise_levels
+from trainer.settings import StudentConfig
 from trainer.world import replicated
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """The switches of DPDM. docs/adr/0003, 0009 and 0012 say how the defaults were chosen."""
-
-    renoise: Rule = "hybrid"
-    levels: Literal["lists", "continuous"] = "lists"  # fed at the served levels, or at any
-    steps: tuple[int, ...] = tuple(range(1, MAX_STEPS + 1))  # step counts whose levels are trained and served
-    sigma_min: float = 0.01  # of the Karras levels behind each list
-    sigma_max: float = 2.5  # the top level, where pure noise goes in (Diff-Instruct); 80 in the paper
-    lists: tuple[tuple[float, ...], ...] = ()  # the level list of each of `steps`, where they are not Karras'
-    floor: float = 0.05  # lowest level at which outputs are judged; below, the judges' own error dominates
-    top: float = 0.3  # share of each longer list's draws spent on its top level
-    # What pulls outputs to the data beside the adversary; none: nothing, the adversary alone (GDD, Zheng & Yang 2024).
-    loss: Literal["kl", "sid", "none"] = "kl"
-    alpha: float = 1.0  # of the SiD loss
-    weight: Weight = "l1"
-    guidance: float = 1.0  # autoguidance of the teacher that judges, by a worse one; 1: none (docs/adr/0017)
-    objective: Literal["marginal", "posterior"] = "marginal"  # what outputs are matched to: p(x0), or p(x0 | x_t)
-    auxiliary_sees_level: bool = True  # tell the auxiliary which level the student was fed
-    auxiliary_updates: int = 1  # per student update
-    auxiliary_first: float = 0.0  # fraction of the run in which only the auxiliary learns, to catch up with `start`
-    simulate: float = 0.0  # share of updates fed from the student's own trajectory
-    simulate_from: float = 0.5  # and after which fraction of the run: early trajectories are not worth learning from
-    # Share of updates in which the levels below the top imitate `start`; in all others only the top level learns.
-    keep: float = 0.0
-    warm: float = 0.0  # fraction of the run in which the top level regresses on stored teacher endpoints
-    warm_pairs: int = 4096
-    adversary: AdversaryConfig = AdversaryConfig()
-    adam: AdamConfig = AdamConfig(5e-5, (0.0, 0.999), decay_from=0.4, final=0.05)
-    # The auxiliary has to follow a moving student: with equal rates it lags, and the outputs oscillate (ADR 0003).
-    auxiliary_adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
-    ema_halflife: float = 100_000  # images, and at most the share
-    ema_ramp: float = 0.15  # of those seen: student and auxiliary go to and fro for long (docs/adr/0015)
-
-    @property
-    def level_lists(self) -> dict[int, tuple[float, ...]]:
-        """The level list of every step count: what is trained and, until it is calibrated, what is served."""
-        lists = self.lists or served_lists(self.steps, self.sigma_min, self.sigma_max)
-        return dict(zip(self.steps, lists, strict=True))
 
 
 class Student:

@@ -8,13 +8,18 @@ from typing import Any, get_args
 
 from fewstep.card import Card, read_card
 from fewstep.schedule import SIGMA_MAX, check_levels
-from trainer.adversarial import AdversarialConfig, Play, seen_lists
-from trainer.discriminator import Scales
-from trainer.divergence import Weight
-from trainer.progressive import ProgressiveConfig, further_levels
-from trainer.renoise import RULES
-from trainer.rivals import METHODS
-from trainer.student import StudentConfig
+from trainer.settings import (
+    METHODS,
+    RULES,
+    AdversarialConfig,
+    Play,
+    ProgressiveConfig,
+    Scales,
+    StudentConfig,
+    Weight,
+    further_levels,
+    seen_lists,
+)
 
 FURTHER = ("further", "further_for", "saturate")  # --method progressive's own switches
 PROGRESSIVE = (*FURTHER, "top", "simulate", "lr")  # and those that it shares with DPDM

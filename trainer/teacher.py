@@ -1,7 +1,5 @@
 """The teacher: EDM training of one denoiser (Karras et al. 2022)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -9,17 +7,10 @@ from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
 from trainer.compute import Compute, runner
 from trainer.draws import Draws
-from trainer.edm import NoiseDistribution, denoising_loss
-from trainer.optimizer import AdamConfig, adam, descend
+from trainer.edm import denoising_loss
+from trainer.optimizer import adam, descend
+from trainer.settings import TeacherConfig
 from trainer.world import replicated
-
-
-@dataclass(frozen=True)
-class TeacherConfig:
-    noise: NoiseDistribution = NoiseDistribution()
-    adam: AdamConfig = AdamConfig(lr=1e-3, betas=(0.9, 0.99), final=0.02)
-    ema_halflife: float = 50_000  # images
-    ema_ramp: float = 0.05  # at most this share of the images seen
 
 
 class Teacher:

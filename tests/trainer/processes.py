@@ -22,7 +22,7 @@ import torch
 
 import trainer.__main__ as command_line
 from tests.trainer.tiny import TINY_RECIPE
-from trainer import commands
+from trainer import commands, world
 from trainer.loop import LoopConfig
 from trainer.student import Student
 from trainer.world import joined, rank
@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
 
     sys.addaudithook(watch)
     torch.set_num_threads(1)
-    command_line.joined = lambda device: nullcontext()  # once, below, for all commands
+    world.joined = lambda device: nullcontext()  # once, below, for all commands
     commands.recipe = lambda name: TINY_RECIPE
     commands.loop_config = every_update_logged(commands.loop_config)
     update, report = Student.update, []

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.trainer.tiny import copied, draws, equal, lively, normals
-from trainer.adversarial import Adversarial, AdversarialConfig, seen_lists, step_rows
+from trainer.adversarial import Adversarial, step_rows
 from trainer.compute import Compute
 from trainer.critics import Critics, Head
 from trainer.noisy_classifier import ClassifierConfig, NoisyClassifier
-from trainer.optimizer import AdamConfig
+from trainer.settings import AdamConfig, AdversarialConfig, seen_lists
 
 LISTS = ((2.5,), (2.5, 0.4), (2.5, 0.9, 0.06))
 LABELS = torch.arange(32) % 10

@@ -21,7 +21,7 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.unet_config import UNetConfig
 from trainer import calibrate as command
-from trainer import teacher_space
+from trainer import calibration, teacher_space
 from trainer.artifacts import describe
 from trainer.compute import Compute
 from trainer.dataset import ImageSet, sigma_data
@@ -77,7 +77,7 @@ def test_calibration_finds_the_level_at_which_a_student_is_best():
 
         return distance
 
-    ranges = command.CalibrationConfig(images=50).ranges
+    ranges = calibration.CalibrationConfig(images=50).ranges
     trial = calibrated([objective(seeds) for seeds in ranges], (80.0, 9.0), None)
     # The second call shrinks the first one's shift by 0.5 / sqrt(0.25 + sigma^2) and adds its own.
     levels = np.geomspace(0.1, 40, 400)
@@ -89,15 +89,15 @@ def test_calibration_finds_the_level_at_which_a_student_is_best():
 def test_seed_ranges_are_disjoint_and_far_from_everybody_elses():
     used = [range(0, 100_000), range(2**32, 2**32 + 100_000), range(2**36, 2**36 + 100_000)]
     for seed in range(3):
-        used += command.CalibrationConfig(images=1000, seed=seed).ranges
+        used += calibration.CalibrationConfig(images=1000, seed=seed).ranges
     edges = sorted((seeds.start, seeds.stop) for seeds in used)
-    assert all(a[1] <= b[0] for a, b in pairwise(edges)) and len(edges) == 3 + 3 * (1 + command.HELD_OUT)
+    assert all(a[1] <= b[0] for a, b in pairwise(edges)) and len(edges) == 3 + 3 * (1 + calibration.HELD_OUT)
 
 
 @pytest.mark.parametrize("count", [37, 1000, 6000])
 def test_classes_are_as_frequent_as_in_the_data_whatever_its_order(count):
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [3000, 2000, 1000]))
-    found = np.bincount(command.frequent_as_in(labels, count), minlength=3)
+    found = np.bincount(calibration.frequent_as_in(labels, count), minlength=3)
     assert found.sum() == count and np.abs(found - count * np.array([3, 2, 1]) / 6).max() < 1
 
 
@@ -167,7 +167,7 @@ def test_command_leaves_a_valid_card_and_the_weights_alone(models, fashion_2000_
     assert set(notes) == {"2", "3"} and card.levels[1] == (80.0,) and card.training["recipe"] == "fashion"
     for k in (2, 3):
         note = notes[str(k)]
-        assert len(note["held_out_before"]) == command.HELD_OUT and note["after"] <= note["before"]
+        assert len(note["held_out_before"]) == calibration.HELD_OUT and note["after"] <= note["before"]
         assert card.levels[k] == (tuple(note["found"]) if note["accepted"] else before.levels[k])
         assert (str(k) in card.metrics["distance"]) == (not note["accepted"])
         assert len(card.levels[k]) == k and card.levels[k][0] == 80.0
@@ -190,7 +190,7 @@ def test_the_same_command_finds_the_same_levels(models, folders, fashion_2000_zi
 def test_accepted_levels_replace_the_cards_and_stale_metrics_go(models, fashion_2000_zip, monkeypatch, capsys):
     student, teacher = models
     trial = Trial((80.0, 3.5), (80.0, 2.0), True, 1.0, 0.5, (1.0,) * 4, (0.5,) * 4)
-    monkeypatch.setattr(command, "calibrated", lambda *_: trial)
+    monkeypatch.setattr(calibration, "calibrated", lambda *_: trial)
     assert run(student, teacher, fashion_2000_zip, "--steps", "2") == 0
     card = read_card(student)
     assert card.levels[2] == (80.0, 2.0) and card.metrics["distance"] == {"3": 2.0}
@@ -207,7 +207,7 @@ def test_an_interrupt_keeps_what_was_found(models, fashion_2000_zip, monkeypatch
             raise KeyboardInterrupt
         return trial
 
-    monkeypatch.setattr(command, "calibrated", once)
+    monkeypatch.setattr(calibration, "calibrated", once)
     assert run(student, teacher, fashion_2000_zip, "--steps", "2,3") == command.INTERRUPTED
     card = read_card(student)
     assert card.levels[2] == (80.0, 2.0) and card.levels[3] == (80.0, 11.6, 0.8)
@@ -250,11 +250,13 @@ class Contrast:
 
 def test_what_a_second_space_finds_worse_is_not_kept(models, folders, fashion_2000, capsys):
     student, _ = models
-    before, config = read_card(student), command.CalibrationConfig(images=50)
-    search = partial(command.calibrate, student, Contrast(1), {"space": "gray"}, fashion_2000, [2], config, Compute())
+    before, config = read_card(student), calibration.CalibrationConfig(images=50)
+    search = partial(
+        calibration.calibrate, student, Contrast(1), {"space": "gray"}, fashion_2000, [2], config, Compute()
+    )
     trials = search(Contrast(-1))
     assert trials[2].after < trials[2].before and not trials[2].accepted and read_card(student).levels == before.levels
     note = read_card(student).training["calibration"]["2"]
-    assert len(note["second_before"]) == len(note["second_after"]) == command.HELD_OUT
-    assert command.report(trials, [2], student) == 0 and command.OBJECTED in capsys.readouterr().out
+    assert len(note["second_before"]) == len(note["second_after"]) == calibration.HELD_OUT
+    assert command.report(trials, [2], student) == 0 and calibration.OBJECTED in capsys.readouterr().out
     assert search(Contrast(1))[2].accepted and read_card(student).levels[2] != before.levels[2]

@@ -9,7 +9,7 @@ from fewstep.network import UNet
 from fewstep.unet_config import UNetConfig
 from tests.trainer.tiny import TINY, lively, normals
 from trainer.conditioning import LEVEL_FEATURES, level_features, widened
-from trainer.renoise import served_lists
+from trainer.settings import served_lists
 
 CONFIGS = {
     "song": TINY,

@@ -10,10 +10,9 @@ from fewstep.network import UNet
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
 from trainer.compute import Compute
 from trainer.conditioning import level_features
-from trainer.discriminator import Adversary, AdversaryConfig
-from trainer.edm import NoiseDistribution
-from trainer.optimizer import AdamConfig
-from trainer.student import Student, StudentConfig
+from trainer.discriminator import Adversary
+from trainer.settings import AdamConfig, AdversaryConfig, NoiseDistribution, StudentConfig
+from trainer.student import Student
 
 CONFIG = AdversaryConfig(weight=1.0, adam=AdamConfig(2e-3, (0.0, 0.999), warmup=0.0))
 LABELS = torch.arange(32) % 10

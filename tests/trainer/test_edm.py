@@ -8,9 +8,10 @@ import torch
 from fewstep.analytic import Gaussian, as_network
 from fewstep.precond import Denoiser
 from trainer.draws import Draws
-from trainer.edm import NoiseDistribution, denoising_loss
+from trainer.edm import denoising_loss
 from trainer.ema import average_of, update_average
-from trainer.optimizer import AdamConfig, learning_rate
+from trainer.optimizer import learning_rate
+from trainer.settings import AdamConfig, NoiseDistribution
 
 
 @pytest.mark.parametrize("sigma", [0.01, 0.5, 30.0])

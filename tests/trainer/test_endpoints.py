@@ -14,8 +14,8 @@ from fewstep.schedule import SIGMA_MAX
 from tests.trainer.tiny import TINY, draws, lively
 from trainer.compute import Compute
 from trainer.endpoints import CHUNK, FILE, FIRST_SEED, Endpoints, load_or_make
-from trainer.optimizer import AdamConfig
-from trainer.student import Student, StudentConfig
+from trainer.settings import AdamConfig, StudentConfig
+from trainer.student import Student
 
 DATA, SHAPE, COUNT = Gaussian(0.1, 0.5), (1, 8, 8), CHUNK + 20
 

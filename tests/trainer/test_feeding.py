@@ -14,8 +14,9 @@ from fewstep.schedule import SIGMA_MAX
 from tests.trainer.tiny import draws, lively, normals
 from trainer.compute import Compute
 from trainer.feeding import noised, simulated
-from trainer.renoise import RULES, ContinuousLevels, Drawn, LevelLists, renoise_levels, served_lists
-from trainer.student import Student, StudentConfig
+from trainer.renoise import ContinuousLevels, Drawn, LevelLists, renoise_levels
+from trainer.settings import RULES, StudentConfig, served_lists
+from trainer.student import Student
 
 FLOOR = 0.05
 LISTS = LevelLists.of(served_lists((1, 2, 4), 0.01), FLOOR)

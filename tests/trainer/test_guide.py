@@ -13,7 +13,8 @@ from trainer.compute import Compute
 from trainer.dataset import ImageSet
 from trainer.feeding import Fed
 from trainer.renoise import Drawn
-from trainer.student import Student, StudentConfig
+from trainer.settings import StudentConfig
+from trainer.student import Student
 from trainer.switches import SwitchError, switched
 
 

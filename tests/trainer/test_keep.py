@@ -10,8 +10,8 @@ from tests.trainer.tiny import TINY_RECIPE, copied, draws, equal, lively, normal
 from trainer.commands import Distillation, train_student
 from trainer.compute import Compute
 from trainer.dataset import ImageSet
-from trainer.optimizer import AdamConfig
-from trainer.student import Student, StudentConfig
+from trainer.settings import AdamConfig, StudentConfig
+from trainer.student import Student
 from trainer.switches import SwitchError, switched
 
 LABELS = torch.arange(8) % 10

@@ -9,8 +9,8 @@ from fewstep.card import CARD_FILE, Card, CheckpointError, Dataset, card_to_json
 from tests.trainer.tiny import TINY_RECIPE, draws, run_options
 from trainer.commands import Distillation, train_student
 from trainer.dataset import ImageSet
-from trainer.renoise import LevelLists, renoise_levels, served_lists
-from trainer.student import StudentConfig
+from trainer.renoise import LevelLists, renoise_levels
+from trainer.settings import StudentConfig, served_lists
 from trainer.switches import SwitchError, switched, with_lists
 
 LEVELS = {k: (2.0, 0.5, 0.2, 0.1, 0.02, 0.01, 0.008, 0.005)[:k] for k in range(1, 9)}

@@ -24,7 +24,7 @@ from trainer.noisy_classifier import (
     load_classifier,
     save_classifier,
 )
-from trainer.optimizer import AdamConfig
+from trainer.settings import AdamConfig
 
 CONFIG = ClassifierConfig(8, 1, 2, 0.5, width=8, features=16, shift=1)
 ADAM = AdamConfig(3e-3, (0.9, 0.999), warmup=0.0)

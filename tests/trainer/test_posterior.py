@@ -15,7 +15,8 @@ from trainer.conditioning import LEVEL_FEATURES, level_features
 from trainer.feeding import Fed
 from trainer.posterior import Observation, combined
 from trainer.renoise import Drawn
-from trainer.student import Student, StudentConfig
+from trainer.settings import StudentConfig
+from trainer.student import Student
 
 DATA, SIGMA_DATA, COUNT = Gaussian(0.1, 0.5), 0.5, 512
 

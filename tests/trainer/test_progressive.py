@@ -12,8 +12,8 @@ from fewstep.samplers import sample_dpdm
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
 from trainer.compute import Compute
 from trainer.draws import Draws
-from trainer.optimizer import AdamConfig
-from trainer.progressive import Progressive, ProgressiveConfig, further_levels, saturated
+from trainer.progressive import Progressive, saturated
+from trainer.settings import AdamConfig, ProgressiveConfig, further_levels
 
 LABELS = torch.arange(8) % 10
 IMAGES = 0.3 * normals(8, 1, 8, 8)

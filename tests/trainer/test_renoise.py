@@ -5,7 +5,8 @@ import torch
 
 from fewstep.schedule import SIGMA_MAX, student_levels
 from trainer.draws import Draws
-from trainer.renoise import RULES, LevelLists, renoise_levels, served_lists
+from trainer.renoise import LevelLists, renoise_levels
+from trainer.settings import RULES, served_lists
 
 FLOOR = 0.05
 

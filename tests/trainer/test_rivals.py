@@ -8,11 +8,10 @@ import torch
 from fewstep.schedule import SIGMA_MAX
 from tests.trainer.tiny import draws, lively, normals
 from trainer.compute import Compute
-from trainer.discriminator import AdversaryConfig
-from trainer.optimizer import AdamConfig
-from trainer.renoise import renoise_levels, served_lists
+from trainer.renoise import renoise_levels
 from trainer.rivals import diff_instruct, dmd2, tied
-from trainer.student import Student, StudentConfig
+from trainer.settings import AdamConfig, AdversaryConfig, StudentConfig, served_lists
+from trainer.student import Student
 
 # A recipe with rates of its own and every extra on: what a preset does not mention must survive, or be switched off.
 BASE = StudentConfig(adam=AdamConfig(3e-4), auxiliary_adam=AdamConfig(4e-4), ema_halflife=123.0, top=0.4)

@@ -18,9 +18,10 @@ from trainer.dataset import ImageSet, sigma_data
 from trainer.draws import Draws
 from trainer.ema import average_of, update_average
 from trainer.feeding import Fed
-from trainer.renoise import RULES, Drawn
-from trainer.student import Student, StudentConfig
-from trainer.teacher import Teacher, TeacherConfig
+from trainer.renoise import Drawn
+from trainer.settings import RULES, StudentConfig, TeacherConfig
+from trainer.student import Student
+from trainer.teacher import Teacher
 
 TINY = UNetConfig(resolution=8, channels=1, classes=10, width=16, mult=(1,), blocks=1)
 

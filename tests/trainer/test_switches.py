@@ -13,7 +13,7 @@ from trainer import commands
 from trainer.commands import Distillation, train_student
 from trainer.dataset import ImageSet
 from trainer.rivals import tied
-from trainer.student import StudentConfig
+from trainer.settings import StudentConfig
 from trainer.switches import SwitchError, add_switches, given, switched
 
 # flag -> the fields it sets, and nothing else

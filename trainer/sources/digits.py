@@ -2,18 +2,16 @@
 
 import numpy as np
 
-from trainer.dataset import DataError, ImageSet
+from trainer.dataset import ImageSet
 from trainer.sources.selection import Split, in_split
 
 LICENCE = "CC BY 4.0 (E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI)"
 
 
 def read_digits(split: Split = "train") -> ImageSet:
-    """Gray [N, 8, 8, 1]; their 17 levels 0..16 are spread over 0..255. Raises DataError without scikit-learn."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError("digits come with scikit-learn: run `pip install scikit-learn`") from error
+    """Gray [N, 8, 8, 1]; their 17 levels 0..16 are spread over 0..255."""
+    from sklearn.datasets import load_digits
+
     values, labels = load_digits(return_X_y=True)
     pixels = np.rint(values.reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
     chosen = np.array([in_split(str(index), split) for index in range(len(pixels))])

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from trainer.dataset import DataError
 
@@ -75,6 +74,8 @@ def read_pictures(
     resolution: None takes the size of the first image and refuses any other size.
     gray: None is as the first image. Raises DataError.
     """
+    from tqdm import tqdm  # of [train]: `data --help` works without it
+
     if resolution is not None and resolution < 1:
         raise DataError(f"--resolution must be positive, not {resolution}")
     stack: NDArray[np.uint8] | None = None
