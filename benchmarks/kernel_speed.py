@@ -151,7 +151,7 @@ def main() -> None:
     if args.cpu:
         rows, columns = measure_cpu(args), CPU_COLUMNS
     elif args.compile_only:
-        from kernels.report import compile_all
+        from tests.ptx.report import compile_all
 
         rows, columns = [asdict(usage) for usage in compile_all()], COMPILE_COLUMNS
     else:

@@ -16,7 +16,7 @@ _SHEET = Path(__file__).parent / "fixtures" / "fashion-2000.png"
 _SIDE, _COLUMNS, _PER_CLASS = 28, 50, 200
 
 # Triton has no CPU backend. Without a GPU its kernels run in its interpreter, chosen before they are imported, or with
-# KERNELS=sm_90 compiled and in ours (tests/kernels/compiled.py).
+# KERNELS=sm_90 compiled and in ours (tests/ptx/driver.py).
 if not torch.cuda.is_available() and not os.environ.get("KERNELS"):
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.ptx.arithmetic import UNSIGNED
+from tests.ptx.arithmetic import UNSIGNED
 
 SECTOR = 32  # bytes: the least that a GPU moves
 

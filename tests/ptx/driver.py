@@ -1,4 +1,4 @@
-"""A driver that stands in for a GPU's: what is launched is compiled for it, and runs in `kernels.ptx`.
+"""A driver that stands in for a GPU's: what is launched is compiled for it, and runs in `tests.ptx`.
 
 Triton's interpreter and the compiler part ways when a kernel is imported, so this is for a process that was started
 with KERNELS=sm_90, say, as tests/kernels/test_compiled.py does.
@@ -13,8 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from kernels.ptx.machine import Kernel
-from kernels.ptx.memory import Memory
+from tests.ptx.machine import Kernel
+from tests.ptx.memory import Memory
 
 _compile: Any = JITFunction.run
 _kernels: dict[str, Kernel] = {}

@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from kernels.ptx.arithmetic import as_bits, as_type, operation
-from kernels.ptx.machine import Kernel
-from kernels.ptx.memory import Memory, Traffic
+from tests.ptx.arithmetic import as_bits, as_type, operation
+from tests.ptx.machine import Kernel
+from tests.ptx.memory import Memory, Traffic
 
 MATRIX = ("stmatrix", "ldmatrix")
 NAN, ONE = 0x7FC00000, 0x3F800000

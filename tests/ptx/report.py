@@ -1,6 +1,6 @@
 """Compiles every kernel for a GPU, without one, and reports what the assembler made of it.
 
-python -m kernels.report [--out FILE.json]
+python -m tests.ptx.report [--out FILE.json]
 """
 
 import argparse
@@ -21,9 +21,9 @@ from triton.compiler import ASTSource
 
 from kernels.group_norm_silu import group_norm_silu_kernel
 from kernels.initial_noise import initial_noise_kernel
-from kernels.ptx.machine import Kernel
-from kernels.ptx.memory import Memory
 from kernels.step import step_kernel
+from tests.ptx.machine import Kernel
+from tests.ptx.memory import Memory
 
 CAPABILITIES = (80, 90)  # A100, H100 and H200
 _FIXED = {  # of arguments whose type is the same in every launch; the rest are pointers to `Variant.dtype`

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.ptx.arithmetic import UNSIGNED, Bits, operation, width
-from kernels.ptx.memory import Memory, Traffic
+from tests.ptx.arithmetic import UNSIGNED, Bits, operation, width
+from tests.ptx.memory import Memory, Traffic
 
 WARP = 32
 

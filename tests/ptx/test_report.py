@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.report import CAPABILITIES, variants
+from tests.ptx.report import CAPABILITIES, variants
 
 ROOT = Path(__file__).parents[2]
 COMPILED = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -17,7 +17,7 @@ COMPILED = {name: value for name, value in os.environ.items() if name != "TRITON
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     out = tmp_path_factory.mktemp("report") / "kernels.json"
-    command = [sys.executable, "-m", "kernels.report", "--out", str(out)]
+    command = [sys.executable, "-m", "tests.ptx.report", "--out", str(out)]
     subprocess.run(command, cwd=ROOT, env=COMPILED, check=True, stdout=subprocess.DEVNULL)
     return json.loads(out.read_text())["kernels"]
 
@@ -65,7 +65,7 @@ def test_a_group_norm_asks_for_a_map_that_fits_a_tile_once_and_for_others_twice(
 
 def test_where_triton_interprets_nothing_is_compiled():
     done = subprocess.run(
-        [sys.executable, "-m", "kernels.report"], cwd=ROOT, env={**COMPILED, "TRITON_INTERPRET": "1"},
+        [sys.executable, "-m", "tests.ptx.report"], cwd=ROOT, env={**COMPILED, "TRITON_INTERPRET": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode and "unset it" in done.stderr
