@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.cache import Cache
-from benchmarks.features import EFFL0, FASHION128, INCEPTION, Pixels
 from benchmarks.inputs import add_data_options, load_data, load_references, run_cached
-from benchmarks.reference import Reference
 from fewstep.card import read_card
-from fewstep.frechet import Moments, frechet_distance
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, INCEPTION, Pixels
+from fewstep.metrics.frechet import Moments, frechet_distance
+from fewstep.metrics.reference import Reference
 from trainer.calibrate import add_options, computing, report, searching
 from trainer.calibration import calibrate, searchable
 

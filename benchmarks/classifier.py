@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from benchmarks.features import FORMAT, load_extractor
 from export.to_onnx import strip_traces
 from fewstep.card import write_atomically
-from fewstep.frechet import Moments, frechet_distance
+from fewstep.metrics.extractors.fashion128 import FORMAT, load_extractor
+from fewstep.metrics.frechet import Moments, frechet_distance
 from trainer.dataset import ImageSet, read_image_set
 
 FEATURES = 128

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from fewstep.card import write_atomically
-from fewstep.frechet import Moments, frechet_distance
+from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.pixels import Pixels, from_pixels
 from trainer.dataset import ImageSet
 from trainer.sources.digits import read_digits

@@ -25,14 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.cache import Cache
 from benchmarks.cells import Task, fill, read_cell
 from benchmarks.generators import Batch, Generator
 from benchmarks.harness import ROOT, table, write_result
 from benchmarks.inputs import add_common_options, load_data, load_generators, load_references, run_cached
 from benchmarks.plots import draw_recovered, draw_recovery
-from benchmarks.reference import Reference, shuffled
-from fewstep.frechet import Moments, frechet_distance
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.frechet import Moments, frechet_distance
+from fewstep.metrics.reference import Reference, shuffled
 from fewstep.noise import noise_for
 from fewstep.pixels import from_pixels, to_pixels
 from fewstep.schedule import SIGMA_MAX

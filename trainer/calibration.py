@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from fewstep.card import CARD_FILE, Card, CheckpointError, card_to_json, distilled_from, read_card, write_atomically
 from fewstep.checkpoint import load_denoiser
+from fewstep.metrics.extractors.teacher import TeacherSpace, evenly
 from trainer.compute import Compute, runner
 from trainer.dataset import ImageSet
 from trainer.level_search import Levels, Objective, SearchConfig, Trial, calibrated, evaluations
 from trainer.runs import check_images, check_match
-from trainer.teacher_space import TeacherSpace, evenly
 from trainer.trajectories import Space, objective
 
 FIRST_SEED = 2**33  # far from the seeds of evaluations (0 ..) and of stored endpoints (2^32 ..)
@@ -130,7 +130,7 @@ def teacher_space(model: Path, teacher: Path, data: ImageSet, compute: Compute) 
             f"that one is {parent.weights[:12]}...); give --teacher the folder it was distilled from"
         )
     check_match(parent, data, teacher)
-    space = TeacherSpace.of(judge, data)
+    space = TeacherSpace.of(judge, data.images, data.labels)
     return space, {"space": space.description, "teacher": parent.weights}
 
 

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from fewstep.card import Card
 from fewstep.latent import latent_shape, with_latent
+from fewstep.metrics.extractors.teacher import CHUNK
 from fewstep.noise_torch import latent_for, noise_for
 from fewstep.pixels import Pixels, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from trainer.level_search import Levels, Objective
-from trainer.teacher_space import CHUNK
 
 
 class Space(Protocol):
-    """Where images are compared with real ones: `trainer.teacher_space.TeacherSpace`, or any other features."""
+    """Where images are compared with real ones: `TeacherSpace` of fewstep.metrics, or any other."""
 
     def distance(self, pixels: Pixels, labels: NDArray[np.integer], seeds: Sequence[int]) -> float:
         """uint8 [N, H, W, C] made from these seeds [N] and labels [N] -> distance to the real images."""

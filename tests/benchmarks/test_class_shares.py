@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.class_shares import class_means, moved, shares
 from benchmarks.harness import ROOT
-from fewstep.frechet import Moments, frechet_distance
+from fewstep.metrics.class_shares import class_means, moved, shares
+from fewstep.metrics.frechet import Moments, frechet_distance
 from trainer.dataset import ImageSet
 
 CLASSES, EACH, WIDTH = 3, 400, 5

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cache import Cache
-from benchmarks.features import FeatureNet
 from benchmarks.generators import Generator
-from benchmarks.reference import Reference, make_reference
 from fewstep.analytic import Gaussian, as_network
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.extractors.by_name import FeatureNet
+from fewstep.metrics.reference import Reference, make_reference
 from fewstep.pixels import to_pixels
 from fewstep.precond import Denoiser
 from trainer.dataset import ImageSet

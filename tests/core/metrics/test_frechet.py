@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fewstep.frechet import Moments, frechet_distance
+from fewstep.metrics.frechet import Moments, frechet_distance
 
 
 def gaussian(mean, covariance, count=1000) -> Moments:

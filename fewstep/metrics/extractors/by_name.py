@@ -9,66 +9,21 @@ about c / N, so two distances compare only at equal N, and the floor (real held-
 at that N belongs beside them.
 """
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.backends.onnxruntime_cpu import open_session
 from fewstep.card import CheckpointError
-from fewstep.frechet import Moments
+from fewstep.metrics.extractors.fashion128 import load_extractor
 
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
-
-FOLDER = Path(__file__).resolve().parent.parent / "models" / "fashion" / "classifier"
-FORMAT = 1
 FASHION128, EFFL0, INCEPTION = "fashion128", "effl0-pca64", "inception-2015"
 
 Pixels = NDArray[np.uint8]  # [N, H, W, C]
 Outputs = tuple[NDArray[np.float32], NDArray[np.int64] | None]  # features [N, d]; classes [N] if it is a classifier
-
-
-@dataclass(frozen=True)
-class Extractor:
-    session: "InferenceSession"
-    reference: Moments  # of the 60,000 training images
-    floors: dict[int, float]  # N -> distance of N real held-out images to the reference, mean over disjoint chunks
-    facts: dict  # extractor.json: accuracy, hashes, seeds
-
-    def __call__(self, pixels: NDArray[np.uint8], batch: int = 250) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """uint8 [N, 32, 32, 1] -> features [N, 128] and predicted classes [N]."""
-        outputs: list[Any] = [
-            self.session.run(None, {"pixels": part}) for part in np.array_split(pixels, -(-len(pixels) // batch))
-        ]
-        features, logits = (np.concatenate([output[i] for output in outputs]) for i in (0, 1))
-        return features, logits.argmax(axis=1)
-
-    def floor(self, count: int) -> float:
-        """The noise floor at N = count. The bias falls as 1 / N, so it is interpolated in 1 / N."""
-        known = sorted(self.floors)
-        inverse = [1 / n for n in reversed(known)]
-        return float(np.interp(1 / count, inverse, [self.floors[n] for n in reversed(known)]))
-
-
-def load_extractor(folder: Path = FOLDER, threads: int = 0) -> Extractor:
-    """Raises CheckpointError when the network is not the one its statistics were made with."""
-    facts = json.loads((folder / "extractor.json").read_text())
-    if facts["format"] != FORMAT:
-        raise CheckpointError(f"{folder} has extractor format {facts['format']}; this version reads {FORMAT}")
-    path = folder / "extractor.onnx"
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != facts["network_sha256"]:
-        raise CheckpointError(f"{path} is not the network the reference statistics were made with")
-    session = open_session(content, path, threads)
-    with np.load(folder / "reference.npz", allow_pickle=False) as stored:
-        reference = Moments(stored["mean"], stored["covariance"], int(stored["count"]))
-    return Extractor(session, reference, {int(n): floor for n, floor in facts["floors"].items()}, facts)
 
 
 @dataclass(frozen=True)
@@ -96,12 +51,12 @@ def load_feature_net(name: str, inception: Path | None = None, threads: int = 0)
         digest = extractor.facts["network_sha256"]
         return FeatureNet(name, digest, "32x32 gray, fp32", extractor, image_shape=(32, 32, 1))
     if name == EFFL0:
-        from benchmarks import efficientnet_lite0 as effl0  # torch is needed for these two only
+        from fewstep.metrics.extractors import efficientnet_lite0 as effl0  # torch is needed for these two only
 
         network = effl0.load_efficientnet_lite0()
         return FeatureNet(name, effl0.SHA256, "64x64, bicubic antialiased, fp32", _on_torch(network, threads), axes=64)
     if name == INCEPTION:
-        from benchmarks import inception as inception_2015
+        from fewstep.metrics.extractors import inception as inception_2015
 
         if inception is None:
             raise CheckpointError(f"{name} needs its weight file: --inception {inception_2015.FILE}")

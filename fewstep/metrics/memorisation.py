@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.nearest import Nearest
+from fewstep.metrics.nearest import Nearest
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75)
 THRESHOLD = 0.01  # the quantile of the held-out distances below which an image counts as close

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks.memorisation import closest_pairs, memorisation
-from benchmarks.nearest import nearest, neighbour_radii, squared_distances
-from benchmarks.precision_recall import precision_recall
+from fewstep.metrics.memorisation import closest_pairs, memorisation
+from fewstep.metrics.nearest import nearest, neighbour_radii, squared_distances
+from fewstep.metrics.precision_recall import precision_recall
 
 
 def cloud(count: int, centre: float = 0.0, seed: int = 0) -> np.ndarray:

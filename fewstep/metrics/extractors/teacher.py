@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.card import CheckpointError
-from fewstep.frechet import Moments, frechet_distance
+from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.network import UNet
 from fewstep.noise_torch import noise_for
 from fewstep.pixels import Pixels, from_pixels
 from fewstep.precond import Denoiser, edm_scalings, onehot
 from fewstep.schedule import MAX_STEPS
-from trainer.dataset import ImageSet
 
 SIGMA = 0.2  # where images are looked at
 NOISE_STEP = MAX_STEPS  # of an image's own seed: samplers use the steps before it
@@ -41,15 +40,16 @@ class TeacherSpace:
         return f"spatial means of the teacher's innermost features at sigma {self.sigma}"
 
     @staticmethod
-    def of(teacher: Denoiser, data: ImageSet, sigma: float = SIGMA) -> "TeacherSpace":
-        """Raises CheckpointError when the teacher is a network without inner features to read."""
+    def of(teacher: Denoiser, images: Pixels, labels: NDArray[np.integer], sigma: float = SIGMA) -> "TeacherSpace":
+        """Of real images uint8 [N, H, W, C] with labels [N].
+
+        Raises CheckpointError when the teacher is a network without inner features to read.
+        """
         if not isinstance(teacher.network, UNet):
             raise CheckpointError("distances are taken in the features of a U-Net of fewstep; this teacher is none")
-        rows = evenly(len(data.images), min(len(data.images), REFERENCE_IMAGES))
+        rows = evenly(len(images), min(len(images), REFERENCE_IMAGES))
         seeds = range(REFERENCE_SEED, REFERENCE_SEED + len(rows))
-        return TeacherSpace(
-            teacher, Moments.of(features(teacher, data.images[rows], data.labels[rows], seeds, sigma)), sigma
-        )
+        return TeacherSpace(teacher, Moments.of(features(teacher, images[rows], labels[rows], seeds, sigma)), sigma)
 
     def distance(self, pixels: Pixels, labels: NDArray[np.integer], seeds: Sequence[int]) -> float:
         """uint8 [N, H, W, C] made from these seeds [N] and labels [N] -> distance to the real images."""
