@@ -47,8 +47,8 @@ from trainer.draws import Draws
 from trainer.ema import average_of, update_average
 from trainer.endpoints import Endpoints, load_or_make
 from trainer.loop import Method
-from trainer.recipes import fitted
 from trainer.rivals import tied
+from trainer.runs import fitted
 from trainer.settings import StudentConfig, TeacherConfig
 from trainer.student import Student
 from trainer.teacher import Teacher

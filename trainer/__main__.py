@@ -12,7 +12,7 @@ from fewstep.card import CheckpointError
 from trainer import calibrate, data
 from trainer.dataset import DataError, ImageSet, read_image_set
 from trainer.importing import command as importing
-from trainer.recipes import RECIPES, UnknownRecipeError, recipe
+from trainer.recipes.by_name import RECIPES, UnknownRecipeError, recipe
 from trainer.switches import SwitchError, add_switches, given
 
 if TYPE_CHECKING:

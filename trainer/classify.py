@@ -13,7 +13,7 @@ from trainer.compute import Compute, default_device, placed, worth_compiling
 from trainer.dataset import DataError, ImageSet, sigma_data
 from trainer.loop import Clock, train
 from trainer.noisy_classifier import ADAM, Classification, ClassifierConfig, NoisyClassifier, save_classifier
-from trainer.recipes import recipe
+from trainer.recipes.by_name import recipe
 from trainer.runs import RunOptions, check_out, loop_config
 from trainer.world import rank
 

@@ -21,9 +21,10 @@ from trainer.dataset import ImageSet, sigma_data
 from trainer.endpoints import Endpoints, load_or_make
 from trainer.noisy_classifier import NoisyClassifier, classifier_hash, load_classifier
 from trainer.progressive import Progressive
-from trainer.recipes import Recipe, fitted, recipe
+from trainer.recipes.by_name import recipe
+from trainer.recipes.recipe import Recipe
 from trainer.rivals import diff_instruct, dmd2, tied
-from trainer.runs import RunOptions, check_match, check_out, compute_for, loop_config, run_method
+from trainer.runs import RunOptions, check_match, check_out, compute_for, fitted, loop_config, run_method
 from trainer.settings import AdversarialConfig, ConsistencyConfig, MethodName, ProgressiveConfig, StudentConfig
 from trainer.state import load_network
 from trainer.student import Student

@@ -10,11 +10,12 @@ from torch import nn
 
 from fewstep.card import Card, CheckpointError, read_card
 from fewstep.checkpoint import NetworkModule
+from fewstep.unet_config import UNetConfig
 from trainer.artifacts import environment, write_checkpoint
 from trainer.compute import Compute, Precision, default_device, faster_precision, worth_compiling
 from trainer.dataset import DataError, ImageSet, sigma_data
 from trainer.loop import Clock, LoopConfig, Method, train
-from trainer.recipes import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.state import STATE_FILE
 from trainer.world import from_first, rank, ranks
 
@@ -145,3 +146,10 @@ def check_images(card: Card, data: ImageSet, who: str) -> None:
             f"{data.name} has sigma_data {measured:.3f}, {who} was trained at {card.sigma_data:.3f}: "
             "it was made for other images"
         )
+
+
+def fitted(network: UNetConfig, data: ImageSet) -> UNetConfig:
+    """The network with the shape of the data."""
+    _, resolution, _, channels = data.images.shape
+    classes = len(data.class_names) if (data.labels >= 0).any() else 0
+    return replace(network, resolution=resolution, channels=channels, classes=classes)

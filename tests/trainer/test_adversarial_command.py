@@ -14,7 +14,7 @@ from trainer.commands import Distillation, train_student, train_teacher
 from trainer.data import load_recipe_dataset
 from trainer.dataset import ImageSet
 from trainer.noisy_classifier import classifier_hash
-from trainer.recipes import RECIPES
+from trainer.recipes.by_name import RECIPES
 from trainer.settings import AdversarialConfig
 from trainer.switches import SwitchError, add_switches, adversarial, given
 

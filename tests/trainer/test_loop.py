@@ -14,7 +14,7 @@ from trainer.average import average
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.dataset import DataError, ImageSet, sigma_data, write_image_set
 from trainer.loop import DivergedError, LoopConfig, _batches
-from trainer.recipes import UnknownRecipeError
+from trainer.recipes.by_name import UnknownRecipeError
 from trainer.runs import RunOptions, check_match
 from trainer.student import Student
 from trainer.teacher import Teacher

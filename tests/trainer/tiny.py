@@ -8,7 +8,7 @@ import torch
 from fewstep.network import UNet
 from fewstep.unet_config import UNetConfig
 from trainer.draws import Draws
-from trainer.recipes import Recipe
+from trainer.recipes.recipe import Recipe
 from trainer.runs import RunOptions
 from trainer.settings import StudentConfig
 
