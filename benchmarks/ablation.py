@@ -40,14 +40,14 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from fewstep.unet_config import UNetConfig
-from trainer.artifacts import describe
-from trainer.compute import Compute
 from trainer.dataset import DataError, ImageSet, sigma_data
-from trainer.draws import Draws
-from trainer.ema import average_of, update_average
 from trainer.endpoints import Endpoints, load_or_make
-from trainer.loop import Method
 from trainer.rivals import tied
+from trainer.run.artifacts import describe
+from trainer.run.compute import Compute
+from trainer.run.draws import Draws
+from trainer.run.ema import average_of, update_average
+from trainer.run.loop import Method
 from trainer.runs import fitted
 from trainer.settings import StudentConfig, TeacherConfig
 from trainer.student import Student

@@ -31,12 +31,12 @@ from fewstep.network import UNet
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
 from trainer.adversarial import Adversarial
-from trainer.compute import Compute, default_device, placed
 from trainer.consistency import Consistency
-from trainer.draws import Draws
-from trainer.loop import Method
 from trainer.noisy_classifier import ClassifierConfig, NoisyClassifier
 from trainer.progressive import Progressive
+from trainer.run.compute import Compute, default_device, placed
+from trainer.run.draws import Draws
+from trainer.run.loop import Method
 from trainer.settings import AdversarialConfig, ConsistencyConfig, ProgressiveConfig, StudentConfig, TeacherConfig
 from trainer.student import Student
 from trainer.teacher import Teacher

@@ -134,7 +134,7 @@ def _options(args: argparse.Namespace) -> "RunOptions":
 
 
 def _images(args: argparse.Namespace) -> ImageSet:
-    from trainer.world import from_first, rank
+    from trainer.run.distributed import from_first, rank
 
     recipe(args.recipe)  # an unknown recipe is said before data is looked for
     if args.data:
@@ -182,9 +182,9 @@ def _publish(args: argparse.Namespace) -> None:
 
 def _trained(args: argparse.Namespace, train: Callable[[], bool]) -> int:
     """Run a training command, in one process or as one of torchrun's. Returns the exit status."""
-    from trainer import world
-    from trainer.compute import default_device
-    from trainer.loop import DivergedError
+    from trainer.run import distributed as world
+    from trainer.run.compute import default_device
+    from trainer.run.loop import DivergedError
 
     with world.joined(args.device or default_device()):
         try:

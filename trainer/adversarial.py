@@ -15,18 +15,18 @@ from torch.nn import functional
 
 from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
-from trainer.compute import Compute, runner
 from trainer.critics import Critics
 from trainer.divergence import l1_error
-from trainer.draws import Draws
 from trainer.noisy_classifier import NoisyClassifier
-from trainer.optimizer import adam, descend
+from trainer.run.compute import Compute, runner
+from trainer.run.distributed import replicated
+from trainer.run.draws import Draws
+from trainer.run.optimizer import adam, descend
 from trainer.settings import AdversarialConfig
-from trainer.world import replicated
 
 
 class Adversarial:
-    """trainer.loop.Method: a copy of `start` that plays against critics. `start` stands still."""
+    """trainer.run.loop.Method: a copy of `start` that plays against critics. `start` stands still."""
 
     served = "student"
 

@@ -19,8 +19,8 @@ from trainer.dataset import DataError, read_image_set
 
 if TYPE_CHECKING:
     from trainer.calibration import CalibrationConfig
-    from trainer.compute import Compute
     from trainer.level_search import Trial
+    from trainer.run.compute import Compute
 
 CACHE = Path("runs/data")
 INTERRUPTED = 130
@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def computing(args: argparse.Namespace) -> "Compute":
-    from trainer.compute import Compute, default_device
+    from trainer.run.compute import Compute, default_device
 
     return Compute(args.device or default_device(), args.precision, args.compile)
 

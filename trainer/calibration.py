@@ -16,9 +16,9 @@ from tqdm import tqdm
 from fewstep.card import CARD_FILE, Card, CheckpointError, card_to_json, distilled_from, read_card, write_atomically
 from fewstep.checkpoint import load_denoiser
 from fewstep.metrics.extractors.teacher import TeacherSpace, evenly
-from trainer.compute import Compute, runner
 from trainer.dataset import ImageSet
 from trainer.level_search import Levels, Objective, SearchConfig, Trial, calibrated, evaluations
+from trainer.run.compute import Compute, runner
 from trainer.runs import check_images, check_match
 from trainer.trajectories import Space, objective
 

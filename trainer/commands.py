@@ -14,8 +14,6 @@ from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
 from trainer.adversarial import Adversarial
-from trainer.artifacts import describe
-from trainer.compute import Compute, placed, runner
 from trainer.consistency import Consistency
 from trainer.dataset import ImageSet, sigma_data
 from trainer.endpoints import Endpoints, load_or_make
@@ -24,9 +22,12 @@ from trainer.progressive import Progressive
 from trainer.recipes.by_name import recipe
 from trainer.recipes.recipe import Recipe
 from trainer.rivals import diff_instruct, dmd2, tied
+from trainer.run.artifacts import describe
+from trainer.run.compute import Compute, placed, runner
+from trainer.run.distributed import rank
+from trainer.run.state import load_network
 from trainer.runs import RunOptions, check_match, check_out, compute_for, fitted, loop_config, run_method
 from trainer.settings import AdversarialConfig, ConsistencyConfig, MethodName, ProgressiveConfig, StudentConfig
-from trainer.state import load_network
 from trainer.student import Student
 from trainer.switches import (
     ADVERSARIAL,
@@ -39,7 +40,6 @@ from trainer.switches import (
     with_lists,
 )
 from trainer.teacher import Teacher
-from trainer.world import rank
 
 
 def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None, lr: float | None = None) -> bool:

@@ -18,16 +18,16 @@ from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
 from fewstep.samplers import BoundDenoiser, check_solver
 from fewstep.schedule import solver_sigmas
-from trainer.compute import Compute, runner
-from trainer.draws import Draws
-from trainer.ema import average_of, update_average
-from trainer.optimizer import adam, descend
+from trainer.run.compute import Compute, runner
+from trainer.run.distributed import replicated
+from trainer.run.draws import Draws
+from trainer.run.ema import average_of, update_average
+from trainer.run.optimizer import adam, descend
 from trainer.settings import ConsistencyConfig, Solver
-from trainer.world import replicated
 
 
 class Consistency:
-    """trainer.loop.Method for a consistency model. The student starts as a copy of the teacher, or of `start`."""
+    """trainer.run.loop.Method for a consistency model. The student starts as a copy of the teacher, or of `start`."""
 
     served = "student"
 

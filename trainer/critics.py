@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.compute import Compute, called
 from trainer.conditioning import LEVEL_FEATURES, level_features
 from trainer.noisy_classifier import NoisyClassifier
+from trainer.run.compute import Compute, called
 
 
 class Head(nn.Module):

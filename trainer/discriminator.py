@@ -14,12 +14,13 @@ from fewstep.card import CheckpointError
 from fewstep.checkpoint import NetworkModule
 from fewstep.network import UNet
 from fewstep.precond import edm_scalings, onehot
-from trainer.compute import Compute, called
 from trainer.conditioning import LEVEL_FEATURES, level_features
-from trainer.draws import Draws
-from trainer.optimizer import adam, descend
+from trainer.renoise import lognormal_levels
+from trainer.run.compute import Compute, called
+from trainer.run.distributed import replicated
+from trainer.run.draws import Draws
+from trainer.run.optimizer import adam, descend
 from trainer.settings import AdversaryConfig, Scales
-from trainer.world import replicated
 
 
 class Critic(nn.Module):
@@ -111,7 +112,7 @@ class Adversary:
 
     def _seen(self, images: Tensor, labels: Tensor, rng: Draws) -> tuple[Tensor, ...]:
         """Feature maps of the images [B, C, H, W], noised."""
-        sigma = self.config.noise.sample(len(images), rng)
+        sigma = lognormal_levels(self.config.noise, len(images), rng)
         noisy = images + sigma[:, None, None, None] * rng.normal_like(images)
         scalings = edm_scalings(sigma, self.sigma_data)
         classes = onehot(labels, self.classes, images)

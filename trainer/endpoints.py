@@ -18,8 +18,8 @@ from fewstep.noise_torch import noise_for
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_heun
 from fewstep.schedule import solver_sigmas
-from trainer.draws import Draws
-from trainer.world import from_first, rank
+from trainer.run.distributed import from_first, rank
+from trainer.run.draws import Draws
 
 FILE = "endpoints.safetensors"
 LEVELS = 18  # Heun levels: 35 calls an image; with 10, images of a Gaussian teacher come out a fifth too wide

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.card import CheckpointError, write_atomically
-from trainer.compute import Compute, called
 from trainer.conditioning import LEVEL_FEATURES, level_features
-from trainer.draws import Draws
-from trainer.optimizer import adam, descend
+from trainer.run.compute import Compute, called
+from trainer.run.distributed import replicated
+from trainer.run.draws import Draws
+from trainer.run.optimizer import adam, descend
 from trainer.settings import AdamConfig
-from trainer.world import replicated
 
 FILE = "classifier.safetensors"
 FORMAT = 1
@@ -106,7 +106,7 @@ ADAM = AdamConfig(2e-3, (0.9, 0.999), final=0.0)
 
 
 class Classification:
-    """trainer.loop.Method for a NoisyClassifier."""
+    """trainer.run.loop.Method for a NoisyClassifier."""
 
     served = "classifier"
     ema_halflife, ema_ramp = 20_000.0, 0.05
@@ -132,7 +132,7 @@ class Classification:
 
 
 class _Call(nn.Module):
-    """With the three inputs that `trainer.compute.called` knows."""
+    """With the three inputs that `trainer.run.compute.called` knows."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
 from fewstep.schedule import check_levels
-from trainer.compute import Compute, runner
 from trainer.divergence import l1_error
-from trainer.draws import Draws
-from trainer.optimizer import adam, descend
+from trainer.run.compute import Compute, runner
+from trainer.run.distributed import replicated
+from trainer.run.draws import Draws
+from trainer.run.optimizer import adam, descend
 from trainer.settings import ProgressiveConfig, further_levels
-from trainer.world import replicated
 
 
 class Progressive:
-    """trainer.loop.Method: a copy of `start` that learns from `start`, which stands still.
+    """trainer.run.loop.Method: a copy of `start` that learns from `start`, which stands still.
 
     The levels that are to stay as they are learn from `kept`, if that is given: a student of the same lists, and
     usually the one that `start` was made from.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.schedule import SIGMA_MAX
-from trainer.draws import Draws
+from trainer.run.draws import Draws
 from trainer.settings import NoiseDistribution, Rule
 
 
@@ -97,7 +97,7 @@ def renoise_levels(rule: Rule, drawn: Drawn, floor: float, rng: Draws) -> Tensor
     inside = _karras_uniform(below, sigma, rng).clamp(min=floor)
     if rule == "subinterval":
         return inside
-    anywhere = NoiseDistribution().sample(len(sigma), rng).clamp(min=floor)
+    anywhere = lognormal_levels(NoiseDistribution(), len(sigma), rng).clamp(min=floor)
     if rule == "lognormal":
         return anywhere
     roam = rng.uniform(len(sigma)) < 0.6
@@ -112,3 +112,8 @@ def _karras_uniform(low: Tensor, high: Tensor, rng: Draws) -> Tensor:
 def _karras(u: Tensor, start: Tensor, end: Tensor, rho: float = 7.0) -> Tensor:
     """From start at u = 0 to end at u = 1 in the spacing of Karras et al. 2022, Eq. 5."""
     return (start ** (1 / rho) + u * (end ** (1 / rho) - start ** (1 / rho))) ** rho
+
+
+def lognormal_levels(noise: NoiseDistribution, count: int, rng: Draws) -> Tensor:
+    """sigma [count], as EDM's training draws it."""
+    return (rng.normal(count) * noise.std + noise.mean).exp()

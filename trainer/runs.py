@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,13 +12,14 @@ from torch import nn
 from fewstep.card import Card, CheckpointError, read_card
 from fewstep.checkpoint import NetworkModule
 from fewstep.unet_config import UNetConfig
-from trainer.artifacts import environment, write_checkpoint
-from trainer.compute import Compute, Precision, default_device, faster_precision, worth_compiling
 from trainer.dataset import DataError, ImageSet, sigma_data
-from trainer.loop import Clock, LoopConfig, Method, train
+from trainer.loader import batches
 from trainer.recipes.recipe import Recipe
-from trainer.state import STATE_FILE
-from trainer.world import from_first, rank, ranks
+from trainer.run.artifacts import environment, write_checkpoint
+from trainer.run.compute import Compute, Precision, default_device, faster_precision, worth_compiling
+from trainer.run.distributed import from_first, rank, ranks
+from trainer.run.loop import Clock, LoopConfig, Method, train
+from trainer.run.state import STATE_FILE
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ def run_method(
         }
         write_checkpoint(folder, average, replace(card, training=training), f"{clock.images:09d}")
 
-    return train(method, data, config, options.out, save, resume=options.resume, identity=identity)
+    return train(
+        method, partial(batches, data, config), config, options.out, save, resume=options.resume, identity=identity
+    )
 
 
 def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:

@@ -2,14 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from fewstep.schedule import MAX_STEPS, SIGMA_MAX, SIGMA_MIN, student_levels
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from trainer.draws import Draws
 
 MethodName = Literal["dpdm", "tied", "diff-instruct", "dmd2", "consistency", "progressive", "adversarial"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
@@ -38,10 +33,6 @@ class NoiseDistribution:
 
     mean: float = -1.2
     std: float = 1.2
-
-    def sample(self, count: int, rng: "Draws") -> "Tensor":
-        """sigma [count]."""
-        return (rng.normal(count) * self.std + self.mean).exp()
 
 
 @dataclass(frozen=True)

@@ -16,24 +16,24 @@ from torch import Tensor, nn
 from fewstep.checkpoint import NetworkModule
 from fewstep.guidance import guided
 from fewstep.precond import Denoiser, with_inputs
-from trainer.compute import Compute, runner
 from trainer.conditioning import LEVEL_FEATURES, level_features, widened
 from trainer.consistency import pseudo_huber
 from trainer.discriminator import Adversary
 from trainer.divergence import Judge, kl_gradient, l1_error, sid_gradient
-from trainer.draws import Draws
 from trainer.edm import denoising_loss
 from trainer.endpoints import Endpoints
 from trainer.feeding import Fed, Levels, noised, simulated
-from trainer.optimizer import adam, descend
 from trainer.posterior import Observation, combined
 from trainer.renoise import ContinuousLevels, LevelLists, renoise_levels
+from trainer.run.compute import Compute, runner
+from trainer.run.distributed import replicated
+from trainer.run.draws import Draws
+from trainer.run.optimizer import adam, descend
 from trainer.settings import StudentConfig
-from trainer.world import replicated
 
 
 class Student:
-    """trainer.loop.Method for a DPDM. Student and auxiliary start as copies of the teacher, or of `start`."""
+    """trainer.run.loop.Method for a DPDM. Student and auxiliary start as copies of the teacher, or of `start`."""
 
     served = "student"
 

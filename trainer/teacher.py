@@ -5,16 +5,17 @@ from torch import Tensor, nn
 
 from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
-from trainer.compute import Compute, runner
-from trainer.draws import Draws
 from trainer.edm import denoising_loss
-from trainer.optimizer import adam, descend
+from trainer.renoise import lognormal_levels
+from trainer.run.compute import Compute, runner
+from trainer.run.distributed import replicated
+from trainer.run.draws import Draws
+from trainer.run.optimizer import adam, descend
 from trainer.settings import TeacherConfig
-from trainer.world import replicated
 
 
 class Teacher:
-    """trainer.loop.Method for an EDM denoiser."""
+    """trainer.run.loop.Method for an EDM denoiser."""
 
     served = "teacher"
 
@@ -26,7 +27,7 @@ class Teacher:
         self.denoiser = Denoiser(runner(replicated(network), compute), sigma_data, network.config.classes)
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
-        sigma = self.config.noise.sample(len(images), rng)
+        sigma = lognormal_levels(self.config.noise, len(images), rng)
         loss = denoising_loss(self.denoiser, images, labels, sigma, rng.normal_like(images)).mean()
         norm = descend(self.optimizers["teacher"], loss, self.config.adam, progress)
         return {"loss": loss.detach(), "gradient": norm}

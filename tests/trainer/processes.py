@@ -22,10 +22,11 @@ import torch
 
 import trainer.__main__ as command_line
 from tests.trainer.tiny import TINY_RECIPE
-from trainer import commands, world
-from trainer.loop import LoopConfig
+from trainer import commands
+from trainer.run import distributed as world
+from trainer.run.distributed import joined, rank
+from trainer.run.loop import LoopConfig
 from trainer.student import Student
-from trainer.world import joined, rank
 
 WRITES = os.O_WRONLY | os.O_RDWR
 

@@ -8,9 +8,9 @@ import torch
 
 from tests.trainer.tiny import copied, draws, equal, lively, normals
 from trainer.adversarial import Adversarial, step_rows
-from trainer.compute import Compute
 from trainer.critics import Critics, Head
 from trainer.noisy_classifier import ClassifierConfig, NoisyClassifier
+from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, AdversarialConfig, seen_lists
 
 LISTS = ((2.5,), (2.5, 0.4), (2.5, 0.9, 0.06))

@@ -24,13 +24,13 @@ from fewstep.samplers import sample_dpdm
 from fewstep.unet_config import UNetConfig
 from trainer import calibrate as command
 from trainer import calibration
-from trainer.artifacts import describe
-from trainer.compute import Compute
 from trainer.dataset import ImageSet, sigma_data
 from trainer.level_search import (
     Trial,
     calibrated,
 )
+from trainer.run.artifacts import describe
+from trainer.run.compute import Compute
 from trainer.trajectories import Trajectories
 
 

@@ -20,11 +20,11 @@ from fewstep.samplers import sample_dpdm, sample_euler, sample_heun
 from fewstep.schedule import solver_sigmas
 from tests.trainer.test_student import energy_distance
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
-from trainer.compute import Compute
 from trainer.consistency import Consistency, pseudo_huber, solver_step, squared
 from trainer.dataset import ImageSet, sigma_data
-from trainer.ema import average_of, update_average
-from trainer.loop import LoopConfig, train
+from trainer.run.compute import Compute
+from trainer.run.ema import average_of, update_average
+from trainer.run.loop import LoopConfig, train
 from trainer.settings import ConsistencyConfig, TeacherConfig
 from trainer.teacher import Teacher
 

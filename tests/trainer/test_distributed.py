@@ -20,7 +20,7 @@ from trainer import commands
 from trainer.__main__ import main
 from trainer.dataset import ImageSet, write_image_set
 from trainer.endpoints import FILE
-from trainer.state import STATE_FILE, read_facts
+from trainer.run.state import STATE_FILE, read_facts
 from trainer.student import Student
 
 ROOT = Path(__file__).parents[2]

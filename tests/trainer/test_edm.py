@@ -7,10 +7,11 @@ import torch
 
 from fewstep.analytic import Gaussian, as_network
 from fewstep.precond import Denoiser
-from trainer.draws import Draws
 from trainer.edm import denoising_loss
-from trainer.ema import average_of, update_average
-from trainer.optimizer import learning_rate
+from trainer.renoise import lognormal_levels
+from trainer.run.draws import Draws
+from trainer.run.ema import average_of, update_average
+from trainer.run.optimizer import learning_rate
 from trainer.settings import AdamConfig, NoiseDistribution
 
 
@@ -38,7 +39,7 @@ def test_any_other_denoiser_of_gaussian_data_has_a_higher_loss():
 
 
 def test_training_noise_is_lognormal_with_the_given_moments():
-    sigma = NoiseDistribution(-1.2, 1.2).sample(100_000, Draws(torch.Generator().manual_seed(0)))
+    sigma = lognormal_levels(NoiseDistribution(-1.2, 1.2), 100_000, Draws(torch.Generator().manual_seed(0)))
     assert sigma.log().mean().item() == pytest.approx(-1.2, abs=0.02)
     assert sigma.log().std().item() == pytest.approx(1.2, abs=0.02)
 

@@ -12,8 +12,8 @@ from fewstep.noise_torch import noise_for
 from fewstep.precond import Denoiser
 from fewstep.schedule import SIGMA_MAX
 from tests.trainer.tiny import TINY, draws, lively
-from trainer.compute import Compute
 from trainer.endpoints import CHUNK, FILE, FIRST_SEED, Endpoints, load_or_make
+from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, StudentConfig
 from trainer.student import Student
 

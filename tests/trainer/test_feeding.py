@@ -12,9 +12,9 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from tests.trainer.tiny import draws, lively, normals
-from trainer.compute import Compute
 from trainer.feeding import noised, simulated
 from trainer.renoise import ContinuousLevels, Drawn, LevelLists, renoise_levels
+from trainer.run.compute import Compute
 from trainer.settings import RULES, StudentConfig, served_lists
 from trainer.student import Student
 

@@ -8,8 +8,8 @@ import torch
 
 from tests.trainer.tiny import TINY_RECIPE, copied, draws, equal, lively, normals, run_options
 from trainer.commands import Distillation, train_student
-from trainer.compute import Compute
 from trainer.dataset import ImageSet
+from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, StudentConfig
 from trainer.student import Student
 from trainer.switches import SwitchError, switched

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 from fewstep.card import CheckpointError
 from tests.trainer.tiny import copied, draws, equal, normals, run_options
 from trainer.classify import train_classifier
-from trainer.compute import Compute
 from trainer.data import load_recipe_dataset
 from trainer.dataset import DataError, ImageSet
 from trainer.noisy_classifier import (
@@ -24,6 +23,7 @@ from trainer.noisy_classifier import (
     load_classifier,
     save_classifier,
 )
+from trainer.run.compute import Compute
 from trainer.settings import AdamConfig
 
 CONFIG = ClassifierConfig(8, 1, 2, 0.5, width=8, features=16, shift=1)

@@ -10,9 +10,9 @@ from torch import nn
 from fewstep.precond import Denoiser, edm_scalings
 from fewstep.samplers import sample_dpdm
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
-from trainer.compute import Compute
-from trainer.draws import Draws
 from trainer.progressive import Progressive, saturated
+from trainer.run.compute import Compute
+from trainer.run.draws import Draws
 from trainer.settings import AdamConfig, ProgressiveConfig, further_levels
 
 LABELS = torch.arange(8) % 10

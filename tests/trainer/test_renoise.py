@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from fewstep.schedule import SIGMA_MAX, student_levels
-from trainer.draws import Draws
 from trainer.renoise import LevelLists, renoise_levels
+from trainer.run.draws import Draws
 from trainer.settings import RULES, served_lists
 
 FLOOR = 0.05

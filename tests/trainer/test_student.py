@@ -13,12 +13,12 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
-from trainer.compute import Compute
 from trainer.dataset import ImageSet, sigma_data
-from trainer.draws import Draws
-from trainer.ema import average_of, update_average
 from trainer.feeding import Fed
 from trainer.renoise import Drawn
+from trainer.run.compute import Compute
+from trainer.run.draws import Draws
+from trainer.run.ema import average_of, update_average
 from trainer.settings import RULES, StudentConfig, TeacherConfig
 from trainer.student import Student
 from trainer.teacher import Teacher

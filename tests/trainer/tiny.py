@@ -7,8 +7,8 @@ import torch
 
 from fewstep.network import UNet
 from fewstep.unet_config import UNetConfig
-from trainer.draws import Draws
 from trainer.recipes.recipe import Recipe
+from trainer.run.draws import Draws
 from trainer.runs import RunOptions
 from trainer.settings import StudentConfig
 

@@ -13,8 +13,9 @@ from fewstep.checkpoint import load_denoiser
 from trainer.average import average
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.dataset import DataError, ImageSet, sigma_data, write_image_set
-from trainer.loop import DivergedError, LoopConfig, _batches
+from trainer.loader import batches as endless
 from trainer.recipes.by_name import UnknownRecipeError
+from trainer.run.loop import DivergedError, LoopConfig
 from trainer.runs import RunOptions, check_match
 from trainer.student import Student
 from trainer.teacher import Teacher
@@ -52,7 +53,7 @@ def interrupt_after(updates: int, method: type, monkeypatch: pytest.MonkeyPatch)
 
 def test_an_epoch_shows_every_image_once_and_the_next_one_in_another_order(thumbnails):
     data = replace(thumbnails, images=thumbnails.images[:24], labels=np.arange(24, dtype=np.int32) % 10)
-    batches = _batches(data, LoopConfig(batch=8), 0, torch.device("cpu"))
+    batches = endless(data, LoopConfig(batch=8), 0, torch.device("cpu"))
     epochs = [torch.cat([next(batches)[0] for _ in range(3)]) for _ in range(2)]
     for epoch in epochs:
         assert len(epoch.flatten(1).unique(dim=0)) == len(np.unique(data.images.reshape(24, -1), axis=0))
@@ -61,16 +62,16 @@ def test_an_epoch_shows_every_image_once_and_the_next_one_in_another_order(thumb
 
 def test_batches_depend_on_images_seen_alone(thumbnails):
     config, cpu = LoopConfig(batch=8, seed=3), torch.device("cpu")
-    straight = _batches(thumbnails, config, 0, cpu)
+    straight = endless(thumbnails, config, 0, cpu)
     for _ in range(5):
         next(straight)
-    resumed = next(_batches(thumbnails, config, 40, cpu))
+    resumed = next(endless(thumbnails, config, 40, cpu))
     assert all(torch.equal(a, b) for a, b in zip(next(straight), resumed, strict=True))
 
 
 def test_batch_larger_than_the_data_is_filled_from_several_epochs(thumbnails):
     data = replace(thumbnails, images=thumbnails.images[:5], labels=thumbnails.labels[:5])
-    images, labels = next(_batches(data, LoopConfig(batch=16), 0, torch.device("cpu")))
+    images, labels = next(endless(data, LoopConfig(batch=16), 0, torch.device("cpu")))
     assert len(images) == len(labels) == 16
 
 

@@ -16,7 +16,7 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
-from trainer.artifacts import sample_sheet, write_checkpoint
+from trainer.run.artifacts import sample_sheet, write_checkpoint
 
 LEVELS = {k: student_levels(k) for k in (1, 2)}
 COLUMNS = 3

@@ -1,6 +1,5 @@
 """The one training loop: batches, averages, progress, checkpoints, resume. What is optimised is the method's affair."""
 
-import functools
 import math
 import signal
 import time
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,11 +16,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from fewstep.card import CheckpointError
-from trainer.dataset import ImageSet
-from trainer.draws import Draws
-from trainer.ema import average_of, update_average
-from trainer.state import Parts, load_state, read_facts, save_state
-from trainer.world import agreed, averaged, rank, ranks
+from trainer.run.distributed import agreed, averaged, rank, ranks
+from trainer.run.draws import Draws
+from trainer.run.ema import average_of, update_average
+from trainer.run.state import Parts, load_state, read_facts, save_state
+
+# Images already seen, device -> endless batches of images [B, C, H, W] in [-1, 1] and labels [B].
+Batches = Callable[[int, torch.device], Iterator[tuple[Tensor, Tensor]]]
 
 
 class DivergedError(RuntimeError):
@@ -74,7 +74,7 @@ class Clock:
 
 def train(
     method: Method,
-    data: ImageSet,
+    batches: Batches,
     config: LoopConfig,
     out: Path,
     save: Callable[[nn.Module, Clock, Path], None],  # writes checkpoint and grid of the averaged network to a folder
@@ -128,7 +128,7 @@ def train(
     since, window = time.monotonic(), (clock.images, clock.elapsed_s)
     stopped = False
     with _interruptible() as interrupted, bar, writer or nullcontext():
-        for updates, (images, labels) in enumerate(_batches(data, config, clock.images, device), start=1):
+        for updates, (images, labels) in enumerate(batches(clock.images, device), start=1):
             # One clock for all processes: whatever depends on it, they decide alike.
             clock.elapsed_s, stopped = agreed(started_s + time.monotonic() - since, interrupted(), device)
             if clock.progress(config) >= 1 or stopped:
@@ -151,33 +151,6 @@ def train(
                     _log(writer, bar, {**shown, "images_per_s": speed}, clock, config)
         checkpoint()
     return not stopped
-
-
-def _batches(
-    data: ImageSet, config: LoopConfig, images_seen: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches; which images come after `images_seen` depends on the seed and on nothing else.
-
-    Each process gets its own part of every batch.
-    """
-    count, start = len(data.images), images_seen
-    rows = config.batch // ranks()
-    own = slice(rank() * rows, (rank() + 1) * rows)
-    while True:
-        epochs, places = np.divmod(np.arange(start, start + config.batch)[own], count)
-        index = np.concatenate([_order(config.seed, int(e), count)[places[epochs == e]] for e in np.unique(epochs)])
-        pixels = torch.from_numpy(np.ascontiguousarray(data.images[index])).to(device)
-        images = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-        if config.flip:
-            mirrored = torch.from_numpy(np.random.default_rng([config.seed, 1, start]).random(config.batch)[own] < 0.5)
-            images = torch.where(mirrored.to(device)[:, None, None, None], images.flip(3), images)
-        yield images, torch.from_numpy(data.labels[index].astype(np.int64)).to(device)
-        start += config.batch
-
-
-@functools.lru_cache(maxsize=2)  # a batch touches two epochs at most, unless it is larger than the data
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng([seed, 0, epoch]).permutation(count)
 
 
 def _check_finite(scalars: dict[str, Tensor], clock: Clock) -> None:

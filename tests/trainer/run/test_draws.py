@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.draws import Draws
+from trainer.run.draws import Draws
 
 DRAWN = {
     "normal_like": lambda rng, rows: rng.normal_like(torch.empty(rows, 3, 4, 4)),
