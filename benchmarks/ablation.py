@@ -40,7 +40,7 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from fewstep.unet_config import UNetConfig
-from trainer.dataset import DataError, ImageSet, sigma_data
+from trainer.data.format import DataError, ImageSet, sigma_data
 from trainer.endpoints import Endpoints, load_or_make
 from trainer.rivals import tied
 from trainer.run.artifacts import describe

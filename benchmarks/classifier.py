@@ -26,7 +26,7 @@ from export.to_onnx import strip_traces
 from fewstep.card import write_atomically
 from fewstep.metrics.extractors.fashion128 import FORMAT, load_extractor
 from fewstep.metrics.frechet import Moments, frechet_distance
-from trainer.dataset import ImageSet, read_image_set
+from trainer.data.format import ImageSet, read_image_set
 
 FEATURES = 128
 FLOOR_COUNTS = (250, 500, 1000, 2000, 5000, 10000)

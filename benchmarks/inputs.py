@@ -14,7 +14,7 @@ from fewstep.card import CheckpointError
 from fewstep.metrics.cache import Cache
 from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, INCEPTION, load_feature_net
 from fewstep.metrics.reference import Reference, make_reference, shuffled
-from trainer.dataset import DataError, ImageSet, read_image_set
+from trainer.data.format import DataError, ImageSet, read_image_set
 
 MODELS = ROOT / "models" / "fashion"
 SHIPPED = "student"  # the name of the shipped one

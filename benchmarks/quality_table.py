@@ -18,7 +18,7 @@ from fewstep.metrics.memorisation import closest_pairs, memorisation
 from fewstep.metrics.precision_recall import NEIGHBOURS
 from fewstep.metrics.reference import Reference
 from fewstep.pixels import encode, grid
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 
 SPACES = ("features", "pixels")
 FIGURES = ("distance", "precision", "recall", "accuracy")

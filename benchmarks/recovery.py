@@ -36,7 +36,7 @@ from fewstep.metrics.reference import Reference, shuffled
 from fewstep.noise import noise_for
 from fewstep.pixels import from_pixels, to_pixels
 from fewstep.schedule import SIGMA_MAX
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 
 SIGMAS = tuple(float(f"{sigma:.3g}") for sigma in np.geomspace(0.05, SIGMA_MAX, 12))
 SHOWN = 8  # images of the picture

@@ -11,7 +11,7 @@ from fewstep.metrics.frechet import frechet_distance
 from fewstep.metrics.nearest import Nearest, nearest
 from fewstep.metrics.precision_recall import precision_recall
 from fewstep.metrics.reference import Reference, shuffled
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 
 
 @dataclass(frozen=True)

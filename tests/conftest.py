@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.dataset import ImageSet, write_image_set
-from trainer.sources.fashion import CLASS_NAMES, LICENCE
-from trainer.sources.idx import pad_to_power_of_two
+from trainer.data.format import ImageSet, write_image_set
+from trainer.data.sources.fashion import CLASS_NAMES, LICENCE
+from trainer.data.sources.idx import pad_to_power_of_two
 
 _SHEET = Path(__file__).parent / "fixtures" / "fashion-2000.png"
 _SIDE, _COLUMNS, _PER_CLASS = 28, 50, 200

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from fewstep import extras
 from fewstep.card import CheckpointError
-from trainer import calibrate, data
-from trainer.dataset import DataError, ImageSet, read_image_set
+from trainer import calibrate
+from trainer.data import command as data
+from trainer.data.format import DataError, ImageSet, read_image_set
 from trainer.importing import command as importing
 from trainer.recipes.by_name import RECIPES, UnknownRecipeError, recipe
 from trainer.switches import SwitchError, add_switches, given

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.card import CARD_FILE, read_card
-from trainer.dataset import DataError, read_image_set
+from trainer.data.format import DataError, read_image_set
 
 if TYPE_CHECKING:
     from trainer.calibration import CalibrationConfig
@@ -61,7 +61,7 @@ def _counts(text: str) -> tuple[int, ...]:
 
 def _run(args: argparse.Namespace) -> int:
     from trainer.calibration import calibrate, searchable, teacher_space
-    from trainer.data import load_recipe_dataset
+    from trainer.data.named import load_recipe_dataset
 
     steps, config = searchable(card := read_card(args.model), args.steps, args.model), searching(args)
     name = args.recipe or card.training.get("recipe", "")

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from fewstep.card import CARD_FILE, Card, CheckpointError, card_to_json, distilled_from, read_card, write_atomically
 from fewstep.checkpoint import load_denoiser
 from fewstep.metrics.extractors.teacher import TeacherSpace, evenly
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
+from trainer.data.matching import check_images, check_match
 from trainer.level_search import Levels, Objective, SearchConfig, Trial, calibrated, evaluations
 from trainer.run.compute import Compute, runner
-from trainer.runs import check_images, check_match
 from trainer.trajectories import Space, objective
 
 FIRST_SEED = 2**33  # far from the seeds of evaluations (0 ..) and of stored endpoints (2^32 ..)

@@ -15,7 +15,8 @@ from fewstep.network import UNet
 from fewstep.precond import Denoiser
 from trainer.adversarial import Adversarial
 from trainer.consistency import Consistency
-from trainer.dataset import ImageSet, sigma_data
+from trainer.data.format import ImageSet, sigma_data
+from trainer.data.matching import check_match
 from trainer.endpoints import Endpoints, load_or_make
 from trainer.noisy_classifier import NoisyClassifier, classifier_hash, load_classifier
 from trainer.progressive import Progressive
@@ -26,7 +27,7 @@ from trainer.run.artifacts import describe
 from trainer.run.compute import Compute, placed, runner
 from trainer.run.distributed import rank
 from trainer.run.state import load_network
-from trainer.runs import RunOptions, check_match, check_out, compute_for, fitted, loop_config, run_method
+from trainer.runs import RunOptions, check_out, compute_for, fitted, loop_config, run_method
 from trainer.settings import AdversarialConfig, ConsistencyConfig, MethodName, ProgressiveConfig, StudentConfig
 from trainer.student import Student
 from trainer.switches import (

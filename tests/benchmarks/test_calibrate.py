@@ -19,7 +19,7 @@ from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.network import UNet
 from fewstep.unet_config import UNetConfig
 from tests.benchmarks.worlds import image_set, pixel_net, reference
-from trainer.dataset import ImageSet, sigma_data
+from trainer.data.format import ImageSet, sigma_data
 from trainer.run.artifacts import describe
 
 ROOT = Path(__file__).resolve().parents[2]

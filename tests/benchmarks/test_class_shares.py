@@ -11,7 +11,7 @@ import pytest
 from benchmarks.harness import ROOT
 from fewstep.metrics.class_shares import class_means, moved, shares
 from fewstep.metrics.frechet import Moments, frechet_distance
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 
 CLASSES, EACH, WIDTH = 3, 400, 5
 LABELS = np.arange(CLASSES * EACH) % CLASSES

@@ -12,7 +12,7 @@ from fewstep.metrics.extractors.by_name import FeatureNet
 from fewstep.metrics.reference import Reference, make_reference
 from fewstep.pixels import to_pixels
 from fewstep.precond import Denoiser
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 
 PAIR = Gaussian(mean=0.1, std=0.3)  # far enough from black and white that clipping is rare
 SHAPE = (1, 4, 4)  # (C, H, W)

@@ -24,7 +24,7 @@ from fewstep.samplers import sample_dpdm
 from fewstep.unet_config import UNetConfig
 from trainer import calibrate as command
 from trainer import calibration
-from trainer.dataset import ImageSet, sigma_data
+from trainer.data.format import ImageSet, sigma_data
 from trainer.level_search import (
     Trial,
     calibrated,

@@ -21,7 +21,7 @@ from fewstep.schedule import solver_sigmas
 from tests.trainer.test_student import energy_distance
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
 from trainer.consistency import Consistency, pseudo_huber, solver_step, squared
-from trainer.dataset import ImageSet, sigma_data
+from trainer.data.format import ImageSet, sigma_data
 from trainer.run.compute import Compute
 from trainer.run.ema import average_of, update_average
 from trainer.run.loop import LoopConfig, train

@@ -18,7 +18,7 @@ from tests.trainer.processes import every_update_logged, interrupted
 from tests.trainer.tiny import TINY_RECIPE
 from trainer import commands
 from trainer.__main__ import main
-from trainer.dataset import ImageSet, write_image_set
+from trainer.data.format import ImageSet, write_image_set
 from trainer.endpoints import FILE
 from trainer.run.state import STATE_FILE, read_facts
 from trainer.student import Student

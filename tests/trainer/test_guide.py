@@ -9,7 +9,7 @@ import torch
 from fewstep.card import CheckpointError, read_card
 from tests.trainer.tiny import copied, draws, equal, lively, normals, run_options
 from trainer.commands import Distillation, train_student, train_teacher
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 from trainer.feeding import Fed
 from trainer.renoise import Drawn
 from trainer.run.compute import Compute

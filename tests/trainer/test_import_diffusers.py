@@ -22,7 +22,7 @@ from fewstep.samplers import sample_euler, sample_heun
 from fewstep.schedule import solver_sigmas
 from tests.trainer.tiny import run_options
 from trainer.commands import train_teacher
-from trainer.dataset import ImageSet, sigma_data
+from trainer.data.format import ImageSet, sigma_data
 from trainer.importing.diffusers_folder import import_diffusers
 from trainer.importing.teacher import Provenance, save_teacher
 

@@ -8,7 +8,7 @@ import torch
 
 from tests.trainer.tiny import TINY_RECIPE, copied, draws, equal, lively, normals, run_options
 from trainer.commands import Distillation, train_student
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, StudentConfig
 from trainer.student import Student

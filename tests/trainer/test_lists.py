@@ -8,7 +8,7 @@ import torch
 from fewstep.card import CARD_FILE, Card, CheckpointError, Dataset, card_to_json, read_card
 from tests.trainer.tiny import TINY_RECIPE, draws, run_options
 from trainer.commands import Distillation, train_student
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 from trainer.renoise import LevelLists, renoise_levels
 from trainer.settings import StudentConfig, served_lists
 from trainer.switches import SwitchError, switched, with_lists

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from fewstep.card import CheckpointError
 from tests.trainer.tiny import copied, draws, equal, normals, run_options
 from trainer.classify import train_classifier
-from trainer.data import load_recipe_dataset
-from trainer.dataset import DataError, ImageSet
+from trainer.data.format import DataError, ImageSet
+from trainer.data.named import load_recipe_dataset
 from trainer.noisy_classifier import (
     FILE,
     Classification,

@@ -11,7 +11,7 @@ from fewstep.checkpoint import load_denoiser
 from tests.trainer.tiny import run_options
 from trainer.average import average
 from trainer.commands import Distillation, train_student
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 from trainer.publish import publish
 from trainer.switches import SwitchError, add_switches, given
 

@@ -13,7 +13,7 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
-from trainer.dataset import ImageSet, sigma_data
+from trainer.data.format import ImageSet, sigma_data
 from trainer.feeding import Fed
 from trainer.renoise import Drawn
 from trainer.run.compute import Compute

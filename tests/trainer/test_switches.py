@@ -11,7 +11,7 @@ from fewstep.card import CheckpointError, read_card
 from tests.trainer.tiny import TINY_RECIPE, run_options
 from trainer import commands
 from trainer.commands import Distillation, train_student
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 from trainer.rivals import tied
 from trainer.settings import StudentConfig
 from trainer.switches import SwitchError, add_switches, given, switched

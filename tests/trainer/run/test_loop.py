@@ -12,11 +12,12 @@ from fewstep.card import Card, CheckpointError
 from fewstep.checkpoint import load_denoiser
 from trainer.average import average
 from trainer.commands import Distillation, train_student, train_teacher
-from trainer.dataset import DataError, ImageSet, sigma_data, write_image_set
-from trainer.loader import batches as endless
+from trainer.data.format import DataError, ImageSet, sigma_data, write_image_set
+from trainer.data.loader import batches as endless
+from trainer.data.matching import check_match
 from trainer.recipes.by_name import UnknownRecipeError
 from trainer.run.loop import DivergedError, LoopConfig
-from trainer.runs import RunOptions, check_match
+from trainer.runs import RunOptions
 from trainer.student import Student
 from trainer.teacher import Teacher
 

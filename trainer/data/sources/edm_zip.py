@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.dataset import DataError, ImageSet
-from trainer.sources.archive import MAX_FILE_BYTES
-from trainer.sources.pictures import SUFFIXES, read_pictures
-from trainer.sources.selection import spread
+from trainer.data.format import DataError, ImageSet
+from trainer.data.sources.archive import MAX_FILE_BYTES
+from trainer.data.sources.pictures import SUFFIXES, read_pictures
+from trainer.data.sources.selection import spread
 
 MAX_CLASSES = 65_536  # a larger index is a damaged label, not a class
 

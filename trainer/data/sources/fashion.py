@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from trainer.dataset import DataError, ImageSet
-from trainer.sources.idx import read_idx
-from trainer.sources.selection import Split
+from trainer.data.format import DataError, ImageSet
+from trainer.data.sources.idx import read_idx
+from trainer.data.sources.selection import Split
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 ADVICE = (

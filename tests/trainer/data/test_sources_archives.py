@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.dataset import DataError, ImageSet
-from trainer.sources.edm_zip import read_edm_zip
-from trainer.sources.idx import read_idx, read_idx_file
+from trainer.data.format import DataError, ImageSet
+from trainer.data.sources.edm_zip import read_edm_zip
+from trainer.data.sources.idx import read_idx, read_idx_file
 
 NO_INDEX = object()
 

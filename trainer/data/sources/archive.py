@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from trainer.dataset import DataError
+from trainer.data.format import DataError
 
 MAX_FILE_BYTES = 64 * 2**20  # a single picture or index beyond this is a mistake or an attack
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.dataset import DataError, ImageSet
+from trainer.data.format import DataError, ImageSet
 
 _UNSIGNED_BYTES = 0x08
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer import data
-from trainer.data import load_recipe_dataset
-from trainer.dataset import DataError, ImageSet, read_image_set, sigma_data, write_image_set
+from trainer.data import command as data
+from trainer.data.format import DataError, ImageSet, read_image_set, sigma_data, write_image_set
+from trainer.data.named import load_recipe_dataset
 
 
 def command(*arguments: str | Path) -> None:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from trainer.dataset import ImageSet
-from trainer.sources.selection import Split, in_split
+from trainer.data.format import ImageSet
+from trainer.data.sources.selection import Split, in_split
 
 LICENCE = "CC BY 4.0 (E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI)"
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from trainer.dataset import DataError
-from trainer.sources.folder import read_folder
-from trainer.sources.pictures import centre_square, decode, flatten, to_array
+from trainer.data.format import DataError
+from trainer.data.sources.folder import read_folder
+from trainer.data.sources.pictures import centre_square, decode, flatten, to_array
 
 
 def encoded(image: Image.Image, format: str = "PNG") -> bytes:

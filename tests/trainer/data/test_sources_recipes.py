@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainer.dataset import DataError, ImageSet
-from trainer.sources import emoji, fashion, sprites
-from trainer.sources.digits import read_digits
-from trainer.sources.emoji import read_emoji
-from trainer.sources.fashion import DEBIAN_FOLDER, read_fashion
-from trainer.sources.selection import SPLITS, Item, Split, in_split, select, spread
-from trainer.sources.sprites import read_sprites
+from trainer.data.format import DataError, ImageSet
+from trainer.data.sources import emoji, fashion, sprites
+from trainer.data.sources.digits import read_digits
+from trainer.data.sources.emoji import read_emoji
+from trainer.data.sources.fashion import DEBIAN_FOLDER, read_fashion
+from trainer.data.sources.selection import SPLITS, Item, Split, in_split, select, spread
+from trainer.data.sources.sprites import read_sprites
 
 
 def png(pixels: np.ndarray) -> bytes:

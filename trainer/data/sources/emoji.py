@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer.dataset import DataError, ImageSet
-from trainer.sources.archive import find_source, read_files
-from trainer.sources.pictures import centre_square, decode, flatten, to_array
-from trainer.sources.selection import Item, Split, select
+from trainer.data.format import DataError, ImageSet
+from trainer.data.sources.archive import find_source, read_files
+from trainer.data.sources.pictures import centre_square, decode, flatten, to_array
+from trainer.data.sources.selection import Item, Split, select
 
 ADVICE = (
     "Emoji come from an npm package: run `npm pack emoji-datasource-google@16.0.0`, "

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 from trainer.run.distributed import rank, ranks
 from trainer.run.loop import LoopConfig
 

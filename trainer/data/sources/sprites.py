@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.dataset import DataError, ImageSet
-from trainer.sources.archive import find_source, read_files
-from trainer.sources.pictures import Colour, decode, flatten, to_array
-from trainer.sources.selection import Item, Split, select
+from trainer.data.format import DataError, ImageSet
+from trainer.data.sources.archive import find_source, read_files
+from trainer.data.sources.pictures import Colour, decode, flatten, to_array
+from trainer.data.sources.selection import Item, Split, select
 
 ADVICE = (
     "Sprites come from the source package of Debian's `crawl`: run `apt-get source --download-only crawl` "

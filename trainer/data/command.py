@@ -16,39 +16,16 @@ from numpy.typing import NDArray
 
 from fewstep.card import write_atomically
 from fewstep.pixels import encode, grid
-from trainer.dataset import DataError, ImageSet, read_image_set, write_image_set
-from trainer.sources.digits import read_digits
-from trainer.sources.edm_zip import read_edm_zip
-from trainer.sources.emoji import read_emoji
-from trainer.sources.fashion import read_fashion
-from trainer.sources.folder import read_folder
-from trainer.sources.idx import read_idx
-from trainer.sources.selection import SPLITS, Split, limited
-from trainer.sources.sprites import read_sprites
-
-# recipe name -> reader(source or None, split); digits come inside a package and have no source to name
-RECIPES: dict[str, Callable[[Path | None, Split], ImageSet]] = {
-    "digits": lambda _, split: read_digits(split),
-    "fashion": read_fashion,
-    "sprites": read_sprites,
-    "emoji": read_emoji,
-}
+from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
+from trainer.data.named import READERS
+from trainer.data.sources.edm_zip import read_edm_zip
+from trainer.data.sources.emoji import read_emoji
+from trainer.data.sources.folder import read_folder
+from trainer.data.sources.idx import read_idx
+from trainer.data.sources.selection import SPLITS, limited
 
 SHEET_COLUMNS = 16
 SHEET_TILE = 32  # smaller images are enlarged to about this many pixels
-
-
-def load_recipe_dataset(name: str, cache: Path, split: Split = "train") -> ImageSet:
-    """The images of a recipe, memory-mapped from `cache`/NAME.zip, which is made first where it is missing.
-
-    The test split has a zip of its own, NAME-test.zip. Raises DataError: unknown name, or what to install.
-    """
-    if name not in RECIPES:
-        raise DataError(f"there is no data recipe {name!r}; the recipes are {', '.join(RECIPES)}")
-    path = cache / (f"{name}.zip" if split == "train" else f"{name}-{split}.zip")
-    if not path.exists():
-        write_image_set(path, RECIPES[name](None, split))
-    return read_image_set(path)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -122,7 +99,7 @@ def _add_output(
 def _make_recipe(args: argparse.Namespace) -> ImageSet:
     if args.kind == "emoji":
         return read_emoji(args.source, args.split, resolution=args.resolution, skin_tones=args.skin_tones)
-    return RECIPES[args.kind](getattr(args, "source", None), args.split)
+    return READERS[args.kind](getattr(args, "source", None), args.split)
 
 
 def _make_folder(args: argparse.Namespace) -> ImageSet:

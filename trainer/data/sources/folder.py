@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.dataset import DataError, ImageSet
-from trainer.sources.pictures import SUFFIXES, read_pictures
-from trainer.sources.selection import spread
+from trainer.data.format import DataError, ImageSet
+from trainer.data.sources.pictures import SUFFIXES, read_pictures
+from trainer.data.sources.selection import spread
 
 
 def read_folder(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from trainer.dataset import DataError
+from trainer.data.format import DataError
 
 Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)

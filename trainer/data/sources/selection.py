@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.dataset import DataError, ImageSet
+from trainer.data.format import DataError, ImageSet
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
