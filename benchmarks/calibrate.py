@@ -29,14 +29,14 @@ from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, INCEPTION, Pix
 from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.metrics.reference import Reference
 from trainer.calibrate import add_options, computing, report, searching
-from trainer.calibration import calibrate, searchable
+from trainer.levels.calibration import calibrate, searchable
 
 BATCH = 250
 
 
 @dataclass(frozen=True)
 class ExtractorSpace:
-    """trainer.trajectories.Space: Fréchet distances to the training images, in the features of a reference's net."""
+    """trainer.levels.trajectories.Space: Fréchet distances to the training images, in the features of a reference's net."""
 
     reference: Reference
 

@@ -18,8 +18,8 @@ from fewstep.card import CARD_FILE, read_card
 from trainer.data.format import DataError, read_image_set
 
 if TYPE_CHECKING:
-    from trainer.calibration import CalibrationConfig
-    from trainer.level_search import Trial
+    from trainer.levels.calibration import CalibrationConfig
+    from trainer.levels.search import Trial
     from trainer.run.compute import Compute
 
 CACHE = Path("runs/data")
@@ -60,8 +60,8 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from trainer.calibration import calibrate, searchable, teacher_space
     from trainer.data.named import load_recipe_dataset
+    from trainer.levels.calibration import calibrate, searchable, teacher_space
 
     steps, config = searchable(card := read_card(args.model), args.steps, args.model), searching(args)
     name = args.recipe or card.training.get("recipe", "")
@@ -79,7 +79,7 @@ def computing(args: argparse.Namespace) -> "Compute":
 
 def searching(args: argparse.Namespace) -> "CalibrationConfig":
     """Raises DataError."""
-    from trainer.calibration import CalibrationConfig
+    from trainer.levels.calibration import CalibrationConfig
 
     if args.images < 2 or args.seed < 0:
         raise DataError("--images must be at least 2 and --seed not negative")
@@ -88,7 +88,7 @@ def searching(args: argparse.Namespace) -> "CalibrationConfig":
 
 def report(trials: "dict[int, Trial]", steps: Sequence[int], model: Path) -> int:
     """Print what was found, and what there is to do. Returns the exit status."""
-    from trainer.calibration import describe
+    from trainer.levels.calibration import describe
 
     print(describe(trials))
     if any(trial.accepted for trial in trials.values()):

@@ -14,8 +14,8 @@ from fewstep.card import CheckpointError
 from fewstep.checkpoint import NetworkModule
 from fewstep.network import UNet
 from fewstep.precond import edm_scalings, onehot
-from trainer.conditioning import LEVEL_FEATURES, level_features
-from trainer.renoise import lognormal_levels
+from trainer.levels.conditioning import LEVEL_FEATURES, level_features
+from trainer.levels.renoise import lognormal_levels
 from trainer.run.compute import Compute, called
 from trainer.run.distributed import replicated
 from trainer.run.draws import Draws

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainer.renoise import Drawn, LevelLists
+from trainer.levels.renoise import Drawn, LevelLists
 from trainer.run.draws import Draws
 
 Generator = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [B, C, H, W], sigma [B], labels [B] -> outputs [B, C, H, W]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.card import CheckpointError, write_atomically
-from trainer.conditioning import LEVEL_FEATURES, level_features
+from trainer.levels.conditioning import LEVEL_FEATURES, level_features
 from trainer.run.compute import Compute, called
 from trainer.run.distributed import replicated
 from trainer.run.draws import Draws

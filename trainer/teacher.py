@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
 from trainer.edm import denoising_loss
-from trainer.renoise import lognormal_levels
+from trainer.levels.renoise import lognormal_levels
 from trainer.run.compute import Compute, runner
 from trainer.run.distributed import replicated
 from trainer.run.draws import Draws

@@ -8,8 +8,8 @@ import torch
 
 from fewstep.network import UNet
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
-from trainer.conditioning import level_features
 from trainer.discriminator import Adversary
+from trainer.levels.conditioning import level_features
 from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, AdversaryConfig, NoiseDistribution, StudentConfig
 from trainer.student import Student

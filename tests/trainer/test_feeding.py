@@ -13,7 +13,7 @@ from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from tests.trainer.tiny import draws, lively, normals
 from trainer.feeding import noised, simulated
-from trainer.renoise import ContinuousLevels, Drawn, LevelLists, renoise_levels
+from trainer.levels.renoise import ContinuousLevels, Drawn, LevelLists, renoise_levels
 from trainer.run.compute import Compute
 from trainer.settings import RULES, StudentConfig, served_lists
 from trainer.student import Student

@@ -11,7 +11,7 @@ from tests.trainer.tiny import copied, draws, equal, lively, normals, run_option
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.data.format import ImageSet
 from trainer.feeding import Fed
-from trainer.renoise import Drawn
+from trainer.levels.renoise import Drawn
 from trainer.run.compute import Compute
 from trainer.settings import StudentConfig
 from trainer.student import Student

@@ -9,7 +9,7 @@ from fewstep.card import CARD_FILE, Card, CheckpointError, Dataset, card_to_json
 from tests.trainer.tiny import TINY_RECIPE, draws, run_options
 from trainer.commands import Distillation, train_student
 from trainer.data.format import ImageSet
-from trainer.renoise import LevelLists, renoise_levels
+from trainer.levels.renoise import LevelLists, renoise_levels
 from trainer.settings import StudentConfig, served_lists
 from trainer.switches import SwitchError, switched, with_lists
 

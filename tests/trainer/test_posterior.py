@@ -10,10 +10,10 @@ from fewstep.analytic import Gaussian, as_network
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
 from tests.trainer.tiny import TINY, draws, normals
-from trainer.conditioning import LEVEL_FEATURES, level_features
 from trainer.feeding import Fed
+from trainer.levels.conditioning import LEVEL_FEATURES, level_features
+from trainer.levels.renoise import Drawn
 from trainer.posterior import Observation, combined
-from trainer.renoise import Drawn
 from trainer.run.compute import Compute
 from trainer.settings import StudentConfig
 from trainer.student import Student

@@ -7,7 +7,7 @@ import torch
 
 from fewstep.schedule import SIGMA_MAX
 from tests.trainer.tiny import draws, lively, normals
-from trainer.renoise import renoise_levels
+from trainer.levels.renoise import renoise_levels
 from trainer.rivals import diff_instruct, dmd2, tied
 from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, AdversaryConfig, StudentConfig, served_lists

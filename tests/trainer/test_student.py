@@ -15,7 +15,7 @@ from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import ImageSet, sigma_data
 from trainer.feeding import Fed
-from trainer.renoise import Drawn
+from trainer.levels.renoise import Drawn
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
 from trainer.run.ema import average_of, update_average

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fewstep.schedule import SIGMA_MAX, student_levels
-from trainer.renoise import LevelLists, renoise_levels
+from trainer.levels.renoise import LevelLists, renoise_levels
 from trainer.run.draws import Draws
 from trainer.settings import RULES, served_lists
 

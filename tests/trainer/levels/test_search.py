@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from trainer.level_search import SearchConfig, calibrated, evaluations, gained, golden_section, insertions, search
+from trainer.levels.search import SearchConfig, calibrated, evaluations, gained, golden_section, insertions, search
 
 CONFIG = SearchConfig()
 

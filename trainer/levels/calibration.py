@@ -18,9 +18,9 @@ from fewstep.checkpoint import load_denoiser
 from fewstep.metrics.extractors.teacher import TeacherSpace, evenly
 from trainer.data.format import ImageSet
 from trainer.data.matching import check_images, check_match
-from trainer.level_search import Levels, Objective, SearchConfig, Trial, calibrated, evaluations
+from trainer.levels.search import Levels, Objective, SearchConfig, Trial, calibrated, evaluations
+from trainer.levels.trajectories import Space, objective
 from trainer.run.compute import Compute, runner
-from trainer.trajectories import Space, objective
 
 FIRST_SEED = 2**33  # far from the seeds of evaluations (0 ..) and of stored endpoints (2^32 ..)
 HELD_OUT = 4  # ranges of seeds that the search does not see

@@ -8,7 +8,7 @@ import torch
 from fewstep.network import UNet
 from fewstep.unet_config import UNetConfig
 from tests.trainer.tiny import TINY, lively, normals
-from trainer.conditioning import LEVEL_FEATURES, level_features, widened
+from trainer.levels.conditioning import LEVEL_FEATURES, level_features, widened
 from trainer.settings import served_lists
 
 CONFIGS = {

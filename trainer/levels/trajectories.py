@@ -16,7 +16,7 @@ from fewstep.noise_torch import latent_for, noise_for
 from fewstep.pixels import Pixels, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
-from trainer.level_search import Levels, Objective
+from trainer.levels.search import Levels, Objective
 
 
 class Space(Protocol):

@@ -23,15 +23,12 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.unet_config import UNetConfig
 from trainer import calibrate as command
-from trainer import calibration
 from trainer.data.format import ImageSet, sigma_data
-from trainer.level_search import (
-    Trial,
-    calibrated,
-)
+from trainer.levels import calibration
+from trainer.levels.search import Trial, calibrated
+from trainer.levels.trajectories import Trajectories
 from trainer.run.artifacts import describe
 from trainer.run.compute import Compute
-from trainer.trajectories import Trajectories
 
 
 class Imperfect:
