@@ -36,7 +36,7 @@ BATCH = 250
 
 @dataclass(frozen=True)
 class ExtractorSpace:
-    """trainer.levels.trajectories.Space: Fréchet distances to the training images, in the features of a reference's net."""
+    """trainer.levels.trajectories.Space: Fréchet distances to the training images in the features of one net."""
 
     reference: Reference
 

@@ -32,7 +32,7 @@ from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
 from trainer.adversarial import Adversarial
 from trainer.consistency import Consistency
-from trainer.noisy_classifier import ClassifierConfig, NoisyClassifier
+from trainer.critics.classifier import ClassifierConfig, NoisyClassifier
 from trainer.progressive import Progressive
 from trainer.run.compute import Compute, default_device, placed
 from trainer.run.draws import Draws

@@ -9,9 +9,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from trainer.critics.classifier import (
+    ADAM,
+    Classification,
+    ClassifierConfig,
+    NoisyClassifier,
+    save_classifier,
+)
 from trainer.data.format import DataError, ImageSet, sigma_data
 from trainer.data.loader import batches
-from trainer.noisy_classifier import ADAM, Classification, ClassifierConfig, NoisyClassifier, save_classifier
 from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
 from trainer.run.compute import Compute, default_device, placed, worth_compiling

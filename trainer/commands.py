@@ -15,10 +15,10 @@ from fewstep.network import UNet
 from fewstep.precond import Denoiser
 from trainer.adversarial import Adversarial
 from trainer.consistency import Consistency
+from trainer.critics.classifier import NoisyClassifier, classifier_hash, load_classifier
 from trainer.data.format import ImageSet, sigma_data
 from trainer.data.matching import check_match
 from trainer.endpoints import Endpoints, load_or_make
-from trainer.noisy_classifier import NoisyClassifier, classifier_hash, load_classifier
 from trainer.progressive import Progressive
 from trainer.recipes.by_name import recipe
 from trainer.recipes.recipe import Recipe

@@ -17,7 +17,7 @@ from fewstep.checkpoint import NetworkModule
 from fewstep.guidance import guided
 from fewstep.precond import Denoiser, with_inputs
 from trainer.consistency import pseudo_huber
-from trainer.discriminator import Adversary
+from trainer.critics.on_teacher import Adversary
 from trainer.divergence import Judge, kl_gradient, l1_error, sid_gradient
 from trainer.edm import denoising_loss
 from trainer.endpoints import Endpoints

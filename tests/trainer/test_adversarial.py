@@ -8,8 +8,8 @@ import torch
 
 from tests.trainer.tiny import copied, draws, equal, lively, normals
 from trainer.adversarial import Adversarial, step_rows
-from trainer.critics import Critics, Head
-from trainer.noisy_classifier import ClassifierConfig, NoisyClassifier
+from trainer.critics.classifier import ClassifierConfig, NoisyClassifier
+from trainer.critics.on_classifiers import Critics, Head
 from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, AdversarialConfig, seen_lists
 

@@ -8,7 +8,7 @@ import torch
 
 from fewstep.network import UNet
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
-from trainer.discriminator import Adversary
+from trainer.critics.on_teacher import Adversary
 from trainer.levels.conditioning import level_features
 from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, AdversaryConfig, NoiseDistribution, StudentConfig

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.critics.classifier import NoisyClassifier
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features
-from trainer.noisy_classifier import NoisyClassifier
 from trainer.run.compute import Compute, called
 
 

@@ -11,9 +11,7 @@ from safetensors.torch import save_file
 from fewstep.card import CheckpointError
 from tests.trainer.tiny import copied, draws, equal, normals, run_options
 from trainer.classify import train_classifier
-from trainer.data.format import DataError, ImageSet
-from trainer.data.named import load_recipe_dataset
-from trainer.noisy_classifier import (
+from trainer.critics.classifier import (
     FILE,
     Classification,
     ClassifierConfig,
@@ -23,6 +21,8 @@ from trainer.noisy_classifier import (
     load_classifier,
     save_classifier,
 )
+from trainer.data.format import DataError, ImageSet
+from trainer.data.named import load_recipe_dataset
 from trainer.run.compute import Compute
 from trainer.settings import AdamConfig
 
