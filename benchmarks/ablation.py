@@ -41,8 +41,10 @@ from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import DataError, ImageSet, sigma_data
-from trainer.endpoints import Endpoints, load_or_make
-from trainer.rivals import tied
+from trainer.methods.dpdm import Student
+from trainer.methods.edm import Teacher
+from trainer.methods.endpoints import Endpoints, load_or_make
+from trainer.methods.rivals import tied
 from trainer.run.artifacts import describe
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
@@ -50,8 +52,6 @@ from trainer.run.ema import average_of, update_average
 from trainer.run.loop import Method
 from trainer.runs import fitted
 from trainer.settings import StudentConfig, TeacherConfig
-from trainer.student import Student
-from trainer.teacher import Teacher
 
 INTERRUPTED = 130
 COMPUTE = Compute("cpu", "fp32")  # graphs of so small a network take longer to compile than to train

@@ -30,16 +30,16 @@ from fewstep.checkpoint import network_config
 from fewstep.network import UNet
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
-from trainer.adversarial import Adversarial
-from trainer.consistency import Consistency
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier
-from trainer.progressive import Progressive
+from trainer.methods.consistency import Consistency
+from trainer.methods.dpdm import Student
+from trainer.methods.edm import Teacher
+from trainer.methods.gan import Adversarial
+from trainer.methods.self_distillation import Progressive
 from trainer.run.compute import Compute, default_device, placed
 from trainer.run.draws import Draws
 from trainer.run.loop import Method
 from trainer.settings import AdversarialConfig, ConsistencyConfig, ProgressiveConfig, StudentConfig, TeacherConfig
-from trainer.student import Student
-from trainer.teacher import Teacher
 
 REFERENCE = "consistency"
 PROGRESS = 0.5  # of a run: everything that starts late has started

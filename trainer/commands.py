@@ -13,23 +13,24 @@ from fewstep.checkpoint import NetworkModule, load_denoiser
 from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
-from trainer.adversarial import Adversarial
-from trainer.consistency import Consistency
 from trainer.critics.classifier import NoisyClassifier, classifier_hash, load_classifier
 from trainer.data.format import ImageSet, sigma_data
 from trainer.data.matching import check_match
-from trainer.endpoints import Endpoints, load_or_make
-from trainer.progressive import Progressive
+from trainer.methods.consistency import Consistency
+from trainer.methods.dpdm import Student
+from trainer.methods.edm import Teacher
+from trainer.methods.endpoints import Endpoints, load_or_make
+from trainer.methods.gan import Adversarial
+from trainer.methods.rivals import diff_instruct, dmd2, tied
+from trainer.methods.self_distillation import Progressive
 from trainer.recipes.by_name import recipe
 from trainer.recipes.recipe import Recipe
-from trainer.rivals import diff_instruct, dmd2, tied
 from trainer.run.artifacts import describe
 from trainer.run.compute import Compute, placed, runner
 from trainer.run.distributed import rank
 from trainer.run.state import load_network
 from trainer.runs import RunOptions, check_out, compute_for, fitted, loop_config, run_method
 from trainer.settings import AdversarialConfig, ConsistencyConfig, MethodName, ProgressiveConfig, StudentConfig
-from trainer.student import Student
 from trainer.switches import (
     ADVERSARIAL,
     PROGRESSIVE,
@@ -40,7 +41,6 @@ from trainer.switches import (
     switched,
     with_lists,
 )
-from trainer.teacher import Teacher
 
 
 def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None, lr: float | None = None) -> bool:

@@ -23,10 +23,10 @@ import torch
 import trainer.__main__ as command_line
 from tests.trainer.tiny import TINY_RECIPE
 from trainer import commands
+from trainer.methods.dpdm import Student
 from trainer.run import distributed as world
 from trainer.run.distributed import joined, rank
 from trainer.run.loop import LoopConfig
-from trainer.student import Student
 
 WRITES = os.O_WRONLY | os.O_RDWR
 

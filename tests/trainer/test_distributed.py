@@ -19,9 +19,9 @@ from tests.trainer.tiny import TINY_RECIPE
 from trainer import commands
 from trainer.__main__ import main
 from trainer.data.format import ImageSet, write_image_set
-from trainer.endpoints import FILE
+from trainer.methods.dpdm import Student
+from trainer.methods.endpoints import FILE
 from trainer.run.state import STATE_FILE, read_facts
-from trainer.student import Student
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -12,7 +12,7 @@ from tests.trainer.tiny import TINY_RECIPE, run_options
 from trainer import commands
 from trainer.commands import Distillation, train_student
 from trainer.data.format import ImageSet
-from trainer.rivals import tied
+from trainer.methods.rivals import tied
 from trainer.settings import StudentConfig
 from trainer.switches import SwitchError, add_switches, given, switched
 

@@ -10,9 +10,9 @@ from fewstep.network import UNet
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
 from trainer.critics.on_teacher import Adversary
 from trainer.levels.conditioning import level_features
+from trainer.methods.dpdm import Student
 from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, AdversaryConfig, NoiseDistribution, StudentConfig
-from trainer.student import Student
 
 CONFIG = AdversaryConfig(weight=1.0, adam=AdamConfig(2e-3, (0.0, 0.999), warmup=0.0))
 LABELS = torch.arange(32) % 10

@@ -7,8 +7,8 @@ import torch
 
 from fewstep.analytic import Gaussian, as_network
 from fewstep.precond import Denoiser
-from trainer.edm import denoising_loss
 from trainer.levels.renoise import lognormal_levels
+from trainer.methods.edm import denoising_loss
 from trainer.run.draws import Draws
 from trainer.run.ema import average_of, update_average
 from trainer.run.optimizer import learning_rate

@@ -12,10 +12,10 @@ from fewstep.noise_torch import noise_for
 from fewstep.precond import Denoiser
 from fewstep.schedule import SIGMA_MAX
 from tests.trainer.tiny import TINY, draws, lively
-from trainer.endpoints import CHUNK, FILE, FIRST_SEED, Endpoints, load_or_make
+from trainer.methods.dpdm import Student
+from trainer.methods.endpoints import CHUNK, FILE, FIRST_SEED, Endpoints, load_or_make
 from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, StudentConfig
-from trainer.student import Student
 
 DATA, SHAPE, COUNT = Gaussian(0.1, 0.5), (1, 8, 8), CHUNK + 20
 

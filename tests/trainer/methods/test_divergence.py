@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.trainer.tiny import normals
-from trainer.divergence import kl_gradient, sid_gradient
+from trainer.methods.divergence import kl_gradient, sid_gradient
 
 OUTPUTS, NOISE = normals(6, 1, 4, 4), 0.7 * normals(6, 1, 4, 4, seed=1)
 

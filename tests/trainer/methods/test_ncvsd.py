@@ -10,13 +10,13 @@ from fewstep.analytic import Gaussian, as_network
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
 from tests.trainer.tiny import TINY, draws, normals
-from trainer.feeding import Fed
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features
 from trainer.levels.renoise import Drawn
-from trainer.posterior import Observation, combined
+from trainer.methods.dpdm import Student
+from trainer.methods.inputs import Fed
+from trainer.methods.ncvsd import Observation, combined
 from trainer.run.compute import Compute
 from trainer.settings import StudentConfig
-from trainer.student import Student
 
 DATA, SIGMA_DATA, COUNT = Gaussian(0.1, 0.5), 0.5, 512
 

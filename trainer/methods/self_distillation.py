@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
 from fewstep.schedule import check_levels
-from trainer.divergence import l1_error
+from trainer.methods.divergence import l1_error
 from trainer.run.compute import Compute, runner
 from trainer.run.distributed import replicated
 from trainer.run.draws import Draws

@@ -17,7 +17,7 @@ from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
 from trainer.critics.classifier import NoisyClassifier
 from trainer.critics.on_classifiers import Critics
-from trainer.divergence import l1_error
+from trainer.methods.divergence import l1_error
 from trainer.run.compute import Compute, runner
 from trainer.run.distributed import replicated
 from trainer.run.draws import Draws

@@ -8,10 +8,10 @@ import torch
 from fewstep.schedule import SIGMA_MAX
 from tests.trainer.tiny import draws, lively, normals
 from trainer.levels.renoise import renoise_levels
-from trainer.rivals import diff_instruct, dmd2, tied
+from trainer.methods.dpdm import Student
+from trainer.methods.rivals import diff_instruct, dmd2, tied
 from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, AdversaryConfig, StudentConfig, served_lists
-from trainer.student import Student
 
 # A recipe with rates of its own and every extra on: what a preset does not mention must survive, or be switched off.
 BASE = StudentConfig(adam=AdamConfig(3e-4), auxiliary_adam=AdamConfig(4e-4), ema_halflife=123.0, top=0.4)

@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
-from trainer.edm import denoising_loss
 from trainer.levels.renoise import lognormal_levels
 from trainer.run.compute import Compute, runner
 from trainer.run.distributed import replicated
@@ -31,3 +30,14 @@ class Teacher:
         loss = denoising_loss(self.denoiser, images, labels, sigma, rng.normal_like(images)).mean()
         norm = descend(self.optimizers["teacher"], loss, self.config.adam, progress)
         return {"loss": loss.detach(), "gradient": norm}
+
+
+def denoising_loss(denoiser: Denoiser, images: Tensor, labels: Tensor | None, sigma: Tensor, noise: Tensor) -> Tensor:
+    """EDM's weighted squared error: per image, mean over pixels. [B], fp32.
+
+    images [B, C, H, W] in [-1, 1]; sigma [B]; noise unit normals shaped like images. The weight
+    (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 makes every level start at a loss of one.
+    """
+    denoised = denoiser(images + sigma[:, None, None, None] * noise, sigma, labels)
+    weight = (sigma**2 + denoiser.sigma_data**2) / (sigma * denoiser.sigma_data) ** 2
+    return weight * (denoised - images).square().mean(dim=(1, 2, 3))

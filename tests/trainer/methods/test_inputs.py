@@ -12,11 +12,11 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from tests.trainer.tiny import draws, lively, normals
-from trainer.feeding import noised, simulated
 from trainer.levels.renoise import ContinuousLevels, Drawn, LevelLists, renoise_levels
+from trainer.methods.dpdm import Student
+from trainer.methods.inputs import noised, simulated
 from trainer.run.compute import Compute
 from trainer.settings import RULES, StudentConfig, served_lists
-from trainer.student import Student
 
 FLOOR = 0.05
 LISTS = LevelLists.of(served_lists((1, 2, 4), 0.01), FLOOR)

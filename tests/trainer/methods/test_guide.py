@@ -10,11 +10,11 @@ from fewstep.card import CheckpointError, read_card
 from tests.trainer.tiny import copied, draws, equal, lively, normals, run_options
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.data.format import ImageSet
-from trainer.feeding import Fed
 from trainer.levels.renoise import Drawn
+from trainer.methods.dpdm import Student
+from trainer.methods.inputs import Fed
 from trainer.run.compute import Compute
 from trainer.settings import StudentConfig
-from trainer.student import Student
 from trainer.switches import SwitchError, switched
 
 

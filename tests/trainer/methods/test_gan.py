@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.trainer.tiny import copied, draws, equal, lively, normals
-from trainer.adversarial import Adversarial, step_rows
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier
 from trainer.critics.on_classifiers import Critics, Head
+from trainer.methods.gan import Adversarial, step_rows
 from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, AdversarialConfig, seen_lists
 

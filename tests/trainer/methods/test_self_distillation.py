@@ -10,7 +10,7 @@ from torch import nn
 from fewstep.precond import Denoiser, edm_scalings
 from fewstep.samplers import sample_dpdm
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
-from trainer.progressive import Progressive, saturated
+from trainer.methods.self_distillation import Progressive, saturated
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
 from trainer.settings import AdamConfig, ProgressiveConfig, further_levels

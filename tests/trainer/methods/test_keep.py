@@ -9,9 +9,9 @@ import torch
 from tests.trainer.tiny import TINY_RECIPE, copied, draws, equal, lively, normals, run_options
 from trainer.commands import Distillation, train_student
 from trainer.data.format import ImageSet
+from trainer.methods.dpdm import Student
 from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, StudentConfig
-from trainer.student import Student
 from trainer.switches import SwitchError, switched
 
 LABELS = torch.arange(8) % 10

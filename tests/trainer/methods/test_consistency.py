@@ -18,15 +18,15 @@ from fewstep.noise_torch import noise_for
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm, sample_euler, sample_heun
 from fewstep.schedule import solver_sigmas
-from tests.trainer.test_student import energy_distance
+from tests.trainer.methods.test_dpdm import energy_distance
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
-from trainer.consistency import Consistency, pseudo_huber, solver_step, squared
 from trainer.data.format import ImageSet, sigma_data
+from trainer.methods.consistency import Consistency, pseudo_huber, solver_step, squared
+from trainer.methods.edm import Teacher
 from trainer.run.compute import Compute
 from trainer.run.ema import average_of, update_average
 from trainer.run.loop import LoopConfig, train
 from trainer.settings import ConsistencyConfig, TeacherConfig
-from trainer.teacher import Teacher
 
 PAIR = Gaussian(0.1, 0.5)
 

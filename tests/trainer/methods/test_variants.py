@@ -16,12 +16,12 @@ from fewstep.network import UNet
 from fewstep.unet_config import UNetConfig
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals, run_options
 from trainer.commands import Distillation, train_student
-from trainer.endpoints import FILE, Endpoints
-from trainer.rivals import diff_instruct, dmd2
+from trainer.methods.dpdm import Student
+from trainer.methods.endpoints import FILE, Endpoints
+from trainer.methods.rivals import diff_instruct, dmd2
 from trainer.run.compute import Compute
 from trainer.run.state import STATE_FILE
 from trainer.settings import AdversaryConfig, StudentConfig
-from trainer.student import Student
 
 GAN = AdversaryConfig(weight=3e-3)
 VARIANTS = {

@@ -14,14 +14,14 @@ from fewstep.samplers import sample_dpdm
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import ImageSet, sigma_data
-from trainer.feeding import Fed
 from trainer.levels.renoise import Drawn
+from trainer.methods.dpdm import Student
+from trainer.methods.edm import Teacher
+from trainer.methods.inputs import Fed
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
 from trainer.run.ema import average_of, update_average
 from trainer.settings import RULES, StudentConfig, TeacherConfig
-from trainer.student import Student
-from trainer.teacher import Teacher
 
 TINY = UNetConfig(resolution=8, channels=1, classes=10, width=16, mult=(1,), blocks=1)
 

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from fewstep.checkpoint import NetworkModule
 from fewstep.guidance import guided
 from fewstep.precond import Denoiser, with_inputs
-from trainer.consistency import pseudo_huber
 from trainer.critics.on_teacher import Adversary
-from trainer.divergence import Judge, kl_gradient, l1_error, sid_gradient
-from trainer.edm import denoising_loss
-from trainer.endpoints import Endpoints
-from trainer.feeding import Fed, Levels, noised, simulated
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features, widened
 from trainer.levels.renoise import ContinuousLevels, LevelLists, renoise_levels
-from trainer.posterior import Observation, combined
+from trainer.methods.consistency import pseudo_huber
+from trainer.methods.divergence import Judge, kl_gradient, l1_error, sid_gradient
+from trainer.methods.edm import denoising_loss
+from trainer.methods.endpoints import Endpoints
+from trainer.methods.inputs import Fed, Levels, noised, simulated
+from trainer.methods.ncvsd import Observation, combined
 from trainer.run.compute import Compute, runner
 from trainer.run.distributed import replicated
 from trainer.run.draws import Draws
