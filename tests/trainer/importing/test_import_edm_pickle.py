@@ -15,8 +15,8 @@ import torch
 from torch._utils import _rebuild_tensor_v2
 
 from fewstep.card import CheckpointError
-from tests.trainer.edm_pickles import Persistent, persistence, snapshot, write
-from tests.trainer.edm_reference import NETWORKS, reference
+from tests.trainer.importing.edm_pickles import Persistent, persistence, snapshot, write
+from tests.trainer.importing.edm_reference import NETWORKS, reference
 from trainer.importing.edm_pickle import MAX_DEPTH, SavedObject, module_tensors, read_edm_pickle, submodule
 
 

@@ -12,8 +12,8 @@ from fewstep.card import CheckpointError
 from fewstep.checkpoint import load_denoiser
 from fewstep.network import UNet
 from fewstep.unet_config import adm, ddpmpp, ncsnpp
-from tests.trainer.edm_pickles import snapshot, write
-from tests.trainer.edm_reference import NETWORKS, built, reference
+from tests.trainer.importing.edm_pickles import snapshot, write
+from tests.trainer.importing.edm_reference import NETWORKS, built, reference
 from trainer.importing.edm_pickle import SavedObject
 from trainer.importing.edm_weights import edm_config, edm_weights, import_edm, published_modules, published_name
 from trainer.importing.teacher import Provenance, save_teacher

@@ -9,8 +9,8 @@ import pytest
 
 from fewstep.card import CheckpointError, read_card
 from fewstep.checkpoint import load_denoiser
-from tests.trainer.edm_pickles import Persistent, snapshot, write
-from tests.trainer.edm_reference import NETWORKS, reference
+from tests.trainer.importing.edm_pickles import Persistent, snapshot, write
+from tests.trainer.importing.edm_reference import NETWORKS, reference
 from trainer.importing.command import add_parser
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tests.trainer.edm_reference import Reference
+from tests.trainer.importing.edm_reference import Reference
 
 
 class Persistent:
