@@ -62,6 +62,22 @@ def imports(source: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+# Rooms of trainer/, from below; a room imports itself and the rooms before it. Files beside them are commands: last.
+TRAINER_ROOMS = ("settings", "run", "data", "levels", "critics", "methods", "recipes", "importing", "commands")
+
+
+def trainer_room(module: str) -> str:
+    """The room of a module such as trainer.methods.edm."""
+    name = module.split(".")[1] if "." in module else "commands"
+    return name if name in TRAINER_ROOMS else "commands"
+
+
+def climbing(module: str, source: str) -> list[str]:
+    """Imports by which a module of trainer/ reaches a room above its own."""
+    below = TRAINER_ROOMS[: TRAINER_ROOMS.index(trainer_room(module)) + 1]
+    return [name for name in imports(source) if name.startswith("trainer.") and trainer_room(name) not in below]
+
+
 def forbidden(room: str, source: str) -> list[str]:
     """Imports of ours that this room may not have."""
     ours = [name for name in imports(source) if name.partition(".")[0] in (*ROOMS, "tests")]
@@ -92,6 +108,27 @@ def test_imports_point_down(room: str):
 )
 def test_the_check_catches_arrows_that_point_up(room: str, source: str, caught: list[str]):
     assert forbidden(room, source) == caught
+
+
+def test_the_rooms_of_the_trainer_stand_on_one_another_and_in_no_circle():
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "trainer").rglob("*.py")}
+    folders = {path.parent.name for path in (ROOT / "trainer").glob("*/*.py")}
+    assert folders <= set(TRAINER_ROOMS), "a new room has to be given its place"
+    assert {name: up for name, path in paths.items() if (up := climbing(name, path.read_text("utf-8")))} == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "caught"),
+    [
+        ("trainer.run.loop", "from trainer.data.format import ImageSet", ["trainer.data.format.ImageSet"]),
+        ("trainer.critics.classifier", "def f():\n    import trainer.methods.edm", ["trainer.methods.edm"]),
+        ("trainer.levels.search", "from trainer import commands", ["trainer.commands"]),
+        ("trainer.commands", "from trainer.methods.edm import Teacher", []),
+        ("trainer.methods.gan", "from trainer.settings import AdamConfig\nfrom trainer.run import loop", []),
+    ],
+)
+def test_the_check_catches_rooms_that_climb(module: str, source: str, caught: list[str]):
+    assert climbing(module, source) == caught
 
 
 def test_no_benchmark_script_shadows_a_room():
