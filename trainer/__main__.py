@@ -12,6 +12,7 @@ from fewstep.card import CheckpointError
 from trainer import calibrate
 from trainer.data import command as data
 from trainer.data.format import DataError, ImageSet, read_image_set
+from trainer.data.named import load_recipe_dataset
 from trainer.importing import command as importing
 from trainer.recipes.by_name import RECIPES, UnknownRecipeError, recipe
 from trainer.switches import SwitchError, add_switches, given
@@ -142,7 +143,7 @@ def _images(args: argparse.Namespace) -> ImageSet:
         return read_image_set(args.data)
     if rank() > 0:
         from_first(None)  # wait: the first process may have to write the cache
-    images = data.load_recipe_dataset(args.recipe, CACHE)
+    images = load_recipe_dataset(args.recipe, CACHE)
     if rank() == 0:
         from_first(None)
     return images

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from trainer.data import command as data
+from trainer.data import named
 from trainer.data.format import DataError, ImageSet, read_image_set, sigma_data, write_image_set
 from trainer.data.named import load_recipe_dataset
 
@@ -272,7 +273,7 @@ def test_a_misspelt_command_exits_with_2(arguments: tuple[str, ...], capsys: pyt
 def test_a_recipe_is_made_once_and_then_opened_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = load_recipe_dataset("digits", tmp_path)
     assert isinstance(first.images, np.memmap)
-    monkeypatch.setitem(data.RECIPES, "digits", lambda source, split: pytest.fail("made twice"))
+    monkeypatch.setitem(named.READERS, "digits", lambda source, split: pytest.fail("made twice"))
     assert load_recipe_dataset("digits", tmp_path).sha256() == first.sha256()
     monkeypatch.undo()
     test = load_recipe_dataset("digits", tmp_path, "test")
