@@ -58,7 +58,6 @@ def methods() -> dict[str, Callable[[UNet, float, Compute], Method]]:
     return {
         REFERENCE: lambda teacher, sigma, compute: Consistency(teacher, sigma, ConsistencyConfig(), compute),
         "dpdm": distilled(base),
-        "dpdm, gan": distilled(replace(base, adversary=replace(base.adversary, weight=3e-3))),
         "dpdm, sid": distilled(replace(base, loss="sid")),
         "dpdm, 5 auxiliary updates": distilled(replace(base, auxiliary_updates=5)),
         "progressive": lambda teacher, sigma, compute: Progressive(teacher, sigma, one_call, compute),

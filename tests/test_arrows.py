@@ -26,7 +26,6 @@ TORCH_FREE = (
     "dpmpp",
     "editing",
     "extras",
-    "guidance",
     "ipndm",
     "latent",
     "metrics.cache",

@@ -61,10 +61,6 @@ def _parser() -> argparse.ArgumentParser:
         help="train at the level lists that this student serves (calibrated ones, say), not at Karras' spacing",
     )  # fmt: skip
     student.add_argument(
-        "--guide", type=Path, metavar="DIR",
-        help="a worse teacher of the same data, an early snapshot say; the teacher judges as if pushed away from it",
-    )  # fmt: skip
-    student.add_argument(
         "--kept", type=Path, metavar="DIR",
         help="--method progressive: the student whose calls are those that stay (default: --init)",
     )  # fmt: skip
@@ -159,7 +155,7 @@ def _student(args: argparse.Namespace) -> int:
     from trainer.commands import Distillation, train_student
 
     request = Distillation(
-        args.teacher, args.method, given(args), args.init, args.lists_of, args.guide, args.kept, tuple(args.critic)
+        args.teacher, args.method, given(args), args.init, args.lists_of, args.kept, tuple(args.critic)
     )
     return _trained(args, lambda: train_student(_options(args), _images(args), request))
 

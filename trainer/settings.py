@@ -11,7 +11,6 @@ METHODS: tuple[MethodName, ...] = get_args(MethodName)
 Rule = Literal["tied", "independent", "lognormal", "subinterval", "hybrid"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 Weight = Literal["l1", "one"]
-Scales = Literal["all", "innermost"]
 Solver = Literal["heun", "euler"]
 Play = Literal["all", "first", "rest"]
 Lists = tuple[tuple[float, ...], ...]
@@ -45,12 +44,9 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class AdversaryConfig:
+    """The adversarial term of DMD2."""
+
     weight: float = 0.0  # against the divergence, both as means over pixels; DMD2 takes 3e-3, 0 switches it off
-    start: float = 0.0  # fraction of the run before the student feels it; the heads learn from the beginning
-    scales: Scales = "all"  # a head for every level of the teacher's encoder, or one for the innermost (DMD2)
-    # Told the level the student was fed, a head is one critic per level, as the auxiliary is one density per level
-    # (docs/adr/0012): outputs of low levels, nearly real, do not hide what is wrong with the top level's.
-    sees_level: bool = True
     noise: NoiseDistribution = NoiseDistribution(-0.5, 1.2)  # where both sides are compared
     adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
 
@@ -60,29 +56,24 @@ class StudentConfig:
     """The switches of DPDM. docs/adr/0003, 0009 and 0012 say how the defaults were chosen."""
 
     renoise: Rule = "hybrid"
-    levels: Literal["lists", "continuous"] = "lists"  # fed at the served levels, or at any
     steps: tuple[int, ...] = tuple(range(1, MAX_STEPS + 1))  # step counts whose levels are trained and served
     sigma_min: float = 0.01  # of the Karras levels behind each list
     sigma_max: float = 2.5  # the top level, where pure noise goes in (Diff-Instruct); 80 in the paper
     lists: tuple[tuple[float, ...], ...] = ()  # the level list of each of `steps`, where they are not Karras'
     floor: float = 0.05  # lowest level at which outputs are judged; below, the judges' own error dominates
     top: float = 0.3  # share of each longer list's draws spent on its top level
-    # What pulls outputs to the data beside the adversary; none: nothing, the adversary alone (GDD, Zheng & Yang 2024).
-    loss: Literal["kl", "sid", "none"] = "kl"
+    loss: Literal["kl", "sid"] = "kl"  # the divergence that pulls outputs to the data
     alpha: float = 1.0  # of the SiD loss
     weight: Weight = "l1"
-    guidance: float = 1.0  # autoguidance of the teacher that judges, by a worse one; 1: none (docs/adr/0017)
     objective: Literal["marginal", "posterior"] = "marginal"  # what outputs are matched to: p(x0), or p(x0 | x_t)
     auxiliary_sees_level: bool = True  # tell the auxiliary which level the student was fed
     auxiliary_updates: int = 1  # per student update
     auxiliary_first: float = 0.0  # fraction of the run in which only the auxiliary learns, to catch up with `start`
     simulate: float = 0.0  # share of updates fed from the student's own trajectory
     simulate_from: float = 0.5  # and after which fraction of the run: early trajectories are not worth learning from
-    # Share of updates in which the levels below the top imitate `start`; in all others only the top level learns.
-    keep: float = 0.0
     warm: float = 0.0  # fraction of the run in which the top level regresses on stored teacher endpoints
     warm_pairs: int = 4096
-    adversary: AdversaryConfig = AdversaryConfig()
+    adversary: AdversaryConfig = AdversaryConfig()  # of `--method dmd2`
     adam: AdamConfig = AdamConfig(5e-5, (0.0, 0.999), decay_from=0.4, final=0.05)
     # The auxiliary has to follow a moving student: with equal rates it lags, and the outputs oscillate (ADR 0003).
     auxiliary_adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.timeout(600)  # five processes load torch, on machines 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 # Between them: every network, every draw that processes share, every phase of a run.
-SID = {"loss": "sid", "gan": 0.003, "gan-from": 0.2, "simulate": 0.5, "simulate-from": 0}
-WARM = {"objective": "posterior", "levels": "continuous", "warm": 0.2, "auxiliary-first": 0.4, "auxiliary-updates": 2}
+SID = {"loss": "sid", "simulate": 0.5, "simulate-from": 0}
+WARM = {"objective": "posterior", "warm": 0.2, "auxiliary-first": 0.4, "auxiliary-updates": 2}
 
 
 def flags(switches: dict[str, object]) -> list[str]:

@@ -82,11 +82,10 @@ def test_one_call_may_start_elsewhere_but_not_where_the_top_is_warmed_up(tmp_pat
         switched(config, {"warm": 0.1})
 
 
-@pytest.mark.parametrize("switch", [{"sigma_max": 80.0}, {"levels": "continuous"}])
-def test_lists_and_another_choice_of_levels_contradict_each_other(switch, tmp_path):
+def test_lists_and_another_top_level_contradict_each_other(tmp_path):
     config = with_lists(StudentConfig(), serving(tmp_path / "student", LEVELS))
     with pytest.raises(SwitchError, match="--lists-of says which levels are trained"):
-        switched(config, switch)
+        switched(config, {"sigma_max": 80.0})
 
 
 @pytest.mark.usefixtures("tiny_recipe")

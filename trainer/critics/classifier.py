@@ -115,8 +115,8 @@ class Classification:
         self.config, self.adam = network.config, settings
         self.networks: dict[str, nn.Module] = {"classifier": network.train()}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"classifier": adam(network, settings, compute.device)}
-        run = called(_Call(replicated(network)), compute)
-        self.logits = lambda x, sigma: run(x, sigma, sigma).float()
+        run = called(replicated(network), compute)
+        self.logits = lambda x, sigma: run(x, sigma).float()
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         config = self.config
@@ -129,17 +129,6 @@ class Classification:
         norm = descend(self.optimizers["classifier"], loss, self.adam, progress)
         right = (logits.argmax(dim=1) == labels).float().mean()
         return {"loss": loss.detach(), "right": right, "gradient": norm}
-
-
-class _Call(nn.Module):
-    """With the three inputs that `trainer.run.compute.called` knows."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor, sigma: Tensor, _: Tensor) -> Tensor:
-        return self.network(x, sigma)
 
 
 def save_classifier(folder: Path, network: NoisyClassifier, facts: dict) -> None:

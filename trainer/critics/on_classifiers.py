@@ -40,27 +40,16 @@ class Critics(nn.Module):
         classes = classifiers[0].config.classes
         widths = [width for classifier in classifiers for width in classifier.feature_widths]
         self.heads = nn.ModuleList(Head(width, classes) for width in widths)
-        self._maps = [called(_Maps(classifier), compute) for classifier in classifiers]
+        self._maps = [called(classifier.features, compute) for classifier in classifiers]
 
     def see(self, noisy: Tensor, sigma: Tensor) -> list[Tensor]:
         """The feature maps of images [B, C, H, W] noised to sigma [B]. Gradients pass to the images."""
-        return [found.float() for maps in self._maps for found in maps(noisy, sigma, sigma)]
+        return [found.float() for maps in self._maps for found in maps(noisy, sigma)]
 
     def forward(self, maps: Sequence[Tensor], sigma: Tensor, labels: Tensor) -> Tensor:
         """Logits [B, heads]."""
         level = level_features(sigma)
         return torch.stack([head(x, level, labels) for head, x in zip(self.heads, maps, strict=True)], dim=1)
-
-
-class _Maps(nn.Module):
-    """A classifier's features as a module of its own, for the compiler. Takes three inputs as all that are `called`."""
-
-    def __init__(self, classifier: NoisyClassifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, x: Tensor, sigma: Tensor, _: Tensor) -> tuple[Tensor, ...]:
-        return self.classifier.features(x, sigma)
 
 
 def _standardised(x: Tensor) -> Tensor:

@@ -49,29 +49,6 @@ class LevelLists:
 
 
 @dataclass(frozen=True)
-class ContinuousLevels:
-    """Any level between the lowest and the highest served, for students whose lists are found after training."""
-
-    sigma_min: float
-    sigma_max: float
-    steps: tuple[int, ...]  # step counts served: how far below the next level may lie
-    floor: float
-
-    def draw(self, count: int, top: float, rng: Draws) -> "Drawn":
-        """`count` levels: the top with probability `top`, else uniform in Karras' spacing."""
-        u = rng.uniform(count)
-        position = (u >= top).long()
-        depth = torch.where(position == 0, 0.0, (u - top) / (1 - top))
-        steps = torch.tensor(self.steps, device=u.device)[rng.integers(len(self.steps), count)]
-        below = self._level(depth + 1 / steps).clamp(min=self.floor)
-        return Drawn(self._level(depth).clamp(min=self.floor * 1.01), below, position)
-
-    def _level(self, depth: Tensor) -> Tensor:
-        """depth 0: sigma_max, 1: sigma_min, deeper: sigma_min."""
-        return _karras(depth.clamp(max=1.0), torch.tensor(self.sigma_max), torch.tensor(self.sigma_min))
-
-
-@dataclass(frozen=True)
 class Drawn:
     """Student levels of one batch."""
 

@@ -14,16 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.checkpoint import NetworkModule
-from fewstep.guidance import guided
 from fewstep.precond import Denoiser, with_inputs
 from trainer.critics.on_teacher import Adversary
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features, widened
-from trainer.levels.renoise import ContinuousLevels, LevelLists, renoise_levels
+from trainer.levels.renoise import LevelLists, renoise_levels
 from trainer.methods.consistency import pseudo_huber
-from trainer.methods.divergence import Judge, kl_gradient, l1_error, sid_gradient
+from trainer.methods.divergence import Judge, kl_gradient, sid_gradient
 from trainer.methods.edm import denoising_loss
 from trainer.methods.endpoints import Endpoints
-from trainer.methods.inputs import Fed, Levels, noised, simulated
+from trainer.methods.inputs import Fed, noised, simulated
 from trainer.methods.ncvsd import Observation, combined
 from trainer.run.compute import Compute, runner
 from trainer.run.distributed import replicated
@@ -45,7 +44,6 @@ class Student:
         compute: Compute,
         start: NetworkModule | None = None,  # a student to continue from
         endpoints: Endpoints | None = None,  # needed when config.warm > 0
-        guide: NetworkModule | None = None,  # needed when config.guidance > 1
     ) -> None:
         self.config, self.endpoints = config, endpoints
         self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
@@ -58,31 +56,18 @@ class Student:
         auxiliary = widened(teacher, channels=extra, features=LEVEL_FEATURES if self.tells_level else 0)
         student, auxiliary = (net.requires_grad_(True).eval() for net in (student, auxiliary))  # eval: no dropout
         self.network = student
-        self.networks: dict[str, nn.Module] = {"student": student}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"student": adam(student, config.adam, compute.device)}
-        if config.loss != "none":  # without a divergence nobody asks the auxiliary
-            self.networks["auxiliary"] = auxiliary
-            self.optimizers["auxiliary"] = adam(auxiliary, config.auxiliary_adam, compute.device)
+        self.networks: dict[str, nn.Module] = {"student": student, "auxiliary": auxiliary}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "student": adam(student, config.adam, compute.device),
+            "auxiliary": adam(auxiliary, config.auxiliary_adam, compute.device),
+        }
         self.adversary = None
         if config.adversary.weight > 0:
             self.adversary = Adversary(frozen, sigma_data, config.adversary, compute)
             self.networks["heads"], self.optimizers["heads"] = self.adversary.heads, self.adversary.optimizer
         self.lists = LevelLists.of(list(config.level_lists.values()), config.floor, compute.device)
-        anywhere = ContinuousLevels(config.sigma_min, config.sigma_max, config.steps, config.floor)
-        self.levels: Levels = self.lists if config.levels == "lists" else anywhere
         denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, teacher.config.classes)  # noqa: E731
         self.student, self.teacher = denoiser(replicated(student)), denoiser(frozen)
-        if config.guidance > 1:
-            assert guide is not None, "guidance needs a guide"
-            worse = runner(guide.eval().requires_grad_(False), compute)
-            network = guided(self.teacher.network, worse, config.guidance)
-            self.teacher = replace(self.teacher, network=network)
-        if config.keep:
-            assert start is not None, "levels are kept as those of a student to continue from"
-            longer = [levels for levels in config.level_lists.values() if len(levels) > 1]
-            below = LevelLists.of(longer, config.floor, compute.device)
-            self.kept_levels: Levels = below if config.levels == "lists" else anywhere
-            self.kept = denoiser(copy.deepcopy(start).eval().requires_grad_(False))
         # Gradients that pass through the auxiliary without training it must not reach DistributedDataParallel.
         self.fitted = self.auxiliary = denoiser(auxiliary)
         if (shared := replicated(auxiliary)) is not auxiliary:
@@ -91,8 +76,6 @@ class Student:
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         if progress < self.config.warm:
             return self.warm_up(len(images), progress, rng)
-        if self.config.keep and progress >= self.config.auxiliary_first and rng.shared() < self.config.keep:
-            return self.imitate(images, labels, progress, rng)
         fed = self.feed(images, labels, progress, rng)
         generated = self.generated(fed.x, fed.drawn.sigma, labels, rng)
         recovered = generated.detach()
@@ -100,25 +83,24 @@ class Student:
         scalars: dict[str, Tensor] = {}
         gradients: list[Tensor] = []
         if progress >= self.config.auxiliary_first:
-            if self.config.loss != "none":
-                gradients.append(self.divergence_gradient(recovered, labels, fed, rng))
-                scalars["gap"] = gradients[-1].abs().mean()
-            if self.adversary and progress >= self.config.adversary.start:
-                gradients.append(self.adversary.gradient(recovered, labels, fed.drawn.sigma, rng))
+            gradients.append(self.divergence_gradient(recovered, labels, fed, rng))
+            scalars["gap"] = gradients[-1].abs().mean()
+            if self.adversary:
+                gradients.append(self.adversary.gradient(recovered, labels, rng))
                 scalars["adversarial"] = gradients[-1].abs().mean()
         if gradients:
             loss = (sum(gradients) * generated).sum() / len(images)
             scalars["gradient"] = descend(self.optimizers["student"], loss, self.config.adam, progress)
         scalars |= self.fit_auxiliary(recovered, labels, fed, progress, rng)
         if self.adversary:
-            scalars |= self.adversary.fit(images, recovered, labels, fed.drawn.sigma, progress, rng)
+            scalars |= self.adversary.fit(images, recovered, labels, progress, rng)
         return scalars
 
     def feed(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> Fed:
         config = self.config
         if config.simulate and progress >= config.simulate_from and rng.shared() < config.simulate:
             return simulated(partial(self.generated, rng=rng), self.lists, images, labels, rng)
-        return noised(images, self.levels.draw(len(images), 1.0 if config.keep else config.top, rng), rng)
+        return noised(images, self.lists.draw(len(images), config.top, rng), rng)
 
     def generated(self, x: Tensor, sigma: Tensor, labels: Tensor, rng: Draws) -> Tensor:
         """The student's output [B, C, H, W]; a posterior student decides by noise that is fresh in every call."""
@@ -142,8 +124,6 @@ class Student:
         self, recovered: Tensor, labels: Tensor, fed: Fed, progress: float, rng: Draws
     ) -> dict[str, Tensor]:
         """Denoising score matching on the student's outputs, at the levels where they are judged."""
-        if self.config.loss == "none":
-            return {}
         loss = recovered.new_zeros(())
         denoiser = self._told(self.fitted, fed)
         for _ in range(self.config.auxiliary_updates):
@@ -151,18 +131,6 @@ class Student:
             loss = denoising_loss(denoiser, recovered, labels, sigma, rng.normal_like(recovered)).mean()
             descend(self.optimizers["auxiliary"], loss, self.config.auxiliary_adam, progress)
         return {"auxiliary_loss": loss.detach()}
-
-    def imitate(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
-        """Regression on the outputs that `start` has below the top level, in units of its error."""
-        fed = noised(images, self.kept_levels.draw(len(images), 0.0, rng), rng)
-        generated = self.generated(fed.x, fed.drawn.sigma, labels, rng)
-        recovered = generated.detach()
-        with torch.no_grad():
-            kept = self.kept(fed.x, fed.drawn.sigma, labels)
-        drift = (recovered - kept) / l1_error(kept, images)
-        loss = (drift * generated).sum() / len(images)
-        norm = descend(self.optimizers["student"], loss, self.config.adam, progress)
-        return {"drift": drift.abs().mean(), "gradient": norm}
 
     def warm_up(self, count: int, progress: float, rng: Draws) -> dict[str, Tensor]:
         """Pseudo-Huber regression of the top level on teacher endpoints."""
@@ -173,7 +141,7 @@ class Student:
         generated = self.generated(x, sigma, labels, rng)
         loss = pseudo_huber(generated, images).mean()
         norm = descend(self.optimizers["student"], loss, self.config.adam, progress)
-        fed = noised(images, self.levels.draw(count, 1.0, rng), rng)
+        fed = noised(images, self.lists.draw(count, 1.0, rng), rng)
         fitted = self.fit_auxiliary(generated.detach(), labels, replace(fed, x=x), progress, rng)
         return {"warm_loss": loss.detach(), "gradient": norm, **fitted}
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,12 +16,6 @@ Generator = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [B, C, H, W], sigma 
 class Fed:
     x: Tensor  # [B, C, H, W], noisy
     drawn: Drawn  # at these levels
-
-
-class Levels(Protocol):
-    """Where student levels come from: the served lists, or everywhere."""
-
-    def draw(self, count: int, top: float, rng: Draws) -> Drawn: ...
 
 
 def noised(images: Tensor, drawn: Drawn, rng: Draws) -> Fed:

@@ -39,7 +39,7 @@ def dmd2(base: StudentConfig) -> StudentConfig:
         auxiliary_updates=5,
         simulate=1.0,
         simulate_from=0.0,
-        adversary=replace(base.adversary, weight=3e-3, start=0.0, scales="innermost", sees_level=False),
+        adversary=replace(base.adversary, weight=3e-3),
     )
 
 

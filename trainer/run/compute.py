@@ -29,23 +29,20 @@ def runner(network: nn.Module, compute: Compute) -> Network:
     return lambda x, c_noise, onehot: run(x, c_noise, onehot).float()
 
 
-def called(module: nn.Module, compute: Compute) -> Callable[[Tensor, Tensor, Tensor], Any]:
-    """A module of a network's three inputs, channels-last and autocast if asked; what it returns stays as it is."""
+def called(function: Callable[..., Any], compute: Compute) -> Callable[..., Any]:
+    """A module, or a method of one, that takes images and other tensors: compiled and autocast if asked, the images
+    channels-last; what it returns stays as it is."""
     if compute.compile:
         # One graph per network, shape and gradient mode; past the default of 8 the rest would run uncompiled, unsaid.
         torch._dynamo.config.recompile_limit = 64
-    forward = torch.compile(_forward, dynamic=False) if compute.compile else _forward
+    forward = torch.compile(function, dynamic=False) if compute.compile else function
     autocast = compute.precision == "bf16"
 
-    def run(x: Tensor, c_noise: Tensor, onehot: Tensor) -> Any:
+    def run(x: Tensor, *others: Tensor) -> Any:
         with torch.autocast(torch.device(compute.device).type, torch.bfloat16, enabled=autocast):
-            return forward(module, x.contiguous(memory_format=torch.channels_last), c_noise, onehot)
+            return forward(x.contiguous(memory_format=torch.channels_last), *others)
 
     return run
-
-
-def _forward(module: nn.Module, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Any:
-    return module(x, c_noise, onehot)
 
 
 def placed(network: Placed, device: str) -> Placed:

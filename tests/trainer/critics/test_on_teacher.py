@@ -9,14 +9,12 @@ import torch
 from fewstep.network import UNet
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
 from trainer.critics.on_teacher import Adversary
-from trainer.levels.conditioning import level_features
 from trainer.methods.dpdm import Student
 from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, AdversaryConfig, NoiseDistribution, StudentConfig
 
 CONFIG = AdversaryConfig(weight=1.0, adam=AdamConfig(2e-3, (0.0, 0.999), warmup=0.0))
 LABELS = torch.arange(32) % 10
-FED = torch.full((32,), 0.3)
 
 
 def adversary(**changes) -> Adversary:
@@ -28,9 +26,9 @@ def bright(count: int = 32, seed: int = 1) -> torch.Tensor:
     return 0.5 + 0.2 * normals(count, 1, 8, 8, seed=seed)
 
 
-def logits(judge: Adversary, images: torch.Tensor, fed: torch.Tensor = FED) -> torch.Tensor:
-    """[images, maps], always under the same noise; with gradients where the images ask for them."""
-    return judge.heads(judge._seen(images, LABELS, draws(9)), level_features(fed))
+def logits(judge: Adversary, images: torch.Tensor) -> torch.Tensor:
+    """[images], always under the same noise; with gradients where the images ask for them."""
+    return judge.heads(judge._seen(images, LABELS, draws(9)))
 
 
 def trained() -> Adversary:
@@ -38,25 +36,25 @@ def trained() -> Adversary:
     judge = adversary()
     rng = draws(2)
     for step in range(40):
-        judge.fit(bright(seed=10 + step), -bright(seed=60 + step), LABELS, FED, 0.5, rng)
+        judge.fit(bright(seed=10 + step), -bright(seed=60 + step), LABELS, 0.5, rng)
     return judge
 
 
 def test_the_head_learns_to_tell_bright_from_dark():
     judge = adversary()
-    first = judge.fit(bright(), -bright(), LABELS, FED, 0.5, draws(3))
+    first = judge.fit(bright(), -bright(), LABELS, 0.5, draws(3))
     assert first["head_loss"].item() == pytest.approx(2 * 0.6931, abs=0.3)  # it knows nothing yet
     judge = trained()
     # Not all: some are noised beyond recognition.
     assert (logits(judge, bright(seed=4)) > 0).float().mean() > 0.8
     assert (logits(judge, -bright(seed=5)) < 0).float().mean() > 0.8
-    last = judge.fit(bright(seed=6), -bright(seed=7), LABELS, FED, 0.5, draws(8))
+    last = judge.fit(bright(seed=6), -bright(seed=7), LABELS, 0.5, draws(8))
     assert last["head_right"] > 0.8 and last["head_loss"] < 0.9
 
 
 def test_descending_makes_outputs_look_more_real():
     judge, outputs = trained(), -bright(seed=4)
-    gradient = judge.gradient(outputs, LABELS, FED, draws(9))
+    gradient = judge.gradient(outputs, LABELS, draws(9))
     step = 0.02 * gradient / gradient.abs().mean()
     assert (logits(judge, outputs - step) > logits(judge, outputs)).float().mean() > 0.9
     assert (logits(judge, outputs + step) < logits(judge, outputs)).float().mean() > 0.9
@@ -67,12 +65,12 @@ def test_the_gradient_is_that_of_the_non_saturating_loss_against_a_mean_over_pix
     followed = outputs.clone().requires_grad_(True)
     loss = -torch.log(torch.sigmoid(logits(judge, followed)))
     expected = torch.autograd.grad(loss.sum(), followed)[0] * 64  # pixels
-    torch.testing.assert_close(judge.gradient(outputs, LABELS, FED, draws(9)), expected)
+    torch.testing.assert_close(judge.gradient(outputs, LABELS, draws(9)), expected)
 
 
 def test_the_gradient_scales_with_the_weight():
-    one = adversary(weight=1.0).gradient(bright(), LABELS, FED, draws(9))
-    small = adversary(weight=3e-3).gradient(bright(), LABELS, FED, draws(9))
+    one = adversary(weight=1.0).gradient(bright(), LABELS, draws(9))
+    small = adversary(weight=3e-3).gradient(bright(), LABELS, draws(9))
     assert one.abs().max() > 0
     torch.testing.assert_close(small, 3e-3 * one)
 
@@ -80,9 +78,9 @@ def test_the_gradient_scales_with_the_weight():
 def test_the_head_learns_from_fitting_alone():
     judge = adversary()
     head = copied(judge.heads)
-    judge.gradient(bright(), LABELS, FED, draws(9))
+    judge.gradient(bright(), LABELS, draws(9))
     assert equal(judge.heads, head) and all(p.grad is None for p in judge.heads.parameters())
-    judge.fit(bright(), -bright(), LABELS, FED, 0.5, draws(9))
+    judge.fit(bright(), -bright(), LABELS, 0.5, draws(9))
     assert not equal(judge.heads, head)
 
 
@@ -91,8 +89,8 @@ def test_neither_teacher_nor_student_is_touched_by_the_head():
     student = Student(teacher, 0.5, StudentConfig(adversary=CONFIG), Compute())
     assert student.adversary is not None
     before = {name: copied(net) for name, net in student.networks.items()} | {"teacher": copied(teacher)}
-    student.adversary.fit(bright(), -bright(), LABELS, FED, 0.5, draws(3))
-    student.adversary.gradient(bright(), LABELS, FED, draws(3))
+    student.adversary.fit(bright(), -bright(), LABELS, 0.5, draws(3))
+    student.adversary.gradient(bright(), LABELS, draws(3))
     assert equal(teacher, before["teacher"]) and all(p.grad is None for p in teacher.parameters())
     for name in ("student", "auxiliary"):
         assert equal(student.networks[name], before[name])
@@ -105,40 +103,18 @@ def test_both_sides_are_noised_and_labelled():
         """How far other noise of this level moves the logits."""
         judge = adversary(noise=NoiseDistribution(math.log(sigma), 0.0))
         with torch.no_grad():
-            one, other = (judge.heads(judge._seen(bright(), LABELS, draws(n)), level_features(FED)) for n in (1, 2))
+            one, other = (judge.heads(judge._seen(bright(), LABELS, draws(n))) for n in (1, 2))
         return (one - other).abs().mean().item()
 
     assert moved(0.5) > 20 * moved(1e-3) > 0
     judge = adversary()
-    others = judge.heads(judge._seen(bright(), (LABELS + 1) % 10, draws(9)), level_features(FED))
+    others = judge.heads(judge._seen(bright(), (LABELS + 1) % 10, draws(9)))
     assert not torch.allclose(others, logits(judge, bright()))
 
 
-def test_told_the_level_the_heads_judge_each_level_by_itself():
-    """At one level the outputs are too dark, at another too bright: one verdict for both has to be wrong about half."""
-    fed = torch.where(torch.arange(32) < 16, 0.1, 2.5)
-    sign = torch.where(fed > 1, 1.0, -1.0)[:, None, None, None]
-
-    def right(sees_level: bool) -> float:
-        judge, rng, last = adversary(sees_level=sees_level), draws(2), 0.0
-        for step in range(120):
-            real, made = -sign * bright(seed=10 + step), sign * bright(seed=200 + step)
-            last = judge.fit(real, made, LABELS, fed, 0.5, rng)["head_right"].item()
-        return last
-
-    assert right(sees_level=True) > 0.8
-    assert right(sees_level=False) < 0.7
-
-
-def test_there_is_a_critic_for_every_scale_or_for_the_innermost_alone():
-    torch.manual_seed(0)
-    teacher = lively(replace(TINY, mult=(1, 2)), std=0.1)
-    everywhere = Adversary(teacher, 0.5, CONFIG, Compute())
-    inner = Adversary(teacher, 0.5, replace(CONFIG, scales="innermost"), Compute())
-    assert logits(everywhere, bright()).shape == (32, 2) and logits(inner, bright()).shape == (32, 1)
-    maps, deep = (judge._seen(bright(), LABELS, draws(9)) for judge in (everywhere, inner))
-    assert [found.shape for found in maps] == [(32, 16, 8, 8), (32, 32, 4, 4)]
-    torch.testing.assert_close(deep[0], maps[1])
+def test_the_innermost_features_are_read():
+    judge = Adversary(lively(replace(TINY, mult=(1, 2)), std=0.1), 0.5, CONFIG, Compute())
+    assert judge._seen(bright(), LABELS, draws(9)).shape == (32, 32, 4, 4) and logits(judge, bright()).shape == (32,)
 
 
 def test_a_weight_of_zero_builds_nothing():
@@ -147,16 +123,13 @@ def test_a_weight_of_zero_builds_nothing():
     assert set(student.networks) == set(student.optimizers) == {"student", "auxiliary"}
 
 
-def test_the_student_feels_the_head_from_the_given_progress_on():
-    def after(progress: float, weight: float) -> dict[str, torch.Tensor]:
-        config = StudentConfig(adversary=replace(CONFIG, weight=weight, start=0.5))
+def test_the_student_feels_the_head():
+    def after(weight: float) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        student = Student(lively(), 0.5, config, Compute())
-        student.update(bright(), LABELS, progress, draws(4))
+        student = Student(lively(), 0.5, StudentConfig(adversary=replace(CONFIG, weight=weight)), Compute())
+        student.update(bright(), LABELS, 0.5, draws(4))
         assert ("heads" in student.networks) == (weight > 0)
         return copied(student.networks["student"])
 
-    early, alone, felt = after(0.4, 1.0), after(0.4, 0.0), after(0.5, 1.0)
-    assert all(torch.equal(value, alone[name]) for name, value in early.items())
-    without = after(0.5, 0.0)
+    felt, without = after(1.0), after(0.0)
     assert any(not torch.equal(value, without[name]) for name, value in felt.items())

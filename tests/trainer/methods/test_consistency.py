@@ -21,6 +21,7 @@ from fewstep.schedule import solver_sigmas
 from tests.trainer.methods.test_dpdm import energy_distance
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
 from trainer.data.format import ImageSet, sigma_data
+from trainer.data.loader import batches
 from trainer.methods.consistency import Consistency, pseudo_huber, solver_step, squared
 from trainer.methods.edm import Teacher
 from trainer.run.compute import Compute
@@ -228,9 +229,9 @@ def test_an_interrupted_run_resumes_to_identical_weights(halflife, small_teacher
         def save(average: nn.Module, clock, folder: Path) -> None:
             kept[out] = {"average": weights(average)} | {name: weights(net) for name, net in method.networks.items()}
 
-        return train(
-            method, thumbnails, LoopConfig(batch=8, images=64), out, save, resume=resume, identity={"of": "test"}
-        )
+        limits = LoopConfig(batch=8, images=64)
+        source = partial(batches, thumbnails, limits)
+        return train(method, source, limits, out, save, resume=resume, identity={"of": "test"})
 
     assert run(tmp_path / "straight")
     with monkeypatch.context() as patch:

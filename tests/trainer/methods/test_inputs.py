@@ -12,7 +12,7 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from tests.trainer.tiny import draws, lively, normals
-from trainer.levels.renoise import ContinuousLevels, Drawn, LevelLists, renoise_levels
+from trainer.levels.renoise import Drawn, LevelLists, renoise_levels
 from trainer.methods.dpdm import Student
 from trainer.methods.inputs import noised, simulated
 from trainer.run.compute import Compute
@@ -20,7 +20,6 @@ from trainer.settings import RULES, StudentConfig, served_lists
 
 FLOOR = 0.05
 LISTS = LevelLists.of(served_lists((1, 2, 4), 0.01), FLOOR)
-ANYWHERE = ContinuousLevels(0.01, SIGMA_MAX, (1, 2, 4, 8), FLOOR)
 
 
 def test_images_are_noised_to_their_level_and_the_top_is_nothing_but_noise():
@@ -114,43 +113,13 @@ def test_own_trajectories_are_fed_at_their_share_and_not_before_their_time(progr
     assert own == pytest.approx(share, abs=0.25 * share)
 
 
-@pytest.mark.parametrize("levels", [LISTS, ANYWHERE], ids=["lists", "anywhere"])
-def test_a_share_of_one_draws_the_top_alone(levels):
-    drawn = levels.draw(100, 1.0, draws())
+def test_a_share_of_one_draws_the_top_alone():
+    drawn = LISTS.draw(100, 1.0, draws())
     assert (drawn.position == 0).all() and (drawn.below < drawn.sigma).all()
     torch.testing.assert_close(drawn.sigma, torch.full_like(drawn.sigma, SIGMA_MAX))
 
 
-def test_continuous_levels_cover_the_range_evenly_in_karras_spacing():
-    drawn = ANYWHERE.draw(40_000, 0.3, draws(6))
-    top = drawn.position == 0
-    assert top.float().mean().item() == pytest.approx(0.3, abs=0.01)
-    torch.testing.assert_close(drawn.sigma[top], torch.full_like(drawn.sigma[top], SIGMA_MAX))
-    rest = drawn.sigma[~top]
-    assert rest.max() > 75 and rest.max() <= SIGMA_MAX * 1.0001 and rest.min() >= FLOOR
-    depth = (SIGMA_MAX ** (1 / 7) - rest ** (1 / 7)) / (SIGMA_MAX ** (1 / 7) - 0.01 ** (1 / 7))
-    for quantile in (0.1, 0.5, 0.8):  # above, the floor gathers what would lie below it
-        assert depth.quantile(quantile).item() == pytest.approx(quantile, abs=0.015)
-
-
-@pytest.mark.parametrize("steps", [1, 4, 8])
-def test_the_level_below_is_one_step_of_the_served_lists_away(steps):
-    drawn = ContinuousLevels(0.01, SIGMA_MAX, (steps,), FLOOR).draw(5000, 0.3, draws(7))
-    assert (drawn.below < drawn.sigma).all() and (drawn.below >= FLOOR * 0.9999).all()
-    free = (drawn.below > FLOOR * 1.01) & (drawn.sigma > FLOOR * 1.02)
-    root = 1 / 7
-    width = (drawn.sigma**root - drawn.below**root)[free]
-    torch.testing.assert_close(width, torch.full_like(width, (SIGMA_MAX**root - 0.01**root) / steps), rtol=1e-3, atol=0)
-    assert free.any() or steps == 1  # one step from anywhere reaches the floor
-    assert steps > 1 or torch.allclose(drawn.below, torch.tensor(FLOOR))
-
-
-def test_every_step_count_is_drawn():
-    drawn = ANYWHERE.draw(4000, 1.0, draws(8))  # all at the top: what follows tells the step count
-    assert len(drawn.below.unique()) == 4
-
-
 @pytest.mark.parametrize("rule", RULES)
 def test_outputs_of_any_level_are_judged_above_the_floor(rule):
-    drawn = ANYWHERE.draw(5000, 0.3, draws(9))
+    drawn = LISTS.draw(5000, 0.3, draws(9))
     assert renoise_levels(rule, drawn, FLOOR, draws(10)).min() >= FLOOR * 0.9999

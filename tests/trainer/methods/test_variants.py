@@ -25,18 +25,15 @@ from trainer.settings import AdversaryConfig, StudentConfig
 
 GAN = AdversaryConfig(weight=3e-3)
 VARIANTS = {
-    "continuous": StudentConfig(levels="continuous"),
     "sid": StudentConfig(loss="sid", alpha=1.2),
     "one": StudentConfig(weight="one"),
     "posterior": StudentConfig(objective="posterior"),
-    "posterior sid gan": StudentConfig(objective="posterior", loss="sid", adversary=GAN),
+    "posterior sid": StudentConfig(objective="posterior", loss="sid"),
     "told": StudentConfig(auxiliary_sees_level=True),
     "three": StudentConfig(auxiliary_updates=3),
     "simulated": StudentConfig(simulate=1.0, simulate_from=0.0),
     "warm": StudentConfig(warm=0.3),
     "posterior warm simulated": StudentConfig(objective="posterior", warm=0.1, simulate=0.7, simulate_from=0.0),
-    "gan": StudentConfig(adversary=GAN),
-    "gan alone": StudentConfig(loss="none", adversary=GAN),
     "diff-instruct": diff_instruct(StudentConfig()),
     "dmd2": dmd2(StudentConfig()),
 }
@@ -55,7 +52,7 @@ def test_a_variant_trains_with_finite_numbers_and_changes_only_its_own_networks(
     rows = [student.update(IMAGES, labels, progress, rng) for progress in (0.2, 0.5, 0.8)]
     assert all(value.isfinite() for row in rows for value in row.values())
     assert equal(teacher, before) and not any(p.requires_grad or p.grad is not None for p in teacher.parameters())
-    trained = {"student": True, "auxiliary": config.loss != "none", "heads": config.adversary.weight > 0}
+    trained = {"student": True, "auxiliary": True, "heads": config.adversary.weight > 0}
     assert set(student.networks) == {name for name, is_trained in trained.items() if is_trained}
     for name, network in student.networks.items():
         moved = [key for key, value in network.state_dict().items() if not torch.equal(value, start[name][key])]
@@ -77,10 +74,10 @@ def test_while_the_auxiliary_goes_first_the_student_stands_still():
 
 # Together they take every switch that leaves something behind: networks, moments, files, draws of its own.
 RUNS = {
-    "levels": {"loss": "sid", "alpha": 0.5, "levels": "continuous", "auxiliary_sees_level": True},
+    "levels": {"loss": "sid", "alpha": 0.5, "auxiliary_sees_level": True},
+    "auxiliary": {"auxiliary_updates": 2, "auxiliary_first": 0.2},
     "warm": {"warm": 0.6, "weight": "one", "renoise": "lognormal"},
     "posterior": {"objective": "posterior", "simulate": 0.5, "simulate_from": 0.0},
-    "gan": {"gan": 3e-3, "gan_from": 0.3, "auxiliary_updates": 2, "auxiliary_first": 0.2},
 }
 
 
@@ -103,7 +100,6 @@ def test_an_interrupted_variant_resumes_to_identical_state(switches, thumbnails,
     straight, parts = (load_file(tmp_path / name / "state.safetensors") for name in ("straight", "parts"))
     assert straight.keys() == parts.keys()
     assert [name for name in straight if not torch.equal(straight[name], parts[name])] == []
-    assert any(name.startswith("net.heads.") for name in straight) == ("gan" in switches)
     assert (tmp_path / "parts" / FILE).exists() == ("warm" in switches)
 
 
