@@ -4,7 +4,7 @@
     python benchmarks/calibrate.py --model models/fashion --extractor fashion128 effl0-pca64
 
 `python -m trainer calibrate` needs no extractor: it judges in the teacher's features, and what is best depends on who
-looks (docs/adr/0014-calls-beyond-four.md). This is the same search with another judge, and a second one may object: a
+looks (docs/log.md#more-than-four-calls). This is the same search with another judge, and a second one may object: a
 list that is worse in its features is not kept. The seeds, from 2^33 on, are none that a published figure uses.
 """
 

@@ -78,7 +78,7 @@ class StudentConfig:
     # The auxiliary has to follow a moving student: with equal rates it lags, and the outputs oscillate (ADR 0003).
     auxiliary_adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
     ema_halflife: float = 100_000  # images, and at most the share
-    ema_ramp: float = 0.15  # of those seen: student and auxiliary go to and fro for long (docs/adr/0015)
+    ema_ramp: float = 0.15  # of those seen: student and auxiliary go to and fro for long (docs/log.md, averages)
 
     @property
     def level_lists(self) -> dict[int, tuple[float, ...]]:
@@ -108,13 +108,13 @@ class ConsistencyConfig:
 
 @dataclass(frozen=True)
 class ProgressiveConfig:
-    """The switches of progressive distillation. docs/adr/0018 says how the defaults were chosen."""
+    """The switches of progressive distillation. docs/log.md (self-distillation) says how the defaults were chosen."""
 
     further: tuple[float, ...] = (0.1, 0.05)  # levels of the calls that a list's last call learns to do without
     # Only lists of up to so many calls learn to, and longer ones stay as they are; None: all lists learn.
     further_for: int | None = None
     # What further calls leave so close to black or white is to be that, and an output may lie beyond, since images are
-    # clipped in the end. 0: as they leave it. docs/adr/0022
+    # clipped in the end. 0: as they leave it. docs/log.md, saturated targets
     saturate: float = 0.0
     top: float = 0.65  # share of each longer list's updates spent on its top level
     keep: float = 1.0  # weight of the levels that are to stay as they are
@@ -127,21 +127,21 @@ class ProgressiveConfig:
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """The switches of adversarial continuation. docs/adr/0020 says how the defaults were chosen."""
+    """The switches of adversarial continuation. Defaults: docs/log.md, critics on classifiers."""
 
     lists: Lists = ()  # what is trained: level lists that `start` serves, ascending in length
     # Whose outputs critics judge: all calls'; the first's where it is the only one, while all lower levels are held; or
-    # the rest's, while the top level is held. docs/adr/0023
+    # the rest's, while the top level is held. docs/log.md, one call against critics
     play: Play = "all"
     clip: bool = False  # critics see a list's last outputs as a viewer does, clipped
     fall: float = 0.5  # rows of a batch at a list's second step, of those at its first; and so on
     simulate: float = 0.5  # share of the rows below the first step that are fed the student's own trajectory
     spread: float = 10.0  # a final output is seen at the least noise that classifiers know, up to so many times that
     first: float = 0.1  # fraction of the run in which the critics alone learn
-    # Share of the updates that play no game. Half of them are for a list of one call, whose output learns what `start`
-    # makes of it with a call at `mend` (docs/adr/0018), or, where only the rest plays, hold the top level; the others
-    # hold the lower levels of all lists but the longest. Where only the first plays, all of them hold the lower levels
-    # of all lists.
+    # Share of the updates without critics. Half of them are for a list of one call, whose output learns what `start`
+    # makes of it with a call at `mend` (docs/log.md, self-distillation), or, with `play` "rest", anchor the top level;
+    # the others anchor the lower levels of all lists but the longest. With `play` "first" all of them anchor the lower
+    # levels of all lists.
     keep: float = 0.4
     mend: float = 0.05
     weight: float = 0.05  # of those updates, in units of the error that `start` makes of noised images,

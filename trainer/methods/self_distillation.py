@@ -3,7 +3,8 @@
 Salimans & Ho 2022 train one step of a deterministic sampler to do the work of two. A DPDM re-noises between its calls,
 so that what further calls lead to is random, and under a squared error the student learns its mean. At small levels
 little of it is random: further calls there only mend fine detail, and the mean of what they lead to is nearly as close
-to the data as one of them (docs/adr/0018). No judge is asked, so nothing pulls back towards the teacher's own errors.
+to the data as one of them (docs/log.md, self-distillation). No score network is asked, so nothing pulls back towards
+the teacher's own errors.
 """
 
 import copy
