@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.checkpoint import NetworkModule
-from fewstep.precond import Denoiser
 from fewstep.samplers import BoundDenoiser, check_solver
 from fewstep.schedule import solver_sigmas
-from trainer.run.compute import Compute, runner
+from trainer.methods.base import denoiser_of
+from trainer.run.compute import Compute
 from trainer.run.distributed import replicated
 from trainer.run.draws import Draws
 from trainer.run.ema import average_of, update_average
@@ -55,7 +55,7 @@ class Consistency:
         target = student
         if config.target_halflife > 0:
             target = self.networks["target"] = average_of(student)
-        denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, teacher.config.classes)  # noqa: E731
+        denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=teacher.config.classes, compute=compute)
         self.student, self.teacher, self.target = map(denoiser, (replicated(student), frozen, target))
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:

@@ -18,13 +18,13 @@ from fewstep.precond import Denoiser, with_inputs
 from trainer.critics.on_teacher import Adversary
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features, widened
 from trainer.levels.renoise import LevelLists, renoise_levels
+from trainer.methods.base import Fed, denoiser_of, noised, simulated
 from trainer.methods.consistency import pseudo_huber
 from trainer.methods.divergence import Judge, kl_gradient, sid_gradient
 from trainer.methods.edm import denoising_loss
 from trainer.methods.endpoints import Endpoints
-from trainer.methods.inputs import Fed, noised, simulated
 from trainer.methods.ncvsd import Observation, combined
-from trainer.run.compute import Compute, runner
+from trainer.run.compute import Compute
 from trainer.run.distributed import replicated
 from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
@@ -66,7 +66,7 @@ class Student:
             self.adversary = Adversary(frozen, sigma_data, config.adversary, compute)
             self.networks["heads"], self.optimizers["heads"] = self.adversary.heads, self.adversary.optimizer
         self.lists = LevelLists.of(list(config.level_lists.values()), config.floor, compute.device)
-        denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, teacher.config.classes)  # noqa: E731
+        denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=teacher.config.classes, compute=compute)
         self.student, self.teacher = denoiser(replicated(student)), denoiser(frozen)
         # Gradients that pass through the auxiliary without training it must not reach DistributedDataParallel.
         self.fitted = self.auxiliary = denoiser(auxiliary)

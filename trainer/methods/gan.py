@@ -8,17 +8,18 @@ noised alike, for that is what the next call is fed. Student and critics play th
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.checkpoint import NetworkModule
-from fewstep.precond import Denoiser
 from trainer.critics.classifier import NoisyClassifier
 from trainer.critics.on_classifiers import Critics
+from trainer.methods.base import denoiser_of, imitation_loss
 from trainer.methods.divergence import l1_error
-from trainer.run.compute import Compute, runner
+from trainer.run.compute import Compute
 from trainer.run.distributed import replicated
 from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
@@ -45,7 +46,7 @@ class Adversarial:
             "student": adam(student, config.adam, compute.device),
             "critics": adam(self.critics, config.critic_adam, compute.device),
         }
-        denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, start.config.classes)  # noqa: E731
+        denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=start.config.classes, compute=compute)
         self.student, self.start = denoiser(replicated(student)), denoiser(frozen)
         self._taught = replicated(self.critics)
         lists, top = config.lists, config.lists[0][0]
@@ -103,29 +104,33 @@ class Adversarial:
         generated = self.student(x, self._all(top, images), labels)
         with torch.no_grad():
             target = self.start(generated + level * rng.normal_like(images), self._all(level, images), labels)
-        return self._imitate(generated, (generated.detach() - target) / self.config.mended, "mended", progress)
+        return self._imitate(generated, target, self.config.mended, "mended", progress)
 
     def hold_top(self, top: float, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
-        """The first call stays what it was. images: for their shape alone."""
-        x, sigma = top * rng.normal_like(images), self._all(top, images)
-        with torch.no_grad():
-            kept = self.start(x, sigma, labels)
-        generated = self.student(x, sigma, labels)
-        return self._imitate(generated, (generated.detach() - kept) / self.config.mended, "held_top", progress)
+        """The first call stays as it is. images: for their shape alone."""
+        return self._anchor(top * rng.normal_like(images), top, None, labels, "held_top", progress)
 
     def hold(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
-        """A lower level stays what it was: of images [B, C, H, W] noised to it the student makes what `start` makes."""
+        """A lower level stays as it is: of images [B, C, H, W] noised to it the student makes what `start` makes."""
         level = self.held[int(rng.shared() * len(self.held))]
-        x, sigma = images + level * rng.normal_like(images), self._all(level, images)
+        return self._anchor(images + level * rng.normal_like(images), level, images, labels, "held", progress)
+
+    def _anchor(
+        self, x: Tensor, level: float, clean: Tensor | None, labels: Tensor, name: str, progress: float
+    ) -> dict[str, Tensor]:
+        """In units of the error that `start` makes of the clean images, if x comes from such, else of `mended`."""
+        sigma = self._all(level, x)
         with torch.no_grad():
             kept = self.start(x, sigma, labels)
-        generated = self.student(x, sigma, labels)
-        return self._imitate(generated, (generated.detach() - kept) / l1_error(kept, images), "held", progress)
+        unit = self.config.mended if clean is None else l1_error(kept, clean)
+        return self._imitate(self.student(x, sigma, labels), kept, unit, name, progress)
 
-    def _imitate(self, generated: Tensor, error: Tensor, name: str, progress: float) -> dict[str, Tensor]:
-        loss = self.config.weight * (error * generated).sum() / len(generated)
-        descend(self.optimizers["student"], loss, self.config.adam, progress)
-        return {name: error.abs().mean()}
+    def _imitate(
+        self, generated: Tensor, target: Tensor, unit: Tensor | float, name: str, progress: float
+    ) -> dict[str, Tensor]:
+        loss, error = imitation_loss(generated, target, unit)
+        descend(self.optimizers["student"], self.config.weight * loss, self.config.adam, progress)
+        return {name: error}
 
     def _all(self, level: float, images: Tensor) -> Tensor:
         return images.new_full((len(images),), level)

@@ -8,16 +8,16 @@ the teacher's own errors.
 """
 
 import copy
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.checkpoint import NetworkModule
-from fewstep.precond import Denoiser
 from fewstep.schedule import check_levels
+from trainer.methods.base import denoiser_of, imitation_loss, own_trajectory
 from trainer.methods.divergence import l1_error
-from trainer.run.compute import Compute, runner
+from trainer.run.compute import Compute
 from trainer.run.distributed import replicated
 from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
@@ -46,7 +46,7 @@ class Progressive:
         self.network = student
         self.networks: dict[str, nn.Module] = {"student": student}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"student": adam(student, config.adam, compute.device)}
-        denoiser = lambda network: Denoiser(runner(network, compute), sigma_data, start.config.classes)  # noqa: E731
+        denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=start.config.classes, compute=compute)
         self.student, self.start = denoiser(replicated(student)), denoiser(frozen)
         self.kept = denoiser(kept.eval().requires_grad_(False)) if kept is not None else self.start
         self.further = further_levels(config.lists, config.further, config.further_for)
@@ -57,16 +57,16 @@ class Progressive:
         x = level * rng.normal_like(images)
         if len(path) > 1:  # sampling starts from nothing but noise, and goes on from something like an image
             if self.config.simulate and rng.shared() < self.config.simulate:
-                clean = self.simulated(path[:-1], images, labels, rng)
+                clean = own_trajectory(self.student, path[:-1], images, labels, rng)
             x = clean + x
         target, unit = self.target(x, level, clean, labels, rng)
         generated = self.student(x, images.new_full((len(images),), level), labels)
-        output = generated.detach()
+        shown = generated
         if self.further[level] and self.config.saturate:
-            output, target = output.clamp(-1, 1), saturated(target, self.config.saturate)
-        error = (output - target) / unit
-        norm = descend(self.optimizers["student"], (error * generated).sum() / len(images), self.config.adam, progress)
-        return {"mended" if self.further[level] else "kept": error.abs().mean(), "gradient": norm}
+            shown, target = generated.clamp(-1, 1), saturated(target, self.config.saturate)
+        loss, error = imitation_loss(generated, target, unit, shown)
+        norm = descend(self.optimizers["student"], loss, self.config.adam, progress)
+        return {"mended" if self.further[level] else "kept": error, "gradient": norm}
 
     def draw(self, rng: Draws) -> tuple[float, ...]:
         """A list up to the level of a batch, the same in every process.
@@ -80,14 +80,6 @@ class Progressive:
             return levels[:1]
         below = (u - self.config.top) / (1 - self.config.top)
         return levels[: 2 + int(below * (len(levels) - 1))]
-
-    @torch.no_grad()
-    def simulated(self, levels: Sequence[float], like: Tensor, labels: Tensor | None, rng: Draws) -> Tensor:
-        """The student's outputs [B, C, H, W] after its calls at these levels."""
-        x = torch.zeros_like(like)
-        for level in levels:
-            x = self.student(x + level * rng.normal_like(x), like.new_full((len(x),), level), labels)
-        return x
 
     @torch.no_grad()
     def target(

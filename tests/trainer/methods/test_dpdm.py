@@ -15,9 +15,9 @@ from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import ImageSet, sigma_data
 from trainer.levels.renoise import Drawn
+from trainer.methods.base import Fed
 from trainer.methods.dpdm import Student
 from trainer.methods.edm import Teacher
-from trainer.methods.inputs import Fed
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
 from trainer.run.ema import average_of, update_average

@@ -12,8 +12,8 @@ from fewstep.precond import Denoiser
 from tests.trainer.tiny import TINY, draws, normals
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features
 from trainer.levels.renoise import Drawn
+from trainer.methods.base import Fed
 from trainer.methods.dpdm import Student
-from trainer.methods.inputs import Fed
 from trainer.methods.ncvsd import Observation, combined
 from trainer.run.compute import Compute
 from trainer.settings import StudentConfig

@@ -10,6 +10,8 @@ from torch import nn
 from fewstep.precond import Denoiser, edm_scalings
 from fewstep.samplers import sample_dpdm
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
+from trainer.methods import self_distillation
+from trainer.methods.base import own_trajectory
 from trainer.methods.self_distillation import Progressive, saturated
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
@@ -82,7 +84,7 @@ def test_its_own_trajectory_is_what_the_sampler_walks():
     rng = draws(3)
     noise = {step: rng.normal_like(IMAGES) for step in range(2)}
     walked = sample_dpdm(partial(of.student, labels=LABELS), noise.__getitem__, (2.5, 0.9)).images
-    torch.testing.assert_close(of.simulated((2.5, 0.9), IMAGES, LABELS, draws(3)), walked.detach())
+    torch.testing.assert_close(own_trajectory(of.student, (2.5, 0.9), IMAGES, LABELS, draws(3)), walked.detach())
 
 
 @pytest.mark.parametrize(("simulate", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
@@ -90,7 +92,7 @@ def test_levels_below_the_top_are_fed_the_students_own_trajectory_or_real_images
     simulate: float, share: float, monkeypatch
 ):
     of, walked, own = method(simulate=simulate, top=0.0, lists=((2.5, 0.9, 0.06),)), IMAGES + 1, []
-    monkeypatch.setattr(of, "simulated", lambda levels, *_: walked + len(levels))
+    monkeypatch.setattr(self_distillation, "own_trajectory", lambda _, levels, *rest: walked + len(levels))
     target = of.target
 
     def spy(x, level, clean, labels, rng):

@@ -13,8 +13,8 @@ from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from tests.trainer.tiny import draws, lively, normals
 from trainer.levels.renoise import Drawn, LevelLists, renoise_levels
+from trainer.methods.base import noised, simulated
 from trainer.methods.dpdm import Student
-from trainer.methods.inputs import noised, simulated
 from trainer.run.compute import Compute
 from trainer.settings import RULES, StudentConfig, served_lists
 
