@@ -4,13 +4,15 @@ PORT ?= 8000
 MODEL ?= fashion
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve test bench lint format clean
+.PHONY: help serve train-env test bench lint format clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 serve: .venv/serving ## serve the shipped student on http://127.0.0.1:8000, or PORT=...
 	.venv/bin/python -m server --model $(MODEL) --port $(PORT)
+
+train-env: .venv/training ## what training and exporting need; then: . .venv/bin/activate
 
 test: .venv/developing ## the whole CPU suite
 	.venv/bin/python -m pytest
@@ -35,6 +37,10 @@ clean: ## remove the environment and caches; runs/ stays
 
 .venv/serving: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable .
+	@touch $@
+
+.venv/training: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[train]'
 	@touch $@
 
 .venv/benchmarking: .venv/bin/python pyproject.toml constraints.txt

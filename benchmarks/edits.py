@@ -3,6 +3,10 @@
 python benchmarks/edits.py --out docs/images/edits.png
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 from collections.abc import Mapping
 from pathlib import Path

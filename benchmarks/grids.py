@@ -3,6 +3,10 @@
 python benchmarks/grids.py --out docs/images/fashion.png
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 from pathlib import Path
 

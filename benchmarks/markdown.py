@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.ablation_table import STEPS
-from benchmarks.memorisation import THRESHOLD
+from fewstep.metrics.memorisation import THRESHOLD
 
 Result = Mapping[str, Any]  # what benchmarks/harness.py wrote
 

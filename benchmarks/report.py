@@ -3,6 +3,10 @@
 python benchmarks/report.py benchmarks/results/NAME.json [--card models/fashion]
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import json
 from dataclasses import replace

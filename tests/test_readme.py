@@ -16,10 +16,23 @@ README = (ROOT / "README.md").read_text()
 QUALITY = ROOT / "docs" / "quality.md"
 
 
-def test_every_linked_file_exists():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "models").rglob("*.md")]
+
+
+def anchors(page: Path) -> set[str]:
+    """What headings are linked by: lower case, words joined by hyphens, no punctuation."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_linked_file_and_heading_exists(page: Path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        name, _, anchor = link.partition("#")
+        if not link.startswith("http"):
+            target = page.parent / name if name else page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
 
 
 def test_the_tables_are_the_committed_result():
@@ -67,5 +80,5 @@ def test_commands_name_flags_that_exist(command):
 
 
 def test_make_targets_of_the_readme_exist():
-    targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
-    assert set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE)) <= set(targets)
+    targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert set(re.findall(r"^make ([a-z-]+)", README, flags=re.MULTILINE)) <= set(targets)
