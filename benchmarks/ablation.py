@@ -10,6 +10,10 @@ calls; its floor is that of as many real held-out digits. What each costs,
 training_cost.py measures. Prints a table, writes JSON and a plot.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import json
 import sys
@@ -36,17 +40,18 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from fewstep.unet_config import UNetConfig
-from trainer.artifacts import describe
-from trainer.compute import Compute
-from trainer.dataset import DataError, ImageSet, sigma_data
-from trainer.draws import Draws
-from trainer.ema import average_of, update_average
-from trainer.endpoints import Endpoints, load_or_make
-from trainer.loop import Method
-from trainer.recipes import fitted
-from trainer.rivals import tied
-from trainer.student import Student, StudentConfig
-from trainer.teacher import Teacher, TeacherConfig
+from trainer.data.format import DataError, ImageSet, sigma_data
+from trainer.methods.dpdm import Student
+from trainer.methods.edm import Teacher
+from trainer.methods.endpoints import Endpoints, load_or_make
+from trainer.methods.rivals import tied
+from trainer.run.artifacts import describe
+from trainer.run.compute import Compute
+from trainer.run.draws import Draws
+from trainer.run.ema import average_of, update_average
+from trainer.run.loop import Method
+from trainer.runs import fitted
+from trainer.settings import StudentConfig, TeacherConfig
 
 INTERRUPTED = 130
 COMPUTE = Compute("cpu", "fp32")  # graphs of so small a network take longer to compile than to train
@@ -60,43 +65,31 @@ class Plan:
 
     images: int = 40_960  # training images of a student
     teacher_images: int = 204_800
-    guide_images: int = 20_480  # of the worse teacher that guides the teacher
     batch: int = 64
     generated: int = 599  # images behind a distance: as many as are held out, so that the floor is at the same N
     network: UNetConfig = SMALL
 
 
-SMOKE = Plan(
-    images=128, teacher_images=640, guide_images=128, generated=60, network=replace(SMALL, width=16, mult=(1,))
-)
+SMOKE = Plan(images=128, teacher_images=640, generated=60, network=replace(SMALL, width=16, mult=(1,)))
 
 
 def variants(base: StudentConfig = BASE) -> dict[str, StudentConfig]:
     """Every switch, thrown alone."""
-    bottleneck = replace(base.adversary, weight=3e-3, start=0.3, scales="innermost", sees_level=False)  # as in DMD2
     return {
         "base": base,
         "tied": replace(base, renoise="tied"),
         "independent": replace(base, renoise="independent"),
         "subinterval": replace(base, renoise="subinterval"),
         "lognormal": replace(base, renoise="lognormal"),
-        "continuous-levels": replace(base, levels="continuous"),
         "from-80": replace(base, sigma_max=SIGMA_MAX),
         "auxiliary-blind": replace(base, auxiliary_sees_level=False),
         "from-80-blind": replace(base, sigma_max=SIGMA_MAX, auxiliary_sees_level=False),
         "paper": tied(base),
-        "guided-1.2": replace(base, guidance=1.2),
-        "guided-1.5": replace(base, guidance=1.5),
         "weight-one": replace(base, weight="one"),
         "sid-0.5": replace(base, loss="sid", alpha=0.5),
         "sid-1": replace(base, loss="sid", alpha=1.0),
         "auxiliary-x5": replace(base, auxiliary_updates=5),
         "simulate-late": replace(base, simulate=0.3, simulate_from=0.5),
-        "gan": replace(base, adversary=bottleneck),
-        "gan-all-scales": replace(base, adversary=replace(bottleneck, scales="all")),
-        "gan-sees-level": replace(base, adversary=replace(bottleneck, sees_level=True)),
-        "gan-strong": replace(base, adversary=replace(base.adversary, weight=0.05, start=0.3)),
-        "gan-alone": replace(base, loss="none", adversary=replace(base.adversary, weight=0.05)),
         "warm-start": replace(base, warm=0.1, warm_pairs=1024),
         "posterior": replace(base, objective="posterior", sigma_max=SIGMA_MAX),
     }
@@ -104,15 +97,13 @@ def variants(base: StudentConfig = BASE) -> dict[str, StudentConfig]:
 
 @dataclass(frozen=True)
 class World:
-    """The teacher, its guide, what they learnt from, and the yardstick: kept in one work folder, shared by all runs."""
+    """The teacher, what it learnt from, and the yardstick: kept in one work folder, shared by all runs."""
 
     work: Path
     plan: Plan
     data: ImageSet
     teacher: Denoiser  # around a UNet
     card: Card  # the teacher's
-    guide: Denoiser  # around a UNet
-    guide_card: Card
     yardstick: Yardstick
 
 
@@ -123,8 +114,7 @@ def make_world(work: Path, plan: Plan) -> World:
     """
     data, held_out = load_digit_sets()
     teacher, card = stored_teacher(work / "teacher", plan, plan.teacher_images, data)
-    guide, guide_card = stored_teacher(work / "guide", plan, plan.guide_images, data)
-    return World(work, plan, data, teacher, card, guide, guide_card, make_yardstick(work, data, held_out))
+    return World(work, plan, data, teacher, card, make_yardstick(work, data, held_out))
 
 
 def stored_teacher(folder: Path, plan: Plan, images: int, data: ImageSet) -> tuple[Denoiser, Card]:
@@ -162,10 +152,7 @@ def run(world: World, config: StudentConfig, seed: int) -> dict[str, Any]:
     plan, sigma = world.plan, world.teacher.sigma_data
     assert isinstance(world.teacher.network, UNet)
     endpoints = stored_endpoints(world, config.warm_pairs) if config.warm else None
-    torch.manual_seed(seed)  # the adversarial head's weights
-    guide = world.guide.network if config.guidance > 1 else None
-    assert guide is None or isinstance(guide, UNet)
-    student = Student(world.teacher.network, sigma, config, COMPUTE, endpoints=endpoints, guide=guide)
+    student = Student(world.teacher.network, sigma, config, COMPUTE, endpoints=endpoints)
     average = fit(student, world.data, plan.images, plan.batch, seed)
     seeds = range(seed * plan.generated, (seed + 1) * plan.generated)
     lists = config.level_lists
@@ -219,7 +206,6 @@ def identity(world: World, config: StudentConfig, seed: int) -> dict[str, Any]:
         "settings": asdict(config),
         "seed": seed,
         "teacher": world.card.weights,
-        "guide": world.guide_card.weights if config.guidance > 1 else None,
         "yardstick": world.yardstick.sha256,
     }
     return json.loads(json.dumps(facts))

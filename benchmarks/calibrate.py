@@ -4,9 +4,13 @@
     python benchmarks/calibrate.py --model models/fashion --extractor fashion128 effl0-pca64
 
 `python -m trainer calibrate` needs no extractor: it judges in the teacher's features, and what is best depends on who
-looks (docs/adr/0014-calls-beyond-four.md). This is the same search with another judge, and a second one may object: a
+looks (docs/log.md#more-than-four-calls). This is the same search with another judge, and a second one may object: a
 list that is worse in its features is not kept. The seeds, from 2^33 on, are none that a published figure uses.
 """
+
+from fewstep import extras
+
+extras.name_missing()
 
 import argparse
 import sys
@@ -18,20 +22,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.cache import Cache
-from benchmarks.features import EFFL0, FASHION128, INCEPTION, Pixels
 from benchmarks.inputs import add_data_options, load_data, load_references, run_cached
-from benchmarks.reference import Reference
 from fewstep.card import read_card
-from fewstep.frechet import Moments, frechet_distance
-from trainer.calibrate import add_options, calibrate, computing, report, searchable, searching
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, INCEPTION, Pixels
+from fewstep.metrics.frechet import Moments, frechet_distance
+from fewstep.metrics.reference import Reference
+from trainer.calibrate import add_options, computing, report, searching
+from trainer.levels.calibration import calibrate, searchable
 
 BATCH = 250
 
 
 @dataclass(frozen=True)
 class ExtractorSpace:
-    """trainer.trajectories.Space: Fréchet distances to the training images, in the features of a reference's net."""
+    """trainer.levels.trajectories.Space: Fréchet distances to the training images in the features of one net."""
 
     reference: Reference
 

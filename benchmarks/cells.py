@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cache import Cache, Key
 from benchmarks.generators import Batch
-from benchmarks.reference import Reference
 from fewstep.card import CheckpointError
-from fewstep.frechet import Moments
+from fewstep.metrics.cache import Cache, Key
+from fewstep.metrics.frechet import Moments
+from fewstep.metrics.reference import Reference
 
 VERIFIED = 4  # images that `verify` samples again
 

@@ -5,6 +5,10 @@
 Starts real servers one after the other, modes in turn, and stops each with SIGTERM.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import json
 import subprocess

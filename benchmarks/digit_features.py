@@ -17,10 +17,10 @@ from torch import nn
 from torch.nn import functional
 
 from fewstep.card import write_atomically
-from fewstep.frechet import Moments, frechet_distance
+from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.pixels import Pixels, from_pixels
-from trainer.dataset import ImageSet
-from trainer.sources.digits import read_digits
+from trainer.data.format import ImageSet
+from trainer.data.sources.digits import read_digits
 
 FEATURES = 48
 FILE = "classifier.safetensors"

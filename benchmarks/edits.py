@@ -1,7 +1,11 @@
-"""Draw the README's picture of edits: one image, versions of it, and its lower half made again. No picking.
+"""Draw the picture of edits: one image, versions of it, and its lower half made again. No picking.
 
 python benchmarks/edits.py --out docs/images/edits.png
 """
+
+from fewstep import extras
+
+extras.name_missing()
 
 import argparse
 from collections.abc import Mapping

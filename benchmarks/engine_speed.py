@@ -8,6 +8,10 @@ the figures as ratios to eager PyTorch, in its default layout ("eager") and in c
 at which the same run multiplied large matrices in the same precision.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import gc
 from collections.abc import Callable

@@ -98,7 +98,7 @@ def _on_torch(folder: Path, backend: Backend, threads: int) -> Generator:
     import torch
 
     from fewstep.checkpoint import load_denoiser
-    from trainer.compute import Compute, default_device, placed, runner
+    from trainer.run.compute import Compute, default_device, placed, runner
 
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as it does for the engines
     device = default_device()

@@ -1,7 +1,11 @@
-"""Draw the README's pictures: the same seeds at every step count, and the teacher's solvers beside them. No picking.
+"""Draw the README's picture: the same seeds at every step count, and the teacher's solvers beside them. No picking.
 
 python benchmarks/grids.py --out docs/images/fashion.png
 """
+
+from fewstep import extras
+
+extras.name_missing()
 
 import argparse
 from pathlib import Path

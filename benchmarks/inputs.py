@@ -8,13 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cache import Cache
-from benchmarks.features import EFFL0, FASHION128, INCEPTION, load_feature_net
 from benchmarks.generators import BACKENDS, Generator, load_generator
 from benchmarks.harness import ROOT
-from benchmarks.reference import Reference, make_reference, shuffled
 from fewstep.card import CheckpointError
-from trainer.dataset import DataError, ImageSet, read_image_set
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, INCEPTION, load_feature_net
+from fewstep.metrics.reference import Reference, make_reference, shuffled
+from trainer.data.format import DataError, ImageSet, read_image_set
 
 MODELS = ROOT / "models" / "fashion"
 SHIPPED = "student"  # the name of the shipped one

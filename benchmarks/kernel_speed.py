@@ -9,6 +9,10 @@ must move, each input read once and each output written once, over the shorter o
 and launched from Python ("launched us"); ratios to the others are of calls from Python, the host's share included.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -147,7 +151,7 @@ def main() -> None:
     if args.cpu:
         rows, columns = measure_cpu(args), CPU_COLUMNS
     elif args.compile_only:
-        from kernels.report import compile_all
+        from tests.ptx.report import compile_all
 
         rows, columns = [asdict(usage) for usage in compile_all()], COMPILE_COLUMNS
     else:

@@ -8,6 +8,10 @@ Prints a table, writes JSON and a PNG. Every figure comes from one run: timings 
 come from the same seeds and class labels, and the distance stands beside its noise floor at the same number of images.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import functools
 from collections.abc import Callable, Mapping
@@ -19,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.features import Extractor, load_extractor
 from benchmarks.harness import ROOT, peak_memory_mb, percentile_ms, table, time_interleaved, write_result
 from benchmarks.plots import STYLES, draw_quality_against_latency
 from export.engine import Engine, load_engine
-from fewstep.frechet import Moments, frechet_distance
 from fewstep.latent import with_latent
+from fewstep.metrics.extractors.fashion128 import Extractor, load_extractor
+from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.noise import latent_for, noise_for
 from fewstep.pixels import to_pixels
 from fewstep.samplers import Sample, sample_dpdm, sample_euler, sample_heun

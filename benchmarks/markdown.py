@@ -1,10 +1,10 @@
-"""Committed results as the Markdown tables of the README and of docs/quality.md. Tests hold both pages to them."""
+"""Committed results as the Markdown tables of docs/quality.md, which a test holds to them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.ablation_table import STEPS
-from benchmarks.memorisation import THRESHOLD
+from fewstep.metrics.memorisation import THRESHOLD
 
 Result = Mapping[str, Any]  # what benchmarks/harness.py wrote
 

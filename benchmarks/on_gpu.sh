@@ -145,7 +145,7 @@ else
         "they need matplotlib beside what exporting needs"
 fi
 if [ "$TESTS" ]; then
-    part kernel_tests 45 "$PYTHON" -m pytest -q "${MANY[@]}" tests/kernels --ignore tests/kernels/test_report.py
+    part kernel_tests 45 "$PYTHON" -m pytest -q "${MANY[@]}" tests/kernels
     if have hypothesis httpx psutil onnx; then
         part slot_tests 20 "$PYTHON" -m pytest -q tests/server/scheduler/test_device_slots.py
     else

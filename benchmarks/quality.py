@@ -12,6 +12,10 @@ the same figure for real held-out images. A run is cut into cells (method, calls
 finished: the same command goes on where the last one stopped. Prints tables, writes JSON, a plot, the closest pairs.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +23,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.cache import Cache
 from benchmarks.cells import Task, fill, read_cell, verify
 from benchmarks.earlier import with_earlier
 from benchmarks.generators import Generator
@@ -27,10 +30,11 @@ from benchmarks.harness import ROOT, write_result
 from benchmarks.inputs import add_common_options, load_data, load_generators, load_references, run_cached
 from benchmarks.methods import NFE, SOLVERS, Method, dpdm_method
 from benchmarks.plots import draw_quality_against_nfe
-from benchmarks.precision_recall import NEIGHBOURS
 from benchmarks.quality_table import caption, compose, draw_closest_pairs, draw_grids, held_out_rows, tables
-from benchmarks.reference import Reference
 from benchmarks.scores import Neighbours
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.precision_recall import NEIGHBOURS
+from fewstep.metrics.reference import Reference
 
 TEACHER_AS_STUDENT = "teacher-dpdm"
 

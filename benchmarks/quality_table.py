@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cache import Cache
 from benchmarks.cells import Task, read_cell
 from benchmarks.harness import cell_text, table
-from benchmarks.memorisation import closest_pairs, memorisation
 from benchmarks.plots import Pairs, draw_pairs
-from benchmarks.precision_recall import NEIGHBOURS
-from benchmarks.reference import Reference
 from benchmarks.scores import Neighbours, Scores, score, score_held_out
 from fewstep.card import write_atomically
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.memorisation import closest_pairs, memorisation
+from fewstep.metrics.precision_recall import NEIGHBOURS
+from fewstep.metrics.reference import Reference
 from fewstep.pixels import encode, grid
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 
 SPACES = ("features", "pixels")
 FIGURES = ("distance", "precision", "recall", "accuracy")

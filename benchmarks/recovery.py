@@ -11,6 +11,10 @@ they were noised. Every network sees the same images and the same noise. A stude
 (2.5 in the shipped card): read its curve up to there. Prints tables, writes JSON, a plot, a picture.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -21,18 +25,18 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.cache import Cache
 from benchmarks.cells import Task, fill, read_cell
 from benchmarks.generators import Batch, Generator
 from benchmarks.harness import ROOT, table, write_result
 from benchmarks.inputs import add_common_options, load_data, load_generators, load_references, run_cached
 from benchmarks.plots import draw_recovered, draw_recovery
-from benchmarks.reference import Reference, shuffled
-from fewstep.frechet import Moments, frechet_distance
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.frechet import Moments, frechet_distance
+from fewstep.metrics.reference import Reference, shuffled
 from fewstep.noise import noise_for
 from fewstep.pixels import from_pixels, to_pixels
 from fewstep.schedule import SIGMA_MAX
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 
 SIGMAS = tuple(float(f"{sigma:.3g}") for sigma in np.geomspace(0.05, SIGMA_MAX, 12))
 SHOWN = 8  # images of the picture

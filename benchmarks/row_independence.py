@@ -9,6 +9,10 @@ The largest difference that makes, in F and in finished images, is what the tabl
 that takes batches of any size is tried at every one up to the largest bucket, for a server calls it with every one.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

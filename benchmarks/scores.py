@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cache import Cache, Key
 from benchmarks.cells import Cell, Task, features_key, pixels_key
-from benchmarks.nearest import Nearest, nearest
-from benchmarks.precision_recall import precision_recall
-from benchmarks.reference import Reference, shuffled
-from fewstep.frechet import frechet_distance
-from trainer.dataset import ImageSet
+from fewstep.metrics.cache import Cache, Key
+from fewstep.metrics.frechet import frechet_distance
+from fewstep.metrics.nearest import Nearest, nearest
+from fewstep.metrics.precision_recall import precision_recall
+from fewstep.metrics.reference import Reference, shuffled
+from trainer.data.format import ImageSet
 
 
 @dataclass(frozen=True)

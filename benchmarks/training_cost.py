@@ -8,6 +8,10 @@ process of its own: the high-water mark over a few updates, less what was there 
 optimisers and the batch are in it. Beside them stand the totals of two finished runs, from their cards.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import json
 import subprocess
@@ -26,15 +30,16 @@ from fewstep.checkpoint import network_config
 from fewstep.network import UNet
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
-from trainer.adversarial import Adversarial, AdversarialConfig
-from trainer.compute import Compute, default_device, placed
-from trainer.consistency import Consistency, ConsistencyConfig
-from trainer.draws import Draws
-from trainer.loop import Method
-from trainer.noisy_classifier import ClassifierConfig, NoisyClassifier
-from trainer.progressive import Progressive, ProgressiveConfig
-from trainer.student import Student, StudentConfig
-from trainer.teacher import Teacher, TeacherConfig
+from trainer.critics.classifier import ClassifierConfig, NoisyClassifier
+from trainer.methods.consistency import Consistency
+from trainer.methods.dpdm import Student
+from trainer.methods.edm import Teacher
+from trainer.methods.gan import Adversarial
+from trainer.methods.self_distillation import Progressive
+from trainer.run.compute import Compute, default_device, placed
+from trainer.run.draws import Draws
+from trainer.run.loop import Method
+from trainer.settings import AdversarialConfig, ConsistencyConfig, ProgressiveConfig, StudentConfig, TeacherConfig
 
 REFERENCE = "consistency"
 PROGRESS = 0.5  # of a run: everything that starts late has started
@@ -53,7 +58,6 @@ def methods() -> dict[str, Callable[[UNet, float, Compute], Method]]:
     return {
         REFERENCE: lambda teacher, sigma, compute: Consistency(teacher, sigma, ConsistencyConfig(), compute),
         "dpdm": distilled(base),
-        "dpdm, gan": distilled(replace(base, adversary=replace(base.adversary, weight=3e-3))),
         "dpdm, sid": distilled(replace(base, loss="sid")),
         "dpdm, 5 auxiliary updates": distilled(replace(base, auxiliary_updates=5)),
         "progressive": lambda teacher, sigma, compute: Progressive(teacher, sigma, one_call, compute),

@@ -12,15 +12,17 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from export.build import Proof, backends_here, export_checkpoint, verify_engine
-from export.half import DTYPES
-from export.manifest import BACKEND_TENSORRT, BACKEND_TENSORRT_RTX, BACKENDS, Manifest
-from export.plans import make_plan
-from export.verify import SOLVER, Gap
+from export.manifest import BACKEND_TENSORRT, BACKEND_TENSORRT_RTX, BACKENDS, DTYPE_NAMES, Manifest
+from fewstep import extras
 from fewstep.card import CheckpointError
+
+if TYPE_CHECKING:
+    from export.build import Proof
+    from export.verify import Gap
+
+# What a command needs of torch is imported when it runs: --help is quick and works without it.
 
 REFUSED = 2
 
@@ -30,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = {"verify": _verify, "plan": _plan}
     try:
         command = commands.get(arguments[0]) if arguments else None
-        return command(arguments[1:]) if command else _export(arguments)
+        with extras.named():
+            return command(arguments[1:]) if command else _export(arguments)
     except (CheckpointError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return REFUSED
@@ -48,17 +51,21 @@ def _export(arguments: Sequence[str]) -> int:
     parser.add_argument("--model", type=Path, required=True, help="folder with model.safetensors and card.json")
     parser.add_argument("--out", type=Path, required=True, help="engine directory to write or to replace")
     parser.add_argument("--name", help="what the engine is called (default: the model folder's name)")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="what the network computes in")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="float32", help="what the network computes in")
     parser.add_argument(
-        "--backend", nargs="+", choices=BACKENDS, default=backends_here(), metavar="B",
+        "--backend", nargs="+", choices=BACKENDS, metavar="B",
         help=f"backends to prove, the one that is served first: {', '.join(BACKENDS)} "
-        f"(default, on this machine: {' '.join(backends_here())})",
+        "(default: onnxruntime-cpu; where there is a GPU, torch before it)",
     )  # fmt: skip
     options = _parse(parser, arguments)
+    from export.build import backends_here, export_checkpoint
+    from export.verify import Gap
+
     start = time.perf_counter()
     manifest = export_checkpoint(
         options.model, options.out, options.name,
-        backends=options.backend, dtype=options.dtype, buckets=options.buckets, threads=options.threads,
+        backends=options.backend or backends_here(), dtype=options.dtype, buckets=options.buckets,
+        threads=options.threads,
     )  # fmt: skip
     proofs = {manifest.backend: manifest.parity} | {name: proof["parity"] for name, proof in manifest.proofs.items()}
     for backend, parity in proofs.items():
@@ -76,6 +83,8 @@ def _verify(arguments: Sequence[str]) -> int:
     parser.add_argument("--backend", choices=BACKENDS, metavar="B", help="default: the manifest's")
     parser.add_argument("--record", action="store_true", help="write what was measured into engine.json")
     options = _parse(parser, arguments)
+    from export.build import verify_engine
+
     model = options.model or options.engine.resolve().parent
     proof = verify_engine(
         options.engine, model, options.backend,
@@ -94,6 +103,8 @@ def _plan(arguments: Sequence[str]) -> int:
         "--refit-from", type=Path, metavar="DIR", help="an engine of the same architecture whose plan takes the weights"
     )
     options = _parse(parser, arguments)
+    from export.plans import make_plan
+
     start = time.perf_counter()
     print(f"building the plan for {options.backend} ...", flush=True)
     path = make_plan(options.engine, options.backend, options.buckets, options.refit_from)
@@ -110,6 +121,8 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
     )
     options = parser.parse_args(arguments)
     if options.threads > 0:
+        import torch
+
         torch.set_num_threads(options.threads)
     return options
 
@@ -122,8 +135,10 @@ def _integers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,4,8") from error
 
 
-def gap_table(gaps: Mapping[str, Gap]) -> str:
+def gap_table(gaps: "Mapping[str, Gap]") -> str:
     """One line per step count; gaps in pixel units, 1/255 of the range from black to white."""
+    from export.verify import SOLVER
+
     lines = ["steps    NFE  mean gap   max gap  bytes that differ    (gaps in 1/255)"]
     for steps, gap in gaps.items():
         label = "heun" if steps == SOLVER else steps
@@ -131,7 +146,7 @@ def gap_table(gaps: Mapping[str, Gap]) -> str:
     return "\n".join(lines)
 
 
-def _bounds(proof: Proof) -> str:
+def _bounds(proof: "Proof") -> str:
     return f"{proof.bounds['mean']:g}/255 mean, {proof.bounds['max']:g}/255 max"
 
 
@@ -149,6 +164,9 @@ def _summary(manifest: Manifest, out: Path, seconds: float) -> str:
 
 if __name__ == "__main__":
     # Loaded before the handler is set: what a handler raises while a C extension is imported becomes its ImportError.
-    importlib.import_module("export.backends.onnxruntime_cpu")
+    if not {"-h", "--help"} & set(sys.argv):
+        with extras.named():
+            for module in ("export.build", "export.backends.onnxruntime_cpu"):
+                importlib.import_module(module)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the staging directory must go
     sys.exit(main())

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from export.fusible import FusibleGroupNorm
+from export.manifest import DTYPE_NAMES
 from fewstep.card import CheckpointError
 from fewstep.checkpoint import NetworkModule
 from fewstep.network import UNet
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def network_in(network: NetworkModule, dtype: str) -> nn.Module:

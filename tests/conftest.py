@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.dataset import ImageSet, write_image_set
-from trainer.sources.fashion import CLASS_NAMES, LICENCE
-from trainer.sources.idx import pad_to_power_of_two
+from trainer.data.format import ImageSet, write_image_set
+from trainer.data.sources.fashion import CLASS_NAMES, LICENCE
+from trainer.data.sources.idx import pad_to_power_of_two
 
 _SHEET = Path(__file__).parent / "fixtures" / "fashion-2000.png"
 _SIDE, _COLUMNS, _PER_CLASS = 28, 50, 200
 
 # Triton has no CPU backend. Without a GPU its kernels run in its interpreter, chosen before they are imported, or with
-# KERNELS=sm_90 compiled and in ours (tests/kernels/compiled.py).
+# KERNELS=sm_90 compiled and in ours (tests/ptx/driver.py).
 if not torch.cuda.is_available() and not os.environ.get("KERNELS"):
     os.environ["TRITON_INTERPRET"] = "1"
 

@@ -37,10 +37,19 @@ TORCH_FREE = (
     "consistency",
     "dpmpp",
     "editing",
-    "frechet",
-    "guidance",
+    "extras",
     "ipndm",
     "latent",
+    "metrics.cache",
+    "metrics.class_shares",
+    "metrics.extractors.by_name",
+    "metrics.extractors.fashion128",
+    "metrics.frechet",
+    "metrics.memorisation",
+    "metrics.nearest",
+    "metrics.pca",
+    "metrics.precision_recall",
+    "metrics.reference",
     "multistep",
     "noise",
     "pixels",
@@ -62,6 +71,22 @@ def imports(source: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0 and node.module, "imports are absolute"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+# Rooms of trainer/, from below; a room imports itself and the rooms before it. Files beside them are commands: last.
+TRAINER_ROOMS = ("settings", "run", "data", "levels", "critics", "methods", "recipes", "importing", "commands")
+
+
+def trainer_room(module: str) -> str:
+    """The room of a module such as trainer.methods.edm."""
+    name = module.split(".")[1] if "." in module else "commands"
+    return name if name in TRAINER_ROOMS else "commands"
+
+
+def climbing(module: str, source: str) -> list[str]:
+    """Imports by which a module of trainer/ reaches a room above its own."""
+    below = TRAINER_ROOMS[: TRAINER_ROOMS.index(trainer_room(module)) + 1]
+    return [name for name in imports(source) if name.startswith("trainer.") and trainer_room(name) not in below]
 
 
 def forbidden(room: str, source: str) -> list[str]:
@@ -193,6 +218,27 @@ def test_help_is_printed_before_anything_heavy_is_loaded():
     assert not packages & {*NOT_THE_SCHEDULERS, "onnxruntime", "numpy"}
 
 
+def test_the_rooms_of_the_trainer_stand_on_one_another_and_in_no_circle():
+    paths = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "trainer").rglob("*.py")}
+    folders = {path.parent.name for path in (ROOT / "trainer").glob("*/*.py")}
+    assert folders <= set(TRAINER_ROOMS), "a new room has to be given its place"
+    assert {name: up for name, path in paths.items() if (up := climbing(name, path.read_text("utf-8")))} == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "caught"),
+    [
+        ("trainer.run.loop", "from trainer.data.format import ImageSet", ["trainer.data.format.ImageSet"]),
+        ("trainer.critics.classifier", "def f():\n    import trainer.methods.edm", ["trainer.methods.edm"]),
+        ("trainer.levels.search", "from trainer import commands", ["trainer.commands"]),
+        ("trainer.commands", "from trainer.methods.edm import Teacher", []),
+        ("trainer.methods.gan", "from trainer.settings import AdamConfig\nfrom trainer.run import loop", []),
+    ],
+)
+def test_the_check_catches_rooms_that_climb(module: str, source: str, caught: list[str]):
+    assert climbing(module, source) == caught
+
+
 def test_no_benchmark_script_shadows_a_room():
     # A script's own folder comes first on the path: benchmarks/kernels.py would hide the package `kernels`.
     names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
@@ -206,6 +252,9 @@ def test_the_serving_half_of_the_core_does_not_load_torch(module: str):
 
 
 def test_every_core_module_says_on_which_side_of_torch_it_stands():
-    modules = {path.stem for path in (ROOT / "fewstep").glob("*.py")} - {"__init__"}
+    core = ROOT / "fewstep"
+    modules = {".".join(path.relative_to(core).with_suffix("").parts) for path in core.rglob("*.py")}
+    modules = {name for name in modules if not name.endswith("__init__")}
     with_torch = {"checkpoint", "ddpm_network", "network", "noise_torch"}
+    with_torch |= {f"metrics.extractors.{name}" for name in ("efficientnet_lite0", "inception", "teacher")}
     assert modules - with_torch == set(TORCH_FREE)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.features import load_extractor
 from export.engine import load_engine
 from fewstep.card import distilled_from
 from fewstep.checkpoint import load_denoiser
-from fewstep.frechet import Moments, frechet_distance
+from fewstep.metrics.extractors.fashion128 import load_extractor
+from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.noise import noise_for
 from fewstep.pixels import to_pixels
 from fewstep.samplers import sample_dpdm

@@ -3,23 +3,24 @@
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from fewstep import extras
 from fewstep.card import CheckpointError
-from trainer import calibrate, data
-from trainer.average import average
-from trainer.classify import train_classifier
-from trainer.commands import Distillation, train_student, train_teacher
-from trainer.compute import default_device
-from trainer.dataset import DataError, ImageSet, read_image_set
+from trainer import calibrate
+from trainer.data import command as data
+from trainer.data.format import DataError, ImageSet, read_image_set
+from trainer.data.named import load_recipe_dataset
 from trainer.importing import command as importing
-from trainer.loop import DivergedError
-from trainer.publish import publish
-from trainer.recipes import RECIPES, UnknownRecipeError, recipe
-from trainer.runs import RunOptions
+from trainer.recipes.by_name import RECIPES, UnknownRecipeError, recipe
 from trainer.switches import SwitchError, add_switches, given
-from trainer.world import from_first, joined, rank
 
+if TYPE_CHECKING:
+    from trainer.runs import RunOptions
+
+# What a command needs of torch and others is imported when it runs: --help is quick and works without them.
 INTERRUPTED = 130
 CACHE = Path("runs/data")
 
@@ -27,16 +28,14 @@ CACHE = Path("runs/data")
 def main() -> int:
     args = _parser().parse_args()
     try:
-        return args.run(args) or 0
+        with extras.named():
+            return args.run(args) or 0
     except (CheckpointError, DataError, SwitchError, UnknownRecipeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before training began; once it has, the loop finishes its update and saves
         print("interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
-    except DivergedError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,10 +61,6 @@ def _parser() -> argparse.ArgumentParser:
         help="train at the level lists that this student serves (calibrated ones, say), not at Karras' spacing",
     )  # fmt: skip
     student.add_argument(
-        "--guide", type=Path, metavar="DIR",
-        help="a worse teacher of the same data, an early snapshot say; the teacher judges as if pushed away from it",
-    )  # fmt: skip
-    student.add_argument(
         "--kept", type=Path, metavar="DIR",
         help="--method progressive: the student whose calls are those that stay (default: --init)",
     )  # fmt: skip
@@ -86,12 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     mean = commands.add_parser("average", help="the mean of several checkpoints of one run or of its continuations")
     mean.add_argument("--model", type=Path, nargs="+", required=True, metavar="DIR", help="the first lends its card")
     mean.add_argument("--out", type=Path, required=True, metavar="DIR")
-    mean.set_defaults(run=lambda args: average(args.model, args.out))
+    mean.set_defaults(run=_average)
 
     shipped = commands.add_parser("publish", help="copy a checkpoint in half precision, ready to ship")
     shipped.add_argument("--model", type=Path, required=True, metavar="DIR")
     shipped.add_argument("--out", type=Path, required=True, metavar="DIR")
-    shipped.set_defaults(run=lambda args: publish(args.model, args.out))
+    shipped.set_defaults(run=_publish)
     return parser
 
 
@@ -126,7 +121,9 @@ def _seconds(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def _options(args: argparse.Namespace) -> RunOptions:
+def _options(args: argparse.Namespace) -> "RunOptions":
+    from trainer.runs import RunOptions
+
     return RunOptions(
         recipe=args.recipe, out=args.out, images=args.images, budget_s=args.budget, batch=args.batch, seed=args.seed,
         resume=args.resume, precision=args.precision, compile=args.compile, device=args.device,
@@ -135,37 +132,69 @@ def _options(args: argparse.Namespace) -> RunOptions:
 
 
 def _images(args: argparse.Namespace) -> ImageSet:
+    from trainer.run.distributed import from_first, rank
+
     recipe(args.recipe)  # an unknown recipe is said before data is looked for
     if args.data:
         return read_image_set(args.data)
     if rank() > 0:
         from_first(None)  # wait: the first process may have to write the cache
-    images = data.load_recipe_dataset(args.recipe, CACHE)
+    images = load_recipe_dataset(args.recipe, CACHE)
     if rank() == 0:
         from_first(None)
     return images
 
 
 def _teacher(args: argparse.Namespace) -> int:
-    with joined(args.device or default_device()):
-        return _finish(train_teacher(_options(args), _images(args), args.init, args.lr), args.out)
+    from trainer.commands import train_teacher
+
+    return _trained(args, lambda: train_teacher(_options(args), _images(args), args.init, args.lr))
 
 
 def _student(args: argparse.Namespace) -> int:
+    from trainer.commands import Distillation, train_student
+
     request = Distillation(
-        args.teacher, args.method, given(args), args.init, args.lists_of, args.guide, args.kept, tuple(args.critic)
+        args.teacher, args.method, given(args), args.init, args.lists_of, args.kept, tuple(args.critic)
     )
-    with joined(args.device or default_device()):
-        return _finish(train_student(_options(args), _images(args), request), args.out)
+    return _trained(args, lambda: train_student(_options(args), _images(args), request))
 
 
 def _classifier(args: argparse.Namespace) -> int:
-    with joined(args.device or default_device()):
-        return _finish(train_classifier(_options(args), _images(args)), args.out)
+    from trainer.classify import train_classifier
+
+    return _trained(args, lambda: train_classifier(_options(args), _images(args)))
 
 
-def _finish(completed: bool, out: Path) -> int:
-    if rank() > 0:
+def _average(args: argparse.Namespace) -> None:
+    from trainer.average import average
+
+    average(args.model, args.out)
+
+
+def _publish(args: argparse.Namespace) -> None:
+    from trainer.publish import publish
+
+    publish(args.model, args.out)
+
+
+def _trained(args: argparse.Namespace, train: Callable[[], bool]) -> int:
+    """Run a training command, in one process or as one of torchrun's. Returns the exit status."""
+    from trainer.run import distributed as world
+    from trainer.run.compute import default_device
+    from trainer.run.loop import DivergedError
+
+    with world.joined(args.device or default_device()):
+        try:
+            completed = train()
+        except DivergedError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        return _finish(completed, args.out, world.rank())
+
+
+def _finish(completed: bool, out: Path, rank: int) -> int:
+    if rank > 0:
         return 0 if completed else INTERRUPTED
     if completed:
         print(f"{out} is ready")

@@ -11,160 +11,19 @@ kept only if it is better on seeds it has not seen.
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-from tqdm import tqdm
+from fewstep.card import CARD_FILE, read_card
+from trainer.data.format import DataError, read_image_set
 
-from fewstep.card import CARD_FILE, Card, CheckpointError, card_to_json, distilled_from, read_card, write_atomically
-from fewstep.checkpoint import load_denoiser
-from trainer.compute import Compute, default_device, runner
-from trainer.data import load_recipe_dataset
-from trainer.dataset import DataError, ImageSet, read_image_set
-from trainer.level_search import Levels, Objective, SearchConfig, Trial, calibrated, evaluations
-from trainer.runs import check_images, check_match
-from trainer.teacher_space import TeacherSpace, evenly
-from trainer.trajectories import Space, objective
+if TYPE_CHECKING:
+    from trainer.levels.calibration import CalibrationConfig
+    from trainer.levels.search import Trial
+    from trainer.run.compute import Compute
 
-FIRST_SEED = 2**33  # far from the seeds of evaluations (0 ..) and of stored endpoints (2^32 ..)
-HELD_OUT = 4  # ranges of seeds that the search does not see
 CACHE = Path("runs/data")
 INTERRUPTED = 130
-NO_BETTER, OBJECTED = "not better on unseen seeds", "worse in the second extractor's features"
-
-
-@dataclass(frozen=True)
-class CalibrationConfig:
-    images: int = 1000  # per list and range of seeds
-    seed: int = 0  # another one: other seeds
-    search: SearchConfig = SearchConfig()
-
-    @property
-    def ranges(self) -> list[range]:
-        """Seeds of the search, then of each held-out check."""
-        first = FIRST_SEED + self.seed * (1 + HELD_OUT) * self.images
-        return [range(first + i * self.images, first + (i + 1) * self.images) for i in range(1 + HELD_OUT)]
-
-
-def calibrate(
-    model: Path,
-    space: Space,
-    facts: dict[str, Any],
-    data: ImageSet,
-    steps: Sequence[int],
-    config: CalibrationConfig,
-    compute: Compute,
-    second: Space | None = None,
-) -> dict[int, Trial]:
-    """Search the levels of each of `steps` (none: all) and write those that are better into the model's card.
-
-    facts: what the card should say of `space`, in which images are compared with those of `data`. second: where a list
-    must not be worse, either.
-    The card is written after every step count, so an interrupt loses only the one being searched; then fewer trials
-    come back than step counts went in. The weights are not touched.
-    Raises CheckpointError or DataError when model, data and steps do not belong together.
-    """
-    denoiser, card = load_denoiser(model, compute.device)
-    checks = 2 * HELD_OUT * (2 if second else 1)
-    planned = {k: evaluations(k, k, config.search) + checks for k in searchable(card, steps, model)}
-    check_images(card, data, "the student")
-    student = replace(denoiser, network=runner(denoiser.network, compute))  # pyright: ignore[reportArgumentType]
-    labels = frequent_as_in(data.labels, config.images)
-    facts = {
-        **facts,
-        "data": data.sha256(),
-        "images": config.images,
-        "seeds": [[seeds.start, seeds.stop - 1] for seeds in config.ranges],
-    }
-    trials: dict[int, Trial] = {}
-    with tqdm(total=sum(planned.values()), unit="list") as bar:
-
-        def shown(objective: Objective) -> Objective:
-            def counted(levels: Levels) -> float:
-                value = objective(levels)
-                bar.update()
-                bar.set_postfix_str(f"k={len(levels)}  distance {value:.4g}", refresh=False)
-                return value
-
-            return counted
-
-        def objectives(space: Space, ranges: Sequence[range]) -> list[Objective]:
-            return [shown(objective(student, card, space, labels, seeds, compute.device)) for seeds in ranges]
-
-        searched, seconds = objectives(space, config.ranges), objectives(second, config.ranges[1:]) if second else []
-        for k in planned:
-            try:
-                trials[k] = calibrated(searched, card.levels[k], card.levels.get(k - 1), config.search, seconds)
-            except KeyboardInterrupt:
-                break
-            card = recorded(card, k, trials[k], facts)
-            write_atomically(model / CARD_FILE, card_to_json(card).encode())
-            bar.update(sum(planned[done] for done in trials) - bar.n)  # some lists were known or had no room
-    return trials
-
-
-def frequent_as_in(labels: NDArray[np.integer], count: int) -> NDArray[np.integer]:
-    """`count` labels of which each class has its share, to one label: a search would make up for any other shares, and
-    on seeds it has not seen, too, since the labels are the same."""
-    return np.sort(labels)[evenly(len(labels), count)]
-
-
-def recorded(card: Card, k: int, trial: Trial, facts: dict[str, Any]) -> Card:
-    """The card with what was tried in its training notes, and the found levels if they were accepted.
-
-    Metrics of k calls were measured at the levels before, so they go.
-    """
-    notes = {**card.training.get("calibration", {}), str(k): {**facts, **asdict(trial)}}
-    card = replace(card, training={**card.training, "calibration": notes})
-    if not trial.accepted:
-        return card
-    without = lambda metric: {n: v for n, v in metric.items() if n != str(k)} if isinstance(metric, dict) else metric  # noqa: E731
-    return replace(
-        card,
-        levels={**card.levels, k: trial.found},
-        metrics={name: without(metric) for name, metric in card.metrics.items()},
-    )
-
-
-def teacher_space(model: Path, teacher: Path, data: ImageSet, compute: Compute) -> tuple[TeacherSpace, dict[str, Any]]:
-    """The default space, and its facts. Raises CheckpointError or DataError when the three do not belong together."""
-    judge, parent = load_denoiser(teacher, compute.device)
-    card = read_card(model)
-    if parent.role != "teacher" or not distilled_from(card, parent):
-        raise CheckpointError(
-            f"{model} was not distilled from {teacher} (its card names the teacher {str(card.parent)[:12]}..., "
-            f"that one is {parent.weights[:12]}...); give --teacher the folder it was distilled from"
-        )
-    check_match(parent, data, teacher)
-    space = TeacherSpace.of(judge, data)
-    return space, {"space": space.description, "teacher": parent.weights}
-
-
-def searchable(card: Card, steps: Sequence[int], model: Path) -> list[int]:
-    """The step counts to search, ascending: those asked for, or all. Raises CheckpointError."""
-    if card.role != "student":
-        raise CheckpointError(f"{model} is a {card.role}; only a student has levels to calibrate")
-    possible = sorted(card.levels)
-    if impossible := sorted(set(steps) - set(possible)):
-        raise CheckpointError(
-            f"{model} has no levels to search for {', '.join(map(str, impossible))} calls; choose --steps from "
-            f"{', '.join(map(str, possible))}"
-        )
-    return sorted(set(steps)) or possible
-
-
-def describe(trials: dict[int, Trial]) -> str:
-    """A line for every step count, for people."""
-    lines = [f"{'k':>2}  {'searched':>16}  {'held out':>16}  levels"]
-    for k, trial in trials.items():
-        held_out = f"{np.mean(trial.held_out_before):.4g} -> {np.mean(trial.held_out_after):.4g}"
-        verdict = "" if trial.accepted else f"  {OBJECTED if trial.second_after else NO_BETTER}: not kept"
-        found = ", ".join(f"{sigma:.3g}" for sigma in trial.found)
-        lines.append(f"{k:>2}  {f'{trial.before:.4g} -> {trial.after:.4g}':>16}  {held_out:>16}  {found}{verdict}")
-    return "\n".join(lines)
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -201,6 +60,9 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from trainer.data.named import load_recipe_dataset
+    from trainer.levels.calibration import calibrate, searchable, teacher_space
+
     steps, config = searchable(card := read_card(args.model), args.steps, args.model), searching(args)
     name = args.recipe or card.training.get("recipe", "")
     data = read_image_set(args.data) if args.data else load_recipe_dataset(name, CACHE)
@@ -209,19 +71,25 @@ def _run(args: argparse.Namespace) -> int:
     return report(trials, steps, args.model)
 
 
-def computing(args: argparse.Namespace) -> Compute:
+def computing(args: argparse.Namespace) -> "Compute":
+    from trainer.run.compute import Compute, default_device
+
     return Compute(args.device or default_device(), args.precision, args.compile)
 
 
-def searching(args: argparse.Namespace) -> CalibrationConfig:
+def searching(args: argparse.Namespace) -> "CalibrationConfig":
     """Raises DataError."""
+    from trainer.levels.calibration import CalibrationConfig
+
     if args.images < 2 or args.seed < 0:
         raise DataError("--images must be at least 2 and --seed not negative")
     return CalibrationConfig(args.images, args.seed)
 
 
-def report(trials: dict[int, Trial], steps: Sequence[int], model: Path) -> int:
+def report(trials: "dict[int, Trial]", steps: Sequence[int], model: Path) -> int:
     """Print what was found, and what there is to do. Returns the exit status."""
+    from trainer.levels.calibration import describe
+
     print(describe(trials))
     if any(trial.accepted for trial in trials.values()):
         print(f"wrote the levels into {model / CARD_FILE}. An engine carries a copy of them, so export it again:\n")

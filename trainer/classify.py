@@ -3,19 +3,27 @@
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from trainer.artifacts import environment
-from trainer.compute import Compute, default_device, placed, worth_compiling
-from trainer.dataset import DataError, ImageSet, sigma_data
-from trainer.loop import Clock, train
-from trainer.noisy_classifier import ADAM, Classification, ClassifierConfig, NoisyClassifier, save_classifier
-from trainer.recipes import recipe
+from trainer.critics.classifier import (
+    ADAM,
+    Classification,
+    ClassifierConfig,
+    NoisyClassifier,
+    save_classifier,
+)
+from trainer.data.format import DataError, ImageSet, sigma_data
+from trainer.data.loader import batches
+from trainer.recipes.by_name import recipe
+from trainer.run.artifacts import environment
+from trainer.run.compute import Compute, default_device, placed, worth_compiling
+from trainer.run.distributed import rank
+from trainer.run.loop import Clock, train
 from trainer.runs import RunOptions, check_out, loop_config
-from trainer.world import rank
 
 
 def train_classifier(options: RunOptions, data: ImageSet) -> bool:
@@ -48,4 +56,6 @@ def train_classifier(options: RunOptions, data: ImageSet) -> bool:
         save_classifier(folder, average, {**identity, **facts})
 
     method = Classification(network, compute)
-    return train(method, data, config, options.out, save, resume=options.resume, identity=identity)
+    return train(
+        method, partial(batches, data, config), config, options.out, save, resume=options.resume, identity=identity
+    )

@@ -13,19 +13,24 @@ from fewstep.checkpoint import NetworkModule, load_denoiser
 from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
-from trainer.adversarial import Adversarial, AdversarialConfig
-from trainer.artifacts import describe
-from trainer.compute import Compute, placed, runner
-from trainer.consistency import Consistency, ConsistencyConfig
-from trainer.dataset import ImageSet, sigma_data
-from trainer.endpoints import Endpoints, load_or_make
-from trainer.noisy_classifier import NoisyClassifier, classifier_hash, load_classifier
-from trainer.progressive import Progressive, ProgressiveConfig
-from trainer.recipes import Recipe, fitted, recipe
-from trainer.rivals import MethodName, diff_instruct, dmd2, tied
-from trainer.runs import RunOptions, check_match, check_out, compute_for, loop_config, run_method
-from trainer.state import load_network
-from trainer.student import Student, StudentConfig
+from trainer.critics.classifier import NoisyClassifier, classifier_hash, load_classifier
+from trainer.data.format import ImageSet, sigma_data
+from trainer.data.matching import check_match
+from trainer.methods.consistency import Consistency
+from trainer.methods.dpdm import Student
+from trainer.methods.edm import Teacher
+from trainer.methods.endpoints import Endpoints, load_or_make
+from trainer.methods.gan import Adversarial
+from trainer.methods.rivals import diff_instruct, dmd2, tied
+from trainer.methods.self_distillation import Progressive
+from trainer.recipes.by_name import recipe
+from trainer.recipes.recipe import Recipe
+from trainer.run.artifacts import describe
+from trainer.run.compute import Compute, placed, runner
+from trainer.run.distributed import rank
+from trainer.run.state import load_network
+from trainer.runs import RunOptions, check_out, compute_for, fitted, loop_config, run_method
+from trainer.settings import AdversarialConfig, ConsistencyConfig, MethodName, ProgressiveConfig, StudentConfig
 from trainer.switches import (
     ADVERSARIAL,
     PROGRESSIVE,
@@ -36,8 +41,6 @@ from trainer.switches import (
     switched,
     with_lists,
 )
-from trainer.teacher import Teacher
-from trainer.world import rank
 
 
 def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None, lr: float | None = None) -> bool:
@@ -88,7 +91,6 @@ class Distillation:
     switches: dict[str, Any] = field(default_factory=dict)  # as trainer.switches.given
     start: Path | None = None  # a student to continue from, under other settings
     lists: Path | None = None  # a student whose served level lists are to be trained
-    guide: Path | None = None  # a worse teacher that autoguides this one's judgement
     kept: Path | None = None  # a student whose calls are those that stay, of progressive distillation
     critics: tuple[Path, ...] = ()  # classifiers that know the level of noise (trainer.noisy_classifier)
 
@@ -102,14 +104,13 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     classifiers = [_classifier(folder, parent) for folder in request.critics]
     settings = _settings(chosen, request, classifiers)
     start, start_card = _starting_student(request.start, parent, settings) if request.start else (None, None)
-    guide, guide_card = _guide(request, parent) if request.guide else (None, None)
     kept, kept_card = _kept_student(request.kept, parent, settings) if request.kept else (None, None)
     check_out(options)
     network = denoiser.network
     assert isinstance(network, NetworkModule)
     torch.manual_seed(options.seed)
     compute = compute_for(options, network.requires_grad_(True), config.batch)
-    for placing in filter(None, (network, start, kept, guide, *classifiers)):
+    for placing in filter(None, (network, start, kept, *classifiers)):
         placed(placing, compute.device)
     if isinstance(settings, ConsistencyConfig):
         method = Consistency(network, parent.sigma_data, settings, compute, start)
@@ -123,19 +124,18 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
         levels = start_card.levels
     else:
         endpoints = _endpoints(settings, options, denoiser, parent, compute)
-        method = Student(network, parent.sigma_data, settings, compute, start, endpoints, guide)
+        method = Student(network, parent.sigma_data, settings, compute, start, endpoints)
         levels = settings.level_lists
     # A teacher has a hash for each precision. A student that is continued keeps the one it knows its teacher by.
     name = start_card.parent if start_card and distilled_from(start_card, parent) else parent.weights
     images = data.provenance()
     card = Card("student", describe(method.network), parent.sigma_data, "", images, data.class_names, levels, name)
     facts = {"method": request.method, "start": start_card and start_card.weights, **asdict(settings)}
-    facts["guide"] = guide_card and guide_card.weights
     if kept_card:
         facts["kept"] = kept_card.weights
     if classifiers:
         facts["critics"] = [classifier_hash(folder) for folder in request.critics]
-    if request.start and isinstance(method, Student) and "auxiliary" in method.networks:
+    if request.start and isinstance(method, Student):
         facts["auxiliary_continues"] = _continue_auxiliary(method, request.start)
     return run_method(method, data, config, options, card, facts, compute)
 
@@ -160,14 +160,7 @@ def _settings(chosen: Recipe, request: Distillation, classifiers: Sequence[Noisy
         lowest = max(classifier.config.sigma_min for classifier in classifiers)
         return adversarial(chosen.adversarial, request.switches, read_card(request.start), lowest)
     presets = {"dpdm": base, "tied": tied(base), "diff-instruct": diff_instruct(base), "dmd2": dmd2(base)}
-    settings = switched(with_lists(presets[request.method], request.lists), request.switches)
-    if settings.keep and not request.start:
-        raise SwitchError("--keep keeps what a student can already; add --init")
-    if settings.guidance > 1 and not request.guide:
-        raise SwitchError("--guidance needs a worse teacher to be pushed away from; add --guide")
-    if request.guide and settings.guidance == 1:
-        raise SwitchError("--guide has no effect without --guidance; 1.2 is a start")
-    return settings
+    return switched(with_lists(presets[request.method], request.lists), request.switches)
 
 
 def _refuse_variants(request: Distillation) -> None:
@@ -180,8 +173,6 @@ def _refuse_variants(request: Distillation) -> None:
     if request.lists:
         trained = "at every level" if method == "consistency" else "at the lists that --init serves"
         raise SwitchError(f"--lists-of: {method} distillation is trained {trained}; leave it out")
-    if request.guide:
-        raise SwitchError(f"--guide: {method} distillation has no judge to be guided; leave it out")
 
 
 def _starting_student(
@@ -215,22 +206,6 @@ def _classifier(folder: Path, parent: Card) -> NoisyClassifier:
     if {key: getattr(classifier.config, key) for key in kind} != kind:
         raise CheckpointError(f"{folder} tells other images apart than the teacher makes: {kind} are the teacher's")
     return classifier
-
-
-def _guide(request: Distillation, parent: Card) -> tuple[NetworkModule, Card]:
-    """The worse teacher. Raises CheckpointError when it is not one of the same images as `request.teacher`."""
-    assert request.guide is not None
-    denoiser, card = load_denoiser(request.guide)
-    same = all(card.network[key] == parent.network[key] for key in ("resolution", "channels", "classes"))
-    if card.role != "teacher" or not same or card.sigma_data != parent.sigma_data:
-        raise CheckpointError(
-            f"{request.guide} cannot guide {request.teacher}: a guide is a teacher of the same data (size, channels, "
-            "classes, sigma_data), trained for less long or smaller"
-        )
-    if card.weights == parent.weights:
-        raise CheckpointError(f"{request.guide} is the teacher itself; a guide has to be worse than it")
-    assert isinstance(denoiser.network, NetworkModule)
-    return denoiser.network, card
 
 
 def _continue_auxiliary(student: Student, start: Path) -> bool:

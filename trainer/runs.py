@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +11,15 @@ from torch import nn
 
 from fewstep.card import Card, CheckpointError, read_card
 from fewstep.checkpoint import NetworkModule
-from trainer.artifacts import environment, write_checkpoint
-from trainer.compute import Compute, Precision, default_device, faster_precision, worth_compiling
-from trainer.dataset import DataError, ImageSet, sigma_data
-from trainer.loop import Clock, LoopConfig, Method, train
-from trainer.recipes import Recipe
-from trainer.state import STATE_FILE
-from trainer.world import from_first, rank, ranks
+from fewstep.unet_config import UNetConfig
+from trainer.data.format import DataError, ImageSet
+from trainer.data.loader import batches
+from trainer.recipes.recipe import Recipe
+from trainer.run.artifacts import environment, write_checkpoint
+from trainer.run.compute import Compute, Precision, default_device, faster_precision, worth_compiling
+from trainer.run.distributed import from_first, rank, ranks
+from trainer.run.loop import Clock, LoopConfig, Method, train
+from trainer.run.state import STATE_FILE
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,9 @@ def run_method(
         }
         write_checkpoint(folder, average, replace(card, training=training), f"{clock.images:09d}")
 
-    return train(method, data, config, options.out, save, resume=options.resume, identity=identity)
+    return train(
+        method, partial(batches, data, config), config, options.out, save, resume=options.resume, identity=identity
+    )
 
 
 def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
@@ -119,29 +124,8 @@ def check_out(options: RunOptions) -> None:
         )
 
 
-def check_match(parent: Card, data: ImageSet, folder: Path) -> None:
-    """Refuse a teacher that was made for other images, before the first step."""
-    if parent.role != "teacher":
-        raise CheckpointError(f"{folder} is a {parent.role}; a student is distilled from a teacher")
-    if parent.network.get("extra"):
-        raise CheckpointError(f"{folder} takes a latent beside the image: it draws, and a teacher has to give means")
-    check_images(parent, data, "the teacher")
-
-
-def check_images(card: Card, data: ImageSet, who: str) -> None:
-    """Refuse images of another shape, of other classes or on another scale than the network of `card` makes."""
-    channels, resolution, _ = card.image_shape
-    _, height, _, data_channels = data.images.shape
-    if (channels, resolution) != (data_channels, height):
-        raise DataError(
-            f"{who} makes {resolution}x{resolution} images with {channels} channels, "
-            f"{data.name} has {height}x{height} with {data_channels}"
-        )
-    if card.network["classes"] not in (0, len(data.class_names)):
-        raise DataError(f"{who} knows {card.network['classes']} classes, {data.name} has {len(data.class_names)}")
-    measured = sigma_data(data.images)
-    if abs(measured / card.sigma_data - 1) > 0.1:
-        raise DataError(
-            f"{data.name} has sigma_data {measured:.3f}, {who} was trained at {card.sigma_data:.3f}: "
-            "it was made for other images"
-        )
+def fitted(network: UNetConfig, data: ImageSet) -> UNetConfig:
+    """The network with the shape of the data."""
+    _, resolution, _, channels = data.images.shape
+    classes = len(data.class_names) if (data.labels >= 0).any() else 0
+    return replace(network, resolution=resolution, channels=channels, classes=classes)

@@ -8,19 +8,22 @@ from typing import Any, get_args
 
 from fewstep.card import Card, read_card
 from fewstep.schedule import SIGMA_MAX, check_levels
-from trainer.adversarial import AdversarialConfig, Play, seen_lists
-from trainer.discriminator import Scales
-from trainer.divergence import Weight
-from trainer.progressive import ProgressiveConfig, further_levels
-from trainer.renoise import RULES
-from trainer.rivals import METHODS
-from trainer.student import StudentConfig
+from trainer.settings import (
+    METHODS,
+    RULES,
+    AdversarialConfig,
+    Play,
+    ProgressiveConfig,
+    StudentConfig,
+    Weight,
+    further_levels,
+    seen_lists,
+)
 
 FURTHER = ("further", "further_for", "saturate")  # --method progressive's own switches
 PROGRESSIVE = (*FURTHER, "top", "simulate", "lr")  # and those that it shares with DPDM
-PLAY = ("play", "clip")  # --method adversarial's own switches
-ADVERSARIAL = (*PLAY, "simulate", "keep", "lr")  # and those that it shares with DPDM
-_ADVERSARY = {"gan": "weight", "gan_from": "start", "gan_scales": "scales", "gan_sees_level": "sees_level"}
+PLAY = ("play", "clip", "keep")  # --method adversarial's own switches
+ADVERSARIAL = (*PLAY, "simulate", "lr")  # and those that it shares with DPDM
 
 
 class SwitchError(ValueError):
@@ -35,13 +38,11 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group = parser.add_argument_group("DPDM variants (default: the recipe's)")
     group.add_argument("--renoise", choices=RULES, help="where outputs are judged")
-    group.add_argument("--levels", choices=("lists", "continuous"), help="feed the served levels, or any level")
-    group.add_argument("--loss", choices=("kl", "sid", "none"), help="divergence: KL (DPDM) or Fisher (SiD)")
+    group.add_argument("--loss", choices=("kl", "sid"), help="divergence: KL (DPDM) or Fisher (SiD)")
     group.add_argument("--alpha", type=float, metavar="A", help="of the SiD loss: 0.5, 1.0 or 1.2")
     group.add_argument(
         "--weight", choices=get_args(Weight), help="normalise the gradient by the teacher's error, or not"
     )
-    group.add_argument("--guidance", type=float, metavar="W", help="autoguidance of the teacher by --guide")
     group.add_argument("--objective", choices=("marginal", "posterior"), help="match p(x0), or p(x0 | x_t)")
     group.add_argument(
         "--auxiliary-sees-level", action=argparse.BooleanOptionalAction, help="tell it the student's level, or not"
@@ -50,19 +51,8 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--auxiliary-first", type=_share, metavar="SHARE", help="of the run: only the auxiliary learns")
     group.add_argument("--simulate", type=_share, metavar="P", help="share of updates fed from own trajectories")
     group.add_argument("--simulate-from", type=_share, metavar="SHARE", help="of the run before they begin")
-    group.add_argument(
-        "--keep", type=_share, metavar="P",
-        help="share of updates in which levels below the top imitate --init; in all others the top alone learns "
-        "(adversarial: in which detail finer than critics see is mended or held)",
-    )  # fmt: skip
     group.add_argument("--warm", type=_share, metavar="SHARE", help="of the run: regress on stored teacher endpoints")
     group.add_argument("--warm-pairs", type=int, metavar="N", help="endpoints to store for --warm (4096)")
-    group.add_argument("--gan", type=float, metavar="W", help="weight of the adversarial term (DMD2: 0.003)")
-    group.add_argument("--gan-from", type=_share, metavar="SHARE", help="of the run before the student feels it")
-    group.add_argument("--gan-scales", choices=get_args(Scales), help="levels of the teacher's encoder that are read")
-    group.add_argument(
-        "--gan-sees-level", action=argparse.BooleanOptionalAction, help="tell the critics the student's level, or not"
-    )
     group.add_argument("--sigma-max", type=float, metavar="S", help="the student's top level; 80 in the paper")
     group.add_argument("--top", type=_share, metavar="SHARE", help="of each longer list's draws: at its top level")
     group.add_argument("--lr", type=float, help="of the student, by --method progressive, too")
@@ -83,6 +73,10 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
         help="for all calls, the first where it is the only one (the others are held), or the rest (the first is held)",
     )  # fmt: skip
     group.add_argument(
+        "--keep", type=_share, metavar="P",
+        help="share of updates in which detail finer than critics see is mended, or held as it is",
+    )  # fmt: skip
+    group.add_argument(
         "--clip", action=argparse.BooleanOptionalAction, help="critics see last outputs clipped, as viewers do, or not"
     )
 
@@ -90,9 +84,9 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """The switches that were given, by flag name."""
     names = (
-        "renoise", "levels", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
-        "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "gan", "gan_from",
-        "guidance", "keep", "gan_scales", "gan_sees_level", "sigma_max", "top", "lr", "auxiliary_lr", *FURTHER, *PLAY,
+        "renoise", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
+        "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "sigma_max", "top", "lr", "auxiliary_lr",
+        *FURTHER, *PLAY,
     )  # fmt: skip
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
@@ -120,9 +114,6 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
             raise SwitchError(f"--{flag.replace('_', '-')} belongs to --method {method}")
     named, switches = frozenset(switches), dict(switches)
     adversary, optimiser, auxiliary = config.adversary, config.adam, config.auxiliary_adam
-    for flag, field in _ADVERSARY.items():
-        if flag in switches:
-            adversary = replace(adversary, **{field: switches.pop(flag)})
     if "lr" in switches:
         optimiser = replace(optimiser, lr=switches.pop("lr"))
     if "auxiliary_lr" in switches:
@@ -133,25 +124,12 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     changed = replace(config, **switches, adversary=adversary, adam=optimiser, auxiliary_adam=auxiliary)
     if "alpha" in named and changed.loss != "sid":
         raise SwitchError("--alpha belongs to the SiD loss; add --loss sid")
-    if changed.loss == "none" and not adversary.weight:
-        raise SwitchError("--loss none leaves nothing to learn from; add --gan, or choose another --loss")
     if "simulate_from" in named and not changed.simulate:
         raise SwitchError("--simulate-from has no effect without --simulate")
     if "warm_pairs" in named and not changed.warm:
         raise SwitchError("--warm-pairs has no effect without --warm")
-    if changed.keep and (changed.simulate or changed.objective == "posterior" or max(changed.steps) == 1):
-        raise SwitchError("--keep does not go with --simulate, --objective posterior or a student of one step")
-    if changed.keep == 1:
-        raise SwitchError("--keep 1 leaves no update for the top level; choose less")
-    if not 1 <= changed.guidance < math.inf:
-        raise SwitchError(f"--guidance must be 1 or more, not {changed.guidance:g}; 1 is the teacher alone")
     if changed.warm_pairs < 1:
         raise SwitchError(f"--warm-pairs must be at least 1, not {changed.warm_pairs}")
-    for flag in ("gan_from", "gan_scales", "gan_sees_level"):
-        if flag in named and not adversary.weight:
-            raise SwitchError(f"--{flag.replace('_', '-')} has no effect without --gan")
-    if not adversary.weight >= 0:  # nan is not, either
-        raise SwitchError(f"--gan must not be negative, but it is {adversary.weight:g}; 0 switches it off")
     if not changed.sigma_min < changed.sigma_max < math.inf:
         raise SwitchError(f"--sigma-max must be above {changed.sigma_min:g}, not {changed.sigma_max:g}")
     if changed.auxiliary_updates < 1:
@@ -160,8 +138,8 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
         raise SwitchError(
             f"--warm trains one top level, and the lists of --lists-of start at several, {min(tops):g} to {max(tops):g}"
         )
-    if changed.lists and ("sigma_max" in named or changed.levels == "continuous"):
-        raise SwitchError("--lists-of says which levels are trained; leave --sigma-max and --levels out")
+    if changed.lists and "sigma_max" in named:
+        raise SwitchError("--lists-of says which levels are trained; leave --sigma-max out")
     for flag, rate in (("--lr", optimiser.lr), ("--auxiliary-lr", auxiliary.lr)):
         check_positive(flag, rate)
     return changed

@@ -9,6 +9,10 @@ else done. Ours and the baselines take turns at each load, on fresh servers and 
 before every turn, because machines drift. Everything runs twice: on the real network, and on one of fixed cost.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import asyncio
 import itertools

@@ -6,6 +6,10 @@ Both run a full batch all the time. Their ratio is what gathering, noise, steppi
 network's own speed; back to back is also the limit R* that a server is measured against.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import itertools
 import json

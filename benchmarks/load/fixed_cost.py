@@ -7,6 +7,10 @@ as the host does while a GPU computes. The images are noise. Everything but the 
 script puts a loader of its own in the place of export.engine.load_engine and then runs `python -m server`.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import sys
 import time

@@ -11,6 +11,10 @@ Exits with 1 when there was a mistake, a broken promise of the document, an imag
 no longer ready.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import json
 import math

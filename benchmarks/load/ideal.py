@@ -7,6 +7,10 @@ Prints the 99th percentile over its goal, (S_max + 2) t(cap) + 10 ms, over many 
 can be reached at all, and how much of a measured figure is the draw. Simulated in seconds; nothing is served.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 from collections import deque
 from collections.abc import Callable, Sequence

@@ -7,6 +7,10 @@ Ends with exit code 1 when a slot leaked, memory grew, a visitor was left withou
 not add up with what the visitors saw.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import asyncio
 import hashlib

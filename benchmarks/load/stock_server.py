@@ -10,6 +10,10 @@ sampler, the answer is a PNG. Three ways to run requests whose step counts diffe
     equal      one batch per step count, one after the other; four times as many requests are gathered to fill them
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import os
 from collections.abc import Mapping, Sequence

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from trainer.dataset import ImageSet, write_image_set
+from trainer.data.format import ImageSet, write_image_set
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from benchmarks.ablation_table import STEPS, compose, printed
 from benchmarks.digit_features import load_digit_sets, make_yardstick
 from fewstep.card import CheckpointError
 from fewstep.network import UNet
-from trainer.student import StudentConfig
+from trainer.settings import StudentConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

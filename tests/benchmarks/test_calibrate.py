@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.cache import Cache
 from benchmarks.calibrate import BATCH, ExtractorSpace
-from benchmarks.features import load_extractor
 from fewstep.card import Card, read_card
 from fewstep.checkpoint import save_checkpoint
-from fewstep.frechet import Moments, frechet_distance
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.extractors.fashion128 import load_extractor
+from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.network import UNet
 from fewstep.unet_config import UNetConfig
 from tests.benchmarks.worlds import image_set, pixel_net, reference
-from trainer.artifacts import describe
-from trainer.dataset import ImageSet, sigma_data
+from trainer.data.format import ImageSet, sigma_data
+from trainer.run.artifacts import describe
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from benchmarks.cache import Cache
 from benchmarks.cells import Task, fill, read_cell, verify
 from benchmarks.generators import Batch
-from benchmarks.reference import make_reference
 from fewstep.card import CheckpointError
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.reference import make_reference
 from fewstep.samplers import sample_dpdm
 from tests.benchmarks.worlds import PAIR, generator, image_set, pixel_net, reference
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.class_shares import class_means, moved, shares
 from benchmarks.harness import ROOT
-from fewstep.frechet import Moments, frechet_distance
-from trainer.dataset import ImageSet
+from fewstep.metrics.class_shares import class_means, moved, shares
+from fewstep.metrics.frechet import Moments, frechet_distance
+from trainer.data.format import ImageSet
 
 CLASSES, EACH, WIDTH = 3, 400, 5
 LABELS = np.arange(CLASSES * EACH) % CLASSES

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.features import load_extractor
 from benchmarks.harness import percentile_ms, table, time_interleaved
 from benchmarks.latency import named_engine
 from benchmarks.markdown import latency, rivals
+from fewstep.metrics.extractors.fashion128 import load_extractor
 
 ROOT = Path(__file__).resolve().parents[2]
 

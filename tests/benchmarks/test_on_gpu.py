@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 import export.__main__
+import export.plans
 from benchmarks.harness import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "on_gpu.sh"
@@ -73,7 +74,7 @@ def test_every_script_knows_its_flags(monkeypatch: pytest.MonkeyPatch):
 
 def test_plans_are_built_with_the_batch_sizes_that_their_table_has(monkeypatch: pytest.MonkeyPatch):
     made = []
-    monkeypatch.setattr(export.__main__, "make_plan", lambda *arguments: made.append(arguments) or SCRIPT)
+    monkeypatch.setattr(export.plans, "make_plan", lambda *arguments: made.append(arguments) or SCRIPT)
     for part in parts():
         if part.command[:2] == ["-m", "export"]:
             assert export.__main__.main(part.command[2:]) == 0

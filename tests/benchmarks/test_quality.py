@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from benchmarks import quality
-from benchmarks.cache import Cache
 from benchmarks.cells import Task, read_cell
 from benchmarks.generators import Batch
 from benchmarks.quality import Series, chosen, make_plan, make_series, sample_missing
 from benchmarks.quality_table import compose, held_out_rows, summary, tables
-from benchmarks.reference import Reference
 from benchmarks.scores import Neighbours, Scores
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.reference import Reference
 from fewstep.schedule import student_levels
 from tests.benchmarks.worlds import PAIR, generator, image_set, pixel_net, reference
 

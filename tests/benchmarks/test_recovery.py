@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.cache import Cache
 from benchmarks.cells import fill
 from benchmarks.recovery import compose, make_plan, noised, recovered, tables
+from fewstep.metrics.cache import Cache
 from fewstep.noise import noise_for
 from fewstep.pixels import from_pixels
 from tests.benchmarks.worlds import PAIR, SHAPE, generator, image_set, reference

@@ -5,14 +5,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.cache import Cache
-from benchmarks.features import FeatureNet
 from benchmarks.generators import Generator
-from benchmarks.reference import Reference, make_reference
 from fewstep.analytic import Gaussian, as_network
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.extractors.by_name import FeatureNet
+from fewstep.metrics.reference import Reference, make_reference
 from fewstep.pixels import to_pixels
 from fewstep.precond import Denoiser
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 
 PAIR = Gaussian(mean=0.1, std=0.3)  # far enough from black and white that clipping is rare
 SHAPE = (1, 4, 4)  # (C, H, W)

@@ -1,7 +1,7 @@
 """Launches to test the step kernels with: buffers of every layout and dtype, rows in every state.
 
 Without a GPU the kernels run in Triton's interpreter on CPU tensors; with one, compiled; with KERNELS=sm_90 in the
-environment compiled and in `kernels.ptx`, on CPU tensors again. The tests are the same.
+environment compiled and in `tests.ptx`, on CPU tensors again. The tests are the same.
 """
 
 import copy

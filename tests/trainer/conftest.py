@@ -7,7 +7,7 @@ import pytest
 
 from tests.trainer.tiny import TINY_RECIPE, run_options
 from trainer import commands
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 
 
 @pytest.fixture(scope="session")

@@ -23,9 +23,10 @@ import torch
 import trainer.__main__ as command_line
 from tests.trainer.tiny import TINY_RECIPE
 from trainer import commands
-from trainer.loop import LoopConfig
-from trainer.student import Student
-from trainer.world import joined, rank
+from trainer.methods.dpdm import Student
+from trainer.run import distributed as world
+from trainer.run.distributed import joined, rank
+from trainer.run.loop import LoopConfig
 
 WRITES = os.O_WRONLY | os.O_RDWR
 
@@ -56,7 +57,7 @@ def main(folder: Path) -> None:
 
     sys.addaudithook(watch)
     torch.set_num_threads(1)
-    command_line.joined = lambda device: nullcontext()  # once, below, for all commands
+    world.joined = lambda device: nullcontext()  # once, below, for all commands
     commands.recipe = lambda name: TINY_RECIPE
     commands.loop_config = every_update_logged(commands.loop_config)
     update, report = Student.update, []

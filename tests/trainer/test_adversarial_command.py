@@ -9,13 +9,13 @@ import pytest
 
 from fewstep.card import CheckpointError, read_card
 from tests.trainer.tiny import TINY_RECIPE, run_options
-from trainer.adversarial import AdversarialConfig
 from trainer.classify import train_classifier
 from trainer.commands import Distillation, train_student, train_teacher
-from trainer.data import load_recipe_dataset
-from trainer.dataset import ImageSet
-from trainer.noisy_classifier import classifier_hash
-from trainer.recipes import RECIPES
+from trainer.critics.classifier import classifier_hash
+from trainer.data.format import ImageSet
+from trainer.data.named import load_recipe_dataset
+from trainer.recipes.by_name import RECIPES
+from trainer.settings import AdversarialConfig
 from trainer.switches import SwitchError, add_switches, adversarial, given
 
 

@@ -10,8 +10,8 @@ from fewstep.card import Card, CheckpointError, Dataset
 from fewstep.checkpoint import load_checkpoint, load_denoiser, save_checkpoint
 from fewstep.network import UNet
 from tests.trainer.tiny import TINY, lively
-from trainer.artifacts import describe
 from trainer.average import average
+from trainer.run.artifacts import describe
 
 DATASET = Dataset("thumbnails", "0" * 64, "CC0-1.0", 8)
 CLASSES = tuple(map(str, range(10)))

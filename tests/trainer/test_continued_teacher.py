@@ -9,7 +9,7 @@ from fewstep.card import CheckpointError, read_card
 from fewstep.checkpoint import load_denoiser, save_checkpoint
 from tests.trainer.tiny import lively, run_options
 from trainer.commands import Distillation, train_student, train_teacher
-from trainer.dataset import DataError
+from trainer.data.format import DataError
 from trainer.publish import publish
 from trainer.switches import SwitchError
 

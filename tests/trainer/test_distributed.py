@@ -18,10 +18,10 @@ from tests.trainer.processes import every_update_logged, interrupted
 from tests.trainer.tiny import TINY_RECIPE
 from trainer import commands
 from trainer.__main__ import main
-from trainer.dataset import ImageSet, write_image_set
-from trainer.endpoints import FILE
-from trainer.state import STATE_FILE, read_facts
-from trainer.student import Student
+from trainer.data.format import ImageSet, write_image_set
+from trainer.methods.dpdm import Student
+from trainer.methods.endpoints import FILE
+from trainer.run.state import STATE_FILE, read_facts
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -29,8 +29,8 @@ pytestmark = pytest.mark.timeout(600)  # five processes load torch, on machines 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 # Between them: every network, every draw that processes share, every phase of a run.
-SID = {"loss": "sid", "gan": 0.003, "gan-from": 0.2, "simulate": 0.5, "simulate-from": 0}
-WARM = {"objective": "posterior", "levels": "continuous", "warm": 0.2, "auxiliary-first": 0.4, "auxiliary-updates": 2}
+SID = {"loss": "sid", "simulate": 0.5, "simulate-from": 0}
+WARM = {"objective": "posterior", "warm": 0.2, "auxiliary-first": 0.4, "auxiliary-updates": 2}
 
 
 def flags(switches: dict[str, object]) -> list[str]:

@@ -8,9 +8,9 @@ import torch
 from fewstep.card import CARD_FILE, Card, CheckpointError, Dataset, card_to_json, read_card
 from tests.trainer.tiny import TINY_RECIPE, draws, run_options
 from trainer.commands import Distillation, train_student
-from trainer.dataset import ImageSet
-from trainer.renoise import LevelLists, renoise_levels, served_lists
-from trainer.student import StudentConfig
+from trainer.data.format import ImageSet
+from trainer.levels.renoise import LevelLists, renoise_levels
+from trainer.settings import StudentConfig, served_lists
 from trainer.switches import SwitchError, switched, with_lists
 
 LEVELS = {k: (2.0, 0.5, 0.2, 0.1, 0.02, 0.01, 0.008, 0.005)[:k] for k in range(1, 9)}
@@ -82,11 +82,10 @@ def test_one_call_may_start_elsewhere_but_not_where_the_top_is_warmed_up(tmp_pat
         switched(config, {"warm": 0.1})
 
 
-@pytest.mark.parametrize("switch", [{"sigma_max": 80.0}, {"levels": "continuous"}])
-def test_lists_and_another_choice_of_levels_contradict_each_other(switch, tmp_path):
+def test_lists_and_another_top_level_contradict_each_other(tmp_path):
     config = with_lists(StudentConfig(), serving(tmp_path / "student", LEVELS))
     with pytest.raises(SwitchError, match="--lists-of says which levels are trained"):
-        switched(config, switch)
+        switched(config, {"sigma_max": 80.0})
 
 
 @pytest.mark.usefixtures("tiny_recipe")

@@ -11,7 +11,7 @@ from fewstep.checkpoint import load_denoiser
 from tests.trainer.tiny import run_options
 from trainer.average import average
 from trainer.commands import Distillation, train_student
-from trainer.dataset import ImageSet
+from trainer.data.format import ImageSet
 from trainer.publish import publish
 from trainer.switches import SwitchError, add_switches, given
 
@@ -79,7 +79,6 @@ def test_what_it_does_not_have_is_refused_before_anything_is_written(
         (replace(request, switches={"further": (3.0, 2.0)}), "--further 2 is not below any list's last level"),
         (replace(request, switches={"further_for": 0}), "--further-for 0: --init's shortest list has 1;"),
         (replace(request, lists=first), "--lists-of: progressive distillation is trained at the lists that --init"),
-        (replace(request, guide=tiny_teacher), "--guide: progressive distillation has no judge"),
         (replace(request, method="dpdm", switches={"further": (0.1,)}), "--further belongs to --method progressive"),
         (replace(request, method="dpdm", switches={"further_for": 1}), "--further-for belongs to --method progressive"),
         (replace(request, method="dpdm", kept=first), "--kept belongs to --method progressive"),

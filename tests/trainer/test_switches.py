@@ -1,7 +1,7 @@
 """The command line's switches: each sets what it names, contradictions are said, a resumed run has to repeat them."""
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,14 @@ from fewstep.card import CheckpointError, read_card
 from tests.trainer.tiny import TINY_RECIPE, run_options
 from trainer import commands
 from trainer.commands import Distillation, train_student
-from trainer.dataset import ImageSet
-from trainer.rivals import tied
-from trainer.student import StudentConfig
+from trainer.data.format import ImageSet
+from trainer.methods.rivals import tied
+from trainer.settings import StudentConfig
 from trainer.switches import SwitchError, add_switches, given, switched
 
 # flag -> the fields it sets, and nothing else
 SETS: dict[str, dict[str, Any]] = {
     "--renoise tied": {"renoise": "tied"},
-    "--levels continuous": {"levels": "continuous"},
     "--loss sid": {"loss": "sid"},
     "--loss sid --alpha 0.5": {"loss": "sid", "alpha": 0.5},
     "--weight one": {"weight": "one"},
@@ -33,24 +32,14 @@ SETS: dict[str, dict[str, Any]] = {
     "--auxiliary-first 0.1": {"auxiliary_first": 0.1},
     "--simulate 0.4": {"simulate": 0.4},
     "--simulate 0.4 --simulate-from 0.2": {"simulate": 0.4, "simulate_from": 0.2},
-    "--guidance 1.2": {"guidance": 1.2},
-    "--keep 0.3": {"keep": 0.3},
     "--warm 0.1": {"warm": 0.1},
     "--warm 0.1 --warm-pairs 12": {"warm": 0.1, "warm_pairs": 12},
-    "--gan 0.003": {"adversary.weight": 0.003},
-    "--gan 0.003 --gan-from 0.3": {"adversary.weight": 0.003, "adversary.start": 0.3},
-    "--gan 0.003 --gan-scales innermost": {"adversary.weight": 0.003, "adversary.scales": "innermost"},
-    "--gan 0.003 --gan-sees-level": {"adversary.weight": 0.003},  # as it is
-    "--gan 0.003 --no-gan-sees-level": {"adversary.weight": 0.003, "adversary.sees_level": False},
-    "--gan 0.003 --loss none": {"adversary.weight": 0.003, "loss": "none"},
     "--lr 0.001": {"adam.lr": 0.001},
     "--auxiliary-lr 0.002": {"auxiliary_adam.lr": 0.002, "adversary.adam.lr": 0.002},
 }
 
-OWN = {"weight": "one", "gan": 0.001, "auxiliary_lr": 0.002}  # of the run that is resumed below
+OWN = {"weight": "one", "auxiliary_lr": 0.002}  # of the run that is resumed below
 SAME = ("--renoise tied", "--weight one", "--auxiliary-lr 0.002", "--no-auxiliary-sees-level", "--sigma-max 80")
-
-PAIRED = ("--guidance 1.2", "--keep 0.3")  # want --guide and --init, too: test_guide.py, test_keep.py
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,18 +68,18 @@ def test_a_switch_sets_what_it_names_and_nothing_else(line, base):
 
 def test_every_switch_is_in_the_table():
     others = {"-h", "--help", "--method", "--further", "--further-for", "--saturate"}  # test_progressive_command.py
-    others |= {"--play", "--clip", "--no-clip"}  # test_adversarial_command.py
+    others |= {"--play", "--keep", "--clip", "--no-clip"}  # test_adversarial_command.py
     flags = {option for action in parser()._actions for option in action.option_strings} - others
     assert flags == {word for line in SETS for word in line.split() if word.startswith("--")}
 
 
 def test_without_switches_the_recipe_stands():
-    base = StudentConfig(simulate=0.2, adversary=replace(StudentConfig().adversary, start=0.3))
+    base = StudentConfig(simulate=0.2)
     assert parsed("") == {} and switched(base, {}) == base
 
 
 def test_a_switch_can_say_what_the_recipe_says_already():
-    assert switched(StudentConfig(), parsed("--loss kl --renoise hybrid --gan 0")) == StudentConfig()
+    assert switched(StudentConfig(), parsed("--loss kl --renoise hybrid")) == StudentConfig()
 
 
 @pytest.mark.parametrize(
@@ -99,13 +88,6 @@ def test_a_switch_can_say_what_the_recipe_says_already():
         ("--alpha 0.5", "--alpha belongs to the SiD loss; add --loss sid"),
         ("--simulate-from 0.2", "--simulate-from has no effect without --simulate"),
         ("--simulate 0 --simulate-from 0.2", "--simulate-from has no effect without --simulate"),
-        ("--gan-from 0.2", "--gan-from has no effect without --gan"),
-        ("--gan-from 0", "--gan-from has no effect without --gan"),
-        ("--loss none", "--loss none leaves nothing to learn from; add --gan"),
-        ("--gan-scales all", "--gan-scales has no effect without --gan"),
-        ("--no-gan-sees-level", "--gan-sees-level has no effect without --gan"),
-        ("--gan -0.1", "--gan must not be negative"),
-        ("--gan nan", "--gan must not be negative"),
         ("--auxiliary-updates 0", "--auxiliary-updates must be at least 1, not 0"),
         ("--sigma-max 0", "--sigma-max must be above 0.01, not 0"),
         ("--sigma-max nan", "--sigma-max must be above 0.01, not nan"),
@@ -121,7 +103,7 @@ def test_contradictions_are_refused_in_a_sentence(line, sentence):
         switched(StudentConfig(), parsed(line))
 
 
-@pytest.mark.parametrize("line", ["--warm 2", "--simulate -0.1", "--auxiliary-first nan", "--gan-from half"])
+@pytest.mark.parametrize("line", ["--warm 2", "--simulate -0.1", "--auxiliary-first nan", "--top half"])
 def test_a_share_is_between_zero_and_one(line):
     with pytest.raises(argparse.ArgumentError, match="is not a share between 0 and 1"):
         parsed(line)
@@ -138,7 +120,7 @@ def trained(thumbnails: ImageSet, tiny_teacher: Path, tmp_path_factory: pytest.T
 
 
 @pytest.mark.usefixtures("tiny_recipe")
-@pytest.mark.parametrize("line", [*(line for line in SETS if line not in (*SAME, *PAIRED)), "--gan 0"])
+@pytest.mark.parametrize("line", [line for line in SETS if line not in SAME])
 def test_a_run_is_not_resumed_with_another_switch(line, thumbnails, tiny_teacher, trained):
     request = Distillation(tiny_teacher, "tied", OWN | parsed(line))
     ran = switched(tied(TINY_RECIPE.student), OWN)
@@ -167,4 +149,4 @@ def test_a_run_is_not_resumed_as_another_method_or_from_another_start(thumbnails
 def test_the_card_says_how_it_was_trained(trained):
     training = read_card(trained).training
     assert (training["method"], training["renoise"], training["weight"]) == ("tied", "tied", "one")
-    assert training["adversary"]["weight"] == 0.001 and training["auxiliary_adam"]["lr"] == 0.002
+    assert training["auxiliary_adam"]["lr"] == 0.002

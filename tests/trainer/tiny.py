@@ -7,10 +7,10 @@ import torch
 
 from fewstep.network import UNet
 from fewstep.unet_config import UNetConfig
-from trainer.draws import Draws
-from trainer.recipes import Recipe
+from trainer.recipes.recipe import Recipe
+from trainer.run.draws import Draws
 from trainer.runs import RunOptions
-from trainer.student import StudentConfig
+from trainer.settings import StudentConfig
 
 TINY = UNetConfig(resolution=8, channels=1, classes=10, width=16, mult=(1,), blocks=1)
 

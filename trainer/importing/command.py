@@ -12,8 +12,6 @@ import argparse
 from pathlib import Path
 
 from fewstep.card import CheckpointError
-from trainer.importing.diffusers_folder import import_diffusers
-from trainer.importing.edm_weights import import_edm
 from trainer.importing.teacher import UNKNOWN, Provenance, check_free, save_teacher
 
 
@@ -37,6 +35,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _import(args: argparse.Namespace) -> None:
+    from trainer.importing.diffusers_folder import import_diffusers
+    from trainer.importing.edm_weights import import_edm
+
     check_free(args.out)
     provenance = Provenance(
         data_name=args.data_name,

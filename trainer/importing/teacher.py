@@ -2,21 +2,23 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 import fewstep
 from fewstep.card import CARD_FILE, WEIGHTS_FILE, Card, CheckpointError, Dataset
-from fewstep.checkpoint import NetworkConfig, save_checkpoint
+
+if TYPE_CHECKING:  # at run time not before a network is read: `import --help` works without torch
+    from torch import Tensor
+
+    from fewstep.checkpoint import NetworkConfig
 
 UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class ImportedTeacher:
-    config: NetworkConfig
-    weights: dict[str, Tensor]  # float32, named as in the state dict of the network of `config`
+    config: "NetworkConfig"
+    weights: "dict[str, Tensor]"  # float32, named as in the state dict of the network of `config`
     sigma_data: float
     origin: dict[str, Any]  # for the card: JSON-able facts about the file
     data_name: str = UNKNOWN
@@ -44,6 +46,8 @@ def save_teacher(out: Path, teacher: ImportedTeacher, provenance: Provenance) ->
 
     Raises CheckpointError when there are not as many names as classes.
     """
+    from fewstep.checkpoint import save_checkpoint
+
     classes = teacher.config.classes
     names = provenance.class_names
     if names and len(names) != classes:

@@ -1,0 +1,1 @@
+"""Metrics: arrays in, numbers out. What trainer and benchmarks compare images by."""

@@ -1,1 +1,0 @@
-"""Compiled kernels without a GPU: what they compute, and what memory sees of them."""

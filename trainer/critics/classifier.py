@@ -1,0 +1,161 @@
+"""A classifier that is told how noisy its images are: the eyes of the critics in `trainer.adversarial`.
+
+A diffusion teacher tells classes apart only as far as denoising needs it. What a student gets wrong about a class at a
+level of noise is plain to a network that was taught to name classes at that level.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fewstep.card import CheckpointError, write_atomically
+from trainer.levels.conditioning import LEVEL_FEATURES, level_features
+from trainer.run.compute import Compute, called
+from trainer.run.distributed import replicated
+from trainer.run.draws import Draws
+from trainer.run.optimizer import adam, descend
+from trainer.settings import AdamConfig
+
+FILE = "classifier.safetensors"
+FORMAT = 1
+PATCH = 2  # a patch of pixels is one position of the first map
+SMALLEST = 4  # side of the last map
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """The network, and how it is taught."""
+
+    resolution: int
+    channels: int
+    classes: int
+    sigma_data: float
+    width: int = 64  # of the first map; the widest has three times as many channels
+    features: int = 128
+    sigma_min: float = 0.03  # levels are drawn log-uniformly
+    sigma_max: float = 1.2
+    shift: int = 2  # images are moved by up to so many pixels, around the edge
+    smoothing: float = 0.1  # of the labels
+    dropout: float = 0.3
+
+
+class NoisyClassifier(nn.Module):
+    """Images [B, C, H, W] noised to sigma [B] -> logits [B, classes]."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        side, cin, width = config.resolution // PATCH, config.width, config.width
+        self.told = nn.Sequential(nn.Linear(LEVEL_FEATURES, 64), nn.SiLU())
+        self.stem = nn.Conv2d(config.channels * PATCH**2, config.width, 3, padding=1)
+        blocks: list[HalvingBlock] = []
+        while side > SMALLEST:
+            width = min(width + config.width, 3 * config.width)
+            blocks.append(HalvingBlock(cin, width))
+            side, cin = (side + 1) // 2, width
+        self.blocks = nn.ModuleList(blocks)
+        # Channels of what `features` returns.
+        self.feature_widths = (*(block.second.out_channels for block in blocks), config.features)
+        self.norm = nn.GroupNorm(8, cin)
+        self.dense = nn.Linear(cin * side**2, config.features)
+        self.out = nn.Linear(config.features, config.classes)
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.out(functional.leaky_relu(self.features(x, sigma)[-1].flatten(1), 0.2))
+
+    def features(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
+        """Maps [B, feature_widths[i], h, w] from fine to coarse; the last is one vector an image, h = w = 1."""
+        told = self.told(level_features(sigma))
+        scale = (sigma**2 + self.config.sigma_data**2).rsqrt()
+        x = self.stem(functional.pixel_unshuffle(x * scale[:, None, None, None], PATCH))
+        maps = []
+        for block in self.blocks:
+            x = block(x, told)
+            maps.append(x)
+        x = functional.dropout(functional.silu(self.norm(x)), self.config.dropout, self.training)
+        return (*maps, self.dense(x.flatten(1))[:, :, None, None])
+
+
+class HalvingBlock(nn.Module):
+    """Residual block that halves the sides; the level scales and shifts it."""
+
+    def __init__(self, cin: int, cout: int) -> None:
+        super().__init__()
+        self.norm0, self.first = nn.GroupNorm(8, cin), nn.Conv2d(cin, cout, 3, stride=2, padding=1)
+        self.norm1, self.second = nn.GroupNorm(8, cout), nn.Conv2d(cout, cout, 3, padding=1)
+        self.skip = nn.Conv2d(cin, cout, 1)
+        self.told = nn.Linear(64, 2 * cout)
+        nn.init.zeros_(self.told.weight)
+        nn.init.zeros_(self.told.bias)
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        scale, shift = self.told(told)[:, :, None, None].chunk(2, dim=1)
+        h = self.norm1(self.first(functional.silu(self.norm0(x)))) * (1 + scale) + shift
+        return self.skip(functional.avg_pool2d(x, 2, ceil_mode=True)) + self.second(functional.silu(h))
+
+
+ADAM = AdamConfig(2e-3, (0.9, 0.999), final=0.0)
+
+
+class Classification:
+    """trainer.run.loop.Method for a NoisyClassifier."""
+
+    served = "classifier"
+    ema_halflife, ema_ramp = 20_000.0, 0.05
+
+    def __init__(self, network: NoisyClassifier, compute: Compute, settings: AdamConfig = ADAM) -> None:
+        self.config, self.adam = network.config, settings
+        self.networks: dict[str, nn.Module] = {"classifier": network.train()}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"classifier": adam(network, settings, compute.device)}
+        run = called(replicated(network), compute)
+        self.logits = lambda x, sigma: run(x, sigma).float()
+
+    def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        config = self.config
+        shifts = rng.integers(2 * config.shift + 1, 2)  # the same for a whole batch: a batch is one of many
+        images = images.roll([int(shift) - config.shift for shift in shifts], dims=(2, 3))
+        span = math.log(config.sigma_max / config.sigma_min)
+        sigma = config.sigma_min * torch.exp(span * rng.uniform(len(images)))
+        logits = self.logits(images + sigma[:, None, None, None] * rng.normal_like(images), sigma)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=config.smoothing)
+        norm = descend(self.optimizers["classifier"], loss, self.adam, progress)
+        right = (logits.argmax(dim=1) == labels).float().mean()
+        return {"loss": loss.detach(), "right": right, "gradient": norm}
+
+
+def save_classifier(folder: Path, network: NoisyClassifier, facts: dict) -> None:
+    """facts: what the file should say of its training, JSON-able."""
+    metadata = {"config": json.dumps({"format": FORMAT, **asdict(network.config)}), "facts": json.dumps(facts)}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    write_atomically(folder / FILE, save_tensors(tensors, metadata=metadata))
+
+
+def classifier_hash(folder: Path) -> str:
+    """SHA-256 of the file: what a student's card names its critics by."""
+    return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+
+
+def load_classifier(folder: Path, device: str = "cpu") -> NoisyClassifier:
+    """Frozen. Raises CheckpointError when there is none, or it cannot be read."""
+    path = folder / FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {FILE}: train one with python -m trainer classifier --out {folder}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["config"])
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if facts.pop("format") != FORMAT:
+            raise CheckpointError(f"{path} was written by another version; train it again")
+        network = NoisyClassifier(ClassifierConfig(**facts))
+        network.load_state_dict(weights)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is no readable classifier ({error}); train it again") from error
+    return network.to(device).eval().requires_grad_(False)

@@ -1,0 +1,32 @@
+"""The data sets of the recipes, by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
+from trainer.data.sources.digits import read_digits
+from trainer.data.sources.emoji import read_emoji
+from trainer.data.sources.fashion import read_fashion
+from trainer.data.sources.selection import Split
+from trainer.data.sources.sprites import read_sprites
+
+# recipe name -> reader(source or None, split); digits come inside a package and have no source to name
+READERS: dict[str, Callable[[Path | None, Split], ImageSet]] = {
+    "digits": lambda _, split: read_digits(split),
+    "fashion": read_fashion,
+    "sprites": read_sprites,
+    "emoji": read_emoji,
+}
+
+
+def load_recipe_dataset(name: str, cache: Path, split: Split = "train") -> ImageSet:
+    """The images of a recipe, memory-mapped from `cache`/NAME.zip, which is made first where it is missing.
+
+    The test split has a zip of its own, NAME-test.zip. Raises DataError: unknown name, or what to install.
+    """
+    if name not in READERS:
+        raise DataError(f"there is no data recipe {name!r}; the recipes are {', '.join(READERS)}")
+    path = cache / (f"{name}.zip" if split == "train" else f"{name}-{split}.zip")
+    if not path.exists():
+        write_image_set(path, READERS[name](None, split))
+    return read_image_set(path)

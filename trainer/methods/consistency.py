@@ -1,0 +1,120 @@
+"""Consistency distillation of a teacher (Song et al. 2023, Algorithm 2): a rival of DPDM, trained by the same loop.
+
+The student learns to take a noisy image to the end of the teacher's ODE in one call. Two neighbouring points of one
+trajectory have the same end, so what the student makes of the noisier one is pulled towards what it, or a moving
+average of it, makes of the other. The levels are EDM's own: N Karras levels and then an exact zero. At zero every
+image is its own end, so the last interval is anchored at the teacher's denoised image and EDM's preconditioning,
+under which D(x, 0) = x (Geng et al. 2024, ECT), needs no change: the result is served like any other student.
+"""
+
+import copy
+import sys
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.checkpoint import NetworkModule
+from fewstep.samplers import BoundDenoiser, check_solver
+from fewstep.schedule import solver_sigmas
+from trainer.methods.base import denoiser_of
+from trainer.run.compute import Compute
+from trainer.run.distributed import replicated
+from trainer.run.draws import Draws
+from trainer.run.ema import average_of, update_average
+from trainer.run.optimizer import adam, descend
+from trainer.settings import ConsistencyConfig, Solver
+
+
+class Consistency:
+    """trainer.run.loop.Method for a consistency model. The student starts as a copy of the teacher, or of `start`."""
+
+    served = "student"
+
+    def __init__(
+        self,
+        teacher: NetworkModule,
+        sigma_data: float,
+        config: ConsistencyConfig,
+        compute: Compute,
+        start: NetworkModule | None = None,  # a student to continue from
+    ) -> None:
+        """Raises ValueError when levels are not positive and descending, or when `start` is not such a student."""
+        if start is not None and _images_of(start) != _images_of(teacher):
+            raise ValueError("the student to start from makes other images than the teacher; start from the teacher")
+        sigmas = solver_sigmas(config.intervals, config.sigma_min, config.sigma_max)
+        check_solver(sigmas)
+        self.config = config
+        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
+        self.sigmas = torch.tensor(sigmas, device=compute.device)
+        frozen = teacher.eval().requires_grad_(False)
+        student = copy.deepcopy(start if start is not None else teacher).requires_grad_(True).eval()  # no dropout
+        self.network = student
+        self.networks: dict[str, nn.Module] = {"student": student}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"student": adam(student, config.adam, compute.device)}
+        target = student
+        if config.target_halflife > 0:
+            target = self.networks["target"] = average_of(student)
+        denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=teacher.config.classes, compute=compute)
+        self.student, self.teacher, self.target = map(denoiser, (replicated(student), frozen, target))
+
+    def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        loss = self.loss(images, labels, rng).mean()
+        norm = descend(self.optimizers["student"], loss, self.config.adam, progress)
+        if self.config.target_halflife > 0:
+            # No ramp-up, so as if after very many images: the target begins as a trained network.
+            target, student, batch = self.networks["target"], self.networks["student"], rng.ranks * len(images)
+            update_average(target, student, batch, sys.maxsize, self.config.target_halflife)
+        return {"loss": loss.detach(), "gradient": norm}
+
+    def loss(self, images: Tensor, labels: Tensor | None, rng: Draws) -> Tensor:
+        """Consistency distillation loss (Song et al. 2023, Eq. 7) of each image, at a level drawn for it. [B]."""
+        index = rng.integers(self.config.intervals, len(images))
+        sigma, sigma_next = self.sigmas[index], self.sigmas[index + 1]
+        x = images + sigma[:, None, None, None] * rng.normal_like(images)
+        ended = self.student(x, sigma, labels)
+        target = self.targets(x, sigma, sigma_next, labels)
+        distance = pseudo_huber(ended, target) if self.config.metric == "pseudo-huber" else squared(ended, target)
+        return distance / (sigma - sigma_next) if self.config.weight == "inverse" else distance
+
+    @torch.no_grad()
+    def targets(self, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None) -> Tensor:
+        """Where x [B, C, H, W] at sigma [B] should end: follow the teacher to sigma_next [B], jump from there."""
+        nearer = solver_step(partial(self.teacher, labels=labels), x, sigma, sigma_next, self.config.solver)
+        at_zero = sigma_next == 0
+        ended = self.target(nearer, torch.where(at_zero, sigma, sigma_next), labels)
+        return torch.where(at_zero[:, None, None, None], nearer, ended)
+
+
+def _images_of(network: NetworkModule) -> tuple[int, ...]:
+    """What two networks must share for one to teach the other."""
+    config = network.config
+    return config.resolution, config.channels, config.classes, config.extra
+
+
+def solver_step(denoiser: BoundDenoiser, x: Tensor, sigma: Tensor, sigma_next: Tensor, solver: Solver) -> Tensor:
+    """x [B, C, H, W] taken down the probability-flow ODE, each row from its sigma [B] to its sigma_next [B].
+
+    One step as in `fewstep.samplers`, where all rows share a level (Karras et al. 2022, Algorithm 1). At sigma 0 there
+    is no slope to correct with: rows that end there keep Euler's step.
+    """
+    at, width = sigma[:, None, None, None], (sigma_next - sigma)[:, None, None, None]
+    slope = (x - denoiser(x, sigma)) / at
+    euler = x + width * slope
+    if solver == "euler":
+        return euler
+    correctable = torch.where(sigma_next > 0, sigma_next, sigma)
+    slope_next = (euler - denoiser(euler, correctable)) / correctable[:, None, None, None]
+    heun = x + width * (slope + slope_next) / 2
+    return torch.where((sigma_next > 0)[:, None, None, None], heun, euler)
+
+
+def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
+    """Distance of images [B, C, H, W], [B] (Song & Dhariwal 2024, Eq. 7): Euclidean, but smooth at zero."""
+    bend = 0.00054 * a[0].numel() ** 0.5
+    return (squared(a, b) + bend**2).sqrt() - bend
+
+
+def squared(a: Tensor, b: Tensor) -> Tensor:
+    """Squared Euclidean distance of images [B, C, H, W]. [B]."""
+    return (a - b).square().sum(dim=(1, 2, 3))

@@ -1,0 +1,43 @@
+"""The teacher: EDM training of one denoiser (Karras et al. 2022)."""
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.checkpoint import NetworkModule
+from fewstep.precond import Denoiser
+from trainer.levels.renoise import lognormal_levels
+from trainer.run.compute import Compute, runner
+from trainer.run.distributed import replicated
+from trainer.run.draws import Draws
+from trainer.run.optimizer import adam, descend
+from trainer.settings import TeacherConfig
+
+
+class Teacher:
+    """trainer.run.loop.Method for an EDM denoiser."""
+
+    served = "teacher"
+
+    def __init__(self, network: NetworkModule, sigma_data: float, config: TeacherConfig, compute: Compute) -> None:
+        self.config = config
+        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
+        self.networks: dict[str, nn.Module] = {"teacher": network.train()}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"teacher": adam(network, config.adam, compute.device)}
+        self.denoiser = Denoiser(runner(replicated(network), compute), sigma_data, network.config.classes)
+
+    def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        sigma = lognormal_levels(self.config.noise, len(images), rng)
+        loss = denoising_loss(self.denoiser, images, labels, sigma, rng.normal_like(images)).mean()
+        norm = descend(self.optimizers["teacher"], loss, self.config.adam, progress)
+        return {"loss": loss.detach(), "gradient": norm}
+
+
+def denoising_loss(denoiser: Denoiser, images: Tensor, labels: Tensor | None, sigma: Tensor, noise: Tensor) -> Tensor:
+    """EDM's weighted squared error: per image, mean over pixels. [B], fp32.
+
+    images [B, C, H, W] in [-1, 1]; sigma [B]; noise unit normals shaped like images. The weight
+    (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 makes every level start at a loss of one.
+    """
+    denoised = denoiser(images + sigma[:, None, None, None] * noise, sigma, labels)
+    weight = (sigma**2 + denoiser.sigma_data**2) / (sigma * denoiser.sigma_data) ** 2
+    return weight * (denoised - images).square().mean(dim=(1, 2, 3))

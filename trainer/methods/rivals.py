@@ -1,0 +1,56 @@
+"""Rival distillation methods as settings of the same student. Consistency and progressive distillation, which have no
+judges, have files of their own.
+
+Each keeps what defines the method and takes the recipe's optimisers, so that one table compares methods and not
+learning rates. The papers' own rates belong to runs a hundred times longer.
+"""
+
+from dataclasses import replace
+
+from fewstep.schedule import SIGMA_MAX
+from trainer.settings import StudentConfig
+
+
+def diff_instruct(base: StudentConfig) -> StudentConfig:
+    """Luo et al. 2023: one step from sigma 2.5, no data, unweighted score difference at EDM's training levels."""
+    return replace(
+        base,
+        renoise="lognormal",
+        steps=(1,),
+        sigma_max=2.5,
+        floor=0.002,
+        weight="one",
+        auxiliary_sees_level=False,  # there is one
+    )
+
+
+def dmd2(base: StudentConfig) -> StudentConfig:
+    """Yin et al. 2024: re-noised anywhere, five auxiliary updates to one, adversarial term, the student's own inputs.
+
+    It serves 1, 2 and 4 steps and is trained on their lists alike; the longest contains the levels of the others.
+    """
+    return replace(
+        base,
+        renoise="independent",
+        steps=(1, 2, 4),
+        sigma_min=0.002,
+        sigma_max=SIGMA_MAX,
+        auxiliary_sees_level=False,
+        auxiliary_updates=5,
+        simulate=1.0,
+        simulate_from=0.0,
+        adversary=replace(base.adversary, weight=3e-3),
+    )
+
+
+def tied(base: StudentConfig) -> StudentConfig:
+    """The DPDM paper's own variant: outputs are judged at the level the student was fed (Eq. 3.4), nothing added."""
+    return replace(
+        base,
+        renoise="tied",
+        sigma_max=SIGMA_MAX,
+        auxiliary_sees_level=False,
+        simulate=0.0,
+        warm=0.0,
+        adversary=replace(base.adversary, weight=0.0),
+    )

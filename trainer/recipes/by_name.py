@@ -1,0 +1,20 @@
+"""The recipes by name."""
+
+from trainer.recipes.digits import DIGITS
+from trainer.recipes.emoji import EMOJI
+from trainer.recipes.fashion import FASHION
+from trainer.recipes.recipe import Recipe
+from trainer.recipes.sprites import SPRITES
+
+RECIPES: dict[str, Recipe] = {"digits": DIGITS, "fashion": FASHION, "sprites": SPRITES, "emoji": EMOJI}
+
+
+class UnknownRecipeError(ValueError):
+    """No recipe of that name."""
+
+
+def recipe(name: str) -> Recipe:
+    """Raises UnknownRecipeError, listing those that exist."""
+    if name not in RECIPES:
+        raise UnknownRecipeError(f"there is no recipe {name!r}; choose from {', '.join(RECIPES)}")
+    return RECIPES[name]

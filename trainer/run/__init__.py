@@ -1,0 +1,1 @@
+"""Running a method: the loop, its state, averages, devices, processes, and what a checkpoint holds."""

@@ -1,0 +1,192 @@
+"""The one training loop: batches, averages, progress, checkpoints, resume. What is optimised is the method's affair."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from fewstep.card import CheckpointError
+from trainer.run.distributed import agreed, averaged, rank, ranks
+from trainer.run.draws import Draws
+from trainer.run.ema import average_of, update_average
+from trainer.run.state import Parts, load_state, read_facts, save_state
+
+# Images already seen, device -> endless batches of images [B, C, H, W] in [-1, 1] and labels [B].
+Batches = Callable[[int, torch.device], Iterator[tuple[Tensor, Tensor]]]
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class Method(Protocol):
+    """A way to train: the teacher's and the student's are two."""
+
+    networks: dict[str, nn.Module]  # everything that is optimised
+    optimizers: dict[str, Optimizer]
+    served: str  # the network whose average is sampled, saved and served
+    ema_halflife: float  # in images,
+    ema_ramp: float  # and at most this share of the images seen
+
+    def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        """One optimiser step on images [B, C, H, W] in [-1, 1] and labels [B]; progress 0 -> 1 over the run.
+
+        Under torchrun every process calls it with its own rows. Returns scalars to log.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    batch: int = 64  # over all processes
+    images: int | None = None  # stop after this many training images
+    budget_s: float | None = None  # or after this many seconds, resumed time included
+    checkpoint_s: float = 300.0
+    snapshot_images: int | None = None  # a checkpoint that stays, every so many training images
+    log_every: int = 50  # updates between two log lines
+    seed: int = 0
+    flip: bool = False  # mirror half of the images
+
+
+@dataclass
+class Clock:
+    """How far the run is. Everything the schedule of a run depends on."""
+
+    images: int = 0
+    elapsed_s: float = 0.0
+
+    def progress(self, config: LoopConfig) -> float:
+        """0 at the start, 1 at whichever limit comes first."""
+        by_images = self.images / config.images if config.images else 0.0
+        by_time = self.elapsed_s / config.budget_s if config.budget_s else 0.0
+        return min(max(by_images, by_time), 1.0)
+
+
+def train(
+    method: Method,
+    batches: Batches,
+    config: LoopConfig,
+    out: Path,
+    save: Callable[[nn.Module, Clock, Path], None],  # writes checkpoint and grid of the averaged network to a folder
+    *,
+    resume: bool = False,
+    identity: dict[str, Any],  # what a resumed run must share with the run it continues
+) -> bool:
+    """Train until a limit is reached. Returns False when interrupted; either way the checkpoint is usable.
+
+    Raises DivergedError when a loss stops being finite (the last checkpoint stays), CheckpointError when there is
+    nothing to resume or the state is another run's.
+    """
+    device = next(method.networks[method.served].parameters()).device
+    average = average_of(method.networks[method.served])
+    generator = torch.Generator(device).manual_seed(config.seed)
+    rng = Draws(generator, rank(), ranks())
+    parts = Parts({**method.networks, "average": average}, method.optimizers, generator)
+    clock = Clock()
+    if resume:
+        facts = read_facts(out)
+        if facts["identity"] != identity:  # said before the tensors are found not to fit
+            raise CheckpointError(f"{out} was trained with other settings: {_differences(facts['identity'], identity)}")
+        load_state(out, parts)
+        clock = Clock(facts["images"], facts["elapsed_s"])
+        if rank():  # the stored generator is the first process's
+            torch.manual_seed(config.seed + clock.images + rank())
+
+    scalars: dict[str, Tensor] = {}
+
+    def checkpoint() -> None:
+        _check_finite(averaged(scalars), clock)
+        if rank() > 0:
+            return
+        save(average, clock, out)
+        save_state(out, parts, {"images": clock.images, "elapsed_s": clock.elapsed_s, "identity": identity})
+
+    def snapshot() -> None:
+        _check_finite(averaged(scalars), clock)
+        if rank() == 0:
+            save(average, clock, out / "snapshots" / f"{clock.images:09d}")
+
+    # What was logged after the last checkpoint will be logged again.
+    writer = SummaryWriter(out / "events", purge_step=clock.images + 1) if rank() == 0 else None
+    bar = tqdm(
+        total=1.0,
+        initial=clock.progress(config),
+        disable=rank() > 0,
+        bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
+    )
+    saved_s = started_s = clock.elapsed_s
+    since, window = time.monotonic(), (clock.images, clock.elapsed_s)
+    stopped = False
+    with _interruptible() as interrupted, bar, writer or nullcontext():
+        for updates, (images, labels) in enumerate(batches(clock.images, device), start=1):
+            # One clock for all processes: whatever depends on it, they decide alike.
+            clock.elapsed_s, stopped = agreed(started_s + time.monotonic() - since, interrupted(), device)
+            if clock.progress(config) >= 1 or stopped:
+                break
+            if clock.elapsed_s - saved_s >= config.checkpoint_s:
+                checkpoint()
+                saved_s = clock.elapsed_s
+            scalars = method.update(images, labels, clock.progress(config), rng)
+            clock.images += config.batch
+            served = method.networks[method.served]
+            update_average(average, served, config.batch, clock.images, method.ema_halflife, method.ema_ramp)
+            if config.snapshot_images and clock.images % config.snapshot_images < config.batch:
+                snapshot()
+            if updates % config.log_every == 0:
+                shown = averaged(scalars)
+                _check_finite(shown, clock)
+                speed = (clock.images - window[0]) / max(clock.elapsed_s - window[1], 1e-9)
+                window = (clock.images, clock.elapsed_s)
+                if writer:
+                    _log(writer, bar, {**shown, "images_per_s": speed}, clock, config)
+        checkpoint()
+    return not stopped
+
+
+def _check_finite(scalars: dict[str, Tensor], clock: Clock) -> None:
+    bad = [name for name, value in scalars.items() if not math.isfinite(float(value))]
+    if bad:
+        raise DivergedError(
+            f"{', '.join(bad)} stopped being finite after {clock.images:,} images; the last checkpoint is intact. "
+            "Continue from it with --resume --precision fp32, or start again with a lower learning rate"
+        )
+
+
+def _log(writer: SummaryWriter, bar: tqdm, scalars: dict[str, Any], clock: Clock, config: LoopConfig) -> None:
+    values = {name: float(value) for name, value in scalars.items()}
+    for name, value in values.items():
+        writer.add_scalar(name, value, clock.images)
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "images_per_s")
+    bar.set_postfix_str(
+        f"{clock.images / 1000:.0f}k images  {values['images_per_s']:.0f} img/s  {shown}", refresh=False
+    )
+    bar.update(clock.progress(config) - bar.n)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """While open, SIGINT and SIGTERM only set a flag: the update under way is finished and saved."""
+    caught: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda n, _: caught.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    keys = [key for key in theirs | ours if theirs.get(key) != ours.get(key)]
+    return "; ".join(f"{key} was {theirs.get(key)}, now {ours.get(key)}" for key in keys)

@@ -1,0 +1,27 @@
+"""Adam as every method here uses it: warm-up, linear decay, clipping."""
+
+import torch
+from torch import Tensor, nn
+
+from trainer.settings import AdamConfig
+
+
+def adam(network: nn.Module, config: AdamConfig, device: str) -> torch.optim.Adam:
+    return torch.optim.Adam(network.parameters(), config.lr, config.betas, fused=True)
+
+
+def learning_rate(config: AdamConfig, progress: float) -> float:
+    rise = min((progress + 1e-3) / config.warmup, 1.0) if config.warmup else 1.0
+    fallen = max(progress - config.decay_from, 0.0) / max(1 - config.decay_from, 1e-9)
+    return config.lr * rise * (1 - fallen * (1 - config.final))
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, config: AdamConfig, progress: float) -> Tensor:
+    """One clipped step down the loss; returns the gradient norm before clipping."""
+    group = optimizer.param_groups[0]
+    group["lr"] = learning_rate(config, progress)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(group["params"], config.clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
