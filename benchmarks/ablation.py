@@ -48,7 +48,7 @@ from trainer.methods.rivals import tied
 from trainer.run.artifacts import describe
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
-from trainer.run.ema import average_of, update_average
+from trainer.run.ema import average_of, blend, power_decay
 from trainer.run.loop import Method
 from trainer.runs import fitted
 from trainer.settings import StudentConfig, TeacherConfig
@@ -142,7 +142,7 @@ def fit(method: Method, data: ImageSet, images: int, batch: int, seed: int) -> U
     for seen in tqdm(range(0, images, batch), desc=method.served, unit="update", leave=False):
         index = torch.from_numpy(order.integers(len(pixels), size=batch))
         method.update(pixels[index], labels[index], seen / images, rng)
-        update_average(average, network, batch, seen + batch, method.ema_halflife, method.ema_ramp)
+        blend(average, network, power_decay(method.ema_width, batch, seen + batch))
     assert isinstance(average, UNet)
     return average
 

@@ -38,8 +38,7 @@ class NoiseDistribution:
 class TeacherConfig:
     noise: NoiseDistribution = NoiseDistribution()
     adam: AdamConfig = AdamConfig(lr=1e-3, betas=(0.9, 0.99), final=0.02)
-    ema_halflife: float = 50_000  # images
-    ema_ramp: float = 0.05  # at most this share of the images seen
+    ema_width: float = 0.06  # of the average that is served (trainer.run.ema)
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,7 @@ class StudentConfig:
     adam: AdamConfig = AdamConfig(5e-5, (0.0, 0.999), decay_from=0.4, final=0.05)
     # The auxiliary has to follow a moving student: with equal rates it lags, and the outputs oscillate (ADR 0003).
     auxiliary_adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
-    ema_halflife: float = 100_000  # images, and at most the share
-    ema_ramp: float = 0.15  # of those seen: student and auxiliary go to and fro for long (docs/log.md, averages)
+    ema_width: float = 0.15  # student and auxiliary go to and fro for long (docs/log.md, averages)
 
     @property
     def level_lists(self) -> dict[int, tuple[float, ...]]:
@@ -102,8 +100,7 @@ class ConsistencyConfig:
     target_halflife: float = 0.0  # images, of the average that makes the targets; 0: the student itself
     steps: tuple[int, ...] = tuple(range(1, MAX_STEPS + 1))  # step counts served
     adam: AdamConfig = AdamConfig(4e-4, (0.9, 0.999), decay_from=0.4, final=0.05, clip=100.0)  # norms are about 50
-    ema_halflife: float = 20_000  # images
-    ema_ramp: float = 0.05  # at most this share of the images seen
+    ema_width: float = 0.06
 
 
 @dataclass(frozen=True)
@@ -121,8 +118,7 @@ class ProgressiveConfig:
     simulate: float = 0.0  # share of the updates below the top that are fed the student's own trajectory
     lists: tuple[tuple[float, ...], ...] = ()  # what `start` serves, ascending in length, served by the result, too
     adam: AdamConfig = AdamConfig(2e-4, (0.9, 0.99), decay_from=0.3, final=0.05)
-    ema_halflife: float = 20_000  # images, and at most the share
-    ema_ramp: float = 0.15  # of those seen
+    ema_width: float = 0.15
 
 
 @dataclass(frozen=True)
@@ -148,8 +144,7 @@ class AdversarialConfig:
     mended: float = 0.04  # or of how far a call at `mend` moves a pixel
     adam: AdamConfig = AdamConfig(4e-6, (0.9, 0.99), warmup=0.02, decay_from=0.3, final=0.1, clip=1.0)
     critic_adam: AdamConfig = AdamConfig(1e-3, (0.5, 0.99), warmup=0.0)
-    ema_halflife: float = 15_000  # images, and at most the share
-    ema_ramp: float = 0.15  # of those seen
+    ema_width: float = 0.2  # critics push to and fro for longer than a short average reaches
 
 
 def served_lists(steps: Sequence[int], sigma_min: float, sigma_max: float = SIGMA_MAX) -> tuple[tuple[float, ...], ...]:

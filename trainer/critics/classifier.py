@@ -109,7 +109,7 @@ class Classification:
     """trainer.run.loop.Method for a NoisyClassifier."""
 
     served = "classifier"
-    ema_halflife, ema_ramp = 20_000.0, 0.05
+    ema_width = 0.06
 
     def __init__(self, network: NoisyClassifier, compute: Compute, settings: AdamConfig = ADAM) -> None:
         self.config, self.adam = network.config, settings

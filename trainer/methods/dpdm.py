@@ -46,7 +46,7 @@ class Student:
         endpoints: Endpoints | None = None,  # needed when config.warm > 0
     ) -> None:
         self.config, self.endpoints = config, endpoints
-        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
+        self.ema_width = config.ema_width
         posterior = config.objective == "posterior"
         self.tells_level = config.auxiliary_sees_level or posterior
         frozen = teacher.eval().requires_grad_(False)

@@ -36,7 +36,7 @@ class Adversarial:
         config: AdversarialConfig, compute: Compute,
     ) -> None:  # fmt: skip
         self.config = config
-        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
+        self.ema_width = config.ema_width
         frozen = start.eval().requires_grad_(False)
         student = copy.deepcopy(frozen).requires_grad_(True).eval()  # eval: no dropout
         self.critics = Critics(classifiers, compute).to(compute.device)

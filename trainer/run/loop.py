@@ -1,24 +1,29 @@
 """The one training loop: batches, averages, progress, checkpoints, resume. What is optimised is the method's affair."""
 
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from fewstep.card import CheckpointError
 from trainer.run.distributed import agreed, averaged, rank, ranks
 from trainer.run.draws import Draws
-from trainer.run.ema import average_of, update_average
+from trainer.run.ema import FOLDER as AVERAGES
+from trainer.run.ema import STORED, Averages
+from trainer.run.progress import Progress
 from trainer.run.state import Parts, load_state, read_facts, save_state
 
 # Images already seen, device -> endless batches of images [B, C, H, W] in [-1, 1] and labels [B].
@@ -35,8 +40,7 @@ class Method(Protocol):
     networks: dict[str, nn.Module]  # everything that is optimised
     optimizers: dict[str, Optimizer]
     served: str  # the network whose average is sampled, saved and served
-    ema_halflife: float  # in images,
-    ema_ramp: float  # and at most this share of the images seen
+    ema_width: float  # of that average (trainer.run.ema)
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         """One optimiser step on images [B, C, H, W] in [-1, 1] and labels [B]; progress 0 -> 1 over the run.
@@ -56,6 +60,7 @@ class LoopConfig:
     log_every: int = 50  # updates between two log lines
     seed: int = 0
     flip: bool = False  # mirror half of the images
+    label: str = "training"  # what its progress is called
 
 
 @dataclass
@@ -64,6 +69,7 @@ class Clock:
 
     images: int = 0
     elapsed_s: float = 0.0
+    images_per_s: float = 0.0  # of this process: the median over its first updates, without those that warm up
 
     def progress(self, config: LoopConfig) -> float:
         """0 at the start, 1 at whichever limit comes first."""
@@ -88,10 +94,12 @@ def train(
     nothing to resume or the state is another run's.
     """
     device = next(method.networks[method.served].parameters()).device
-    average = average_of(method.networks[method.served])
+    if not resume and rank() == 0:
+        shutil.rmtree(out / AVERAGES, ignore_errors=True)  # of a run that was given up
+    averages = Averages(method.networks[method.served])
     generator = torch.Generator(device).manual_seed(config.seed)
     rng = Draws(generator, rank(), ranks())
-    parts = Parts({**method.networks, "average": average}, method.optimizers, generator)
+    parts = Parts({**method.networks, **averages.kept}, method.optimizers, generator)
     clock = Clock()
     if resume:
         facts = read_facts(out)
@@ -108,26 +116,24 @@ def train(
         _check_finite(averaged(scalars), clock)
         if rank() > 0:
             return
-        save(average, clock, out)
+        save(averages.of_width(method.ema_width, out, clock.images), clock, out)
         save_state(out, parts, {"images": clock.images, "elapsed_s": clock.elapsed_s, "identity": identity})
 
     def snapshot() -> None:
         _check_finite(averaged(scalars), clock)
         if rank() == 0:
+            average = averages.of_width(method.ema_width, out, clock.images)
             save(average, clock, out / "snapshots" / f"{clock.images:09d}")
 
     # What was logged after the last checkpoint will be logged again.
     writer = SummaryWriter(out / "events", purge_step=clock.images + 1) if rank() == 0 else None
-    bar = tqdm(
-        total=1.0,
-        initial=clock.progress(config),
-        disable=rank() > 0,
-        bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
-    )
+    shown = Progress(config.label, config.images)
+    shown.begin(clock.progress(config), clock.images)
+    speed = Speed(config.batch, device)
     saved_s = started_s = clock.elapsed_s
     since, window = time.monotonic(), (clock.images, clock.elapsed_s)
     stopped = False
-    with _interruptible() as interrupted, bar, writer or nullcontext():
+    with _interruptible() as interrupted, closing(shown), writer or nullcontext():
         for updates, (images, labels) in enumerate(batches(clock.images, device), start=1):
             # One clock for all processes: whatever depends on it, they decide alike.
             clock.elapsed_s, stopped = agreed(started_s + time.monotonic() - since, interrupted(), device)
@@ -137,18 +143,23 @@ def train(
                 checkpoint()
                 saved_s = clock.elapsed_s
             scalars = method.update(images, labels, clock.progress(config), rng)
+            before = int(STORED * clock.progress(config))
             clock.images += config.batch
-            served = method.networks[method.served]
-            update_average(average, served, config.batch, clock.images, method.ema_halflife, method.ema_ramp)
+            clock.images_per_s = speed.after_update()
+            averages.update(config.batch, clock.images)
+            if int(STORED * clock.progress(config)) > before and rank() == 0:
+                averages.store(out, clock.images)
             if config.snapshot_images and clock.images % config.snapshot_images < config.batch:
                 snapshot()
+            if rank() == 0:
+                shown.update(clock.progress(config), clock.images, partial(_numbers, scalars))
             if updates % config.log_every == 0:
-                shown = averaged(scalars)
-                _check_finite(shown, clock)
-                speed = (clock.images - window[0]) / max(clock.elapsed_s - window[1], 1e-9)
+                logged = averaged(scalars)
+                _check_finite(logged, clock)
+                per_s = (clock.images - window[0]) / max(clock.elapsed_s - window[1], 1e-9)
                 window = (clock.images, clock.elapsed_s)
                 if writer:
-                    _log(writer, bar, {**shown, "images_per_s": speed}, clock, config)
+                    _log(writer, {**_numbers(logged), "images_per_s": per_s}, clock)
         checkpoint()
     return not stopped
 
@@ -162,15 +173,33 @@ def _check_finite(scalars: dict[str, Tensor], clock: Clock) -> None:
         )
 
 
-def _log(writer: SummaryWriter, bar: tqdm, scalars: dict[str, Any], clock: Clock, config: LoopConfig) -> None:
-    values = {name: float(value) for name, value in scalars.items()}
+def _log(writer: SummaryWriter, values: dict[str, float], clock: Clock) -> None:
     for name, value in values.items():
         writer.add_scalar(name, value, clock.images)
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "images_per_s")
-    bar.set_postfix_str(
-        f"{clock.images / 1000:.0f}k images  {values['images_per_s']:.0f} img/s  {shown}", refresh=False
-    )
-    bar.update(clock.progress(config) - bar.n)
+
+
+def _numbers(scalars: dict[str, Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in scalars.items()}
+
+
+class Speed:
+    """Images per second over the first updates of a process, the median of what follows the first two: they compile
+    and warm up."""
+
+    TIMED = 32  # updates; on a GPU each of them is waited for
+
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self.batch, self.device = batch, device
+        self.times, self.per_s = [time.monotonic()], 0.0
+
+    def after_update(self) -> float:
+        if len(self.times) <= self.TIMED:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.times.append(time.monotonic())
+            durations = [late - early for early, late in pairwise(self.times)]
+            self.per_s = self.batch / max(median(durations[2:] or durations), 1e-9)
+        return self.per_s
 
 
 @contextmanager

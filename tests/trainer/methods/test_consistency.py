@@ -25,7 +25,7 @@ from trainer.data.loader import batches
 from trainer.methods.consistency import Consistency, pseudo_huber, solver_step, squared
 from trainer.methods.edm import Teacher
 from trainer.run.compute import Compute
-from trainer.run.ema import average_of, update_average
+from trainer.run.ema import average_of, blend, power_decay
 from trainer.run.loop import LoopConfig, train
 from trainer.settings import ConsistencyConfig, TeacherConfig
 
@@ -212,7 +212,7 @@ def test_a_short_distillation_nears_the_end_of_the_teachers_ode_and_the_data(sma
     for i in range(150):
         index = rng.integers(2000, 32)
         method.update(pixels[0][index], pixels[1][index], i / 150, rng)
-        update_average(average, method.networks["student"], 32, 32 * (i + 1), halflife=1000)
+        blend(average, method.networks["student"], power_decay(0.06, 32, 32 * (i + 1)))
     after = measured(average)
     print("teacher as a student, and the student:", before, after, "the ODE:", energy_distance(ends, data))
     assert after["gap"] < 0.7 * before["gap"] and after["one"] < 0.7 * before["one"] and after["two"] < before["two"]

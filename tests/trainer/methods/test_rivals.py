@@ -14,7 +14,7 @@ from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, AdversaryConfig, StudentConfig, served_lists
 
 # A recipe with rates of its own and every extra on: what a preset does not mention must survive, or be switched off.
-BASE = StudentConfig(adam=AdamConfig(3e-4), auxiliary_adam=AdamConfig(4e-4), ema_halflife=123.0, top=0.4)
+BASE = StudentConfig(adam=AdamConfig(3e-4), auxiliary_adam=AdamConfig(4e-4), ema_width=0.123, top=0.4)
 FULL = replace(BASE, simulate=0.5, warm=0.1, adversary=AdversaryConfig(weight=0.1))
 IMAGES, LABELS = normals(64, 1, 8, 8, seed=1), torch.arange(64) % 10
 
@@ -31,7 +31,7 @@ def judged_levels(config: StudentConfig, fed) -> torch.Tensor:
 @pytest.mark.parametrize("preset", [diff_instruct, dmd2, tied])
 def test_a_preset_takes_the_recipes_optimisers(preset):
     config = preset(BASE)
-    assert (config.adam, config.auxiliary_adam, config.ema_halflife) == (BASE.adam, BASE.auxiliary_adam, 123.0)
+    assert (config.adam, config.auxiliary_adam, config.ema_width) == (BASE.adam, BASE.auxiliary_adam, 0.123)
     assert config.adversary.adam == BASE.adversary.adam and config.loss == "kl" and config.objective == "marginal"
 
 
