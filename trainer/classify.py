@@ -1,7 +1,6 @@
 """The command `python -m trainer classifier`: teach a classifier that knows the level of noise."""
 
 import json
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from trainer.data.loader import batches
 from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
 from trainer.run.compute import Compute, default_device, placed, worth_compiling
-from trainer.run.distributed import rank
 from trainer.run.loop import Clock, train
 from trainer.runs import RunOptions, check_out, loop_config
 
@@ -47,8 +45,6 @@ def train_classifier(options: RunOptions, data: ImageSet) -> bool:
             **asdict(settings), "adam": asdict(ADAM),
         })
     )  # fmt: skip
-    if rank() == 0:
-        print(json.dumps(identity, indent=2), file=sys.stderr)
 
     def save(average: nn.Module, clock: Clock, folder: Path) -> None:
         assert isinstance(average, NoisyClassifier)

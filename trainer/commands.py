@@ -57,7 +57,7 @@ def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None
     network, start_card = _starting_teacher(start, data) if start else (None, None)
     check_out(options)
     torch.manual_seed(options.seed)
-    network = network or UNet(fitted(chosen.network, data))
+    network = network or UNet(fitted(chosen.network_of(options.network), data))
     compute = compute_for(options, network, config.batch)
     placed(network, compute.device)
     torch.manual_seed(options.seed + rank())  # each process drops out other units

@@ -14,12 +14,14 @@ from fewstep.checkpoint import NetworkModule
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
-from trainer.recipes.recipe import Recipe
+from trainer.recipes.recipe import NetworkSize, Recipe
 from trainer.run.artifacts import environment, write_checkpoint
 from trainer.run.compute import Compute, Precision, default_device, faster_precision, worth_compiling
 from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import Clock, LoopConfig, Method, train
 from trainer.run.state import STATE_FILE
+
+LOGGED = 200  # points of a curve, at least, where the length of a run is known
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class RunOptions:
     device: str | None = None
     checkpoint_s: float = 300.0
     snapshot_images: int | None = None
+    network: NetworkSize = "small"
+    label: str | None = None  # what its progress is called; None: the role
 
 
 def run_method(
@@ -59,8 +63,6 @@ def run_method(
         **settings,
     }
     identity = json.loads(json.dumps(identity))  # as it will be read back
-    if rank() == 0:
-        print(json.dumps({"role": card.role, "network": card.network, **identity}, indent=2), file=sys.stderr)
 
     def save(average: nn.Module, clock: Clock, folder: Path) -> None:
         training = {
@@ -69,6 +71,7 @@ def run_method(
             "budget_s": config.budget_s,
             "images": clock.images,
             "seconds": round(clock.elapsed_s, 1),
+            "images_per_s": round(clock.images_per_s, 1),
             "processes": ranks(),
             "device": compute.device,
             "precision": compute.precision,
@@ -84,17 +87,20 @@ def run_method(
 def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
     """The limits of a run; `images` where the command line sets none. Raises DataError on an indivisible batch."""
     limited = options.images is not None or options.budget_s is not None
-    batch = options.batch or chosen.batch
+    batch = options.batch or chosen.batch_of(options.network)
+    limit = options.images if limited else images
     if batch % ranks():
         raise DataError(f"a batch of {batch} cannot be shared by {ranks()} processes; choose --batch accordingly")
     return LoopConfig(
         batch=batch,
-        images=options.images if limited else images,
+        images=limit,
         budget_s=options.budget_s,
         checkpoint_s=options.checkpoint_s,
         snapshot_images=options.snapshot_images,
         seed=options.seed,
         flip=chosen.flip,
+        log_every=min(max(limit // batch // LOGGED, 1), 50) if limit else 50,
+        label=options.label or options.out.name,
     )
 
 

@@ -117,7 +117,8 @@ def train(
         if rank() > 0:
             return
         save(averages.of_width(method.ema_width, out, clock.images), clock, out)
-        save_state(out, parts, {"images": clock.images, "elapsed_s": clock.elapsed_s, "identity": identity})
+        facts = {"images": clock.images, "elapsed_s": clock.elapsed_s, "images_per_s": round(clock.images_per_s, 2)}
+        save_state(out, parts, {**facts, "identity": identity})
 
     def snapshot() -> None:
         _check_finite(averaged(scalars), clock)

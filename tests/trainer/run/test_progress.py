@@ -40,7 +40,8 @@ def test_a_run_of_unknown_length_names_no_total():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(3, "3 s"), (99, "99 s"), (100, "2 min"), (5900, "98 min"), (7200, "2 h"), (12e3, "3 h 20 min")]
-)  # fmt: skip
+    ("seconds", "said"),
+    [(3, "3 s"), (99, "99 s"), (100, "2 min"), (5900, "98 min"), (7200, "2 h"), (12_000, "3 h 20 min")],
+)
 def test_durations_are_said_in_the_largest_unit_that_tells(seconds, said):
     assert spoken(seconds) == said
