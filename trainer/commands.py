@@ -50,12 +50,12 @@ def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None
     DataError when start and data do not belong together, SwitchError when lr is not above 0.
     """
     chosen = recipe(options.recipe)
+    check_out(options)
     config = loop_config(options, chosen, chosen.teacher_images)
     if lr is not None:
         check_positive("--lr", lr)
     settings = chosen.teacher if lr is None else replace(chosen.teacher, adam=replace(chosen.teacher.adam, lr=lr))
     network, start_card = _starting_teacher(start, data) if start else (None, None)
-    check_out(options)
     torch.manual_seed(options.seed)
     network = network or UNet(fitted(chosen.network, data))
     compute = compute_for(options, network, config.batch)
@@ -98,6 +98,7 @@ class Distillation:
 def train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
     """Returns False when interrupted. Raises CheckpointError when teacher, start and data do not belong together."""
     chosen = recipe(options.recipe)
+    check_out(options)
     config = loop_config(options, chosen, chosen.student_images)
     denoiser, parent = load_denoiser(request.teacher)
     check_match(parent, data, request.teacher)
@@ -105,7 +106,6 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     settings = _settings(chosen, request, classifiers)
     start, start_card = _starting_student(request.start, parent, settings) if request.start else (None, None)
     kept, kept_card = _kept_student(request.kept, parent, settings) if request.kept else (None, None)
-    check_out(options)
     network = denoiser.network
     assert isinstance(network, NetworkModule)
     torch.manual_seed(options.seed)

@@ -11,6 +11,7 @@ from torch import nn
 
 from fewstep.card import Card, CheckpointError, read_card
 from fewstep.checkpoint import NetworkModule
+from fewstep.outputs import STATE_FILE, check_folder, check_writable
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
@@ -19,7 +20,6 @@ from trainer.run.artifacts import environment, write_checkpoint
 from trainer.run.compute import Compute, Precision, default_device, faster_precision, worth_compiling
 from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import Clock, LoopConfig, Method, train
-from trainer.run.state import STATE_FILE
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,18 @@ def _precision(options: RunOptions, network: NetworkModule, device: str, batch: 
 
 
 def check_out(options: RunOptions) -> None:
-    if not options.resume and (options.out / STATE_FILE).exists():
+    """Raise CheckpointError when the run has no place: a model is there, or nothing that can be resumed."""
+    if (options.out / STATE_FILE).exists():
+        if not options.resume:
+            raise CheckpointError(
+                f"{options.out} already holds a training run; add --resume to continue it, or choose another --out"
+            )
+        check_writable(options.out)
+        return
+    check_folder(options.out)
+    if options.resume:
         raise CheckpointError(
-            f"{options.out} already holds a training run; add --resume to continue it, or choose another --out"
+            f"{options.out} holds no {STATE_FILE}: there is nothing to resume; start without --resume"
         )
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fewstep.card import CheckpointError, write_atomically
+from fewstep.outputs import STATE_FILE
 
 FORMAT = 1
-STATE_FILE = "state.safetensors"
 
 
 @dataclass(frozen=True)
