@@ -26,6 +26,7 @@ TORCH_FREE = (
     "dpmpp",
     "editing",
     "extras",
+    "outputs",
     "ipndm",
     "latent",
     "metrics.cache",
