@@ -23,12 +23,16 @@ from trainer.run.artifacts import environment
 from trainer.run.compute import Compute, default_device, placed, worth_compiling
 from trainer.run.distributed import rank
 from trainer.run.loop import Clock, train
-from trainer.runs import RunOptions, check_out, loop_config
+from trainer.runs import RunOptions, loop_config, own_folder
 
 
 def train_classifier(options: RunOptions, data: ImageSet) -> bool:
     """Returns False when interrupted. Raises DataError for images without labels or of an odd size."""
-    check_out(options)
+    with own_folder(options):
+        return _train_classifier(options, data)
+
+
+def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     config = loop_config(options, chosen := recipe(options.recipe), chosen.classifier_images)
     _, side, _, channels = data.images.shape
     if not (data.labels >= 0).all() or len(data.class_names) < 2:

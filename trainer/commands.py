@@ -29,7 +29,7 @@ from trainer.run.artifacts import describe
 from trainer.run.compute import Compute, placed, runner
 from trainer.run.distributed import rank
 from trainer.run.state import load_network
-from trainer.runs import RunOptions, check_out, compute_for, fitted, loop_config, run_method
+from trainer.runs import RunOptions, compute_for, fitted, loop_config, own_folder, run_method
 from trainer.settings import AdversarialConfig, ConsistencyConfig, MethodName, ProgressiveConfig, StudentConfig
 from trainer.switches import (
     ADVERSARIAL,
@@ -49,8 +49,12 @@ def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None
     Returns False when interrupted; the checkpoint in options.out is usable either way. Raises CheckpointError or
     DataError when start and data do not belong together, SwitchError when lr is not above 0.
     """
+    with own_folder(options):
+        return _train_teacher(options, data, start, lr)
+
+
+def _train_teacher(options: RunOptions, data: ImageSet, start: Path | None, lr: float | None) -> bool:
     chosen = recipe(options.recipe)
-    check_out(options)
     config = loop_config(options, chosen, chosen.teacher_images)
     if lr is not None:
         check_positive("--lr", lr)
@@ -97,8 +101,12 @@ class Distillation:
 
 def train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
     """Returns False when interrupted. Raises CheckpointError when teacher, start and data do not belong together."""
+    with own_folder(options):
+        return _train_student(options, data, request)
+
+
+def _train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
     chosen = recipe(options.recipe)
-    check_out(options)
     config = loop_config(options, chosen, chosen.student_images)
     denoiser, parent = load_denoiser(request.teacher)
     check_match(parent, data, request.teacher)

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
 from trainer.recipes.recipe import Recipe
 from trainer.run.artifacts import environment, write_checkpoint
+from trainer.run.claim import claimed
 from trainer.run.compute import Compute, Precision, default_device, faster_precision, worth_compiling
 from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import Clock, LoopConfig, Method, train
@@ -115,6 +118,15 @@ def _precision(options: RunOptions, network: NetworkModule, device: str, batch: 
         return read_card(options.out).training["precision"]  # a run goes on as it began
     measured: Precision = faster_precision(network, device, batch // ranks())
     return from_first(measured)
+
+
+@contextmanager
+def own_folder(options: RunOptions) -> Iterator[None]:
+    """While open, the run has `options.out` for itself. Raises CheckpointError as `check_out` does, or when another
+    run has it."""
+    with claimed(options.out):
+        check_out(options)
+        yield
 
 
 def check_out(options: RunOptions) -> None:
