@@ -12,17 +12,18 @@ from typing import Any, Literal
 from torch import nn
 
 from fewstep.card import Card, CheckpointError, read_card
-from fewstep.checkpoint import NetworkModule
+from fewstep.checkpoint import NetworkModule, save_checkpoint
 from fewstep.outputs import STATE_FILE, check_folder, check_writable
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
 from trainer.recipes.recipe import Recipe
-from trainer.run.artifacts import environment, write_checkpoint
+from trainer.run.artifacts import environment, write_sheet
 from trainer.run.claim import claimed
 from trainer.run.compute import Compute, Precision, default_device, faster_precision, worth_compiling
 from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import Clock, LoopConfig, Method, train
+from trainer.run.state import settle_state
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,15 @@ def run_method(
             "precision": compute.precision,
             "environment": environment(),
         }
-        write_checkpoint(folder, average, replace(card, training=training), f"{clock.images:09d}")
+        save_checkpoint(folder, average.state_dict(), replace(card, training=training))
+
+    def draw(average: nn.Module, clock: Clock, folder: Path) -> None:
+        write_sheet(folder, average, card, f"{clock.images:09d}")
 
     return train(
-        method, partial(batches, data, config), config, options.out, save, resume=options.resume, identity=identity
-    )
+        method, partial(batches, data, config), config, options.out, save, draw=draw, resume=options.resume,
+        identity=identity,
+    )  # fmt: skip
 
 
 def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
@@ -125,6 +130,9 @@ def own_folder(options: RunOptions) -> Iterator[None]:
     """While open, the run has `options.out` for itself. Raises CheckpointError as `check_out` does, or when another
     run has it."""
     with claimed(options.out):
+        if rank() == 0:
+            settle_state(options.out)
+        from_first(None)  # the others look after that
         check_out(options)
         yield
 

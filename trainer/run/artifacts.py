@@ -11,7 +11,7 @@ from torch import nn
 
 import fewstep
 from fewstep.card import Card, write_atomically
-from fewstep.checkpoint import NetworkModule, save_checkpoint
+from fewstep.checkpoint import NetworkModule
 from fewstep.latent import latent_shape, with_latent
 from fewstep.noise_torch import latent_for, noise_for
 from fewstep.pixels import Pixels, encode, grid, to_pixels
@@ -32,13 +32,11 @@ def describe(network: NetworkModule) -> dict[str, Any]:
     return asdict(network.config)
 
 
-def write_checkpoint(out: Path, network: nn.Module, card: Card, progress_note: str) -> Card:
-    """Weights, card and a grid under samples/ named after the note."""
+def write_sheet(out: Path, network: nn.Module, card: Card, name: str) -> None:
+    """A sample sheet under samples/."""
     assert isinstance(network, NetworkModule)
-    card = save_checkpoint(out, network.state_dict(), card)
     sheet = sample_sheet(Denoiser(network, card.sigma_data, network.config.classes), card)
-    write_atomically(out / "samples" / f"{progress_note}.png", encode(sheet, "png"))
-    return card
+    write_atomically(out / "samples" / f"{name}.png", encode(sheet, "png"))
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from fewstep.card import CheckpointError
 from trainer.run.distributed import agreed, averaged, rank, ranks
 from trainer.run.draws import Draws
 from trainer.run.ema import average_of, update_average
-from trainer.run.state import Parts, load_state, read_facts, save_state
+from trainer.run.state import Parts, load_state, read_facts, settle_state, stage_state
 
 # Images already seen, device -> endless batches of images [B, C, H, W] in [-1, 1] and labels [B].
 Batches = Callable[[int, torch.device], Iterator[tuple[Tensor, Tensor]]]
@@ -77,8 +77,9 @@ def train(
     batches: Batches,
     config: LoopConfig,
     out: Path,
-    save: Callable[[nn.Module, Clock, Path], None],  # writes checkpoint and grid of the averaged network to a folder
+    save: Callable[[nn.Module, Clock, Path], None],  # writes the checkpoint of the averaged network to a folder
     *,
+    draw: Callable[[nn.Module, Clock, Path], None] | None = None,  # and then, in its own time, a sample sheet
     resume: bool = False,
     identity: dict[str, Any],  # what a resumed run must share with the run it continues
 ) -> bool:
@@ -108,13 +109,19 @@ def train(
         _check_finite(averaged(scalars), clock)
         if rank() > 0:
             return
+        stage_state(out, parts, {"images": clock.images, "elapsed_s": clock.elapsed_s, "identity": identity})
         save(average, clock, out)
-        save_state(out, parts, {"images": clock.images, "elapsed_s": clock.elapsed_s, "identity": identity})
+        settle_state(out)
+        if draw:
+            draw(average, clock, out)
 
     def snapshot() -> None:
         _check_finite(averaged(scalars), clock)
         if rank() == 0:
-            save(average, clock, out / "snapshots" / f"{clock.images:09d}")
+            folder = out / "snapshots" / f"{clock.images:09d}"
+            save(average, clock, folder)
+            if draw:
+                draw(average, clock, folder)
 
     # What was logged after the last checkpoint will be logged again.
     writer = SummaryWriter(out / "events", purge_step=clock.images + 1) if rank() == 0 else None
