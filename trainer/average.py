@@ -13,6 +13,7 @@ from typing import Any
 
 from fewstep.card import Card, CheckpointError
 from fewstep.checkpoint import load_checkpoint, save_checkpoint
+from fewstep.outputs import check_folder
 
 COST = ("images", "seconds")
 PROGRESS = (*COST, "environment")  # of a card's training: what may differ between snapshots of one run
@@ -22,10 +23,12 @@ def average(models: Sequence[Path], out: Path) -> None:
     """Save the mean of the checkpoints in `models` with the card of the first, which then names all of them and counts
     the images and seconds of every run behind them.
 
-    Raises CheckpointError when one is no checkpoint, or of another network, role or parent than the first.
+    Raises CheckpointError when one is no checkpoint, or of another network, role or parent than the first,
+    or when `out` holds a model.
     """
     if len(models) < 2:
         raise CheckpointError("an average needs two checkpoints or more: --model DIR DIR ...")
+    check_folder(out)
     first, card = load_checkpoint(models[0])
     cards = [card]
     total = {name: tensor.double() for name, tensor in first.items()}

@@ -21,18 +21,22 @@ from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
 from trainer.run.compute import Compute, default_device, placed, worth_compiling
 from trainer.run.loop import Clock, train
-from trainer.runs import RunOptions, check_out, loop_config
+from trainer.runs import RunOptions, loop_config, own_folder
 
 
 def train_classifier(options: RunOptions, data: ImageSet) -> bool:
     """Returns False when interrupted. Raises DataError for images without labels or of an odd size."""
+    with own_folder(options):
+        return _train_classifier(options, data)
+
+
+def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     config = loop_config(options, chosen := recipe(options.recipe), chosen.classifier_images)
     _, side, _, channels = data.images.shape
     if not (data.labels >= 0).all() or len(data.class_names) < 2:
         raise DataError(f"{data.name} has images without a class, and a classifier is taught by nothing else")
     if side < 8 or side % 2:
         raise DataError(f"{data.name} is {side}x{side}; a classifier takes images of an even side from 8 up")
-    check_out(options)
     torch.manual_seed(options.seed)
     settings = ClassifierConfig(side, channels, len(data.class_names), sigma_data(data.images))
     device = options.device or default_device()

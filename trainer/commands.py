@@ -29,7 +29,7 @@ from trainer.run.artifacts import describe
 from trainer.run.compute import Compute, placed, runner
 from trainer.run.distributed import rank
 from trainer.run.state import load_network
-from trainer.runs import RunOptions, check_out, compute_for, fitted, loop_config, run_method
+from trainer.runs import RunOptions, compute_for, fitted, loop_config, own_folder, run_method
 from trainer.settings import AdversarialConfig, ConsistencyConfig, MethodName, ProgressiveConfig, StudentConfig
 from trainer.switches import (
     ADVERSARIAL,
@@ -49,13 +49,17 @@ def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None
     Returns False when interrupted; the checkpoint in options.out is usable either way. Raises CheckpointError or
     DataError when start and data do not belong together, SwitchError when lr is not above 0.
     """
+    with own_folder(options):
+        return _train_teacher(options, data, start, lr)
+
+
+def _train_teacher(options: RunOptions, data: ImageSet, start: Path | None, lr: float | None) -> bool:
     chosen = recipe(options.recipe)
     config = loop_config(options, chosen, chosen.teacher_images)
     if lr is not None:
         check_positive("--lr", lr)
     settings = chosen.teacher if lr is None else replace(chosen.teacher, adam=replace(chosen.teacher.adam, lr=lr))
     network, start_card = _starting_teacher(start, data) if start else (None, None)
-    check_out(options)
     torch.manual_seed(options.seed)
     network = network or UNet(fitted(chosen.network_of(options.network), data))
     compute = compute_for(options, network, config.batch)
@@ -97,6 +101,11 @@ class Distillation:
 
 def train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
     """Returns False when interrupted. Raises CheckpointError when teacher, start and data do not belong together."""
+    with own_folder(options):
+        return _train_student(options, data, request)
+
+
+def _train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
     chosen = recipe(options.recipe)
     config = loop_config(options, chosen, chosen.student_images)
     denoiser, parent = load_denoiser(request.teacher)
@@ -105,7 +114,6 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     settings = _settings(chosen, request, classifiers)
     start, start_card = _starting_student(request.start, parent, settings) if request.start else (None, None)
     kept, kept_card = _kept_student(request.kept, parent, settings) if request.kept else (None, None)
-    check_out(options)
     network = denoiser.network
     assert isinstance(network, NetworkModule)
     torch.manual_seed(options.seed)

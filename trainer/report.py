@@ -170,7 +170,7 @@ def distance_table(distances: Mapping[str, float], count: int) -> str:
     rows = [(f"{k} step{'s' * (k != '1')}" if k != "real" else "real images", f"{v:.4g}") for k, v in distances.items()]
     return table(("", "distance"), rows) + (
         f'<p class="soft">Fréchet distance in the features of this run\'s teacher, {count:,} images; smaller is '
-        "closer, and real images are held against the other half of them. It compares step counts and stages of this run, "
+        "closer, and real images are held against the other half of them. It compares step counts of this run, "
         "nothing else.</p>"
     )
 

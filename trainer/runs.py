@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,16 +12,18 @@ from typing import Any, Literal
 from torch import nn
 
 from fewstep.card import Card, CheckpointError, read_card
-from fewstep.checkpoint import NetworkModule
+from fewstep.checkpoint import NetworkModule, save_checkpoint
+from fewstep.outputs import STATE_FILE, check_folder, check_writable
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
 from trainer.recipes.recipe import NetworkSize, Recipe
-from trainer.run.artifacts import environment, write_checkpoint
+from trainer.run.artifacts import environment, write_sheet
+from trainer.run.claim import claimed
 from trainer.run.compute import Compute, Precision, default_device, faster_precision, worth_compiling
 from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import Clock, LoopConfig, Method, train
-from trainer.run.state import STATE_FILE
+from trainer.run.state import settle_state
 
 LOGGED = 200  # points of a curve, at least, where the length of a run is known
 
@@ -77,11 +81,15 @@ def run_method(
             "precision": compute.precision,
             "environment": environment(),
         }
-        write_checkpoint(folder, average, replace(card, training=training), f"{clock.images:09d}")
+        save_checkpoint(folder, average.state_dict(), replace(card, training=training))
+
+    def draw(average: nn.Module, clock: Clock, folder: Path) -> None:
+        write_sheet(folder, average, card, clock.images)
 
     return train(
-        method, partial(batches, data, config), config, options.out, save, resume=options.resume, identity=identity
-    )
+        method, partial(batches, data, config), config, options.out, save, draw=draw, resume=options.resume,
+        identity=identity,
+    )  # fmt: skip
 
 
 def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
@@ -123,10 +131,31 @@ def _precision(options: RunOptions, network: NetworkModule, device: str, batch: 
     return from_first(measured)
 
 
+@contextmanager
+def own_folder(options: RunOptions) -> Iterator[None]:
+    """While open, the run has `options.out` for itself. Raises CheckpointError as `check_out` does, or when another
+    run has it."""
+    with claimed(options.out):
+        if rank() == 0:
+            settle_state(options.out)
+        from_first(None)  # the others look after that
+        check_out(options)
+        yield
+
+
 def check_out(options: RunOptions) -> None:
-    if not options.resume and (options.out / STATE_FILE).exists():
+    """Raise CheckpointError when the run has no place: a model is there, or nothing that can be resumed."""
+    if (options.out / STATE_FILE).exists():
+        if not options.resume:
+            raise CheckpointError(
+                f"{options.out} already holds a training run; add --resume to continue it, or choose another --out"
+            )
+        check_writable(options.out)
+        return
+    check_folder(options.out)
+    if options.resume:
         raise CheckpointError(
-            f"{options.out} already holds a training run; add --resume to continue it, or choose another --out"
+            f"{options.out} holds no {STATE_FILE}: there is nothing to resume; start without --resume"
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from fewstep.card import CheckpointError, file_sha256, read_card
 from fewstep.checkpoint import load_checkpoint, save_checkpoint
+from fewstep.outputs import STATE_FILE
 from trainer import report
 from trainer.classify import train_classifier
 from trainer.commands import Distillation, train_student, train_teacher
@@ -31,7 +32,7 @@ from trainer.recipes.recipe import NetworkSize, Recipe, Stage
 from trainer.run.claim import claimed
 from trainer.run.compute import default_device, worth_compiling
 from trainer.run.progress import spoken
-from trainer.run.state import STATE_FILE, read_facts
+from trainer.run.state import read_facts, settle_state
 from trainer.runs import RunOptions, fitted
 
 DATA, EXPORT, REPORT = "data", "export", "report"
@@ -320,6 +321,7 @@ def _complete(run: Run, stage: Stage, planned: Plan) -> bool:
 
 def _trained(run: Run, stage: Stage, planned: Plan) -> bool:
     out = run.order.out
+    settle_state(out / stage.name)
     options = run.options(stage, out, planned.images[stage.name], stage.name, planned)
     if not _run_stage(run, options, stage, out):
         return False

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.card import CheckpointError, write_atomically
+from fewstep.outputs import CLASSIFIER_FILE
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features
 from trainer.run.compute import Compute, called
 from trainer.run.distributed import replicated
@@ -24,7 +25,6 @@ from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
 from trainer.settings import AdamConfig
 
-FILE = "classifier.safetensors"
 FORMAT = 1
 PATCH = 2  # a patch of pixels is one position of the first map
 SMALLEST = 4  # side of the last map
@@ -135,19 +135,21 @@ def save_classifier(folder: Path, network: NoisyClassifier, facts: dict) -> None
     """facts: what the file should say of its training, JSON-able."""
     metadata = {"config": json.dumps({"format": FORMAT, **asdict(network.config)}), "facts": json.dumps(facts)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    write_atomically(folder / FILE, save_tensors(tensors, metadata=metadata))
+    write_atomically(folder / CLASSIFIER_FILE, save_tensors(tensors, metadata=metadata))
 
 
 def classifier_hash(folder: Path) -> str:
     """SHA-256 of the file: what a student's card names its critics by."""
-    return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+    return hashlib.sha256((folder / CLASSIFIER_FILE).read_bytes()).hexdigest()
 
 
 def load_classifier(folder: Path, device: str = "cpu") -> NoisyClassifier:
     """Frozen. Raises CheckpointError when there is none, or it cannot be read."""
-    path = folder / FILE
+    path = folder / CLASSIFIER_FILE
     if not path.is_file():
-        raise CheckpointError(f"{folder} holds no {FILE}: train one with python -m trainer classifier --out {folder}")
+        raise CheckpointError(
+            f"{folder} holds no {CLASSIFIER_FILE}: train one with python -m trainer classifier --out {folder}"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["config"])

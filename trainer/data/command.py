@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.card import write_atomically
+from fewstep.outputs import check_file
 from fewstep.pixels import encode, grid
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.named import READERS
@@ -128,8 +129,9 @@ def _split_names(text: str) -> tuple[str, ...]:
 
 
 def _write(args: argparse.Namespace, make: Callable[[argparse.Namespace], ImageSet]) -> None:
-    if args.out.is_dir():
-        raise DataError(f"--out {args.out} is a folder; name the zip file to write")
+    check_file(args.out, ".zip")
+    if args.out.exists():
+        read_image_set(args.out)  # only a data set is replaced, and no other zip
     if args.limit is not None and args.limit < 1:
         raise DataError(f"--limit must be positive, not {args.limit}")
     images = limited(make(args), args.limit)
@@ -144,6 +146,8 @@ def _write(args: argparse.Namespace, make: Callable[[argparse.Namespace], ImageS
 
 
 def _show(args: argparse.Namespace) -> None:
+    if args.png:
+        check_file(args.png, ".png")
     images = read_image_set(args.path, verify=True)
     print(describe(images))
     if args.png:

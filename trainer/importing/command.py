@@ -12,7 +12,8 @@ import argparse
 from pathlib import Path
 
 from fewstep.card import CheckpointError
-from trainer.importing.teacher import UNKNOWN, Provenance, check_free, save_teacher
+from fewstep.outputs import check_folder
+from trainer.importing.teacher import UNKNOWN, Provenance, save_teacher
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -38,7 +39,7 @@ def _import(args: argparse.Namespace) -> None:
     from trainer.importing.diffusers_folder import import_diffusers
     from trainer.importing.edm_weights import import_edm
 
-    check_free(args.out)
+    check_folder(args.out)
     provenance = Provenance(
         data_name=args.data_name,
         data_licence=args.licence,

@@ -20,6 +20,7 @@ from trainer.data.format import ImageSet
 from trainer.data.matching import check_images, check_match
 from trainer.levels.search import Levels, Objective, SearchConfig, Trial, calibrated, evaluations
 from trainer.levels.trajectories import Space, objective
+from trainer.run.claim import claimed
 from trainer.run.compute import Compute, runner
 
 FIRST_SEED = 2**33  # far from the seeds of evaluations (0 ..) and of stored endpoints (2^32 ..)
@@ -56,8 +57,16 @@ def calibrate(
     must not be worse, either.
     The card is written after every step count, so an interrupt loses only the one being searched; then fewer trials
     come back than step counts went in. The weights are not touched.
-    Raises CheckpointError or DataError when model, data and steps do not belong together.
+    Raises CheckpointError or DataError when model, data and steps do not belong together, or a run has `model`.
     """
+    with claimed(model):
+        return _calibrate(model, space, facts, data, steps, config, compute, second)
+
+
+def _calibrate(
+    model: Path, space: Space, facts: dict[str, Any], data: ImageSet, steps: Sequence[int],
+    config: CalibrationConfig, compute: Compute, second: Space | None,
+) -> dict[int, Trial]:  # fmt: skip
     denoiser, card = load_denoiser(model, compute.device)
     checks = 2 * HELD_OUT * (2 if second else 1)
     planned = {k: evaluations(k, k, config.search) + checks for k in searchable(card, steps, model)}

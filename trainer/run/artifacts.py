@@ -11,7 +11,7 @@ from torch import nn
 
 import fewstep
 from fewstep.card import Card, write_atomically
-from fewstep.checkpoint import NetworkModule, save_checkpoint
+from fewstep.checkpoint import NetworkModule
 from fewstep.latent import latent_shape, with_latent
 from fewstep.noise_torch import latent_for, noise_for
 from fewstep.pixels import Pixels, encode, grid, to_pixels
@@ -34,19 +34,17 @@ def describe(network: NetworkModule) -> dict[str, Any]:
     return asdict(network.config)
 
 
-def write_checkpoint(out: Path, network: nn.Module, card: Card, progress_note: str) -> Card:
-    """Weights, card and a titled sheet under samples/ named after the note."""
+def write_sheet(out: Path, network: nn.Module, card: Card, images: int) -> None:
+    """A titled sample sheet under samples/, named after the images seen."""
     assert isinstance(network, NetworkModule)
-    card = save_checkpoint(out, network.state_dict(), card)
     sheet = sample_sheet(Denoiser(network, card.sigma_data, network.config.classes), card)
     side, names = card.image_shape[1], card.class_names
     columns = [names[column % len(names)] for column in range(GRID_COLUMNS)] if names else []
     calls = 2 * TEACHER_LEVELS - 1
     rows = [f"{k} step{'s' * (k > 1)}" for k in _steps(card)] or [f"{calls} calls"] + [""] * (TEACHER_ROWS - 1)
-    title = f"{card.role} of {card.dataset.name}, {card.training.get('images', 0):,} images seen"
+    title = f"{card.role} of {card.dataset.name}, {images:,} images seen"
     page = titled(sheet, side, title, columns, rows)
-    write_atomically(out / "samples" / f"{progress_note}.png", encode(page, "png"))
-    return card
+    write_atomically(out / "samples" / f"{images:09d}.png", encode(page, "png"))
 
 
 def _steps(card: Card) -> list[int]:

@@ -119,6 +119,8 @@ class Averages:
 
     def of_width(self, width: float, folder: Path, images: int) -> nn.Module:
         """The average of this width at `images`, from what `folder` stores and the two as they are now."""
+        if images == 0:  # a checkpoint before the first step
+            return average_of(self.network)
         kept = zip(WIDTHS, self.kept.values(), strict=True)
         here = [(Profile(gamma_of(own), images), dict(average.named_parameters())) for own, average in kept]
         return combined(self.network, [*stored_before(folder, images), *here], Profile(gamma_of(width), images))

@@ -24,7 +24,7 @@ from trainer.run.draws import Draws
 from trainer.run.ema import FOLDER as AVERAGES
 from trainer.run.ema import STORED, Averages
 from trainer.run.progress import Progress
-from trainer.run.state import Parts, load_state, read_facts, save_state
+from trainer.run.state import Parts, load_state, read_facts, settle_state, stage_state
 
 # Images already seen, device -> endless batches of images [B, C, H, W] in [-1, 1] and labels [B].
 Batches = Callable[[int, torch.device], Iterator[tuple[Tensor, Tensor]]]
@@ -83,8 +83,9 @@ def train(
     batches: Batches,
     config: LoopConfig,
     out: Path,
-    save: Callable[[nn.Module, Clock, Path], None],  # writes checkpoint and grid of the averaged network to a folder
+    save: Callable[[nn.Module, Clock, Path], None],  # writes the checkpoint of the averaged network to a folder
     *,
+    draw: Callable[[nn.Module, Clock, Path], None] | None = None,  # and then, in its own time, a sample sheet
     resume: bool = False,
     identity: dict[str, Any],  # what a resumed run must share with the run it continues
 ) -> bool:
@@ -116,15 +117,24 @@ def train(
         _check_finite(averaged(scalars), clock)
         if rank() > 0:
             return
-        save(averages.of_width(method.ema_width, out, clock.images), clock, out)
+        average = averages.of_width(method.ema_width, out, clock.images)
         facts = {"images": clock.images, "elapsed_s": clock.elapsed_s, "images_per_s": round(clock.images_per_s, 2)}
-        save_state(out, parts, {**facts, "identity": identity})
+        stage_state(out, parts, {**facts, "identity": identity})
+        save(average, clock, out)
+        settle_state(out)
+        if draw:
+            draw(average, clock, out)
 
     def snapshot() -> None:
         _check_finite(averaged(scalars), clock)
         if rank() == 0:
-            average = averages.of_width(method.ema_width, out, clock.images)
-            save(average, clock, out / "snapshots" / f"{clock.images:09d}")
+            average, folder = (
+                averages.of_width(method.ema_width, out, clock.images),
+                out / "snapshots" / f"{clock.images:09d}",
+            )
+            save(average, clock, folder)
+            if draw:
+                draw(average, clock, folder)
 
     # What was logged after the last checkpoint will be logged again.
     writer = SummaryWriter(out / "events", purge_step=clock.images + 1) if rank() == 0 else None

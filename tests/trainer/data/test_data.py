@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fewstep.card import CheckpointError
 from trainer.data import command as data
 from trainer.data import named
 from trainer.data.format import DataError, ImageSet, read_image_set, sigma_data, write_image_set
@@ -254,10 +255,10 @@ def test_whatever_is_wrong_nothing_is_written(
 
 
 def test_an_out_that_cannot_be_written_is_refused_in_words(tmp_path: Path):
-    with pytest.raises(DataError, match="is a folder"):
+    with pytest.raises(CheckpointError, match="is a folder"):
         command("digits", "--out", tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         command("digits", "--out", tmp_path / "file" / "out.zip")
 
 

@@ -70,9 +70,11 @@ def test_factors_sum_to_one_and_a_stored_profile_is_itself():
     assert twice.sum() == pytest.approx(1)
 
 
-def test_a_start_that_was_never_trained_is_forgotten_at_the_first_update():
+def test_a_start_that_was_never_trained_is_forgotten_at_the_first_update(tmp_path):
     network = one_weight(-1.0)
     averages = Averages(network)
+    before = averages.of_width(0.1, tmp_path, 0)
+    assert next(before.parameters()).item() == -1.0, "a checkpoint before the first step is the network"
     torch.nn.init.ones_(network.weight)
     averages.update(64, 64)
     assert [next(average.parameters()).item() for average in averages.kept.values()] == [1.0, 1.0]
