@@ -17,16 +17,18 @@ import numpy as np
 import torch
 
 from fewstep.checkpoint import load_denoiser
+from fewstep.precond import Denoiser
 from trainer.data.format import ImageSet
 from trainer.recipes.recipe import NetworkSize, Recipe, Stage
-from trainer.run.artifacts import sample_sheet
 from trainer.run.compute import Precision
 from trainer.run.progress import spoken
 from trainer.run.state import read_facts
 
-UPDATES = 6  # of every stage while measuring
+UPDATES = 4  # of every stage while measuring; the first two warm up
+TIMED = 20  # images of the call that sheets, export and report are estimated by
 TEACHER_CALLS = 100 * 19  # images times calls of a teacher's sample sheet, of a student's, of an export's proof
 STUDENT_CALLS = 20 * 15
+SHEET_CALLS = {"teacher": TEACHER_CALLS, "classifier": 0}
 EXPORT_CALLS = 2 * 16 * 36
 EXPORT_S = 10.0  # of an export beside its calls
 REPORT_CALLS = 1 + 2 + 4 + 8  # per image of the report, by the student; the teacher looks at five times as many
@@ -62,7 +64,7 @@ class Measured:
     """One stage of the rehearsal."""
 
     images_per_s: float
-    fixed_s: float  # what it took beside its updates: setting up, compiling, one checkpoint with its sheet
+    fixed_s: float  # what it took beside its updates: setting up, compiling, one checkpoint without its sheet
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,23 @@ class Rehearsal:
     disk_mb: int
 
 
+@torch.no_grad()
+def _call_s(teacher: Denoiser, shape: tuple[int, int, int], device: str) -> float:
+    """Seconds for one image in one call: the faster of two calls."""
+    x, sigma = torch.randn(TIMED, *shape, device=device), torch.ones(TIMED, device=device)
+    labels = torch.zeros(TIMED, dtype=torch.long, device=device) if teacher.classes else None
+    taken = []
+    for _ in range(2):
+        began = time.monotonic()
+        teacher(x, sigma, labels).sum().item()
+        taken.append(time.monotonic() - began)
+    return min(taken) / TIMED
+
+
 Runs = Callable[[Stage, Path, int, str], Any]  # a stage trained in a folder of stages, for so many images, by a label
 
 
-def rehearse(stages: Sequence[Stage], batches: Mapping[str, int], run: Runs) -> Rehearsal:
+def rehearse(stages: Sequence[Stage], batches: Mapping[str, int], run: Runs, device: str) -> Rehearsal:
     """Run every stage for a few updates in a folder that is removed again."""
     with tempfile.TemporaryDirectory(prefix="fewstep-measuring-") as name:
         folder, measured = Path(name), {}
@@ -108,10 +123,8 @@ def rehearse(stages: Sequence[Stage], batches: Mapping[str, int], run: Runs) -> 
             speed = read_facts(folder / stage.name)["images_per_s"]
             fixed = time.monotonic() - began - UPDATES * batches[stage.name] / speed
             measured[stage.name] = Measured(speed, max(fixed, 0.0))
-        teacher, card = load_denoiser(folder / "teacher", "cuda" if torch.cuda.is_available() else "cpu")
-        began = time.monotonic()
-        sample_sheet(teacher, card)
-        call_s = (time.monotonic() - began) / TEACHER_CALLS
+        teacher, card = load_denoiser(folder / "teacher", device)
+        call_s = _call_s(teacher, card.image_shape, device)
         disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     network = teacher.network
     parameters = sum(p.numel() for p in network.parameters())  # pyright: ignore[reportFunctionMemberAccess]
@@ -137,7 +150,8 @@ def plan(
     calls_left = REPORT_SHARE * budget_s / (REPORT_CALLS + 5) / max(rehearsal.call_s, 1e-9)
     report_images = int(min(max(calls_left, 32), 1000))
     ends_s = EXPORT_S + rehearsal.call_s * (EXPORT_CALLS + report_images * (REPORT_CALLS + 5))
-    fixed_s = sum(rehearsal.stages[stage.name].fixed_s for stage in stages)
+    sheets_s = {stage.name: rehearsal.call_s * SHEET_CALLS.get(stage.method, STUDENT_CALLS) for stage in stages}
+    fixed_s = sum(rehearsal.stages[stage.name].fixed_s + sheets_s[stage.name] for stage in stages)
     training_s = max(budget_s - spent_s - ends_s - fixed_s, 0.0)
     whole = sum(stage.share for stage in stages)
     images, seconds, every = {}, {}, {}
@@ -145,10 +159,9 @@ def plan(
         measured, batch = rehearsal.stages[stage.name], batches[stage.name]
         share_s = training_s * stage.share / whole
         every[stage.name] = min(max(share_s / 4, 15.0), 300.0)
-        sheet_s = rehearsal.call_s * {"teacher": TEACHER_CALLS, "classifier": 0}.get(stage.method, STUDENT_CALLS)
-        updates_s = share_s / (1 + sheet_s / every[stage.name]) * SPEED_HOLDS
+        updates_s = share_s / (1 + sheets_s[stage.name] / every[stage.name]) * SPEED_HOLDS
         images[stage.name] = max(int(updates_s * measured.images_per_s) // batch, 1) * batch
-        seconds[stage.name] = images[stage.name] / measured.images_per_s + measured.fixed_s
+        seconds[stage.name] = images[stage.name] / measured.images_per_s + measured.fixed_s + sheets_s[stage.name]
     return Plan(
         budget_s=budget_s, precision=rehearsal.precision, parameters=rehearsal.parameters, images=images,
         batch=dict(batches), seconds=seconds, checkpoint_s=every, overhead_s=spent_s + ends_s,

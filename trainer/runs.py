@@ -25,6 +25,7 @@ from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import Clock, LoopConfig, Method, train
 from trainer.run.state import settle_state
 
+CPU_PROBE = 16  # images of the batch that two precisions are timed with
 LOGGED = 200  # points of a curve, at least, where the length of a run is known
 
 
@@ -45,7 +46,8 @@ class RunOptions:
     checkpoint_s: float = 300.0
     snapshot_images: int | None = None
     network: NetworkSize = "small"
-    label: str | None = None  # what its progress is called; None: the role
+    label: str | None = None  # what its progress is called; None: the folder's name
+    sheets: bool = True  # sample sheets beside the checkpoints
 
 
 def run_method(
@@ -86,8 +88,9 @@ def run_method(
     def draw(average: nn.Module, clock: Clock, folder: Path) -> None:
         write_sheet(folder, average, card, clock.images)
 
+    sheets = draw if options.sheets else None
     return train(
-        method, partial(batches, data, config), config, options.out, save, draw=draw, resume=options.resume,
+        method, partial(batches, data, config), config, options.out, save, draw=sheets, resume=options.resume,
         identity=identity,
     )  # fmt: skip
 
@@ -127,7 +130,8 @@ def _precision(options: RunOptions, network: NetworkModule, device: str, batch: 
         return options.precision
     if options.resume:
         return read_card(options.out).training["precision"]  # a run goes on as it began
-    measured: Precision = faster_precision(network, device, batch // ranks())
+    probed = batch // ranks() if device == "cuda" else min(batch // ranks(), CPU_PROBE)
+    measured: Precision = faster_precision(network, device, probed)
     return from_first(measured)
 
 

@@ -88,7 +88,7 @@ class Run:
             network=self.network, compile="on" if self.compiled else "off",
         )  # fmt: skip
         if plan is None:
-            return options
+            return replace(options, sheets=False)
         return replace(options, precision=plan.precision, checkpoint_s=plan.checkpoint_s[stage.name])
 
     @property
@@ -255,10 +255,13 @@ def _planned(run: Run, stages: Sequence[Stage], began: float) -> Plan:
     batches = run.batches
 
     def rehearsed(stage: Stage, folder: Path, images: int, label: str) -> None:
-        if not _run_stage(run, run.options(stage, folder, images, label, None), stage, folder):
+        options = run.options(stage, folder, images, label, None)
+        if stage.method != "teacher":
+            options = replace(options, precision=read_card(folder / "teacher").training["precision"])
+        if not _run_stage(run, options, stage, folder):
             raise KeyboardInterrupt
 
-    measured: Rehearsal = rehearse(run.recipe.stages, batches, rehearsed)
+    measured: Rehearsal = rehearse(run.recipe.stages, batches, rehearsed, run.order.where)
     assert run.order.budget_s is not None, "_settled saw to it"
     return plan(
         measured, stages, batches, run.order.budget_s, time.monotonic() - began, recipe=run.recipe_name,
