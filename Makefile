@@ -2,15 +2,25 @@
 PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= fashion
+OUT ?= runs/mine
+PRESET ?= good
+BUDGET ?= 10h
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve train-env test bench lint format clean
+.PHONY: help serve train fashion train-env test bench lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 serve: .venv/serving ## serve the shipped student on http://127.0.0.1:8000, or PORT=...
 	.venv/bin/python -m server --model $(MODEL) --port $(PORT)
+
+train: .venv/training ## a student of your pictures: PHOTOS=folder, OUT=runs/mine, PRESET=quick|good|overnight
+	@test -n "$(PHOTOS)" || { echo "name your pictures: make train PHOTOS=folder" >&2; exit 2; }
+	.venv/bin/python -m fewstep train '$(PHOTOS)' --out '$(OUT)' --preset $(PRESET)
+
+fashion: .venv/training ## the shipped student's stages from nothing, unattended: BUDGET=10h
+	.venv/bin/python -m fewstep train fashion --out runs/fashion --budget $(BUDGET)
 
 train-env: .venv/training ## what training and exporting need; then: . .venv/bin/activate
 

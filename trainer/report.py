@@ -69,11 +69,12 @@ def write(contents: Contents) -> dict[str, Any]:
     pairs, copies = nearest_training(contents.data, made)
     journal, plan = contents.journal, contents.plan
     side = contents.data.images.shape[1]
+    expected = expect(plan, contents.data, contents.recipe)
     verdict = too_few(side, seen(plan.images, contents.recipe.stages))
     parts = [
         f"<h1>{escape(contents.data.name)}</h1>",
         f'<p class="bad">{escape(verdict)}</p>' if verdict else "<p>A usable student.</p>",
-        *(f'<p class="soft">{escape(sentence)}</p>' for sentence in expect(plan, contents.data, contents.recipe)),
+        *(f'<p class="soft">{escape(sentence)}</p>' for sentence in expected if not (verdict and verdict in sentence)),
         section("Images", sheets(contents.out, [contents.recipe.stages[-1].name], last=True)),
         section("Distance to the training images", distance_table(distances, len(labels))),
         section("Nearest training images", nearest_part(pairs, copies)),

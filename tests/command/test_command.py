@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,16 @@ import pytest
 
 from export.engine import load_engine
 from export.manifest import read_manifest
+from fewstep import __main__ as command_line
 from fewstep.card import read_card
 from fewstep.noise import noise_for
 from fewstep.samplers import sample_dpdm
 from tests.command.conftest import command
+from tests.command.tiny_command import TINY
 from trainer.data.format import read_image_set
+from trainer.data.named import READERS
+from trainer.recipes.by_name import RECIPES
+from trainer.recipes.fashion import CRITICS
 from trainer.run.claim import claimed
 
 ROOT = Path(__file__).parents[2]
@@ -154,6 +160,21 @@ def test_help_does_not_load_torch():
     code = f"{run}\nfinally: assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "--budget" in done.stdout
+
+
+def test_every_stage_of_the_shipped_student_runs_unattended_from_nothing_to_its_card(
+    fashion_2000, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(RECIPES, "fashion", replace(RECIPES["fashion"], network=replace(TINY, channels=1), batch=8))
+    monkeypatch.setitem(READERS, "fashion", lambda source, split: fashion_2000)
+    monkeypatch.setattr(command_line, "_export", lambda model, out: {})
+    monkeypatch.chdir(tmp_path)
+    made = command("fashion", tmp_path / "out", "--budget", "1s")
+    assert made.code == 0, made.progress
+    stages = read_card(tmp_path / "out" / "student").training["stages"]
+    assert list(stages) == ["data", *(stage.name for stage in RECIPES["fashion"].stages)]
+    assert stages["rest"]["parents"].keys() == {"data", "teacher", "mended", *CRITICS}
+    assert stages["alone"]["facts"]["switches"]["play"] == "first"
 
 
 def test_the_data_are_kept_as_they_were_read(made):
