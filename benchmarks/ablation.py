@@ -11,6 +11,7 @@ training_cost.py measures. Prints a table, writes JSON and a plot.
 """
 
 from fewstep import extras
+from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -253,8 +254,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, metavar="DIR", help="finished runs (default: build/ablation)")
     parser.add_argument("--only", nargs="+", choices=list(variants()), metavar="NAME", help=", ".join(variants()))
-    parser.add_argument("--seeds", type=int, default=3, help="runs of every variant (default 3)")
-    parser.add_argument("--images", type=int, metavar="N", help="generated for every distance (default 599)")
+    parser.add_argument("--seeds", type=whole(1), default=3, help="runs of every variant (default 3)")
+    parser.add_argument("--images", type=whole(1), metavar="N", help="generated for every distance (default 599)")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "build" / "ablation.json", help="JSON; the PNG lies beside it"
     )

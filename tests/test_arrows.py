@@ -27,6 +27,7 @@ TORCH_FREE = (
     "editing",
     "extras",
     "outputs",
+    "ranges",
     "ipndm",
     "latent",
     "metrics.cache",

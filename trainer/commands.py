@@ -36,7 +36,6 @@ from trainer.switches import (
     PROGRESSIVE,
     SwitchError,
     adversarial,
-    check_positive,
     progressive,
     switched,
     with_lists,
@@ -47,7 +46,7 @@ def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None
     """start: a teacher to continue, at the learning rate `lr` instead of the recipe's; its network is kept.
 
     Returns False when interrupted; the checkpoint in options.out is usable either way. Raises CheckpointError or
-    DataError when start and data do not belong together, SwitchError when lr is not above 0.
+    DataError when start and data do not belong together, RangeError when lr is none.
     """
     with own_folder(options):
         return _train_teacher(options, data, start, lr)
@@ -56,8 +55,6 @@ def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None
 def _train_teacher(options: RunOptions, data: ImageSet, start: Path | None, lr: float | None) -> bool:
     chosen = recipe(options.recipe)
     config = loop_config(options, chosen, chosen.teacher_images)
-    if lr is not None:
-        check_positive("--lr", lr)
     settings = chosen.teacher if lr is None else replace(chosen.teacher, adam=replace(chosen.teacher.adam, lr=lr))
     network, start_card = _starting_teacher(start, data) if start else (None, None)
     torch.manual_seed(options.seed)

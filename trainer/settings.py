@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from fewstep.ranges import COUNT, POSITIVE, SHARE, Range, check_range, check_ranges
 from fewstep.schedule import MAX_STEPS, SIGMA_MAX, SIGMA_MIN, student_levels
 
 MethodName = Literal["dpdm", "tied", "diff-instruct", "dmd2", "consistency", "progressive", "adversarial"]
@@ -14,6 +15,8 @@ Weight = Literal["l1", "one"]
 Solver = Literal["heun", "euler"]
 Play = Literal["all", "first", "rest"]
 Lists = tuple[tuple[float, ...], ...]
+RATE = Range(0, 1, above=True)
+BELOW_ONE = Range(0, 0.999)
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,10 @@ class AdamConfig:
     final: float = 1.0  # what is left of it at the end
     clip: float = 10.0  # largest gradient norm
 
+    def __post_init__(self) -> None:
+        check_ranges(self, lr=RATE, warmup=SHARE, decay_from=SHARE, final=SHARE, clip=POSITIVE)
+        check_ranges(self, betas=Range(0, 0.99999))
+
 
 @dataclass(frozen=True)
 class NoiseDistribution:
@@ -32,6 +39,9 @@ class NoiseDistribution:
 
     mean: float = -1.2
     std: float = 1.2
+
+    def __post_init__(self) -> None:
+        check_ranges(self, mean=Range(-10, 10), std=Range(0, 10, above=True))
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,9 @@ class TeacherConfig:
     ema_halflife: float = 50_000  # images
     ema_ramp: float = 0.05  # at most this share of the images seen
 
+    def __post_init__(self) -> None:
+        _check_average(self)
+
 
 @dataclass(frozen=True)
 class AdversaryConfig:
@@ -49,6 +62,9 @@ class AdversaryConfig:
     weight: float = 0.0  # against the divergence, both as means over pixels; DMD2 takes 3e-3, 0 switches it off
     noise: NoiseDistribution = NoiseDistribution(-0.5, 1.2)  # where both sides are compared
     adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, weight=Range(0, 1000))
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,13 @@ class StudentConfig:
     ema_halflife: float = 100_000  # images, and at most the share
     ema_ramp: float = 0.15  # of those seen: student and auxiliary go to and fro for long (docs/log.md, averages)
 
+    def __post_init__(self) -> None:
+        _check_average(self)
+        _check_steps(self)
+        check_ranges(self, alpha=Range(0, 10), auxiliary_updates=Range(1, 1000, whole=True), warm_pairs=COUNT)
+        check_ranges(self, auxiliary_first=SHARE, simulate=SHARE, simulate_from=SHARE, warm=SHARE, top=BELOW_ONE)
+        check_ranges(self, floor=POSITIVE)
+
     @property
     def level_lists(self) -> dict[int, tuple[float, ...]]:
         """The level list of every step count: what is trained and, until it is calibrated, what is served."""
@@ -105,6 +128,11 @@ class ConsistencyConfig:
     ema_halflife: float = 20_000  # images
     ema_ramp: float = 0.05  # at most this share of the images seen
 
+    def __post_init__(self) -> None:
+        _check_average(self)
+        _check_steps(self)
+        check_ranges(self, intervals=Range(1, 10_000, whole=True), target_halflife=Range(0))
+
 
 @dataclass(frozen=True)
 class ProgressiveConfig:
@@ -123,6 +151,11 @@ class ProgressiveConfig:
     adam: AdamConfig = AdamConfig(2e-4, (0.9, 0.99), decay_from=0.3, final=0.05)
     ema_halflife: float = 20_000  # images, and at most the share
     ema_ramp: float = 0.15  # of those seen
+
+    def __post_init__(self) -> None:
+        _check_average(self)
+        check_ranges(self, further=POSITIVE, further_for=Range(1, MAX_STEPS, whole=True), keep=POSITIVE)
+        check_ranges(self, saturate=SHARE, top=BELOW_ONE, simulate=SHARE)
 
 
 @dataclass(frozen=True)
@@ -150,6 +183,20 @@ class AdversarialConfig:
     critic_adam: AdamConfig = AdamConfig(1e-3, (0.5, 0.99), warmup=0.0)
     ema_halflife: float = 15_000  # images, and at most the share
     ema_ramp: float = 0.15  # of those seen
+
+    def __post_init__(self) -> None:
+        _check_average(self)
+        check_ranges(self, fall=Range(0, 1, above=True), simulate=SHARE, first=SHARE, keep=BELOW_ONE)
+        check_ranges(self, spread=Range(1, 10_000), mend=POSITIVE, weight=POSITIVE, mended=POSITIVE)
+
+
+def _check_average(config: TeacherConfig | StudentConfig | ConsistencyConfig | ProgressiveConfig | AdversarialConfig):
+    check_ranges(config, ema_halflife=POSITIVE, ema_ramp=Range(0, 1, above=True))
+
+
+def _check_steps(config: StudentConfig | ConsistencyConfig) -> None:
+    check_ranges(config, steps=Range(1, MAX_STEPS, whole=True), sigma_min=POSITIVE)
+    check_range("--sigma-max", config.sigma_max, Range(config.sigma_min, 10_000, above=True))
 
 
 def served_lists(steps: Sequence[int], sigma_min: float, sigma_max: float = SIGMA_MAX) -> tuple[tuple[float, ...], ...]:

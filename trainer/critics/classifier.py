@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fewstep.card import CheckpointError, write_atomically
 from fewstep.outputs import CLASSIFIER_FILE
+from fewstep.ranges import COUNT, POSITIVE, SHARE, Range, check_ranges
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features
 from trainer.run.compute import Compute, called
 from trainer.run.distributed import replicated
@@ -45,6 +46,11 @@ class ClassifierConfig:
     shift: int = 2  # images are moved by up to so many pixels, around the edge
     smoothing: float = 0.1  # of the labels
     dropout: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_ranges(self, resolution=COUNT, channels=COUNT, classes=COUNT, sigma_max=POSITIVE)
+        check_ranges(self, sigma_data=POSITIVE, sigma_min=POSITIVE, smoothing=SHARE, dropout=Range(0, 0.999))
+        check_ranges(self, width=Range(8, whole=True), features=COUNT, shift=Range(0, whole=True))
 
 
 class NoisyClassifier(nn.Module):

@@ -16,6 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from fewstep.card import CheckpointError
+from fewstep.ranges import COUNT, POSITIVE, SEED, check_ranges
 from trainer.run.distributed import agreed, averaged, rank, ranks
 from trainer.run.draws import Draws
 from trainer.run.ema import average_of, update_average
@@ -56,6 +57,9 @@ class LoopConfig:
     log_every: int = 50  # updates between two log lines
     seed: int = 0
     flip: bool = False  # mirror half of the images
+
+    def __post_init__(self) -> None:
+        check_ranges(self, batch=COUNT, images=COUNT, log_every=COUNT, seed=SEED, budget_s=POSITIVE)
 
 
 @dataclass

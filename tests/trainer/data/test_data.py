@@ -240,8 +240,6 @@ def test_images_without_a_class_are_shown_as_such(tmp_path: Path, capsys: pytest
         ("fashion", "--source", "missing"),
         ("sprites", "--source", "missing"),
         ("emoji", "--source", "missing"),
-        ("digits", "--limit", "0"),
-        ("digits", "--limit", "-5"),
     ],
     ids=" ".join,
 )
