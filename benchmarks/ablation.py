@@ -41,7 +41,7 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from fewstep.unet_config import UNetConfig
-from trainer.data.format import DataError, ImageSet, sigma_data
+from trainer.data.format import DataError, ImageSet
 from trainer.methods.dpdm import Student
 from trainer.methods.edm import Teacher
 from trainer.methods.endpoints import Endpoints, load_or_make
@@ -122,7 +122,7 @@ def stored_teacher(folder: Path, plan: Plan, images: int, data: ImageSet) -> tup
     settings, config = {"images": images, "batch": plan.batch}, fitted(plan.network, data)
     if not folder.exists():
         torch.manual_seed(0)
-        network, deviation = UNet(config), sigma_data(data.images)
+        network, deviation = UNet(config), data.sigma_data()
         average = fit(Teacher(network, deviation, TeacherConfig(), COMPUTE), data, images, plan.batch, 0)
         card = Card("teacher", describe(network), deviation, "", data.provenance(), data.class_names, training=settings)
         save_checkpoint(folder, average.state_dict(), card)

@@ -91,7 +91,7 @@ class Setting:
         torch.manual_seed(0)
         network = placed(UNet(self.network), device)
         method = methods()[name](network, self.sigma_data, self.compute)
-        rng = Draws(torch.Generator(device).manual_seed(0))
+        rng = Draws(torch.Generator().manual_seed(0), device=device)
         shape = (self.batch, self.network.channels, self.network.resolution, self.network.resolution)
         images = torch.rand(shape, device=device) * 2 - 1
         labels = torch.arange(self.batch, device=device) % max(self.network.classes, 1)

@@ -14,7 +14,7 @@ from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
 from trainer.critics.classifier import NoisyClassifier, classifier_hash, load_classifier
-from trainer.data.format import ImageSet, sigma_data
+from trainer.data.format import ImageSet
 from trainer.data.matching import check_match
 from trainer.methods.consistency import Consistency
 from trainer.methods.dpdm import Student
@@ -62,7 +62,7 @@ def _train_teacher(options: RunOptions, data: ImageSet, start: Path | None, lr: 
     compute = compute_for(options, network, config.batch)
     placed(network, compute.device)
     torch.manual_seed(options.seed + rank())  # each process drops out other units
-    sigma = start_card.sigma_data if start_card else sigma_data(data.images)
+    sigma = start_card.sigma_data if start_card else data.sigma_data()
     method = Teacher(network, sigma, settings, compute)
     names = data.class_names if network.config.classes else ()
     facts = {"start": start_card and start_card.weights, **asdict(settings)}

@@ -77,7 +77,7 @@ def test_what_it_does_not_have_is_refused_before_anything_is_written(
         ),
         (replace(request, switches={"lr": 0.0}), "--lr must be a number above 0"),
         (replace(request, switches={"further": (3.0, 2.0)}), "--further 2 is not below any list's last level"),
-        (replace(request, switches={"further_for": 0}), "--further-for 0: --init's shortest list has 1;"),
+        (replace(request, switches={"further_for": 0}), "--further-for must be a whole number from 1 to 8, not 0"),
         (replace(request, lists=first), "--lists-of: progressive distillation is trained at the lists that --init"),
         (replace(request, method="dpdm", switches={"further": (0.1,)}), "--further belongs to --method progressive"),
         (replace(request, method="dpdm", switches={"further_for": 1}), "--further-for belongs to --method progressive"),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fewstep.card import Card, CheckpointError
-from trainer.data.format import DataError, ImageSet, sigma_data
+from trainer.data.format import DataError, ImageSet
 
 
 def check_match(parent: Card, data: ImageSet, folder: Path) -> None:
@@ -26,7 +26,7 @@ def check_images(card: Card, data: ImageSet, who: str) -> None:
         )
     if card.network["classes"] not in (0, len(data.class_names)):
         raise DataError(f"{who} knows {card.network['classes']} classes, {data.name} has {len(data.class_names)}")
-    measured = sigma_data(data.images)
+    measured = data.sigma_data()
     if abs(measured / card.sigma_data - 1) > 0.1:
         raise DataError(
             f"{data.name} has sigma_data {measured:.3f}, {who} was trained at {card.sigma_data:.3f}: "

@@ -94,8 +94,8 @@ def train(
     """
     device = next(method.networks[method.served].parameters()).device
     average = average_of(method.networks[method.served])
-    generator = torch.Generator(device).manual_seed(config.seed)
-    rng = Draws(generator, rank(), ranks())
+    generator = torch.Generator().manual_seed(config.seed)
+    rng = Draws(generator, rank(), ranks(), device)
     parts = Parts({**method.networks, "average": average}, method.optimizers, generator)
     clock = Clock()
     if resume:

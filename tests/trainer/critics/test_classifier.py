@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from fewstep.card import CheckpointError
+from fewstep.outputs import CLASSIFIER_FILE
 from tests.trainer.tiny import copied, draws, equal, normals, run_options
 from trainer.classify import train_classifier
 from trainer.critics.classifier import (
-    FILE,
     Classification,
     ClassifierConfig,
     HalvingBlock,
@@ -94,13 +94,13 @@ def test_a_file_gives_back_the_network_frozen(tmp_path):
 def test_no_file_another_file_and_a_damaged_one_are_sentences(tmp_path):
     with pytest.raises(CheckpointError, match="python -m trainer classifier"):
         load_classifier(tmp_path)
-    save_file({"a": torch.zeros(1)}, tmp_path / FILE)
+    save_file({"a": torch.zeros(1)}, tmp_path / CLASSIFIER_FILE)
     with pytest.raises(CheckpointError, match="no readable classifier"):
         load_classifier(tmp_path)
-    save_file({"a": torch.zeros(1)}, tmp_path / FILE, metadata={"config": json.dumps({"format": 99})})
+    save_file({"a": torch.zeros(1)}, tmp_path / CLASSIFIER_FILE, metadata={"config": json.dumps({"format": 99})})
     with pytest.raises(CheckpointError, match="another version"):
         load_classifier(tmp_path)
-    (tmp_path / FILE).write_bytes(b"nothing of the kind")
+    (tmp_path / CLASSIFIER_FILE).write_bytes(b"nothing of the kind")
     with pytest.raises(CheckpointError, match="train it again"):
         load_classifier(tmp_path)
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from fewstep import noise_torch
+from trainer.run import draws
 from trainer.run.draws import Draws
 
 DRAWN = {
@@ -41,3 +43,30 @@ def test_numbers_have_the_promised_law():
     assert integers.unique().tolist() == [0, 1, 2, 3, 4]
     assert abs(normal.mean()) < 0.03 and abs(normal.std() - 1) < 0.03
     assert 0 <= rng.shared() < 1
+
+
+def test_a_process_makes_its_own_rows_only(monkeypatch):
+    """Of 64 processes each makes a 64th, whatever their number."""
+    made = []
+    words = noise_torch.random_words
+
+    def counted(seeds, steps, stream, blocks):
+        made.append(len(seeds) * blocks * 4)
+        return words(seeds, steps, stream, blocks)
+
+    monkeypatch.setattr(noise_torch, "random_words", counted)
+    rng = Draws(torch.Generator().manual_seed(7), 63, 64)
+    x = rng.normal_like(torch.empty(4, 3, 32, 32))
+    assert sum(made) == x.numel()
+
+
+def test_pieces_do_not_show(monkeypatch):
+    whole, pieces = several(1) + several(1)
+    expected = whole.normal_like(torch.empty(7, 3, 4, 4))
+    monkeypatch.setattr(draws, "_PIECE", 100)
+    assert torch.equal(pieces.normal_like(torch.empty(7, 3, 4, 4)), expected)
+
+
+def test_draws_of_one_generator_differ():
+    (rng,) = several(1)
+    assert not torch.isin(rng.normal(100), rng.normal(100)).any()
