@@ -13,6 +13,7 @@ Rule = Literal["tied", "independent", "lognormal", "subinterval", "hybrid"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 Weight = Literal["l1", "one"]
 Solver = Literal["heun", "euler"]
+Metric = Literal["pseudo-huber", "l2"]
 Play = Literal["all", "first", "rest"]
 Lists = tuple[tuple[float, ...], ...]
 RATE = Range(0, 1, above=True)
@@ -41,7 +42,7 @@ class NoiseDistribution:
     std: float = 1.2
 
     def __post_init__(self) -> None:
-        check_ranges(self, mean=Range(-10, 10), std=Range(0, 10, above=True))
+        check_ranges(self, mean=Range(-10, 10), std=Range(0, 10))
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class StudentConfig:
     simulate_from: float = 0.5  # and after which fraction of the run: early trajectories are not worth learning from
     warm: float = 0.0  # fraction of the run in which the top level regresses on stored teacher endpoints
     warm_pairs: int = 4096
-    adversary: AdversaryConfig = AdversaryConfig()  # of `--method dmd2`
+    adversary: AdversaryConfig = AdversaryConfig()  # of `--method dmd2` alone
     adam: AdamConfig = AdamConfig(5e-5, (0.0, 0.999), decay_from=0.4, final=0.05)
     # The auxiliary has to follow a moving student: with equal rates it lags, and the outputs oscillate (ADR 0003).
     auxiliary_adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
@@ -118,7 +119,7 @@ class ConsistencyConfig:
     sigma_min: float = SIGMA_MIN
     sigma_max: float = SIGMA_MAX
     solver: Solver = "heun"  # of the teacher's ODE over one interval
-    metric: Literal["pseudo-huber", "l2"] = "pseudo-huber"
+    metric: Metric = "pseudo-huber"
     # One over the width of the interval (Song & Dhariwal 2024), or 1 as in the paper, whose runs are a thousand times
     # longer than a CPU's: in a short one, 1 lets the student drift ever further from the ends of the teacher's ODE.
     weight: Literal["inverse", "constant"] = "inverse"

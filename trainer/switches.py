@@ -12,17 +12,25 @@ from trainer.settings import (
     METHODS,
     RULES,
     AdversarialConfig,
+    ConsistencyConfig,
+    Metric,
     Play,
     ProgressiveConfig,
+    Solver,
     StudentConfig,
     Weight,
     further_levels,
     seen_lists,
 )
 
+DMD2 = ("sigma_max", "auxiliary_updates", "lr", "auxiliary_lr")  # what --method dmd2 shares with DPDM
+TRAJECTORY = ("intervals", "solver", "metric", "target_halflife")  # --method consistency's own switches
+CONSISTENCY = (*TRAJECTORY, "sigma_max", "lr")  # and those that it shares with DPDM
 FURTHER = ("further", "further_for", "saturate")  # --method progressive's own switches
 PROGRESSIVE = (*FURTHER, "top", "simulate", "lr")  # and those that it shares with DPDM
 PLAY = ("play", "clip", "keep")  # --method adversarial's own switches
+OWNERS = dict.fromkeys(FURTHER, "progressive") | dict.fromkeys(PLAY, "adversarial")
+OWNERS |= dict.fromkeys(TRAJECTORY, "consistency")
 RATE = number(Range(0, 1, above=True))
 ADVERSARIAL = (*PLAY, "simulate", "lr")  # and those that it shares with DPDM
 
@@ -81,6 +89,14 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
         "--saturate", type=number(SHARE), metavar="MARGIN",
         help="what they leave so close to black or white (-1, 1) is to be that",
     )  # fmt: skip
+    group = parser.add_argument_group("consistency distillation")
+    group.add_argument("--intervals", type=whole(1, 10_000), metavar="N", help="of the teacher's ODE (18)")
+    group.add_argument("--solver", choices=get_args(Solver), help="of that ODE (heun)")
+    group.add_argument("--metric", choices=get_args(Metric), help="distance of outputs and targets (pseudo-huber)")
+    group.add_argument(
+        "--target-halflife", type=number(Range(0)), metavar="IMAGES",
+        help="of the average that makes the targets; 0: the student itself",
+    )  # fmt: skip
     group = parser.add_argument_group("critics of --method adversarial")
     group.add_argument(
         "--play", choices=get_args(Play),
@@ -100,7 +116,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "renoise", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
         "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "sigma_max", "top", "lr", "auxiliary_lr",
-        *FURTHER, *PLAY,
+        *FURTHER, *PLAY, *TRAJECTORY,
     )  # fmt: skip
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
@@ -122,9 +138,8 @@ def with_lists(config: StudentConfig, folder: Path | None) -> StudentConfig:
 
 def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     """The configuration with these switches set. Raises SwitchError when one has no effect without another."""
-    for flag in (*FURTHER, *PLAY):
+    for flag, method in OWNERS.items():
         if flag in switches:
-            method = "progressive" if flag in FURTHER else "adversarial"
             raise SwitchError(f"--{flag.replace('_', '-')} belongs to --method {method}")
     named, switches = frozenset(switches), dict(switches)
     adversary, optimiser, auxiliary = config.adversary, config.adam, config.auxiliary_adam
@@ -149,6 +164,13 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     if changed.lists and "sigma_max" in named:
         raise SwitchError("--lists-of says which levels are trained; leave --sigma-max out")
     return changed
+
+
+def consistency(config: ConsistencyConfig, switches: dict[str, Any]) -> ConsistencyConfig:
+    """The configuration with its switches set. Raises RangeError."""
+    if "lr" in switches:
+        config = replace(config, adam=replace(config.adam, lr=switches["lr"]))
+    return replace(config, **{name: value for name, value in switches.items() if name != "lr"})
 
 
 def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card) -> ProgressiveConfig:

@@ -69,6 +69,7 @@ def test_a_switch_sets_what_it_names_and_nothing_else(line, base):
 
 def test_every_switch_is_in_the_table():
     others = {"-h", "--help", "--method", "--further", "--further-for", "--saturate"}  # test_progressive_command.py
+    others |= {"--intervals", "--solver", "--metric", "--target-halflife"}  # methods/test_consistency.py
     others |= {"--play", "--keep", "--clip", "--no-clip"}  # test_adversarial_command.py
     flags = {option for action in parser()._actions for option in action.option_strings} - others
     assert flags == {word for line in SETS for word in line.split() if word.startswith("--")}

@@ -77,7 +77,7 @@ class ImageSet:
         return digest.hexdigest()
 
     def provenance(self) -> card.Dataset:
-        return card.Dataset(self.name, self.sha256(), self.licence, len(self.images))
+        return card.Dataset(self.name, self.sha256(), self.licence, len(self.images), self.sigma_data())
 
 
 def sigma_data(images: NDArray[np.uint8]) -> float:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.noise_torch import normals, random_words
+from fewstep import noise, noise_torch
 
 STREAM_TRAINING = 3  # after those of `fewstep.noise`
-_PIECE = 2**20  # numbers made at a time: the generator works with 64-bit integers, many for each
+_PIECE = 2**20  # numbers made at a time on a GPU: the generator works with 64-bit integers, many for each
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,7 @@ class Draws:
     def normal_like(self, x: Tensor) -> Tensor:
         """Unit normals of the shape [B, ...] and device of x."""
         key, rows = self._key(x.device), self._rows(len(x), x.device)
-        step = max(_PIECE // max(math.prod(x.shape[1:]), 1), 1)
-        shape = tuple(x.shape[1:])
-        return torch.cat([normals(key.expand_as(part), part, shape, STREAM_TRAINING) for part in rows.split(step)])
+        return keyed_normals(key.expand_as(rows), rows, tuple(x.shape[1:]))
 
     def uniform(self, count: int) -> Tensor:
         """[count] in [0, 1)."""
@@ -55,7 +53,7 @@ class Draws:
     def _words(self, count: int) -> Tensor:
         """[count] in [0, 2^32)."""
         rows = self._rows(count, self.device)
-        return random_words(self._key(self.device).expand_as(rows), rows, STREAM_TRAINING, 1)[:, 0, 0]
+        return noise_torch.random_words(self._key(self.device).expand_as(rows), rows, STREAM_TRAINING, 1)[:, 0, 0]
 
     def _key(self, device: torch.device | str) -> Tensor:
         return torch.randint(-(2**63), 2**63 - 1, (1,), generator=self.generator).to(device)
@@ -63,3 +61,16 @@ class Draws:
     def _rows(self, count: int, device: torch.device | str) -> Tensor:
         """The places [count] of this process's rows in the global batch."""
         return torch.arange(self.rank * count, (self.rank + 1) * count, device=device)
+
+
+def keyed_normals(keys: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Unit normals [B, *shape] of these keys and rows [B]: by numpy on a CPU, where it is three times faster."""
+    if keys.device.type == "cpu":
+        return torch.from_numpy(noise.normals(keys.numpy().view("uint64"), rows.numpy(), shape, STREAM_TRAINING))
+    return in_pieces(keys, rows, shape)
+
+
+def in_pieces(keys: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    step = max(_PIECE // max(math.prod(shape), 1), 1)
+    parts = zip(keys.split(step), rows.split(step), strict=True)
+    return torch.cat([noise_torch.normals(key, row, shape, STREAM_TRAINING) for key, row in parts])

@@ -126,3 +126,22 @@ def test_images_without_classes_and_of_odd_sides_are_refused(digits, tmp_path):
     odd = replace(digits, images=np.ascontiguousarray(digits.images[:, :7, :7]))
     with pytest.raises(DataError, match="even side"):
         train_classifier(run_options(tmp_path), odd)
+
+
+def test_shifts_are_the_batchs_and_dropout_the_images_whatever_the_number_of_processes(monkeypatch):
+    images, labels = halves(8, seed=3)
+
+    def seen(rank: int, ranks: int) -> list[torch.Tensor]:
+        method, fed = Classification(fresh(dropout=0.5), Compute(), ADAM), []
+        logits = method.logits
+        method.logits = lambda *inputs: (fed.extend(inputs), logits(*inputs))[1]
+        rows = 8 // ranks
+        own = slice(rank * rows, (rank + 1) * rows)
+        method.update(images[own], labels[own], 0.5, replace(draws(5), rank=rank, ranks=ranks))
+        return fed
+
+    alone, parts = seen(0, 1), [seen(rank, 2) for rank in range(2)]
+    for one, several in zip(alone, zip(*parts, strict=True), strict=True):
+        assert torch.equal(torch.cat(several), one)
+    kept = alone[2]
+    assert set(kept.unique().tolist()) == {0.0, 2.0} and 0.3 < (kept > 0).float().mean() < 0.7

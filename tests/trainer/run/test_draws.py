@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fewstep import noise_torch
+from fewstep import noise
 from trainer.run import draws
 from trainer.run.draws import Draws
 
@@ -46,25 +46,25 @@ def test_numbers_have_the_promised_law():
 
 
 def test_a_process_makes_its_own_rows_only(monkeypatch):
-    """Of 64 processes each makes a 64th, whatever their number."""
+    """Of 64 processes each makes a 64th."""
     made = []
-    words = noise_torch.random_words
+    normals = noise.normals
 
-    def counted(seeds, steps, stream, blocks):
-        made.append(len(seeds) * blocks * 4)
-        return words(seeds, steps, stream, blocks)
+    def counted(*arguments):
+        made.append(normals(*arguments))
+        return made[-1]
 
-    monkeypatch.setattr(noise_torch, "random_words", counted)
+    monkeypatch.setattr(noise, "normals", counted)
     rng = Draws(torch.Generator().manual_seed(7), 63, 64)
     x = rng.normal_like(torch.empty(4, 3, 32, 32))
-    assert sum(made) == x.numel()
+    assert sum(part.size for part in made) == x.numel()
 
 
-def test_pieces_do_not_show(monkeypatch):
-    whole, pieces = several(1) + several(1)
-    expected = whole.normal_like(torch.empty(7, 3, 4, 4))
+def test_a_gpu_makes_the_same_numbers_in_pieces(monkeypatch):
+    keys, rows = torch.full((7,), -(2**62) - 3), torch.arange(7)
     monkeypatch.setattr(draws, "_PIECE", 100)
-    assert torch.equal(pieces.normal_like(torch.empty(7, 3, 4, 4)), expected)
+    expected = draws.keyed_normals(keys, rows, (3, 4, 4))
+    torch.testing.assert_close(draws.in_pieces(keys, rows, (3, 4, 4)), expected, rtol=0, atol=1e-6)
 
 
 def test_draws_of_one_generator_differ():
