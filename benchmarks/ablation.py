@@ -11,6 +11,7 @@ training_cost.py measures. Prints a table, writes JSON and a plot.
 """
 
 from fewstep import extras
+from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -40,7 +41,7 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from fewstep.unet_config import UNetConfig
-from trainer.data.format import DataError, ImageSet, sigma_data
+from trainer.data.format import DataError, ImageSet
 from trainer.methods.dpdm import Student
 from trainer.methods.edm import Teacher
 from trainer.methods.endpoints import Endpoints, load_or_make
@@ -121,7 +122,7 @@ def stored_teacher(folder: Path, plan: Plan, images: int, data: ImageSet) -> tup
     settings, config = {"images": images, "batch": plan.batch}, fitted(plan.network, data)
     if not folder.exists():
         torch.manual_seed(0)
-        network, deviation = UNet(config), sigma_data(data.images)
+        network, deviation = UNet(config), data.sigma_data()
         average = fit(Teacher(network, deviation, TeacherConfig(), COMPUTE), data, images, plan.batch, 0)
         card = Card("teacher", describe(network), deviation, "", data.provenance(), data.class_names, training=settings)
         save_checkpoint(folder, average.state_dict(), card)
@@ -253,8 +254,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, metavar="DIR", help="finished runs (default: build/ablation)")
     parser.add_argument("--only", nargs="+", choices=list(variants()), metavar="NAME", help=", ".join(variants()))
-    parser.add_argument("--seeds", type=int, default=3, help="runs of every variant (default 3)")
-    parser.add_argument("--images", type=int, metavar="N", help="generated for every distance (default 599)")
+    parser.add_argument("--seeds", type=whole(1), default=3, help="runs of every variant (default 3)")
+    parser.add_argument("--images", type=whole(1), metavar="N", help="generated for every distance (default 599)")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "build" / "ablation.json", help="JSON; the PNG lies beside it"
     )

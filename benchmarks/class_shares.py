@@ -11,6 +11,7 @@ within the classes. Prints tables, writes JSON.
 """
 
 from fewstep import extras
+from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -89,8 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_options(parser)
     add = parser.add_argument
-    add("--images", type=int, default=10_000, help="images, N (default 10000)")
-    add("--nfe", type=int, nargs="+", default=[1, 4], help="network calls per image (default 1 4)")
+    add("--images", type=whole(1), default=10_000, help="images, N (default 10000)")
+    add("--nfe", type=whole(1), nargs="+", default=[1, 4], help="network calls per image (default 1 4)")
     add("--out", type=Path, default=ROOT / "build/class_shares.json", help="JSON")
     add("--smoke", action="store_true", help="20 images, one call, part of the data, a cache of its own")
     args = parser.parse_args()

@@ -7,6 +7,7 @@ published distance is relative to them.
 """
 
 from fewstep import extras
+from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -57,8 +58,8 @@ def main() -> None:
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=whole(1), default=10)
+    parser.add_argument("--seed", type=whole(0), default=0)
     args = parser.parse_args()
     if (args.out / "extractor.onnx").exists():
         sys.exit(

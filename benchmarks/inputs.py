@@ -14,6 +14,7 @@ from fewstep.card import CheckpointError
 from fewstep.metrics.cache import Cache
 from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, INCEPTION, load_feature_net
 from fewstep.metrics.reference import Reference, make_reference, shuffled
+from fewstep.ranges import whole
 from trainer.data.format import DataError, ImageSet, read_image_set
 
 MODELS = ROOT / "models" / "fashion"
@@ -30,7 +31,7 @@ def add_common_options(parser: argparse.ArgumentParser, taken: Collection[str] =
     add("--inception", type=Path, metavar="FILE", help="weights of InceptionV3 (2015-12-05): adds the standard FID")
     add("--backend", choices=BACKENDS, default="engine",
         help="ONNX engines (default), in OpenVINO's bfloat16, checkpoints, or those compiled in bfloat16")  # fmt: skip
-    add("--batch", type=int, default=100, help="images per network call (default 100)")
+    add("--batch", type=whole(1), default=100, help="images per network call (default 100)")
     add_data_options(parser)
 
 
@@ -40,7 +41,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add("--data", type=Path, default=ROOT / "runs/data/fashion.zip", metavar="ZIP", help="the training images")
     add("--held-out", type=Path, default=ROOT / "runs/data/fashion-test.zip", metavar="ZIP",
         help="real images that nobody was trained on")  # fmt: skip
-    add("--threads", type=int, default=0, help="0: as many as there are cores")
+    add("--threads", type=whole(0), default=0, help="0: as many as there are cores")
     add(
         "--cache", type=Path, default=ROOT / "runs/quality", metavar="DIR", help="finished cells (default runs/quality)"
     )

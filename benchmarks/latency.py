@@ -9,6 +9,7 @@ come from the same seeds and class labels, and the distance stands beside its no
 """
 
 from fewstep import extras
+from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -141,10 +142,12 @@ def main() -> None:
     parser.add_argument(
         "--rival", type=named_engine, action="append", default=[], metavar="NAME=ENGINE", help="another student"
     )
-    parser.add_argument("--images", type=int, default=400, help="images per method behind the distance (default 400)")
-    parser.add_argument("--rounds", type=int, default=30, help="timed single images per method (default 30)")
-    parser.add_argument("--batch", type=int, default=32, help="batch for images/s and memory (default 32)")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument(
+        "--images", type=whole(1), default=400, help="images per method behind the distance (default 400)"
+    )
+    parser.add_argument("--rounds", type=whole(1), default=30, help="timed single images per method (default 30)")
+    parser.add_argument("--batch", type=whole(1), default=32, help="batch for images/s and memory (default 32)")
+    parser.add_argument("--threads", type=whole(0), default=0, help="0: as many as there are cores")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "build" / "latency.json", help="JSON; the PNG lies beside it"
     )

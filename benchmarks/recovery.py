@@ -12,6 +12,7 @@ they were noised. Every network sees the same images and the same noise. A stude
 """
 
 from fewstep import extras
+from fewstep.ranges import POSITIVE, number, whole
 
 extras.name_missing()
 
@@ -165,9 +166,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_options(parser, taken=(TEACHER,))
     add = parser.add_argument
-    add("--images", type=int, default=10_000, help="held-out images, N (default 10000)")
-    add("--repeats", type=int, default=1, help="times that all images are noised afresh (default 1)")
-    add("--sigmas", type=float, nargs="+", default=list(SIGMAS), help="levels (default: 12 from 0.05 to 80)")
+    add("--images", type=whole(1), default=10_000, help="held-out images, N (default 10000)")
+    add("--repeats", type=whole(1), default=1, help="times that all images are noised afresh (default 1)")
+    add("--sigmas", type=number(POSITIVE), nargs="+", default=list(SIGMAS), help="levels (default: 12 from 0.05 to 80)")
     add("--out", type=Path, default=ROOT / "build/recovery.json", help="JSON; the pictures lie beside it")
     add("--smoke", action="store_true", help="50 images, three levels, part of the data, a cache of its own")
     args = parser.parse_args()

@@ -28,6 +28,7 @@ TORCH_FREE = (
     "editing",
     "extras",
     "outputs",
+    "ranges",
     "ipndm",
     "latent",
     "metrics.cache",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fewstep import extras
 from fewstep.card import CheckpointError
+from fewstep.ranges import Range, RangeError, number, whole
 from trainer import calibrate
 from trainer.data import command as data
 from trainer.data.format import DataError, ImageSet, read_image_set
@@ -30,7 +31,7 @@ def main() -> int:
     try:
         with extras.named():
             return args.run(args) or 0
-    except (CheckpointError, DataError, SwitchError, UnknownRecipeError, OSError) as error:
+    except (CheckpointError, DataError, RangeError, SwitchError, UnknownRecipeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before training began; once it has, the loop finishes its update and saves
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     teacher = commands.add_parser("teacher", help="train an EDM teacher")
     _add_run_arguments(teacher)
     teacher.add_argument("--init", type=Path, metavar="DIR", help="continue this teacher, published or imported, say")
-    teacher.add_argument("--lr", type=float, help="default: the recipe's")
+    teacher.add_argument("--lr", type=number(Range(0, 1, above=True)), help="default: the recipe's")
     teacher.set_defaults(run=_teacher)
 
     student = commands.add_parser("student", help="distil a teacher into a few-step student")
@@ -95,30 +96,26 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--data", type=Path, metavar="ZIP", help="your own data set (default: the recipe's)")
     parser.add_argument("--budget", type=_seconds, metavar="TIME", help="stop after this long: 90s, 30m, 2h")
-    parser.add_argument("--images", type=int, metavar="N", help="stop after N training images")
-    parser.add_argument("--batch", type=int, metavar="N")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=whole(1), metavar="N", help="stop after N training images")
+    parser.add_argument("--batch", type=whole(1, 2**20), metavar="N")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0)
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--checkpoint-every", type=_seconds, default=300.0, metavar="TIME")
-    parser.add_argument("--snapshot-every", type=_count, metavar="N",
+    parser.add_argument("--snapshot-every", type=whole(1), metavar="N",
                         help="also keep a checkpoint every N training images, in OUT/snapshots")  # fmt: skip
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images from 1 up")
-    return int(text)
-
-
 def _seconds(text: str) -> float:
-    """90, 90s, 30m or 2h -> seconds."""
+    """90s, 30m or 2h -> seconds, above 0."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration; write 90s, 30m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration above 0; write 90s, 30m or 2h")
+    if not match[2]:
+        raise argparse.ArgumentTypeError(f"{text!r} has no unit; write {text}s, {text}m or {text}h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _options(args: argparse.Namespace) -> "RunOptions":

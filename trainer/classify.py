@@ -15,7 +15,7 @@ from trainer.critics.classifier import (
     NoisyClassifier,
     save_classifier,
 )
-from trainer.data.format import DataError, ImageSet, sigma_data
+from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
 from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
@@ -38,7 +38,7 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     if side < 8 or side % 2:
         raise DataError(f"{data.name} is {side}x{side}; a classifier takes images of an even side from 8 up")
     torch.manual_seed(options.seed)
-    settings = ClassifierConfig(side, channels, len(data.class_names), sigma_data(data.images))
+    settings = ClassifierConfig(side, channels, len(data.class_names), data.sigma_data())
     device = options.device or default_device()
     compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
     compute = Compute(device, "fp32" if options.precision == "auto" else options.precision, compile)

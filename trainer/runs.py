@@ -14,6 +14,7 @@ from torch import nn
 from fewstep.card import Card, CheckpointError, read_card
 from fewstep.checkpoint import NetworkModule, save_checkpoint
 from fewstep.outputs import STATE_FILE, check_folder, check_writable
+from fewstep.ranges import COUNT, POSITIVE, SEED, Range, check_range, check_ranges
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
@@ -48,6 +49,13 @@ class RunOptions:
     network: NetworkSize = "small"
     label: str | None = None  # what its progress is called; None: the folder's name
     sheets: bool = True  # sample sheets beside the checkpoints
+
+    def __post_init__(self) -> None:
+        """Raises RangeError."""
+        check_ranges(self, images=COUNT, batch=Range(1, 2**20, whole=True), seed=SEED)
+        check_range("--budget", self.budget_s, POSITIVE)
+        check_range("--checkpoint-every", self.checkpoint_s, Range(0))
+        check_range("--snapshot-every", self.snapshot_images, COUNT)
 
 
 def run_method(

@@ -12,6 +12,7 @@ no longer ready.
 """
 
 from fewstep import extras
+from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -220,8 +221,8 @@ def server(arguments: list[str]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=5_000, help="patient requests; hurried: a tenth (5000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the cases (0)")
+    parser.add_argument("--cases", type=whole(1), default=5_000, help="patient requests; hurried: a tenth (5000)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the cases (0)")
     parser.add_argument("--url", help="a server that runs already")
     parser.add_argument("--out", type=Path, help="JSON file with the counts")
     parser.add_argument("server", nargs="*", help="flags of the server, after --")

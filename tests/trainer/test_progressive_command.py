@@ -13,7 +13,7 @@ from trainer.average import average
 from trainer.commands import Distillation, train_student
 from trainer.data.format import ImageSet
 from trainer.publish import publish
-from trainer.switches import SwitchError, add_switches, given
+from trainer.switches import RangeError, add_switches, given
 
 
 def test_the_flag_lists_levels():
@@ -75,16 +75,16 @@ def test_what_it_does_not_have_is_refused_before_anything_is_written(
             replace(request, switches={"renoise": "tied", "top": 0.5}),
             "--renoise: a variant of DPDM, which --method pro",
         ),
-        (replace(request, switches={"lr": 0.0}), "--lr must be positive"),
+        (replace(request, switches={"lr": 0.0}), "--lr must be a number above 0"),
         (replace(request, switches={"further": (3.0, 2.0)}), "--further 2 is not below any list's last level"),
-        (replace(request, switches={"further_for": 0}), "--further-for 0: --init's shortest list has 1;"),
+        (replace(request, switches={"further_for": 0}), "--further-for must be a whole number from 1 to 8, not 0"),
         (replace(request, lists=first), "--lists-of: progressive distillation is trained at the lists that --init"),
         (replace(request, method="dpdm", switches={"further": (0.1,)}), "--further belongs to --method progressive"),
         (replace(request, method="dpdm", switches={"further_for": 1}), "--further-for belongs to --method progressive"),
         (replace(request, method="dpdm", kept=first), "--kept belongs to --method progressive"),
         (Distillation(tiny_teacher, "consistency", {"top": 0.5}), "--top: a variant of DPDM, which --method cons"),
     ):
-        with pytest.raises(SwitchError, match=sentence):
+        with pytest.raises(RangeError, match=sentence):
             train_student(run_options(tmp_path / "run"), thumbnails, wrong)
     assert not (tmp_path / "run").exists()
 

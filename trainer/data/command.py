@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fewstep.card import write_atomically
 from fewstep.outputs import check_file
 from fewstep.pixels import encode, grid
+from fewstep.ranges import whole
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.named import READERS
 from trainer.data.sources.edm_zip import read_edm_zip
@@ -49,7 +50,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         if name != "digits":
             recipe.add_argument("--source", type=Path, metavar="PATH", help="where its files are")
         if name == "emoji":
-            recipe.add_argument("--resolution", type=int, default=32, metavar="N", help="side in pixels")
+            recipe.add_argument("--resolution", type=whole(1, 4096), default=32, metavar="N", help="side in pixels")
             recipe.add_argument("--skin-tones", action="store_true", help="also the five tones of each person")
         _add_output(recipe, _make_recipe)
 
@@ -78,7 +79,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_shape(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--resolution", type=int, metavar="N", help="crop and resize to N x N pixels")
+    parser.add_argument("--resolution", type=whole(1, 4096), metavar="N", help="crop and resize to N x N pixels")
     parser.add_argument("--gray", action="store_true", help="one channel instead of three")
 
 
@@ -90,7 +91,7 @@ def _add_output(
     parser: argparse.ArgumentParser, make: Callable[[argparse.Namespace], ImageSet], *, licence: bool = False
 ) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.zip")
-    parser.add_argument("--limit", type=int, metavar="N", help="only N images, evenly spread over all")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="only N images, evenly spread over all")
     parser.add_argument("--name", help="what the dataset is called; default: a name after its source")
     if licence:
         parser.add_argument("--licence", default="not stated", metavar="TEXT", help="kept in every model's card")
@@ -132,8 +133,6 @@ def _write(args: argparse.Namespace, make: Callable[[argparse.Namespace], ImageS
     check_file(args.out, ".zip")
     if args.out.exists():
         read_image_set(args.out)  # only a data set is replaced, and no other zip
-    if args.limit is not None and args.limit < 1:
-        raise DataError(f"--limit must be positive, not {args.limit}")
     images = limited(make(args), args.limit)
     if args.name:
         images = replace(images, name=args.name)

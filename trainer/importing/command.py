@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fewstep.card import CheckpointError
 from fewstep.outputs import check_folder
+from fewstep.ranges import Range, number
 from trainer.importing.teacher import UNKNOWN, Provenance, save_teacher
 
 
@@ -29,7 +30,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--weights-licence", default=UNKNOWN, metavar="TEXT", help="of the file, kept in the card")
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="names of classes 0, 1, ..., one a line")
     parser.add_argument(
-        "--sigma-data", type=float, metavar="X",
+        "--sigma-data", type=number(Range(0, 10, above=True)), metavar="X",
         help="standard deviation of the training images in [-1, 1] (default: 0.5; an EDM pickle says it itself)",
     )  # fmt: skip
     parser.set_defaults(run=_import)
@@ -49,8 +50,6 @@ def _import(args: argparse.Namespace) -> None:
     source: Path = args.source
     if source.is_dir():
         sigma_data = 0.5 if args.sigma_data is None else args.sigma_data
-        if not 0 < sigma_data < 10:
-            raise CheckpointError(f"--sigma-data {sigma_data} is no standard deviation of pixels in [-1, 1]")
         teacher = import_diffusers(source, sigma_data)
     elif source.is_file():
         if args.sigma_data is not None:

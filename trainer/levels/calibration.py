@@ -16,6 +16,7 @@ from tqdm import tqdm
 from fewstep.card import CARD_FILE, Card, CheckpointError, card_to_json, distilled_from, read_card, write_atomically
 from fewstep.checkpoint import load_denoiser
 from fewstep.metrics.extractors.teacher import TeacherSpace, evenly
+from fewstep.ranges import Range, check_ranges
 from trainer.data.format import ImageSet
 from trainer.data.matching import check_images, check_match
 from trainer.levels.search import Levels, Objective, SearchConfig, Trial, calibrated, evaluations
@@ -33,6 +34,9 @@ class CalibrationConfig:
     images: int = 1000  # per list and range of seeds
     seed: int = 0  # another one: other seeds
     search: SearchConfig = SearchConfig()
+
+    def __post_init__(self) -> None:
+        check_ranges(self, images=Range(2, 10**9, whole=True), seed=Range(0, 2**32, whole=True))
 
     @property
     def ranges(self) -> list[range]:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from fewstep.card import CheckpointError
+from fewstep.ranges import COUNT, POSITIVE, SEED, check_ranges
 from trainer.run.distributed import agreed, averaged, rank, ranks
 from trainer.run.draws import Draws
 from trainer.run.ema import FOLDER as AVERAGES
@@ -62,6 +63,9 @@ class LoopConfig:
     flip: bool = False  # mirror half of the images
     label: str = "training"  # what its progress is called
 
+    def __post_init__(self) -> None:
+        check_ranges(self, batch=COUNT, images=COUNT, log_every=COUNT, seed=SEED, budget_s=POSITIVE)
+
 
 @dataclass
 class Clock:
@@ -98,8 +102,8 @@ def train(
     if not resume and rank() == 0:
         shutil.rmtree(out / AVERAGES, ignore_errors=True)  # of a run that was given up
     averages = Averages(method.networks[method.served])
-    generator = torch.Generator(device).manual_seed(config.seed)
-    rng = Draws(generator, rank(), ranks())
+    generator = torch.Generator().manual_seed(config.seed)
+    rng = Draws(generator, rank(), ranks(), device)
     parts = Parts({**method.networks, **averages.kept}, method.optimizers, generator)
     clock = Clock()
     if resume:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fewstep.analytic import Gaussian, as_network
+from fewstep.card import read_card
 from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
 from fewstep.noise_torch import noise_for
@@ -19,7 +20,8 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm, sample_euler, sample_heun
 from fewstep.schedule import solver_sigmas
 from tests.trainer.methods.test_dpdm import energy_distance
-from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
+from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals, run_options
+from trainer.commands import Distillation, train_student
 from trainer.data.format import ImageSet, sigma_data
 from trainer.data.loader import batches
 from trainer.methods.consistency import Consistency, pseudo_huber, solver_step, squared
@@ -28,6 +30,7 @@ from trainer.run.compute import Compute
 from trainer.run.ema import average_of, blend, power_decay
 from trainer.run.loop import LoopConfig, train
 from trainer.settings import ConsistencyConfig, TeacherConfig
+from trainer.switches import SwitchError
 
 PAIR = Gaussian(0.1, 0.5)
 
@@ -184,7 +187,7 @@ def test_a_student_to_start_from_is_taken(small_teacher):
 def test_what_cannot_be_trained_is_refused(small_teacher):
     with pytest.raises(ValueError, match="other images"):
         Consistency(small_teacher, 0.66, ConsistencyConfig(), Compute(), UNet(replace(TINY, extra=1)))
-    for config in (ConsistencyConfig(intervals=0), ConsistencyConfig(sigma_min=0.0), ConsistencyConfig(sigma_min=90.0)):
+    for config in (ConsistencyConfig(sigma_min=0.0), ConsistencyConfig(sigma_min=90.0)):
         with pytest.raises(ValueError, match="level"):
             Consistency(small_teacher, 0.66, config, Compute())
 
@@ -250,3 +253,21 @@ def test_an_interrupted_run_resumes_to_identical_weights(halflife, small_teacher
     assert straight.keys() == parts.keys() and len(straight) == (3 if halflife else 2)
     for name, value in straight.items():
         np.testing.assert_array_equal(parts[name].numpy(), value.numpy())
+
+
+def test_the_command_line_sets_what_the_paper_varies(thumbnails, tiny_teacher, tiny_recipe, tmp_path):
+    switches = {
+        "lr": 2e-4,
+        "sigma_max": 20.0,
+        "intervals": 9,
+        "solver": "euler",
+        "metric": "l2",
+        "target_halflife": 8.0,
+    }
+    request = Distillation(tiny_teacher, "consistency", switches)
+    assert train_student(run_options(tmp_path / "run", images=8), thumbnails, request)
+    card = read_card(tmp_path / "run")
+    assert card.training["adam"]["lr"] == 2e-4 and card.levels[1] == (20.0,)
+    assert all(card.training[name] == value for name, value in switches.items() if name != "lr")
+    with pytest.raises(SwitchError, match="--intervals belongs to --method consistency"):
+        train_student(run_options(tmp_path / "x"), thumbnails, Distillation(tiny_teacher, "dpdm", {"intervals": 9}))

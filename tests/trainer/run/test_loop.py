@@ -163,7 +163,7 @@ def test_student_refuses_a_teacher_of_other_images(thumbnails, fashion_2000, tmp
     with pytest.raises(DataError, match="8x8 images with 1 channels, fashion-2000 has 32x32"):
         train_student(options(tmp_path / "student"), fashion_2000, Distillation(tmp_path / "teacher"))
     brighter = replace(thumbnails, images=thumbnails.images // 4)
-    with pytest.raises(DataError, match="sigma_data"):
+    with pytest.raises(DataError, match="pixel deviation"):
         train_student(options(tmp_path / "student"), brighter, Distillation(tmp_path / "teacher"))
     assert not (tmp_path / "student").exists()
 
