@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -11,12 +10,12 @@ from typing import Any
 
 from fewstep import extras
 from fewstep.card import CheckpointError
+from fewstep.ranges import RangeError, duration, whole
 
 # The rooms above the core are imported when a command runs: this file is the command, and --help is quick.
 
 REFUSED, INTERRUPTED = 2, 130
 PRESETS = {"quick": 600.0, "good": 2 * 3600.0, "overnight": 8 * 3600.0}
-UNITS = {"s": 1, "m": 60, "h": 3600}
 TIMED_IMAGES = 5  # behind each time of an engine
 
 TRAIN = """\
@@ -58,11 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes")
     length = train.add_mutually_exclusive_group()
     length.add_argument("--preset", choices=PRESETS, help="a budget: 10 minutes, 2 hours (the default) or 8 hours")
-    length.add_argument("--budget", type=seconds, metavar="TIME", help="for the whole command: 90s, 30m, 6h")
+    length.add_argument("--budget", type=duration, metavar="TIME", help="for the whole command: 90s, 30m, 6h")
     train.add_argument("--size", type=int, choices=(32, 64), help="side of the images in pixels (default: 32)")
     train.add_argument("--network", choices=("small", "large"), help="default: small on a CPU, large on a GPU")
     train.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    train.add_argument("--seed", type=_seed, metavar="N", help="another one: another run (default: 0)")
+    train.add_argument("--seed", type=whole(0, 2**31), metavar="N", help="another one: another run (default: 0)")
     train.add_argument("--dry-run", action="store_true", help="measure, print the plan, and write nothing")
     train.add_argument(
         "--from", dest="first", metavar="STAGE",
@@ -70,21 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     train.add_argument("--serve", action="store_true", help="then serve the student")
     return parser
-
-
-def seconds(text: str) -> float:
-    """90s, 30m or 6h -> seconds above 0."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if not match or float(match[1]) <= 0:
-        said = f"; say a unit: {text}m or {text}h?" if re.fullmatch(r"\d+(\.\d+)?", text) else ""
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration above 0 such as 90s, 30m or 6h{said}")
-    return float(match[1]) * UNITS[match[2]]
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**31 - 1}")
-    return int(text)
 
 
 def _train(args: argparse.Namespace, began: float) -> int:
@@ -97,7 +81,7 @@ def _train(args: argparse.Namespace, began: float) -> int:
     order = Order(args.photos, args.out, budget, args.size, args.network, args.device, args.seed)
     try:
         code = train(order, PRESETS["good"], _export, began, args.first, args.dry_run)
-    except (CheckpointError, DataError, SwitchError, DivergedError, OSError) as error:
+    except (CheckpointError, DataError, SwitchError, RangeError, DivergedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
     if code == 0 and args.serve and not args.dry_run:

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -66,6 +67,16 @@ def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
 def number(allowed: Range) -> Callable[[str], float]:
     """argparse's type of a number in a range."""
     return _typed(allowed, float)
+
+
+def duration(text: str) -> float:
+    """argparse's type of a time with a unit: 90s, 30m or 6h -> seconds, above 0."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration above 0; write 90s, 30m or 6h")
+    if not match[2]:
+        raise argparse.ArgumentTypeError(f"{text!r} has no unit; write {text}s, {text}m or {text}h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _typed(allowed: Range, kind: Callable[[str], N]) -> Callable[[str], N]:

@@ -1,7 +1,6 @@
 """python -m trainer data|teacher|student|classifier|calibrate|import|publish: from images to a checkpoint folder."""
 
 import argparse
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from fewstep import extras
 from fewstep.card import CheckpointError
-from fewstep.ranges import Range, RangeError, number, whole
+from fewstep.ranges import Range, RangeError, duration, number, whole
 from trainer import calibrate
 from trainer.data import command as data
 from trainer.data.format import DataError, ImageSet, read_image_set
 from trainer.data.named import load_recipe_dataset
 from trainer.importing import command as importing
 from trainer.recipes.by_name import RECIPES, UnknownRecipeError, recipe
+from trainer.settings import WIDEST
 from trainer.switches import SwitchError, add_switches, given
 
 if TYPE_CHECKING:
@@ -79,8 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_parser(commands)
     importing.add_parser(commands)
 
-    mean = commands.add_parser("average", help="the mean of several checkpoints of one run or of its continuations")
-    mean.add_argument("--model", type=Path, nargs="+", required=True, metavar="DIR", help="the first lends its card")
+    mean = commands.add_parser("average", help="another average of a run, from what it stored on its way")
+    mean.add_argument("--model", type=Path, required=True, metavar="DIR", help="the folder of the run")
+    mean.add_argument(
+        "--width", type=number(Range(0, WIDEST, above=True)), required=True, metavar="W",
+        help="how far it looks back, as a share of the run: 0.05, 0.15 (the student's), 0.2",
+    )  # fmt: skip
     mean.add_argument("--out", type=Path, required=True, metavar="DIR")
     mean.set_defaults(run=_average)
 
@@ -95,7 +99,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, metavar="NAME", help=", ".join(RECIPES))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--data", type=Path, metavar="ZIP", help="your own data set (default: the recipe's)")
-    parser.add_argument("--budget", type=_seconds, metavar="TIME", help="stop after this long: 90s, 30m, 2h")
+    parser.add_argument("--budget", type=duration, metavar="TIME", help="stop after this long: 90s, 30m, 2h")
     parser.add_argument("--images", type=whole(1), metavar="N", help="stop after N training images")
     parser.add_argument("--batch", type=whole(1, 2**20), metavar="N")
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0)
@@ -103,19 +107,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--checkpoint-every", type=_seconds, default=300.0, metavar="TIME")
+    parser.add_argument("--checkpoint-every", type=duration, default=300.0, metavar="TIME")
     parser.add_argument("--snapshot-every", type=whole(1), metavar="N",
                         help="also keep a checkpoint every N training images, in OUT/snapshots")  # fmt: skip
-
-
-def _seconds(text: str) -> float:
-    """90s, 30m or 2h -> seconds, above 0."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not match or not float(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration above 0; write 90s, 30m or 2h")
-    if not match[2]:
-        raise argparse.ArgumentTypeError(f"{text!r} has no unit; write {text}s, {text}m or {text}h")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _options(args: argparse.Namespace) -> "RunOptions":
@@ -166,7 +160,7 @@ def _classifier(args: argparse.Namespace) -> int:
 def _average(args: argparse.Namespace) -> None:
     from trainer.average import average
 
-    average(args.model, args.out)
+    average(args.model, args.width, args.out)
 
 
 def _publish(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ Solver = Literal["heun", "euler"]
 Metric = Literal["pseudo-huber", "l2"]
 Play = Literal["all", "first", "rest"]
 Lists = tuple[tuple[float, ...], ...]
+WIDEST = 0.28  # of an average (trainer.run.ema): that of an even mean of everything is 1 / sqrt(12)
 RATE = Range(0, 1, above=True)
 BELOW_ONE = Range(0, 0.999)
 
@@ -187,7 +188,7 @@ class AdversarialConfig:
 
 
 def _check_average(config: TeacherConfig | StudentConfig | ConsistencyConfig | ProgressiveConfig | AdversarialConfig):
-    check_ranges(config, ema_halflife=POSITIVE, ema_ramp=Range(0, 1, above=True))
+    check_ranges(config, ema_width=Range(0, WIDEST, above=True))
 
 
 def _check_steps(config: StudentConfig | ConsistencyConfig) -> None:

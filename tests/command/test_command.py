@@ -134,11 +134,11 @@ def test_a_zip_of_the_folder_is_read_like_the_folder(mixed_pictures, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--budget", "4"), "say a unit: 4m or 4h?"),
+        (("--budget", "4"), "'4' has no unit; write 4s, 4m or 4h"),
         (("--budget", "0m"), "not a duration above 0"),
-        (("--budget", "soon"), "not a duration above 0 such as 90s, 30m or 6h"),
+        (("--budget", "soon"), "not a duration above 0; write 90s, 30m or 6h"),
         (("--budget", "1h", "--preset", "quick"), "not allowed with"),
-        (("--seed", "-1"), "not a whole number from 0"),
+        (("--seed", "-1"), "is not a whole number from 0"),
     ],
 )
 def test_a_number_without_sense_is_refused_in_words(options, said, tmp_path, mixed_pictures):

@@ -50,7 +50,7 @@ COMMANDS = {
     "teacher continued": "teacher --recipe digits --data {data} --images 8 --init {model} --out {model}",
     "student": "student --recipe digits --data {data} --images 8 --teacher {model} --out {model}",
     "classifier": "classifier --recipe digits --data {data} --images 8 --out {model}",
-    "average": "average --model {model} {model} --out {model}",
+    "average": "average --model {model} --width 0.1 --out {model}",
     "publish": "publish --model {model} --out {model}",
     "import": "import {model}/model.safetensors --out {model}",
     "data": "data digits --out {model}/model.safetensors",

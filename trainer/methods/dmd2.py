@@ -48,7 +48,7 @@ class DMD2:
     ) -> None:  # fmt: skip
         """Raises CheckpointError when the teacher has no features that a critic could read."""
         self.config = config
-        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
+        self.ema_width = config.ema_width
         frozen = teacher.eval().requires_grad_(False)
         student = copy.deepcopy(start if start is not None else teacher).requires_grad_(True).eval()  # eval: no dropout
         auxiliary = copy.deepcopy(teacher).requires_grad_(True).eval()

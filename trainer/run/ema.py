@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.card import CheckpointError, write_atomically
+from trainer.settings import WIDEST
 
 Module = TypeVar("Module", bound=nn.Module)
 
 WIDTHS = (0.05, 0.15)  # of the two averages that are kept
-WIDEST = 0.28  # gamma is 0 at 1 / sqrt(12): an even mean of everything
 STORED = 8  # times in a run that both are stored
 FOLDER = "averages"
 

@@ -10,7 +10,6 @@ import torch
 
 from fewstep.card import Card, CheckpointError
 from fewstep.checkpoint import load_denoiser
-from trainer.average import average
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.data.format import DataError, ImageSet, sigma_data, write_image_set
 from trainer.data.loader import batches as endless
@@ -110,8 +109,6 @@ def test_snapshots_stay_and_the_run_does_not_notice(thumbnails, tmp_path):
     assert [load_denoiser(folder)[1].training["images"] for folder in kept] == [24, 40, 64]
     assert weights(kept[0]) != weights(kept[1])
     assert weights(kept[2]) == weights(tmp_path / "kept") == weights(tmp_path / "plain")
-    average(kept, tmp_path / "mean")
-    assert load_denoiser(tmp_path / "mean")[1].role == "teacher"
 
 
 def test_resume_with_other_settings_is_refused_naming_them(thumbnails, tmp_path):
