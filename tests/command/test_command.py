@@ -1,8 +1,11 @@
 """`python -m fewstep train`: from a folder of mixed pictures to a served image, and what it says on the way."""
 
+import errno
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import zipfile
@@ -20,8 +23,11 @@ from fewstep.noise import noise_for
 from fewstep.samplers import sample_dpdm
 from tests.command.conftest import command
 from tests.command.tiny_command import TINY
+from trainer import stages
 from trainer.data.format import read_image_set
 from trainer.data.named import READERS
+from trainer.methods.dpdm import Student
+from trainer.plan import UPDATES, plan
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.fashion import CRITICS
 from trainer.run.claim import claimed
@@ -60,8 +66,8 @@ def test_every_training_stage_has_progress_from_its_first_update_on(made):
 def test_the_journal_and_the_card_list_every_stage_with_its_parents_and_seconds(made):
     journal = json.loads((made.out / "stages.json").read_text())
     assert list(journal["stages"]) == ["data", "teacher", "dpdm", "export", "report"]
-    stages, card = journal["stages"], read_card(made.out / "student")
-    assert stages["dpdm"]["parents"] == {"data": stages["data"]["result"], "teacher": stages["teacher"]["result"]}
+    done, card = journal["stages"], read_card(made.out / "student")
+    assert done["dpdm"]["parents"] == {"data": done["data"]["result"], "teacher": done["teacher"]["result"]}
     assert card.training["stages"].keys() == {"data", "teacher", "dpdm"}
     assert card.training["stages"]["teacher"]["images"] == journal["plan"]["images"]["teacher"]
     assert all(done["seconds"] > 0 for done in card.training["stages"].values())
@@ -114,6 +120,48 @@ def test_going_back_makes_a_stage_and_what_follows_anew(made, tmp_path):
     again = command(made.photos, out, "--from", "dpdm", "--budget", "1s")
     assert again.code == 0 and contents(out / "teacher") == teacher
     assert re.search(r"^dpdm  ", again.progress, re.M) and not re.search(r"^teacher  ", again.progress, re.M)
+
+
+def test_a_full_disk_is_said_and_the_same_command_goes_on(made, tmp_path, monkeypatch):
+    out, sync, calls = tmp_path / "copy", os.fsync, []
+    shutil.copytree(made.out, out)
+
+    def full(file: int) -> None:
+        calls.append(file)
+        if len(calls) > 12:  # the plan is written, and a part of the student
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command_line, "_export", lambda model, out: {})
+        patch.setattr(os, "fsync", full)
+        failed = command(made.photos, out, "--from", "dpdm")
+    assert failed.code == 2 and "the disk is full" in failed.progress and "go on from here with" in failed.progress
+    monkeypatch.setattr(command_line, "_export", lambda model, out: {})
+    assert command(made.photos, out).code == 0
+    assert read_card(out / "dpdm").role == "student" and not list(out.rglob("*.part"))
+
+
+def test_ctrl_c_in_a_training_stage_exits_130_and_the_same_command_goes_on(made, tmp_path, monkeypatch):
+    out, update, calls = tmp_path / "copy", Student.update, []
+    shutil.copytree(made.out, out)
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) == UPDATES + 1:  # the first that is no measurement
+            signal.raise_signal(signal.SIGINT)
+        return update(self, *arguments)
+
+    monkeypatch.setattr(command_line, "_export", lambda model, out: {})
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "update", interrupted)
+        patch.setattr(stages, "plan", lambda *a, **facts: replace(plan(*a, **facts), images={"dpdm": 48}))
+        stopped = command(made.photos, out, "--from", "dpdm")
+    assert stopped.code == 130 and "interrupted in the stage dpdm; go on with: python -m fewstep" in stopped.progress
+    assert read_card(out / "dpdm").training["images"] == 8
+    going_on = command(made.photos, out, "--from", "export")  # and nothing that is not complete is exported
+    assert going_on.code == 0 and re.search(r"^dpdm  +\d+ % ", going_on.progress, re.M)
+    assert read_card(out / "student").training["images"] == 48
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(mixed_pictures, tmp_path):
@@ -171,10 +219,10 @@ def test_every_stage_of_the_shipped_student_runs_unattended_from_nothing_to_its_
     monkeypatch.chdir(tmp_path)
     made = command("fashion", tmp_path / "out", "--budget", "1s")
     assert made.code == 0, made.progress
-    stages = read_card(tmp_path / "out" / "student").training["stages"]
-    assert list(stages) == ["data", *(stage.name for stage in RECIPES["fashion"].stages)]
-    assert stages["rest"]["parents"].keys() == {"data", "teacher", "mended", *CRITICS}
-    assert stages["alone"]["facts"]["switches"]["play"] == "first"
+    done = read_card(tmp_path / "out" / "student").training["stages"]
+    assert list(done) == ["data", *(stage.name for stage in RECIPES["fashion"].stages)]
+    assert done["rest"]["parents"].keys() == {"data", "teacher", "mended", *CRITICS}
+    assert done["alone"]["facts"]["switches"]["play"] == "first"
 
 
 def test_the_data_are_kept_as_they_were_read(made):
