@@ -188,7 +188,7 @@ def _finish(completed: bool, out: Path, rank: int) -> int:
     if rank > 0:
         return 0 if completed else INTERRUPTED
     if completed:
-        print(f"{out} is ready")
+        print(f"{out}: the run is complete")
         return 0
     print(f"interrupted; {out} is usable as it is, and --resume continues it", file=sys.stderr)
     return INTERRUPTED
