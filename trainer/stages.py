@@ -141,15 +141,15 @@ def train(
 
 
 def _train(order: Order, journal: Journal, export: Export, first: str | None, began: float) -> int:
-    if first == DATA:
-        _forget(journal, list(journal.stages))
+    if first == DATA and journal.plan:
+        _forget(journal, names(RECIPES[journal.plan["recipe"]]))
     if DATA not in journal.stages:
         _prepare(order, journal)
     run = _opened(order, journal, _prepared(journal))
-    if first:
+    if first and first != DATA:
         _forget(journal, _from(first, run.recipe))
     missing = [stage for stage in run.recipe.stages if stage.name not in journal.stages]
-    if not journal.plan or (first and missing):
+    if not journal.plan or first in {stage.name for stage in run.recipe.stages}:
         made = _planned(run, missing, began)
         journal.plan, journal.order = asdict(_merged(journal.plan, made)), order.facts()
         journal.write()
@@ -161,7 +161,7 @@ def _train(order: Order, journal: Journal, export: Export, first: str | None, be
             print(f"interrupted in the stage {stage.name}; go on with: {command(order)}", file=sys.stderr)
             return INTERRUPTED
     if EXPORT not in journal.stages:
-        _export(run, planned, export)
+        _export(run, export)
     if REPORT not in journal.stages:
         _report(run, planned)
     print(ending(run, planned), flush=True)
@@ -200,12 +200,18 @@ def _settled(order: Order, journal: Journal, default_budget_s: float, first: str
     free = {"budget_s"} if first or not journal.plan else set()  # going back may take another budget
     differing = [name for name in now if before and name not in free and before.get(name) != now[name]]
     if differing:
-        said = "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in differing)
+        said = "; ".join(f"{_flag(name)} was {before.get(name, 'not given')}, now {now[name]}" for name in differing)
         raise CheckpointError(f"{order.out} holds another run: {said}. Choose another --out")
     stored = {name: value for name, value in before.items() if name != "photos" and getattr(order, name) is None}
     order = replace(order, **stored)
-    order = replace(order, network=order.network or ("large" if order.where == "cuda" else "small"))
-    return order if order.budget_s else replace(order, budget_s=default_budget_s)
+    size: NetworkSize = "large" if order.where == "cuda" else "small"
+    return replace(
+        order, network=order.network or size, seed=order.seed or 0, budget_s=order.budget_s or default_budget_s
+    )
+
+
+def _flag(name: str) -> str:
+    return {"photos": "PHOTOS", "budget_s": "--budget in seconds"}.get(name, f"--{name}")
 
 
 def _pictures(order: Order) -> ImageSet:
@@ -339,7 +345,7 @@ def _trained(run: Run, stage: Stage, planned: Plan) -> bool:
     return True
 
 
-def _export(run: Run, planned: Plan, export: Export) -> None:
+def _export(run: Run, export: Export) -> None:
     """The last stage's weights in half precision, under a card that lists all stages, and their engine."""
     began, out, last = time.monotonic(), run.order.out, run.recipe.stages[-1].name
     print("exporting the student, and comparing its engine with PyTorch", file=sys.stderr, flush=True)
@@ -375,7 +381,7 @@ def _report(run: Run, planned: Plan) -> None:
 
 def command(order: Order) -> str:
     """The command that makes such a run, or goes on with it."""
-    options = {"size": order.size, "network": order.network, "device": order.device, "seed": order.seed}
+    options = {"size": order.size, "network": order.network, "device": order.device, "seed": order.seed or None}
     given = [f"--{name} {value}" for name, value in options.items() if value is not None]
     paths = f"{shlex.quote(order.photos)} --out {shlex.quote(str(order.out))}"
     return " ".join([f"python -m fewstep train {paths} --budget {order.budget_s:.0f}s", *given])

@@ -99,9 +99,9 @@ def test_the_same_command_does_nothing_again(made):
 def test_a_run_of_other_settings_is_refused_naming_them(made):
     before = contents(made.out)
     other = made.again("--budget", "9s")
-    assert other.code == 2 and "budget_s was 2.0, now 9.0" in other.progress
+    assert other.code == 2 and "--budget in seconds was 2.0, now 9.0" in other.progress
     other = made.again("--seed", "3")
-    assert other.code == 2 and "seed was None, now 3" in other.progress
+    assert other.code == 2 and "--seed was 0, now 3" in other.progress
     assert contents(made.out) == before
 
 
@@ -120,6 +120,20 @@ def test_going_back_makes_a_stage_and_what_follows_anew(made, tmp_path):
     again = command(made.photos, out, "--from", "dpdm", "--budget", "1s")
     assert again.code == 0 and contents(out / "teacher") == teacher
     assert re.search(r"^dpdm  ", again.progress, re.M) and not re.search(r"^teacher  ", again.progress, re.M)
+
+
+def test_going_back_to_the_data_makes_everything_anew_also_what_was_cut_off(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(command_line, "_export", lambda model, out: {})
+    photos, out = tmp_path / "photos", tmp_path / "copy"
+    shutil.copytree(made.photos, photos)
+    assert command(photos, out, "--budget", "1s").code == 0
+    journal = json.loads((out / "stages.json").read_text())
+    for stage in ("dpdm", "export", "report"):  # as if it had been killed in the stage dpdm
+        del journal["stages"][stage]
+    (out / "stages.json").write_text(json.dumps(journal))
+    shutil.rmtree(photos / "bricks")
+    assert command(photos, out, "--from", "data").code == 0
+    assert len(read_image_set(out / "data.zip").images) == 12 and read_card(out / "student").dataset.images == 12
 
 
 def test_a_full_disk_is_said_and_the_same_command_goes_on(made, tmp_path, monkeypatch):
