@@ -16,7 +16,8 @@ from trainer.data.format import DataError, ImageSet, read_image_set
 from trainer.data.named import load_recipe_dataset
 from trainer.importing import command as importing
 from trainer.recipes.by_name import RECIPES, UnknownRecipeError, recipe
-from trainer.switches import SwitchError, add_switches, given
+from trainer.settings import MachineError
+from trainer.switches import add_switches, given
 
 if TYPE_CHECKING:
     from trainer.runs import RunOptions
@@ -31,7 +32,7 @@ def main() -> int:
     try:
         with extras.named():
             return args.run(args) or 0
-    except (CheckpointError, DataError, RangeError, SwitchError, UnknownRecipeError, OSError) as error:
+    except (CheckpointError, DataError, MachineError, RangeError, UnknownRecipeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before training began; once it has, the loop finishes its update and saves
@@ -178,10 +179,10 @@ def _publish(args: argparse.Namespace) -> None:
 def _trained(args: argparse.Namespace, train: Callable[[], bool]) -> int:
     """Run a training command, in one process or as one of torchrun's. Returns the exit status."""
     from trainer.run import distributed as world
-    from trainer.run.compute import default_device
+    from trainer.run.compute import usable_device
     from trainer.run.loop import DivergedError
 
-    with world.joined(args.device or default_device()):
+    with world.joined(usable_device(args.device)):
         try:
             completed = train()
         except DivergedError as error:

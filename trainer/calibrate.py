@@ -78,9 +78,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def computing(args: argparse.Namespace) -> "Compute":
-    from trainer.run.compute import Compute, default_device
+    from trainer.run.compute import Compute, usable_device
 
-    return Compute(args.device or default_device(), args.precision, args.compile)
+    return Compute(usable_device(args.device), args.precision, args.compile)
 
 
 def searching(args: argparse.Namespace) -> "CalibrationConfig":

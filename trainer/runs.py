@@ -181,9 +181,10 @@ def fitted(network: UNetConfig, data: ImageSet) -> UNetConfig:
     classes = len(data.class_names) if (data.labels >= 0).any() else 0
     stride = network.patch * 2 ** (len(network.mult) - 1)
     if resolution % stride:
-        below, above = resolution // stride * stride, (resolution // stride + 1) * stride
+        sides = (resolution // stride * stride, -(-resolution // stride) * stride)
+        fitting = " or ".join(str(side) for side in sides if side)
         raise DataError(
             f"{data.name} is {resolution}x{resolution}, and the recipe's network takes sides that are multiples of "
-            f"{stride}; make the data again with --resolution {' or '.join(str(side) for side in (below, above) if side)}"
+            f"{stride}; make the data again with --resolution {fitting}"
         )
     return replace(network, resolution=resolution, channels=channels, classes=classes)

@@ -63,9 +63,7 @@ def usable_device(asked: str | None) -> str:
         raise MachineError(f"--device {asked} is unknown; choose cpu or cuda")
     if asked == "cuda" and not torch.cuda.is_available():
         built = "torch sees no GPU here" if torch.version.cuda else "this torch was built without CUDA"
-        raise MachineError(
-            f"--device cuda: {built} (torch {torch.__version__}); leave --device out, or say --device cpu"
-        )
+        raise MachineError(f"--device cuda: {built} (torch {torch.__version__}); say --device cpu")
     return asked
 
 

@@ -1,5 +1,6 @@
 """A folder of images; each subfolder is a class."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -27,6 +28,8 @@ def read_folder(
     """
     if not path.is_dir():
         raise DataError(f"{path} is not a folder")
+    for entry in path.iterdir():
+        _check_name(entry)
     loose = _images(path.iterdir())
     folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if folders and loose:
@@ -44,6 +47,13 @@ def read_folder(
     chosen = spread(len(files), limit)
     images = read_pictures([str(files[index]) for index in chosen], _read_bytes, resolution=resolution, gray=gray)
     return ImageSet(name or path.resolve().name, images, labels[chosen], tuple(groups), licence, "image folder")
+
+
+def _check_name(entry: Path) -> None:
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"the name of {os.fsencode(entry)!r} is not UTF-8; rename it") from None
 
 
 def _images(entries: Iterable[Path]) -> list[Path]:
