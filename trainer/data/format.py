@@ -46,6 +46,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     licence: str
     source: str  # where the images came from, for the card
+    unread: tuple[str, ...] = field(default=(), compare=False)  # files of the source that are no pictures; not stored
     # What the file says of its pixels: trusted, for a look at all of them takes minutes. `replace` forgets it.
     stored: Stored | None = field(default=None, init=False, compare=False)
 
