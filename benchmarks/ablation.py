@@ -30,7 +30,7 @@ from tqdm import tqdm
 from benchmarks.ablation_plot import draw_ablation
 from benchmarks.ablation_table import STEPS, Row, compose, printed
 from benchmarks.digit_features import Yardstick, load_digit_sets, make_yardstick
-from benchmarks.harness import ROOT, write_result
+from benchmarks.harness import ROOT, result_file, write_result
 from fewstep.card import Card, CheckpointError, write_atomically
 from fewstep.checkpoint import load_denoiser, network_config, save_checkpoint
 from fewstep.latent import with_latent
@@ -257,7 +257,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=whole(1), default=3, help="runs of every variant (default 3)")
     parser.add_argument("--images", type=whole(1), metavar="N", help="generated for every distance (default 599)")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "build" / "ablation.json", help="JSON; the PNG lies beside it"
+        "--out", type=result_file, default=ROOT / "build" / "ablation.json", help="JSON; the PNG lies beside it"
     )
     parser.add_argument("--smoke", action="store_true", help="two variants, two updates each")
     args = parser.parse_args()

@@ -16,7 +16,6 @@ from fewstep.ranges import whole
 extras.name_missing()
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.generators import Generator
-from benchmarks.harness import ROOT, table, write_result
+from benchmarks.harness import ROOT, result_file, table, write_result
 from benchmarks.inputs import add_common_options, load_data, load_generators, load_references, run_cached
 from benchmarks.methods import dpdm_method
 from fewstep.metrics.cache import Cache
@@ -92,7 +91,7 @@ def main() -> None:
     add = parser.add_argument
     add("--images", type=whole(1), default=10_000, help="images, N (default 10000)")
     add("--nfe", type=whole(1), nargs="+", default=[1, 4], help="network calls per image (default 1 4)")
-    add("--out", type=Path, default=ROOT / "build/class_shares.json", help="JSON")
+    add("--out", type=result_file, default=ROOT / "build/class_shares.json", help="JSON")
     add("--smoke", action="store_true", help="20 images, one call, part of the data, a cache of its own")
     args = parser.parse_args()
     if args.smoke:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import ROOT, percentile_ms, table, time_interleaved, write_result
+from benchmarks.harness import ROOT, percentile_ms, result_file, table, time_interleaved, write_result
 from fewstep.precond import Network
 from fewstep.schedule import student_levels
 from fewstep.step import advance, network_input
@@ -147,7 +147,7 @@ def main() -> None:
     )
     parser.add_argument("--tiles", action="store_true", help="on a GPU: also the step in other tiles, to choose one")
     parser.add_argument("--threads", type=whole(0), default=0, help="of ONNX Runtime; 0: as many as there are cores")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "kernel_speed.json", help="JSON")
+    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "kernel_speed.json", help="JSON")
     args = parser.parse_args()
     settings = {"cpu": args.cpu, "batch": args.batch, "rounds": args.rounds, "threads": args.threads}
     more: dict[str, Any] = {}

@@ -19,7 +19,6 @@ extras.name_missing()
 import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from benchmarks.cells import Task, fill, read_cell
 from benchmarks.generators import Batch, Generator
-from benchmarks.harness import ROOT, table, write_result
+from benchmarks.harness import ROOT, result_file, table, write_result
 from benchmarks.inputs import add_common_options, load_data, load_generators, load_references, run_cached
 from benchmarks.plots import draw_recovered, draw_recovery
 from fewstep.metrics.cache import Cache
@@ -169,7 +168,7 @@ def main() -> None:
     add("--images", type=whole(1), default=10_000, help="held-out images, N (default 10000)")
     add("--repeats", type=whole(1), default=1, help="times that all images are noised afresh (default 1)")
     add("--sigmas", type=number(POSITIVE), nargs="+", default=list(SIGMAS), help="levels (default: 12 from 0.05 to 80)")
-    add("--out", type=Path, default=ROOT / "build/recovery.json", help="JSON; the pictures lie beside it")
+    add("--out", type=result_file, default=ROOT / "build/recovery.json", help="JSON; the pictures lie beside it")
     add("--smoke", action="store_true", help="50 images, three levels, part of the data, a cache of its own")
     args = parser.parse_args()
     if args.smoke:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import ROOT, peak_memory_mb, table, time_interleaved, write_result
+from benchmarks.harness import ROOT, peak_memory_mb, result_file, table, time_interleaved, write_result
 from fewstep.card import Card, CheckpointError, distilled_from, read_card
 from fewstep.checkpoint import network_config
 from fewstep.network import UNet
@@ -223,7 +223,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the networks (default bf16)")
     parser.add_argument("--compile", action="store_true", help="as long runs do; takes minutes before the first update")
     parser.add_argument("--device", default=default_device(), help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "training-cost.json", metavar="FILE.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "training-cost.json", metavar="FILE.json")
     parser.add_argument("--smoke", action="store_true", help="two methods, batch 2, one round")
     parser.add_argument("--memory-of", choices=list(methods()), help=argparse.SUPPRESS)  # what the subprocess is asked
     args = parser.parse_args()

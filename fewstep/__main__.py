@@ -74,14 +74,14 @@ def _parser() -> argparse.ArgumentParser:
 def _train(args: argparse.Namespace, began: float) -> int:
     from trainer.data.format import DataError
     from trainer.run.loop import DivergedError
+    from trainer.settings import MachineError
     from trainer.stages import STUDENT, Order, serve_command, train
-    from trainer.switches import SwitchError
 
     budget = PRESETS[args.preset] if args.preset else args.budget
     order = Order(args.photos, args.out, budget, args.size, args.network, args.device, args.seed)
     try:
         code = train(order, PRESETS["good"], _export, began, args.first, args.dry_run)
-    except (CheckpointError, DataError, SwitchError, RangeError, DivergedError, OSError) as error:
+    except (CheckpointError, DataError, MachineError, RangeError, DivergedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
     if code == 0 and args.serve and not args.dry_run:

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep import extras
-from fewstep.card import CheckpointError
+from fewstep.card import CheckpointError, read_card
 from fewstep.ranges import Range, RangeError, duration, number, whole
 from trainer import calibrate
 from trainer.data import command as data
-from trainer.data.format import DataError, ImageSet, read_image_set
-from trainer.data.named import load_recipe_dataset
+from trainer.data.command import unread
+from trainer.data.format import DataError, ImageSet
+from trainer.data.named import load_recipe_dataset, read_data
 from trainer.importing import command as importing
 from trainer.recipes.by_name import RECIPES, UnknownRecipeError, recipe
-from trainer.settings import WIDEST
-from trainer.switches import SwitchError, add_switches, given
+from trainer.settings import WIDEST, MachineError
+from trainer.switches import add_switches, given
 
 if TYPE_CHECKING:
     from trainer.runs import RunOptions
@@ -31,7 +32,7 @@ def main() -> int:
     try:
         with extras.named():
             return args.run(args) or 0
-    except (CheckpointError, DataError, RangeError, SwitchError, UnknownRecipeError, OSError) as error:
+    except (CheckpointError, DataError, MachineError, RangeError, UnknownRecipeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before training began; once it has, the loop finishes its update and saves
@@ -98,7 +99,12 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, metavar="NAME", help=", ".join(RECIPES))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--data", type=Path, metavar="ZIP", help="your own data set (default: the recipe's)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="your own data set, or a folder or zip of pictures (default: the recipe's)",
+    )
     parser.add_argument("--budget", type=duration, metavar="TIME", help="stop after this long: 90s, 30m, 2h")
     parser.add_argument("--images", type=whole(1), metavar="N", help="stop after N training images")
     parser.add_argument("--batch", type=whole(1, 2**20), metavar="N")
@@ -127,13 +133,25 @@ def _images(args: argparse.Namespace) -> ImageSet:
 
     recipe(args.recipe)  # an unknown recipe is said before data is looked for
     if args.data:
-        return read_image_set(args.data)
+        images = read_data(args.data, _side(args))
+        if rank() == 0:
+            for line in unread(images):
+                print(line, file=sys.stderr)
+        return images
     if rank() > 0:
         from_first(None)  # wait: the first process may have to write the cache
     images = load_recipe_dataset(args.recipe, CACHE)
     if rank() == 0:
         from_first(None)
     return images
+
+
+def _side(args: argparse.Namespace) -> int:
+    """What pictures are resized to: the teacher's side, or the recipe's."""
+    for folder in (getattr(args, "teacher", None), getattr(args, "init", None)):
+        if folder:
+            return read_card(folder).image_shape[1]
+    return recipe(args.recipe).network.resolution
 
 
 def _teacher(args: argparse.Namespace) -> int:
@@ -172,10 +190,10 @@ def _publish(args: argparse.Namespace) -> None:
 def _trained(args: argparse.Namespace, train: Callable[[], bool]) -> int:
     """Run a training command, in one process or as one of torchrun's. Returns the exit status."""
     from trainer.run import distributed as world
-    from trainer.run.compute import default_device
+    from trainer.run.compute import usable_device
     from trainer.run.loop import DivergedError
 
-    with world.joined(args.device or default_device()):
+    with world.joined(usable_device(args.device)):
         try:
             completed = train()
         except DivergedError as error:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from fewstep.card import CARD_FILE, read_card
 from fewstep.ranges import whole
 from fewstep.schedule import MAX_STEPS
-from trainer.data.format import read_image_set
 
 if TYPE_CHECKING:
     from trainer.levels.calibration import CalibrationConfig
@@ -36,7 +35,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )  # fmt: skip
     add_options(parser)
     parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="what it was distilled from")
-    parser.add_argument("--data", type=Path, metavar="ZIP", help="real images (default: the recipe's)")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="real images (default: the recipe's)")
     parser.add_argument("--recipe", metavar="NAME", help="where they come from (default: the one in the card)")
     parser.set_defaults(run=_run)
 
@@ -66,21 +65,21 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from trainer.data.named import load_recipe_dataset
+    from trainer.data.named import load_recipe_dataset, read_data
     from trainer.levels.calibration import calibrate, searchable, teacher_space
 
     steps, config = searchable(card := read_card(args.model), args.steps, args.model), searching(args)
     name = args.recipe or card.training.get("recipe", "")
-    data = read_image_set(args.data) if args.data else load_recipe_dataset(name, CACHE)
+    data = read_data(args.data, card.image_shape[1]) if args.data else load_recipe_dataset(name, CACHE)
     space, facts = teacher_space(args.model, args.teacher, data, compute := computing(args))
     trials = calibrate(args.model, space, facts, data, steps, config, compute)
     return report(trials, steps, args.model)
 
 
 def computing(args: argparse.Namespace) -> "Compute":
-    from trainer.run.compute import Compute, default_device
+    from trainer.run.compute import Compute, usable_device
 
-    return Compute(args.device or default_device(), args.precision, args.compile)
+    return Compute(usable_device(args.device), args.precision, args.compile)
 
 
 def searching(args: argparse.Namespace) -> "CalibrationConfig":

@@ -19,7 +19,7 @@ from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
 from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
-from trainer.run.compute import Compute, default_device, placed, worth_compiling
+from trainer.run.compute import Compute, placed, usable_device, worth_compiling
 from trainer.run.loop import Clock, train
 from trainer.runs import RunOptions, loop_config, own_folder
 
@@ -39,7 +39,7 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
         raise DataError(f"{data.name} is {side}x{side}; a classifier takes images of an even side from 8 up")
     torch.manual_seed(options.seed)
     settings = ClassifierConfig(side, channels, len(data.class_names), data.sigma_data())
-    device = options.device or default_device()
+    device = usable_device(options.device)
     compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
     compute = Compute(device, "fp32" if options.precision == "auto" else options.precision, compile)
     network = placed(NoisyClassifier(settings), device)

@@ -63,7 +63,7 @@ def _train_teacher(options: RunOptions, data: ImageSet, start: Path | None, lr: 
     network, start_card = _starting_teacher(start, data) if start else (None, None)
     torch.manual_seed(options.seed)
     network = network or UNet(fitted(chosen.network_of(options.network), data))
-    compute = compute_for(options, network, config.batch)
+    compute = compute_for(options, network, config)
     placed(network, compute.device)
     torch.manual_seed(options.seed + rank())  # each process drops out other units
     sigma = start_card.sigma_data if start_card else data.sigma_data()
@@ -126,7 +126,7 @@ def _train_student(options: RunOptions, data: ImageSet, request: Distillation) -
     network = denoiser.network
     assert isinstance(network, NetworkModule)
     torch.manual_seed(options.seed)
-    compute = compute_for(options, network.requires_grad_(True), config.batch)
+    compute = compute_for(options, network.requires_grad_(True), config)
     for placing in filter(None, (network, start, kept, *classifiers)):
         placed(placing, compute.device)
     if isinstance(settings, ConsistencyConfig):

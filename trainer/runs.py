@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +21,7 @@ from trainer.data.loader import batches
 from trainer.recipes.recipe import NetworkSize, Recipe
 from trainer.run.artifacts import environment, write_sheet
 from trainer.run.claim import claimed
-from trainer.run.compute import Compute, Precision, default_device, faster_precision, worth_compiling
+from trainer.run.compute import Compute, Precision, faster_precision, step_seconds, usable_device, worth_compiling
 from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import Clock, LoopConfig, Method, train
 from trainer.run.state import settle_state
@@ -81,7 +81,7 @@ def run_method(
     def save(average: nn.Module, clock: Clock, folder: Path) -> None:
         training = {
             **identity,
-            "images_planned": config.images,
+            "images_planned": clock.planned,
             "budget_s": config.budget_s,
             "images": clock.images,
             "seconds": round(clock.elapsed_s, 1),
@@ -89,6 +89,7 @@ def run_method(
             "processes": ranks(),
             "device": compute.device,
             "precision": compute.precision,
+            "compiled": compute.compile,
             "environment": environment(),
         }
         save_checkpoint(folder, average.state_dict(), replace(card, training=training))
@@ -104,8 +105,11 @@ def run_method(
 
 
 def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
-    """The limits of a run; `images` where the command line sets none. Raises DataError on an indivisible batch."""
-    limited = options.images is not None or options.budget_s is not None
+    """The limits of a run; `images` where the command line sets none, and those it began with for one that is resumed.
+
+    Raises DataError on an indivisible batch.
+    """
+    limited = options.images is not None or options.budget_s is not None or options.resume
     batch = options.batch or chosen.batch_of(options.network)
     limit = options.images if limited else images
     if batch % ranks():
@@ -123,22 +127,32 @@ def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
     )
 
 
-def compute_for(options: RunOptions, network: NetworkModule, batch: int) -> Compute:
+def compute_for(options: RunOptions, network: NetworkModule, config: LoopConfig) -> Compute:
     """Where and how a run computes, the same in every process."""
-    device = options.device or default_device()
-    precision = _precision(options, network, device, batch)
-    compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
+    device, rows = usable_device(options.device), config.batch // ranks()
+    precision = _precision(options, network, device, rows)
+    compile = _compiled(options, config, device, lambda: step_seconds(network, device, rows, precision))
     if rank() == 0:
         print(f"device {device}, {precision}, {'compiled' if compile else 'eager'}", file=sys.stderr)
     return Compute(device, precision, compile)
 
 
-def _precision(options: RunOptions, network: NetworkModule, device: str, batch: int) -> Precision:
+def _compiled(options: RunOptions, config: LoopConfig, device: str, step_s: Callable[[], float]) -> bool:
+    """Whether networks are compiled. step_s: seconds of a training step, measured for a run limited by images."""
+    if options.compile != "auto":
+        return options.compile == "on"
+    if options.resume:  # a run goes on as it began
+        return read_card(options.out).training.get("compiled", False)
+    seconds = config.budget_s or (config.images or 0) / config.batch * step_s()
+    return from_first(worth_compiling(device, seconds))
+
+
+def _precision(options: RunOptions, network: NetworkModule, device: str, rows: int) -> Precision:
     if options.precision != "auto":
         return options.precision
     if options.resume:
         return read_card(options.out).training["precision"]  # a run goes on as it began
-    probed = batch // ranks() if device == "cuda" else min(batch // ranks(), CPU_PROBE)
+    probed = rows if device == "cuda" else min(rows, CPU_PROBE)
     measured: Precision = faster_precision(network, device, probed)
     return from_first(measured)
 
@@ -172,7 +186,15 @@ def check_out(options: RunOptions) -> None:
 
 
 def fitted(network: UNetConfig, data: ImageSet) -> UNetConfig:
-    """The network with the shape of the data."""
+    """The network with the shape of the data. Raises DataError when it cannot take that."""
     _, resolution, _, channels = data.images.shape
     classes = len(data.class_names) if (data.labels >= 0).any() else 0
+    stride = network.patch * 2 ** (len(network.mult) - 1)
+    if resolution % stride:
+        sides = (resolution // stride * stride, -(-resolution // stride) * stride)
+        fitting = " or ".join(str(side) for side in sides if side)
+        raise DataError(
+            f"{data.name} is {resolution}x{resolution}, and the recipe's network takes sides that are multiples of "
+            f"{stride}; make the data again with --resolution {fitting}"
+        )
     return replace(network, resolution=resolution, channels=channels, classes=classes)

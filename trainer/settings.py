@@ -21,6 +21,10 @@ RATE = Range(0, 1, above=True)
 BELOW_ONE = Range(0, 0.999)
 
 
+class MachineError(ValueError):
+    """What this machine or its environment does not offer; the message says what to do."""
+
+
 @dataclass(frozen=True)
 class AdamConfig:
     lr: float = 1e-3

@@ -21,6 +21,7 @@ from trainer import report
 from trainer.classify import train_classifier
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.critics.classifier import classifier_hash
+from trainer.data.command import unread
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.named import READERS
 from trainer.data.sources.given import read_given
@@ -30,7 +31,7 @@ from trainer.plan import seen as seen_by
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import NetworkSize, Recipe, Stage
 from trainer.run.claim import claimed
-from trainer.run.compute import default_device, worth_compiling
+from trainer.run.compute import usable_device, worth_compiling
 from trainer.run.progress import spoken
 from trainer.run.state import read_facts, settle_state
 from trainer.runs import RunOptions, fitted
@@ -62,7 +63,7 @@ class Order:
 
     @property
     def where(self) -> str:
-        return self.device or default_device()
+        return usable_device(self.device)
 
     @property
     def recipe_named(self) -> bool:
@@ -229,6 +230,8 @@ def _prepare(order: Order, journal: Journal) -> None:
     began = time.monotonic()
     print(f"reading {order.photos}", file=sys.stderr, flush=True)
     images = _pictures(order)
+    for line in unread(images):
+        print(line, file=sys.stderr, flush=True)
     path = order.out / DATA_FILE
     write_image_set(path, images)
     settings = settings_hash({"photos": order.photos, "size": order.size})

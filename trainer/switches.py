@@ -187,9 +187,8 @@ def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card
         raise SwitchError(f"--further-for {calls}: --init's shortest list has {shortest}; choose that or more")
     if not any(further_levels(config.lists, config.further, calls).values()):
         lowest, last = min(config.further), max(levels[-1] for levels in learning)
-        raise SwitchError(
-            f"--further {lowest:g} is not below any list's last level, at most {last:g}; choose lower ones"
-        )
+        given = f"--further {lowest:g}" if "further" in switches else f"the default of --further, {lowest:g} at least,"
+        raise SwitchError(f"{given} is not below any list's last level, at most {last:g}; give --further lower ones")
     return config
 
 

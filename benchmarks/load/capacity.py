@@ -28,7 +28,7 @@ from typing import Any, Literal
 import psutil
 from tqdm import tqdm
 
-from benchmarks.harness import ROOT, table, write_result
+from benchmarks.harness import ROOT, result_file, table, write_result
 from benchmarks.load.arrivals import STEP_MIX, mean_steps, poisson
 from benchmarks.load.closed_loop import saturate
 from benchmarks.load.cores import Layout, available, pin
@@ -223,7 +223,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--batch-timeout-s", type=number(POSITIVE), default=BATCH_TIMEOUT_S, help="the baseline's window"
     )
     parser.add_argument("--seed", type=whole(0), default=0, help="of the arrivals")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "load.json", help="JSON; the PNG lies beside it")
+    parser.add_argument(
+        "--out", type=result_file, default=ROOT / "build" / "load.json", help="JSON; the PNG lies beside it"
+    )
     parser.add_argument("--logs", type=Path, default=ROOT / "build" / "load", metavar="DIR", help="a CSV per run")
     parser.add_argument("--smoke", action="store_true", help="two loads, short turns")
     parser.add_argument("server", nargs="*", help="after --: further flags of python -m server")

@@ -26,7 +26,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import requests
@@ -38,7 +37,7 @@ from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.core.transport import Response
 from schemathesis.specs.openapi import checks
 
-from benchmarks.harness import ROOT, write_result
+from benchmarks.harness import ROOT, result_file, write_result
 from benchmarks.load.fuzz_pictures import png_formats, pngs
 from server.requests import MIN_TIMEOUT_S
 
@@ -224,7 +223,7 @@ def main() -> None:
     parser.add_argument("--cases", type=whole(1), default=5_000, help="patient requests; hurried: a tenth (5000)")
     parser.add_argument("--seed", type=whole(0), default=0, help="of the cases (0)")
     parser.add_argument("--url", help="a server that runs already")
-    parser.add_argument("--out", type=Path, help="JSON file with the counts")
+    parser.add_argument("--out", type=result_file, help="JSON file with the counts")
     parser.add_argument("server", nargs="*", help="flags of the server, after --")
     options = parser.parse_args()
     if options.url:

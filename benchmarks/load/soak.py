@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.harness import ROOT, percentile_ms, table, write_result
+from benchmarks.harness import ROOT, percentile_ms, result_file, table, write_result
 from benchmarks.load.arrivals import STEP_MIX, mean_steps, poisson
 from benchmarks.load.closed_loop import saturate
 from benchmarks.load.cores import available, pin
@@ -206,7 +206,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--bad", type=number(SHARE), default=0.1, help="share of visitors who ask for nonsense (default 0.1)"
     )
     parser.add_argument("--seed", type=whole(0), default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "soak.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "soak.json")
     parser.add_argument("server", nargs="*", help="after --: further flags of python -m server")
     return parser.parse_args(arguments)
 

@@ -7,7 +7,7 @@ python -m trainer data show fashion.zip --png sheet.png
 
 import argparse
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,7 +140,7 @@ def _write(args: argparse.Namespace, make: Callable[[argparse.Namespace], ImageS
         write_image_set(args.out, images)
     except OSError as error:
         raise DataError(f"{args.out} cannot be written ({error})") from error
-    print(describe(images))
+    print(describe(images).encode(errors="backslashreplace").decode())
     print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
 
 
@@ -169,7 +169,14 @@ def describe(images: ImageSet) -> str:
     names = (*images.class_names, "no class")  # label -1 is the last
     counts = np.bincount(images.labels % len(names), minlength=len(names))
     lines += [f"{number:8d} {name}" for name, number in zip(names, counts, strict=True) if number or name != "no class"]
-    return "\n".join(lines)
+    return "\n".join(lines + list(unread(images)))
+
+
+def unread(images: ImageSet, shown: int = 20) -> Iterator[str]:
+    """One line about the files that were not read, if there are any."""
+    if files := images.unread:
+        rest = f" and {len(files) - shown} more" if len(files) > shown else ""
+        yield f"not read {len(files)} other files: {', '.join(files[:shown])}{rest}"
 
 
 def contact_sheet(images: ImageSet) -> NDArray[np.uint8]:

@@ -46,6 +46,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     licence: str
     source: str  # where the images came from, for the card
+    unread: tuple[str, ...] = field(default=(), compare=False)  # files of the source that are no pictures; not stored
     # What the file says of its pixels: trusted, for a look at all of them takes minutes. `replace` forgets it.
     stored: Stored | None = field(default=None, init=False, compare=False)
 
@@ -57,6 +58,9 @@ class ImageSet:
             raise DataError(f"{self.name}: images must be square, gray or RGB, not {height}x{width}x{channels}")
         if self.labels.shape != (n,):
             raise DataError(f"{self.name}: {len(self.labels)} labels for {n} images")
+        for name in self.class_names:
+            if any(0xD800 <= ord(letter) < 0xE000 for letter in name):
+                raise DataError(f"the class name {name!a} is not UTF-8; rename the folder, or give another name")
         if n and self.labels.max() >= len(self.class_names):
             raise DataError(f"{self.name}: label {self.labels.max()} but only {len(self.class_names)} class names")
 

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +19,9 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from fewstep.card import CheckpointError
+from fewstep.outputs import STATE_FILE
 from fewstep.ranges import COUNT, POSITIVE, SEED, check_ranges
+from trainer.run.budget import images_within
 from trainer.run.distributed import agreed, averaged, rank, ranks
 from trainer.run.draws import Draws
 from trainer.run.ema import FOLDER as AVERAGES
@@ -55,7 +57,7 @@ class Method(Protocol):
 class LoopConfig:
     batch: int = 64  # over all processes
     images: int | None = None  # stop after this many training images
-    budget_s: float | None = None  # or after this many seconds, resumed time included
+    budget_s: float | None = None  # or after as many as this many seconds are enough for, measured at the start
     checkpoint_s: float = 300.0
     snapshot_images: int | None = None  # a checkpoint that stays, every so many training images
     log_every: int = 50  # updates between two log lines
@@ -73,13 +75,13 @@ class Clock:
 
     images: int = 0
     elapsed_s: float = 0.0
+    planned: int = 1  # images of the whole run
     images_per_s: float = 0.0  # of this process: the median over its first updates, without those that warm up
 
-    def progress(self, config: LoopConfig) -> float:
-        """0 at the start, 1 at whichever limit comes first."""
-        by_images = self.images / config.images if config.images else 0.0
-        by_time = self.elapsed_s / config.budget_s if config.budget_s else 0.0
-        return min(max(by_images, by_time), 1.0)
+    @property
+    def progress(self) -> float:
+        """0 at the start, 1 at the end."""
+        return min(self.images / self.planned, 1.0)
 
 
 def train(
@@ -111,26 +113,29 @@ def train(
         if facts["identity"] != identity:  # said before the tensors are found not to fit
             raise CheckpointError(f"{out} was trained with other settings: {_differences(facts['identity'], identity)}")
         load_state(out, parts)
-        clock = Clock(facts["images"], facts["elapsed_s"])
+        clock = Clock(facts["images"], facts["elapsed_s"], _resumed_plan(config, facts))
         if rank():  # the stored generator is the first process's
             torch.manual_seed(config.seed + clock.images + rank())
 
+    else:
+        clock.planned = _plan(
+            config, lambda: images_within(config.budget_s or 0, method, batches(0, device), config.batch, parts, rng)
+        )
     scalars: dict[str, Tensor] = {}
 
     def checkpoint() -> None:
-        _check_finite(averaged(scalars), clock)
+        _check_finite(averaged(scalars), clock, out)
         if rank() > 0:
             return
         average = averages.of_width(method.ema_width, out, clock.images)
-        facts = {"images": clock.images, "elapsed_s": clock.elapsed_s, "images_per_s": round(clock.images_per_s, 2)}
-        stage_state(out, parts, {**facts, "identity": identity})
+        stage_state(out, parts, {**asdict(clock), "budget_s": config.budget_s, "identity": identity})
         save(average, clock, out)
         settle_state(out)
         if draw:
             draw(average, clock, out)
 
     def snapshot() -> None:
-        _check_finite(averaged(scalars), clock)
+        _check_finite(averaged(scalars), clock, out)
         if rank() == 0:
             average, folder = (
                 averages.of_width(method.ema_width, out, clock.images),
@@ -142,8 +147,8 @@ def train(
 
     # What was logged after the last checkpoint will be logged again.
     writer = SummaryWriter(out / "events", purge_step=clock.images + 1) if rank() == 0 else None
-    shown = Progress(config.label, config.images)
-    shown.begin(clock.progress(config), clock.images)
+    shown = Progress(config.label, clock.planned)
+    shown.begin(clock.progress, clock.images)
     speed = Speed(config.batch, device)
     saved_s = started_s = clock.elapsed_s
     since, window = time.monotonic(), (clock.images, clock.elapsed_s)
@@ -152,25 +157,25 @@ def train(
         for updates, (images, labels) in enumerate(batches(clock.images, device), start=1):
             # One clock for all processes: whatever depends on it, they decide alike.
             clock.elapsed_s, stopped = agreed(started_s + time.monotonic() - since, interrupted(), device)
-            if clock.progress(config) >= 1 or stopped:
+            if clock.progress >= 1 or stopped:
                 break
             if clock.elapsed_s - saved_s >= config.checkpoint_s:
                 checkpoint()
                 saved_s = clock.elapsed_s
-            scalars = method.update(images, labels, clock.progress(config), rng)
-            before = int(STORED * clock.progress(config))
+            scalars = method.update(images, labels, clock.progress, rng)
+            before = int(STORED * clock.progress)
             clock.images += config.batch
             clock.images_per_s = speed.after_update()
             averages.update(config.batch, clock.images)
-            if int(STORED * clock.progress(config)) > before and rank() == 0:
+            if int(STORED * clock.progress) > before and rank() == 0:
                 averages.store(out, clock.images)
             if config.snapshot_images and clock.images % config.snapshot_images < config.batch:
                 snapshot()
             if rank() == 0:
-                shown.update(clock.progress(config), clock.images, partial(_numbers, scalars))
+                shown.update(clock.progress, clock.images, partial(_numbers, scalars))
             if updates % config.log_every == 0:
                 logged = averaged(scalars)
-                _check_finite(logged, clock)
+                _check_finite(logged, clock, out)
                 per_s = (clock.images - window[0]) / max(clock.elapsed_s - window[1], 1e-9)
                 window = (clock.images, clock.elapsed_s)
                 if writer:
@@ -179,12 +184,35 @@ def train(
     return not stopped
 
 
-def _check_finite(scalars: dict[str, Tensor], clock: Clock) -> None:
+def _plan(config: LoopConfig, measured: Callable[[], int]) -> int:
+    """The images of a run that begins, at whichever limit comes first."""
+    limits = [config.images] if config.images else []
+    if config.budget_s:
+        limits.append(measured())
+    return min(limits)
+
+
+def _resumed_plan(config: LoopConfig, facts: dict[str, Any]) -> int:
+    """The images of a run that goes on: as planned, unless another limit is set. Half the budget again is half the
+    images again."""
+    planned, budget_s = facts["planned"], facts["budget_s"]
+    limits = [config.images] if config.images else []
+    if config.budget_s and budget_s:
+        limits.append(planned if config.budget_s == budget_s else round(planned * config.budget_s / budget_s))
+    elif config.budget_s:  # the run had no budget: at the speed that it had
+        limits.append(max(round(facts["images"] * config.budget_s / max(facts["elapsed_s"], 1e-9)), 1))
+    return min(limits, default=planned)
+
+
+def _check_finite(scalars: dict[str, Tensor], clock: Clock, out: Path) -> None:
     bad = [name for name, value in scalars.items() if not math.isfinite(float(value))]
     if bad:
+        kept = (out / STATE_FILE).exists()
+        state = "the last checkpoint is intact" if kept else "there is no checkpoint yet"
+        ways = "Continue from it with --resume --precision fp32, or start again" if kept else "Start again"
         raise DivergedError(
-            f"{', '.join(bad)} stopped being finite after {clock.images:,} images; the last checkpoint is intact. "
-            "Continue from it with --resume --precision fp32, or start again with a lower learning rate"
+            f"{', '.join(bad)} stopped being finite after {clock.images:,} images; {state}. "
+            f"{ways} in another --out with a lower learning rate"
         )
 
 

@@ -75,9 +75,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
         if facts.pop("format") != FORMAT:
-            raise CheckpointError(f"{path} was written by another version; start without --resume")
+            raise CheckpointError(f"{path} was written by another version; choose another --out")
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not a readable training state ({error}); start without --resume") from error
+        raise CheckpointError(f"{path} is not a readable training state ({error}); choose another --out") from error
     return facts
 
 
@@ -94,7 +94,7 @@ def load_state(folder: Path, parts: Parts) -> None:
         parts.generator.set_state(tensors["rng.loop"])
         torch.set_rng_state(tensors["rng.torch"])
     except (SafetensorError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not fit this run ({error}); start without --resume") from error
+        raise CheckpointError(f"{path} does not fit this run ({error}); choose another --out") from error
 
 
 def load_network(folder: Path, name: str, network: nn.Module) -> bool:

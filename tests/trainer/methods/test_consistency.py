@@ -17,6 +17,7 @@ from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
 from fewstep.noise_torch import noise_for
 from fewstep.precond import Denoiser
+from fewstep.ranges import RangeError
 from fewstep.samplers import sample_dpdm, sample_euler, sample_heun
 from fewstep.schedule import solver_sigmas
 from tests.trainer.methods.test_dpdm import energy_distance
@@ -187,9 +188,9 @@ def test_a_student_to_start_from_is_taken(small_teacher):
 def test_what_cannot_be_trained_is_refused(small_teacher):
     with pytest.raises(ValueError, match="other images"):
         Consistency(small_teacher, 0.66, ConsistencyConfig(), Compute(), UNet(replace(TINY, extra=1)))
-    for config in (ConsistencyConfig(sigma_min=0.0), ConsistencyConfig(sigma_min=90.0)):
-        with pytest.raises(ValueError, match="level"):
-            Consistency(small_teacher, 0.66, config, Compute())
+    for wrong in ({"intervals": 0}, {"sigma_min": 0.0}, {"sigma_min": 90.0}):
+        with pytest.raises(RangeError):
+            ConsistencyConfig(**wrong)
 
 
 @torch.no_grad()

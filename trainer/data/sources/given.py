@@ -52,9 +52,11 @@ def _idx(images: Path) -> ImageSet:
 
 
 def _zip(path: Path, side: int | None) -> ImageSet:
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        index = json.loads(archive.read(INDEX)) if INDEX in names else None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            index = json.loads(archive.read(INDEX)) if INDEX in archive.namelist() else None
+    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
+        raise DataError(f"{path}: its {INDEX} cannot be read ({error})") from error
     if isinstance(index, dict) and "format" in index:
         return _sized(read_image_set(path), side, path)
     if index is not None:
