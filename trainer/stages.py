@@ -235,7 +235,7 @@ def _prepare(order: Order, journal: Journal) -> None:
     path = order.out / DATA_FILE
     write_image_set(path, images)
     settings = settings_hash({"photos": order.photos, "size": order.size})
-    seconds = round(time.monotonic() - began, 1)
+    seconds = round(time.monotonic() - began, 2)
     journal.order = order.facts()
     journal.stages[DATA] = Done(settings, {}, images.sha256(), seconds, facts={"file": DATA_FILE})
     journal.write()
@@ -341,7 +341,7 @@ def _trained(run: Run, stage: Stage, planned: Plan) -> bool:
     result = classifier_hash(folder) if stage.method == "classifier" else read_card(folder).weights
     facts = read_facts(folder)
     run.journal.stages[stage.name] = Done(
-        _settings(run, stage, planned), _parents(run, stage), result, round(facts["elapsed_s"], 1), facts["images"],
+        _settings(run, stage, planned), _parents(run, stage), result, round(facts["elapsed_s"], 2), facts["images"],
         {"method": stage.method, "switches": dict(stage.switches), "images_per_s": facts["images_per_s"]},
     )  # fmt: skip
     run.journal.write()
@@ -363,7 +363,7 @@ def _export(run: Run, export: Export) -> None:
     saved = save_checkpoint(out / STUDENT, half, replace(card, training=training))
     facts = export(out / STUDENT, out / STUDENT / "engine")
     parents = {last: run.journal.stages[last].result}
-    seconds = round(time.monotonic() - began, 1)
+    seconds = round(time.monotonic() - began, 2)
     run.journal.stages[EXPORT] = Done(settings_hash(last), parents, saved.weights, seconds, facts=facts)
     run.journal.write()
 
@@ -377,7 +377,7 @@ def _report(run: Run, planned: Plan) -> None:
     )
     facts = report.write(contents)
     parents = {EXPORT: run.journal.stages[EXPORT].result}
-    settings, seconds = settings_hash(planned.report_images), round(time.monotonic() - began, 1)
+    settings, seconds = settings_hash(planned.report_images), round(time.monotonic() - began, 2)
     run.journal.stages[REPORT] = Done(settings, parents, file_sha256(out / report.FILE), seconds, facts=facts)
     run.journal.write()
 

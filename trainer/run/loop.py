@@ -176,7 +176,8 @@ def train(
             if updates % config.log_every == 0:
                 logged = averaged(scalars)
                 _check_finite(logged, clock, out)
-                per_s = (clock.images - window[0]) / max(clock.elapsed_s - window[1], 1e-9)
+                passed = clock.elapsed_s - window[1]  # 0 at a first update
+                per_s = (clock.images - window[0]) / passed if passed else clock.images_per_s
                 window = (clock.images, clock.elapsed_s)
                 if writer:
                     _log(writer, {**_numbers(logged), "images_per_s": per_s}, clock)
