@@ -133,7 +133,8 @@ def compute_for(options: RunOptions, network: NetworkModule, config: LoopConfig)
     precision = _precision(options, network, device, rows)
     compile = _compiled(options, config, device, lambda: step_seconds(network, device, rows, precision))
     if rank() == 0:
-        print(f"device {device}, {precision}, {'compiled' if compile else 'eager'}", file=sys.stderr)
+        how = "compiled, which the first updates take minutes for" if compile else "eager"
+        print(f"device {device}, {precision}, {how}", file=sys.stderr, flush=True)
     return Compute(device, precision, compile)
 
 

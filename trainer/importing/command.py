@@ -52,9 +52,7 @@ def _import(args: argparse.Namespace) -> None:
         sigma_data = 0.5 if args.sigma_data is None else args.sigma_data
         teacher = import_diffusers(source, sigma_data)
     elif source.is_file():
-        if args.sigma_data is not None:
-            raise CheckpointError("--sigma-data is for diffusers folders; an EDM network was trained with its own")
-        teacher = import_edm(source)
+        teacher = import_edm(source, args.sigma_data)
     else:
         raise CheckpointError(f"{source} does not exist")
     card = save_teacher(args.out, teacher, provenance)

@@ -107,13 +107,15 @@ def train(
     generator = torch.Generator().manual_seed(config.seed)
     rng = Draws(generator, rank(), ranks(), device)
     parts = Parts({**method.networks, **averages.kept}, method.optimizers, generator)
-    clock = Clock()
+    clock, budget_s = Clock(), config.budget_s
     if resume:
         facts = read_facts(out)
         if facts["identity"] != identity:  # said before the tensors are found not to fit
             raise CheckpointError(f"{out} was trained with other settings: {_differences(facts['identity'], identity)}")
         load_state(out, parts)
         clock = Clock(facts["images"], facts["elapsed_s"], _resumed_plan(config, facts))
+        if not (config.images or config.budget_s):
+            budget_s = facts["budget_s"]
         if rank():  # the stored generator is the first process's
             torch.manual_seed(config.seed + clock.images + rank())
 
@@ -128,7 +130,7 @@ def train(
         if rank() > 0:
             return
         average = averages.of_width(method.ema_width, out, clock.images)
-        stage_state(out, parts, {**asdict(clock), "budget_s": config.budget_s, "identity": identity})
+        stage_state(out, parts, {**asdict(clock), "budget_s": budget_s, "identity": identity})
         save(average, clock, out)
         settle_state(out)
         if draw:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from fewstep.card import WEIGHTS_FILE, CheckpointError, file_sha256, write_atomically
 from fewstep.outputs import CLASSIFIER_FILE, STATE_FILE
 
-FORMAT = 1
+FORMAT = 2  # 2: generators lie on the CPU, and a run knows how many images it plans
 _STAGED = f".{STATE_FILE}.staged"
 
 
