@@ -28,7 +28,7 @@ def test_it_begins_at_the_weights_it_is_given(thumbnails, tiny_teacher, tmp_path
     assert train_teacher(run_options(tmp_path / "moved"), thumbnails, tiny_teacher)
     still, moved = parameters(tmp_path / "still"), parameters(tmp_path / "moved")
     for name, value in before.items():
-        torch.testing.assert_close(still[name], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(still[name], value, rtol=2e-3, atol=1e-6)  # averages are stored as float16
     assert any(not torch.equal(value, before[name]) for name, value in moved.items())
 
 
