@@ -20,7 +20,7 @@ from trainer.methods.dpdm import Student
 from trainer.methods.edm import Teacher
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
-from trainer.run.ema import average_of, update_average
+from trainer.run.ema import average_of, blend, power_decay
 from trainer.settings import RULES, StudentConfig, TeacherConfig
 
 TINY = UNetConfig(resolution=8, channels=1, classes=10, width=16, mult=(1,), blocks=1)
@@ -127,7 +127,7 @@ def test_short_distillation_brings_samples_closer_to_the_data(sigma_max, steps, 
     for i in range(200):
         index = torch.randint(len(pixels), (64,), generator=rng.generator)
         student.update(pixels[index], labels[index], 0.1, rng)
-        update_average(average, student.networks["student"], 64, 64 * (i + 1), halflife=2000)
+        blend(average, student.networks["student"], power_decay(0.15, 64, 64 * (i + 1)))
     after = energy_distance(samples(served, levels), data)
     print("energy distance to the data, teacher and student with the same sampler:", before, after)
     assert after < gain * before
