@@ -11,7 +11,6 @@ training_cost.py measures. Prints a table, writes JSON and a plot.
 """
 
 from fewstep import extras
-from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -38,6 +37,7 @@ from fewstep.network import UNet
 from fewstep.noise_torch import latent_for, noise_for
 from fewstep.pixels import Pixels, from_pixels, to_pixels
 from fewstep.precond import Denoiser
+from fewstep.ranges import whole
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from fewstep.unet_config import UNetConfig
