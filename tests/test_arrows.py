@@ -227,6 +227,12 @@ def test_the_scheduler_loads_nothing_of_http():
     assert not loaded("\n".join(f"import {name}" for name in names)) & {*NOT_THE_SCHEDULERS, "onnxruntime"}
 
 
+def test_the_parent_of_a_server_loads_neither_the_web_framework_nor_litserve():
+    packages = loaded("import server.hosts.forked, server.__main__")
+    assert "server" in packages
+    assert not packages & {*NOT_THE_SCHEDULERS, "onnxruntime"}
+
+
 def test_help_is_printed_before_anything_heavy_is_loaded():
     run = "import runpy, sys; sys.argv = ['server', '--help']; runpy.run_module('server', run_name='__main__')"
     packages = loaded(run)

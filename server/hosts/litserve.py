@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from litserve import LitAPI
+from litserve.callbacks.base import CallbackRunner
+from litserve.loops import inference_worker
 from litserve.loops.base import LitLoop
 from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, LoopResponseType, ResponseBufferItem
@@ -73,9 +75,9 @@ class StepAPI(LitAPI):
         policy: Policy,
         keys: KeyRing,
         check_ready: Callable[[], None],
-        spec: DialectSpec,
+        spec: DialectSpec | None = None,
     ) -> None:
-        super().__init__(loop=StepLoop(), spec=spec, api_path=spec.api_path)
+        super().__init__(loop=StepLoop(), spec=spec, api_path=spec.api_path if spec else "/v1/generate")
         self.load = load
         self.policy = policy
         self.keys = keys
@@ -116,6 +118,12 @@ class StepLoop(LitLoop):
         assert isinstance(lit_api, StepAPI)
         links = request_queue if isinstance(request_queue, HttpLinks) else QueueLinks(request_queue, transport)
         worker.serve(links, lit_api.models, lit_api.policy, lit_api.warm_up_s)
+
+
+def run_worker(number: int, links: HttpLinks, load: Callable[[], Mapping[str, Model]], policy: Policy) -> None:
+    """A worker of `python -m server`, through LitServe's entry point. Its HTTP processes know keys and readiness."""
+    api = StepAPI(load, policy, KeyRing(()), lambda: None)
+    inference_worker(api, "cpu", number, links, links, {}, CallbackRunner(), restart_workers=False)  # pyright: ignore[reportArgumentType]
 
 
 class QueueLinks:

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from server.hosts.forked import ForkedServer
+from server.hosts.http_process import HttpProcess
 from server.http.app import App
 from server.http.routes import Route
 from server.processes.messages import Answer, MessageReader, Ready, encode
@@ -62,8 +62,7 @@ class Site:
         self, *, workers: int = 1, models: tuple[str, ...] = ("tiny",), more: Sequence[Route] = (), **settings: Any
     ) -> None:
         self.settings = Settings(dict.fromkeys(models, Path("/nowhere")), workers=workers, **settings)
-        with socket.create_server((HOST, 0)) as listener:
-            server = ForkedServer(self.settings, {name: manifest(name) for name in models}, listener)
+        server = HttpProcess(self.settings, {name: manifest(name) for name in models}, workers)
         self.pool, self.metrics = server.pool, server.metrics
         self.pool.on_ready, self.pool.on_lost = lambda: None, lambda worker: None  # the parent would hear of both
         self.app = App([*server.routes, *more], self.settings, server.metrics)

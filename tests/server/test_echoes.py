@@ -16,7 +16,7 @@ import uvicorn
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from server.hosts import forked
+from server.hosts import http_process
 from server.http.dialects.native_schema import GenerateBody
 from server.http.limits import BoundedHttp
 from server.logs import JsonLines, TextLines
@@ -152,15 +152,15 @@ def configured(monkeypatch: pytest.MonkeyPatch, **chosen: Any) -> uvicorn.Config
     """As the server configures uvicorn."""
     configs: list[uvicorn.Config] = []
 
-    class Held(forked.DrainingServer):
+    class Held(http_process.DrainingServer):
         def run(self, sockets: list[socket.socket] | None = None) -> None:
             configs.append(self.config)
 
-    monkeypatch.setattr(forked, "DrainingServer", Held)
+    monkeypatch.setattr(http_process, "DrainingServer", Held)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = forked.ForkedServer(Settings({"tiny": Path("/nowhere")}, **chosen), {"tiny": manifest()}, listener)
-    server._run_http(0, Control())
+        server = http_process.HttpProcess(Settings({"tiny": Path("/nowhere")}, **chosen), {"tiny": manifest()}, 1)
+        server.run(0, Control(), listener)
     return configs[0]
 
 

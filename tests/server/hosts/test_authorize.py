@@ -2,7 +2,6 @@
 
 import asyncio
 import inspect
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import httpx
 import pytest
 from litserve import LitServer
 
-from server.hosts.forked import ForkedServer
+from server.hosts.http_process import HttpProcess
 from server.hosts.litserve import DialectSpec, StepAPI, StockService, refused
 from server.http.app import App
 from server.http.dialects.native import NativeDialect
@@ -53,8 +52,7 @@ def ask(app: Any, requests: Sequence[tuple[str, str, str]]) -> list[httpx.Respon
 
 
 def test_litserves_key_locks_nothing_of_ours():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = ForkedServer(Settings({"tiny": Path("/nowhere")}), {"tiny": manifest()}, listener)
+    server = HttpProcess(Settings({"tiny": Path("/nowhere")}), {"tiny": manifest()}, 1)
     app = App(server.routes, server.settings, server.metrics)
     paths = ("/livez", "/readyz", "/v1/models", "/metrics")
     answers = ask(app, [*(("GET", path, "") for path in paths), ("POST", "/v1/generate", "")])

@@ -10,8 +10,9 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from server.hosts import forked
-from server.hosts.forked import ForkedServer, place
+from server.hosts import http_process
+from server.hosts.forked import place
+from server.hosts.http_process import HttpProcess
 from server.http.limits import BoundedHttp
 from server.http.routes import EXPOSED_HEADERS
 from server.processes.control import Control
@@ -25,15 +26,15 @@ KEPT_S = 1.25
 def test_a_fraction_of_a_second_of_keep_alive_reaches_every_connection(monkeypatch: pytest.MonkeyPatch):
     configs: list[uvicorn.Config] = []
 
-    class Held(forked.DrainingServer):
+    class Held(http_process.DrainingServer):
         def run(self, sockets: list[socket.socket] | None = None) -> None:
             configs.append(self.config)
 
-    monkeypatch.setattr(forked, "DrainingServer", Held)
+    monkeypatch.setattr(http_process, "DrainingServer", Held)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     settings = Settings({"tiny": Path("/nowhere")}, keep_alive_s=KEPT_S)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        ForkedServer(settings, {"tiny": manifest()}, listener)._run_http(0, Control())
+        HttpProcess(settings, {"tiny": manifest()}, 1).run(0, Control(), listener)
     (config,) = configs
     config.load()
     state = ServerState()
@@ -46,8 +47,7 @@ def test_a_fraction_of_a_second_of_keep_alive_reaches_every_connection(monkeypat
 
 def test_the_manual_has_every_route_and_header():
     settings = Settings({"tiny": Path("/nowhere")})
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        routes = ForkedServer(settings, {"tiny": manifest()}, listener).routes
+    routes = HttpProcess(settings, {"tiny": manifest()}, 1).routes
     manual = (ROOT / "docs" / "operations.md").read_text("utf-8")
     table = manual.split("## Routes")[1].split("\n## ")[0]
     for route in routes:
