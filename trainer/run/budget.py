@@ -8,7 +8,7 @@ import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,15 +17,18 @@ from trainer.run.distributed import from_first
 from trainer.run.draws import Draws
 from trainer.run.state import Parts
 
-if TYPE_CHECKING:
-    from trainer.run.loop import Method
-
 SHARE = 0.05  # of the budget that measuring may take, after a first update
 STAGES = 8  # places in the run where updates are timed: some methods do other things early than late
 
 
+class Updating(Protocol):
+    """What is timed: the update of a trainer.run.loop.Method."""
+
+    def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws, /) -> Any: ...
+
+
 def images_within(
-    budget_s: float, method: "Method", stream: Iterator[tuple[Tensor, Tensor]], batch: int, parts: Parts, rng: Draws
+    budget_s: float, method: Updating, stream: Iterator[tuple[Tensor, Tensor]], batch: int, parts: Parts, rng: Draws
 ) -> int:
     """The images that the method can train on in `budget_s` seconds, from one batch up; the same in all processes.
 

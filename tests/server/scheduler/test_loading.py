@@ -168,7 +168,8 @@ def test_workers_share_the_cores_of_the_machine_unless_threads_are_given(monkeyp
 
 @pytest.mark.parametrize(("before", "gpu", "after"), [(None, 1, "1"), ("3,5", 1, "5"), ("3,5,", 0, "3")])
 def test_a_worker_sees_its_own_gpu_only(monkeypatch: pytest.MonkeyPatch, before: str | None, gpu: int, after: str):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it is as before after the test, whatever is set in it
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     if before is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
     use_gpu(gpu)
