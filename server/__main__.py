@@ -10,6 +10,7 @@ if __name__ == "__main__":
     for stop in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stop, signal.SIG_DFL if "--check" in sys.argv else lambda *_: os._exit(0))
 
+import gc
 import logging
 import resource
 import socket
@@ -42,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(printable(" ".join(str(error).split("\n"))), file=sys.stderr)
         return EXIT_REFUSED
     configure(settings)
-    # After the checks: a wrong flag should not have to wait for the web framework.
+    gc.disable()  # until the parent has loaded its modules (server.processes.worker.freeze_heap)
+    # After the checks: a wrong flag should not have to wait for these modules.
     from server.hosts.forked import ForkedServer
 
     server = ForkedServer(settings, models, listener)

@@ -5,6 +5,7 @@ http     uvicorn with server.http.app; one or more, which share the port, the ad
 worker   the engines and their loop, through LitServe's hooks (server.hosts.litserve); one or more
 """
 
+import gc
 import logging
 import os
 import socket
@@ -72,10 +73,12 @@ class ForkedServer:
         return HttpProcess(self.settings, self.models, self.workers)
 
     def _run_http(self, number: int, control: Control) -> None:
+        gc.disable()  # until freeze_heap
         http = self.shared or self._http_process()
         http.run(number, control, self.listeners[number])
 
     def _run_worker(self, number: int, ends: Sequence[socket.socket]) -> None:
+        gc.disable()  # until freeze_heap
         devices, links = self.settings.devices, HttpLinks(ends)
         if devices:
             worker.use_gpu(devices[number % len(devices)])
