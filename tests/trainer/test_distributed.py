@@ -148,7 +148,8 @@ PAIRS = {
 @pytest.mark.parametrize(("one", "two"), PAIRS.values(), ids=list(PAIRS))
 def test_two_processes_follow_the_curve_of_one(runs: Runs, one: str, two: str):
     ours, theirs = runs.curve(one), runs.curve(two)
-    assert ours.keys() == theirs.keys() and max(len(points) for points in ours.values()) == 8
+    assert ours.keys() == theirs.keys()
+    assert len({step for points in ours.values() for step, _ in points}) == 8  # every update has something to say
     for tag, points in ours.items():
         assert [step for step, _ in points] == [step for step, _ in theirs[tag]], tag
         assert [value for _, value in theirs[tag]] == pytest.approx([value for _, value in points], rel=1e-5), tag

@@ -69,6 +69,7 @@ class NoisyClassifier(nn.Module):
             blocks.append(HalvingBlock(cin, width))
             side, cin = (side + 1) // 2, width
         self.blocks = nn.ModuleList(blocks)
+        self.told.requires_grad_(bool(blocks))  # images of 8x8 have no block that reads it, and DDP wants all read
         # Channels of what `features` returns.
         self.feature_widths = (*(block.second.out_channels for block in blocks), config.features)
         self.last_map = (cin, side, side)
