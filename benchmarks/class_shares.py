@@ -11,7 +11,6 @@ within the classes. Prints tables, writes JSON.
 """
 
 from fewstep import extras
-from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -30,6 +29,7 @@ from fewstep.metrics.cache import Cache
 from fewstep.metrics.class_shares import Labels, class_means, shares
 from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.metrics.reference import Reference, shuffled
+from fewstep.ranges import whole
 
 
 def outputs(generator: Generator, nfe: int, images: int, batch: int) -> NDArray[np.uint8]:

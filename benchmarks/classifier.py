@@ -8,7 +8,6 @@ published distance is relative to them.
 
 from benchmarks.harness import new_folder
 from fewstep import extras
-from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -28,6 +27,7 @@ from export.to_onnx import strip_traces
 from fewstep.card import write_atomically
 from fewstep.metrics.extractors.fashion128 import FORMAT, load_extractor
 from fewstep.metrics.frechet import Moments, frechet_distance
+from fewstep.ranges import whole
 from trainer.data.format import ImageSet, read_image_set
 
 FEATURES = 128

@@ -6,7 +6,6 @@ Starts real servers one after the other, modes in turn, and stops each with SIGT
 """
 
 from fewstep import extras
-from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -23,6 +22,7 @@ import psutil
 from tqdm import tqdm
 
 from benchmarks.harness import ROOT, percentile_ms, result_file, table, write_result
+from fewstep.ranges import whole
 
 COLUMNS = {
     "mode": "mode", "ready_s": "ready s", "first_image_s": "first image s", "pss_mb": "PSS MB", "rss_mb": "RSS MB",

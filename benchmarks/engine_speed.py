@@ -9,7 +9,6 @@ at which the same run multiplied large matrices in the same precision.
 """
 
 from fewstep import extras
-from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -40,6 +39,7 @@ from benchmarks.harness import ROOT, percentile_ms, result_file, table, time_int
 from export.manifest import BACKEND_TORCH, BACKENDS
 from fewstep.checkpoint import load_denoiser
 from fewstep.latent import latent_shape
+from fewstep.ranges import whole
 
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 QUICK = (1, 8, 32)

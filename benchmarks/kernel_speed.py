@@ -10,7 +10,6 @@ and launched from Python ("launched us"); ratios to the others are of calls from
 """
 
 from fewstep import extras
-from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -25,6 +24,7 @@ import numpy as np
 
 from benchmarks.harness import ROOT, percentile_ms, result_file, table, time_interleaved, write_result
 from fewstep.precond import Network
+from fewstep.ranges import whole
 from fewstep.schedule import student_levels
 from fewstep.step import advance, network_input
 

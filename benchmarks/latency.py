@@ -10,7 +10,6 @@ come from the same seeds and class labels, and the distance stands beside its no
 """
 
 from fewstep import extras
-from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -39,6 +38,7 @@ from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.metrics.reference import make_reference, shuffled
 from fewstep.noise import latent_for, noise_for
 from fewstep.pixels import to_pixels
+from fewstep.ranges import whole
 from fewstep.samplers import Sample, sample_dpdm, sample_euler, sample_heun
 from fewstep.schedule import solver_sigmas
 from trainer.data.format import DataError

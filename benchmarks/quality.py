@@ -13,7 +13,6 @@ finished: the same command goes on where the last one stopped. Prints tables, wr
 """
 
 from fewstep import extras
-from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -36,6 +35,7 @@ from benchmarks.scores import Neighbours
 from fewstep.metrics.cache import Cache
 from fewstep.metrics.precision_recall import NEIGHBOURS
 from fewstep.metrics.reference import Reference
+from fewstep.ranges import whole
 
 TEACHER_AS_STUDENT = "teacher-dpdm"
 

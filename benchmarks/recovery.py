@@ -12,7 +12,6 @@ they were noised. Every network sees the same images and the same noise. A stude
 """
 
 from fewstep import extras
-from fewstep.ranges import POSITIVE, number, whole
 
 extras.name_missing()
 
@@ -35,6 +34,7 @@ from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.metrics.reference import Reference, shuffled
 from fewstep.noise import noise_for
 from fewstep.pixels import from_pixels, to_pixels
+from fewstep.ranges import POSITIVE, number, whole
 from fewstep.schedule import SIGMA_MAX
 from trainer.data.format import ImageSet
 

@@ -10,7 +10,6 @@ that takes batches of any size is tried at every one up to the largest bucket, f
 """
 
 from fewstep import extras
-from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -30,6 +29,7 @@ from export.verify import BOUNDS_OF
 from fewstep.latent import with_latent
 from fewstep.noise import latent_for, noise_for
 from fewstep.pixels import to_pixels
+from fewstep.ranges import whole
 from fewstep.samplers import sample_dpdm
 from server.scheduler.loading import takes_any_size
 

@@ -9,7 +9,6 @@ optimisers and the batch are in it. Beside them stand the totals of two finished
 """
 
 from fewstep import extras
-from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -29,6 +28,7 @@ from benchmarks.harness import ROOT, peak_memory_mb, result_file, table, time_in
 from fewstep.card import Card, CheckpointError, distilled_from, read_card
 from fewstep.checkpoint import network_config
 from fewstep.network import UNet
+from fewstep.ranges import whole
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier
