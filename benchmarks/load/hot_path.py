@@ -8,6 +8,10 @@ is wrk, requests have four steps. The trees take turns, one server at a time, so
 for both: read the figures as ratios. The limit is what back-to-back network calls over full batches would give.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import os
 import re
