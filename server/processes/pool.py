@@ -89,11 +89,11 @@ class WorkerPool:
         self.draining = False  # set by a stop signal
         self.models: dict[str, ModelInfo] = {}  # as some worker serves them; the last to become warm
         self.workers: dict[int, Worker] = {}  # the present life of each
-        self.stats: dict[int, Stats] = {}  # by worker number, over all its lives
+        self.stats: dict[int, Stats] = {}  # by worker number, its earlier processes included
         self.restarts = 0
         self.pending: dict[int, _Pending] = {}
         self.ids = itertools.count()
-        self.past: dict[int, Stats] = {}  # of the lives that have ended
+        self.past: dict[int, Stats] = {}  # of processes that have ended, by worker number
 
     def use_ids(self, process: int, processes: int) -> None:
         """Say which HTTP process this is, of how many: a worker sends the answer for an id back by its remainder."""

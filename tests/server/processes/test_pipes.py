@@ -137,7 +137,7 @@ def test_a_reset_is_the_end_of_one_http_process_and_the_loop_ends_with_the_last(
         reset(http, worker)
     taken = [message for _ in range(2) if (taken := links.take(0)) for message in taken]
     assert taken == [] and (links.take(0) is None) == both
-    links.send([Health("tiny", True)])  # to those that are left; nobody minds the others
+    links.send([Health("tiny", True)])  # to the HTTP processes that are left
 
 
 def test_bytes_that_are_no_message_are_an_error_of_the_worker(pairs: list):
