@@ -1,16 +1,27 @@
-# Every target prints the commands it runs; the README lists the same commands for those without make.
+# Every target prints the commands it runs; the README has those of serve, train and test for whoever has no make.
 PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= fashion
+OUT ?= runs/mine
+BUDGET ?= 10h
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve train-env test bench lint format clean
+.PHONY: help serve train fashion photos-given train-env test bench lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 serve: .venv/serving ## serve the shipped student on http://127.0.0.1:8000, or PORT=...
 	.venv/bin/python -m server --model $(MODEL) --port $(PORT)
+
+train: photos-given .venv/training ## train a student on PHOTOS=..., a folder of pictures, in OUT=runs/mine; then serve it
+	.venv/bin/python -m fewstep train '$(PHOTOS)' --out '$(OUT)' $(ARGS) --serve
+
+fashion: .venv/training ## make a student like the shipped one, from the data to the report, in runs/fashion: BUDGET=10h
+	.venv/bin/python -m fewstep train fashion --out runs/fashion --budget $(BUDGET) $(ARGS)
+
+photos-given:
+	@test -n '$(PHOTOS)' || { echo 'say which pictures: make train PHOTOS=path/to/folder' >&2; exit 2; }
 
 train-env: .venv/training ## what training and exporting need; then: . .venv/bin/activate
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from benchmarks.ablation_plot import draw_ablation
 from benchmarks.ablation_table import STEPS, Row, compose, printed
 from benchmarks.digit_features import Yardstick, load_digit_sets, make_yardstick
-from benchmarks.harness import ROOT, write_result
+from benchmarks.harness import ROOT, result_file, write_result
 from fewstep.card import Card, CheckpointError, write_atomically
 from fewstep.checkpoint import load_denoiser, network_config, save_checkpoint
 from fewstep.latent import with_latent
@@ -37,10 +37,11 @@ from fewstep.network import UNet
 from fewstep.noise_torch import latent_for, noise_for
 from fewstep.pixels import Pixels, from_pixels, to_pixels
 from fewstep.precond import Denoiser
+from fewstep.ranges import whole
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from fewstep.unet_config import UNetConfig
-from trainer.data.format import DataError, ImageSet, sigma_data
+from trainer.data.format import DataError, ImageSet
 from trainer.methods.dpdm import Student
 from trainer.methods.edm import Teacher
 from trainer.methods.endpoints import Endpoints, load_or_make
@@ -48,7 +49,7 @@ from trainer.methods.rivals import tied
 from trainer.run.artifacts import describe
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
-from trainer.run.ema import average_of, update_average
+from trainer.run.ema import average_of, blend, power_decay
 from trainer.run.loop import Method
 from trainer.runs import fitted
 from trainer.settings import StudentConfig, TeacherConfig
@@ -121,7 +122,7 @@ def stored_teacher(folder: Path, plan: Plan, images: int, data: ImageSet) -> tup
     settings, config = {"images": images, "batch": plan.batch}, fitted(plan.network, data)
     if not folder.exists():
         torch.manual_seed(0)
-        network, deviation = UNet(config), sigma_data(data.images)
+        network, deviation = UNet(config), data.sigma_data()
         average = fit(Teacher(network, deviation, TeacherConfig(), COMPUTE), data, images, plan.batch, 0)
         card = Card("teacher", describe(network), deviation, "", data.provenance(), data.class_names, training=settings)
         save_checkpoint(folder, average.state_dict(), card)
@@ -142,7 +143,7 @@ def fit(method: Method, data: ImageSet, images: int, batch: int, seed: int) -> U
     for seen in tqdm(range(0, images, batch), desc=method.served, unit="update", leave=False):
         index = torch.from_numpy(order.integers(len(pixels), size=batch))
         method.update(pixels[index], labels[index], seen / images, rng)
-        update_average(average, network, batch, seen + batch, method.ema_halflife, method.ema_ramp)
+        blend(average, network, power_decay(method.ema_width, batch, seen + batch))
     assert isinstance(average, UNet)
     return average
 
@@ -253,10 +254,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, metavar="DIR", help="finished runs (default: build/ablation)")
     parser.add_argument("--only", nargs="+", choices=list(variants()), metavar="NAME", help=", ".join(variants()))
-    parser.add_argument("--seeds", type=int, default=3, help="runs of every variant (default 3)")
-    parser.add_argument("--images", type=int, metavar="N", help="generated for every distance (default 599)")
+    parser.add_argument("--seeds", type=whole(1), default=3, help="runs of every variant (default 3)")
+    parser.add_argument("--images", type=whole(1), metavar="N", help="generated for every distance (default 599)")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "build" / "ablation.json", help="JSON; the PNG lies beside it"
+        "--out", type=result_file, default=ROOT / "build" / "ablation.json", help="JSON; the PNG lies beside it"
     )
     parser.add_argument("--smoke", action="store_true", help="two variants, two updates each")
     args = parser.parse_args()

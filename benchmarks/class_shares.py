@@ -15,7 +15,6 @@ from fewstep import extras
 extras.name_missing()
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.generators import Generator
-from benchmarks.harness import ROOT, table, write_result
+from benchmarks.harness import ROOT, result_file, table, write_result
 from benchmarks.inputs import add_common_options, load_data, load_generators, load_references, run_cached
 from benchmarks.methods import dpdm_method
 from fewstep.metrics.cache import Cache
 from fewstep.metrics.class_shares import Labels, class_means, shares
 from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.metrics.reference import Reference, shuffled
+from fewstep.ranges import whole
 
 
 def outputs(generator: Generator, nfe: int, images: int, batch: int) -> NDArray[np.uint8]:
@@ -89,9 +89,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_options(parser)
     add = parser.add_argument
-    add("--images", type=int, default=10_000, help="images, N (default 10000)")
-    add("--nfe", type=int, nargs="+", default=[1, 4], help="network calls per image (default 1 4)")
-    add("--out", type=Path, default=ROOT / "build/class_shares.json", help="JSON")
+    add("--images", type=whole(1), default=10_000, help="images, N (default 10000)")
+    add("--nfe", type=whole(1), nargs="+", default=[1, 4], help="network calls per image (default 1 4)")
+    add("--out", type=result_file, default=ROOT / "build/class_shares.json", help="JSON")
     add("--smoke", action="store_true", help="20 images, one call, part of the data, a cache of its own")
     args = parser.parse_args()
     if args.smoke:

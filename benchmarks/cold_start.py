@@ -15,14 +15,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 from tqdm import tqdm
 
-from benchmarks.harness import ROOT, percentile_ms, table, write_result
+from benchmarks.harness import ROOT, percentile_ms, result_file, table, write_result
+from fewstep.ranges import whole
 
 COLUMNS = {
     "mode": "mode", "ready_s": "ready s", "first_image_s": "first image s", "pss_mb": "PSS MB", "rss_mb": "RSS MB",
@@ -81,9 +81,9 @@ def _cpu_s(processes: list[psutil.Process]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="servers started per mode (default 5)")
-    parser.add_argument("--requests", type=int, default=50, help="single images asked of each (default 50)")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "cold_start.json")
+    parser.add_argument("--repeats", type=whole(1), default=5, help="servers started per mode (default 5)")
+    parser.add_argument("--requests", type=whole(1), default=50, help="single images asked of each (default 50)")
+    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "cold_start.json")
     args = parser.parse_args()
     runs = [measure(mode, args.requests) for _ in tqdm(range(args.repeats)) for mode in ("fast", "exact")]
     rows = [_median([run for run in runs if run["mode"] == mode]) for mode in ("fast", "exact")]

@@ -1,4 +1,4 @@
-"""Draw the README's picture of edits: one image, versions of it, and its lower half made again. No picking.
+"""Draw the picture of edits: one image, versions of it, and its lower half made again. No picking.
 
 python benchmarks/edits.py --out docs/images/edits.png
 """
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.harness import ROOT
+from benchmarks.harness import ROOT, picture_file
 from export.engine import Engine, load_engine
 from fewstep.editing import calls_for, repaint, vary
 from fewstep.latent import with_latent
@@ -85,7 +85,7 @@ def draw(begun: Pixels, rows: Mapping[str, Pixels], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", type=Path, default=ROOT / "models" / "fashion" / "engine", metavar="ENGINE")
-    parser.add_argument("--out", type=Path, required=True, metavar="PNG")
+    parser.add_argument("--out", type=picture_file, required=True, metavar="PNG")
     args = parser.parse_args()
     engine = load_engine(args.engine)
     begun = first_image(engine)

@@ -35,10 +35,11 @@ from benchmarks.engine_variants import (
     open_engines,
     spinning_variant,
 )
-from benchmarks.harness import ROOT, percentile_ms, table, time_interleaved, write_result
+from benchmarks.harness import ROOT, percentile_ms, result_file, table, time_interleaved, write_result
 from export.manifest import BACKEND_TORCH, BACKENDS
 from fewstep.checkpoint import load_denoiser
 from fewstep.latent import latent_shape
+from fewstep.ranges import whole
 
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 QUICK = (1, 8, 32)
@@ -143,11 +144,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=(FASHION, COLOUR), default=FASHION, help="colour: random weights, 32x32x3")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, metavar="B", help="default: all that run here")
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="N")
-    parser.add_argument("--rounds", type=int, default=40, help="calls up to batch 8; fewer above (default 40)")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
+    parser.add_argument("--batches", type=whole(1), nargs="+", default=BATCHES, metavar="N")
+    parser.add_argument("--rounds", type=whole(1), default=40, help="calls up to batch 8; fewer above (default 40)")
+    parser.add_argument("--threads", type=whole(0), default=0, help="0: as many as there are cores")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "build" / "engine_speed.json", help="JSON; the PNG beside it"
+        "--out", type=result_file, default=ROOT / "build" / "engine_speed.json", help="JSON; the PNG beside it"
     )
     parser.add_argument("--quick", action="store_true", help=f"B = {QUICK}, 8 rounds")
     args = parser.parse_args()

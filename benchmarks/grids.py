@@ -1,4 +1,4 @@
-"""Draw the README's pictures: the same seeds at every step count, and the teacher's solvers beside them. No picking.
+"""Draw the README's picture: the same seeds at every step count, and the teacher's solvers beside them. No picking.
 
 python benchmarks/grids.py --out docs/images/fashion.png
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.harness import ROOT
+from benchmarks.harness import ROOT, picture_file
 from benchmarks.latency import Variant
 from export.engine import load_engine
 from fewstep.pixels import grid
@@ -27,7 +27,7 @@ def main() -> None:
     models = ROOT / "models" / "fashion"
     parser.add_argument("--student", type=Path, default=models / "engine", metavar="ENGINE")
     parser.add_argument("--teacher", type=Path, default=models / "teacher" / "engine", metavar="ENGINE")
-    parser.add_argument("--out", type=Path, required=True, metavar="PNG")
+    parser.add_argument("--out", type=picture_file, required=True, metavar="PNG")
     args = parser.parse_args()
     student, teacher = load_engine(args.student), load_engine(args.teacher)
     levels = student.manifest.levels

@@ -1,5 +1,6 @@
 """What every benchmark shares: timing, percentiles, memory, the machine, tables, JSON."""
 
+import argparse
 import json
 import os
 import platform
@@ -13,10 +14,34 @@ from typing import Any
 
 import numpy as np
 
-from fewstep.card import write_atomically
+from fewstep.card import CheckpointError, write_atomically
+from fewstep.outputs import check_file, check_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMAT = 1
+
+
+def result_file(text: str) -> Path:
+    """argparse's type of a JSON file to write: refused before the work, not after it, when it cannot be written."""
+    return _checked(Path(text), lambda path: check_file(path, ".json"))
+
+
+def picture_file(text: str) -> Path:
+    """Likewise of a PNG file."""
+    return _checked(Path(text), lambda path: check_file(path, ".png"))
+
+
+def new_folder(text: str) -> Path:
+    """Likewise of a folder that holds no model."""
+    return _checked(Path(text), check_folder)
+
+
+def _checked(path: Path, check: Callable[[Path], None]) -> Path:
+    try:
+        check(path)
+    except CheckpointError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return path
 
 
 def time_interleaved(calls: dict[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:

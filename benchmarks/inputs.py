@@ -8,15 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 from benchmarks.generators import BACKENDS, Generator, load_generator
 from benchmarks.harness import ROOT
 from fewstep.card import CheckpointError
 from fewstep.metrics.cache import Cache
 from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, INCEPTION, load_feature_net
 from fewstep.metrics.reference import Reference, make_reference, shuffled
+from fewstep.ranges import whole
 from trainer.data.format import DataError, ImageSet, read_image_set
+from trainer.data.sources.fashion import CLASS_NAMES, LICENCE
+from trainer.data.sources.idx import pad_to_power_of_two
 
 MODELS = ROOT / "models" / "fashion"
+DATA, FIXTURE = ROOT / "runs/data/fashion.zip", ROOT / "tests/fixtures/fashion-2000.png"
 SHIPPED = "student"  # the name of the shipped one
 
 
@@ -30,17 +37,17 @@ def add_common_options(parser: argparse.ArgumentParser, taken: Collection[str] =
     add("--inception", type=Path, metavar="FILE", help="weights of InceptionV3 (2015-12-05): adds the standard FID")
     add("--backend", choices=BACKENDS, default="engine",
         help="ONNX engines (default), in OpenVINO's bfloat16, checkpoints, or those compiled in bfloat16")  # fmt: skip
-    add("--batch", type=int, default=100, help="images per network call (default 100)")
+    add("--batch", type=whole(1), default=100, help="images per network call (default 100)")
     add_data_options(parser)
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Real images, threads and cache."""
     add = parser.add_argument
-    add("--data", type=Path, default=ROOT / "runs/data/fashion.zip", metavar="ZIP", help="the training images")
+    add("--data", type=Path, default=DATA, metavar="ZIP", help="the training images")
     add("--held-out", type=Path, default=ROOT / "runs/data/fashion-test.zip", metavar="ZIP",
         help="real images that nobody was trained on")  # fmt: skip
-    add("--threads", type=int, default=0, help="0: as many as there are cores")
+    add("--threads", type=whole(0), default=0, help="0: as many as there are cores")
     add(
         "--cache", type=Path, default=ROOT / "runs/quality", metavar="DIR", help="finished cells (default runs/quality)"
     )
@@ -75,10 +82,29 @@ def run_cached(run: Callable[[argparse.Namespace, Cache], None], args: argparse.
 
 
 def load_data(args: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
-    train, held_out = (read_image_set(path) for path in (args.data, args.held_out))
+    if args.smoke and not args.data.exists() and args.data == DATA:  # a fresh clone
+        print(f"{args.data} is not there: the images of {FIXTURE.relative_to(ROOT)} stand in for it", file=sys.stderr)
+        train = fixture()
+        part = shuffled(train)
+        held_out = replace(train, images=train.images[part[1500:]], labels=train.labels[part[1500:]])
+        train = replace(train, images=train.images[part[:1500]], labels=train.labels[part[:1500]])
+    else:
+        for path, split in ((args.data, "train"), (args.held_out, "test")):
+            if not path.exists():
+                command = f"python -m trainer data fashion --split {split} --out {path}"
+                raise DataError(f"{path} does not exist; for Fashion-MNIST: {command}")
+        train, held_out = (read_image_set(path) for path in (args.data, args.held_out))
     if args.smoke:
         train, held_out = _part(train, 1000), _part(held_out, 500)
     return train, held_out
+
+
+def fixture() -> ImageSet:
+    """2,000 images of Fashion-MNIST's training split, 200 of each class, from the sheet that the tests use."""
+    with Image.open(FIXTURE) as sheet:
+        tiles = np.asarray(sheet).reshape(40, 28, 50, 28).transpose(0, 2, 1, 3).reshape(-1, 28, 28)
+    images, labels = pad_to_power_of_two(tiles)[..., None], np.repeat(np.arange(10, dtype=np.int32), 200)
+    return ImageSet("fashion-2000", images, labels, CLASS_NAMES, LICENCE, "Fashion-MNIST, 200 a class")
 
 
 def _part(images: ImageSet, count: int) -> ImageSet:

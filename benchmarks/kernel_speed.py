@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import ROOT, percentile_ms, table, time_interleaved, write_result
+from benchmarks.harness import ROOT, percentile_ms, result_file, table, time_interleaved, write_result
 from fewstep.precond import Network
+from fewstep.ranges import whole
 from fewstep.schedule import student_levels
 from fewstep.step import advance, network_input
 
@@ -140,11 +141,13 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--cpu", action="store_true", help="measure numpy beside ONNX Runtime")
     what.add_argument("--compile-only", action="store_true", help="compile for GPUs that are not here")
-    parser.add_argument("--batch", type=int, default=8, help="rows, with --cpu (default 8)")
-    parser.add_argument("--rounds", type=int, default=0, help="measurements of each variant (default 15, 5 on a GPU)")
+    parser.add_argument("--batch", type=whole(1), default=8, help="rows, with --cpu (default 8)")
+    parser.add_argument(
+        "--rounds", type=whole(0), default=0, help="measurements of each variant (default 15, 5 on a GPU)"
+    )
     parser.add_argument("--tiles", action="store_true", help="on a GPU: also the step in other tiles, to choose one")
-    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime; 0: as many as there are cores")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "kernel_speed.json", help="JSON")
+    parser.add_argument("--threads", type=whole(0), default=0, help="of ONNX Runtime; 0: as many as there are cores")
+    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "kernel_speed.json", help="JSON")
     args = parser.parse_args()
     settings = {"cpu": args.cpu, "batch": args.batch, "rounds": args.rounds, "threads": args.threads}
     more: dict[str, Any] = {}

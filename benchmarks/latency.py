@@ -2,6 +2,7 @@
 
     python benchmarks/latency.py                                  # five minutes on two cores
     python benchmarks/latency.py --rival dmd2=runs/dmd2/engine    # another method's student beside ours; repeat at will
+    python benchmarks/latency.py --student runs/photos/engine --teacher runs/teacher/engine --data photos.zip
     python benchmarks/latency.py --smoke                          # seconds; proves that it runs
 
 Prints a table, writes JSON and a PNG. Every figure comes from one run: timings are interleaved over all methods, images
@@ -14,8 +15,10 @@ extras.name_missing()
 
 import argparse
 import functools
+import sys
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +26,23 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.harness import ROOT, peak_memory_mb, percentile_ms, table, time_interleaved, write_result
+from benchmarks.harness import ROOT, peak_memory_mb, percentile_ms, result_file, table, time_interleaved, write_result
 from benchmarks.plots import STYLES, draw_quality_against_latency
 from export.engine import Engine, load_engine
+from fewstep.card import CheckpointError
 from fewstep.latent import with_latent
-from fewstep.metrics.extractors.fashion128 import Extractor, load_extractor
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, Outputs, load_feature_net
+from fewstep.metrics.extractors.fashion128 import load_extractor
 from fewstep.metrics.frechet import Moments, frechet_distance
+from fewstep.metrics.reference import make_reference, shuffled
 from fewstep.noise import latent_for, noise_for
 from fewstep.pixels import to_pixels
+from fewstep.ranges import whole
 from fewstep.samplers import Sample, sample_dpdm, sample_euler, sample_heun
 from fewstep.schedule import solver_sigmas
+from trainer.data.format import DataError
+from trainer.data.named import read_data
 
 HEUN_LEVELS = (1, 2, 3, 5, 10, 18)  # 2N - 1 calls: 1, 3, 5, 9, 19, 35
 EULER_LEVELS = (1, 2, 4, 8, 18, 35)
@@ -83,7 +93,8 @@ def variants(students: Mapping[str, Engine], teacher: Engine, smoke: bool) -> li
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     students = {name: load_engine(folder, threads=args.threads) for name, folder in folders(args).items()}
     teacher = students.pop("teacher")
-    extractor = load_extractor(threads=args.threads)
+    check_shapes({**students, "teacher": teacher}, args)
+    space = load_space(args, teacher.manifest.image_shape)
     tried = variants(students, teacher, args.smoke)
     alone = time_interleaved({v.name: functools.partial(v.pixels, 0, 1) for v in tried}, args.rounds)
     together = time_interleaved(
@@ -100,7 +111,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             "p95_ms": percentile_ms(alone[variant.name], 95),
             "images_per_s": args.batch / float(np.median(together[variant.name])),
             "peak_mb": peak_memory_mb(functools.partial(variant.pixels, 0, args.batch)),
-            **quality(extractor, pixels, variant.engine.manifest.classes),
+            **quality(space, pixels, variant.engine.manifest.classes),
         })  # fmt: skip
     baseline = next(row["p50_ms"] for row in rows if row["method"] == "dpdm" and row["nfe"] == 1)
     return [{**row, "ratio": row["p50_ms"] / baseline} for row in rows]
@@ -123,13 +134,66 @@ def sample_many(variant: Variant, count: int, batch: int) -> tuple[NDArray[np.ui
     return np.concatenate([pixels for pixels, _ in parts]), parts[0][1]
 
 
-def quality(extractor: Extractor, pixels: NDArray[np.uint8], classes: int) -> dict[str, float]:
-    """Distance to the training images, its floor, and how often the classifier sees the class that was asked for."""
-    features, predicted = extractor(pixels)
+@dataclass(frozen=True)
+class Space:
+    """Where images are compared with the training images."""
+
+    name: str
+    features: Callable[[NDArray[np.uint8]], Outputs]
+    reference: Moments
+    floor: Callable[[int], float | None]  # distance of so many held-out images; None where there are fewer
+
+
+def check_shapes(engines: Mapping[str, Engine], args: argparse.Namespace) -> None:
+    """Raise CheckpointError unless all make images of one shape, the default extractor's or those of --data."""
+    channels, height, width = engines["teacher"].manifest.image_shape
+    for name, engine in engines.items():
+        if engine.manifest.image_shape != (channels, height, width):
+            raise CheckpointError(
+                f"{name} makes images of (C, H, W) = {engine.manifest.image_shape}, and the teacher of "
+                f"{(channels, height, width)}; give --teacher the engine of its own teacher"
+            )
+    if not args.data and (height, width, channels) != (32, 32, 1):
+        raise CheckpointError(
+            f"the networks make {height}x{width} {'gray' if channels == 1 else 'RGB'} images, and {FASHION128} knows "
+            "Fashion-MNIST, 32x32 gray; name the images that they were trained on: --data ZIP"
+        )
+
+
+def load_space(args: argparse.Namespace, image_shape: tuple[int, ...]) -> Space:
+    """The features of --extractor, with the training images of --data; without it, Fashion-MNIST's shipped statistics.
+
+    Raises CheckpointError or DataError.
+    """
+    if not args.data:
+        shipped = load_extractor(threads=args.threads)
+        return Space(FASHION128, shipped, shipped.reference, shipped.floor)
+    train = read_data(args.data, image_shape[1])
+    height, width, channels = train.images.shape[1:]
+    if (channels, height, width) != tuple(image_shape):
+        raise DataError(f"{args.data} holds {height}x{width} images with {channels} channels, not {image_shape}")
+    held_out = read_data(args.held_out, image_shape[1]) if args.held_out else None
+    if held_out is None:
+        order, tenth = shuffled(train), max(len(train.images) // 10, 2)
+        held_out = replace(train, images=train.images[order[:tenth]], labels=train.labels[order[:tenth]])
+        train = replace(train, images=train.images[order[tenth:]], labels=train.labels[order[tenth:]])
+    net = load_feature_net(args.extractor, threads=args.threads)
+    if net.image_shape and net.image_shape != train.images.shape[1:]:
+        raise CheckpointError(f"{net.name} wants images of {net.image_shape}; take --extractor {EFFL0}")
+    with tempfile.TemporaryDirectory() as folder:
+        reference = make_reference(net, train, held_out, Cache(Path(folder)))
+    floor = lambda count: next(iter(reference.floor(count)), None)  # noqa: E731
+    return Space(net.name, reference.features, reference.moments, floor)
+
+
+def quality(space: Space, pixels: NDArray[np.uint8], classes: int) -> dict[str, float | None]:
+    """Distance to the training images, its floor, and how often a classifier sees the class that was asked for."""
+    features, predicted = space.features(pixels)
+    asked = np.arange(len(pixels)) % max(classes, 1)
     return {
-        "distance": frechet_distance(Moments.of(features), extractor.reference),
-        "floor": extractor.floor(len(pixels)),
-        "accuracy": float((predicted == np.arange(len(pixels)) % classes).mean()),
+        "distance": frechet_distance(Moments.of(features), space.reference),
+        "floor": space.floor(len(pixels)),
+        "accuracy": None if predicted is None else float((predicted == asked).mean()),
     }
 
 
@@ -141,20 +205,30 @@ def main() -> None:
     parser.add_argument(
         "--rival", type=named_engine, action="append", default=[], metavar="NAME=ENGINE", help="another student"
     )
-    parser.add_argument("--images", type=int, default=400, help="images per method behind the distance (default 400)")
-    parser.add_argument("--rounds", type=int, default=30, help="timed single images per method (default 30)")
-    parser.add_argument("--batch", type=int, default=32, help="batch for images/s and memory (default 32)")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "build" / "latency.json", help="JSON; the PNG lies beside it"
+        "--images", type=whole(1), default=400, help="images per method behind the distance (default 400)"
+    )
+    parser.add_argument("--rounds", type=whole(1), default=30, help="timed single images per method (default 30)")
+    parser.add_argument("--batch", type=whole(1), default=32, help="batch for images/s and memory (default 32)")
+    parser.add_argument("--threads", type=whole(0), default=0, help="0: as many as there are cores")
+    parser.add_argument(
+        "--out", type=result_file, default=ROOT / "build" / "latency.json", help="JSON; the PNG lies beside it"
     )
     parser.add_argument("--smoke", action="store_true", help="four methods, 100 images, 3 rounds")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="the training images, where not Fashion-MNIST")
+    parser.add_argument("--held-out", type=Path, metavar="PATH", help="real images for the floor (default: a tenth)")
+    parser.add_argument(
+        "--extractor", choices=(FASHION128, EFFL0), default=EFFL0, help=f"features for --data (default {EFFL0})"
+    )
     args = parser.parse_args()
     if len(dict(args.rival)) < len(args.rival):
         parser.error("two rivals have one name; give each --rival a name of its own")
     if args.smoke:
         args.images, args.rounds = 100, 3
-    rows = measure(args)
+    try:
+        rows = measure(args)
+    except (CheckpointError, DataError) as error:
+        sys.exit(f"error: {error}")
     print(table(rows, COLUMNS))
     settings = {
         "images": args.images,
@@ -165,7 +239,9 @@ def main() -> None:
     }
     engines = {name: load_engine(folder).manifest.checkpoint for name, folder in folders(args).items()}
     engines["student"] = engines.pop("dpdm")
-    write_result(args.out, "latency", settings, rows, checkpoints=engines, extractor="fashion128")
+    write_result(
+        args.out, "latency", settings, rows, checkpoints=engines, extractor=args.extractor if args.data else FASHION128
+    )
     draw_quality_against_latency(rows, args.out.with_suffix(".png"))
     print(f"\nwrote {args.out} and {args.out.with_suffix('.png')}")
 

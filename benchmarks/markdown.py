@@ -1,4 +1,4 @@
-"""Committed results as the Markdown tables of the README and of docs/quality.md. Tests hold both pages to them."""
+"""Committed results as the Markdown tables of docs/quality.md, which a test holds to them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

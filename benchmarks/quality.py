@@ -26,7 +26,7 @@ from tqdm import tqdm
 from benchmarks.cells import Task, fill, read_cell, verify
 from benchmarks.earlier import with_earlier
 from benchmarks.generators import Generator
-from benchmarks.harness import ROOT, write_result
+from benchmarks.harness import ROOT, result_file, write_result
 from benchmarks.inputs import add_common_options, load_data, load_generators, load_references, run_cached
 from benchmarks.methods import NFE, SOLVERS, Method, dpdm_method
 from benchmarks.plots import draw_quality_against_nfe
@@ -35,6 +35,7 @@ from benchmarks.scores import Neighbours
 from fewstep.metrics.cache import Cache
 from fewstep.metrics.precision_recall import NEIGHBOURS
 from fewstep.metrics.reference import Reference
+from fewstep.ranges import whole
 
 TEACHER_AS_STUDENT = "teacher-dpdm"
 
@@ -163,9 +164,11 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_options(parser, taken=(*(method.name for method in SOLVERS), TEACHER_AS_STUDENT))
     add = parser.add_argument
-    add("--images", type=int, default=10_000, help="images per cell, N (default 10000)")
-    add("--repeats", type=int, default=3, help="disjoint seed ranges (default 3)")
-    add("--nfe", type=int, nargs="+", default=list(NFE), help="network calls per image; a method leaves out others")
+    add("--images", type=whole(1), default=10_000, help="images per cell, N (default 10000)")
+    add("--repeats", type=whole(1), default=3, help="disjoint seed ranges (default 3)")
+    add(
+        "--nfe", type=whole(1), nargs="+", default=list(NFE), help="network calls per image; a method leaves out others"
+    )
     add("--only", nargs="+", metavar="NAME[:NFE]", help="sample these now; the rest comes from the cache")
     add("--compose", action="store_true", help="sample nothing; write what the cache holds")
     add(
@@ -176,9 +179,12 @@ def arguments() -> argparse.ArgumentParser:
     )
     add("--verify", action="store_true", help="first sample a few images of every kept cell again and compare")
     add(
-        "--stored", type=int, default=2000, help="images per cell kept for precision, recall, neighbours (default 2000)"
+        "--stored",
+        type=whole(1),
+        default=2000,
+        help="images per cell kept for precision, recall, neighbours (default 2000)",
     )
-    add("--out", type=Path, default=ROOT / "build/quality.json", help="JSON; the pictures lie beside it")
+    add("--out", type=result_file, default=ROOT / "build/quality.json", help="JSON; the pictures lie beside it")
     add("--grids", type=Path, metavar="DIR", help="also draw the first 64 images of every cell of the first seed range")
     add("--smoke", action="store_true", help="12 images, two ranges, few calls, part of the data, a cache of its own")
     return parser

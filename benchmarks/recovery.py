@@ -18,7 +18,6 @@ extras.name_missing()
 import argparse
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.cells import Task, fill, read_cell
 from benchmarks.generators import Batch, Generator
-from benchmarks.harness import ROOT, table, write_result
+from benchmarks.harness import ROOT, result_file, table, write_result
 from benchmarks.inputs import add_common_options, load_data, load_generators, load_references, run_cached
 from benchmarks.plots import draw_recovered, draw_recovery
 from fewstep.metrics.cache import Cache
@@ -35,6 +34,7 @@ from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.metrics.reference import Reference, shuffled
 from fewstep.noise import noise_for
 from fewstep.pixels import from_pixels, to_pixels
+from fewstep.ranges import POSITIVE, number, whole
 from fewstep.schedule import SIGMA_MAX
 from trainer.data.format import ImageSet
 
@@ -165,10 +165,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_options(parser, taken=(TEACHER,))
     add = parser.add_argument
-    add("--images", type=int, default=10_000, help="held-out images, N (default 10000)")
-    add("--repeats", type=int, default=1, help="times that all images are noised afresh (default 1)")
-    add("--sigmas", type=float, nargs="+", default=list(SIGMAS), help="levels (default: 12 from 0.05 to 80)")
-    add("--out", type=Path, default=ROOT / "build/recovery.json", help="JSON; the pictures lie beside it")
+    add("--images", type=whole(1), default=10_000, help="held-out images, N (default 10000)")
+    add("--repeats", type=whole(1), default=1, help="times that all images are noised afresh (default 1)")
+    add("--sigmas", type=number(POSITIVE), nargs="+", default=list(SIGMAS), help="levels (default: 12 from 0.05 to 80)")
+    add("--out", type=result_file, default=ROOT / "build/recovery.json", help="JSON; the pictures lie beside it")
     add("--smoke", action="store_true", help="50 images, three levels, part of the data, a cache of its own")
     args = parser.parse_args()
     if args.smoke:

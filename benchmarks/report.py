@@ -1,4 +1,4 @@
-"""A committed result as the Markdown tables of the README and the docs, and as the metrics of a model's card.
+"""A committed result as the Markdown tables of the docs, and as the metrics of a model's card.
 
 python benchmarks/report.py benchmarks/results/NAME.json [--card models/fashion]
 """

@@ -15,7 +15,6 @@ extras.name_missing()
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,14 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.engine_variants import COLOUR, FASHION, Rows, checkpoint_of, example_rows, open_engines
-from benchmarks.harness import ROOT, table, write_result
+from benchmarks.harness import ROOT, result_file, table, write_result
 from export.engine import Engine
 from export.manifest import BACKENDS
 from export.verify import BOUNDS_OF
 from fewstep.latent import with_latent
 from fewstep.noise import latent_for, noise_for
 from fewstep.pixels import to_pixels
+from fewstep.ranges import whole
 from fewstep.samplers import sample_dpdm
 from server.scheduler.loading import takes_any_size
 
@@ -110,8 +110,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=(FASHION, COLOUR), default=FASHION, help="colour: random weights, 32x32x3")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, metavar="B", help="default: all that run here")
-    parser.add_argument("--threads", type=int, default=0, help="0: as many as there are cores")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "row_independence.json")
+    parser.add_argument("--threads", type=whole(0), default=0, help="0: as many as there are cores")
+    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "row_independence.json")
     parser.add_argument("--quick", action="store_true", help=f"buckets {QUICK}")
     args = parser.parse_args()
     if args.threads:

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.harness import ROOT, peak_memory_mb, table, time_interleaved, write_result
+from benchmarks.harness import ROOT, peak_memory_mb, result_file, table, time_interleaved, write_result
 from fewstep.card import Card, CheckpointError, distilled_from, read_card
 from fewstep.checkpoint import network_config
 from fewstep.network import UNet
+from fewstep.ranges import whole
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier
@@ -90,7 +91,7 @@ class Setting:
         torch.manual_seed(0)
         network = placed(UNet(self.network), device)
         method = methods()[name](network, self.sigma_data, self.compute)
-        rng = Draws(torch.Generator(device).manual_seed(0))
+        rng = Draws(torch.Generator().manual_seed(0), device=device)
         shape = (self.batch, self.network.channels, self.network.resolution, self.network.resolution)
         images = torch.rand(shape, device=device) * 2 - 1
         labels = torch.arange(self.batch, device=device) % max(self.network.classes, 1)
@@ -217,12 +218,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--teacher", type=Path, default=models / "teacher", metavar="DIR", help="its teacher: the network"
     )
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=10, help="timed updates of every method (default 10)")
+    parser.add_argument("--batch", type=whole(1), default=64)
+    parser.add_argument("--rounds", type=whole(1), default=10, help="timed updates of every method (default 10)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the networks (default bf16)")
     parser.add_argument("--compile", action="store_true", help="as long runs do; takes minutes before the first update")
     parser.add_argument("--device", default=default_device(), help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "training-cost.json", metavar="FILE.json")
+    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "training-cost.json", metavar="FILE.json")
     parser.add_argument("--smoke", action="store_true", help="two methods, batch 2, one round")
     parser.add_argument("--memory-of", choices=list(methods()), help=argparse.SUPPRESS)  # what the subprocess is asked
     args = parser.parse_args()

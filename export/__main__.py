@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from export.manifest import BACKEND_TENSORRT, BACKEND_TENSORRT_RTX, BACKENDS, DTYPE_NAMES, Manifest
 from fewstep import extras
 from fewstep.card import CheckpointError
+from fewstep.ranges import whole
 
 if TYPE_CHECKING:
     from export.build import Proof
@@ -114,7 +115,10 @@ def _plan(arguments: Sequence[str]) -> int:
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
-        "--threads", type=int, default=0, help="cores for the proof (default: all; 1 is faster on a busy machine)"
+        "--threads",
+        type=whole(0, 1024),
+        default=0,
+        help="cores for the proof (default: all; 1 is faster on a busy machine)",
     )
     parser.add_argument(
         "--buckets", type=_integers, metavar="N,N,...", help="batch sizes that backends of fixed shapes prepare"
@@ -130,8 +134,8 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
 def _integers(text: str) -> tuple[int, ...]:
     """argparse's type for a list."""
     try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
+        return tuple(whole(1, 2**16)(part) for part in text.split(","))
+    except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,4,8") from error
 
 

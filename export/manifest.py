@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fewstep.card import CheckpointError, Levels, levels_from_json, write_atomically
+from fewstep.card import WEIGHTS_FILE, CheckpointError, Levels, levels_from_json, write_atomically
 
 ENGINE_FORMAT = 1
 ENGINE_FILE = "engine.json"
@@ -96,6 +96,11 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of an engine directory. Raises CheckpointError when this version cannot read it."""
     path = folder / ENGINE_FILE
     if not path.is_file():
+        if (folder / WEIGHTS_FILE).is_file():
+            raise CheckpointError(
+                f"{folder} is a checkpoint, not an engine. Name its engine, {folder / 'engine'}, or make it: "
+                f"python -m export --model {folder} --out {folder / 'engine'}"
+            )
         raise CheckpointError(
             f"{folder} holds no {ENGINE_FILE}: it is not a fewstep engine. "
             "Make one with: python -m export --model MODEL --out ENGINE"

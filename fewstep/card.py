@@ -29,6 +29,7 @@ class Dataset:
     sha256: str
     licence: str
     images: int
+    sigma_data: float | None = None  # deviation of their pixels in [-1, 1]; None: not known
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tup
     """
     weights, card = load_checkpoint(Path(folder))
     config = network_config(card)
-    if isinstance(config, DDPMConfig) and config.sigma_data != card.sigma_data:
+    bound = isinstance(config, DDPMConfig) or config.precond != "edm"  # the network computes with sigma_data, too
+    if bound and config.sigma_data != card.sigma_data:
         raise CheckpointError(
             f"the card in {folder} is damaged: its network expects sigma_data {config.sigma_data}, the card says "
             f"{card.sigma_data}"

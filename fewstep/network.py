@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.older_precond import answered, asked
 from fewstep.unet_config import UNetConfig
 
 
@@ -56,6 +57,25 @@ class UNet(nn.Module):
         self.out_conv = Conv(cout, config.channels * config.patch**2, 3, gain=1e-5 if config.style == "song" else 0.0)
 
     def forward(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
+        if self.config.precond == "edm":
+            return self._raw(x, c_noise, onehot)
+        # D = x - sigma * U magnifies what U rounds: half precision would show from sigma 1 on.
+        with torch.autocast(x.device.type, enabled=False):
+            image = x[:, : self.config.channels]
+            question = self._asked(x, c_noise)
+            predicted = self._raw(question[0], question[1], onehot)
+            sigma = (4 * c_noise).exp()[:, None, None, None]
+            return answered(self.config.precond, predicted, image, sigma, self.config.sigma_data)
+
+    def _asked(self, x: Tensor, c_noise: Tensor) -> tuple[Tensor, Tensor]:
+        """x and c_noise as the raw network takes them; further input channels stay as they are."""
+        config = self.config
+        if config.precond == "edm":
+            return x, c_noise
+        question = asked(config.precond, x[:, : config.channels], c_noise, config.sigma_data)
+        return torch.cat([question.image, x[:, config.channels :]], dim=1), question.c_noise
+
+    def _raw(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
         x, skips, emb = self._encoded(x, c_noise, onehot)
         for block in self.decoder:
             x = block(x if block.resample else torch.cat([x, skips.pop()], dim=1), emb)
@@ -67,7 +87,7 @@ class UNet(nn.Module):
 
         From the finest to the innermost, which has been through the middle blocks.
         """
-        inner, skips, _ = self._encoded(x, c_noise, onehot)
+        inner, skips, _ = self._encoded(*self._asked(x, c_noise), onehot)
         shrunken = [fine for fine, coarse in pairwise(skips) if coarse.shape[2] < fine.shape[2]]
         return (*shrunken, inner)
 
@@ -156,7 +176,8 @@ class Block(nn.Module):
         kernel = 1 if cin != cout or (resample and song) else 0
         needs_skip = cin != cout or resample
         self.skip = Conv(cin, cout, kernel, resample, config.resample, default_init=not song) if needs_skip else None
-        self.attention = Attention(config, cout) if attention else None
+        # A block narrower than a head has none, as published: ADM counts width // 64 heads.
+        self.attention = Attention(config, cout) if attention and cout >= config.head_width else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv0(functional.silu(self.norm0(x)))

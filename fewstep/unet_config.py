@@ -8,6 +8,8 @@ makes small images several times cheaper.
 from dataclasses import dataclass
 from typing import Literal
 
+Precond = Literal["edm", "vp", "ve", "iddpm"]
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -27,6 +29,9 @@ class UNetConfig:
     encoder: Literal["standard", "residual"] = "standard"  # residual: NCSN++ feeds the shrunken input to each level
     resample: tuple[int, ...] = (1, 1)  # separable filter for down- and upsampling
     head_width: int = 0  # channels per attention head; 0: a single head
+    # What the network was trained inside of (Karras et al. 2022, Table 1). Other than "edm", F is computed from it.
+    precond: Precond = "edm"
+    sigma_data: float = 0.5  # read by `precond` other than "edm": of the preconditioning around F, a free choice
     extra: int = 0  # further input channels that F sees and does not predict, such as a conditioning image
 
     def __post_init__(self) -> None:

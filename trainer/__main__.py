@@ -1,21 +1,23 @@
 """python -m trainer data|teacher|student|classifier|calibrate|import|publish: from images to a checkpoint folder."""
 
 import argparse
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep import extras
-from fewstep.card import CheckpointError
+from fewstep.card import CheckpointError, read_card
+from fewstep.ranges import Range, RangeError, duration, number, whole
 from trainer import calibrate
 from trainer.data import command as data
-from trainer.data.format import DataError, ImageSet, read_image_set
-from trainer.data.named import load_recipe_dataset
+from trainer.data.command import unread
+from trainer.data.format import DataError, ImageSet
+from trainer.data.named import load_recipe_dataset, read_data
 from trainer.importing import command as importing
 from trainer.recipes.by_name import RECIPES, UnknownRecipeError, recipe
-from trainer.switches import SwitchError, add_switches, given
+from trainer.settings import WIDEST, MachineError
+from trainer.switches import add_switches, given
 
 if TYPE_CHECKING:
     from trainer.runs import RunOptions
@@ -30,7 +32,7 @@ def main() -> int:
     try:
         with extras.named():
             return args.run(args) or 0
-    except (CheckpointError, DataError, SwitchError, UnknownRecipeError, OSError) as error:
+    except (CheckpointError, DataError, MachineError, RangeError, UnknownRecipeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # before training began; once it has, the loop finishes its update and saves
@@ -46,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     teacher = commands.add_parser("teacher", help="train an EDM teacher")
     _add_run_arguments(teacher)
     teacher.add_argument("--init", type=Path, metavar="DIR", help="continue this teacher, published or imported, say")
-    teacher.add_argument("--lr", type=float, help="default: the recipe's")
+    teacher.add_argument("--lr", type=number(Range(0, 1, above=True)), help="default: the recipe's")
     teacher.set_defaults(run=_teacher)
 
     student = commands.add_parser("student", help="distil a teacher into a few-step student")
@@ -78,8 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_parser(commands)
     importing.add_parser(commands)
 
-    mean = commands.add_parser("average", help="the mean of several checkpoints of one run or of its continuations")
-    mean.add_argument("--model", type=Path, nargs="+", required=True, metavar="DIR", help="the first lends its card")
+    mean = commands.add_parser("average", help="another average of a run, from what it stored on its way")
+    mean.add_argument("--model", type=Path, required=True, metavar="DIR", help="the folder of the run")
+    mean.add_argument(
+        "--width", type=number(Range(0, WIDEST, above=True)), required=True, metavar="W",
+        help="how far it looks back, as a share of the run: 0.05, 0.15 (the student's), 0.2",
+    )  # fmt: skip
     mean.add_argument("--out", type=Path, required=True, metavar="DIR")
     mean.set_defaults(run=_average)
 
@@ -93,32 +99,23 @@ def _parser() -> argparse.ArgumentParser:
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, metavar="NAME", help=", ".join(RECIPES))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--data", type=Path, metavar="ZIP", help="your own data set (default: the recipe's)")
-    parser.add_argument("--budget", type=_seconds, metavar="TIME", help="stop after this long: 90s, 30m, 2h")
-    parser.add_argument("--images", type=int, metavar="N", help="stop after N training images")
-    parser.add_argument("--batch", type=int, metavar="N")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="your own data set, or a folder or zip of pictures (default: the recipe's)",
+    )
+    parser.add_argument("--budget", type=duration, metavar="TIME", help="stop after this long: 90s, 30m, 2h")
+    parser.add_argument("--images", type=whole(1), metavar="N", help="stop after N training images")
+    parser.add_argument("--batch", type=whole(1, 2**20), metavar="N")
+    parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0)
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto")
     parser.add_argument("--compile", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--checkpoint-every", type=_seconds, default=300.0, metavar="TIME")
-    parser.add_argument("--snapshot-every", type=_count, metavar="N",
+    parser.add_argument("--checkpoint-every", type=duration, default=300.0, metavar="TIME")
+    parser.add_argument("--snapshot-every", type=whole(1), metavar="N",
                         help="also keep a checkpoint every N training images, in OUT/snapshots")  # fmt: skip
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of images from 1 up")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    """90, 90s, 30m or 2h -> seconds."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration; write 90s, 30m or 2h")
-    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _options(args: argparse.Namespace) -> "RunOptions":
@@ -136,13 +133,25 @@ def _images(args: argparse.Namespace) -> ImageSet:
 
     recipe(args.recipe)  # an unknown recipe is said before data is looked for
     if args.data:
-        return read_image_set(args.data)
+        images = read_data(args.data, _side(args))
+        if rank() == 0:
+            for line in unread(images):
+                print(line, file=sys.stderr)
+        return images
     if rank() > 0:
         from_first(None)  # wait: the first process may have to write the cache
     images = load_recipe_dataset(args.recipe, CACHE)
     if rank() == 0:
         from_first(None)
     return images
+
+
+def _side(args: argparse.Namespace) -> int:
+    """What pictures are resized to: the teacher's side, or the recipe's."""
+    for folder in (getattr(args, "teacher", None), getattr(args, "init", None)):
+        if folder:
+            return read_card(folder).image_shape[1]
+    return recipe(args.recipe).network.resolution
 
 
 def _teacher(args: argparse.Namespace) -> int:
@@ -169,7 +178,7 @@ def _classifier(args: argparse.Namespace) -> int:
 def _average(args: argparse.Namespace) -> None:
     from trainer.average import average
 
-    average(args.model, args.out)
+    average(args.model, args.width, args.out)
 
 
 def _publish(args: argparse.Namespace) -> None:
@@ -181,10 +190,10 @@ def _publish(args: argparse.Namespace) -> None:
 def _trained(args: argparse.Namespace, train: Callable[[], bool]) -> int:
     """Run a training command, in one process or as one of torchrun's. Returns the exit status."""
     from trainer.run import distributed as world
-    from trainer.run.compute import default_device
+    from trainer.run.compute import usable_device
     from trainer.run.loop import DivergedError
 
-    with world.joined(args.device or default_device()):
+    with world.joined(usable_device(args.device)):
         try:
             completed = train()
         except DivergedError as error:
@@ -197,7 +206,7 @@ def _finish(completed: bool, out: Path, rank: int) -> int:
     if rank > 0:
         return 0 if completed else INTERRUPTED
     if completed:
-        print(f"{out} is ready")
+        print(f"{out}: the run is complete")
         return 0
     print(f"interrupted; {out} is usable as it is, and --resume continues it", file=sys.stderr)
     return INTERRUPTED

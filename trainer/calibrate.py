@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.card import CARD_FILE, read_card
-from trainer.data.format import DataError, read_image_set
+from fewstep.ranges import whole
+from fewstep.schedule import MAX_STEPS
 
 if TYPE_CHECKING:
     from trainer.levels.calibration import CalibrationConfig
@@ -34,7 +35,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )  # fmt: skip
     add_options(parser)
     parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="what it was distilled from")
-    parser.add_argument("--data", type=Path, metavar="ZIP", help="real images (default: the recipe's)")
+    parser.add_argument("--data", type=Path, metavar="PATH", help="real images (default: the recipe's)")
     parser.add_argument("--recipe", metavar="NAME", help="where they come from (default: the one in the card)")
     parser.set_defaults(run=_run)
 
@@ -42,9 +43,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What a search is told, whatever space it judges in."""
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the student; its card is rewritten")
-    parser.add_argument("--images", type=int, default=1000, metavar="N", help="generated for every list (default 1000)")
+    parser.add_argument(
+        "--images", type=whole(2), default=1000, metavar="N", help="generated for every list (default 1000)"
+    )
     parser.add_argument("--steps", type=_counts, default=(), metavar="1,2,...", help="only these (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="another one: other seeds for the images")
+    parser.add_argument("--seed", type=whole(0, 2**32), default=0, help="another one: other seeds for the images")
     parser.add_argument("--compile", action="store_true", help="worth a minute for long searches")
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is faster where the hardware has it"
@@ -54,35 +57,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _counts(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of step counts; write 2,3,4") from None
+        return tuple(whole(1, MAX_STEPS)(part) for part in text.split(","))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of step counts from 1 to {MAX_STEPS}; write 2,3,4"
+        ) from None
 
 
 def _run(args: argparse.Namespace) -> int:
-    from trainer.data.named import load_recipe_dataset
+    from trainer.data.named import load_recipe_dataset, read_data
     from trainer.levels.calibration import calibrate, searchable, teacher_space
 
     steps, config = searchable(card := read_card(args.model), args.steps, args.model), searching(args)
     name = args.recipe or card.training.get("recipe", "")
-    data = read_image_set(args.data) if args.data else load_recipe_dataset(name, CACHE)
+    data = read_data(args.data, card.image_shape[1]) if args.data else load_recipe_dataset(name, CACHE)
     space, facts = teacher_space(args.model, args.teacher, data, compute := computing(args))
     trials = calibrate(args.model, space, facts, data, steps, config, compute)
     return report(trials, steps, args.model)
 
 
 def computing(args: argparse.Namespace) -> "Compute":
-    from trainer.run.compute import Compute, default_device
+    from trainer.run.compute import Compute, usable_device
 
-    return Compute(args.device or default_device(), args.precision, args.compile)
+    return Compute(usable_device(args.device), args.precision, args.compile)
 
 
 def searching(args: argparse.Namespace) -> "CalibrationConfig":
-    """Raises DataError."""
     from trainer.levels.calibration import CalibrationConfig
 
-    if args.images < 2 or args.seed < 0:
-        raise DataError("--images must be at least 2 and --seed not negative")
     return CalibrationConfig(args.images, args.seed)
 
 

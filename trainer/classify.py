@@ -1,7 +1,6 @@
 """The command `python -m trainer classifier`: teach a classifier that knows the level of noise."""
 
 import json
-import sys
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,28 +15,31 @@ from trainer.critics.classifier import (
     NoisyClassifier,
     save_classifier,
 )
-from trainer.data.format import DataError, ImageSet, sigma_data
+from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
 from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
-from trainer.run.compute import Compute, default_device, placed, worth_compiling
-from trainer.run.distributed import rank
+from trainer.run.compute import Compute, placed, usable_device, worth_compiling
 from trainer.run.loop import Clock, train
-from trainer.runs import RunOptions, check_out, loop_config
+from trainer.runs import RunOptions, loop_config, own_folder
 
 
 def train_classifier(options: RunOptions, data: ImageSet) -> bool:
     """Returns False when interrupted. Raises DataError for images without labels or of an odd size."""
+    with own_folder(options):
+        return _train_classifier(options, data)
+
+
+def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     config = loop_config(options, chosen := recipe(options.recipe), chosen.classifier_images)
     _, side, _, channels = data.images.shape
     if not (data.labels >= 0).all() or len(data.class_names) < 2:
         raise DataError(f"{data.name} has images without a class, and a classifier is taught by nothing else")
     if side < 8 or side % 2:
         raise DataError(f"{data.name} is {side}x{side}; a classifier takes images of an even side from 8 up")
-    check_out(options)
     torch.manual_seed(options.seed)
-    settings = ClassifierConfig(side, channels, len(data.class_names), sigma_data(data.images))
-    device = options.device or default_device()
+    settings = ClassifierConfig(side, channels, len(data.class_names), data.sigma_data())
+    device = usable_device(options.device)
     compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
     compute = Compute(device, "fp32" if options.precision == "auto" else options.precision, compile)
     network = placed(NoisyClassifier(settings), device)
@@ -47,8 +49,6 @@ def train_classifier(options: RunOptions, data: ImageSet) -> bool:
             **asdict(settings), "adam": asdict(ADAM),
         })
     )  # fmt: skip
-    if rank() == 0:
-        print(json.dumps(identity, indent=2), file=sys.stderr)
 
     def save(average: nn.Module, clock: Clock, folder: Path) -> None:
         assert isinstance(average, NoisyClassifier)

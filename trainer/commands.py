@@ -14,14 +14,15 @@ from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
 from trainer.critics.classifier import NoisyClassifier, classifier_hash, load_classifier
-from trainer.data.format import ImageSet, sigma_data
-from trainer.data.matching import check_match
+from trainer.data.format import ImageSet
+from trainer.data.matching import check_match, check_shape, check_teacher
 from trainer.methods.consistency import Consistency
+from trainer.methods.dmd2 import DMD2, dmd2
 from trainer.methods.dpdm import Student
 from trainer.methods.edm import Teacher
 from trainer.methods.endpoints import Endpoints, load_or_make
 from trainer.methods.gan import Adversarial
-from trainer.methods.rivals import diff_instruct, dmd2, tied
+from trainer.methods.rivals import diff_instruct, tied
 from trainer.methods.self_distillation import Progressive
 from trainer.recipes.by_name import recipe
 from trainer.recipes.recipe import Recipe
@@ -29,39 +30,43 @@ from trainer.run.artifacts import describe
 from trainer.run.compute import Compute, placed, runner
 from trainer.run.distributed import rank
 from trainer.run.state import load_network
-from trainer.runs import RunOptions, check_out, compute_for, fitted, loop_config, run_method
+from trainer.runs import RunOptions, compute_for, fitted, loop_config, own_folder, run_method
 from trainer.settings import AdversarialConfig, ConsistencyConfig, MethodName, ProgressiveConfig, StudentConfig
 from trainer.switches import (
     ADVERSARIAL,
+    CONSISTENCY,
     PROGRESSIVE,
     SwitchError,
     adversarial,
-    check_positive,
+    consistency,
     progressive,
     switched,
     with_lists,
 )
+from trainer.switches import DMD2 as DMD2_SWITCHES
 
 
 def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None, lr: float | None = None) -> bool:
     """start: a teacher to continue, at the learning rate `lr` instead of the recipe's; its network is kept.
 
     Returns False when interrupted; the checkpoint in options.out is usable either way. Raises CheckpointError or
-    DataError when start and data do not belong together, SwitchError when lr is not above 0.
+    DataError when start and data do not belong together, RangeError when lr is none.
     """
+    with own_folder(options):
+        return _train_teacher(options, data, start, lr)
+
+
+def _train_teacher(options: RunOptions, data: ImageSet, start: Path | None, lr: float | None) -> bool:
     chosen = recipe(options.recipe)
     config = loop_config(options, chosen, chosen.teacher_images)
-    if lr is not None:
-        check_positive("--lr", lr)
     settings = chosen.teacher if lr is None else replace(chosen.teacher, adam=replace(chosen.teacher.adam, lr=lr))
     network, start_card = _starting_teacher(start, data) if start else (None, None)
-    check_out(options)
     torch.manual_seed(options.seed)
-    network = network or UNet(fitted(chosen.network, data))
-    compute = compute_for(options, network, config.batch)
+    network = network or UNet(fitted(chosen.network_of(options.network), data))
+    compute = compute_for(options, network, config)
     placed(network, compute.device)
     torch.manual_seed(options.seed + rank())  # each process drops out other units
-    sigma = start_card.sigma_data if start_card else sigma_data(data.images)
+    sigma = start_card.sigma_data if start_card else data.sigma_data()
     method = Teacher(network, sigma, settings, compute)
     names = data.class_names if network.config.classes else ()
     facts = {"start": start_card and start_card.weights, **asdict(settings)}
@@ -74,11 +79,19 @@ def _starting_teacher(folder: Path, data: ImageSet) -> tuple[NetworkModule, Card
     denoiser, card = load_denoiser(folder)
     if card.role != "teacher":
         raise CheckpointError(f"{folder} is a {card.role}; --init continues a teacher")
-    check_match(card, data, folder)
+    check_teacher(card, folder)
+    check_shape(card, data, "the teacher")  # of any contrast: it is to learn these images
     assert isinstance(denoiser.network, NetworkModule)
     return denoiser.network.requires_grad_(True), card
 
 
+# What a method with a file of its own takes; the others are variants of DPDM and take all of its switches.
+OWN_SWITCHES = {
+    "dmd2": DMD2_SWITCHES,
+    "consistency": CONSISTENCY,
+    "progressive": PROGRESSIVE,
+    "adversarial": ADVERSARIAL,
+}
 Settings = StudentConfig | ConsistencyConfig | ProgressiveConfig | AdversarialConfig
 
 
@@ -97,6 +110,11 @@ class Distillation:
 
 def train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
     """Returns False when interrupted. Raises CheckpointError when teacher, start and data do not belong together."""
+    with own_folder(options):
+        return _train_student(options, data, request)
+
+
+def _train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
     chosen = recipe(options.recipe)
     config = loop_config(options, chosen, chosen.student_images)
     denoiser, parent = load_denoiser(request.teacher)
@@ -105,11 +123,10 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
     settings = _settings(chosen, request, classifiers)
     start, start_card = _starting_student(request.start, parent, settings) if request.start else (None, None)
     kept, kept_card = _kept_student(request.kept, parent, settings) if request.kept else (None, None)
-    check_out(options)
     network = denoiser.network
     assert isinstance(network, NetworkModule)
     torch.manual_seed(options.seed)
-    compute = compute_for(options, network.requires_grad_(True), config.batch)
+    compute = compute_for(options, network.requires_grad_(True), config)
     for placing in filter(None, (network, start, kept, *classifiers)):
         placed(placing, compute.device)
     if isinstance(settings, ConsistencyConfig):
@@ -122,6 +139,8 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
         assert start is not None and start_card is not None, "_settings saw to it"
         method = Adversarial(start, classifiers, parent.sigma_data, settings, compute)
         levels = start_card.levels
+    elif request.method == "dmd2":
+        method, levels = DMD2(network, parent.sigma_data, settings, compute, start), settings.level_lists
     else:
         endpoints = _endpoints(settings, options, denoiser, parent, compute)
         method = Student(network, parent.sigma_data, settings, compute, start, endpoints)
@@ -135,21 +154,21 @@ def train_student(options: RunOptions, data: ImageSet, request: Distillation) ->
         facts["kept"] = kept_card.weights
     if classifiers:
         facts["critics"] = [classifier_hash(folder) for folder in request.critics]
-    if request.start and isinstance(method, Student):
+    if request.start and isinstance(method, Student | DMD2):
         facts["auxiliary_continues"] = _continue_auxiliary(method, request.start)
     return run_method(method, data, config, options, card, facts, compute)
 
 
 def _settings(chosen: Recipe, request: Distillation, classifiers: Sequence[NoisyClassifier]) -> Settings:
     base = chosen.student
-    if request.method in ("consistency", "progressive", "adversarial"):
+    if request.method in OWN_SWITCHES:
         _refuse_variants(request)
     if request.critics and request.method != "adversarial":
         raise SwitchError("--critic belongs to --method adversarial")
     if request.kept and request.method != "progressive":
         raise SwitchError("--kept belongs to --method progressive")
     if request.method == "consistency":
-        return chosen.consistency
+        return consistency(chosen.consistency, request.switches)
     if request.method == "progressive":
         if not request.start:
             raise SwitchError("--method progressive teaches a student what it makes with further calls; add --init")
@@ -164,13 +183,12 @@ def _settings(chosen: Recipe, request: Distillation, classifiers: Sequence[Noisy
 
 
 def _refuse_variants(request: Distillation) -> None:
-    """Raise SwitchError for what a method without judges does not have."""
+    """Raise SwitchError for what a method with a file of its own does not have."""
     method = request.method
-    own = {"progressive": PROGRESSIVE, "adversarial": ADVERSARIAL}.get(method, ())
-    if foreign := [name for name in request.switches if name not in own]:
+    if foreign := [name for name in request.switches if name not in OWN_SWITCHES[method]]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
         raise SwitchError(f"{flags}: a variant of DPDM, which --method {method} does not have")
-    if request.lists:
+    if request.lists and method != "dmd2":
         trained = "at every level" if method == "consistency" else "at the lists that --init serves"
         raise SwitchError(f"--lists-of: {method} distillation is trained {trained}; leave it out")
 
@@ -208,7 +226,7 @@ def _classifier(folder: Path, parent: Card) -> NoisyClassifier:
     return classifier
 
 
-def _continue_auxiliary(student: Student, start: Path) -> bool:
+def _continue_auxiliary(student: Student | DMD2, start: Path) -> bool:
     """Go on with the auxiliary that followed the student of `start`, where its run is kept and the shapes agree."""
     continues = load_network(start, "auxiliary", student.networks["auxiliary"])
     if rank() == 0:

@@ -6,14 +6,17 @@ from pathlib import Path
 import torch
 
 from fewstep.checkpoint import load_checkpoint, save_checkpoint
+from fewstep.outputs import check_folder
 
 
 def publish(model: Path, out: Path) -> None:
-    """Copy model.safetensors (as float16) and card.json. Raises CheckpointError when `model` is no checkpoint.
+    """Copy model.safetensors (as float16) and card.json. Raises CheckpointError when `model` is no checkpoint, or
+    `out` holds a model.
 
     The copy has a hash of its own, and its card names the run's in `published_from`: a student of either is known as
     such (`fewstep.card.distilled_from`).
     """
+    check_folder(out)
     weights, card = load_checkpoint(model)
     half = {name: tensor.to(torch.float16) for name, tensor in weights.items()}
     note = {**card.training, "published_from": card.weights}

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,16 +12,22 @@ from typing import Any, Literal
 from torch import nn
 
 from fewstep.card import Card, CheckpointError, read_card
-from fewstep.checkpoint import NetworkModule
+from fewstep.checkpoint import NetworkModule, save_checkpoint
+from fewstep.outputs import STATE_FILE, check_folder, check_writable
+from fewstep.ranges import COUNT, POSITIVE, SEED, Range, check_range, check_ranges
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
-from trainer.recipes.recipe import Recipe
-from trainer.run.artifacts import environment, write_checkpoint
-from trainer.run.compute import Compute, Precision, default_device, faster_precision, worth_compiling
+from trainer.recipes.recipe import NetworkSize, Recipe
+from trainer.run.artifacts import environment, write_sheet
+from trainer.run.claim import claimed
+from trainer.run.compute import Compute, Precision, faster_precision, step_seconds, usable_device, worth_compiling
 from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import Clock, LoopConfig, Method, train
-from trainer.run.state import STATE_FILE
+from trainer.run.state import settle_state
+
+CPU_PROBE = 16  # images of the batch that two precisions are timed with
+LOGGED = 200  # points of a curve, at least, where the length of a run is known
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,16 @@ class RunOptions:
     device: str | None = None
     checkpoint_s: float = 300.0
     snapshot_images: int | None = None
+    network: NetworkSize = "small"
+    label: str | None = None  # what its progress is called; None: the folder's name
+    sheets: bool = True  # sample sheets beside the checkpoints
+
+    def __post_init__(self) -> None:
+        """Raises RangeError."""
+        check_ranges(self, images=COUNT, batch=Range(1, 2**20, whole=True), seed=SEED)
+        check_range("--budget", self.budget_s, POSITIVE)
+        check_range("--checkpoint-every", self.checkpoint_s, Range(0))
+        check_range("--snapshot-every", self.snapshot_images, COUNT)
 
 
 def run_method(
@@ -59,73 +77,125 @@ def run_method(
         **settings,
     }
     identity = json.loads(json.dumps(identity))  # as it will be read back
-    if rank() == 0:
-        print(json.dumps({"role": card.role, "network": card.network, **identity}, indent=2), file=sys.stderr)
 
     def save(average: nn.Module, clock: Clock, folder: Path) -> None:
         training = {
             **identity,
-            "images_planned": config.images,
+            "images_planned": clock.planned,
             "budget_s": config.budget_s,
             "images": clock.images,
             "seconds": round(clock.elapsed_s, 1),
+            "images_per_s": round(clock.images_per_s, 1),
             "processes": ranks(),
             "device": compute.device,
             "precision": compute.precision,
+            "compiled": compute.compile,
             "environment": environment(),
         }
-        write_checkpoint(folder, average, replace(card, training=training), f"{clock.images:09d}")
+        save_checkpoint(folder, average.state_dict(), replace(card, training=training))
 
+    def draw(average: nn.Module, clock: Clock, folder: Path) -> None:
+        write_sheet(folder, average, card, clock.images)
+
+    sheets = draw if options.sheets else None
     return train(
-        method, partial(batches, data, config), config, options.out, save, resume=options.resume, identity=identity
-    )
+        method, partial(batches, data, config), config, options.out, save, draw=sheets, resume=options.resume,
+        identity=identity,
+    )  # fmt: skip
 
 
 def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
-    """The limits of a run; `images` where the command line sets none. Raises DataError on an indivisible batch."""
-    limited = options.images is not None or options.budget_s is not None
-    batch = options.batch or chosen.batch
+    """The limits of a run; `images` where the command line sets none, and those it began with for one that is resumed.
+
+    Raises DataError on an indivisible batch.
+    """
+    limited = options.images is not None or options.budget_s is not None or options.resume
+    batch = options.batch or chosen.batch_of(options.network)
+    limit = options.images if limited else images
     if batch % ranks():
         raise DataError(f"a batch of {batch} cannot be shared by {ranks()} processes; choose --batch accordingly")
     return LoopConfig(
         batch=batch,
-        images=options.images if limited else images,
+        images=limit,
         budget_s=options.budget_s,
         checkpoint_s=options.checkpoint_s,
         snapshot_images=options.snapshot_images,
         seed=options.seed,
         flip=chosen.flip,
+        log_every=min(max(limit // batch // LOGGED, 1), 50) if limit else 50,
+        label=options.label or options.out.name,
     )
 
 
-def compute_for(options: RunOptions, network: NetworkModule, batch: int) -> Compute:
+def compute_for(options: RunOptions, network: NetworkModule, config: LoopConfig) -> Compute:
     """Where and how a run computes, the same in every process."""
-    device = options.device or default_device()
-    precision = _precision(options, network, device, batch)
-    compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
+    device, rows = usable_device(options.device), config.batch // ranks()
+    precision = _precision(options, network, device, rows)
+    compile = _compiled(options, config, device, lambda: step_seconds(network, device, rows, precision))
     if rank() == 0:
-        print(f"device {device}, {precision}, {'compiled' if compile else 'eager'}", file=sys.stderr)
+        how = "compiled, which the first updates take minutes for" if compile else "eager"
+        print(f"device {device}, {precision}, {how}", file=sys.stderr, flush=True)
     return Compute(device, precision, compile)
 
 
-def _precision(options: RunOptions, network: NetworkModule, device: str, batch: int) -> Precision:
+def _compiled(options: RunOptions, config: LoopConfig, device: str, step_s: Callable[[], float]) -> bool:
+    """Whether networks are compiled. step_s: seconds of a training step, measured for a run limited by images."""
+    if options.compile != "auto":
+        return options.compile == "on"
+    if options.resume:  # a run goes on as it began
+        return read_card(options.out).training.get("compiled", False)
+    seconds = config.budget_s or (config.images or 0) / config.batch * step_s()
+    return from_first(worth_compiling(device, seconds))
+
+
+def _precision(options: RunOptions, network: NetworkModule, device: str, rows: int) -> Precision:
     if options.precision != "auto":
         return options.precision
     if options.resume:
         return read_card(options.out).training["precision"]  # a run goes on as it began
-    measured: Precision = faster_precision(network, device, batch // ranks())
+    probed = rows if device == "cuda" else min(rows, CPU_PROBE)
+    measured: Precision = faster_precision(network, device, probed)
     return from_first(measured)
 
 
+@contextmanager
+def own_folder(options: RunOptions) -> Iterator[None]:
+    """While open, the run has `options.out` for itself. Raises CheckpointError as `check_out` does, or when another
+    run has it."""
+    with claimed(options.out):
+        if rank() == 0:
+            settle_state(options.out)
+        from_first(None)  # the others look after that
+        check_out(options)
+        yield
+
+
 def check_out(options: RunOptions) -> None:
-    if not options.resume and (options.out / STATE_FILE).exists():
+    """Raise CheckpointError when the run has no place: a model is there, or nothing that can be resumed."""
+    if (options.out / STATE_FILE).exists():
+        if not options.resume:
+            raise CheckpointError(
+                f"{options.out} already holds a training run; add --resume to continue it, or choose another --out"
+            )
+        check_writable(options.out)
+        return
+    check_folder(options.out)
+    if options.resume:
         raise CheckpointError(
-            f"{options.out} already holds a training run; add --resume to continue it, or choose another --out"
+            f"{options.out} holds no {STATE_FILE}: there is nothing to resume; start without --resume"
         )
 
 
 def fitted(network: UNetConfig, data: ImageSet) -> UNetConfig:
-    """The network with the shape of the data."""
+    """The network with the shape of the data. Raises DataError when it cannot take that."""
     _, resolution, _, channels = data.images.shape
     classes = len(data.class_names) if (data.labels >= 0).any() else 0
+    stride = network.patch * 2 ** (len(network.mult) - 1)
+    if resolution % stride:
+        sides = (resolution // stride * stride, -(-resolution // stride) * stride)
+        fitting = " or ".join(str(side) for side in sides if side)
+        raise DataError(
+            f"{data.name} is {resolution}x{resolution}, and the recipe's network takes sides that are multiples of "
+            f"{stride}; make the data again with --resolution {fitting}"
+        )
     return replace(network, resolution=resolution, channels=channels, classes=classes)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from fewstep.ranges import COUNT, POSITIVE, SHARE, Range, check_range, check_ranges
 from fewstep.schedule import MAX_STEPS, SIGMA_MAX, SIGMA_MIN, student_levels
 
 MethodName = Literal["dpdm", "tied", "diff-instruct", "dmd2", "consistency", "progressive", "adversarial"]
@@ -12,8 +13,16 @@ Rule = Literal["tied", "independent", "lognormal", "subinterval", "hybrid"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 Weight = Literal["l1", "one"]
 Solver = Literal["heun", "euler"]
+Metric = Literal["pseudo-huber", "l2"]
 Play = Literal["all", "first", "rest"]
 Lists = tuple[tuple[float, ...], ...]
+WIDEST = 0.28  # of an average (trainer.run.ema): that of an even mean of everything is 1 / sqrt(12)
+RATE = Range(0, 1, above=True)
+BELOW_ONE = Range(0, 0.999)
+
+
+class MachineError(ValueError):
+    """What this machine or its environment does not offer; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,10 @@ class AdamConfig:
     final: float = 1.0  # what is left of it at the end
     clip: float = 10.0  # largest gradient norm
 
+    def __post_init__(self) -> None:
+        check_ranges(self, lr=RATE, warmup=SHARE, decay_from=SHARE, final=SHARE, clip=POSITIVE)
+        check_ranges(self, betas=Range(0, 0.99999))
+
 
 @dataclass(frozen=True)
 class NoiseDistribution:
@@ -33,13 +46,18 @@ class NoiseDistribution:
     mean: float = -1.2
     std: float = 1.2
 
+    def __post_init__(self) -> None:
+        check_ranges(self, mean=Range(-10, 10), std=Range(0, 10))
+
 
 @dataclass(frozen=True)
 class TeacherConfig:
     noise: NoiseDistribution = NoiseDistribution()
     adam: AdamConfig = AdamConfig(lr=1e-3, betas=(0.9, 0.99), final=0.02)
-    ema_halflife: float = 50_000  # images
-    ema_ramp: float = 0.05  # at most this share of the images seen
+    ema_width: float = 0.06  # of the average that is served (trainer.run.ema)
+
+    def __post_init__(self) -> None:
+        _check_average(self)
 
 
 @dataclass(frozen=True)
@@ -49,6 +67,9 @@ class AdversaryConfig:
     weight: float = 0.0  # against the divergence, both as means over pixels; DMD2 takes 3e-3, 0 switches it off
     noise: NoiseDistribution = NoiseDistribution(-0.5, 1.2)  # where both sides are compared
     adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, weight=Range(0, 1000))
 
 
 @dataclass(frozen=True)
@@ -73,12 +94,18 @@ class StudentConfig:
     simulate_from: float = 0.5  # and after which fraction of the run: early trajectories are not worth learning from
     warm: float = 0.0  # fraction of the run in which the top level regresses on stored teacher endpoints
     warm_pairs: int = 4096
-    adversary: AdversaryConfig = AdversaryConfig()  # of `--method dmd2`
+    adversary: AdversaryConfig = AdversaryConfig()  # of `--method dmd2` alone
     adam: AdamConfig = AdamConfig(5e-5, (0.0, 0.999), decay_from=0.4, final=0.05)
     # The auxiliary has to follow a moving student: with equal rates it lags, and the outputs oscillate (ADR 0003).
     auxiliary_adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
-    ema_halflife: float = 100_000  # images, and at most the share
-    ema_ramp: float = 0.15  # of those seen: student and auxiliary go to and fro for long (docs/log.md, averages)
+    ema_width: float = 0.15  # student and auxiliary go to and fro for long (docs/log.md, averages)
+
+    def __post_init__(self) -> None:
+        _check_average(self)
+        _check_steps(self)
+        check_ranges(self, alpha=Range(0, 10), auxiliary_updates=Range(1, 1000, whole=True), warm_pairs=COUNT)
+        check_ranges(self, auxiliary_first=SHARE, simulate=SHARE, simulate_from=SHARE, warm=SHARE, top=BELOW_ONE)
+        check_ranges(self, floor=POSITIVE)
 
     @property
     def level_lists(self) -> dict[int, tuple[float, ...]]:
@@ -95,15 +122,19 @@ class ConsistencyConfig:
     sigma_min: float = SIGMA_MIN
     sigma_max: float = SIGMA_MAX
     solver: Solver = "heun"  # of the teacher's ODE over one interval
-    metric: Literal["pseudo-huber", "l2"] = "pseudo-huber"
+    metric: Metric = "pseudo-huber"
     # One over the width of the interval (Song & Dhariwal 2024), or 1 as in the paper, whose runs are a thousand times
     # longer than a CPU's: in a short one, 1 lets the student drift ever further from the ends of the teacher's ODE.
     weight: Literal["inverse", "constant"] = "inverse"
     target_halflife: float = 0.0  # images, of the average that makes the targets; 0: the student itself
     steps: tuple[int, ...] = tuple(range(1, MAX_STEPS + 1))  # step counts served
     adam: AdamConfig = AdamConfig(4e-4, (0.9, 0.999), decay_from=0.4, final=0.05, clip=100.0)  # norms are about 50
-    ema_halflife: float = 20_000  # images
-    ema_ramp: float = 0.05  # at most this share of the images seen
+    ema_width: float = 0.06
+
+    def __post_init__(self) -> None:
+        _check_average(self)
+        _check_steps(self)
+        check_ranges(self, intervals=Range(1, 10_000, whole=True), target_halflife=Range(0))
 
 
 @dataclass(frozen=True)
@@ -121,8 +152,12 @@ class ProgressiveConfig:
     simulate: float = 0.0  # share of the updates below the top that are fed the student's own trajectory
     lists: tuple[tuple[float, ...], ...] = ()  # what `start` serves, ascending in length, served by the result, too
     adam: AdamConfig = AdamConfig(2e-4, (0.9, 0.99), decay_from=0.3, final=0.05)
-    ema_halflife: float = 20_000  # images, and at most the share
-    ema_ramp: float = 0.15  # of those seen
+    ema_width: float = 0.15
+
+    def __post_init__(self) -> None:
+        _check_average(self)
+        check_ranges(self, further=POSITIVE, further_for=Range(1, MAX_STEPS, whole=True), keep=POSITIVE)
+        check_ranges(self, saturate=SHARE, top=BELOW_ONE, simulate=SHARE)
 
 
 @dataclass(frozen=True)
@@ -148,8 +183,21 @@ class AdversarialConfig:
     mended: float = 0.04  # or of how far a call at `mend` moves a pixel
     adam: AdamConfig = AdamConfig(4e-6, (0.9, 0.99), warmup=0.02, decay_from=0.3, final=0.1, clip=1.0)
     critic_adam: AdamConfig = AdamConfig(1e-3, (0.5, 0.99), warmup=0.0)
-    ema_halflife: float = 15_000  # images, and at most the share
-    ema_ramp: float = 0.15  # of those seen
+    ema_width: float = 0.2  # critics push to and fro for longer than a short average reaches
+
+    def __post_init__(self) -> None:
+        _check_average(self)
+        check_ranges(self, fall=Range(0, 1, above=True), simulate=SHARE, first=SHARE, keep=BELOW_ONE)
+        check_ranges(self, spread=Range(1, 10_000), mend=POSITIVE, weight=POSITIVE, mended=POSITIVE)
+
+
+def _check_average(config: TeacherConfig | StudentConfig | ConsistencyConfig | ProgressiveConfig | AdversarialConfig):
+    check_ranges(config, ema_width=Range(0, WIDEST, above=True))
+
+
+def _check_steps(config: StudentConfig | ConsistencyConfig) -> None:
+    check_ranges(config, steps=Range(1, MAX_STEPS, whole=True), sigma_min=POSITIVE)
+    check_range("--sigma-max", config.sigma_max, Range(config.sigma_min, 10_000, above=True))
 
 
 def served_lists(steps: Sequence[int], sigma_min: float, sigma_max: float = SIGMA_MAX) -> tuple[tuple[float, ...], ...]:

@@ -1,32 +1,41 @@
 """The student's variants on the command line: one flag per field of its configuration that the literature varies."""
 
 import argparse
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 from fewstep.card import Card, read_card
-from fewstep.schedule import SIGMA_MAX, check_levels
+from fewstep.ranges import SHARE, Range, RangeError, number, whole
+from fewstep.schedule import MAX_STEPS, SIGMA_MAX, check_levels
 from trainer.settings import (
     METHODS,
     RULES,
     AdversarialConfig,
+    ConsistencyConfig,
+    Metric,
     Play,
     ProgressiveConfig,
+    Solver,
     StudentConfig,
     Weight,
     further_levels,
     seen_lists,
 )
 
+DMD2 = ("sigma_max", "auxiliary_updates", "lr", "auxiliary_lr")  # what --method dmd2 shares with DPDM
+TRAJECTORY = ("intervals", "solver", "metric", "target_halflife")  # --method consistency's own switches
+CONSISTENCY = (*TRAJECTORY, "sigma_max", "lr")  # and those that it shares with DPDM
 FURTHER = ("further", "further_for", "saturate")  # --method progressive's own switches
 PROGRESSIVE = (*FURTHER, "top", "simulate", "lr")  # and those that it shares with DPDM
 PLAY = ("play", "clip", "keep")  # --method adversarial's own switches
+OWNERS = dict.fromkeys(FURTHER, "progressive") | dict.fromkeys(PLAY, "adversarial")
+OWNERS |= dict.fromkeys(TRAJECTORY, "consistency")
+RATE = number(Range(0, 1, above=True))
 ADVERSARIAL = (*PLAY, "simulate", "lr")  # and those that it shares with DPDM
 
 
-class SwitchError(ValueError):
+class SwitchError(RangeError):
     """Flags that contradict each other."""
 
 
@@ -39,7 +48,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("DPDM variants (default: the recipe's)")
     group.add_argument("--renoise", choices=RULES, help="where outputs are judged")
     group.add_argument("--loss", choices=("kl", "sid"), help="divergence: KL (DPDM) or Fisher (SiD)")
-    group.add_argument("--alpha", type=float, metavar="A", help="of the SiD loss: 0.5, 1.0 or 1.2")
+    group.add_argument("--alpha", type=number(Range(0, 10)), metavar="A", help="of the SiD loss: 0.5, 1.0 or 1.2")
     group.add_argument(
         "--weight", choices=get_args(Weight), help="normalise the gradient by the teacher's error, or not"
     )
@@ -47,25 +56,46 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--auxiliary-sees-level", action=argparse.BooleanOptionalAction, help="tell it the student's level, or not"
     )
-    group.add_argument("--auxiliary-updates", type=int, metavar="N", help="per student update")
-    group.add_argument("--auxiliary-first", type=_share, metavar="SHARE", help="of the run: only the auxiliary learns")
-    group.add_argument("--simulate", type=_share, metavar="P", help="share of updates fed from own trajectories")
-    group.add_argument("--simulate-from", type=_share, metavar="SHARE", help="of the run before they begin")
-    group.add_argument("--warm", type=_share, metavar="SHARE", help="of the run: regress on stored teacher endpoints")
-    group.add_argument("--warm-pairs", type=int, metavar="N", help="endpoints to store for --warm (4096)")
-    group.add_argument("--sigma-max", type=float, metavar="S", help="the student's top level; 80 in the paper")
-    group.add_argument("--top", type=_share, metavar="SHARE", help="of each longer list's draws: at its top level")
-    group.add_argument("--lr", type=float, help="of the student, by --method progressive, too")
-    group.add_argument("--auxiliary-lr", type=float, help="of the auxiliary and the adversarial head")
+    group.add_argument("--auxiliary-updates", type=whole(1, 1000), metavar="N", help="per student update")
+    group.add_argument(
+        "--auxiliary-first", type=number(SHARE), metavar="SHARE", help="of the run: only the auxiliary learns"
+    )
+    group.add_argument("--simulate", type=number(SHARE), metavar="P", help="share of updates fed from own trajectories")
+    group.add_argument("--simulate-from", type=number(SHARE), metavar="SHARE", help="of the run before they begin")
+    group.add_argument(
+        "--warm", type=number(SHARE), metavar="SHARE", help="of the run: regress on stored teacher endpoints"
+    )
+    group.add_argument("--warm-pairs", type=whole(1), metavar="N", help="endpoints to store for --warm (4096)")
+    group.add_argument(
+        "--sigma-max",
+        type=number(Range(0, 10_000, above=True)),
+        metavar="S",
+        help="the student's top level; 80 in the paper",
+    )
+    group.add_argument(
+        "--top", type=number(SHARE), metavar="SHARE", help="of each longer list's draws: at its top level"
+    )
+    group.add_argument("--lr", type=RATE, help="of the student, by --method progressive, too")
+    group.add_argument("--auxiliary-lr", type=RATE, help="of the auxiliary and the adversarial head")
     group = parser.add_argument_group("progressive distillation of --init by itself")
     group.add_argument(
         "--further", type=_levels, metavar="SIGMA,...",
         help="levels of the calls that every list's last call learns to do without (0.1,0.05)",
     )  # fmt: skip
-    group.add_argument("--further-for", type=int, metavar="K", help="only lists of up to K calls learn so; others stay")
     group.add_argument(
-        "--saturate", type=_share, metavar="MARGIN",
+        "--further-for", type=whole(1, MAX_STEPS), metavar="K", help="only lists of up to K calls learn so; others stay"
+    )
+    group.add_argument(
+        "--saturate", type=number(SHARE), metavar="MARGIN",
         help="what they leave so close to black or white (-1, 1) is to be that",
+    )  # fmt: skip
+    group = parser.add_argument_group("consistency distillation")
+    group.add_argument("--intervals", type=whole(1, 10_000), metavar="N", help="of the teacher's ODE (18)")
+    group.add_argument("--solver", choices=get_args(Solver), help="of that ODE (heun)")
+    group.add_argument("--metric", choices=get_args(Metric), help="distance of outputs and targets (pseudo-huber)")
+    group.add_argument(
+        "--target-halflife", type=number(Range(0)), metavar="IMAGES",
+        help="of the average that makes the targets; 0: the student itself",
     )  # fmt: skip
     group = parser.add_argument_group("critics of --method adversarial")
     group.add_argument(
@@ -73,7 +103,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
         help="for all calls, the first where it is the only one (the others are held), or the rest (the first is held)",
     )  # fmt: skip
     group.add_argument(
-        "--keep", type=_share, metavar="P",
+        "--keep", type=number(SHARE), metavar="P",
         help="share of updates in which detail finer than critics see is mended, or held as it is",
     )  # fmt: skip
     group.add_argument(
@@ -86,7 +116,7 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
     names = (
         "renoise", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
         "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "sigma_max", "top", "lr", "auxiliary_lr",
-        *FURTHER, *PLAY,
+        *FURTHER, *PLAY, *TRAJECTORY,
     )  # fmt: skip
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
@@ -108,9 +138,8 @@ def with_lists(config: StudentConfig, folder: Path | None) -> StudentConfig:
 
 def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     """The configuration with these switches set. Raises SwitchError when one has no effect without another."""
-    for flag in (*FURTHER, *PLAY):
+    for flag, method in OWNERS.items():
         if flag in switches:
-            method = "progressive" if flag in FURTHER else "adversarial"
             raise SwitchError(f"--{flag.replace('_', '-')} belongs to --method {method}")
     named, switches = frozenset(switches), dict(switches)
     adversary, optimiser, auxiliary = config.adversary, config.adam, config.auxiliary_adam
@@ -128,21 +157,20 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
         raise SwitchError("--simulate-from has no effect without --simulate")
     if "warm_pairs" in named and not changed.warm:
         raise SwitchError("--warm-pairs has no effect without --warm")
-    if changed.warm_pairs < 1:
-        raise SwitchError(f"--warm-pairs must be at least 1, not {changed.warm_pairs}")
-    if not changed.sigma_min < changed.sigma_max < math.inf:
-        raise SwitchError(f"--sigma-max must be above {changed.sigma_min:g}, not {changed.sigma_max:g}")
-    if changed.auxiliary_updates < 1:
-        raise SwitchError(f"--auxiliary-updates must be at least 1, not {changed.auxiliary_updates}")
     if changed.warm and len(tops := {levels[0] for levels in changed.lists}) > 1:
         raise SwitchError(
             f"--warm trains one top level, and the lists of --lists-of start at several, {min(tops):g} to {max(tops):g}"
         )
     if changed.lists and "sigma_max" in named:
         raise SwitchError("--lists-of says which levels are trained; leave --sigma-max out")
-    for flag, rate in (("--lr", optimiser.lr), ("--auxiliary-lr", auxiliary.lr)):
-        check_positive(flag, rate)
     return changed
+
+
+def consistency(config: ConsistencyConfig, switches: dict[str, Any]) -> ConsistencyConfig:
+    """The configuration with its switches set. Raises RangeError."""
+    if "lr" in switches:
+        config = replace(config, adam=replace(config.adam, lr=switches["lr"]))
+    return replace(config, **{name: value for name, value in switches.items() if name != "lr"})
 
 
 def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card) -> ProgressiveConfig:
@@ -151,7 +179,7 @@ def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card
         raise SwitchError(f"--init names a {start.role}; --method progressive continues a student")
     config = replace(config, lists=tuple(tuple(start.levels[k]) for k in sorted(start.levels)))
     if "lr" in switches:
-        config = replace(config, adam=replace(config.adam, lr=check_positive("--lr", switches["lr"])))
+        config = replace(config, adam=replace(config.adam, lr=switches["lr"]))
     config = replace(config, **{name: switches[name] for name in PROGRESSIVE if name in switches and name != "lr"})
     calls, shortest = config.further_for, len(config.lists[0])
     learning = [levels for levels in config.lists if calls is None or len(levels) <= calls]
@@ -159,9 +187,8 @@ def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card
         raise SwitchError(f"--further-for {calls}: --init's shortest list has {shortest}; choose that or more")
     if not any(further_levels(config.lists, config.further, calls).values()):
         lowest, last = min(config.further), max(levels[-1] for levels in learning)
-        raise SwitchError(
-            f"--further {lowest:g} is not below any list's last level, at most {last:g}; choose lower ones"
-        )
+        given = f"--further {lowest:g}" if "further" in switches else f"the default of --further, {lowest:g} at least,"
+        raise SwitchError(f"{given} is not below any list's last level, at most {last:g}; give --further lower ones")
     return config
 
 
@@ -182,14 +209,8 @@ def adversarial(config: AdversarialConfig, switches: dict[str, Any], start: Card
     if switches.get("keep") == 1:
         raise SwitchError("--keep 1 leaves no update for the critics' opinion; choose less")
     if "lr" in switches:
-        config = replace(config, adam=replace(config.adam, lr=check_positive("--lr", switches["lr"])))
+        config = replace(config, adam=replace(config.adam, lr=switches["lr"]))
     return replace(config, lists=lists, **{name: switches[name] for name in ADVERSARIAL[:-1] if name in switches})
-
-
-def check_positive(flag: str, rate: float) -> float:
-    if not 0 < rate < math.inf:
-        raise SwitchError(f"{flag} must be positive, not {rate:g}")
-    return rate
 
 
 def _levels(text: str) -> tuple[float, ...]:
@@ -199,13 +220,3 @@ def _levels(text: str) -> tuple[float, ...]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} are no levels: write 0.1,0.05 ({error})") from None
     return levels
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
-    return value

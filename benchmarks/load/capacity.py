@@ -10,6 +10,7 @@ before every turn, because machines drift. Everything runs twice: on the real ne
 """
 
 from fewstep import extras
+from fewstep.ranges import POSITIVE, number, whole
 
 extras.name_missing()
 
@@ -28,7 +29,7 @@ from typing import Any, Literal
 import psutil
 from tqdm import tqdm
 
-from benchmarks.harness import ROOT, table, write_result
+from benchmarks.harness import ROOT, result_file, table, write_result
 from benchmarks.load.arrivals import STEP_MIX, mean_steps, poisson
 from benchmarks.load.closed_loop import saturate
 from benchmarks.load.cores import Layout, available, pin
@@ -227,14 +228,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", choices=("real", "fixed"), default=["real", "fixed"])
     parser.add_argument("--cost", type=Cost.parse, default=Cost(20, 1.25), metavar="A,B[,FLOOR]",
                         help="the fixed-cost network: ms of max(floor, a + b B) (default 20,1.25)")  # fmt: skip
-    parser.add_argument("--capacity", type=int, default=8, help="slots, and the baseline's batch (default 8)")
-    parser.add_argument("--seconds", type=float, default=9, help="measured per turn (default 9)")
-    parser.add_argument("--warmup-s", type=float, default=1.5, help="sent but not counted (default 1.5)")
-    parser.add_argument("--limit-s", type=float, default=0.4, help="length of one measurement of R* (default 0.4)")
-    parser.add_argument("--batch-timeout-s", type=float, default=BATCH_TIMEOUT_S, help="the baseline's window")
-    parser.add_argument("--seed", type=int, default=0, help="of the arrivals")
+    parser.add_argument("--capacity", type=whole(1), default=8, help="slots, and the baseline's batch (default 8)")
+    parser.add_argument("--seconds", type=number(POSITIVE), default=9, help="measured per turn (default 9)")
+    parser.add_argument("--warmup-s", type=number(POSITIVE), default=1.5, help="sent but not counted (default 1.5)")
+    parser.add_argument(
+        "--limit-s", type=number(POSITIVE), default=0.4, help="length of one measurement of R* (default 0.4)"
+    )
+    parser.add_argument(
+        "--batch-timeout-s", type=number(POSITIVE), default=BATCH_TIMEOUT_S, help="the baseline's window"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the arrivals")
+    parser.add_argument(
+        "--out", type=result_file, default=ROOT / "build" / "load.json", help="JSON; the PNG lies beside it"
+    )
     parser.add_argument("--beside", type=Path, metavar="DIR", help="another checkout, instead of the baselines")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "load.json", help="JSON; the PNG lies beside it")
     parser.add_argument("--logs", type=Path, default=ROOT / "build" / "load", metavar="DIR", help="a CSV per run")
     parser.add_argument("--smoke", action="store_true", help="two loads, short turns")
     parser.add_argument("server", nargs="*", help="after --: further flags of python -m server")

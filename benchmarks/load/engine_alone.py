@@ -7,6 +7,7 @@ network's own speed; back to back is also the limit R* that a server is measured
 """
 
 from fewstep import extras
+from fewstep.ranges import POSITIVE, number, whole
 
 extras.name_missing()
 
@@ -111,10 +112,10 @@ def main() -> None:
     parser.add_argument("--engine", type=Path, required=True, metavar="DIR")
     parser.add_argument("--cost", type=Cost.parse, metavar="A,B[,FLOOR]", help="a fixed-cost network in milliseconds")
     parser.add_argument("--backend", help="what runs the network (default: what the engine names)")
-    parser.add_argument("--capacity", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=0, help="cores one network call may use; 0: all")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--round-s", type=float, default=0.5)
+    parser.add_argument("--capacity", type=whole(1), default=8)
+    parser.add_argument("--threads", type=whole(0), default=0, help="cores one network call may use; 0: all")
+    parser.add_argument("--rounds", type=whole(1), default=10)
+    parser.add_argument("--round-s", type=number(POSITIVE), default=0.5)
     args = parser.parse_args()
     if args.cost:
         engine: AnyEngine = FixedCostEngine(read_manifest(args.engine), args.cost)

@@ -12,6 +12,7 @@ no longer ready.
 """
 
 from fewstep import extras
+from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -25,7 +26,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import requests
@@ -37,7 +37,7 @@ from schemathesis.core.failures import Failure, FailureGroup
 from schemathesis.core.transport import Response
 from schemathesis.specs.openapi import checks
 
-from benchmarks.harness import ROOT, write_result
+from benchmarks.harness import ROOT, result_file, write_result
 from benchmarks.load.fuzz_pictures import picture_formats, pngs
 from server.http.dialects.native_schema import MIN_TIMEOUT_S
 
@@ -220,10 +220,10 @@ def server(arguments: list[str]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=5_000, help="patient requests; hurried: a tenth (5000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the cases (0)")
+    parser.add_argument("--cases", type=whole(1), default=5_000, help="patient requests; hurried: a tenth (5000)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the cases (0)")
     parser.add_argument("--url", help="a server that runs already")
-    parser.add_argument("--out", type=Path, help="JSON file with the counts")
+    parser.add_argument("--out", type=result_file, help="JSON file with the counts")
     parser.add_argument("server", nargs="*", help="flags of the server, after --")
     options = parser.parse_args()
     if options.url:

@@ -8,6 +8,7 @@ can be reached at all, and how much of a measured figure is the draw. Simulated 
 """
 
 from fewstep import extras
+from fewstep.ranges import POSITIVE, Range, number, whole
 
 extras.name_missing()
 
@@ -66,11 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cost", type=Cost.parse, default=Cost(20, 1.25), metavar="A,B[,FLOOR]",
                         help="ms of a call over B images, max(floor, a + b B) (default 20,1.25)")  # fmt: skip
-    parser.add_argument("--capacity", type=int, nargs="+", default=[8, 16, 24, 32], metavar="N")
-    parser.add_argument("--load", type=float, default=0.8, help="offered images/s over R* (default 0.8)")
-    parser.add_argument("--seconds", type=float, default=27, help="of a draw, as capacity.py counts (default 27)")
-    parser.add_argument("--draws", type=int, default=40)
-    parser.add_argument("--overhead-ms", type=float, default=0.0, help="added to every call (default 0)")
+    parser.add_argument("--capacity", type=whole(1), nargs="+", default=[8, 16, 24, 32], metavar="N")
+    parser.add_argument("--load", type=number(POSITIVE), default=0.8, help="offered images/s over R* (default 0.8)")
+    parser.add_argument(
+        "--seconds", type=number(POSITIVE), default=27, help="of a draw, as capacity.py counts (default 27)"
+    )
+    parser.add_argument("--draws", type=whole(1), default=40)
+    parser.add_argument("--overhead-ms", type=number(Range(0)), default=0.0, help="added to every call (default 0)")
     args = parser.parse_args(arguments)
     rows = []
     for capacity in args.capacity:

@@ -8,6 +8,7 @@ not add up with what the visitors saw.
 """
 
 from fewstep import extras
+from fewstep.ranges import POSITIVE, SHARE, number, whole
 
 extras.name_missing()
 
@@ -23,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.harness import ROOT, percentile_ms, table, write_result
+from benchmarks.harness import ROOT, percentile_ms, result_file, table, write_result
 from benchmarks.load.arrivals import STEP_MIX, mean_steps, poisson
 from benchmarks.load.closed_loop import saturate
 from benchmarks.load.cores import available, pin
@@ -196,12 +197,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", type=Path, default=ROOT / "models/fashion/engine", metavar="DIR")
     parser.add_argument("--cost", type=Cost.parse, metavar="A,B[,FLOOR]", help="a fixed-cost network in milliseconds")
-    parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--load", type=float, default=0.6, help="of what the server gives when saturated (default 0.6)")
-    parser.add_argument("--leaving", type=float, default=0.2, help="share of visitors who leave (default 0.2)")
-    parser.add_argument("--bad", type=float, default=0.1, help="share of visitors who ask for nonsense (default 0.1)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "soak.json")
+    parser.add_argument("--minutes", type=number(POSITIVE), default=15)
+    parser.add_argument(
+        "--load", type=number(POSITIVE), default=0.6, help="of what the server gives when saturated (default 0.6)"
+    )
+    parser.add_argument("--leaving", type=number(SHARE), default=0.2, help="share of visitors who leave (default 0.2)")
+    parser.add_argument(
+        "--bad", type=number(SHARE), default=0.1, help="share of visitors who ask for nonsense (default 0.1)"
+    )
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "soak.json")
     parser.add_argument("server", nargs="*", help="after --: further flags of python -m server")
     return parser.parse_args(arguments)
 

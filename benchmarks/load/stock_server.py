@@ -11,6 +11,7 @@ sampler, the answer is a PNG. Three ways to run requests whose step counts diffe
 """
 
 from fewstep import extras
+from fewstep.ranges import POSITIVE, number, whole
 
 extras.name_missing()
 
@@ -125,12 +126,12 @@ def groups(images: Sequence[Image], batching: Batching, capacity: int) -> list[l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--port", type=whole(1), required=True)
     parser.add_argument("--batching", choices=get_args(Batching), default="padded")
-    parser.add_argument("--capacity", type=int, default=8, help="rows of a network call (default 8)")
-    parser.add_argument("--batch-timeout-s", type=float, default=BATCH_TIMEOUT_S)
+    parser.add_argument("--capacity", type=whole(1), default=8, help="rows of a network call (default 8)")
+    parser.add_argument("--batch-timeout-s", type=number(POSITIVE), default=BATCH_TIMEOUT_S)
     parser.add_argument("--backend", help="what runs the network (default: what the engine names)")
-    parser.add_argument("--threads", type=int, default=0, help="cores one network call may use; 0: all")
+    parser.add_argument("--threads", type=whole(0), default=0, help="cores one network call may use; 0: all")
     parser.add_argument("--cost", type=Cost.parse, metavar="A,B[,FLOOR]", help="a fixed-cost network in milliseconds")
     parser.add_argument("--engine-cores", default="", metavar="0,1,...", help="cores of the process with the network")
     args = parser.parse_args()

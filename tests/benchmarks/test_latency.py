@@ -3,15 +3,18 @@
 import json
 import subprocess
 import sys
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks.harness import percentile_ms, table, time_interleaved
-from benchmarks.latency import named_engine
+from benchmarks.latency import check_shapes, named_engine
 from benchmarks.markdown import latency, rivals
+from fewstep.card import CheckpointError
 from fewstep.metrics.extractors.fashion128 import load_extractor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,3 +75,41 @@ def test_floor_follows_one_over_n_between_measured_counts():
     known = sorted(extractor.floors)
     assert [extractor.floor(n) for n in known] == pytest.approx([extractor.floors[n] for n in known])
     assert extractor.floors[1000] < extractor.floor(700) < extractor.floors[500]
+
+
+def measured(*flags: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "benchmarks/latency.py", "--smoke", "--threads", "1", *map(str, flags)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+
+
+def test_any_model_is_measured_on_its_own_images(fashion_2000_zip, tmp_path):
+    done = measured("--data", fashion_2000_zip, "--extractor", "fashion128", "--out", tmp_path / "own.json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "own.json").read_text())
+    assert result["extractor"] == "fashion128" and all(row["distance"] > 0 < row["floor"] for row in result["rows"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--student", "models/fashion"), "is a checkpoint, not an engine. Name its engine, models/fashion/engine"),
+        (("--student", "nowhere"), "nowhere holds no engine.json"),
+        (("--out", "models/fashion/card.json"), "belongs to a finished model"),
+        (("--out", "pyproject.toml/x.json"), "cannot be written"),
+    ],
+)
+def test_what_cannot_be_measured_is_a_sentence(flags, sentence):
+    done = measured(*flags)
+    assert done.returncode != 0 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 64, 64)])
+def test_a_model_of_other_images_needs_its_data(shape):
+    engine = SimpleNamespace(manifest=SimpleNamespace(image_shape=shape))
+    engines: Any = {"dpdm": engine, "teacher": engine}
+    with pytest.raises(CheckpointError, match=r"name the images that they were trained on: --data"):
+        check_shapes(engines, Namespace(data=None))
+    check_shapes(engines, Namespace(data=Path("own.zip")))
+    with pytest.raises(CheckpointError, match="its own teacher"):
+        other: Any = SimpleNamespace(manifest=SimpleNamespace(image_shape=(1, 8, 8)))
+        check_shapes(engines | {"teacher": other}, Namespace())

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import quality
+from benchmarks import inputs, quality
 from benchmarks.cells import Task, read_cell
 from benchmarks.generators import Batch
 from benchmarks.quality import Series, chosen, make_plan, make_series, sample_missing
@@ -20,6 +21,7 @@ from fewstep.metrics.cache import Cache
 from fewstep.metrics.reference import Reference
 from fewstep.schedule import student_levels
 from tests.benchmarks.worlds import PAIR, generator, image_set, pixel_net, reference
+from trainer.data.format import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 LEVELS = {k: student_levels(k) for k in (1, 2, 4)}
@@ -242,3 +244,14 @@ def test_mistakes_are_sentences(options, said, tmp_path, zips, monkeypatch, caps
     with pytest.raises(SystemExit) as stopped:
         quality.main()
     assert said in str(stopped.value) + capsys.readouterr().err
+
+
+def test_a_fresh_clone_has_what_a_smoke_run_needs_and_a_full_run_says_what_makes_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inputs, "DATA", tmp_path / "fashion.zip")
+    args = Namespace(smoke=True, data=tmp_path / "fashion.zip", held_out=tmp_path / "fashion-test.zip")
+    train, held_out = inputs.load_data(args)
+    assert (len(train.images), len(held_out.images)) == (1000, 500)
+    assert train.images.shape[1:] == (32, 32, 1) and "stand in for it" in capsys.readouterr().err
+    args.smoke = False
+    with pytest.raises(DataError, match=r"python -m trainer data fashion --split train --out .*fashion\.zip"):
+        inputs.load_data(args)

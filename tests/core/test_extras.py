@@ -50,7 +50,7 @@ def without_extras(command: str) -> subprocess.CompletedProcess[str]:
         ("-m trainer data folder tests/fixtures --resolution 8 --out OUT.zip", "train"),
         ("-m trainer calibrate --model models/fashion --teacher DIR", "train"),
         ("-m trainer import models/fashion --out OUT", "train"),
-        ("-m trainer average --model A B --out OUT", "train"),
+        ("-m trainer average --model A --width 0.1 --out OUT", "train"),
         ("-m trainer publish --model A --out OUT", "train"),
         ("-m export --model models/fashion --out OUT", "train"),
         ("-m export verify models/fashion/engine", "train"),

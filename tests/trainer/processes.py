@@ -22,7 +22,7 @@ import torch
 
 import trainer.__main__ as command_line
 from tests.trainer.tiny import TINY_RECIPE
-from trainer import commands
+from trainer import classify, commands
 from trainer.methods.dpdm import Student
 from trainer.run import distributed as world
 from trainer.run.distributed import joined, rank
@@ -60,6 +60,7 @@ def main(folder: Path) -> None:
     world.joined = lambda device: nullcontext()  # once, below, for all commands
     commands.recipe = lambda name: TINY_RECIPE
     commands.loop_config = every_update_logged(commands.loop_config)
+    classify.loop_config = every_update_logged(classify.loop_config)
     update, report = Student.update, []
     with joined("cpu"):
         for command in json.loads((folder / "plan.json").read_text()):

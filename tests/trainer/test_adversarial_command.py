@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.card import CheckpointError, read_card
+from fewstep.ranges import RangeError
 from tests.trainer.tiny import TINY_RECIPE, run_options
 from trainer.classify import train_classifier
 from trainer.commands import Distillation, train_student, train_teacher
@@ -89,7 +90,7 @@ def test_what_is_missing_or_foreign_is_said_before_the_first_step(trained, tmp_p
         run(request(folders, switches={"renoise": "tied"}))
     with pytest.raises(SwitchError, match="--keep 1"):
         run(request(folders, switches={"keep": 1.0}))
-    with pytest.raises(SwitchError, match="--lr must be positive"):
+    with pytest.raises(RangeError, match="--lr must be a number above 0"):
         run(request(folders, switches={"lr": 0.0}))
     with pytest.raises(CheckpointError, match="python -m trainer classifier"):
         run(request(folders, critics=(folders["teacher"],)))

@@ -9,6 +9,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import NormalDist
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.card import CheckpointError, write_atomically
+from fewstep.outputs import CLASSIFIER_FILE
+from fewstep.ranges import COUNT, POSITIVE, SHARE, Range, check_ranges
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features
 from trainer.run.compute import Compute, called
 from trainer.run.distributed import replicated
@@ -24,7 +27,6 @@ from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
 from trainer.settings import AdamConfig
 
-FILE = "classifier.safetensors"
 FORMAT = 1
 PATCH = 2  # a patch of pixels is one position of the first map
 SMALLEST = 4  # side of the last map
@@ -46,6 +48,11 @@ class ClassifierConfig:
     smoothing: float = 0.1  # of the labels
     dropout: float = 0.3
 
+    def __post_init__(self) -> None:
+        check_ranges(self, resolution=COUNT, channels=COUNT, classes=COUNT, sigma_max=POSITIVE)
+        check_ranges(self, sigma_data=POSITIVE, sigma_min=POSITIVE, smoothing=SHARE, dropout=Range(0, 0.999))
+        check_ranges(self, width=Range(8, whole=True), features=COUNT, shift=Range(0, whole=True))
+
 
 class NoisyClassifier(nn.Module):
     """Images [B, C, H, W] noised to sigma [B] -> logits [B, classes]."""
@@ -62,17 +69,23 @@ class NoisyClassifier(nn.Module):
             blocks.append(HalvingBlock(cin, width))
             side, cin = (side + 1) // 2, width
         self.blocks = nn.ModuleList(blocks)
+        self.told.requires_grad_(bool(blocks))  # images of 8x8 have no block that reads it, and DDP wants all read
         # Channels of what `features` returns.
         self.feature_widths = (*(block.second.out_channels for block in blocks), config.features)
+        self.last_map = (cin, side, side)
         self.norm = nn.GroupNorm(8, cin)
         self.dense = nn.Linear(cin * side**2, config.features)
         self.out = nn.Linear(config.features, config.classes)
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.out(functional.leaky_relu(self.features(x, sigma)[-1].flatten(1), 0.2))
+    def forward(self, x: Tensor, sigma: Tensor, kept: Tensor | None = None) -> Tensor:
+        return self.out(functional.leaky_relu(self.features(x, sigma, kept)[-1].flatten(1), 0.2))
 
-    def features(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
-        """Maps [B, feature_widths[i], h, w] from fine to coarse; the last is one vector an image, h = w = 1."""
+    def features(self, x: Tensor, sigma: Tensor, kept: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Maps [B, feature_widths[i], h, w] from fine to coarse; the last is one vector an image, h = w = 1.
+
+        kept: dropout, as factors [B, *last_map] of the last map, which come from outside so that they belong to the
+        image and not to the process.
+        """
         told = self.told(level_features(sigma))
         scale = (sigma**2 + self.config.sigma_data**2).rsqrt()
         x = self.stem(functional.pixel_unshuffle(x * scale[:, None, None, None], PATCH))
@@ -80,7 +93,8 @@ class NoisyClassifier(nn.Module):
         for block in self.blocks:
             x = block(x, told)
             maps.append(x)
-        x = functional.dropout(functional.silu(self.norm(x)), self.config.dropout, self.training)
+        x = functional.silu(self.norm(x))
+        x = x if kept is None else x * kept
         return (*maps, self.dense(x.flatten(1))[:, :, None, None])
 
 
@@ -109,45 +123,56 @@ class Classification:
     """trainer.run.loop.Method for a NoisyClassifier."""
 
     served = "classifier"
-    ema_halflife, ema_ramp = 20_000.0, 0.05
+    ema_width = 0.06
 
     def __init__(self, network: NoisyClassifier, compute: Compute, settings: AdamConfig = ADAM) -> None:
         self.config, self.adam = network.config, settings
         self.networks: dict[str, nn.Module] = {"classifier": network.train()}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"classifier": adam(network, settings, compute.device)}
         run = called(replicated(network), compute)
-        self.logits = lambda x, sigma: run(x, sigma).float()
+        self.logits = lambda x, sigma, kept: run(x, sigma, kept).float()
+        self.last_map = network.last_map
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         config = self.config
-        shifts = rng.integers(2 * config.shift + 1, 2)  # the same for a whole batch: a batch is one of many
-        images = images.roll([int(shift) - config.shift for shift in shifts], dims=(2, 3))
+        # The same shift for a whole batch, in all processes: a batch is one of many.
+        shifts = [int(rng.shared() * (2 * config.shift + 1)) - config.shift for _ in range(2)]
+        images = images.roll(shifts, dims=(2, 3))
         span = math.log(config.sigma_max / config.sigma_min)
         sigma = config.sigma_min * torch.exp(span * rng.uniform(len(images)))
-        logits = self.logits(images + sigma[:, None, None, None] * rng.normal_like(images), sigma)
+        noisy = images + sigma[:, None, None, None] * rng.normal_like(images)
+        logits = self.logits(noisy, sigma, self.kept(len(images), images, rng))
         loss = functional.cross_entropy(logits, labels, label_smoothing=config.smoothing)
         norm = descend(self.optimizers["classifier"], loss, self.adam, progress)
         right = (logits.argmax(dim=1) == labels).float().mean()
         return {"loss": loss.detach(), "right": right, "gradient": norm}
+
+    def kept(self, count: int, like: Tensor, rng: Draws) -> Tensor:
+        """Dropout factors [count, *last_map]: zero with the configured chance, and otherwise of mean one."""
+        dropped = NormalDist().inv_cdf(self.config.dropout) if self.config.dropout else -math.inf
+        drawn = rng.normal_like(like.new_empty(count, *self.last_map))
+        return (drawn > dropped).to(like.dtype) / (1 - self.config.dropout)
 
 
 def save_classifier(folder: Path, network: NoisyClassifier, facts: dict) -> None:
     """facts: what the file should say of its training, JSON-able."""
     metadata = {"config": json.dumps({"format": FORMAT, **asdict(network.config)}), "facts": json.dumps(facts)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    write_atomically(folder / FILE, save_tensors(tensors, metadata=metadata))
+    write_atomically(folder / CLASSIFIER_FILE, save_tensors(tensors, metadata=metadata))
 
 
 def classifier_hash(folder: Path) -> str:
     """SHA-256 of the file: what a student's card names its critics by."""
-    return hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+    return hashlib.sha256((folder / CLASSIFIER_FILE).read_bytes()).hexdigest()
 
 
 def load_classifier(folder: Path, device: str = "cpu") -> NoisyClassifier:
     """Frozen. Raises CheckpointError when there is none, or it cannot be read."""
-    path = folder / FILE
+    path = folder / CLASSIFIER_FILE
     if not path.is_file():
-        raise CheckpointError(f"{folder} holds no {FILE}: train one with python -m trainer classifier --out {folder}")
+        raise CheckpointError(
+            f"{folder} holds no {CLASSIFIER_FILE}: train one with python -m trainer classifier --out {folder}"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["config"])

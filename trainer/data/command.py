@@ -7,7 +7,7 @@ python -m trainer data show fashion.zip --png sheet.png
 
 import argparse
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.card import write_atomically
+from fewstep.outputs import check_file
 from fewstep.pixels import encode, grid
+from fewstep.ranges import whole
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.named import READERS
 from trainer.data.sources.edm_zip import read_edm_zip
@@ -48,7 +50,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         if name != "digits":
             recipe.add_argument("--source", type=Path, metavar="PATH", help="where its files are")
         if name == "emoji":
-            recipe.add_argument("--resolution", type=int, default=32, metavar="N", help="side in pixels")
+            recipe.add_argument("--resolution", type=whole(1, 4096), default=32, metavar="N", help="side in pixels")
             recipe.add_argument("--skin-tones", action="store_true", help="also the five tones of each person")
         _add_output(recipe, _make_recipe)
 
@@ -77,7 +79,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_shape(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--resolution", type=int, metavar="N", help="crop and resize to N x N pixels")
+    parser.add_argument("--resolution", type=whole(1, 4096), metavar="N", help="crop and resize to N x N pixels")
     parser.add_argument("--gray", action="store_true", help="one channel instead of three")
 
 
@@ -89,7 +91,7 @@ def _add_output(
     parser: argparse.ArgumentParser, make: Callable[[argparse.Namespace], ImageSet], *, licence: bool = False
 ) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.zip")
-    parser.add_argument("--limit", type=int, metavar="N", help="only N images, evenly spread over all")
+    parser.add_argument("--limit", type=whole(1), metavar="N", help="only N images, evenly spread over all")
     parser.add_argument("--name", help="what the dataset is called; default: a name after its source")
     if licence:
         parser.add_argument("--licence", default="not stated", metavar="TEXT", help="kept in every model's card")
@@ -128,10 +130,9 @@ def _split_names(text: str) -> tuple[str, ...]:
 
 
 def _write(args: argparse.Namespace, make: Callable[[argparse.Namespace], ImageSet]) -> None:
-    if args.out.is_dir():
-        raise DataError(f"--out {args.out} is a folder; name the zip file to write")
-    if args.limit is not None and args.limit < 1:
-        raise DataError(f"--limit must be positive, not {args.limit}")
+    check_file(args.out, ".zip")
+    if args.out.exists():
+        read_image_set(args.out)  # only a data set is replaced, and no other zip
     images = limited(make(args), args.limit)
     if args.name:
         images = replace(images, name=args.name)
@@ -139,11 +140,13 @@ def _write(args: argparse.Namespace, make: Callable[[argparse.Namespace], ImageS
         write_image_set(args.out, images)
     except OSError as error:
         raise DataError(f"{args.out} cannot be written ({error})") from error
-    print(describe(images))
+    print(describe(images).encode(errors="backslashreplace").decode())
     print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
 
 
 def _show(args: argparse.Namespace) -> None:
+    if args.png:
+        check_file(args.png, ".png")
     images = read_image_set(args.path, verify=True)
     print(describe(images))
     if args.png:
@@ -166,7 +169,14 @@ def describe(images: ImageSet) -> str:
     names = (*images.class_names, "no class")  # label -1 is the last
     counts = np.bincount(images.labels % len(names), minlength=len(names))
     lines += [f"{number:8d} {name}" for name, number in zip(names, counts, strict=True) if number or name != "no class"]
-    return "\n".join(lines)
+    return "\n".join(lines + list(unread(images)))
+
+
+def unread(images: ImageSet, shown: int = 20) -> Iterator[str]:
+    """One line about the files that were not read, if there are any."""
+    if files := images.unread:
+        rest = f" and {len(files) - shown} more" if len(files) > shown else ""
+        yield f"not read {len(files)} other files: {', '.join(files[:shown])}{rest}"
 
 
 def contact_sheet(images: ImageSet) -> NDArray[np.uint8]:

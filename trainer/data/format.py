@@ -2,7 +2,8 @@
 
 images.npy  uint8 [N, H, W, C], square, C = 1 or 3
 labels.npy  int32 [N], -1 where there is no class
-dataset.json  {"format", "name", "class_names", "licence", "source", "sha256"}; sha256 covers pixels and labels
+dataset.json  {"format", "name", "class_names", "licence", "source", "sha256", "sigma_data"}; sha256 covers pixels and
+              labels, sigma_data is the deviation of the pixels in [-1, 1]
 
 Members are stored, not compressed, so the pixels can be memory-mapped out of the zip.
 """
@@ -10,9 +11,11 @@ Members are stored, not compressed, so the pixels can be memory-mapped out of th
 import hashlib
 import io
 import json
+import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +23,19 @@ from numpy.typing import NDArray
 from fewstep import card
 
 FORMAT = 1
+_PIECE = 2**22  # pixels
 
 
 class DataError(ValueError):
     """Images that cannot be used; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What dataset.json says of the pixels."""
+
+    sha256: str
+    sigma_data: float | None  # None: written by a version that did not store it
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,9 @@ class ImageSet:
     class_names: tuple[str, ...]
     licence: str
     source: str  # where the images came from, for the card
+    unread: tuple[str, ...] = field(default=(), compare=False)  # files of the source that are no pictures; not stored
+    # What the file says of its pixels: trusted, for a look at all of them takes minutes. `replace` forgets it.
+    stored: Stored | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.images.ndim != 4:
@@ -43,22 +58,41 @@ class ImageSet:
             raise DataError(f"{self.name}: images must be square, gray or RGB, not {height}x{width}x{channels}")
         if self.labels.shape != (n,):
             raise DataError(f"{self.name}: {len(self.labels)} labels for {n} images")
+        for name in self.class_names:
+            if any(0xD800 <= ord(letter) < 0xE000 for letter in name):
+                raise DataError(f"the class name {name!a} is not UTF-8; rename the folder, or give another name")
         if n and self.labels.max() >= len(self.class_names):
             raise DataError(f"{self.name}: label {self.labels.max()} but only {len(self.class_names)} class names")
 
     def sha256(self) -> str:
+        """Of pixels and labels: as stored, or computed."""
+        return self.stored.sha256 if self.stored else self.measured_sha256()
+
+    def sigma_data(self) -> float:
+        """Standard deviation of the pixels in [-1, 1] units: as stored, or computed."""
+        stored = self.stored.sigma_data if self.stored else None
+        return sigma_data(self.images) if stored is None else stored
+
+    def measured_sha256(self) -> str:
+        """Reads every pixel."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels, dtype=np.int32).data)
         return digest.hexdigest()
 
     def provenance(self) -> card.Dataset:
-        return card.Dataset(self.name, self.sha256(), self.licence, len(self.images))
+        return card.Dataset(self.name, self.sha256(), self.licence, len(self.images), self.sigma_data())
 
 
 def sigma_data(images: NDArray[np.uint8]) -> float:
-    """Standard deviation of the pixels in [-1, 1] units, over all images, positions and channels."""
-    counts = np.bincount(images.reshape(-1), minlength=256) / images.size
+    """Standard deviation of the pixels in [-1, 1] units, over all images, positions and channels.
+
+    Counted in pieces: `bincount` takes eight bytes a pixel.
+    """
+    pixels, counts = images.reshape(-1), np.zeros(256, dtype=np.int64)
+    for start in range(0, pixels.size, _PIECE):
+        counts += np.bincount(pixels[start : start + _PIECE], minlength=256)
+    counts = counts / pixels.size
     values = np.arange(256) / 127.5 - 1
     return float(np.sqrt(counts @ values**2 - (counts @ values) ** 2))
 
@@ -71,7 +105,8 @@ def write_image_set(path: Path, images: ImageSet) -> None:
         "class_names": images.class_names,
         "licence": images.licence,
         "source": images.source,
-        "sha256": images.sha256(),
+        "sha256": images.measured_sha256(),
+        "sigma_data": sigma_data(images.images),
     }
     date = (1980, 1, 1, 0, 0, 0)  # a fixed one: the same images give the same file
     labels = images.labels.astype(np.int32)
@@ -83,7 +118,8 @@ def write_image_set(path: Path, images: ImageSet) -> None:
 
 
 def read_image_set(path: Path, *, verify: bool = False) -> ImageSet:
-    """Open a dataset zip with its pixels memory-mapped. verify: recompute the content hash (reads every pixel)."""
+    """Open a dataset zip with its pixels memory-mapped. Its hash and deviation are trusted; verify: compute both again,
+    which reads every pixel. Raises DataError."""
     if not path.is_file():
         raise DataError(f"{path} does not exist; `python -m trainer data --help` lists how to make a dataset")
     try:
@@ -94,13 +130,26 @@ def read_image_set(path: Path, *, verify: bool = False) -> ImageSet:
             labels = np.load(io.BytesIO(archive.read("labels.npy")), allow_pickle=False)
             images = _map_member(path, archive.getinfo("images.npy"))
         result = ImageSet(meta["name"], images, labels, tuple(meta["class_names"]), meta["licence"], meta["source"])
+        object.__setattr__(result, "stored", _stored(meta))
     except DataError:
         raise
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError) as error:
         raise DataError(f"{path} is not a fewstep dataset zip ({error})") from error
-    if verify and result.sha256() != meta["sha256"]:
+    if verify and result.measured_sha256() != meta["sha256"]:
         raise DataError(f"{path} is damaged: its pixels do not match the hash it carries")
+    if verify and abs(sigma_data(result.images) - result.sigma_data()) > 1e-9:
+        raise DataError(f"{path} is damaged: its pixels do not have the deviation it carries")
     return result
+
+
+def _stored(meta: dict[str, Any]) -> Stored:
+    """Raises ValueError for values that no data set has."""
+    sha256, deviation = meta["sha256"], meta.get("sigma_data")
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ValueError(f"its sha256 is {sha256!r}")
+    if deviation is not None and (not isinstance(deviation, float) or not 0 <= deviation <= 1):
+        raise ValueError(f"its sigma_data is {deviation!r}")
+    return Stored(sha256, deviation)
 
 
 def _map_member(path: Path, info: zipfile.ZipInfo) -> NDArray[np.uint8]:

@@ -1,5 +1,6 @@
 """The data sets of the recipes, by name."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from trainer.data.format import DataError, ImageSet, read_image_set, write_image
 from trainer.data.sources.digits import read_digits
 from trainer.data.sources.emoji import read_emoji
 from trainer.data.sources.fashion import read_fashion
+from trainer.data.sources.given import read_given
 from trainer.data.sources.selection import Split
 from trainer.data.sources.sprites import read_sprites
 
@@ -17,6 +19,23 @@ READERS: dict[str, Callable[[Path | None, Split], ImageSet]] = {
     "sprites": read_sprites,
     "emoji": read_emoji,
 }
+
+
+def read_data(path: Path, side: int) -> ImageSet:
+    """What --data names: a data set of ours as it is; a folder or another zip of pictures, resized to side x side.
+
+    Raises DataError.
+    """
+    if not path.exists():
+        raise DataError(f"{path} does not exist; name a data set (python -m trainer data ...) or a folder of pictures")
+    if path.is_dir():
+        return read_given(path, side)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            own = "images.npy" in archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise DataError(f"{path} is not a fewstep dataset zip ({error})") from error
+    return read_image_set(path) if own else read_given(path, side)
 
 
 def load_recipe_dataset(name: str, cache: Path, split: Split = "train") -> ImageSet:

@@ -12,7 +12,9 @@ import argparse
 from pathlib import Path
 
 from fewstep.card import CheckpointError
-from trainer.importing.teacher import UNKNOWN, Provenance, check_free, save_teacher
+from fewstep.outputs import check_folder
+from fewstep.ranges import Range, number
+from trainer.importing.teacher import UNKNOWN, Provenance, save_teacher
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -28,7 +30,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--weights-licence", default=UNKNOWN, metavar="TEXT", help="of the file, kept in the card")
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="names of classes 0, 1, ..., one a line")
     parser.add_argument(
-        "--sigma-data", type=float, metavar="X",
+        "--sigma-data", type=number(Range(0, 10, above=True)), metavar="X",
         help="standard deviation of the training images in [-1, 1] (default: 0.5; an EDM pickle says it itself)",
     )  # fmt: skip
     parser.set_defaults(run=_import)
@@ -38,7 +40,7 @@ def _import(args: argparse.Namespace) -> None:
     from trainer.importing.diffusers_folder import import_diffusers
     from trainer.importing.edm_weights import import_edm
 
-    check_free(args.out)
+    check_folder(args.out)
     provenance = Provenance(
         data_name=args.data_name,
         data_licence=args.licence,
@@ -48,13 +50,9 @@ def _import(args: argparse.Namespace) -> None:
     source: Path = args.source
     if source.is_dir():
         sigma_data = 0.5 if args.sigma_data is None else args.sigma_data
-        if not 0 < sigma_data < 10:
-            raise CheckpointError(f"--sigma-data {sigma_data} is no standard deviation of pixels in [-1, 1]")
         teacher = import_diffusers(source, sigma_data)
     elif source.is_file():
-        if args.sigma_data is not None:
-            raise CheckpointError("--sigma-data is for diffusers folders; an EDM network was trained with its own")
-        teacher = import_edm(source)
+        teacher = import_edm(source, args.sigma_data)
     else:
         raise CheckpointError(f"{source} does not exist")
     card = save_teacher(args.out, teacher, provenance)

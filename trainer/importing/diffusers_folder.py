@@ -1,7 +1,8 @@
 """diffusers' folders as teachers: a UNet2DModel and the schedule of the DDPM it was trained as.
 
-Three layouts: a pipeline (unet/config.json, scheduler/scheduler_config.json), both files side by side, or a bare unet
-folder with the scheduler beside it. Weights are safetensors; nothing here needs diffusers.
+Three layouts: a pipeline (unet_ema/config.json or unet/config.json, scheduler/scheduler_config.json), both files side
+by side, or a bare unet folder with the scheduler beside it or above. Weights are
+safetensors; nothing here needs diffusers.
 """
 
 import json
@@ -43,7 +44,11 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish", None),
     "class_embed_type": (None,),
 }
-_IGNORED = ("num_train_timesteps",)  # of learned time embeddings, which are refused
+# Of learned time embeddings, which are refused; and of diffusers' EMAModel, which writes its own options beside them.
+_IGNORED = (
+    "num_train_timesteps", "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step",
+    "use_ema_warmup",
+)  # fmt: skip
 _DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}
 _UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
 
@@ -81,10 +86,12 @@ def _locate(folder: Path) -> tuple[Path, Path]:
             raise CheckpointError(
                 f"{folder} makes latents for its {latent[0]}; only pixel-space models can be imported"
             )
-    unet = folder / "unet" if (folder / "unet" / CONFIG_FILE).is_file() else folder
+    inside = [folder / name for name in ("unet_ema", "unet") if (folder / name / CONFIG_FILE).is_file()]
+    unet = inside[0] if inside else folder  # the average is what is sampled from, where there are both
     if not (unet / CONFIG_FILE).is_file():
         raise CheckpointError(f"{folder} holds neither unet/{CONFIG_FILE} nor {CONFIG_FILE}: it is no diffusers folder")
-    places = [unet, unet / "scheduler", unet.parent, unet.parent / "scheduler"]
+    above = unet.parent.parent  # of unet_ema in a training run's checkpoint-N: the pipeline
+    places = [unet, unet / "scheduler", unet.parent, unet.parent / "scheduler", above / "scheduler"]
     for place in places if unet == folder else places[2:]:
         if (place / SCHEDULER_FILE).is_file():
             return unet, place / SCHEDULER_FILE

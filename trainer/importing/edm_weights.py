@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fewstep.card import CheckpointError, file_sha256
 from fewstep.network import UNet
-from fewstep.unet_config import UNetConfig
+from fewstep.older_precond import BETA_D, BETA_MIN, C_1, C_2, STEPS
+from fewstep.unet_config import Precond, UNetConfig
 from trainer.importing.edm_pickle import SavedObject, module_tensors, read_edm_pickle, submodule
 from trainer.importing.teacher import UNKNOWN, ImportedTeacher
 
@@ -18,36 +19,57 @@ _SHARED = {"img_resolution": None, "in_channels": None, "out_channels": None, "l
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "SongUNet": _SHARED | {
         "model_channels": 128, "channel_mult": [1, 2, 2, 2], "channel_mult_emb": 4, "num_blocks": 4,
-        "attn_resolutions": [16], "dropout": 0.10, "label_dropout": 0, "embedding_type": "positional",
+        "attn_resolutions": [16], "dropout": 0.10, "label_dropout": 0.0, "embedding_type": "positional",
         "channel_mult_noise": 1, "encoder_type": "standard", "decoder_type": "standard", "resample_filter": [1, 1],
     },
     "DhariwalUNet": _SHARED | {
         "model_channels": 192, "channel_mult": [1, 2, 3, 4], "channel_mult_emb": 4, "num_blocks": 3,
-        "attn_resolutions": [32, 16, 8], "dropout": 0.10, "label_dropout": 0,
+        "attn_resolutions": [32, 16, 8], "dropout": 0.10, "label_dropout": 0.0,
     },
 }  # fmt: skip
 _ADM_HEAD_WIDTH = 64
+
+# The preconditioning of each class, and the constants that it is known with.
+_PRECONDITIONINGS: dict[str, tuple[Precond, dict[str, float]]] = {
+    "EDMPrecond": ("edm", {}),
+    "VPPrecond": ("vp", {"beta_d": BETA_D, "beta_min": BETA_MIN, "M": STEPS}),
+    "VEPrecond": ("ve", {}),
+    "iDDPMPrecond": ("iddpm", {"C_1": C_1, "C_2": C_2, "M": STEPS}),
+}
 
 _AUGMENT = "map_augment.weight"
 _FILTER = ".resample_filter"
 
 
-def import_edm(path: Path) -> ImportedTeacher:
-    """The teacher in an EDM network pickle. Raises CheckpointError naming what was found in its place."""
+def import_edm(path: Path, sigma_data: float | None = None) -> ImportedTeacher:
+    """The teacher in an EDM network pickle. Raises CheckpointError naming what was found in its place.
+
+    sigma_data: of the preconditioning around a VP, VE or iDDPM network, which has none of its own (0.5); an EDM network
+    was trained with its own.
+    """
     data = read_edm_pickle(path)
     precond = data.get("ema")
     if not isinstance(precond, SavedObject):
         raise CheckpointError(
             f"{path} holds no EDM network under 'ema', only {', '.join(map(repr, data)) or 'nothing'}"
         )
-    if precond.class_name != "EDMPrecond":
-        raise CheckpointError(f"{path} holds a network of class {precond.class_name}; only EDMPrecond can be imported")
+    if precond.class_name not in _PRECONDITIONINGS:
+        raise CheckpointError(
+            f"{path} holds a network of class {precond.class_name}; {', '.join(_PRECONDITIONINGS)} can be imported"
+        )
+    kind, constants = _PRECONDITIONINGS[precond.class_name]
+    if kind == "edm" and sigma_data is not None:
+        raise CheckpointError("--sigma-data is for other networks; an EDM network was trained with its own")
+    for name, value in constants.items():
+        if (found := precond.state.get(name, value)) != value:
+            raise CheckpointError(f"{path}: {precond.class_name} has {name} = {found!r}; only {value} can be imported")
+    sigma_data = _sigma_data(precond, path) if kind == "edm" else sigma_data or 0.5
     model = submodule(precond, "model")
     if model is None or model.class_name not in _ARGUMENTS:
         found = f"a network of class {model.class_name}" if model else "no network"
-        raise CheckpointError(f"{path} holds {found} inside EDMPrecond; known are {', '.join(_ARGUMENTS)}")
+        raise CheckpointError(f"{path} holds {found} inside {precond.class_name}; known are {', '.join(_ARGUMENTS)}")
     try:
-        config = edm_config(model)
+        config = edm_config(model, kind, sigma_data)
         weights, dropped = edm_weights(config, module_tensors(model))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -55,10 +77,10 @@ def import_edm(path: Path) -> ImportedTeacher:
     if dropped:
         origin["dropped"] = f"{dropped}: read only together with augmentation labels, which sampling never gives"
     name, images = _dataset(data.get("dataset_kwargs"))
-    return ImportedTeacher(config, weights, _sigma_data(precond, path), origin, name, images)
+    return ImportedTeacher(config, weights, sigma_data, origin, name, images)
 
 
-def edm_config(model: SavedObject) -> UNetConfig:
+def edm_config(model: SavedObject, precond: Precond = "edm", sigma_data: float = 0.5) -> UNetConfig:
     """The configuration of a saved SongUNet or DhariwalUNet, from the arguments it was built with."""
     defaults = _ARGUMENTS[model.class_name]
     given = model.state.get("_init_kwargs")
@@ -70,8 +92,9 @@ def edm_config(model: SavedObject) -> UNetConfig:
     for name, value in args.items():
         _check_kind(model.class_name, name, value, defaults[name])
     fourier = args.get("embedding_type") == "fourier"
+    predicted = (args["in_channels"] or 0) * (2 if precond == "iddpm" else 1)  # iDDPM predicts variances, too
     fixed = {
-        "out_channels": args["in_channels"], "channel_mult_emb": 4, "decoder_type": "standard",
+        "out_channels": predicted, "channel_mult_emb": 4, "decoder_type": "standard",
         "channel_mult_noise": 2 if fourier else 1,
     }  # fmt: skip
     allowed = {"embedding_type": ("positional", "fourier"), "encoder_type": ("standard", "residual")}
@@ -95,6 +118,8 @@ def edm_config(model: SavedObject) -> UNetConfig:
             encoder=args["encoder_type"] if song else "standard",
             resample=tuple(args["resample_filter"]) if song else (1, 1),
             head_width=0 if song else _ADM_HEAD_WIDTH,
+            precond=precond,
+            sigma_data=sigma_data,
         )
     except ValueError as error:
         raise CheckpointError(f"{model.class_name}: {error}") from error
@@ -118,6 +143,8 @@ def edm_weights(config: UNetConfig, tensors: dict[str, Tensor]) -> tuple[dict[st
     weights = {}
     for ours, published in names.items():
         tensor = tensors[published]
+        if config.precond == "iddpm" and ours.startswith("out_conv.") and len(tensor) == 2 * config.channels:
+            tensor = tensor[: config.channels]  # the other half predicts variances, which D does not need
         if tensor.shape != expected[ours].shape or not tensor.is_floating_point():
             raise CheckpointError(
                 f"{published} is {tensor.dtype} {list(tensor.shape)} where the network's arguments ask for "

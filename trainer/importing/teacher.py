@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fewstep
-from fewstep.card import CARD_FILE, WEIGHTS_FILE, Card, CheckpointError, Dataset
+from fewstep.card import Card, CheckpointError, Dataset
 
 if TYPE_CHECKING:  # at run time not before a network is read: `import --help` works without torch
     from torch import Tensor
@@ -42,7 +42,7 @@ class Provenance:
 
 
 def save_teacher(out: Path, teacher: ImportedTeacher, provenance: Provenance) -> Card:
-    """Write the checkpoint folder, for which `check_free(out)` comes first.
+    """Write the checkpoint folder, for which `fewstep.outputs.check_folder(out)` comes first.
 
     Raises CheckpointError when there are not as many names as classes.
     """
@@ -65,12 +65,3 @@ def save_teacher(out: Path, teacher: ImportedTeacher, provenance: Provenance) ->
         },
     )
     return save_checkpoint(out, teacher.weights, card)
-
-
-def check_free(out: Path) -> None:
-    """Raise CheckpointError when `out` is a file, or holds a checkpoint already."""
-    if out.exists() and not out.is_dir():
-        raise CheckpointError(f"--out {out} is a file; name a folder")
-    for name in (WEIGHTS_FILE, CARD_FILE):
-        if (out / name).exists():
-            raise CheckpointError(f"--out {out} already holds a {name}, which is left as it is; name another folder")

@@ -16,10 +16,12 @@ from tqdm import tqdm
 from fewstep.card import CARD_FILE, Card, CheckpointError, card_to_json, distilled_from, read_card, write_atomically
 from fewstep.checkpoint import load_denoiser
 from fewstep.metrics.extractors.teacher import TeacherSpace, evenly
+from fewstep.ranges import Range, check_ranges
 from trainer.data.format import ImageSet
 from trainer.data.matching import check_images, check_match
 from trainer.levels.search import Levels, Objective, SearchConfig, Trial, calibrated, evaluations
 from trainer.levels.trajectories import Space, objective
+from trainer.run.claim import claimed
 from trainer.run.compute import Compute, runner
 
 FIRST_SEED = 2**33  # far from the seeds of evaluations (0 ..) and of stored endpoints (2^32 ..)
@@ -32,6 +34,9 @@ class CalibrationConfig:
     images: int = 1000  # per list and range of seeds
     seed: int = 0  # another one: other seeds
     search: SearchConfig = SearchConfig()
+
+    def __post_init__(self) -> None:
+        check_ranges(self, images=Range(2, 10**9, whole=True), seed=Range(0, 2**32, whole=True))
 
     @property
     def ranges(self) -> list[range]:
@@ -56,8 +61,16 @@ def calibrate(
     must not be worse, either.
     The card is written after every step count, so an interrupt loses only the one being searched; then fewer trials
     come back than step counts went in. The weights are not touched.
-    Raises CheckpointError or DataError when model, data and steps do not belong together.
+    Raises CheckpointError or DataError when model, data and steps do not belong together, or a run has `model`.
     """
+    with claimed(model):
+        return _calibrate(model, space, facts, data, steps, config, compute, second)
+
+
+def _calibrate(
+    model: Path, space: Space, facts: dict[str, Any], data: ImageSet, steps: Sequence[int],
+    config: CalibrationConfig, compute: Compute, second: Space | None,
+) -> dict[int, Trial]:  # fmt: skip
     denoiser, card = load_denoiser(model, compute.device)
     checks = 2 * HELD_OUT * (2 if second else 1)
     planned = {k: evaluations(k, k, config.search) + checks for k in searchable(card, steps, model)}

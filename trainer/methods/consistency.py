@@ -8,7 +8,6 @@ under which D(x, 0) = x (Geng et al. 2024, ECT), needs no change: the result is 
 """
 
 import copy
-import sys
 from functools import partial
 
 import torch
@@ -21,7 +20,7 @@ from trainer.methods.base import denoiser_of
 from trainer.run.compute import Compute
 from trainer.run.distributed import replicated
 from trainer.run.draws import Draws
-from trainer.run.ema import average_of, update_average
+from trainer.run.ema import average_of, blend
 from trainer.run.optimizer import adam, descend
 from trainer.settings import ConsistencyConfig, Solver
 
@@ -45,7 +44,7 @@ class Consistency:
         sigmas = solver_sigmas(config.intervals, config.sigma_min, config.sigma_max)
         check_solver(sigmas)
         self.config = config
-        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
+        self.ema_width = config.ema_width
         self.sigmas = torch.tensor(sigmas, device=compute.device)
         frozen = teacher.eval().requires_grad_(False)
         student = copy.deepcopy(start if start is not None else teacher).requires_grad_(True).eval()  # no dropout
@@ -62,9 +61,8 @@ class Consistency:
         loss = self.loss(images, labels, rng).mean()
         norm = descend(self.optimizers["student"], loss, self.config.adam, progress)
         if self.config.target_halflife > 0:
-            # No ramp-up, so as if after very many images: the target begins as a trained network.
-            target, student, batch = self.networks["target"], self.networks["student"], rng.ranks * len(images)
-            update_average(target, student, batch, sys.maxsize, self.config.target_halflife)
+            decay = 0.5 ** (rng.ranks * len(images) / self.config.target_halflife)
+            blend(self.networks["target"], self.networks["student"], decay)
         return {"loss": loss.detach(), "gradient": norm}
 
     def loss(self, images: Tensor, labels: Tensor | None, rng: Draws) -> Tensor:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser, with_inputs
-from trainer.critics.on_teacher import Adversary
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features, widened
 from trainer.levels.renoise import LevelLists, renoise_levels
 from trainer.methods.base import Fed, denoiser_of, noised, simulated
@@ -46,7 +45,7 @@ class Student:
         endpoints: Endpoints | None = None,  # needed when config.warm > 0
     ) -> None:
         self.config, self.endpoints = config, endpoints
-        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
+        self.ema_width = config.ema_width
         posterior = config.objective == "posterior"
         self.tells_level = config.auxiliary_sees_level or posterior
         frozen = teacher.eval().requires_grad_(False)
@@ -61,10 +60,6 @@ class Student:
             "student": adam(student, config.adam, compute.device),
             "auxiliary": adam(auxiliary, config.auxiliary_adam, compute.device),
         }
-        self.adversary = None
-        if config.adversary.weight > 0:
-            self.adversary = Adversary(frozen, sigma_data, config.adversary, compute)
-            self.networks["heads"], self.optimizers["heads"] = self.adversary.heads, self.adversary.optimizer
         self.lists = LevelLists.of(list(config.level_lists.values()), config.floor, compute.device)
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=teacher.config.classes, compute=compute)
         self.student, self.teacher = denoiser(replicated(student)), denoiser(frozen)
@@ -81,20 +76,12 @@ class Student:
         recovered = generated.detach()
 
         scalars: dict[str, Tensor] = {}
-        gradients: list[Tensor] = []
         if progress >= self.config.auxiliary_first:
-            gradients.append(self.divergence_gradient(recovered, labels, fed, rng))
-            scalars["gap"] = gradients[-1].abs().mean()
-            if self.adversary:
-                gradients.append(self.adversary.gradient(recovered, labels, rng))
-                scalars["adversarial"] = gradients[-1].abs().mean()
-        if gradients:
-            loss = (sum(gradients) * generated).sum() / len(images)
+            gradient = self.divergence_gradient(recovered, labels, fed, rng)
+            scalars["gap"] = gradient.abs().mean()
+            loss = (gradient * generated).sum() / len(images)
             scalars["gradient"] = descend(self.optimizers["student"], loss, self.config.adam, progress)
-        scalars |= self.fit_auxiliary(recovered, labels, fed, progress, rng)
-        if self.adversary:
-            scalars |= self.adversary.fit(images, recovered, labels, progress, rng)
-        return scalars
+        return scalars | self.fit_auxiliary(recovered, labels, fed, progress, rng)
 
     def feed(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> Fed:
         config = self.config

@@ -20,7 +20,7 @@ class Teacher:
 
     def __init__(self, network: NetworkModule, sigma_data: float, config: TeacherConfig, compute: Compute) -> None:
         self.config = config
-        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
+        self.ema_width = config.ema_width
         self.networks: dict[str, nn.Module] = {"teacher": network.train()}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"teacher": adam(network, config.adam, compute.device)}
         self.denoiser = Denoiser(runner(replicated(network), compute), sigma_data, network.config.classes)

@@ -36,7 +36,7 @@ class Adversarial:
         config: AdversarialConfig, compute: Compute,
     ) -> None:  # fmt: skip
         self.config = config
-        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
+        self.ema_width = config.ema_width
         frozen = start.eval().requires_grad_(False)
         student = copy.deepcopy(frozen).requires_grad_(True).eval()  # eval: no dropout
         self.critics = Critics(classifiers, compute).to(compute.device)
@@ -138,28 +138,30 @@ class Adversarial:
     def fed(self, images: Tensor, labels: Tensor, rng: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs [B, C, H, W] of every step, their levels [B], and the next levels [B], 0 after the last.
 
-        The rows of the first step come first, unless only the rest plays, then those of the second, and so on; each
-        step's are shared out evenly among the lists that have it. Below the first step they are the student's own
-        trajectory or, the rest, real images noised to the level.
+        Of the batch of all processes the rows of the first step come first, unless only the rest plays, then those of
+        the second, and so on; each step's are shared out evenly among the lists that have it. Below the first step
+        they are the student's own trajectory or, the rest, real images noised to the level.
         """
-        steps = self._sigmas.shape[1] - 1
+        steps, rows = self._sigmas.shape[1] - 1, len(images)
         if self.config.play == "rest":
-            counts = (0, *step_rows(len(images), self.config.fall, steps - 1))
+            counts = (0, *step_rows(rng.ranks * rows, self.config.fall, steps - 1))
         else:
-            counts = step_rows(len(images), self.config.fall, steps)
+            counts = step_rows(rng.ranks * rows, self.config.fall, steps)
         levels = torch.cat([self._lists(step, count) for step, count in enumerate(counts)])
+        levels = levels[rng.rank * rows : (rng.rank + 1) * rows]
         x = own = levels[:, :1, None, None] * rng.normal_like(images)
-        sigma, below, done = levels[:, 0], levels[:, 1], 0
-        for step, count in enumerate(counts[:-1], start=1):
-            done += count
+        sigma, below = levels[:, 0], levels[:, 1]
+        for step in range(1, steps):
+            fresh, u = rng.normal_like(images), rng.uniform(rows)  # drawn by all processes, whatever rows they have
+            done = min(max(sum(counts[:step]) - rng.rank * rows, 0), rows)
             rest = slice(done, None)
-            if done == len(images):
-                break
+            if done == rows:
+                continue
             with torch.no_grad():
                 recovered = self.student(own[rest], levels[rest, step - 1], labels[rest])
-            noise = levels[rest, step, None, None, None] * rng.normal_like(recovered)
+            noise = levels[rest, step, None, None, None] * fresh[rest]
             own = torch.cat([own[:done], recovered + noise])
-            follow = (rng.uniform(len(recovered)) < self.config.simulate)[:, None, None, None]
+            follow = (u[rest] < self.config.simulate)[:, None, None, None]
             x = torch.cat([x[:done], torch.where(follow, own[rest], images[rest] + noise)])
             sigma = torch.cat([sigma[:done], levels[rest, step]])
             below = torch.cat([below[:done], levels[rest, step + 1]])

@@ -1,5 +1,5 @@
-"""Rival distillation methods as settings of the same student. Consistency and progressive distillation, which have no
-judges, have files of their own.
+"""Rival distillation methods as settings of the same student. DMD2, consistency and progressive
+distillation have files of their own.
 
 Each keeps what defines the method and takes the recipe's optimisers, so that one table compares methods and not
 learning rates. The papers' own rates belong to runs a hundred times longer.
@@ -24,25 +24,6 @@ def diff_instruct(base: StudentConfig) -> StudentConfig:
     )
 
 
-def dmd2(base: StudentConfig) -> StudentConfig:
-    """Yin et al. 2024: re-noised anywhere, five auxiliary updates to one, adversarial term, the student's own inputs.
-
-    It serves 1, 2 and 4 steps and is trained on their lists alike; the longest contains the levels of the others.
-    """
-    return replace(
-        base,
-        renoise="independent",
-        steps=(1, 2, 4),
-        sigma_min=0.002,
-        sigma_max=SIGMA_MAX,
-        auxiliary_sees_level=False,
-        auxiliary_updates=5,
-        simulate=1.0,
-        simulate_from=0.0,
-        adversary=replace(base.adversary, weight=3e-3),
-    )
-
-
 def tied(base: StudentConfig) -> StudentConfig:
     """The DPDM paper's own variant: outputs are judged at the level the student was fed (Eq. 3.4), nothing added."""
     return replace(
@@ -52,5 +33,4 @@ def tied(base: StudentConfig) -> StudentConfig:
         auxiliary_sees_level=False,
         simulate=0.0,
         warm=0.0,
-        adversary=replace(base.adversary, weight=0.0),
     )

@@ -40,7 +40,7 @@ class Progressive:
         """Raises ValueError when the further levels are not positive and descending."""
         check_levels(config.further)
         self.config = config
-        self.ema_halflife, self.ema_ramp = config.ema_halflife, config.ema_ramp
+        self.ema_width = config.ema_width
         frozen = start.eval().requires_grad_(False)
         student = copy.deepcopy(frozen).requires_grad_(True).eval()  # eval: no dropout
         self.network = student

@@ -3,10 +3,18 @@
 from trainer.recipes.digits import DIGITS
 from trainer.recipes.emoji import EMOJI
 from trainer.recipes.fashion import FASHION
+from trainer.recipes.photos import PHOTOS, PHOTOS_64
 from trainer.recipes.recipe import Recipe
 from trainer.recipes.sprites import SPRITES
 
-RECIPES: dict[str, Recipe] = {"digits": DIGITS, "fashion": FASHION, "sprites": SPRITES, "emoji": EMOJI}
+RECIPES: dict[str, Recipe] = {
+    "digits": DIGITS,
+    "fashion": FASHION,
+    "sprites": SPRITES,
+    "emoji": EMOJI,
+    "photos": PHOTOS,
+    "photos-64": PHOTOS_64,
+}
 
 
 class UnknownRecipeError(ValueError):

@@ -11,16 +11,18 @@ from torch import nn
 
 import fewstep
 from fewstep.card import Card, write_atomically
-from fewstep.checkpoint import NetworkModule, save_checkpoint
+from fewstep.checkpoint import NetworkModule
 from fewstep.latent import latent_shape, with_latent
 from fewstep.noise_torch import latent_for, noise_for
 from fewstep.pixels import Pixels, encode, grid, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm, sample_heun
 from fewstep.schedule import solver_sigmas
+from trainer.run.sheet import titled
 
 GRID_COLUMNS = 20
 TEACHER_LEVELS = 10  # Heun levels of a teacher's grid: 19 calls
+TEACHER_ROWS = 5
 
 
 def environment() -> dict[str, str]:
@@ -32,13 +34,21 @@ def describe(network: NetworkModule) -> dict[str, Any]:
     return asdict(network.config)
 
 
-def write_checkpoint(out: Path, network: nn.Module, card: Card, progress_note: str) -> Card:
-    """Weights, card and a grid under samples/ named after the note."""
+def write_sheet(out: Path, network: nn.Module, card: Card, images: int) -> None:
+    """A titled sample sheet under samples/, named after the images seen."""
     assert isinstance(network, NetworkModule)
-    card = save_checkpoint(out, network.state_dict(), card)
     sheet = sample_sheet(Denoiser(network, card.sigma_data, network.config.classes), card)
-    write_atomically(out / "samples" / f"{progress_note}.png", encode(sheet, "png"))
-    return card
+    side, names = card.image_shape[1], card.class_names
+    columns = [names[column % len(names)] for column in range(GRID_COLUMNS)] if names else []
+    calls = 2 * TEACHER_LEVELS - 1
+    rows = [f"{k} step{'s' * (k > 1)}" for k in _steps(card)] or [f"{calls} calls"] + [""] * (TEACHER_ROWS - 1)
+    title = f"{card.role} of {card.dataset.name}, {images:,} images seen"
+    page = titled(sheet, side, title, columns, rows)
+    write_atomically(out / "samples" / f"{images:09d}.png", encode(page, "png"))
+
+
+def _steps(card: Card) -> list[int]:
+    return [k for k in (1, 2, 4, 8) if k in card.levels]
 
 
 @torch.no_grad()
@@ -46,7 +56,7 @@ def sample_sheet(denoiser: Denoiser, card: Card, columns: int = GRID_COLUMNS) ->
     """A student: one row per step count 1, 2, 4, 8, the same seeds in each. A teacher: five rows of seeds."""
     device = next(denoiser.network.parameters()).device  # pyright: ignore[reportFunctionMemberAccess]
     rows = []
-    plans = [card.levels[k] for k in (1, 2, 4, 8) if k in card.levels] if card.levels else [()] * 5
+    plans = [card.levels[k] for k in _steps(card)] or [()] * TEACHER_ROWS
     for row, levels in enumerate(plans):
         first = 0 if levels else row * columns
         labels = torch.arange(columns, device=device) % max(denoiser.classes, 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Network
+from trainer.settings import MachineError
 
 Precision = Literal["fp32", "bf16"]
 Placed = TypeVar("Placed", bound=nn.Module)
@@ -54,28 +55,44 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def usable_device(asked: str | None) -> str:
+    """The device asked for, or the default one. Raises MachineError when this machine does not have it."""
+    if asked is None:
+        return default_device()
+    if asked not in ("cpu", "cuda"):
+        raise MachineError(f"--device {asked} is unknown; choose cpu or cuda")
+    if asked == "cuda" and not torch.cuda.is_available():
+        built = "torch sees no GPU here" if torch.version.cuda else "this torch was built without CUDA"
+        raise MachineError(f"--device cuda: {built} (torch {torch.__version__}); say --device cpu")
+    return asked
+
+
 def faster_precision(network: NetworkModule, device: str, batch: int) -> Precision:
     """Time one training step in fp32 and in bf16 autocast; bf16 has to win by a tenth to be worth its rounding."""
+    fp32, bf16 = (step_seconds(network, device, batch, precision) for precision in ("fp32", "bf16"))
+    return "bf16" if bf16 < 0.9 * fp32 else "fp32"
+
+
+def step_seconds(network: NetworkModule, device: str, batch: int, precision: Precision) -> float:
+    """The shortest of three calls of the network with their gradients."""
     config = network.config
     placed(network, device)
     x = torch.randn(batch, config.channels, config.resolution, config.resolution, device=device)
     c_noise, onehot = torch.zeros(batch, device=device), torch.zeros(batch, config.classes, device=device)
-    seconds: dict[Precision, float] = {}
-    for precision in ("fp32", "bf16"):
-        run = runner(network, Compute(device, precision))
-        durations = []
-        for _ in range(3):
-            start = time.perf_counter()
-            run(x, c_noise, onehot).square().mean().backward()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            durations.append(time.perf_counter() - start)
-        seconds[precision] = min(durations)
+    run = runner(network, Compute(device, precision))
+    durations = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run(x, c_noise, onehot).square().mean().backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        durations.append(time.perf_counter() - start)
     network.zero_grad(set_to_none=True)
-    return "bf16" if seconds["bf16"] < 0.9 * seconds["fp32"] else "fp32"
+    return min(durations)
 
 
-def worth_compiling(device: str, budget_s: float | None) -> bool:
-    """Compiling takes about a minute a network and then trains 1.7x faster on a CPU (docs/adr/0005)."""
+def worth_compiling(device: str, seconds: float | None) -> bool:
+    """Compiling takes about a minute a network and then trains 1.7x faster on a CPU (docs/adr/0005): it pays in a run
+    that would take so many seconds uncompiled."""
     able = device == "cuda" or shutil.which("g++") is not None
-    return able and budget_s is not None and budget_s >= 900
+    return able and seconds is not None and seconds >= 900

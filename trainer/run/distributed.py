@@ -10,22 +10,45 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainer.settings import MachineError
+
 T = TypeVar("T")
 
 
 @contextmanager
 def joined(device: str) -> Iterator[None]:
     """Join the group torchrun describes in the environment, and leave it at the end: gloo on CPUs, nccl on GPUs."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _launched() == 1:
         yield
         return
     if device == "cuda":
+        local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local >= gpus:
+            raise MachineError(f"torchrun started {local + 1} processes or more, and this machine has {gpus} GPUs")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+
+
+def _launched() -> int:
+    """How many processes torchrun started; 1 without it."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    if not size.isdecimal() or int(size) < 1:
+        raise MachineError(f"WORLD_SIZE is {size!r} in the environment, which is no number of processes; unset it")
+    missing = [name for name in LAUNCHED if name not in os.environ]
+    if int(size) > 1 and missing:
+        raise MachineError(
+            f"WORLD_SIZE is {size} in the environment, but {', '.join(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing: it is left over from something else. Unset it for one "
+            f"process, or start {size} with torchrun --standalone --nproc-per-node {size} -m trainer ..."
+        )
+    return int(size)
 
 
 def rank() -> int:

@@ -1,47 +1,76 @@
 """Random numbers that do not depend on how a batch is shared out among processes.
 
-Every process draws for the whole global batch from the same generator and keeps its own rows, so that one process
-and eight make the same noise for the same image and a run may be resumed with another number of them.
+Every draw has a key, which all processes take from the same generator, and a row of it depends on the key and on the
+row's place in the global batch (Philox 4x32-10, as `fewstep.noise`). So one process and eight make the same noise for
+the same image, each of them only its own rows, and a run may be resumed with another number of them.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fewstep import noise, noise_torch
+
+STREAM_TRAINING = 3  # after those of `fewstep.noise`
+_PIECE = 2**20  # numbers made at a time on a GPU: the generator works with 64-bit integers, many for each
+
 
 @dataclass(frozen=True)
 class Draws:
-    """A generator shared by `ranks` processes, seen from one of them. Counts are of this process's rows."""
+    """A generator, on the CPU and in the same state in all `ranks` processes, seen from one of them.
+
+    Counts are of this process's rows; what is drawn lies on `device`, or on that of the tensor that is given.
+    """
 
     generator: torch.Generator
     rank: int = 0
     ranks: int = 1
+    device: torch.device | str = "cpu"
 
     def normal_like(self, x: Tensor) -> Tensor:
         """Unit normals of the shape [B, ...] and device of x."""
-        return self._own(torch.randn(self.ranks * x.shape[0], *x.shape[1:], **self._options))
+        key, rows = self._key(x.device), self._rows(len(x), x.device)
+        return keyed_normals(key.expand_as(rows), rows, tuple(x.shape[1:]))
 
     def uniform(self, count: int) -> Tensor:
         """[count] in [0, 1)."""
-        return self._own(torch.rand(self.ranks * count, **self._options))
+        return (self._words(count) >> 8).float() * 2.0**-24
 
     def normal(self, count: int) -> Tensor:
         """[count] unit normals."""
-        return self._own(torch.randn(self.ranks * count, **self._options))
+        return self.normal_like(torch.empty(count, device=self.device))
 
     def integers(self, high: int, count: int) -> Tensor:
-        """[count] in [0, high)."""
-        return self._own(torch.randint(high, (self.ranks * count,), **self._options))
+        """[count] in [0, high), for high up to 2^31."""
+        return (self._words(count) * high) >> 32
 
     def shared(self) -> float:
         """One number in [0, 1), the same in every process."""
-        return torch.rand(1, **self._options).item()
+        return torch.rand((), generator=self.generator).item()
 
-    @property
-    def _options(self) -> dict:
-        return {"generator": self.generator, "device": self.generator.device}
+    def _words(self, count: int) -> Tensor:
+        """[count] in [0, 2^32)."""
+        rows = self._rows(count, self.device)
+        return noise_torch.random_words(self._key(self.device).expand_as(rows), rows, STREAM_TRAINING, 1)[:, 0, 0]
 
-    def _own(self, drawn: Tensor) -> Tensor:
-        rows = len(drawn) // self.ranks
-        return drawn[self.rank * rows : (self.rank + 1) * rows]
+    def _key(self, device: torch.device | str) -> Tensor:
+        return torch.randint(-(2**63), 2**63 - 1, (1,), generator=self.generator).to(device)
+
+    def _rows(self, count: int, device: torch.device | str) -> Tensor:
+        """The places [count] of this process's rows in the global batch."""
+        return torch.arange(self.rank * count, (self.rank + 1) * count, device=device)
+
+
+def keyed_normals(keys: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Unit normals [B, *shape] of these keys and rows [B]: by numpy on a CPU, where it is three times faster."""
+    if keys.device.type == "cpu":
+        return torch.from_numpy(noise.normals(keys.numpy().view("uint64"), rows.numpy(), shape, STREAM_TRAINING))
+    return in_pieces(keys, rows, shape)
+
+
+def in_pieces(keys: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    step = max(_PIECE // max(math.prod(shape), 1), 1)
+    parts = zip(keys.split(step), rows.split(step), strict=True)
+    return torch.cat([noise_torch.normals(key, row, shape, STREAM_TRAINING) for key, row in parts])

@@ -1,25 +1,33 @@
 """The one training loop: batches, averages, progress, checkpoints, resume. What is optimised is the method's affair."""
 
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from fewstep.card import CheckpointError
+from fewstep.outputs import STATE_FILE
+from fewstep.ranges import COUNT, POSITIVE, SEED, check_ranges
+from trainer.run.budget import images_within
 from trainer.run.distributed import agreed, averaged, rank, ranks
 from trainer.run.draws import Draws
-from trainer.run.ema import average_of, update_average
-from trainer.run.state import Parts, load_state, read_facts, save_state
+from trainer.run.ema import FOLDER as AVERAGES
+from trainer.run.ema import STORED, Averages
+from trainer.run.progress import Progress
+from trainer.run.state import Parts, load_state, read_facts, settle_state, stage_state
 
 # Images already seen, device -> endless batches of images [B, C, H, W] in [-1, 1] and labels [B].
 Batches = Callable[[int, torch.device], Iterator[tuple[Tensor, Tensor]]]
@@ -35,8 +43,7 @@ class Method(Protocol):
     networks: dict[str, nn.Module]  # everything that is optimised
     optimizers: dict[str, Optimizer]
     served: str  # the network whose average is sampled, saved and served
-    ema_halflife: float  # in images,
-    ema_ramp: float  # and at most this share of the images seen
+    ema_width: float  # of that average (trainer.run.ema)
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         """One optimiser step on images [B, C, H, W] in [-1, 1] and labels [B]; progress 0 -> 1 over the run.
@@ -50,12 +57,16 @@ class Method(Protocol):
 class LoopConfig:
     batch: int = 64  # over all processes
     images: int | None = None  # stop after this many training images
-    budget_s: float | None = None  # or after this many seconds, resumed time included
+    budget_s: float | None = None  # or after as many as this many seconds are enough for, measured at the start
     checkpoint_s: float = 300.0
     snapshot_images: int | None = None  # a checkpoint that stays, every so many training images
     log_every: int = 50  # updates between two log lines
     seed: int = 0
     flip: bool = False  # mirror half of the images
+    label: str = "training"  # what its progress is called
+
+    def __post_init__(self) -> None:
+        check_ranges(self, batch=COUNT, images=COUNT, log_every=COUNT, seed=SEED, budget_s=POSITIVE)
 
 
 @dataclass
@@ -64,12 +75,13 @@ class Clock:
 
     images: int = 0
     elapsed_s: float = 0.0
+    planned: int = 1  # images of the whole run
+    images_per_s: float = 0.0  # of this process: the median over its first updates, without those that warm up
 
-    def progress(self, config: LoopConfig) -> float:
-        """0 at the start, 1 at whichever limit comes first."""
-        by_images = self.images / config.images if config.images else 0.0
-        by_time = self.elapsed_s / config.budget_s if config.budget_s else 0.0
-        return min(max(by_images, by_time), 1.0)
+    @property
+    def progress(self) -> float:
+        """0 at the start, 1 at the end."""
+        return min(self.images / self.planned, 1.0)
 
 
 def train(
@@ -77,8 +89,9 @@ def train(
     batches: Batches,
     config: LoopConfig,
     out: Path,
-    save: Callable[[nn.Module, Clock, Path], None],  # writes checkpoint and grid of the averaged network to a folder
+    save: Callable[[nn.Module, Clock, Path], None],  # writes the checkpoint of the averaged network to a folder
     *,
+    draw: Callable[[nn.Module, Clock, Path], None] | None = None,  # and then, in its own time, a sample sheet
     resume: bool = False,
     identity: dict[str, Any],  # what a resumed run must share with the run it continues
 ) -> bool:
@@ -88,89 +101,151 @@ def train(
     nothing to resume or the state is another run's.
     """
     device = next(method.networks[method.served].parameters()).device
-    average = average_of(method.networks[method.served])
-    generator = torch.Generator(device).manual_seed(config.seed)
-    rng = Draws(generator, rank(), ranks())
-    parts = Parts({**method.networks, "average": average}, method.optimizers, generator)
-    clock = Clock()
+    if not resume and rank() == 0:
+        shutil.rmtree(out / AVERAGES, ignore_errors=True)  # of a run that was given up
+    averages = Averages(method.networks[method.served])
+    generator = torch.Generator().manual_seed(config.seed)
+    rng = Draws(generator, rank(), ranks(), device)
+    parts = Parts({**method.networks, **averages.kept}, method.optimizers, generator)
+    clock, budget_s = Clock(), config.budget_s
     if resume:
         facts = read_facts(out)
         if facts["identity"] != identity:  # said before the tensors are found not to fit
             raise CheckpointError(f"{out} was trained with other settings: {_differences(facts['identity'], identity)}")
         load_state(out, parts)
-        clock = Clock(facts["images"], facts["elapsed_s"])
+        clock = Clock(facts["images"], facts["elapsed_s"], _resumed_plan(config, facts))
+        if not (config.images or config.budget_s):
+            budget_s = facts["budget_s"]
         if rank():  # the stored generator is the first process's
             torch.manual_seed(config.seed + clock.images + rank())
 
+    else:
+        clock.planned = _plan(
+            config, lambda: images_within(config.budget_s or 0, method, batches(0, device), config.batch, parts, rng)
+        )
     scalars: dict[str, Tensor] = {}
 
     def checkpoint() -> None:
-        _check_finite(averaged(scalars), clock)
+        _check_finite(averaged(scalars), clock, out)
         if rank() > 0:
             return
+        average = averages.of_width(method.ema_width, out, clock.images)
+        stage_state(out, parts, {**asdict(clock), "budget_s": budget_s, "identity": identity})
         save(average, clock, out)
-        save_state(out, parts, {"images": clock.images, "elapsed_s": clock.elapsed_s, "identity": identity})
+        settle_state(out)
+        if draw:
+            draw(average, clock, out)
 
     def snapshot() -> None:
-        _check_finite(averaged(scalars), clock)
+        _check_finite(averaged(scalars), clock, out)
         if rank() == 0:
-            save(average, clock, out / "snapshots" / f"{clock.images:09d}")
+            average, folder = (
+                averages.of_width(method.ema_width, out, clock.images),
+                out / "snapshots" / f"{clock.images:09d}",
+            )
+            save(average, clock, folder)
+            if draw:
+                draw(average, clock, folder)
 
     # What was logged after the last checkpoint will be logged again.
     writer = SummaryWriter(out / "events", purge_step=clock.images + 1) if rank() == 0 else None
-    bar = tqdm(
-        total=1.0,
-        initial=clock.progress(config),
-        disable=rank() > 0,
-        bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
-    )
+    shown = Progress(config.label, clock.planned)
+    shown.begin(clock.progress, clock.images)
+    speed = Speed(config.batch, device)
     saved_s = started_s = clock.elapsed_s
     since, window = time.monotonic(), (clock.images, clock.elapsed_s)
     stopped = False
-    with _interruptible() as interrupted, bar, writer or nullcontext():
+    with _interruptible() as interrupted, closing(shown), writer or nullcontext():
         for updates, (images, labels) in enumerate(batches(clock.images, device), start=1):
             # One clock for all processes: whatever depends on it, they decide alike.
             clock.elapsed_s, stopped = agreed(started_s + time.monotonic() - since, interrupted(), device)
-            if clock.progress(config) >= 1 or stopped:
+            if clock.progress >= 1 or stopped:
                 break
             if clock.elapsed_s - saved_s >= config.checkpoint_s:
                 checkpoint()
                 saved_s = clock.elapsed_s
-            scalars = method.update(images, labels, clock.progress(config), rng)
+            scalars = method.update(images, labels, clock.progress, rng)
+            before = int(STORED * clock.progress)
             clock.images += config.batch
-            served = method.networks[method.served]
-            update_average(average, served, config.batch, clock.images, method.ema_halflife, method.ema_ramp)
+            clock.images_per_s = speed.after_update()
+            averages.update(config.batch, clock.images)
+            if int(STORED * clock.progress) > before and rank() == 0:
+                averages.store(out, clock.images)
             if config.snapshot_images and clock.images % config.snapshot_images < config.batch:
                 snapshot()
+            if rank() == 0:
+                shown.update(clock.progress, clock.images, partial(_numbers, scalars))
             if updates % config.log_every == 0:
-                shown = averaged(scalars)
-                _check_finite(shown, clock)
-                speed = (clock.images - window[0]) / max(clock.elapsed_s - window[1], 1e-9)
+                logged = averaged(scalars)
+                _check_finite(logged, clock, out)
+                passed = clock.elapsed_s - window[1]  # 0 at a first update
+                per_s = (clock.images - window[0]) / passed if passed else clock.images_per_s
                 window = (clock.images, clock.elapsed_s)
                 if writer:
-                    _log(writer, bar, {**shown, "images_per_s": speed}, clock, config)
+                    _log(writer, {**_numbers(logged), "images_per_s": per_s}, clock)
         checkpoint()
     return not stopped
 
 
-def _check_finite(scalars: dict[str, Tensor], clock: Clock) -> None:
+def _plan(config: LoopConfig, measured: Callable[[], int]) -> int:
+    """The images of a run that begins, at whichever limit comes first."""
+    limits = [config.images] if config.images else []
+    if config.budget_s:
+        limits.append(measured())
+    return min(limits)
+
+
+def _resumed_plan(config: LoopConfig, facts: dict[str, Any]) -> int:
+    """The images of a run that goes on: as planned, unless another limit is set. Half the budget again is half the
+    images again."""
+    planned, budget_s = facts["planned"], facts["budget_s"]
+    limits = [config.images] if config.images else []
+    if config.budget_s and budget_s:
+        limits.append(planned if config.budget_s == budget_s else round(planned * config.budget_s / budget_s))
+    elif config.budget_s:  # the run had no budget: at the speed that it had
+        limits.append(max(round(facts["images"] * config.budget_s / max(facts["elapsed_s"], 1e-9)), 1))
+    return min(limits, default=planned)
+
+
+def _check_finite(scalars: dict[str, Tensor], clock: Clock, out: Path) -> None:
     bad = [name for name, value in scalars.items() if not math.isfinite(float(value))]
     if bad:
+        kept = (out / STATE_FILE).exists()
+        state = "the last checkpoint is intact" if kept else "there is no checkpoint yet"
+        ways = "Continue from it with --resume --precision fp32, or start again" if kept else "Start again"
         raise DivergedError(
-            f"{', '.join(bad)} stopped being finite after {clock.images:,} images; the last checkpoint is intact. "
-            "Continue from it with --resume --precision fp32, or start again with a lower learning rate"
+            f"{', '.join(bad)} stopped being finite after {clock.images:,} images; {state}. "
+            f"{ways} in another --out with a lower learning rate"
         )
 
 
-def _log(writer: SummaryWriter, bar: tqdm, scalars: dict[str, Any], clock: Clock, config: LoopConfig) -> None:
-    values = {name: float(value) for name, value in scalars.items()}
+def _log(writer: SummaryWriter, values: dict[str, float], clock: Clock) -> None:
     for name, value in values.items():
         writer.add_scalar(name, value, clock.images)
-    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items() if name != "images_per_s")
-    bar.set_postfix_str(
-        f"{clock.images / 1000:.0f}k images  {values['images_per_s']:.0f} img/s  {shown}", refresh=False
-    )
-    bar.update(clock.progress(config) - bar.n)
+
+
+def _numbers(scalars: dict[str, Tensor]) -> dict[str, float]:
+    return {name: float(value) for name, value in scalars.items()}
+
+
+class Speed:
+    """Images per second over the first updates of a process, the median of what follows the first two: they compile
+    and warm up."""
+
+    TIMED = 32  # updates; on a GPU each of them is waited for
+
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self.batch, self.device = batch, device
+        self.times, self.per_s = [time.monotonic()], 0.0
+
+    def after_update(self) -> float:
+        if len(self.times) <= self.TIMED:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            self.times.append(time.monotonic())
+            durations = [late - early for early, late in pairwise(self.times)]
+            self.per_s = self.batch / max(median(durations[2:] or durations), 1e-9)
+        return self.per_s
 
 
 @contextmanager

@@ -11,10 +11,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fewstep.card import CheckpointError, write_atomically
+from fewstep.card import WEIGHTS_FILE, CheckpointError, file_sha256, write_atomically
+from fewstep.outputs import CLASSIFIER_FILE, STATE_FILE
 
-FORMAT = 1
-STATE_FILE = "state.safetensors"
+FORMAT = 2  # 2: generators lie on the CPU, and a run knows how many images it plans
+_STAGED = f".{STATE_FILE}.staged"
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,9 @@ class Parts:
     generator: torch.Generator
 
 
-def save_state(folder: Path, parts: Parts, facts: dict[str, Any]) -> None:
-    """facts: JSON-able values for `read_facts`, such as the images seen."""
+def stage_state(folder: Path, parts: Parts, facts: dict[str, Any]) -> None:
+    """Write the state beside its place. It becomes the folder's once the weights of the same moment are written, and
+    `settle_state` puts it there. facts: JSON-able values for `read_facts`, such as the images seen."""
     tensors = {
         f"net.{name}.{key}": value for name, net in parts.networks.items() for key, value in net.state_dict().items()
     }
@@ -37,12 +39,35 @@ def save_state(folder: Path, parts: Parts, facts: dict[str, Any]) -> None:
     tensors["rng.loop"] = parts.generator.get_state()
     tensors["rng.torch"] = torch.get_rng_state()  # dropout draws from it
     owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    metadata = {"facts": json.dumps({"format": FORMAT, **facts})}
-    write_atomically(folder / STATE_FILE, save_tensors(owned, metadata=metadata))
+    metadata = {"facts": json.dumps({"format": FORMAT, **facts}), "replaces": _served_sha256(folder)}
+    write_atomically(folder / _STAGED, save_tensors(owned, metadata=metadata))
+
+
+def settle_state(folder: Path) -> None:
+    """Put a staged state in its place if the weights of its moment are there, and remove it if they are not.
+
+    State and weights cannot be renamed at once. The staged state knows which weights it replaces, so whatever moment
+    a writer dies at, this finds a state and the weights that belong to it.
+    """
+    staged = folder / _STAGED
+    if not staged.is_file():
+        return
+    with safe_open(staged, framework="pt") as file:
+        written = file.metadata()["replaces"] != _served_sha256(folder)
+    if written:
+        staged.replace(folder / STATE_FILE)
+    else:
+        staged.unlink()
+
+
+def _served_sha256(folder: Path) -> str:
+    """Of the weights or the classifier that a run leaves; "" where there are none."""
+    files = [folder / name for name in (WEIGHTS_FILE, CLASSIFIER_FILE) if (folder / name).is_file()]
+    return file_sha256(files[0]) if files else ""
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What `save_state` was told. Raises CheckpointError."""
+    """What `stage_state` was told. Raises CheckpointError."""
     path = folder / STATE_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {STATE_FILE}: there is nothing to resume; start without --resume")
@@ -50,9 +75,9 @@ def read_facts(folder: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["facts"])
         if facts.pop("format") != FORMAT:
-            raise CheckpointError(f"{path} was written by another version; start without --resume")
+            raise CheckpointError(f"{path} was written by another version; choose another --out")
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not a readable training state ({error}); start without --resume") from error
+        raise CheckpointError(f"{path} is not a readable training state ({error}); choose another --out") from error
     return facts
 
 
@@ -69,7 +94,7 @@ def load_state(folder: Path, parts: Parts) -> None:
         parts.generator.set_state(tensors["rng.loop"])
         torch.set_rng_state(tensors["rng.torch"])
     except (SafetensorError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not fit this run ({error}); start without --resume") from error
+        raise CheckpointError(f"{path} does not fit this run ({error}); choose another --out") from error
 
 
 def load_network(folder: Path, name: str, network: nn.Module) -> bool:

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from fewstep.card import CheckpointError
+from fewstep.outputs import CLASSIFIER_FILE
 from tests.trainer.tiny import copied, draws, equal, normals, run_options
 from trainer.classify import train_classifier
 from trainer.critics.classifier import (
-    FILE,
     Classification,
     ClassifierConfig,
     HalvingBlock,
@@ -94,13 +94,13 @@ def test_a_file_gives_back_the_network_frozen(tmp_path):
 def test_no_file_another_file_and_a_damaged_one_are_sentences(tmp_path):
     with pytest.raises(CheckpointError, match="python -m trainer classifier"):
         load_classifier(tmp_path)
-    save_file({"a": torch.zeros(1)}, tmp_path / FILE)
+    save_file({"a": torch.zeros(1)}, tmp_path / CLASSIFIER_FILE)
     with pytest.raises(CheckpointError, match="no readable classifier"):
         load_classifier(tmp_path)
-    save_file({"a": torch.zeros(1)}, tmp_path / FILE, metadata={"config": json.dumps({"format": 99})})
+    save_file({"a": torch.zeros(1)}, tmp_path / CLASSIFIER_FILE, metadata={"config": json.dumps({"format": 99})})
     with pytest.raises(CheckpointError, match="another version"):
         load_classifier(tmp_path)
-    (tmp_path / FILE).write_bytes(b"nothing of the kind")
+    (tmp_path / CLASSIFIER_FILE).write_bytes(b"nothing of the kind")
     with pytest.raises(CheckpointError, match="train it again"):
         load_classifier(tmp_path)
 
@@ -126,3 +126,22 @@ def test_images_without_classes_and_of_odd_sides_are_refused(digits, tmp_path):
     odd = replace(digits, images=np.ascontiguousarray(digits.images[:, :7, :7]))
     with pytest.raises(DataError, match="even side"):
         train_classifier(run_options(tmp_path), odd)
+
+
+def test_shifts_are_the_batchs_and_dropout_the_images_whatever_the_number_of_processes(monkeypatch):
+    images, labels = halves(8, seed=3)
+
+    def seen(rank: int, ranks: int) -> list[torch.Tensor]:
+        method, fed = Classification(fresh(dropout=0.5), Compute(), ADAM), []
+        logits = method.logits
+        method.logits = lambda *inputs: (fed.extend(inputs), logits(*inputs))[1]
+        rows = 8 // ranks
+        own = slice(rank * rows, (rank + 1) * rows)
+        method.update(images[own], labels[own], 0.5, replace(draws(5), rank=rank, ranks=ranks))
+        return fed
+
+    alone, parts = seen(0, 1), [seen(rank, 2) for rank in range(2)]
+    for one, several in zip(alone, zip(*parts, strict=True), strict=True):
+        assert torch.equal(torch.cat(several), one)
+    kept = alone[2]
+    assert set(kept.unique().tolist()) == {0.0, 2.0} and 0.3 < (kept > 0).float().mean() < 0.7

@@ -6,10 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fewstep.network import UNet
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
 from trainer.critics.on_teacher import Adversary
-from trainer.methods.dpdm import Student
+from trainer.methods.dmd2 import DMD2
 from trainer.run.compute import Compute
 from trainer.settings import AdamConfig, AdversaryConfig, NoiseDistribution, StudentConfig
 
@@ -86,8 +85,7 @@ def test_the_head_learns_from_fitting_alone():
 
 def test_neither_teacher_nor_student_is_touched_by_the_head():
     teacher = lively()
-    student = Student(teacher, 0.5, StudentConfig(adversary=CONFIG), Compute())
-    assert student.adversary is not None
+    student = DMD2(teacher, 0.5, StudentConfig(adversary=CONFIG, auxiliary_updates=1), Compute())
     before = {name: copied(net) for name, net in student.networks.items()} | {"teacher": copied(teacher)}
     student.adversary.fit(bright(), -bright(), LABELS, 0.5, draws(3))
     student.adversary.gradient(bright(), LABELS, draws(3))
@@ -117,18 +115,12 @@ def test_the_innermost_features_are_read():
     assert judge._seen(bright(), LABELS, draws(9)).shape == (32, 32, 4, 4) and logits(judge, bright()).shape == (32,)
 
 
-def test_a_weight_of_zero_builds_nothing():
-    student = Student(UNet(TINY), 0.5, StudentConfig(), Compute())
-    assert student.adversary is None
-    assert set(student.networks) == set(student.optimizers) == {"student", "auxiliary"}
-
-
 def test_the_student_feels_the_head():
     def after(weight: float) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        student = Student(lively(), 0.5, StudentConfig(adversary=replace(CONFIG, weight=weight)), Compute())
+        config = StudentConfig(adversary=replace(CONFIG, weight=weight), auxiliary_updates=1)
+        student = DMD2(lively(), 0.5, config, Compute())
         student.update(bright(), LABELS, 0.5, draws(4))
-        assert ("heads" in student.networks) == (weight > 0)
         return copied(student.networks["student"])
 
     felt, without = after(1.0), after(0.0)

@@ -83,7 +83,7 @@ FIRST, SECOND = "00000/img00000000.png", "00000/img00000001.png"
         ({"labels": 3}, "dataset.json is not"),
         ({"labels": [[FIRST]]}, "dataset.json is not"),
         ({"labels": [[FIRST, 0]]}, f"{SECOND} has no label"),
-        ({"labels": [[FIRST, 0], [SECOND, 1], ["gone.png", 1]]}, "gone.png, which is not in the zip"),
+        ({"labels": [[FIRST, 0], [SECOND, 1], ["gone.png", 1]]}, "gone.png, which is not in the data set"),
         ({"labels": [[FIRST, 0], [SECOND, -1]]}, "label of .* is -1"),
         ({"labels": [[FIRST, 0], [SECOND, 1.5]]}, "label of .* is 1.5"),
         ({"labels": [[FIRST, 0], [SECOND, [0.1, 0.2]]]}, "not a class index"),

@@ -1,6 +1,9 @@
 """The image folder, and the decoding every source shares."""
 
 import io
+import json
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
+from fewstep.card import read_card
+from trainer.__main__ import main
+from trainer.data.command import describe
 from trainer.data.format import DataError
 from trainer.data.sources.folder import read_folder
-from trainer.data.sources.pictures import centre_square, decode, flatten, to_array
+from trainer.data.sources.pictures import SUFFIXES, centre_square, decode, flatten, to_array
 
 
 def encoded(image: Image.Image, format: str = "PNG") -> bytes:
@@ -200,3 +206,73 @@ def test_damaged_bytes_give_a_picture_or_a_sentence_and_nothing_else(format: str
         flatten(decode(bytes(content), "picture"), "picture", gray=False)
     except DataError as error:
         assert str(error).startswith("picture ")
+
+
+def test_every_format_that_pillow_opens_by_itself_is_read_and_the_rest_is_counted_and_named(tmp_path: Path):
+    Image.init()
+    films_and_pages = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+    opened = {e for e, kind in Image.registered_extensions().items() if kind in set(Image.OPEN) - films_and_pages}
+    assert opened <= SUFFIXES
+    formats = {"jfif": "JPEG", "tga": "TGA", "webp": "WEBP", "JP2": "JPEG2000", "ico": "ICO", "pcx": "PCX"}
+    for name, kind in formats.items():
+        (tmp_path / f"a.{name}").write_bytes(encoded(noise_image(0, 16), kind))
+    for name in ("notes.txt", "film.mp4", "Thumbs.db", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"no picture")
+    images = read_folder(tmp_path)
+    assert len(images.images) == len(formats)
+    assert images.unread == ("Thumbs.db", "film.mp4", "notes.txt")
+    assert "not read 3 other files: Thumbs.db, film.mp4, notes.txt" in describe(images)
+
+
+def test_hidden_folders_are_passed_over_however_deep(tmp_path: Path):
+    put(tmp_path, "cat/a.png", noise_image(0))
+    for name in ("cat/.thumbnails/b.png", "cat/deep/.cache/c.png", ".git/d.png", "__MACOSX/cat/e.png", "cat/._a.png"):
+        put(tmp_path, name, noise_image(1))
+    images = read_folder(tmp_path)
+    assert images.class_names == ("cat",) and len(images.images) == 1 and images.unread == ()
+
+
+def test_all_broken_pictures_are_named_in_one_run(tmp_path: Path):
+    put(tmp_path, "a.png", noise_image(0))
+    for name in ("b.png", "c.jpg", "d.gif"):
+        (tmp_path / name).write_bytes(b"this is no picture")
+    with pytest.raises(DataError, match=r"3 of 4 pictures cannot be read") as caught:
+        read_folder(tmp_path)
+    assert all(name in str(caught.value) for name in ("b.png", "c.jpg", "d.gif"))
+
+
+def edm_folder(path: Path) -> Path:
+    for index in range(3):
+        put(path, f"00000/img{index:08d}.png", noise_image(index))
+    labels = [[f"00000/img{index:08d}.png", index % 2] for index in range(3)]
+    (path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    return path
+
+
+def test_edms_unpacked_folder_keeps_its_labels(tmp_path: Path):
+    images = read_folder(edm_folder(tmp_path / "edm"))
+    assert images.labels.tolist() == [0, 1, 0] and images.class_names == ("0", "1") and images.unread == ()
+
+
+@pytest.mark.usefixtures("tiny_recipe")
+def test_a_folder_is_taken_where_a_data_set_is(tmp_path: Path, monkeypatch, capsys):
+    for index in range(8):
+        put(tmp_path, f"photos/{'ab'[index % 2]}/{index}.png", noise_image(index, 20 + index))
+    (tmp_path / "photos" / "a" / "readme.txt").write_text("")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for file in sorted((tmp_path / "photos").rglob("*.png")):
+            archive.write(file, file.relative_to(tmp_path).as_posix())
+    common = ["--recipe", "digits", "--images", "8", "--batch", "8", "--device", "cpu", "--compile", "off"]
+
+    def run(*line: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["trainer", *map(str, line), *common])
+        return main()
+
+    for name in ("photos", "photos.zip"):
+        assert run("teacher", "--data", tmp_path / name, "--out", tmp_path / f"of {name}") == 0
+    said = capsys.readouterr().err
+    assert "not read 1 other files: a/readme.txt" in said
+    folder, zipped = (read_card(tmp_path / f"of {name}").dataset for name in ("photos", "photos.zip"))
+    assert folder.sha256 == zipped.sha256
+    teacher = tmp_path / "of photos"
+    assert run("student", "--data", tmp_path / "photos", "--teacher", teacher, "--out", tmp_path / "student") == 0

@@ -94,6 +94,7 @@ class Reference:
         return x + self.t.get_or_make(f"{name}.bias", cout) if bias else x
 
     def block(self, name: str, x: Tensor, cout: int, way: str = "", *, attention: bool = False) -> Tensor:
+        attention = attention and (self.song or cout >= 64)  # ADM counts cout // 64 heads: none
         original, scale = x, math.sqrt(0.5) if self.song else 1.0
         x = self.conv(f"{name}.conv0", f.silu(self.norm(f"{name}.norm0", x)), cout, 3, way)
         params = self.linear(f"{name}.affine", self.emb, cout if self.song else 2 * cout)[:, :, None, None]

@@ -60,8 +60,7 @@ def test_flags_and_a_file_of_names_go_into_the_card(pickled: Path, tmp_path: Pat
     [
         (["{tmp}/nowhere.pkl", "--out", "{tmp}/out"], "nowhere.pkl does not exist"),
         (["{tmp}", "--out", "{tmp}/out"], "it is no diffusers folder"),
-        (["{tmp}", "--out", "{tmp}/out", "--sigma-data", "0"], "--sigma-data 0.0 is no standard deviation"),
-        (["{pkl}", "--out", "{tmp}/out", "--sigma-data", "1"], "--sigma-data is for diffusers folders"),
+        (["{pkl}", "--out", "{tmp}/out", "--sigma-data", "1"], "--sigma-data is for other networks"),
         (["{pkl}", "--out", "{pkl}"], "is a file; name a folder"),
         (["{pkl}", "--out", "{tmp}/out", "--class-names", "{tmp}/two.txt"], "2 class names, .* 4 classes"),
         (["{pkl}", "--out", "{tmp}/out", "--class-names", "{tmp}/binary"], "is not a text file in UTF-8"),

@@ -288,3 +288,27 @@ def test_an_imported_teacher_is_trained_further(pipeline: Path, thumbnails: Imag
     after: Any = continued.network
     gaps = [float((after.state_dict()[name] - value).abs().max()) for name, value in before.items()]
     assert 0 < max(gaps) < 1e-3
+
+
+EMA = {"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 5, "power": 0.75}
+EMA |= {"update_after_step": 0, "use_ema_warmup": True}
+
+
+def test_the_average_of_a_training_run_is_taken_where_there_is_one(pipeline: Path, tmp_path: Path):
+    """accelerate's checkpoints: checkpoint-N/unet and unet_ema, the scheduler two folders above."""
+    step = pipeline / "checkpoint-500"
+    shutil.copytree(pipeline / "unet", step / "unet")
+    shutil.copytree(pipeline / "unet", step / "unet_ema")
+    edit(step / "unet_ema" / "config.json", **EMA)
+    file = step / "unet_ema" / "diffusion_pytorch_model.safetensors"
+    weights = {name: tensor + 1 for name, tensor in load_file(file).items()}
+    save_file(weights, file)
+    expected = {f"unet.{name}": tensor for name, tensor in weights.items()}
+    for folder in (step, step / "unet_ema"):
+        found = import_diffusers(folder)
+        assert found.weights.keys() == expected.keys()
+        assert all(torch.equal(found.weights[name], tensor) for name, tensor in expected.items())
+        assert "unet_ema" in found.origin["file"]
+    shutil.rmtree(pipeline / "unet")
+    (step / "unet_ema").rename(pipeline / "unet_ema")
+    assert "unet_ema" in import_diffusers(pipeline).origin["file"]

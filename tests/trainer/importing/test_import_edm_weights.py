@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fewstep.checkpoint import load_denoiser
 from fewstep.network import UNet
 from fewstep.unet_config import adm, ddpmpp, ncsnpp
 from tests.trainer.importing.edm_pickles import snapshot, write
-from tests.trainer.importing.edm_reference import NETWORKS, built, reference
+from tests.trainer.importing.edm_reference import NETWORKS, Reference, built, reference
 from trainer.importing.edm_pickle import SavedObject
 from trainer.importing.edm_weights import edm_config, edm_weights, import_edm, published_modules, published_name
 from trainer.importing.teacher import Provenance, save_teacher
@@ -127,7 +128,7 @@ def test_a_missing_tensor_and_another_class_are_refused_by_name(tmp_path: Path):
     class_name, kwargs = NETWORKS["adm"]
     network = copy.deepcopy(reference("adm"))
     for wrong, message in (
-        (snapshot(network, class_name, kwargs, precond="VPPrecond"), "class VPPrecond; only EDMPrecond"),
+        (snapshot(network, class_name, kwargs, precond="EDM2"), "class EDM2; EDMPrecond, VPPrecond, VEPrecond, iDDPM"),
         (snapshot(network, "UNet3D", kwargs), "class UNet3D inside EDMPrecond; known are SongUNet, DhariwalUNet"),
         ({"G_ema": 1, "D": 2}, "no EDM network under 'ema', only 'G_ema', 'D'"),
         ({}, "no EDM network under 'ema', only nothing"),
@@ -147,3 +148,76 @@ def test_whole_numbers_are_no_weights():
     tensors["out_conv.bias"] = tensors["out_conv.bias"].int()
     with pytest.raises(CheckpointError, match=r"out_conv\.bias is torch\.int32"):
         edm_weights(dataclasses.replace(config, dropout=0.0), tensors)
+
+
+def published_denoiser(precond: str, network: Reference, x: torch.Tensor, sigma: torch.Tensor, onehot: torch.Tensor):
+    """D(x; sigma) as Karras et al. 2022 state it for the three older kinds (Table 1), in float64."""
+    s = sigma.double()
+    ask = lambda image, c_noise: network(image.float(), c_noise.float(), onehot).double()  # noqa: E731
+    column = s[:, None, None, None]
+    if precond == "VEPrecond":
+        return x + column * ask(x.double(), (s / 2).log())
+    if precond == "VPPrecond":
+        time = ((0.1**2 + 2 * 19.9 * (1 + s**2).log()).sqrt() - 0.1) / 19.9
+        c_noise = 999 * time
+    else:
+        u = [0.0]
+        bar = lambda j: math.sin(0.5 * math.pi * j / 1000 / 1.008) ** 2  # noqa: E731
+        for j in range(1000, 0, -1):
+            u.insert(0, ((u[0] ** 2 + 1) / max(bar(j - 1) / bar(j), 0.001) - 1) ** 0.5)
+        c_noise = 999 - (s[:, None] - torch.tensor(u, dtype=torch.float64)).abs().argmin(dim=1).double()
+    raw = ask(x.double() / (1 + column**2).sqrt(), c_noise)
+    return x - column * raw[:, :3]
+
+
+@pytest.mark.parametrize("sigma_data", [None, 0.3])
+@pytest.mark.parametrize(
+    ("precond", "kind"), [("VPPrecond", "ddpm++"), ("VEPrecond", "ncsn++"), ("iDDPMPrecond", "adm")]
+)
+@torch.no_grad()
+def test_older_preconditionings_become_the_published_denoisers(
+    precond: str, kind: str, sigma_data: float | None, tmp_path: Path
+):
+    class_name, kwargs = NETWORKS[kind]
+    if precond == "iDDPMPrecond":
+        kwargs = kwargs | {"out_channels": 6}
+    network = built(class_name, kwargs)
+    teacher = import_edm(
+        write(tmp_path / "net.pkl", snapshot(network, class_name, kwargs, precond=precond)), sigma_data
+    )
+    save_teacher(tmp_path / "out", teacher, Provenance())
+    denoiser, card = load_denoiser(tmp_path / "out")
+    assert card.sigma_data == (sigma_data or 0.5)
+    rng = torch.Generator().manual_seed(1)
+    sigma = torch.tensor([0.01, 0.5, 3.0, 60.0])
+    x = torch.randn(4, 3, 16, 16, generator=rng) * (sigma**2 + 0.25).sqrt()[:, None, None, None]
+    labels = torch.tensor([0, 3, 1, -1])
+    expected = published_denoiser(precond, network, x, sigma, torch.eye(5)[labels][:, :4])
+    scale = sigma[:, None, None, None].clamp(min=1)
+    torch.testing.assert_close(denoiser(x, sigma, labels) / scale, expected.float() / scale, rtol=1e-3, atol=1e-4)
+
+
+def test_constants_that_are_not_the_published_ones_are_refused(tmp_path: Path):
+    content = snapshot(reference("ddpm++"), *NETWORKS["ddpm++"], precond="VPPrecond")
+    content["ema"].meta["state"]["beta_d"] = 5.0
+    with pytest.raises(CheckpointError, match=r"VPPrecond has beta_d = 5.0; only 19.9"):
+        import_edm(write(tmp_path / "net.pkl", content))
+
+
+@pytest.mark.parametrize("dropout", [0, 0.0, 0.1])
+def test_label_dropout_is_of_training_alone(dropout: float, tmp_path: Path):
+    class_name, kwargs = NETWORKS["ddpm++"]
+    content = snapshot(reference("ddpm++"), class_name, kwargs | {"label_dropout": dropout})
+    assert import_edm(write(tmp_path / "net.pkl", content)).config.classes == 4
+
+
+@torch.no_grad()
+def test_adm_narrower_than_a_head_has_no_attention_there(tmp_path: Path):
+    class_name, kwargs = NETWORKS["adm"]
+    kwargs = kwargs | {"model_channels": 32, "channel_mult": [1, 3], "attn_resolutions": [16, 8]}
+    network = built(class_name, kwargs)
+    teacher = import_edm(write(tmp_path / "net.pkl", snapshot(network, class_name, kwargs)))
+    save_teacher(tmp_path / "out", teacher, Provenance())
+    ours = load_denoiser(tmp_path / "out")[0].network
+    x, c_noise, onehot = torch.randn(2, 3, 16, 16), torch.tensor([-1.0, 0.5]), torch.eye(4)[:2]
+    torch.testing.assert_close(ours(x, c_noise, onehot), network(x, c_noise, onehot), rtol=1e-4, atol=1e-5)

@@ -12,22 +12,26 @@ import torch
 from torch import nn
 
 from fewstep.analytic import Gaussian, as_network
+from fewstep.card import read_card
 from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
 from fewstep.noise_torch import noise_for
 from fewstep.precond import Denoiser
+from fewstep.ranges import RangeError
 from fewstep.samplers import sample_dpdm, sample_euler, sample_heun
 from fewstep.schedule import solver_sigmas
 from tests.trainer.methods.test_dpdm import energy_distance
-from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
+from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals, run_options
+from trainer.commands import Distillation, train_student
 from trainer.data.format import ImageSet, sigma_data
 from trainer.data.loader import batches
 from trainer.methods.consistency import Consistency, pseudo_huber, solver_step, squared
 from trainer.methods.edm import Teacher
 from trainer.run.compute import Compute
-from trainer.run.ema import average_of, update_average
+from trainer.run.ema import average_of, blend, power_decay
 from trainer.run.loop import LoopConfig, train
 from trainer.settings import ConsistencyConfig, TeacherConfig
+from trainer.switches import SwitchError
 
 PAIR = Gaussian(0.1, 0.5)
 
@@ -184,9 +188,9 @@ def test_a_student_to_start_from_is_taken(small_teacher):
 def test_what_cannot_be_trained_is_refused(small_teacher):
     with pytest.raises(ValueError, match="other images"):
         Consistency(small_teacher, 0.66, ConsistencyConfig(), Compute(), UNet(replace(TINY, extra=1)))
-    for config in (ConsistencyConfig(intervals=0), ConsistencyConfig(sigma_min=0.0), ConsistencyConfig(sigma_min=90.0)):
-        with pytest.raises(ValueError, match="level"):
-            Consistency(small_teacher, 0.66, config, Compute())
+    for wrong in ({"intervals": 0}, {"sigma_min": 0.0}, {"sigma_min": 90.0}):
+        with pytest.raises(RangeError):
+            ConsistencyConfig(**wrong)
 
 
 @torch.no_grad()
@@ -212,7 +216,7 @@ def test_a_short_distillation_nears_the_end_of_the_teachers_ode_and_the_data(sma
     for i in range(150):
         index = rng.integers(2000, 32)
         method.update(pixels[0][index], pixels[1][index], i / 150, rng)
-        update_average(average, method.networks["student"], 32, 32 * (i + 1), halflife=1000)
+        blend(average, method.networks["student"], power_decay(0.06, 32, 32 * (i + 1)))
     after = measured(average)
     print("teacher as a student, and the student:", before, after, "the ODE:", energy_distance(ends, data))
     assert after["gap"] < 0.7 * before["gap"] and after["one"] < 0.7 * before["one"] and after["two"] < before["two"]
@@ -250,3 +254,21 @@ def test_an_interrupted_run_resumes_to_identical_weights(halflife, small_teacher
     assert straight.keys() == parts.keys() and len(straight) == (3 if halflife else 2)
     for name, value in straight.items():
         np.testing.assert_array_equal(parts[name].numpy(), value.numpy())
+
+
+def test_the_command_line_sets_what_the_paper_varies(thumbnails, tiny_teacher, tiny_recipe, tmp_path):
+    switches = {
+        "lr": 2e-4,
+        "sigma_max": 20.0,
+        "intervals": 9,
+        "solver": "euler",
+        "metric": "l2",
+        "target_halflife": 8.0,
+    }
+    request = Distillation(tiny_teacher, "consistency", switches)
+    assert train_student(run_options(tmp_path / "run", images=8), thumbnails, request)
+    card = read_card(tmp_path / "run")
+    assert card.training["adam"]["lr"] == 2e-4 and card.levels[1] == (20.0,)
+    assert all(card.training[name] == value for name, value in switches.items() if name != "lr")
+    with pytest.raises(SwitchError, match="--intervals belongs to --method consistency"):
+        train_student(run_options(tmp_path / "x"), thumbnails, Distillation(tiny_teacher, "dpdm", {"intervals": 9}))

@@ -20,7 +20,7 @@ from trainer.methods.dpdm import Student
 from trainer.methods.edm import Teacher
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
-from trainer.run.ema import average_of, update_average
+from trainer.run.ema import average_of, blend, power_decay
 from trainer.settings import RULES, StudentConfig, TeacherConfig
 
 TINY = UNetConfig(resolution=8, channels=1, classes=10, width=16, mult=(1,), blocks=1)
@@ -77,10 +77,10 @@ def small_teacher(fashion_2000: ImageSet):
     torch.manual_seed(0)
     network = UNet(TINY)
     method = Teacher(network, sigma_data(images), TeacherConfig(), Compute())
-    rng = draws(0)
+    rng, order = draws(0), torch.Generator().manual_seed(0)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     for i in range(400):
-        index = torch.randint(len(pixels), (64,), generator=rng.generator)
+        index = torch.randint(len(pixels), (64,), generator=order)
         method.update(pixels[index], torch.from_numpy(data.labels)[index].long(), i / 400, rng)
     return network, pixels, torch.from_numpy(data.labels).long()
 
@@ -112,7 +112,7 @@ def test_every_rule_trains_and_changes_only_student_and_auxiliary(rule, small_te
 
 
 # The auxiliary soon knows the finest details better than this teacher: two calls are worth checking from 80 alone.
-@pytest.mark.parametrize(("sigma_max", "steps", "gain"), [(2.5, 1, 0.75), (80.0, 1, 0.85), (80.0, 2, 0.85)])
+@pytest.mark.parametrize(("sigma_max", "steps", "gain"), [(2.5, 1, 0.95), (80.0, 1, 0.85), (80.0, 2, 0.85)])
 def test_short_distillation_brings_samples_closer_to_the_data(sigma_max, steps, gain, small_teacher):
     network, pixels, labels = small_teacher
     settings = StudentConfig(steps=(1, 2), sigma_max=sigma_max, auxiliary_sees_level=sigma_max < 80)
@@ -123,11 +123,11 @@ def test_short_distillation_brings_samples_closer_to_the_data(sigma_max, steps, 
     served, levels = Denoiser(average, 0.66, TINY.classes), student_levels(steps, settings.sigma_min, sigma_max)
     data = pixels[::6].flatten(1)
     before = energy_distance(samples(served, levels), data)
-    rng = draws(0)
+    rng, order = draws(0), torch.Generator().manual_seed(1)  # as in the loop, the batches have an order of their own
     for i in range(200):
-        index = torch.randint(len(pixels), (64,), generator=rng.generator)
+        index = torch.randint(len(pixels), (64,), generator=order)
         student.update(pixels[index], labels[index], 0.1, rng)
-        update_average(average, student.networks["student"], 64, 64 * (i + 1), halflife=2000)
+        blend(average, student.networks["student"], power_decay(0.15, 64, 64 * (i + 1)))
     after = energy_distance(samples(served, levels), data)
     print("energy distance to the data, teacher and student with the same sampler:", before, after)
     assert after < gain * before

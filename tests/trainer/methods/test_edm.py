@@ -10,7 +10,6 @@ from fewstep.precond import Denoiser
 from trainer.levels.renoise import lognormal_levels
 from trainer.methods.edm import denoising_loss
 from trainer.run.draws import Draws
-from trainer.run.ema import average_of, update_average
 from trainer.run.optimizer import learning_rate
 from trainer.settings import AdamConfig, NoiseDistribution
 
@@ -42,39 +41,6 @@ def test_training_noise_is_lognormal_with_the_given_moments():
     sigma = lognormal_levels(NoiseDistribution(-1.2, 1.2), 100_000, Draws(torch.Generator().manual_seed(0)))
     assert sigma.log().mean().item() == pytest.approx(-1.2, abs=0.02)
     assert sigma.log().std().item() == pytest.approx(1.2, abs=0.02)
-
-
-def test_average_forgets_half_in_a_halflife():
-    network = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.zeros_(network.weight)
-    average = average_of(network)
-    torch.nn.init.ones_(network.weight)
-    for _ in range(10):
-        update_average(average, network, batch=100, images_seen=10**9, halflife=1000)
-    assert average.weight.item() == pytest.approx(0.5, abs=1e-5)
-    assert not average.weight.requires_grad
-
-
-def test_average_forgets_its_random_start_quickly():
-    network = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.constant_(network.weight, -1.0)
-    average = average_of(network)
-    torch.nn.init.ones_(network.weight)
-    update_average(average, network, batch=64, images_seen=64, halflife=1e6)
-    assert average.weight.item() == pytest.approx(1.0, abs=1e-4)
-
-
-@pytest.mark.parametrize("ramp", [0.05, 0.15])
-def test_a_ramping_average_weighs_the_past_by_a_power_of_when_it_was(ramp):
-    # What was set at a share t of the run, and held from there, has weight 1 - t^(ln 2 / ramp) in the end.
-    network = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.zeros_(network.weight)
-    average = average_of(network)
-    for seen in range(64, 64_001, 64):
-        if seen > 48_000:
-            torch.nn.init.ones_(network.weight)
-        update_average(average, network, 64, seen, halflife=1e9, ramp=ramp)
-    assert average.weight.item() == pytest.approx(1 - 0.75 ** (math.log(2) / ramp), abs=2e-3)
 
 
 def test_learning_rate_rises_holds_and_falls():

@@ -52,9 +52,24 @@ def test_the_first_step_is_fed_noise_and_the_others_the_trajectory_or_noised_ima
         torch.testing.assert_close(x[:19], first[:19])
         with torch.no_grad():
             recovered = of.student(first[19:], torch.full((13,), 2.5), LABELS[19:])
-        noise = sigma[19:28, None, None, None] * rng.normal_like(recovered)[:9]
+        noise = sigma[19:28, None, None, None] * rng.normal_like(images)[19:28]
         source = recovered[:9] if share else images[19:28]
         torch.testing.assert_close(x[19:28], source + noise)
+
+
+@pytest.mark.parametrize("play", ["all", "rest"])
+def test_rows_belong_to_the_global_batch_and_not_to_the_process(play):
+    of = method(play=play)
+    whole = of.fed(bright(), LABELS, draws(3))
+    for ranks in (2, 4):
+        rows = 32 // ranks
+        parts = []
+        for rank in range(ranks):
+            own = slice(rank * rows, (rank + 1) * rows)
+            rng = replace(draws(3), rank=rank, ranks=ranks)
+            parts.append(of.fed(bright()[own], LABELS[own], rng))
+        for one, several in zip(whole, zip(*parts, strict=True), strict=True):
+            torch.testing.assert_close(torch.cat(several), one)
 
 
 def test_outputs_are_judged_at_about_the_next_level_and_low_after_the_last():

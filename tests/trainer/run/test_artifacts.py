@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fewstep.card import Card, Dataset
-from fewstep.checkpoint import load_denoiser
+from fewstep.checkpoint import load_denoiser, save_checkpoint
 from fewstep.latent import latent_shape, with_latent
 from fewstep.network import UNet
 from fewstep.noise_torch import latent_for, noise_for
@@ -16,7 +16,7 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
-from trainer.run.artifacts import sample_sheet, write_checkpoint
+from trainer.run.artifacts import sample_sheet, write_sheet
 
 LEVELS = {k: student_levels(k) for k in (1, 2)}
 COLUMNS = 3
@@ -49,7 +49,8 @@ def test_a_row_holds_the_images_of_its_step_count(extra: int):
 
 def test_a_posterior_student_leaves_a_checkpoint_like_any_other(tmp_path):
     network, card = random_student(extra=1)
-    written = write_checkpoint(tmp_path, network, card, "000000064")
+    written = save_checkpoint(tmp_path, network.state_dict(), card)
+    write_sheet(tmp_path, network, card, 64)
     assert (tmp_path / "samples" / "000000064.png").stat().st_size > 0
     denoiser, read = load_denoiser(tmp_path)
     assert read.weights == written.weights

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from fewstep import noise
+from trainer.run import draws
 from trainer.run.draws import Draws
 
 DRAWN = {
@@ -41,3 +43,30 @@ def test_numbers_have_the_promised_law():
     assert integers.unique().tolist() == [0, 1, 2, 3, 4]
     assert abs(normal.mean()) < 0.03 and abs(normal.std() - 1) < 0.03
     assert 0 <= rng.shared() < 1
+
+
+def test_a_process_makes_its_own_rows_only(monkeypatch):
+    """Of 64 processes each makes a 64th."""
+    made = []
+    normals = noise.normals
+
+    def counted(*arguments):
+        made.append(normals(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(noise, "normals", counted)
+    rng = Draws(torch.Generator().manual_seed(7), 63, 64)
+    x = rng.normal_like(torch.empty(4, 3, 32, 32))
+    assert sum(part.size for part in made) == x.numel()
+
+
+def test_a_gpu_makes_the_same_numbers_in_pieces(monkeypatch):
+    keys, rows = torch.full((7,), -(2**62) - 3), torch.arange(7)
+    monkeypatch.setattr(draws, "_PIECE", 100)
+    expected = draws.keyed_normals(keys, rows, (3, 4, 4))
+    torch.testing.assert_close(draws.in_pieces(keys, rows, (3, 4, 4)), expected, rtol=0, atol=1e-6)
+
+
+def test_draws_of_one_generator_differ():
+    (rng,) = several(1)
+    assert not torch.isin(rng.normal(100), rng.normal(100)).any()

@@ -10,7 +10,6 @@ import torch
 
 from fewstep.card import Card, CheckpointError
 from fewstep.checkpoint import load_denoiser
-from trainer.average import average
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.data.format import DataError, ImageSet, sigma_data, write_image_set
 from trainer.data.loader import batches as endless
@@ -110,8 +109,6 @@ def test_snapshots_stay_and_the_run_does_not_notice(thumbnails, tmp_path):
     assert [load_denoiser(folder)[1].training["images"] for folder in kept] == [24, 40, 64]
     assert weights(kept[0]) != weights(kept[1])
     assert weights(kept[2]) == weights(tmp_path / "kept") == weights(tmp_path / "plain")
-    average(kept, tmp_path / "mean")
-    assert load_denoiser(tmp_path / "mean")[1].role == "teacher"
 
 
 def test_resume_with_other_settings_is_refused_naming_them(thumbnails, tmp_path):
@@ -155,7 +152,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_checkpoint(thumbnails, tmp_
 def test_budget_ends_a_run(thumbnails, tmp_path):
     assert train_teacher(options(tmp_path, images=None, budget_s=1.0), thumbnails)
     _, card = load_denoiser(tmp_path)
-    assert card.training["seconds"] >= 1.0
+    assert card.training["images"] >= card.training["images_planned"] > 0
 
 
 def test_student_refuses_a_teacher_of_other_images(thumbnails, fashion_2000, tmp_path):
@@ -163,7 +160,7 @@ def test_student_refuses_a_teacher_of_other_images(thumbnails, fashion_2000, tmp
     with pytest.raises(DataError, match="8x8 images with 1 channels, fashion-2000 has 32x32"):
         train_student(options(tmp_path / "student"), fashion_2000, Distillation(tmp_path / "teacher"))
     brighter = replace(thumbnails, images=thumbnails.images // 4)
-    with pytest.raises(DataError, match="sigma_data"):
+    with pytest.raises(DataError, match="pixel deviation"):
         train_student(options(tmp_path / "student"), brighter, Distillation(tmp_path / "teacher"))
     assert not (tmp_path / "student").exists()
 

@@ -14,7 +14,13 @@ from trainer.data.format import DataError
 
 Colour = tuple[int, int, int]
 WHITE: Colour = (255, 255, 255)
-SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+# What Pillow opens by itself: no film, no page description, no container of measurements.
+SUFFIXES = frozenset((
+    ".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".fit", ".fits", ".flc", ".fli",
+    ".ftc", ".ftu", ".gbr", ".gif", ".icb", ".icns", ".ico", ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe",
+    ".jpeg", ".jpf", ".jpg", ".jpx", ".msp", ".pbm", ".pcd", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".psd",
+    ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm",
+))  # fmt: skip
 
 # Everything Pillow's decoders raise on damaged bytes; its documentation promises only OSError.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
@@ -72,17 +78,23 @@ def read_pictures(
 
     read: name -> encoded bytes; a name is also how messages call the image.
     resolution: None takes the size of the first image and refuses any other size.
-    gray: None is as the first image. Raises DataError.
+    gray: None is as the first image. Raises DataError, which names every picture that cannot be read.
     """
     from tqdm import tqdm  # of [train]: `data --help` works without it
 
     if resolution is not None and resolution < 1:
         raise DataError(f"--resolution must be positive, not {resolution}")
     stack: NDArray[np.uint8] | None = None
+    broken: list[str] = []
     for index, name in enumerate(tqdm(names, unit="image", delay=1, disable=None)):
-        image = decode(read(name), name)
-        if gray is None:
-            gray = image.mode in ("1", "L", "LA", "I;16")
+        try:
+            image = decode(read(name), name)
+            if gray is None:
+                gray = image.mode in ("1", "L", "LA", "I;16")
+            flat = flatten(image, name, gray=gray)
+        except DataError as error:
+            broken.append(str(error))
+            continue
         if stack is None:
             side = resolution or image.width
             stack = np.empty((len(names), side, side, 1 if gray else 3), dtype=np.uint8)
@@ -92,7 +104,10 @@ def read_pictures(
                 f"{name} is {image.width}x{image.height}, not {side}x{side}; "
                 "give --resolution N to crop and resize every image"
             )
-        stack[index] = to_array(centre_square(flatten(image, name, gray=gray), side))
+        stack[index] = to_array(centre_square(flat, side))
+    if broken:
+        heading = f"{len(broken)} of {len(names)} pictures cannot be read:\n  " if len(broken) > 1 else ""
+        raise DataError(heading + "\n  ".join(broken))
     if stack is None:
         raise DataError("there are no images to read")
     return stack

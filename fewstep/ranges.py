@@ -1,0 +1,92 @@
+"""Which numbers a setting takes, said in a sentence: for command lines and for the dataclasses behind them."""
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+N = TypeVar("N", int, float)
+
+
+class RangeError(ValueError):
+    """A number out of its range; the message names the setting, what was given and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Range:
+    low: float
+    high: float = math.inf
+    whole: bool = False  # only whole numbers
+    above: bool = False  # `low` itself is not allowed
+
+    def __contains__(self, value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        if self.whole and not isinstance(value, int):
+            return False
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        low, high = (f"{bound:,.0f}" if bound == int(bound) else f"{bound:g}" for bound in (self.low, self._top))
+        if self.above:
+            return f"{kind} above {low}" + (f" and at most {high}" if self.high < math.inf else "")
+        return f"{kind} from {low} " + (f"to {high}" if self.high < math.inf else "up")
+
+    @property
+    def _top(self) -> float:
+        return self.high if self.high < math.inf else 0
+
+
+POSITIVE = Range(0, above=True)
+SHARE = Range(0, 1)
+COUNT = Range(1, 10**12, whole=True)
+SEED = Range(0, 2**63 - 1, whole=True)
+
+
+def check_ranges(config: object, **ranges: Range) -> None:
+    """Raise RangeError for a field of `config` out of its range. None is not checked; of a tuple, every entry is."""
+    for name, allowed in ranges.items():
+        value = getattr(config, name)
+        check_range(f"--{name.replace('_', '-')}", value, allowed)
+
+
+def check_range(name: str, value: object, allowed: Range) -> None:
+    for number in value if isinstance(value, tuple) else (value,):
+        if number is not None and number not in allowed:
+            raise RangeError(f"{name} must be {allowed}, not {number}")
+
+
+def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """argparse's type of a whole number in a range."""
+    return _typed(Range(low, high, whole=True), int)
+
+
+def number(allowed: Range) -> Callable[[str], float]:
+    """argparse's type of a number in a range."""
+    return _typed(allowed, float)
+
+
+def duration(text: str) -> float:
+    """argparse's type of a time with a unit: 90s, 30m or 6h -> seconds, above 0."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a duration above 0; write 90s, 30m or 6h")
+    if not match[2]:
+        raise argparse.ArgumentTypeError(f"{text!r} has no unit; write {text}s, {text}m or {text}h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _typed(allowed: Range, kind: Callable[[str], N]) -> Callable[[str], N]:
+    def parse(text: str) -> N:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}") from None
+        if value not in allowed:
+            raise argparse.ArgumentTypeError(f"{text} is not {allowed}")
+        return value
+
+    return parse

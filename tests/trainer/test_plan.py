@@ -1,0 +1,54 @@
+"""What a budget buys: shares, one batch at least, and the words about a result that is too small."""
+
+import pytest
+
+from trainer.plan import LEVELS, Measured, Needed, Plan, Rehearsal, plan, too_few, wanted_s
+from trainer.recipes.recipe import TEACHER_AND_STUDENT
+
+REHEARSED = Rehearsal({"teacher": Measured(100.0, 5.0), "dpdm": Measured(50.0, 7.0)}, 0.001, "fp32", 1000, 500, 20)
+BATCHES = {"teacher": 64, "dpdm": 32}
+
+
+def planned(budget_s: float, spent_s: float = 10.0) -> Plan:
+    facts = {"recipe": "photos", "network": "small", "device": "cpu", "compile": False}
+    return plan(REHEARSED, TEACHER_AND_STUDENT, BATCHES, budget_s, spent_s, **facts)
+
+
+@pytest.mark.parametrize("budget_s", [300.0, 3600.0, 8 * 3600.0])
+def test_the_whole_command_takes_its_budget_and_no_more(budget_s):
+    made = planned(budget_s)
+    calls = {"teacher": 1900, "dpdm": 300}
+    sheets = sum(0.001 * calls[name] * made.seconds[name] / made.checkpoint_s[name] for name in calls)
+    whole = made.overhead_s + sum(made.seconds.values()) + sheets
+    assert 0.9 * budget_s < whole <= 1.01 * budget_s
+
+
+def test_stages_share_the_training_time_and_get_whole_batches():
+    made = planned(3600.0)
+    training = {name: made.images[name] / REHEARSED.stages[name].images_per_s for name in made.images}
+    assert training["teacher"] / sum(training.values()) == pytest.approx(0.55, abs=0.01)
+    assert all(made.images[name] % BATCHES[name] == 0 for name in BATCHES)
+
+
+def test_a_budget_that_is_spent_still_buys_one_batch_and_is_called_too_small():
+    made = planned(5.0)
+    assert made.images == {"teacher": 64, "dpdm": 32}
+    assert too_few(32, Needed(64, 32)) == (
+        "NOT usable: noise or blurs at 32x32, where the teacher sees 64 of 100,000 images, the student sees 32 of "
+        "40,000 images that a usable result takes"
+    )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_result_at_the_threshold_is_usable_and_one_image_less_is_not(level):
+    assert too_few(level.side, level.usable) is None
+    less = Needed(level.usable.teacher - 1, level.usable.student)
+    sentence = too_few(level.side, less)
+    assert sentence and "the teacher sees" in sentence and "the student" not in sentence
+
+
+def test_the_budget_that_is_named_as_enough_is_enough():
+    needed = LEVELS[2].usable
+    enough = planned(wanted_s(planned(5.0), TEACHER_AND_STUDENT, needed))
+    assert enough.images["teacher"] >= needed.teacher and enough.images["dpdm"] >= needed.student
+    assert too_few(32, Needed(enough.images["teacher"], enough.images["dpdm"])) is None

@@ -1,0 +1,89 @@
+"""Whatever a user names as pictures: a folder, a zip of one, EDM's zip, a data set of ours, IDX files."""
+
+import json
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from trainer.data.format import DataError, ImageSet, read_image_set
+from trainer.data.sources.archive import MAX_FILE_BYTES
+from trainer.data.sources.edm_zip import read_edm_zip
+from trainer.data.sources.folder import read_folder
+from trainer.data.sources.idx import read_idx
+from trainer.data.sources.pictures import SUFFIXES
+
+INDEX = "dataset.json"
+IDX_IMAGES, IDX_LABELS = "images-idx3", "labels-idx1"
+KINDS = "a folder of pictures, a zip of one, EDM's dataset zip, a data set of `trainer data`, or an IDX file of images"
+DEFAULT_SIDE = 32
+
+
+def read_given(path: Path, side: int | None) -> ImageSet:
+    """Images of `side` x `side` pixels (None: 32 for pictures, their own for data sets and IDX files).
+
+    Raises DataError: there is nothing, it is of no such kind, or a data set is of another size than asked for.
+    """
+    if path.is_dir():
+        if idx := sorted(path.glob(f"*{IDX_IMAGES}*")):
+            train = [file for file in idx if file.name.startswith("train")]
+            return _sized(_idx((train or idx)[0]), side, path)
+        return read_folder(path, resolution=side or DEFAULT_SIDE)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; name {KINDS}")
+    if zipfile.is_zipfile(path):
+        return _zip(path, side)
+    if IDX_IMAGES in path.name:
+        return _sized(_idx(path), side, path)
+    raise DataError(f"{path} is none of what can be read: {KINDS}")
+
+
+def _sized(images: ImageSet, side: int | None, path: Path) -> ImageSet:
+    own = images.images.shape[1]
+    if side and side != own:
+        raise DataError(f"{path} holds images of {own}x{own}; leave --size {side} out")
+    return images
+
+
+def _idx(images: Path) -> ImageSet:
+    labels = images.with_name(images.name.replace(IDX_IMAGES, IDX_LABELS))
+    if not labels.is_file():
+        raise DataError(f"{images} has no labels beside it: {labels} does not exist")
+    return read_idx(images, labels, pad=True, name=images.parent.name or images.stem)
+
+
+def _zip(path: Path, side: int | None) -> ImageSet:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            index = json.loads(archive.read(INDEX)) if INDEX in archive.namelist() else None
+    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
+        raise DataError(f"{path}: its {INDEX} cannot be read ({error})") from error
+    if isinstance(index, dict) and "format" in index:
+        return _sized(read_image_set(path), side, path)
+    if index is not None:
+        return read_edm_zip(path, resolution=side or DEFAULT_SIDE)
+    with tempfile.TemporaryDirectory() as unpacked:
+        return read_folder(_unpacked(path, Path(unpacked)), name=path.stem, resolution=side or DEFAULT_SIDE)
+
+
+def _unpacked(path: Path, folder: Path) -> Path:
+    """The pictures of a zip in `folder`, without hidden files and without the one folder around all of them.
+
+    Returns the folder to read. Raises DataError for a picture that is too large or cannot be unpacked.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                parts = PurePosixPath(member.filename).parts
+                hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
+                if hidden or PurePosixPath(member.filename).suffix.lower() not in SUFFIXES:
+                    continue
+                if member.file_size > MAX_FILE_BYTES:
+                    raise DataError(f"{path}: {member.filename} is larger than {MAX_FILE_BYTES} bytes")
+                archive.extract(member, folder)
+    except (zipfile.BadZipFile, RuntimeError, EOFError, NotImplementedError) as error:
+        raise DataError(f"{path} is not a readable zip ({error})") from error
+    if not any(folder.iterdir()):
+        raise DataError(f"{path} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    while len(entries := list(folder.iterdir())) == 1 and entries[0].is_dir():
+        folder = entries[0]
+    return folder

@@ -1,0 +1,255 @@
+"""What a budget buys on this machine: measured with a few updates of every stage, and turned into images once.
+
+A run is planned in images, so that a resumed run is the same run. The budget is the whole command's: measuring,
+sample sheets, the export and the report are taken from it before the stages share the rest.
+"""
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from fewstep.checkpoint import load_denoiser
+from fewstep.precond import Denoiser
+from trainer.data.format import ImageSet
+from trainer.recipes.recipe import NetworkSize, Recipe, Stage
+from trainer.run.compute import Precision
+from trainer.run.progress import spoken
+from trainer.run.state import read_facts
+
+UPDATES = 4  # of every stage while measuring; the first two warm up
+TIMED = 20  # images of the call that sheets, export and report are estimated by
+TEACHER_CALLS = 100 * 19  # images times calls of a teacher's sample sheet, of a student's, of an export's proof
+STUDENT_CALLS = 20 * 15
+SHEET_CALLS = {"teacher": TEACHER_CALLS, "classifier": 0}
+EXPORT_CALLS = 2 * 16 * 36
+EXPORT_S = 10.0  # of an export beside its calls
+REPORT_CALLS = 1 + 2 + 4 + 8  # per image of the report, by the student; the teacher looks at five times as many
+REPORT_SHARE = 0.03  # of the budget
+SPEED_HOLDS = 0.97  # what is left of a measured speed in a long run
+COMPILED_FROM_S = 3600.0  # compiling takes minutes a stage, and pays in a long run (docs/adr/0005)
+
+
+class Needed(NamedTuple):
+    """Images that a teacher and the first distillation see, by which results are told (docs/training.md)."""
+
+    teacher: int
+    student: int
+
+
+class Level(NamedTuple):
+    side: int  # up to this many pixels
+    usable: Needed  # below, images are noise or blurs
+    good: Needed  # above, more brings little
+
+
+LEVELS = (
+    Level(8, Needed(20_000, 10_000), Needed(200_000, 100_000)),
+    Level(16, Needed(50_000, 20_000), Needed(400_000, 200_000)),
+    Level(32, Needed(100_000, 40_000), Needed(800_000, 400_000)),
+    Level(64, Needed(200_000, 60_000), Needed(1_000_000, 600_000)),
+)
+FEW_PICTURES = 2_000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One stage of the rehearsal."""
+
+    images_per_s: float
+    fixed_s: float  # what it took beside its updates: setting up, compiling, one checkpoint without its sheet
+
+
+@dataclass(frozen=True)
+class Plan:
+    budget_s: float
+    recipe: str
+    network: NetworkSize
+    device: str
+    precision: Precision
+    compile: bool
+    parameters: int
+    images: dict[str, int]  # by stage
+    batch: dict[str, int]
+    seconds: dict[str, float]  # expected, by stage
+    images_per_s: dict[str, float]
+    checkpoint_s: dict[str, float]  # between two checkpoints
+    overhead_s: float  # measuring, setting up, export and report
+    report_images: int
+    memory_mb: int
+    disk_mb: int
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    stages: dict[str, Measured]
+    call_s: float  # one network call for one image of a sheet
+    precision: Precision
+    parameters: int
+    memory_mb: int
+    disk_mb: int
+
+
+@torch.no_grad()
+def _call_s(teacher: Denoiser, shape: tuple[int, int, int], device: str) -> float:
+    """Seconds for one image in one call: the faster of two calls."""
+    x, sigma = torch.randn(TIMED, *shape, device=device), torch.ones(TIMED, device=device)
+    labels = torch.zeros(TIMED, dtype=torch.long, device=device) if teacher.classes else None
+    taken = []
+    for _ in range(2):
+        began = time.monotonic()
+        teacher(x, sigma, labels).sum().item()
+        taken.append(time.monotonic() - began)
+    return min(taken) / TIMED
+
+
+Runs = Callable[[Stage, Path, int, str], Any]  # a stage trained in a folder of stages, for so many images, by a label
+
+
+def rehearse(stages: Sequence[Stage], batches: Mapping[str, int], run: Runs, device: str) -> Rehearsal:
+    """Run every stage for a few updates in a folder that is removed again."""
+    with tempfile.TemporaryDirectory(prefix="fewstep-measuring-") as name:
+        folder, measured = Path(name), {}
+        for stage in stages:
+            began = time.monotonic()
+            run(stage, folder, UPDATES * batches[stage.name], f"measuring {stage.name}")
+            speed = read_facts(folder / stage.name)["images_per_s"]
+            fixed = time.monotonic() - began - UPDATES * batches[stage.name] / speed
+            measured[stage.name] = Measured(speed, max(fixed, 0.0))
+        teacher, card = load_denoiser(folder / "teacher", device)
+        call_s = _call_s(teacher, card.image_shape, device)
+        disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    network = teacher.network
+    parameters = sum(p.numel() for p in network.parameters())  # pyright: ignore[reportFunctionMemberAccess]
+    return Rehearsal(measured, call_s, card.training["precision"], parameters, memory_mb(), round(disk / 1e6))
+
+
+def memory_mb() -> int:
+    """The most this process has held: on the GPU if there is one, in memory otherwise."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 1e6)
+    kilobyte = 1e-6 if sys.platform == "darwin" else 1e-3
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobyte)
+
+
+def plan(
+    rehearsal: Rehearsal, stages: Sequence[Stage], batches: Mapping[str, int], budget_s: float, spent_s: float,
+    **facts: Any,
+) -> Plan:  # fmt: skip
+    """Share what is left of a budget, after `spent_s` and what is not training, among the stages.
+
+    Every stage gets one batch at least. facts: what else a Plan says.
+    """
+    calls_left = REPORT_SHARE * budget_s / (REPORT_CALLS + 5) / max(rehearsal.call_s, 1e-9)
+    report_images = int(min(max(calls_left, 32), 1000))
+    ends_s = EXPORT_S + rehearsal.call_s * (EXPORT_CALLS + report_images * (REPORT_CALLS + 5))
+    sheets_s = {stage.name: rehearsal.call_s * SHEET_CALLS.get(stage.method, STUDENT_CALLS) for stage in stages}
+    fixed_s = sum(rehearsal.stages[stage.name].fixed_s + sheets_s[stage.name] for stage in stages)
+    training_s = max(budget_s - spent_s - ends_s - fixed_s, 0.0)
+    whole = sum(stage.share for stage in stages)
+    images, seconds, every = {}, {}, {}
+    for stage in stages:
+        measured, batch = rehearsal.stages[stage.name], batches[stage.name]
+        share_s = training_s * stage.share / whole
+        every[stage.name] = min(max(share_s / 4, 15.0), 300.0)
+        updates_s = share_s / (1 + sheets_s[stage.name] / every[stage.name]) * SPEED_HOLDS
+        images[stage.name] = max(int(updates_s * measured.images_per_s) // batch, 1) * batch
+        seconds[stage.name] = images[stage.name] / measured.images_per_s + measured.fixed_s + sheets_s[stage.name]
+    return Plan(
+        budget_s=budget_s, precision=rehearsal.precision, parameters=rehearsal.parameters, images=images,
+        batch=dict(batches), seconds=seconds, checkpoint_s=every, overhead_s=spent_s + ends_s,
+        images_per_s={name: one.images_per_s for name, one in rehearsal.stages.items()},
+        report_images=report_images, memory_mb=rehearsal.memory_mb, disk_mb=rehearsal.disk_mb, **facts,
+    )  # fmt: skip
+
+
+def level_of(side: int) -> Level:
+    return next((level for level in LEVELS if side <= level.side), LEVELS[-1])
+
+
+def seen(images: Mapping[str, int], stages: Sequence[Stage]) -> Needed:
+    """What the teacher and the first distillation of a recipe see."""
+    first = next(stage.name for stage in stages if stage.method not in ("teacher", "classifier"))
+    return Needed(images["teacher"], images[first])
+
+
+def too_few(side: int, images: Needed) -> str | None:
+    """The sentence about a result that is noise or a blur; None for one that is usable."""
+    usable = level_of(side).usable
+    short = [
+        f"the {who} {has:,} of {needs:,}"
+        for who, has, needs in zip(("teacher sees", "student sees"), images, usable, strict=True)
+        if has < needs
+    ]
+    if not short:
+        return None
+    both = " images, ".join(short)
+    return f"NOT usable: noise or blurs at {side}x{side}, where {both} images that a usable result takes"
+
+
+def wanted_s(plan: Plan, stages: Sequence[Stage], needed: Needed) -> float:
+    """The budget that buys so many images on this machine, in seconds, roughly."""
+    first = next(stage for stage in stages if stage.method not in ("teacher", "classifier"))
+    teacher = next(stage for stage in stages if stage.method == "teacher")
+    whole = sum(stage.share for stage in stages)
+    training = max(
+        count / plan.images_per_s[stage.name] * whole / stage.share
+        for stage, count in zip((teacher, first), needed, strict=True)
+    )
+    fixed = sum(plan.seconds[stage.name] - plan.images[stage.name] / plan.images_per_s[stage.name] for stage in stages)
+    return 1.1 * (training + fixed + plan.overhead_s)
+
+
+def describe(plan: Plan, data: ImageSet, recipe: Recipe) -> str:
+    """What will be done, how long it takes, and what to expect of it."""
+    count, side, _, channels = data.images.shape
+    names = [stage.name for stage in recipe.stages if stage.name in plan.images]
+    width = max(map(len, (*names, "export and report")))
+    lines = [
+        f"pictures  {count:,} of {side}x{side}, {'gray' if channels == 1 else 'RGB'}{_classes(data)}",
+        f"machine   {plan.device}, {plan.precision}, {'compiled' if plan.compile else 'not compiled'}, "
+        f"{torch.get_num_threads()} threads; memory {plan.memory_mb / 1000:.1f} GB, disk {plan.disk_mb / 1000:.1f} GB",
+        f"recipe    {plan.recipe}, the {plan.network} network: {plan.parameters / 1e6:.2f} M parameters",
+        f"budget    {spoken(plan.budget_s)} for everything",
+        "",
+        f"{'stage':<{width}}  images/s     images  passes      time",
+    ]
+    lines += [
+        f"{name:<{width}}  {plan.images_per_s[name]:8.3g} {plan.images[name]:10,}  {plan.images[name] / count:6.3g}"
+        f"  {spoken(plan.seconds[name]):>8}"
+        for name in names
+    ]
+    lines += [f"{'export and report':<{width}}  {'':8} {'':10}  {'':6}  {spoken(plan.overhead_s):>8}", ""]
+    return "\n".join([*lines, *(f"expect    {sentence}" for sentence in expect(plan, data, recipe))])
+
+
+def expect(plan: Plan, data: ImageSet, recipe: Recipe) -> list[str]:
+    """What a newcomer should know before waiting."""
+    count, side = data.images.shape[:2]
+    has, level = seen(plan.images, recipe.stages), level_of(side)
+    sentences = []
+    if count < FEW_PICTURES:
+        sentences.append(f"{count:,} pictures: will be memorised; {FEW_PICTURES:,} or more are better")
+    if sentence := too_few(side, has):
+        budget = spoken(wanted_s(plan, recipe.stages, level.usable))
+        sentences.append(f"{sentence}. A budget of about {budget} buys them on this machine")
+    elif has.teacher < level.good.teacher or has.student < level.good.student:
+        budget = spoken(wanted_s(plan, recipe.stages, level.good))
+        sentences.append(f"a usable result; a good one takes about {budget} on this machine")
+    else:
+        sentences.append("a good result for a network of this size")
+    return sentences
+
+
+def _classes(data: ImageSet) -> str:
+    counts = np.bincount(data.labels[data.labels >= 0], minlength=len(data.class_names))
+    if not counts.size:
+        return ", without classes"
+    return f", {len(counts)} classes of {counts.min():,} to {counts.max():,}"

@@ -1,0 +1,68 @@
+"""One run per folder: a lock that the operating system lets go of when the process ends, however it ends."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from fewstep.card import CheckpointError
+from fewstep.outputs import check_writable
+from trainer.run.distributed import from_first, rank
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """While open, no other process can claim the folder, which is made if missing and removed again if left empty.
+
+    Of torchrun's processes the first one claims it for all. Raises CheckpointError, in all of them, when another run
+    has it or nothing can be written there.
+    """
+    lock, refusal = None, ""
+    if rank() == 0:
+        try:
+            lock = _lock(folder)
+        except (CheckpointError, OSError) as error:
+            refusal = str(error)
+    if refusal := from_first(refusal):
+        raise CheckpointError(refusal)
+    try:
+        yield
+    finally:
+        if lock:
+            _release(lock, folder)
+
+
+def _lock(folder: Path) -> TextIO:
+    check_writable(folder)
+    path = folder / LOCK_FILE
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            file.close()
+            raise CheckpointError(
+                f"another run{f' (process {holder})' if holder else ''} is working in {folder}; "
+                "wait until it ends, or choose another --out"
+            ) from None
+        if path.exists() and os.path.sameopenfile(file.fileno(), (current := path.open()).fileno()):
+            current.close()
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            return file
+        file.close()  # its last owner removed the file between our two calls
+
+
+def _release(lock: TextIO, folder: Path) -> None:
+    (folder / LOCK_FILE).unlink(missing_ok=True)
+    lock.close()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,403 @@
+"""A recipe's stages in order, resumable: data, training, export, report. What is complete is not done again.
+
+Every stage writes its result whole or not at all and is then entered into OUT/stages.json. Training stages save their
+state on the way; the others are short and are done again when they were cut off.
+"""
+
+import errno
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fewstep.card import CheckpointError, file_sha256, read_card
+from fewstep.checkpoint import load_checkpoint, save_checkpoint
+from fewstep.outputs import STATE_FILE
+from trainer import report
+from trainer.classify import train_classifier
+from trainer.commands import Distillation, train_student, train_teacher
+from trainer.critics.classifier import classifier_hash
+from trainer.data.command import unread
+from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
+from trainer.data.named import READERS
+from trainer.data.sources.given import read_given
+from trainer.journal import Done, Journal, settings_hash
+from trainer.plan import COMPILED_FROM_S, Plan, Rehearsal, describe, plan, rehearse, too_few
+from trainer.plan import seen as seen_by
+from trainer.recipes.by_name import RECIPES
+from trainer.recipes.recipe import NetworkSize, Recipe, Stage
+from trainer.run.claim import claimed
+from trainer.run.compute import usable_device, worth_compiling
+from trainer.run.progress import spoken
+from trainer.run.state import read_facts, settle_state
+from trainer.runs import RunOptions, fitted
+
+DATA, EXPORT, REPORT = "data", "export", "report"
+DATA_FILE = "data.zip"
+STUDENT = "student"  # the folder of what is exported; engine inside
+INTERRUPTED = 130
+
+Export = Callable[[Path, Path], dict[str, Any]]  # checkpoint folder, engine folder -> what was measured
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for. None: not given."""
+
+    photos: str  # a path or a recipe's name
+    out: Path
+    budget_s: float | None = None
+    size: int | None = None
+    network: NetworkSize | None = None
+    device: str | None = None
+    seed: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the result, JSON-able."""
+        given = asdict(self) | {"photos": self.photos if self.recipe_named else str(Path(self.photos).resolve())}
+        return {name: value for name, value in given.items() if value is not None and name not in ("out", "device")}
+
+    @property
+    def where(self) -> str:
+        return usable_device(self.device)
+
+    @property
+    def recipe_named(self) -> bool:
+        """A folder of that name goes before the recipe."""
+        return self.photos in RECIPES and not Path(self.photos).exists()
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the stages share."""
+
+    order: Order
+    recipe: Recipe
+    recipe_name: str
+    data: ImageSet
+    journal: Journal
+
+    def options(self, stage: Stage, folder: Path, images: int, label: str, plan: Plan | None) -> RunOptions:
+        out = folder / stage.name
+        options = RunOptions(
+            self.recipe_name, out, images=images, batch=self.batches[stage.name], label=label,
+            seed=(self.order.seed or 0) + stage.seed, resume=(out / STATE_FILE).exists(), device=self.order.where,
+            network=self.network, compile="on" if self.compiled else "off",
+        )  # fmt: skip
+        if plan is None:
+            return replace(options, sheets=False)
+        return replace(options, precision=plan.precision, checkpoint_s=plan.checkpoint_s[stage.name])
+
+    @property
+    def network(self) -> NetworkSize:
+        assert self.order.network is not None, "_settled saw to it"
+        return self.order.network
+
+    @property
+    def compiled(self) -> bool:
+        long = (self.order.budget_s or 0) >= COMPILED_FROM_S
+        return long and worth_compiling(self.order.where, self.order.budget_s)
+
+    @property
+    def batches(self) -> dict[str, int]:
+        usual = self.recipe.batch_of(self.network)
+        return {stage.name: stage.batch or usual for stage in self.recipe.stages}
+
+
+def names(recipe: Recipe) -> list[str]:
+    """All stages, in order."""
+    return [DATA, *(stage.name for stage in recipe.stages), EXPORT, REPORT]
+
+
+def train(
+    order: Order, default_budget_s: float, export: Export, began: float, first: str | None = None, dry_run: bool = False
+) -> int:
+    """Do what is not complete. Returns the exit status.
+
+    began: when the command did, by time.monotonic: the budget is the whole command's. first: the stage to go back to;
+    it and what follows is made anew. dry_run: print the plan, write nothing.
+    Raises CheckpointError, DataError or OSError with a sentence; what is complete stays.
+    """
+    if dry_run:
+        journal = Journal.read(order.out)
+        order = _settled(order, journal, default_budget_s, first)
+        run = _opened(order, journal, _prepared(journal) if DATA in journal.stages else _pictures(order))
+        print(describe(_planned(run, run.recipe.stages, began), run.data, run.recipe), flush=True)
+        return 0
+    with claimed(order.out):
+        journal = Journal.read(order.out)
+        order = _settled(order, journal, default_budget_s, first)
+        try:
+            return _train(order, journal, export, first, began)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            raise CheckpointError(
+                f"the disk is full ({error}); make room, then go on from here with: {command(order)}"
+            ) from error
+
+
+def _train(order: Order, journal: Journal, export: Export, first: str | None, began: float) -> int:
+    if first == DATA and journal.plan:
+        _forget(journal, names(RECIPES[journal.plan["recipe"]]))
+    if DATA not in journal.stages:
+        _prepare(order, journal)
+    run = _opened(order, journal, _prepared(journal))
+    if first and first != DATA:
+        _forget(journal, _from(first, run.recipe))
+    missing = [stage for stage in run.recipe.stages if stage.name not in journal.stages]
+    if not journal.plan or first in {stage.name for stage in run.recipe.stages}:
+        made = _planned(run, missing, began)
+        journal.plan, journal.order = asdict(_merged(journal.plan, made)), order.facts()
+        journal.write()
+    planned = Plan(**journal.plan)
+    _enough_disk(order.out, planned)
+    print(describe(planned, run.data, run.recipe), flush=True)
+    for stage in run.recipe.stages:
+        if not _complete(run, stage, planned) and not _trained(run, stage, planned):
+            print(f"interrupted in the stage {stage.name}; go on with: {command(order)}", file=sys.stderr)
+            return INTERRUPTED
+    if EXPORT not in journal.stages:
+        _export(run, export)
+    if REPORT not in journal.stages:
+        _report(run, planned)
+    print(ending(run, planned), flush=True)
+    return 0
+
+
+def _from(first: str, recipe: Recipe) -> list[str]:
+    """The stage and those that follow it. Raises CheckpointError when there is none of that name."""
+    order = names(recipe)
+    if first not in order:
+        raise CheckpointError(f"there is no stage {first!r}; --from takes {', '.join(order)}")
+    return order[order.index(first) :]
+
+
+def _forget(journal: Journal, stages: Sequence[str]) -> None:
+    """Remove stages and their results. The journal goes first: what is not in it is made again."""
+    journal.stages = {name: done for name, done in journal.stages.items() if name not in stages}
+    if DATA in stages:
+        journal.plan, journal.order = {}, {}
+    journal.write()
+    places = {DATA: DATA_FILE, EXPORT: STUDENT, REPORT: report.FILE}
+    for name in stages:
+        path = journal.folder / places.get(name, name)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _settled(order: Order, journal: Journal, default_budget_s: float, first: str | None) -> Order:
+    """The order, with what was asked for before where nothing is given now.
+
+    Raises CheckpointError when it is another one than the folder holds.
+    """
+    before, now = journal.order, order.facts()
+    free = {"budget_s"} if first or not journal.plan else set()  # going back may take another budget
+    differing = [name for name in now if before and name not in free and before.get(name) != now[name]]
+    if differing:
+        said = "; ".join(f"{_flag(name)} was {before.get(name, 'not given')}, now {now[name]}" for name in differing)
+        raise CheckpointError(f"{order.out} holds another run: {said}. Choose another --out")
+    stored = {name: value for name, value in before.items() if name != "photos" and getattr(order, name) is None}
+    order = replace(order, **stored)
+    size: NetworkSize = "large" if order.where == "cuda" else "small"
+    return replace(
+        order, network=order.network or size, seed=order.seed or 0, budget_s=order.budget_s or default_budget_s
+    )
+
+
+def _flag(name: str) -> str:
+    return {"photos": "PHOTOS", "budget_s": "--budget in seconds"}.get(name, f"--{name}")
+
+
+def _pictures(order: Order) -> ImageSet:
+    """Raises DataError."""
+    if not order.recipe_named:
+        return read_given(Path(order.photos), order.size)
+    if order.photos not in READERS:
+        raise DataError(f"the recipe {order.photos} has no pictures of its own; name a folder of pictures")
+    if order.size:
+        raise DataError(f"the pictures of {order.photos} have a size of their own; leave --size out")
+    return READERS[order.photos](None, "train")
+
+
+def _prepare(order: Order, journal: Journal) -> None:
+    began = time.monotonic()
+    print(f"reading {order.photos}", file=sys.stderr, flush=True)
+    images = _pictures(order)
+    for line in unread(images):
+        print(line, file=sys.stderr, flush=True)
+    path = order.out / DATA_FILE
+    write_image_set(path, images)
+    settings = settings_hash({"photos": order.photos, "size": order.size})
+    seconds = round(time.monotonic() - began, 2)
+    journal.order = order.facts()
+    journal.stages[DATA] = Done(settings, {}, images.sha256(), seconds, facts={"file": DATA_FILE})
+    journal.write()
+
+
+def _prepared(journal: Journal) -> ImageSet:
+    return read_image_set(journal.folder / journal.stages[DATA].facts["file"])
+
+
+def _opened(order: Order, journal: Journal, data: ImageSet) -> Run:
+    """Raises DataError when the recipe's network does not take images of this size."""
+    side = data.images.shape[1]
+    name = order.photos if order.recipe_named else ("photos" if side <= 32 else "photos-64")
+    run = Run(order, RECIPES[name], name, data, journal)
+    try:
+        fitted(run.recipe.network_of(run.network), data)
+    except ValueError as error:
+        raise DataError(f"images of {side}x{side} do not fit the network of {name}: {error}") from error
+    if any(stage.method == "classifier" for stage in run.recipe.stages) and (data.labels < 0).any():
+        raise DataError(f"the recipe {name} trains classifiers, and {data.name} has images without a class")
+    return run
+
+
+def _planned(run: Run, stages: Sequence[Stage], began: float) -> Plan:
+    """Measure a few updates of every stage of the recipe, and share the budget among `stages`."""
+    batches = run.batches
+
+    def rehearsed(stage: Stage, folder: Path, images: int, label: str) -> None:
+        options = run.options(stage, folder, images, label, None)
+        if stage.method != "teacher":
+            options = replace(options, precision=read_card(folder / "teacher").training["precision"])
+        if not _run_stage(run, options, stage, folder):
+            raise KeyboardInterrupt
+
+    measured: Rehearsal = rehearse(run.recipe.stages, batches, rehearsed, run.order.where)
+    assert run.order.budget_s is not None, "_settled saw to it"
+    return plan(
+        measured, stages, batches, run.order.budget_s, time.monotonic() - began, recipe=run.recipe_name,
+        network=run.network, device=run.order.where, compile=run.compiled,
+    )  # fmt: skip
+
+
+def _merged(before: dict[str, Any], made: Plan) -> Plan:
+    """A plan of the stages that are made anew, with the images of those that are kept."""
+    if not before:
+        return made
+    kept = {name: {**before[name], **getattr(made, name)} for name in ("images", "seconds", "checkpoint_s")}
+    return replace(made, precision=before["precision"], **kept)
+
+
+def _enough_disk(out: Path, planned: Plan) -> None:
+    free_mb = shutil.disk_usage(out).free / 1e6
+    done = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
+    if free_mb < planned.disk_mb - done:
+        raise CheckpointError(
+            f"{out} needs {planned.disk_mb / 1e3:.1f} GB, and {free_mb / 1e3:.1f} GB are free; "
+            "make room or choose another --out"
+        )
+
+
+def _run_stage(run: Run, options: RunOptions, stage: Stage, folder: Path) -> bool:
+    """Train one stage; `folder` holds the results of the others. False: interrupted."""
+    if stage.method == "teacher":
+        return train_teacher(options, run.data)
+    if stage.method == "classifier":
+        return train_classifier(options, run.data)
+    of = lambda name: folder / name if name else None  # noqa: E731
+    critics = tuple(folder / name for name in stage.critics)
+    request = Distillation(
+        folder / "teacher", stage.method, dict(stage.switches), of(stage.start), None, of(stage.kept), critics
+    )
+    return train_student(options, run.data, request)
+
+
+def _settings(run: Run, stage: Stage, planned: Plan) -> str:
+    settings = [asdict(stage), planned.images[stage.name], run.batches[stage.name], run.network, planned.precision]
+    return settings_hash([*settings, run.recipe_name, run.order.seed or 0])
+
+
+def _parents(run: Run, stage: Stage) -> dict[str, str]:
+    return {name: run.journal.stages[name].result for name in (DATA, *stage.parents)}
+
+
+def _complete(run: Run, stage: Stage, planned: Plan) -> bool:
+    """Raises CheckpointError for a stage that was made with other settings or from other parents."""
+    done = run.journal.stages.get(stage.name)
+    if done is None:
+        return False
+    if done.settings != _settings(run, stage, planned) or done.parents != _parents(run, stage):
+        raise CheckpointError(
+            f"the stage {stage.name} of {run.order.out} was made with other settings; --from {stage.name} makes it anew"
+        )
+    return True
+
+
+def _trained(run: Run, stage: Stage, planned: Plan) -> bool:
+    out = run.order.out
+    settle_state(out / stage.name)
+    options = run.options(stage, out, planned.images[stage.name], stage.name, planned)
+    if not _run_stage(run, options, stage, out):
+        return False
+    folder = out / stage.name
+    result = classifier_hash(folder) if stage.method == "classifier" else read_card(folder).weights
+    facts = read_facts(folder)
+    run.journal.stages[stage.name] = Done(
+        _settings(run, stage, planned), _parents(run, stage), result, round(facts["elapsed_s"], 2), facts["images"],
+        {"method": stage.method, "switches": dict(stage.switches), "images_per_s": facts["images_per_s"]},
+    )  # fmt: skip
+    run.journal.write()
+    return True
+
+
+def _export(run: Run, export: Export) -> None:
+    """The last stage's weights in half precision, under a card that lists all stages, and their engine."""
+    began, out, last = time.monotonic(), run.order.out, run.recipe.stages[-1].name
+    print("exporting the student, and comparing its engine with PyTorch", file=sys.stderr, flush=True)
+    weights, card = load_checkpoint(out / last)
+    stages = {name: asdict(done) for name, done in run.journal.stages.items() if name not in (EXPORT, REPORT)}
+    totals = [done for name, done in run.journal.stages.items() if name not in (DATA, EXPORT, REPORT, "teacher")]
+    training = {
+        **card.training, "published_from": card.weights, "stages": stages,
+        "images": sum(done.images for done in totals), "seconds": round(sum(done.seconds for done in totals), 1),
+    }  # fmt: skip
+    half = {name: tensor.half() for name, tensor in weights.items()}
+    saved = save_checkpoint(out / STUDENT, half, replace(card, training=training))
+    facts = export(out / STUDENT, out / STUDENT / "engine")
+    parents = {last: run.journal.stages[last].result}
+    seconds = round(time.monotonic() - began, 2)
+    run.journal.stages[EXPORT] = Done(settings_hash(last), parents, saved.weights, seconds, facts=facts)
+    run.journal.write()
+
+
+def _report(run: Run, planned: Plan) -> None:
+    began = time.monotonic()
+    print("writing the report", file=sys.stderr, flush=True)
+    out = run.order.out
+    contents = report.Contents(
+        out, run.data, planned, run.recipe, run.journal, command(run.order), serve_command(out), run.order.where
+    )
+    facts = report.write(contents)
+    parents = {EXPORT: run.journal.stages[EXPORT].result}
+    settings, seconds = settings_hash(planned.report_images), round(time.monotonic() - began, 2)
+    run.journal.stages[REPORT] = Done(settings, parents, file_sha256(out / report.FILE), seconds, facts=facts)
+    run.journal.write()
+
+
+def command(order: Order) -> str:
+    """The command that makes such a run, or goes on with it."""
+    options = {"size": order.size, "network": order.network, "device": order.device, "seed": order.seed or None}
+    given = [f"--{name} {value}" for name, value in options.items() if value is not None]
+    paths = f"{shlex.quote(order.photos)} --out {shlex.quote(str(order.out))}"
+    return " ".join([f"python -m fewstep train {paths} --budget {order.budget_s:.0f}s", *given])
+
+
+def serve_command(out: Path) -> str:
+    return f"python -m server --engine {shlex.quote(str(out / STUDENT / 'engine'))}"
+
+
+def ending(run: Run, planned: Plan) -> str:
+    """What there is now. Nothing is called ready over noise."""
+    seconds, out = sum(done.seconds for done in run.journal.stages.values()), run.order.out
+    sentence = too_few(run.data.images.shape[1], seen_by(planned.images, run.recipe.stages))
+    head = f"{out} is ready" if sentence is None else f"{out} is complete, but {sentence}"
+    took = f"took {spoken(seconds)} in all; the report is {out / 'report.html'}"
+    return f"{head}\n{took}\nserve it with: {serve_command(out)}"
