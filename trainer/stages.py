@@ -270,7 +270,7 @@ def _planned(run: Run, stages: Sequence[Stage], began: float) -> Plan:
         if not _run_stage(run, options, stage, folder):
             raise KeyboardInterrupt
 
-    measured: Rehearsal = rehearse(run.recipe.stages, batches, rehearsed, run.order.where)
+    measured: Rehearsal = rehearse(run.recipe.stages, batches, rehearsed, run.order.where, run.compiled)
     assert run.order.budget_s is not None, "_settled saw to it"
     return plan(
         measured, stages, batches, run.order.budget_s, time.monotonic() - began, recipe=run.recipe_name,

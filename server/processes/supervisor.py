@@ -19,7 +19,7 @@ from server.processes.worker import EXIT_BAD_ENGINE, EXIT_NOT_LOADED, freeze_hea
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-KILL_AFTER_S = 5.0  # beyond drain and grace period, for a child that does not end by itself
+KILL_AFTER_S = 10.0  # beyond drain and grace period, for a child that does not end by itself
 REPEAT_S = 1.0  # between two SIGTERMs to an HTTP process that has not ended
 CLOSED_S = 1.0  # between the end of an HTTP process's sockets and its own
 WINDOW_S = 60.0  # over which restarts are counted

@@ -234,7 +234,7 @@ def test_a_rival_is_a_row_and_cells_are_shared_between_runs(tmp_path, zips, monk
         (["--student", "x=/nowhere"], "holds no engine"),
         (["--only", "nonsense"], "--only nonsense fits nothing; there are student, euler"),
         (["--images", "3"], "more than 3"),
-        (["--data", "/nowhere.zip"], "does not exist; `python -m trainer data --help`"),
+        (["--data", "/nowhere.zip"], "/nowhere.zip does not exist; for Fashion-MNIST: python -m trainer data fashion"),
         (["--inception", "/nowhere.pth"], "does not exist; --inception wants the file known as pt_inception"),
         (["--student", f"x={ROOT / 'models/fashion/teacher'}"], "x has no levels in its card: it is not a student"),
     ],

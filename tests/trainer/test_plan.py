@@ -1,8 +1,12 @@
 """What a budget buys: shares, one batch at least, and the words about a result that is too small."""
 
+from pathlib import Path
+
 import pytest
 
-from trainer.plan import LEVELS, Measured, Needed, Plan, Rehearsal, plan, too_few, wanted_s
+import trainer.plan
+from fewstep.checkpoint import load_denoiser
+from trainer.plan import LEVELS, Measured, Needed, Plan, Rehearsal, plan, rehearse, too_few, wanted_s
 from trainer.recipes.recipe import TEACHER_AND_STUDENT
 
 REHEARSED = Rehearsal({"teacher": Measured(100.0, 5.0), "dpdm": Measured(50.0, 7.0)}, 0.001, "fp32", 1000, 500, 20)
@@ -52,3 +56,17 @@ def test_the_budget_that_is_named_as_enough_is_enough():
     enough = planned(wanted_s(planned(5.0), TEACHER_AND_STUDENT, needed))
     assert enough.images["teacher"] >= needed.teacher and enough.images["dpdm"] >= needed.student
     assert too_few(32, Needed(enough.images["teacher"], enough.images["dpdm"])) is None
+
+
+@pytest.mark.parametrize(("compiled", "speed"), [(True, 100.0), (False, 1.0)])
+def test_a_compiled_stage_is_measured_after_it_has_compiled(compiled, speed, tiny_teacher, tmp_path, monkeypatch):
+    runs: list[str] = []
+
+    def run(stage, folder: Path, images: int, label: str) -> None:
+        (folder / stage.name).mkdir()  # raises where an earlier run has left something
+        runs.append(stage.name)
+
+    monkeypatch.setattr(trainer.plan, "read_facts", lambda at: {"images_per_s": 100.0 ** (runs.count(at.name) - 1)})
+    monkeypatch.setattr(trainer.plan, "load_denoiser", lambda *_: load_denoiser(tiny_teacher))
+    measured = rehearse(TEACHER_AND_STUDENT, BATCHES, run, "cpu", compiled).stages
+    assert {name: one.images_per_s for name, one in measured.items()} == {"teacher": speed, "dpdm": speed}

