@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -22,8 +23,8 @@ from server.scheduler.encoding import Encoders
 from server.scheduler.loading import LoadOptions, load_model
 from server.scheduler.loop import EngineLoop, Inbox
 from server.scheduler.model import Model
-from server.scheduler.policy import Policy, earliest_deadline, fifo
-from server.settings.settings import Settings, SettingsError
+from server.scheduler.policy import Policy, earliest_deadline, fifo, shortest
+from server.settings.settings import PolicyName, Settings, SettingsError
 from server.settings.sources import visible_gpu
 
 logger = logging.getLogger(__name__)
@@ -57,8 +58,10 @@ class WorkerConfig:
             backend=settings.backend, mode=settings.mode, capacity=settings.capacity, threads=settings.threads,
             processes=settings.workers, stall_s=settings.stall_s,
         )  # fmt: skip
-        policy = earliest_deadline if settings.policy == "deadline" else fifo
-        return cls(settings.engines, announced, options, policy, SharedTimes())
+        policies: dict[PolicyName, Policy] = {
+            "fifo": fifo, "deadline": earliest_deadline, "shortest": partial(shortest, ageing=settings.ageing),
+        }  # fmt: skip
+        return cls(settings.engines, announced, options, policies[settings.policy], SharedTimes())
 
 
 def load(links: HttpLinks, config: WorkerConfig) -> dict[str, Model]:

@@ -147,7 +147,8 @@ class EngineLoop:
         if not model.busy:  # device time that it did not ask for is not saved up
             self.used_s[name] = max(self.used_s[name], self.virtual_s)
         self.flights[message.id] = _Flight(message.request, message.accepted_s, message.deadline_s)
-        model.wait(message.id, message.request.images, message.accepted_s, message.deadline_s)
+        request = message.request
+        model.wait(message.id, request.images, message.accepted_s, message.deadline_s, request.calls)
         if model.failing:
             self._release_waiting(name)
             return

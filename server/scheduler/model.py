@@ -1,7 +1,7 @@
 """One model of an engine loop: its slot table, the requests that wait for a slot, its counts, and whether it works."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fewstep.schedule import SIGMA_MAX
 from server.scheduler.policy import Grant, Waiting
@@ -49,15 +49,15 @@ class Model:
         """Whether the last FAILING_AFTER network calls have all failed."""
         return self.failures >= FAILING_AFTER
 
-    def wait(self, request: int, images: int, arrived_s: float, deadline_s: float) -> None:
-        """A request joins the queue."""
-        self.waiting[request] = Waiting(request, images, arrived_s, deadline_s)
+    def wait(self, request: int, images: int, arrived_s: float, deadline_s: float, calls: int) -> None:
+        """A request joins the queue; each of its images takes so many calls."""
+        self.waiting[request] = Waiting(request, images, arrived_s, deadline_s, calls)
 
     def granted(self, grant: Grant) -> None:
         """Some or all images of a waiting request have got a slot."""
         entry = self.waiting[grant.request]
         if left := entry.images - grant.images:
-            self.waiting[entry.request] = Waiting(entry.request, left, entry.arrived_s, entry.deadline_s)
+            self.waiting[entry.request] = replace(entry, images=left)
         else:
             del self.waiting[entry.request]
 

@@ -13,6 +13,12 @@ class Waiting:
     images: int  # still without a slot, at least 1
     arrived_s: float  # monotonic clock
     deadline_s: float = math.inf  # same clock
+    calls: int = 1  # network calls of each image
+
+    @property
+    def work(self) -> int:
+        """Network calls of the images without a slot, counted one by one."""
+        return self.images * self.calls
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,16 @@ def earliest_deadline(waiting: Iterable[Waiting], free: int, now_s: float) -> li
     """
     alive = (entry for entry in waiting if entry.deadline_s > now_s)
     return fifo(sorted(alive, key=lambda entry: entry.deadline_s), free, now_s)
+
+
+def shortest(waiting: Iterable[Waiting], free: int, now_s: float, ageing: float) -> list[Grant]:
+    """The request with the least work first, where each second of waiting counts for `ageing` (> 0) calls less.
+
+    No request starves: work less the credit for waiting orders requests as work + ageing * arrival does, so a request
+    of work w is overtaken only by requests that arrive within w / ageing seconds after it. Images that have a slot
+    keep it. docs/operations.md says what it gains.
+    """
+    return fifo(sorted(waiting, key=lambda entry: entry.work + ageing * entry.arrived_s), free, now_s)
 
 
 def least_served(busy: Mapping[str, float]) -> str:

@@ -16,7 +16,7 @@ from export.manifest import BACKENDS
 MODELS = Path(__file__).resolve().parents[2] / "models"  # the students that ship with the checkout
 
 Mode = Literal["fast", "exact"]
-PolicyName = Literal["fifo", "deadline"]
+PolicyName = Literal["fifo", "deadline", "shortest"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 Group = Literal["server", "engines", "scheduling", "limits", "security", "logs"]
@@ -164,8 +164,11 @@ class Settings:
 
     mode: Mode = _setting("fast", "scheduling", "fast: few images make a small batch; exact: every batch has the full "
         "size, and an image the same bytes in each", choices=get_args(Mode))
-    policy: PolicyName = _setting("fifo", "scheduling", "the request that gets the next slot: the first, or the one "
-        "with the earliest deadline", choices=get_args(PolicyName))
+    policy: PolicyName = _setting("fifo", "scheduling", "the request that gets the next slot: the first, the one "
+        "with the earliest deadline, or the one with the least work (images times steps, less its credit for waiting)",
+        choices=get_args(PolicyName))
+    ageing: float = _setting(15.0, "scheduling", "for policy shortest: network calls that a second of waiting counts "
+        "for; the more, the closer to fifo", low=0.01, high=1_000_000)
     capacity: int = _setting(8, "scheduling", "images of a model in one network call; 0 measures call times at "
         "start-up and chooses", high=4_096)
 

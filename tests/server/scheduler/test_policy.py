@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.scheduler.policy import Grant, Waiting, earliest_deadline, fifo, least_served
+from server.scheduler.policy import Grant, Waiting, earliest_deadline, fifo, least_served, shortest
 
 
 def test_fifo_serves_in_order_of_arrival_and_splits_the_request_that_does_not_fit():
@@ -27,6 +27,30 @@ def test_the_earliest_deadline_is_served_first_equal_ones_in_order_of_arrival_an
     waiting = [Waiting(request, 1, float(i), deadlines[request]) for i, request in enumerate(deadlines)]
     assert [g.request for g in earliest_deadline(waiting, free=9, now_s=10.0)] == [9, 7, 4]
     assert earliest_deadline(waiting, free=1, now_s=10.0) == [Grant(9, 1)]
+
+
+def test_the_least_work_is_served_first_and_waiting_counts_as_work_done():
+    gallery, single, one_step = Waiting(1, 8, 0.0, calls=4), Waiting(2, 1, 1.0, calls=4), Waiting(3, 1, 1.0, calls=1)
+    waiting = [gallery, single, one_step]
+    assert [g.request for g in shortest(waiting, 10, now_s=1.0, ageing=15.0)] == [3, 2, 1]
+    assert [g.request for g in shortest(waiting, 10, now_s=1.0, ageing=29.0)] == [3, 1, 2]
+    assert [g.request for g in shortest(waiting, 10, now_s=1.0, ageing=1000.0)] == [1, 3, 2]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 64), st.integers(1, 8), st.floats(0, 100)), max_size=12), st.integers(0, 80),
+    st.floats(0.1, 1000),
+)  # fmt: skip
+def test_the_shortest_first_fills_every_slot_and_lets_nobody_overtake_for_long(requests, free: int, ageing: float):
+    waiting = [Waiting(i, images, arrived, calls=calls) for i, (images, calls, arrived) in enumerate(requests)]
+    grants = shortest(waiting, free, now_s=100.0, ageing=ageing)
+    assert sum(g.images for g in grants) == min(free, sum(images for images, _, _ in requests))
+    place = {grant.request: at for at, grant in enumerate(grants)}
+    for late in waiting:
+        for early in waiting:
+            behind = place.get(early.request, len(waiting)) > place.get(late.request, len(waiting))
+            if behind and late.arrived_s > early.arrived_s:
+                assert (late.arrived_s - early.arrived_s) * ageing <= early.work + 1e-6 * ageing
 
 
 def test_the_turn_goes_to_the_model_that_has_had_the_least():
