@@ -61,6 +61,8 @@ class Series:
             "sigmas": list(sigmas),
             "seeds": [seeds.start, seeds.stop],
         }
+        if settings := self.method.settings(nfe):
+            key["settings"] = dict(settings)
         sample = self.generator.sample
         labels = self.generator.labels(seeds)
         return Task(key, lambda some: sample(self.method.sampler, sigmas, some, batch), seeds, nfe, labels)
