@@ -105,7 +105,8 @@ def tuned_methods(path: Path, teacher: str) -> list[Method]:
         searched = found["checkpoints"]["teacher"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path} holds no searched schedules ({error!r}); make them with: python benchmarks/solver_search.py --out FILE"
+            f"{path} holds no searched schedules ({error!r}); "
+            "make them with: python benchmarks/solver_search.py --out FILE"
         ) from error
     if searched != teacher:
         raise CheckpointError(

@@ -4,9 +4,9 @@
     python benchmarks/solver_search.py --teacher runs/teacher --data runs/data/fashion-a.zip --calls 2 4 8
     python benchmarks/solver_search.py --smoke                     # seconds; proves that it runs
 
-A schedule is sigma_max, sigma_min and rho (Karras et al. 2022, Eq. 5; 1 / rho = 0 is uniform in log SNR), and with some
-solvers an order or SA-Solver's tau. The start is the published schedule and two more; then one number at a time is moved
-by golden-section search, in a wide window and in a narrower one, as `trainer calibrate` moves a student's levels.
+A schedule is sigma_max, sigma_min and rho (Karras et al. 2022, Eq. 5; 1 / rho = 0 is uniform in log SNR), and with
+some solvers an order or SA-Solver's tau. The start is the published schedule and two more; then one number at a time is
+moved by golden-section search, in a wide window and in a narrower one, as `trainer calibrate` moves a student's levels.
 Closeness is the Fréchet distance in the teacher's own features to the training images, so that no judge of the panel
 chooses. The seeds are none that a published figure uses. What is found is kept if it is better on four ranges of seeds
 that the search has not seen. latency.py, quality.py and panel.py take the file: --schedules FILE.
@@ -73,7 +73,7 @@ class Schedule:
 
 
 Objective = Callable[[Schedule], float]  # lower is better
-# Where the search begins beside the published schedule: EDM's spacing to where a last call is still seen, and a short one.
+# Where the search begins beside the published schedule: EDM's spacing down to where a call is still seen; a short one.
 STARTS = (Schedule(sigma_min=0.05), Schedule(20.0, 0.1))
 
 
@@ -243,6 +243,7 @@ def run(args: argparse.Namespace) -> None:
         if args.backend
         else load_sampled(args.teacher, args.threads)
     )
+    print(f"looking at {data.name} through the teacher's features", file=sys.stderr, flush=True)
     space = TeacherSpace.of(denoiser, data.images, data.labels)
     config = SearchConfig(windows=(4.0,), tries=2) if args.smoke else SearchConfig()
     ranges = [range(FIRST_SEED + i * args.images, FIRST_SEED + (i + 1) * args.images) for i in range(1 + HELD_OUT)]

@@ -69,7 +69,7 @@ def halved(images: ImageSet, half: Half) -> ImageSet:
     the odd one; so both halves have the classes' shares, and the order of the set does not matter. Raises DataError
     for a set that is too small to be halved.
     """
-    digests = np.array([hashlib.sha256(np.ascontiguousarray(image)).hexdigest() for image in images.images])
+    digests = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images.images])
     chosen: list[NDArray[np.int64]] = []
     for label in np.unique(images.labels):
         members = np.flatnonzero(images.labels == label)
