@@ -101,7 +101,10 @@ def tuned_methods(path: Path, teacher: str) -> list[Method]:
         found = json.loads(path.read_text())
         if found["benchmark"] != "solver_search":
             raise KeyError("solver_search")
-        rows = {name: {row["calls"]: row for row in found["rows"] if row["solver"] == name} for name in _families()}
+        rows = {
+            family.name: {row["calls"]: row for row in found["rows"] if row["solver"] == family.name}
+            for family in FAMILIES
+        }
         searched = found["checkpoints"]["teacher"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -116,8 +119,9 @@ def tuned_methods(path: Path, teacher: str) -> list[Method]:
     return [_tuned(family, rows[family.name]) for family in FAMILIES if rows[family.name]]
 
 
-def _families() -> tuple[str, ...]:
-    return tuple(family.name for family in FAMILIES)
+def family_names() -> tuple[str, ...]:
+    """Names of the methods that a search may give."""
+    return tuple(f"{family.name}{TUNED}" for family in FAMILIES)
 
 
 def _tuned(family: Family, rows: Mapping[int, Mapping[str, Any]]) -> Method:

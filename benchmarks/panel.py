@@ -1,6 +1,6 @@
 """The panel's verdict on a student, beside its teacher's samplers and its rivals: every metric in one table.
 
-    python benchmarks/panel.py runs/student                        # N = 10,000, three ranges of seeds: hours of one core
+    python benchmarks/panel.py runs/student                        # N = 10,000, three ranges of seeds: hours
     python benchmarks/panel.py runs/student --images 1000          # half an hour
     python benchmarks/panel.py --schedules schedules.json --rival consistency=models/fashion/rivals/consistency
     python benchmarks/panel.py --smoke                             # seconds; proves that it runs
