@@ -48,6 +48,7 @@ STUDENT, REAL = "student", "real"
 CALLS = (1, 2, 4, 8)
 PUBLISHED = ("sa:35", "dpmpp-2m:4")
 BATCH = 100
+PIECE = 500  # images that are kept together: an interrupt loses one piece, and more images reuse the pieces of fewer
 HALF_A, ALL, HALF_B, OTHER = "half a", "all training images", "half b", "other images"
 Judged = dict[str, float | None]  # by metric
 
@@ -65,6 +66,10 @@ class Sampler:
         task = self.series.task(self.calls, seeds, BATCH)
         assert task is not None, "only possible counts are listed"
         return task
+
+    def pieces(self, seeds: range) -> list[Task]:
+        """The same images in pieces."""
+        return [self.task(seeds[first : first + PIECE]) for first in range(0, len(seeds), PIECE)]
 
 
 def teacher_folder(model: Path, given: Path | None) -> Path:
@@ -179,15 +184,17 @@ class Court:
         cache.write(self._key(facts), values=np.array(values, float))
         return judged
 
-    def judged(self, cache: Cache, task: Task, number: int) -> Judged:
-        """What the panel says of a task's images, from the cache or now."""
+    def judged(self, cache: Cache, sampler: Sampler, seeds: range, number: int) -> Judged:
+        """What the panel says of a sampler's images of these seeds, from the cache or now."""
+        task = sampler.task(seeds)
         facts = {"pixels": task.key, "number": number}
         if found := self._read(cache, facts):
             return found
-        stored = cache.read(pixels_key(task))
-        assert stored is not None, "sampled before"
-        labels = np.zeros(len(task.seeds), np.int64) if task.labels is None else task.labels
-        return self._write(cache, facts, judge(self.panel, stored["pixels"], labels, number))
+        stored = [cache.read(pixels_key(piece)) for piece in sampler.pieces(seeds)]
+        pixels = np.concatenate([piece["pixels"] for piece in stored if piece is not None])
+        assert len(pixels) == len(seeds), "sampled before"
+        labels = np.zeros(len(seeds), np.int64) if task.labels is None else task.labels
+        return self._write(cache, facts, judge(self.panel, pixels, labels, number))
 
     def floor(self, cache: Cache, labels: np.ndarray, number: int) -> Judged:
         """The same of real images of half a, with the same labels; every range has other images."""
@@ -228,8 +235,9 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
     half_a, half_b = halved(train, "a"), halved(train, "b")
     samplers = columns(args, train, half_a, half_b)
     ranges = seed_ranges(args.images, args.ranges)
-    tasks = {sampler.name: [sampler.task(seeds) for seeds in ranges] for sampler in samplers}
-    sample_missing(cache, [(name, some[number]) for number in range(args.ranges) for name, some in tasks.items()])
+    cut = [(sampler.name, sampler.pieces(seeds)) for seeds in ranges for sampler in samplers]
+    # The first piece of everything, then the second, ..: a run that is stopped has whole runs of fewer images.
+    sample_missing(cache, [(name, pieces[i]) for i in range(len(cut[0][1])) for name, pieces in cut])
 
     nets, missing = load_nets(args.threads, train.images.shape[1:])
     for sentence in missing.values():
@@ -246,10 +254,10 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
             "nets": {net.name: net.sha256 for net in nets},
         },
     )
-    judged = judge_all(court, cache, tasks, ranges, known)
+    judged = judge_all(court, cache, samplers, ranges, known)
     rows = [
         {"sampler": REAL, "label": "real images of half a", "calls": None, "metrics": metrics(judged[REAL])},
-        *(described(sampler, judged[sampler.name], tasks[sampler.name][0]) for sampler in samplers),
+        *(described(sampler, judged[sampler.name], sampler.task(ranges[0])) for sampler in samplers),
     ]
     comparisons = [
         {"first": a, "second": b, "metrics": [asdict(one) for one in compare(judged[a], judged[b])]}
@@ -272,20 +280,20 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
 
 
 def judge_all(
-    court: Court, cache: Cache, tasks: Mapping[str, Sequence[Task]], ranges: Sequence[range], known: bool
+    court: Court, cache: Cache, samplers: Sequence[Sampler], ranges: Sequence[range], known: bool
 ) -> dict[str, list[Judged]]:
     """What the panel says of every sampler, and of real images, by range."""
-    judged: dict[str, list[Judged]] = {REAL: [], **{name: [] for name in tasks}}
+    judged: dict[str, list[Judged]] = {REAL: [], **{sampler.name: [] for sampler in samplers}}
     with tqdm(total=len(judged) * len(ranges), desc="judging", unit="set") as bar:
-        for number in range(len(ranges)):
+        for number, seeds in enumerate(ranges):
             bar.set_postfix_str(f"{REAL}, range {number}")
-            labels = next(iter(tasks.values()))[number].labels
-            asked = labels if labels is not None and known else np.zeros(len(ranges[number]), np.int64)
+            labels = samplers[0].task(seeds).labels
+            asked = labels if labels is not None and known else np.zeros(len(seeds), np.int64)
             judged[REAL].append(court.floor(cache, asked, number))
             bar.update()
-            for name, some in tasks.items():
-                bar.set_postfix_str(f"{name}, range {number}")
-                judged[name].append(court.judged(cache, some[number], number))
+            for sampler in samplers:
+                bar.set_postfix_str(f"{sampler.name}, range {number}")
+                judged[sampler.name].append(court.judged(cache, sampler, seeds, number))
                 bar.update()
     return judged
 

@@ -66,7 +66,8 @@ def test_every_metric_but_that_of_missing_weights_judges_and_prefers_real_images
         "kid pixels-pca64",
         "spectrum",
     ):
-        assert truth[name] < found[name], name
+        ours, theirs = found[name], truth[name]
+        assert ours is not None and theirs is not None and theirs < ours, name
     assert found["spectrum"] == pytest.approx(0.75, abs=0.06)  # half the contrast is a quarter of the power
     assert found == judge(panel, darker, labels, 0)
 
@@ -100,23 +101,24 @@ def test_ranges_are_paired_before_they_are_tested():
     assert paired_p(ours, ours) == 1 and paired_p(ours, ours + 1) == 0 and paired_p(ours[:1], ours[:1] + 1) is None
 
 
-def judged(offset: float, wobble: float = 0.0, **other: float) -> list[dict[str, float | None]]:
+def judged(offset: float, wobble: float = 0.0, **other: float | None) -> list[dict[str, float | None]]:
     noise = (0.0, wobble, -wobble)
-    return [{metric.name: 1.0 + index + offset + noise[index] for metric in METRICS} | other for index in range(3)]
+    return [{**{metric.name: 1.0 + i + offset + noise[i] for metric in METRICS}, **other} for i in range(3)]
 
 
 def test_a_comparison_says_better_worse_or_nothing_and_leaves_out_what_is_not_known():
-    absent: dict = {"kid effl0-pca64": None, "frechet effl0-pca64": None}
+    absent: dict[str, None] = {"kid effl0-pca64": None, "frechet effl0-pca64": None}
     found = {one.metric: one for one in compare(judged(-0.5, 1e-4, **absent), judged(0))}
     assert set(found) == {metric.name for metric in METRICS if metric.better} - set(absent)
     assert found["spectrum"].verdict == "better" and found["recall"].verdict == "worse"
     assert found["spectrum"].difference == pytest.approx(-0.5) and found["spectrum"].ratio == pytest.approx(1.5 / 2)
-    assert found["spectrum"].p_holm == pytest.approx(13 * found["spectrum"].p)
+    p = found["spectrum"].p
+    assert p is not None and found["spectrum"].p_holm == pytest.approx(13 * p)
     assert {one.verdict for one in compare(judged(-0.01, 0.5), judged(0))} == {"no difference"}
     assert {one.verdict for one in compare(judged(-1)[:1], judged(0)[:1])} == {"no difference"}
 
 
 def test_rows_have_means_over_ranges_and_nothing_for_what_is_missing():
-    found = {row["metric"]: row for row in rows(judged(0, **{"kid effl0-pca64": None}))}  # type: ignore[arg-type]
+    found = {row["metric"]: row for row in rows(judged(0, **{"kid effl0-pca64": None}))}
     assert found["recall"]["mean"] == 2 and found["recall"]["std"] == 1 and found["recall"]["better"] == "higher"
     assert found["kid effl0-pca64"]["mean"] is found["kid effl0-pca64"]["values"] is None
