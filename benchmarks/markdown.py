@@ -10,7 +10,7 @@ Result = Mapping[str, Any]  # what benchmarks/harness.py wrote
 
 NAMES = {"dpdm": "**DPDM student**", "heun": "EDM Heun", "euler": "EDM Euler"}
 SOLVERS = ("heun", "euler")
-VERDICTS = ("better", "worse", "no difference")
+OUTCOMES = ("better", "worse", "no difference")
 STUDENT = "student"  # of quality.py and recovery.py: the shipped one
 
 
@@ -137,15 +137,15 @@ def _judged(found: Mapping[str, Any]) -> str:
     return "" if found["mean"] is None else _with_std(found["mean"], found["std"])
 
 
-def panel_verdicts(result: Result) -> str:
+def panel_comparisons(result: Result) -> str:
     """In which metrics of a panel.py result one sampler is better or worse than another, beyond noise."""
     labels = {row["sampler"]: f"{row['label']}, {row['calls']}" for row in result["rows"]}
     lines = []
     for pair in result["comparisons"]:
-        by = {verdict: [one["metric"] for one in pair["metrics"] if one["verdict"] == verdict] for verdict in VERDICTS}
+        by = {outcome: [one["metric"] for one in pair["metrics"] if one["outcome"] == outcome] for outcome in OUTCOMES}
         first, second = labels[pair["first"]], labels[pair["second"]]
-        lines.append([f"{first}, beside {second}", *(", ".join(by[verdict]) or "-" for verdict in VERDICTS)])
-    return markdown(["", *VERDICTS], lines)
+        lines.append([f"{first}, beside {second}", *(", ".join(by[outcome]) or "-" for outcome in OUTCOMES)])
+    return markdown(["", *OUTCOMES], lines)
 
 
 def schedules(result: Result) -> str:

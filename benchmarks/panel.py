@@ -1,4 +1,4 @@
-"""The panel's verdict on a student, beside its teacher's samplers and its rivals: every metric in one table.
+"""What the panel says of a student, of its teacher's samplers and of its rivals: every metric in one table.
 
     python benchmarks/panel.py runs/student                        # N = 10,000, three ranges of seeds: hours
     python benchmarks/panel.py runs/student --images 1000          # half an hour
@@ -39,7 +39,7 @@ from fewstep.card import CARD_FILE, Card, CheckpointError, distilled_from, read_
 from fewstep.metrics import panel as announced
 from fewstep.metrics.cache import Cache, Key
 from fewstep.metrics.extractors.by_name import FeatureNet, load_feature_net
-from fewstep.metrics.panel import METRICS, SPACES, Panel, compare, judge, matched, seed_ranges
+from fewstep.metrics.panel import METRICS, SPACES, Labels, Panel, Pixels, compare, judge, matched, seed_ranges
 from fewstep.ranges import whole
 from trainer.data.format import ImageSet
 from trainer.data.sources.selection import halved
@@ -66,6 +66,11 @@ class Sampler:
         task = self.series.task(self.calls, seeds, BATCH)
         assert task is not None, "only possible counts are listed"
         return task
+
+    def labels(self, seeds: range) -> Labels:
+        """The class of every image; 0 where there are none."""
+        found = self.series.generator.labels(seeds)
+        return np.zeros(len(seeds), np.int64) if found is None else found
 
     def pieces(self, seeds: range) -> list[Task]:
         """The same images in pieces."""
@@ -162,12 +167,28 @@ def load_nets(threads: int, shape: tuple[int, ...]) -> tuple[list[FeatureNet], d
 
 
 @dataclass(frozen=True)
-class Court:
+class CachedPanel:
     """The panel, and what its judgements depend on beside the images."""
 
     panel: Panel
-    half_a: ImageSet
+    half_a: Pixels
+    half_a_labels: Labels
     identity: Key
+
+    @staticmethod
+    def of(nets: Sequence[FeatureNet], held_out: ImageSet, half_a: ImageSet, classes: bool) -> "CachedPanel":
+        """classes: networks are asked for classes, so real images are compared class by class."""
+        labels, own = (one.labels if classes else np.zeros_like(one.labels) for one in (held_out, half_a))
+        return CachedPanel(
+            Panel.of(nets, np.asarray(held_out.images), labels, half_a.images),
+            half_a.images,
+            own,
+            {
+                "announced": announced.ANNOUNCED,
+                "data": [half_a.sha256(), held_out.sha256()],
+                "nets": {net.name: net.sha256 for net in nets},
+            },
+        )
 
     def _key(self, facts: Key) -> Key:
         return {"kind": "panel", **self.identity, **facts}
@@ -186,22 +207,20 @@ class Court:
 
     def judged(self, cache: Cache, sampler: Sampler, seeds: range, number: int) -> Judged:
         """What the panel says of a sampler's images of these seeds, from the cache or now."""
-        task = sampler.task(seeds)
-        facts = {"pixels": task.key, "number": number}
+        facts = {"pixels": sampler.task(seeds).key, "number": number}
         if found := self._read(cache, facts):
             return found
         stored = [cache.read(pixels_key(piece)) for piece in sampler.pieces(seeds)]
         pixels = np.concatenate([piece["pixels"] for piece in stored if piece is not None])
         assert len(pixels) == len(seeds), "sampled before"
-        labels = np.zeros(len(seeds), np.int64) if task.labels is None else task.labels
-        return self._write(cache, facts, judge(self.panel, pixels, labels, number))
+        return self._write(cache, facts, judge(self.panel, pixels, sampler.labels(seeds), number))
 
-    def floor(self, cache: Cache, labels: np.ndarray, number: int) -> Judged:
+    def floor(self, cache: Cache, labels: Labels, number: int) -> Judged:
         """The same of real images of half a, with the same labels; every range has other images."""
-        facts = {"real": len(labels), "first": int(labels[0]), "number": number}
+        facts = {"real": labels.tolist()[:10], "images": len(labels), "number": number}
         if found := self._read(cache, facts):
             return found
-        real = self.half_a.images[matched(labels, self.half_a.labels, part=number)]
+        real = self.half_a[matched(labels, self.half_a_labels, part=number)]
         return self._write(cache, facts, judge(self.panel, real, labels, number, real=True))
 
 
@@ -242,19 +261,10 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
     nets, missing = load_nets(args.threads, train.images.shape[1:])
     for sentence in missing.values():
         print(f"without {sentence}", file=sys.stderr)
-    known = samplers[0].task(ranges[0]).labels is not None
     print(f"looking at {held_out.name} and half a through {len(nets)} networks", file=sys.stderr, flush=True)
-    labels_of = lambda images: images.labels if known else np.zeros(len(images.labels), np.int64)  # noqa: E731
-    court = Court(
-        Panel.of(nets, np.asarray(held_out.images), labels_of(held_out), half_a.images),
-        half_a,
-        {
-            "announced": announced.ANNOUNCED,
-            "data": [half_a.sha256(), held_out.sha256()],
-            "nets": {net.name: net.sha256 for net in nets},
-        },
-    )
-    judged = judge_all(court, cache, samplers, ranges, known)
+    known = samplers[0].task(ranges[0]).labels is not None
+    cached = CachedPanel.of(nets, held_out, half_a, known)
+    judged = judge_all(cached, cache, samplers, ranges)
     rows = [
         {"sampler": REAL, "label": "real images of half a", "calls": None, "metrics": metrics(judged[REAL])},
         *(described(sampler, judged[sampler.name], sampler.task(ranges[0])) for sampler in samplers),
@@ -280,20 +290,18 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
 
 
 def judge_all(
-    court: Court, cache: Cache, samplers: Sequence[Sampler], ranges: Sequence[range], known: bool
+    cached: CachedPanel, cache: Cache, samplers: Sequence[Sampler], ranges: Sequence[range]
 ) -> dict[str, list[Judged]]:
     """What the panel says of every sampler, and of real images, by range."""
     judged: dict[str, list[Judged]] = {REAL: [], **{sampler.name: [] for sampler in samplers}}
     with tqdm(total=len(judged) * len(ranges), desc="judging", unit="set") as bar:
         for number, seeds in enumerate(ranges):
             bar.set_postfix_str(f"{REAL}, range {number}")
-            labels = samplers[0].task(seeds).labels
-            asked = labels if labels is not None and known else np.zeros(len(seeds), np.int64)
-            judged[REAL].append(court.floor(cache, asked, number))
+            judged[REAL].append(cached.floor(cache, samplers[0].labels(seeds), number))
             bar.update()
             for sampler in samplers:
                 bar.set_postfix_str(f"{sampler.name}, range {number}")
-                judged[sampler.name].append(court.judged(cache, sampler, seeds, number))
+                judged[sampler.name].append(cached.judged(cache, sampler, seeds, number))
                 bar.update()
     return judged
 
@@ -337,9 +345,9 @@ def figure(found: Mapping[str, Any]) -> str | None:
 
 
 def sentence_of(comparison: Mapping[str, Any]) -> str:
-    by = {verdict: [one["metric"] for one in comparison["metrics"] if one["verdict"] == verdict] for verdict in
+    by = {outcome: [one["metric"] for one in comparison["metrics"] if one["outcome"] == outcome] for outcome in
           ("better", "worse", "no difference")}  # fmt: skip
-    parts = [f"{verdict}: {', '.join(names)}" for verdict, names in by.items() if names]
+    parts = [f"{outcome}: {', '.join(names)}" for outcome, names in by.items() if names]
     return f"{comparison['first']} beside {comparison['second']}: {'; '.join(parts)}"
 
 

@@ -222,7 +222,7 @@ class Comparison:
     difference: float  # mean of first - second
     p: float | None  # two-sided, of a paired t-test; None of a single range
     p_holm: float | None  # corrected for all metrics of the comparison
-    verdict: Literal["better", "worse", "no difference"]  # of the first
+    outcome: Literal["better", "worse", "no difference"]  # of the first
 
 
 def compare(
@@ -230,7 +230,7 @@ def compare(
 ) -> list[Comparison]:
     """What `judge` said of two samplers on the same ranges, metric by metric; what neither knows is left out.
 
-    A verdict other than "no difference" has a Holm-corrected p below ALPHA. Three ranges leave two degrees of freedom:
+    An outcome other than "no difference" has a Holm-corrected p below ALPHA. Three ranges leave two degrees of freedom:
     a difference has to be large beside its spread over the ranges to count.
     """
     known: list[tuple[Metric, NDArray[np.float64], NDArray[np.float64]]] = []
@@ -246,10 +246,10 @@ def compare(
         p_holm = None if p is None else next(adjusted)
         difference = float((ours - theirs).mean())
         ratio = float(ours.mean() / theirs.mean()) if theirs.mean() else None
-        verdict: Literal["better", "worse", "no difference"] = "no difference"
+        outcome: Literal["better", "worse", "no difference"] = "no difference"
         if p_holm is not None and p_holm < ALPHA:
-            verdict = "better" if (difference < 0) == (metric.better == "lower") else "worse"
-        result.append(Comparison(metric.name, ratio, difference, p, p_holm, verdict))
+            outcome = "better" if (difference < 0) == (metric.better == "lower") else "worse"
+        result.append(Comparison(metric.name, ratio, difference, p, p_holm, outcome))
     return result
 
 

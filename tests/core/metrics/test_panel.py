@@ -110,15 +110,15 @@ def test_a_comparison_says_better_worse_or_nothing_and_leaves_out_what_is_not_kn
     absent: dict[str, None] = {"kid effl0-pca64": None, "frechet effl0-pca64": None}
     found = {one.metric: one for one in compare(judged(-0.5, 1e-4, **absent), judged(0))}
     assert set(found) == {metric.name for metric in METRICS if metric.better} - set(absent)
-    assert found["spectrum"].verdict == "better" and found["recall"].verdict == "worse"
+    assert found["spectrum"].outcome == "better" and found["recall"].outcome == "worse"
     assert found["spectrum"].difference == pytest.approx(-0.5) and found["spectrum"].ratio == pytest.approx(1.5 / 2)
     p = found["spectrum"].p
     assert p is not None and found["spectrum"].p_holm == pytest.approx(13 * p)
-    assert {one.verdict for one in compare(judged(-0.01, 0.5), judged(0))} == {"no difference"}
-    assert {one.verdict for one in compare(judged(-1)[:1], judged(0)[:1])} == {"no difference"}
+    assert {one.outcome for one in compare(judged(-0.01, 0.5), judged(0))} == {"no difference"}
+    assert {one.outcome for one in compare(judged(-1)[:1], judged(0)[:1])} == {"no difference"}
 
 
 def test_rows_have_means_over_ranges_and_nothing_for_what_is_missing():
-    found = {row["metric"]: row for row in rows(judged(0, **{"kid effl0-pca64": None}))}
+    found = {row["metric"]: row for row in rows(judged(0, 0.0, **{"kid effl0-pca64": None}))}
     assert found["recall"]["mean"] == 2 and found["recall"]["std"] == 1 and found["recall"]["better"] == "higher"
     assert found["kid effl0-pca64"]["mean"] is found["kid effl0-pca64"]["values"] is None
