@@ -8,7 +8,6 @@ The first is `fashion128`, of all training images; the second `fashion128-b`, a 
 files are its output and are never retrained in place, because published distances are relative to them.
 """
 
-from benchmarks.harness import new_folder
 from fewstep import extras
 
 extras.name_missing()
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from benchmarks.harness import new_folder
 from export.to_onnx import strip_traces
 from fewstep.card import write_atomically
 from fewstep.metrics.extractors.fashion128 import FORMAT, load_extractor
