@@ -1,9 +1,11 @@
-"""Train the Fashion-MNIST feature extractor and freeze its reference statistics.
+"""Train a Fashion-MNIST feature extractor and freeze its reference statistics.
 
     python benchmarks/classifier.py --train fashion.zip --test fashion-test.zip --out models/fashion/classifier
+    python benchmarks/classifier.py --train fashion-b.zip --test fashion-test.zip --out models/fashion/classifier-b
 
-It was run once, with these defaults; the shipped files are its output and are never retrained in place, because every
-published distance is relative to them.
+The first is `fashion128`, of all training images; the second `fashion128-b`, a judge of the panel, of half b alone
+(`python -m trainer data fashion --half b --out fashion-b.zip`). Each was run once, with these defaults; the shipped
+files are its output and are never retrained in place, because published distances are relative to them.
 """
 
 from fewstep import extras
@@ -116,7 +118,8 @@ def export(network: Classifier, out: Path) -> None:
 def freeze_statistics(out: Path, data: ImageSet, held_out: ImageSet, training: dict) -> None:
     """reference.npz of the training images, and extractor.json with accuracy and noise floors of the held-out ones."""
     digest = hashlib.sha256((out / "extractor.onnx").read_bytes()).hexdigest()
-    facts = {"format": FORMAT, "name": "fashion128", "network_sha256": digest, "floors": {}}
+    name = f"fashion128{data.name.removeprefix('fashion')}"  # fashion-b gives fashion128-b
+    facts = {"format": FORMAT, "name": name, "network_sha256": digest, "floors": {}}
     write_atomically(out / "extractor.json", json.dumps(facts).encode())
     np.savez(out / "reference.npz", mean=np.zeros(FEATURES), covariance=np.eye(FEATURES), count=0)
     extractor = load_extractor(out)

@@ -93,6 +93,15 @@ def load_generator(folder: Path, backend: Backend, threads: int = 0) -> Generato
     )  # fmt: skip
 
 
+def load_sampled(folder: Path, threads: int = 0) -> Generator:
+    """The generator of a checkpoint's folder in float32: through its engine where there is one, else through PyTorch.
+
+    `backend` of the result says which. Raises CheckpointError when the folder holds no checkpoint.
+    """
+    has_engine = (folder / ENGINE_FILE).is_file() or (folder / "engine" / ENGINE_FILE).is_file()
+    return load_generator(folder, "engine" if has_engine else "torch", threads)
+
+
 def _on_torch(folder: Path, backend: Backend, threads: int) -> Generator:
     """The checkpoint, on a GPU where there is one: as it is, or compiled in bfloat16, a third of the time with AMX."""
     import torch

@@ -30,7 +30,7 @@ SHIPPED = "student"  # the name of the shipped one
 def add_common_options(parser: argparse.ArgumentParser, taken: Collection[str] = ()) -> None:
     """Networks, images, extractors, backend and cache. taken: names that no student may have."""
     add = parser.add_argument
-    add("--student", action=_Named, default={SHIPPED: MODELS}, metavar="NAME=DIR", taken=taken,
+    add("--student", action=NamedFolders, default={SHIPPED: MODELS}, metavar="NAME=DIR", taken=taken,
         help=f"one more student; the name {SHIPPED!r} replaces the shipped one")  # fmt: skip
     add("--teacher", type=Path, default=MODELS / "teacher", metavar="DIR")
     add("--extractor", nargs="+", default=[FASHION128], choices=(FASHION128, EFFL0), help=f"default {FASHION128}")
@@ -53,7 +53,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class _Named(argparse.Action):
+class NamedFolders(argparse.Action):
     """NAME=DIR, any number of times."""
 
     def __init__(self, taken: Collection[str] = (), **options: Any) -> None:

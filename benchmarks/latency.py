@@ -2,6 +2,7 @@
 
     python benchmarks/latency.py                                  # five minutes on two cores
     python benchmarks/latency.py --rival dmd2=runs/dmd2/engine    # another method's student beside ours; repeat at will
+    python benchmarks/latency.py --schedules schedules.json       # also the solvers at searched schedules
     python benchmarks/latency.py --student runs/photos/engine --teacher runs/teacher/engine --data photos.zip
     python benchmarks/latency.py --smoke                          # seconds; proves that it runs
 
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.harness import ROOT, peak_memory_mb, percentile_ms, result_file, table, time_interleaved, write_result
+from benchmarks.methods import tuned_methods
 from benchmarks.plots import STYLES, draw_quality_against_latency
 from export.engine import Engine, load_engine
 from fewstep.card import CheckpointError
@@ -46,6 +48,7 @@ from trainer.data.named import read_data
 
 HEUN_LEVELS = (1, 2, 3, 5, 10, 18)  # 2N - 1 calls: 1, 3, 5, 9, 19, 35
 EULER_LEVELS = (1, 2, 4, 8, 18, 35)
+MOST_CALLS = 100  # of a searched schedule
 COLUMNS = {
     "method": "method", "nfe": "NFE", "p50_ms": "p50 ms", "p95_ms": "p95 ms", "ratio": "vs k=1",
     "images_per_s": "images/s", "peak_mb": "peak MB", "distance": "distance", "floor": "floor", "accuracy": "accuracy",
@@ -75,8 +78,14 @@ class Variant:
         return to_pixels(sample.images), sample.nfe
 
 
-def variants(students: Mapping[str, Engine], teacher: Engine, smoke: bool) -> list[Variant]:
-    """Every student at each k it serves, by the one sampler that the server has, and the teacher under its solvers."""
+def variants(
+    students: Mapping[str, Engine], teacher: Engine, smoke: bool, schedules: Path | None = None
+) -> list[Variant]:
+    """Every student at each k it serves, by the one sampler that the server has, and the teacher under its solvers.
+
+    schedules: of benchmarks/solver_search.py; the solvers it holds come last.
+    """
+    tuned = tuned_methods(schedules, teacher.manifest.checkpoint) if schedules else []
     heun, euler = ((2,), (2,)) if smoke else (HEUN_LEVELS, EULER_LEVELS)
     return [
         *(
@@ -87,6 +96,12 @@ def variants(students: Mapping[str, Engine], teacher: Engine, smoke: bool) -> li
         ),
         *(Variant("heun", teacher, sample_heun, solver_sigmas(n)) for n in heun),
         *(Variant("euler", teacher, sample_euler, solver_sigmas(n)) for n in euler),
+        *(
+            Variant(method.name, teacher, method.sampler, tuple(sigmas))
+            for method in tuned
+            for calls in range(1, MOST_CALLS + 1)
+            if (sigmas := method.sigmas(calls)) is not None
+        ),
     ]
 
 
@@ -95,7 +110,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     teacher = students.pop("teacher")
     check_shapes({**students, "teacher": teacher}, args)
     space = load_space(args, teacher.manifest.image_shape)
-    tried = variants(students, teacher, args.smoke)
+    tried = variants(students, teacher, args.smoke, args.schedules)
     alone = time_interleaved({v.name: functools.partial(v.pixels, 0, 1) for v in tried}, args.rounds)
     together = time_interleaved(
         {v.name: functools.partial(v.pixels, 0, args.batch) for v in tried}, max(args.rounds // 10, 1)
@@ -215,6 +230,9 @@ def main() -> None:
         "--out", type=result_file, default=ROOT / "build" / "latency.json", help="JSON; the PNG lies beside it"
     )
     parser.add_argument("--smoke", action="store_true", help="four methods, 100 images, 3 rounds")
+    parser.add_argument(
+        "--schedules", type=Path, metavar="JSON", help="also the solvers as solver_search.py found them"
+    )
     parser.add_argument("--data", type=Path, metavar="PATH", help="the training images, where not Fashion-MNIST")
     parser.add_argument("--held-out", type=Path, metavar="PATH", help="real images for the floor (default: a tenth)")
     parser.add_argument(

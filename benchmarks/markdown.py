@@ -10,6 +10,7 @@ Result = Mapping[str, Any]  # what benchmarks/harness.py wrote
 
 NAMES = {"dpdm": "**DPDM student**", "heun": "EDM Heun", "euler": "EDM Euler"}
 SOLVERS = ("heun", "euler")
+OUTCOMES = ("better", "worse", "no difference")
 STUDENT = "student"  # of quality.py and recovery.py: the shipped one
 
 
@@ -123,6 +124,47 @@ def training_totals(result: Result) -> str:
         [row["from"], f"{row['images']:,}", f"{row['hours']:.2f}", f"{row['share']:.2f}"] for row in result["totals"]
     ]
     return markdown(["a student from", "images", "hours", "vs its teacher"], lines)
+
+
+def panel(result: Result) -> str:
+    """A panel.py result: metrics down, real images and samplers across; empty where a network was missing."""
+    rows = result["rows"]
+    headers = ["", *(row["label"] if row["calls"] is None else f"{row['label']}, {row['calls']}" for row in rows)]
+    return markdown(headers, [[name, *(_judged(row["metrics"][name]) for row in rows)] for name in rows[0]["metrics"]])
+
+
+def _judged(found: Mapping[str, Any]) -> str:
+    return "" if found["mean"] is None else _with_std(found["mean"], found["std"])
+
+
+def panel_comparisons(result: Result) -> str:
+    """In which metrics of a panel.py result one sampler is better or worse than another, beyond noise."""
+    labels = {row["sampler"]: f"{row['label']}, {row['calls']}" for row in result["rows"]}
+    lines = []
+    for pair in result["comparisons"]:
+        by = {outcome: [one["metric"] for one in pair["metrics"] if one["outcome"] == outcome] for outcome in OUTCOMES}
+        first, second = labels[pair["first"]], labels[pair["second"]]
+        lines.append([f"{first}, beside {second}", *(", ".join(by[outcome]) or "-" for outcome in OUTCOMES)])
+    return markdown(["", *OUTCOMES], lines)
+
+
+def schedules(result: Result) -> str:
+    """What solver_search.py found, with its distances on seeds that the search had not seen."""
+    headers = ["solver", "calls", "distance as published", "as found", "sigma_max", "sigma_min", "rho", "setting"]
+    lines = [
+        [
+            row["label"], str(row["calls"]), *(_mean(row[name]) for name in ("held_out_before", "held_out_after")),
+            f"{row['sigma_max']:.3g}", f"{row['sigma_min']:.3g}",
+            f"{1 / row['inverse_rho']:.3g}" if row["inverse_rho"] else "log SNR",
+            ", ".join(f"{name} {value:.3g}" for name, value in row["settings"].items()) or "-",
+        ]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return markdown(headers, lines)
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.3g}"
 
 
 def _with_std(mean: float, std: float | None) -> str:

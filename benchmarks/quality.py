@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py --images 1000                     # one extractor, three seed ranges
     python benchmarks/quality.py --student consistency=runs/cd     # a rival beside the shipped student; repeat at will
+    python benchmarks/quality.py --schedules schedules.json        # also the solvers at searched schedules
     python benchmarks/quality.py --extractor fashion128 effl0-pca64 --inception FILE
     python benchmarks/quality.py --only student heun:35            # sample these now; the table shows all that is there
     python benchmarks/quality.py --only student --beside old.json  # a new student beside what an earlier run measured
@@ -28,7 +29,7 @@ from benchmarks.earlier import with_earlier
 from benchmarks.generators import Generator
 from benchmarks.harness import ROOT, result_file, write_result
 from benchmarks.inputs import add_common_options, load_data, load_generators, load_references, run_cached
-from benchmarks.methods import NFE, SOLVERS, Method, dpdm_method
+from benchmarks.methods import NFE, SOLVERS, Method, dpdm_method, family_names, tuned_methods
 from benchmarks.plots import draw_quality_against_nfe
 from benchmarks.quality_table import caption, compose, draw_closest_pairs, draw_grids, held_out_rows, tables
 from benchmarks.scores import Neighbours
@@ -61,6 +62,8 @@ class Series:
             "sigmas": list(sigmas),
             "seeds": [seeds.start, seeds.stop],
         }
+        if settings := self.method.settings(nfe):
+            key["settings"] = dict(settings)
         sample = self.generator.sample
         labels = self.generator.labels(seeds)
         return Task(key, lambda some: sample(self.method.sampler, sigmas, some, batch), seeds, nfe, labels)
@@ -69,13 +72,15 @@ class Series:
 Plan = dict[tuple[str, int, int], Task]  # (series, calls, repeat) -> its images
 
 
-def make_series(students: dict[str, Generator], teacher: Generator) -> list[Series]:
+def make_series(
+    students: dict[str, Generator], teacher: Generator, solvers: Sequence[Method] = SOLVERS
+) -> list[Series]:
     """The students, the teacher under each solver, and the teacher sampled as if it were the first student."""
     labels = {"student": "DPDM student"}
     levels = next(iter(students.values())).levels
     return [
         *(Series(name, labels.get(name, name), one, dpdm_method(one.levels)) for name, one in students.items()),
-        *(Series(method.name, method.label, teacher, method) for method in SOLVERS),
+        *(Series(method.name, method.label, teacher, method) for method in solvers),
         Series(TEACHER_AS_STUDENT, "teacher, DPDM sampler", teacher, dpdm_method(levels)),
     ]
 
@@ -120,7 +125,8 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
     train, held_out = load_data(args)
     students, teacher = load_generators(args, train)
     references = load_references(args, train, held_out, cache)
-    series = make_series(students, teacher)
+    solvers = [*SOLVERS, *(tuned_methods(args.schedules, teacher.checkpoint) if args.schedules else [])]
+    series = make_series(students, teacher, solvers)
     plan = make_plan(series, args.nfe, args.images, args.repeats, args.batch)
     if args.verify:
         for task in tqdm(plan.values(), desc="verifying", unit="cell"):
@@ -150,7 +156,7 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
         note=caption(args.images),
         held_out=real,
         checkpoints={name: one.checkpoint for name, one in {**students, "teacher": teacher}.items()},
-        schedules={method.name: method.schedule for method in SOLVERS},
+        schedules={method.name: method.schedule for method in solvers},
         **facts,
     )  # fmt: skip
     draw_quality_against_nfe(rows, real, args.out.with_suffix(".png"))
@@ -162,8 +168,9 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_common_options(parser, taken=(*(method.name for method in SOLVERS), TEACHER_AS_STUDENT))
+    add_common_options(parser, taken=(*(method.name for method in SOLVERS), *family_names(), TEACHER_AS_STUDENT))
     add = parser.add_argument
+    add("--schedules", type=Path, metavar="JSON", help="also the solvers as solver_search.py found them best")
     add("--images", type=whole(1), default=10_000, help="images per cell, N (default 10000)")
     add("--repeats", type=whole(1), default=3, help="disjoint seed ranges (default 3)")
     add(

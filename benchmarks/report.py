@@ -53,6 +53,10 @@ def tables(result: dict[str, Any]) -> list[str]:
         return [markdown.ablation(result)]
     if result["benchmark"] == "training-cost":
         return [markdown.training_cost(result), markdown.training_totals(result)]
+    if result["benchmark"] == "panel":
+        return [markdown.panel(result), markdown.panel_comparisons(result)]
+    if result["benchmark"] == "solver_search":
+        return [markdown.schedules(result)]
     raise ValueError(f"there is no Markdown table for {result['benchmark']!r}; its own command prints one")
 
 

@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     length = train.add_mutually_exclusive_group()
     length.add_argument("--preset", choices=PRESETS, help="a budget: 10 minutes, 2 hours (the default) or 8 hours")
     length.add_argument("--budget", type=duration, metavar="TIME", help="for the whole command: 90s, 30m, 6h")
+    train.add_argument(
+        "--half", choices=("a", "b"), help="of a recipe's pictures; a leaves b to the judges of the panel"
+    )
     train.add_argument("--size", type=int, choices=(32, 64), help="side of the images in pixels (default: 32)")
     train.add_argument("--network", choices=("small", "large"), help="default: small on a CPU, large on a GPU")
     train.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
@@ -78,7 +81,7 @@ def _train(args: argparse.Namespace, began: float) -> int:
     from trainer.stages import STUDENT, Order, serve_command, train
 
     budget = PRESETS[args.preset] if args.preset else args.budget
-    order = Order(args.photos, args.out, budget, args.size, args.network, args.device, args.seed)
+    order = Order(args.photos, args.out, budget, args.size, args.network, args.device, args.seed, args.half)
     try:
         code = train(order, PRESETS["good"], _export, began, args.first, args.dry_run)
     except (CheckpointError, DataError, MachineError, RangeError, DivergedError, OSError) as error:

@@ -17,6 +17,7 @@ EXTRAS = {  # the extra that brings a module; of several, the smallest
     "onnx": "train",
     "onnxscript": "train",
     "safetensors": "train",
+    "scipy": "train",
     "sklearn": "train",
     "tensorboard": "train",
     "tqdm": "train",

@@ -48,11 +48,13 @@ TORCH_FREE = (
     "metrics.extractors.by_name",
     "metrics.extractors.fashion128",
     "metrics.frechet",
+    "metrics.kid",
     "metrics.memorisation",
     "metrics.nearest",
     "metrics.pca",
     "metrics.precision_recall",
     "metrics.reference",
+    "metrics.spectrum",
     "multistep",
     "noise",
     "pixels",
@@ -278,5 +280,8 @@ def test_every_core_module_says_on_which_side_of_torch_it_stands():
     modules = {".".join(path.relative_to(core).with_suffix("").parts) for path in core.rglob("*.py")}
     modules = {name for name in modules if not name.endswith("__init__")}
     with_torch = {"checkpoint", "ddpm_network", "network", "noise_torch", "older_precond"}
-    with_torch |= {f"metrics.extractors.{name}" for name in ("efficientnet_lite0", "inception", "teacher")}
+    with_torch |= {"metrics.panel", "metrics.two_sample"}
+    with_torch |= {
+        f"metrics.extractors.{name}" for name in ("efficientnet_lite0", "inception", "random_convolutions", "teacher")
+    }
     assert modules - with_torch == set(TORCH_FREE)

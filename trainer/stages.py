@@ -25,6 +25,7 @@ from trainer.data.command import unread
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.named import READERS
 from trainer.data.sources.given import read_given
+from trainer.data.sources.selection import Half, halved
 from trainer.journal import Done, Journal, settings_hash
 from trainer.plan import COMPILED_FROM_S, Plan, Rehearsal, describe, plan, rehearse, too_few
 from trainer.plan import seen as seen_by
@@ -55,6 +56,7 @@ class Order:
     network: NetworkSize | None = None
     device: str | None = None
     seed: int | None = None
+    half: Half | None = None  # of a recipe's training images; None: all of them
 
     def facts(self) -> dict[str, Any]:
         """What decides the result, JSON-able."""
@@ -218,12 +220,15 @@ def _flag(name: str) -> str:
 def _pictures(order: Order) -> ImageSet:
     """Raises DataError."""
     if not order.recipe_named:
+        if order.half:
+            raise DataError(f"--half {order.half} is of a recipe's pictures, and {order.photos} is none; leave it out")
         return read_given(Path(order.photos), order.size)
     if order.photos not in READERS:
         raise DataError(f"the recipe {order.photos} has no pictures of its own; name a folder of pictures")
     if order.size:
         raise DataError(f"the pictures of {order.photos} have a size of their own; leave --size out")
-    return READERS[order.photos](None, "train")
+    images = READERS[order.photos](None, "train")
+    return halved(images, order.half) if order.half else images
 
 
 def _prepare(order: Order, journal: Journal) -> None:
@@ -384,7 +389,10 @@ def _report(run: Run, planned: Plan) -> None:
 
 def command(order: Order) -> str:
     """The command that makes such a run, or goes on with it."""
-    options = {"size": order.size, "network": order.network, "device": order.device, "seed": order.seed or None}
+    options = {
+        "half": order.half, "size": order.size, "network": order.network, "device": order.device,
+        "seed": order.seed or None,
+    }  # fmt: skip
     given = [f"--{name} {value}" for name, value in options.items() if value is not None]
     paths = f"{shlex.quote(order.photos)} --out {shlex.quote(str(order.out))}"
     return " ".join([f"python -m fewstep train {paths} --budget {order.budget_s:.0f}s", *given])

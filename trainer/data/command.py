@@ -1,6 +1,7 @@
 """`python -m trainer data`: turn images into a dataset zip, or look into one.
 
 python -m trainer data fashion --out fashion.zip
+python -m trainer data fashion --half a --out fashion-a.zip
 python -m trainer data folder PHOTOS --resolution 64 --licence "CC0-1.0" --out photos.zip
 python -m trainer data show fashion.zip --png sheet.png
 """
@@ -24,7 +25,7 @@ from trainer.data.sources.edm_zip import read_edm_zip
 from trainer.data.sources.emoji import read_emoji
 from trainer.data.sources.folder import read_folder
 from trainer.data.sources.idx import read_idx
-from trainer.data.sources.selection import SPLITS, limited
+from trainer.data.sources.selection import HALVES, SPLITS, halved, limited
 
 SHEET_COLUMNS = 16
 SHEET_TILE = 32  # smaller images are enlarged to about this many pixels
@@ -47,6 +48,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     for name, text in help_of.items():
         recipe = kinds.add_parser(name, help=text)
         recipe.add_argument("--split", choices=SPLITS, default="train")
+        recipe.add_argument("--half", choices=HALVES, help="a: for networks, b: for the judges of the panel")
         if name != "digits":
             recipe.add_argument("--source", type=Path, metavar="PATH", help="where its files are")
         if name == "emoji":
@@ -100,8 +102,10 @@ def _add_output(
 
 def _make_recipe(args: argparse.Namespace) -> ImageSet:
     if args.kind == "emoji":
-        return read_emoji(args.source, args.split, resolution=args.resolution, skin_tones=args.skin_tones)
-    return READERS[args.kind](getattr(args, "source", None), args.split)
+        images = read_emoji(args.source, args.split, resolution=args.resolution, skin_tones=args.skin_tones)
+    else:
+        images = READERS[args.kind](getattr(args, "source", None), args.split)
+    return halved(images, args.half) if args.half else images
 
 
 def _make_folder(args: argparse.Namespace) -> ImageSet:

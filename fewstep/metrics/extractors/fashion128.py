@@ -1,4 +1,7 @@
-"""`fashion128`: our own Fashion-MNIST classifier, shipped with the statistics of its training images."""
+"""`fashion128`: our own Fashion-MNIST classifier, shipped with the statistics of its training images.
+
+`fashion128-b` is the same network trained on half b of the images (benchmarks/classifier.py); the panel judges in it.
+"""
 
 import hashlib
 import json
@@ -14,13 +17,14 @@ from fewstep.card import CheckpointError
 from fewstep.metrics.frechet import Moments
 
 FOLDER = Path(__file__).resolve().parents[3] / "models" / "fashion" / "classifier"
+FOLDER_B = FOLDER.with_name("classifier-b")
 FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Extractor:
     session: ort.InferenceSession
-    reference: Moments  # of the 60,000 training images
+    reference: Moments  # of its training images
     floors: dict[int, float]  # N -> distance of N real held-out images to the reference, mean over disjoint chunks
     facts: dict  # extractor.json: accuracy, hashes, seeds
 
@@ -40,7 +44,12 @@ class Extractor:
 
 
 def load_extractor(folder: Path = FOLDER, threads: int = 0) -> Extractor:
-    """Raises CheckpointError when the network is not the one its statistics were made with."""
+    """Raises CheckpointError when there is none, or the network is not the one its statistics were made with."""
+    if not (folder / "extractor.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds no extractor; train one with: python benchmarks/classifier.py --train ZIP --test ZIP "
+            f"--out {folder}"
+        )
     facts = json.loads((folder / "extractor.json").read_text())
     if facts["format"] != FORMAT:
         raise CheckpointError(f"{folder} has extractor format {facts['format']}; this version reads {FORMAT}")

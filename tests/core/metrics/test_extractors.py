@@ -10,8 +10,9 @@ import torch
 from fewstep.card import CheckpointError
 from fewstep.metrics.extractors import efficientnet_lite0 as effl0
 from fewstep.metrics.extractors import inception
-from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, INCEPTION, load_feature_net
-from fewstep.metrics.extractors.fashion128 import load_extractor
+from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, FASHION128_B, INCEPTION, RANDOM, load_feature_net
+from fewstep.metrics.extractors.fashion128 import FOLDER_B, load_extractor
+from fewstep.metrics.extractors.random_convolutions import FEATURES, RandomConvolutions
 from fewstep.metrics.pca import Axes
 
 
@@ -24,8 +25,34 @@ def test_fashion128_by_name_is_the_shipped_extractor(fashion_2000):
 
 
 def test_an_unknown_extractor_is_refused_with_the_known_ones():
-    with pytest.raises(CheckpointError, match=r"no feature extractor 'vgg'.*fashion128, effl0-pca64 and inception"):
+    with pytest.raises(CheckpointError, match=r"no feature extractor 'vgg'.*fashion128, .*effl0-pca64, .*inception"):
         load_feature_net("vgg")
+
+
+def test_fashion128_b_is_another_network_of_half_as_many_images(fashion_2000):
+    ours, b = load_extractor(threads=1), load_extractor(FOLDER_B, threads=1)
+    assert b.facts["name"] == "fashion128-b" and b.facts["reference"]["images"] == 30_000 == b.reference.count
+    assert b.facts["accuracy"] > 0.91 and b.facts["network_sha256"] != ours.facts["network_sha256"]
+    net = load_feature_net(FASHION128_B, threads=1)
+    features, classes = net(fashion_2000.images[::10])
+    assert features.shape == (200, 128) and (classes == fashion_2000.labels[::10]).mean() > 0.85
+
+
+def test_a_missing_extractor_is_a_sentence_with_the_command(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no extractor; train one with: python benchmarks/classifier.py"):
+        load_extractor(tmp_path)
+
+
+def test_random_convolutions_are_the_same_everywhere_and_see_gray_as_colour():
+    network = RandomConvolutions()
+    gray = torch.arange(2 * 32 * 32).reshape(2, 32, 32, 1).to(torch.uint8)
+    features = network(gray)
+    assert features.shape == (2, FEATURES) and features.dtype == torch.float32
+    np.testing.assert_allclose(features, network(gray.expand(-1, -1, -1, 3)), rtol=1e-6)
+    drawn = network.get_buffer("weight1")
+    assert drawn.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.03)
+    np.testing.assert_allclose(drawn.flatten()[:3], [0.0961796, -0.0032138, 0.1588733], atol=1e-6)
+    assert load_feature_net(RANDOM, threads=1).axes == 64
 
 
 # --- EfficientNet-Lite0 -----------------------------------------------------------------------------------------------

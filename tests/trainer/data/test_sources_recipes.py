@@ -17,7 +17,7 @@ from trainer.data.sources import emoji, fashion, sprites
 from trainer.data.sources.digits import read_digits
 from trainer.data.sources.emoji import read_emoji
 from trainer.data.sources.fashion import DEBIAN_FOLDER, read_fashion
-from trainer.data.sources.selection import SPLITS, Item, Split, in_split, select, spread
+from trainer.data.sources.selection import SPLITS, Item, Split, halved, in_split, select, spread
 from trainer.data.sources.sprites import read_sprites
 
 
@@ -241,3 +241,17 @@ def test_a_subset_is_evenly_spread_and_a_limit_of_nothing_is_refused():
         with pytest.raises(DataError, match="--limit"):
             spread(10, limit)
     assert emoji.SKIPPED not in emoji.CLASS_NAMES
+
+
+def test_halves_share_out_every_class_and_do_not_hang_on_the_order():
+    digits = read_digits("train")
+    a, b = halved(digits, "a"), halved(digits, "b")
+    assert (a.name, b.name) == ("digits-a", "digits-b") and a.source.endswith("half a")
+    assert len(a.images) + len(b.images) == len(digits.images)
+    gaps = np.bincount(a.labels) - np.bincount(b.labels)
+    assert set(gaps) <= {0, 1}
+    assert not {image.tobytes() for image in a.images} & {image.tobytes() for image in b.images}
+    turned = ImageSet("digits", digits.images[::-1], digits.labels[::-1], digits.class_names, "", "")
+    assert {image.tobytes() for image in halved(turned, "a").images} == {image.tobytes() for image in a.images}
+    with pytest.raises(DataError, match="digits has 1 images, too few for a half b"):
+        halved(ImageSet("digits", digits.images[:1], digits.labels[:1], digits.class_names, "", ""), "b")

@@ -1,5 +1,6 @@
 """Which images of a source are used: a fixed hold-out, no duplicates, an even subset."""
 
+import hashlib
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,6 +14,8 @@ from trainer.data.format import DataError, ImageSet
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 HELD_OUT_ONE_IN = 10
+Half = Literal["a", "b"]
+HALVES: tuple[Half, ...] = get_args(Half)
 
 
 class Item(NamedTuple):
@@ -57,3 +60,26 @@ def limited(images: ImageSet, limit: int | None) -> ImageSet:
     if len(chosen) == len(images.images):
         return images
     return replace(images, images=images.images[chosen], labels=images.labels[chosen])
+
+
+def halved(images: ImageSet, half: Half) -> ImageSet:
+    """Half of a set, the same images for ever: `a` is what networks are trained on, `b` what judges are trained on.
+
+    Of every class (and of the images without one) half `a` has the images whose SHA-256 of the pixels is smaller, and
+    the odd one; so both halves have the classes' shares, and the order of the set does not matter. Raises DataError
+    for a set that is too small to be halved.
+    """
+    digests = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images.images])
+    chosen: list[NDArray[np.int64]] = []
+    for label in np.unique(images.labels):
+        members = np.flatnonzero(images.labels == label)
+        ordered = members[np.argsort(digests[members], kind="stable")]
+        first = -(-len(ordered) // 2)
+        chosen.append(ordered[:first] if half == "a" else ordered[first:])
+    rows = np.sort(np.concatenate(chosen)) if chosen else np.array([], np.int64)
+    if not len(rows):
+        raise DataError(f"{images.name} has {len(images.images)} images, too few for a half {half}")
+    return replace(
+        images, name=f"{images.name}-{half}", images=images.images[rows], labels=images.labels[rows],
+        source=f"{images.source}, half {half}",
+    )  # fmt: skip

@@ -1,0 +1,127 @@
+"""The panel's command: which networks it takes, what it compares, and a run from start to end on few images."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks import panel
+from benchmarks.methods import SOLVERS
+from benchmarks.panel import compared, sample_missing, shown, solver, teacher_folder, trained_on
+from benchmarks.quality import make_series
+from fewstep.card import CheckpointError, read_card
+from fewstep.metrics.cache import Cache
+from fewstep.metrics.panel import METRICS
+from fewstep.schedule import student_levels
+from tests.benchmarks.worlds import PAIR, generator, image_set
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "models" / "fashion"
+TRAIN = image_set(40, 0)
+HALVES = [replace(TRAIN, images=TRAIN.images[half], labels=TRAIN.labels[half]) for half in (slice(20), slice(20, 40))]
+
+
+def card_of(images) -> SimpleNamespace:
+    return SimpleNamespace(dataset=images.provenance())
+
+
+def test_a_network_of_half_b_is_refused_and_one_of_all_images_is_warned_of(capsys):
+    assert trained_on(card_of(HALVES[0]), Path("runs/s"), TRAIN, *HALVES) == "half a" and not capsys.readouterr().err  # type: ignore[arg-type]
+    assert trained_on(card_of(TRAIN), Path("runs/s"), TRAIN, *HALVES) == "all training images"  # type: ignore[arg-type]
+    assert "warning: runs/s was trained on all training images, not on half a alone" in capsys.readouterr().err
+    assert trained_on(card_of(image_set(9, 5)), Path("runs/s"), TRAIN, *HALVES) == "other images"  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"runs/s was trained on half b .*--half a --out DIR"):
+        trained_on(card_of(HALVES[1]), Path("runs/s"), TRAIN, *HALVES)  # type: ignore[arg-type]
+
+
+def test_the_teacher_is_found_beside_its_student(tmp_path):
+    assert teacher_folder(MODEL, None) == MODEL / "teacher"
+    rival = MODEL / "rivals" / "tied"
+    assert teacher_folder(rival, MODEL / "teacher") == MODEL / "teacher"
+    with pytest.raises(CheckpointError, match=r"no teacher in .*tied/teacher or .*rivals/teacher; name its folder"):
+        teacher_folder(rival, None)
+    with pytest.raises(CheckpointError, match="was not distilled from"):
+        teacher_folder(rival, MODEL)
+
+
+def columns() -> list[panel.Sampler]:
+    levels = {k: student_levels(k) for k in (1, 2)}
+    student, *_ = make_series({"student": generator(PAIR.student, levels)}, generator(PAIR.teacher))
+    methods = {method.name: method for method in SOLVERS}
+    own = [panel.Sampler(f"student:{k}", student, k, "half a") for k in (1, 2)]
+    return own + [solver(text, methods, generator(PAIR.teacher), "half a") for text in ("sa:5", "euler:2", "euler:3")]
+
+
+def test_a_student_is_compared_with_its_next_count_with_equal_counts_and_with_the_most_calls():
+    assert compared(columns()) == [
+        ("student:2", "student:1"), ("student:1", "sa:5"), ("student:2", "sa:5"), ("student:2", "euler:2"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["sa", "nobody:4", "heun:4", "sa:x"])
+def test_a_sampler_that_there_is_not_is_refused_with_the_names(text: str):
+    with pytest.raises(ValueError, match=rf"--solver {text} is none; write NAME:CALLS.*euler, heun"):
+        solver(text, {method.name: method for method in SOLVERS}, generator(), "half a")
+
+
+def test_images_are_sampled_once_and_kept(tmp_path):
+    cache = Cache(tmp_path)
+    tasks = [(one.name, one.task(range(7, 12))) for one in columns()]
+    sample_missing(cache, tasks)
+    stored = cache.read(panel.pixels_key(tasks[0][1]))
+    assert stored is not None and stored["pixels"].shape == (5, 4, 4, 1)
+
+    def again(seeds):
+        raise AssertionError("sampled again")
+
+    sample_missing(cache, [(name, replace(task, batches=again)) for name, task in tasks])
+
+
+def test_a_run_judges_every_sampler_beside_real_images_and_a_second_one_from_the_cache(
+    zips, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "panel.json"
+    command = ["panel.py", "--images", "20", "--ranges", "2", "--calls", "1", "--solver", "euler:1", *zips]
+    monkeypatch.setattr(sys, "argv", [*command, "--cache", str(tmp_path / "kept"), "--out", str(out)])
+    panel.main()
+    printed, result = capsys.readouterr(), json.loads(out.read_text())
+    assert printed.err.startswith("panel 1: 20 images of 2 ranges")
+    assert result["benchmark"] == "panel" and result["settings"]["images"] == 20
+    assert [row["sampler"] for row in result["rows"]] == ["real", "student:1", "euler:1"]
+    assert {row.get("trained_on") for row in result["rows"][1:]} == {"other images"}  # of the fixture, that is
+    assert result["rows"][1]["checkpoint"] == read_card(MODEL).weights and result["rows"][1]["backend"] == "engine"
+    for row in result["rows"]:
+        assert list(row["metrics"]) == [metric.name for metric in METRICS]
+        assert len(row["metrics"]["spectrum"]["values"]) == 2
+    missing = row_names_without_values(result["rows"][1])
+    assert missing == ({"frechet effl0-pca64", "kid effl0-pca64"} if "effl0-pca64" in result["missing"] else set())
+    assert [(pair["first"], pair["second"]) for pair in result["comparisons"]] == [("student:1", "euler:1")]
+    assert "student:1 beside euler:1" in printed.out and shown(result["rows"]) in printed.out
+
+    def never(*_):
+        raise AssertionError("judged again")
+
+    monkeypatch.setattr(panel, "judge", never)
+    panel.main()
+    assert json.loads(out.read_text())["rows"] == result["rows"]
+
+
+def row_names_without_values(row: dict) -> set[str]:
+    return {name for name, found in row["metrics"].items() if found["values"] is None}
+
+
+def test_too_many_images_for_the_real_ones_are_refused_in_a_sentence(zips, tmp_path, monkeypatch):
+    command = ["panel.py", "--images", "2000", "--ranges", "1", "--calls", "1", "--solver", *()]
+    monkeypatch.setattr(sys, "argv", [*command, *zips, "--cache", str(tmp_path / "kept")])
+    monkeypatch.setattr(panel, "sample_missing", lambda cache, tasks: fake(cache, tasks))
+    with pytest.raises(SystemExit, match=r"class 0 has .* judge fewer images: --images"):
+        panel.main()
+
+
+def fake(cache: Cache, tasks) -> None:
+    for _, task in tasks:
+        cache.write(panel.pixels_key(task), pixels=np.zeros((len(task.seeds), 32, 32, 1), np.uint8))
