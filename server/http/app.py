@@ -116,14 +116,15 @@ class App:
             raise refusal.with_traceback(None)  # one object for many requests must not keep their tracebacks
         method, path = scope["method"], scope["path"]
         route = self.route(path)
-        self.gate.check(method, Headers(scope=scope), route)
+        http = Request(scope, receive)
+        self.gate.check(method, http.headers, route)
         if route is None:
             message = f"there is nothing at {shown(path)}; images come from POST /v1/generate"
             raise Refusal("not_found", "not_found", message)
         if method not in route.methods:
             message = f"{route.path} answers {' and '.join(route.methods)}, not {shown(method)}"
             raise Refusal("method", "method_not_allowed", message)
-        return await route.answer(Request(scope, receive))
+        return await route.answer(http)
 
     def _refused(self, scope: Scope, error: Refusal) -> Response:
         """The answer; that to a refused method lists those that are answered (RFC 9110, section 15.5.6)."""

@@ -39,6 +39,7 @@ TOO_LARGE = Refusal(
 )
 MALFORMED = Refusal("malformed", "malformed_http", "the request is not valid HTTP; it could not be read")
 NO_PROXY = Refusal("method", "method_not_allowed", "CONNECT is not served: this server is no proxy")
+FINAL = tuple(b"HTTP/1.1 %d" % digit for digit in range(2, 6))  # how the head of an answer begins, unlike 100 Continue
 FRAMING = (b"content-length", b"transfer-encoding")  # the headers that say where a body ends
 
 
@@ -47,16 +48,35 @@ class _TooLargeError(Exception):
 
 
 class _Transport:
-    """The connection as uvicorn sees it: closing is left to the protocol."""
+    """The connection as uvicorn sees it: closing is left to the protocol, and a head is sent with its body.
+
+    uvicorn writes them one after the other: two packets, and a client that is woken twice.
+    """
 
     def __init__(self, transport: asyncio.Transport, protocol: "BoundedHttp") -> None:
         self._transport = transport
         self._protocol = protocol
+        self._head = b""  # of an answer whose body has not been written
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def write(self, data: bytes) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        elif data.startswith(FINAL):
+            self._head = data
+            self._protocol.loop.call_soon(self.flush)  # where no body follows, or not at once
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
     def close(self) -> None:
+        self.flush()
         self._protocol.close()
 
     def is_closing(self) -> bool:
@@ -263,6 +283,7 @@ class BoundedHttp(HttpToolsProtocol):
     def _finish(self) -> None:
         """Close for good, in a bounded time."""
         self._stop()
+        self.transport.flush()
         self.raw.close()
         self._watch_reader()
 

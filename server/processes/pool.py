@@ -60,7 +60,7 @@ class _Pending:
     worker: Worker | None = None  # None: waits for a worker to come back
     work_s: float = 0.0
     replays: int = 0
-    steps: Counter[int] = field(default_factory=Counter)  # image -> the last step whose Progress was passed on
+    steps: dict[int, int] = field(default_factory=dict)  # image -> the last step whose Progress was passed on
 
 
 class WorkerPool:
@@ -209,7 +209,7 @@ class WorkerPool:
         elif (entry := self.pending.get(answer.id)) is None or entry.worker is not worker:
             return  # cancelled while its answer was on the way
         elif isinstance(answer, Progress):
-            if answer.step > entry.steps[answer.image]:  # a replay repeats no event
+            if answer.step > entry.steps.get(answer.image, 0):  # a replay repeats no event
                 entry.steps[answer.image] = answer.step
                 entry.stream.put(answer)
         elif not (isinstance(answer, Failed) and answer.code == "model_failing" and self._elsewhere(entry)):

@@ -5,7 +5,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fewstep.pixels import Pixels, encode
 from server.scheduler.events import Failed, Finished, Image, Progress
