@@ -36,7 +36,6 @@ class WorkerLink(asyncio.Protocol):
         self.gone = gone
         self.reader = MessageReader()
         self.transport: asyncio.WriteTransport | None = None
-        self.unsent = bytearray()  # messages of this turn of the event loop, which go in one write
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.WriteTransport, transport)  # uvloop's is none by inheritance
@@ -58,16 +57,9 @@ class WorkerLink(asyncio.Protocol):
         transport = self.transport
         if transport is None or transport.is_closing():
             raise WorkerGoneError("the engine worker is gone")
-        if len(self.unsent) + transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+        if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             raise WorkerGoneError("the engine worker has stopped taking requests")
-        if not self.unsent:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self.unsent += encode(message)
-
-    def _flush(self) -> None:
-        data, self.unsent = self.unsent, bytearray()
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(data)
+        transport.write(encode(message))
 
     def close(self) -> None:
         if self.transport is not None:
