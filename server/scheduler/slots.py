@@ -49,8 +49,7 @@ class Image(Struct, frozen=True, eq=False):
     preview: bool = False  # hand out its denoised image after every call but the last
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """The result of one network call."""
 
     finished: tuple[tuple[ImageKey, Pixels], ...] = ()  # uint8 [H, W, C] each
