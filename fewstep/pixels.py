@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -60,13 +61,22 @@ def _png(pixels: Pixels) -> bytes:
     np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
     deflate = zlib.compressobj(1, strategy=zlib.Z_RLE)
     data = deflate.compress(filtered.data) + deflate.flush()
+    return _png_head(width, height, channels) + _chunk(b"IDAT", data) + _PNG_END
+
+
+@lru_cache(maxsize=64)
+def _png_head(width: int, height: int, channels: int) -> bytes:
+    """What comes before the pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, _PNG_COLOUR_TYPES[channels], 0, 0, 0)
-    return _PNG_SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+    return _PNG_SIGNATURE + _chunk(b"IHDR", header)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     content = kind + data
     return struct.pack(">I", len(data)) + content + struct.pack(">I", zlib.crc32(content))
+
+
+_PNG_END = _chunk(b"IEND", b"")
 
 
 def grid(pixels: Pixels, columns: int, gap: int = 0, background: int = 255) -> Pixels:

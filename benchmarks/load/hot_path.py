@@ -5,7 +5,8 @@
 
 Servers run on the fixed-cost network of an H200's shape, 1 ms + 5 us a row, with 128 slots (fixed_cost.py); the client
 is wrk, requests have four steps. The trees take turns, one server at a time, so that the machine's drift is the same
-for both: read the figures as ratios. The limit is what back-to-back network calls over full batches would give.
+for both: read the figures as ratios. Each tree runs its own fixed_cost.py; in trees without `sleep_precisely` a network
+call takes up to 50 us longer than it says. The limit is what back-to-back network calls over full batches would give.
 """
 
 from fewstep import extras

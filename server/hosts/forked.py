@@ -2,15 +2,15 @@
 
 parent   binds the port, forks the others, replaces workers that die or hang (server.processes.supervisor)
 http     uvicorn with server.http.app; one or more, which share the port, the admission count and the metrics
-worker   the engines and their loop, through LitServe's hooks (server.hosts.litserve); one or more
+worker   the engines and their loop (server.processes.worker); one or more
 """
 
 import gc
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from export.manifest import Manifest
@@ -33,8 +33,8 @@ BACKLOG = 2048  # connections that may wait to be accepted
 class ForkedServer:
     """Serves engines until a stop signal.
 
-    The parent loads neither the web framework nor LitServe: a single HTTP process and the workers load them side by
-    side, after the fork.
+    The parent loads neither the web framework nor an engine's libraries: a single HTTP process and the workers load
+    them side by side, after the fork.
     """
 
     def __init__(self, settings: Settings, models: Mapping[str, Manifest], listener: socket.socket) -> None:
@@ -82,9 +82,9 @@ class ForkedServer:
         devices, links = self.settings.devices, HttpLinks(ends)
         if devices:
             worker.use_gpu(devices[number % len(devices)])
-        from server.hosts.litserve import run_worker
-
-        run_worker(number, links, partial(worker.load, links, self.config), self.config.policy)
+        started_s = time.monotonic()
+        models = worker.load(links, self.config)
+        worker.serve(links, models, self.config.policy, time.monotonic() - started_s)
 
 
 def place(host: str, port: int) -> str:

@@ -1,13 +1,13 @@
-"""LitServe as the host: our hooks for its LitAPI, LitSpec and LitLoop, under its own server and under ours.
+"""LitServe as the host: our hooks for its LitAPI, LitSpec and LitLoop.
 
     LitSpec   one HTTP dialect: its routes
     LitAPI    setup loads the engines, authorize checks the API key, health says whether a request would be served
     LitLoop   the step scheduler: images come and go at every network call, not at every request
 
-`python -m server` starts its workers through LitServe's inference_worker, and joins them to HTTP processes by sockets.
-LitServe 0.2.19's own LitServer runs the same hooks (server/hosts/litserve_stock.py), with what it has and we replace:
-it spawns workers (which import everything again), passes every message through a manager process twice, does not
-cancel the work of clients that leave, and loses accepted requests when a worker dies.
+LitServe 0.2.19's own LitServer runs them (server/hosts/litserve_stock.py). `python -m server` runs the same dialects
+and the same loop without it, because LitServer spawns workers (which import everything again, LitServe's 0.3 s among
+it), passes every message through a manager process twice, does not cancel the work of clients that leave, and loses
+accepted requests when a worker dies.
 """
 
 import asyncio
@@ -20,8 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from litserve import LitAPI
-from litserve.callbacks.base import CallbackRunner
-from litserve.loops import inference_worker
 from litserve.loops.base import LitLoop
 from litserve.specs.base import LitSpec
 from litserve.utils import LitAPIStatus, LoopResponseType, ResponseBufferItem
@@ -34,7 +32,6 @@ from server.http.routes import Route
 from server.http.service import is_ready
 from server.processes import worker
 from server.processes.messages import Answer
-from server.processes.pipes import HttpLinks
 from server.scheduler.events import Failed, Finished, Progress, is_last
 from server.scheduler.local import EventStream
 from server.scheduler.model import Model, ModelInfo
@@ -75,9 +72,9 @@ class StepAPI(LitAPI):
         policy: Policy,
         keys: KeyRing,
         check_ready: Callable[[], None],
-        spec: DialectSpec | None = None,
+        spec: DialectSpec,
     ) -> None:
-        super().__init__(loop=StepLoop(), spec=spec, api_path=spec.api_path if spec else "/v1/generate")
+        super().__init__(loop=StepLoop(), spec=spec, api_path=spec.api_path)
         self.load = load
         self.policy = policy
         self.keys = keys
@@ -116,14 +113,7 @@ class StepLoop(LitLoop):
     ) -> None:
         """Until the queue ends."""
         assert isinstance(lit_api, StepAPI)
-        links = request_queue if isinstance(request_queue, HttpLinks) else QueueLinks(request_queue, transport)
-        worker.serve(links, lit_api.models, lit_api.policy, lit_api.warm_up_s)
-
-
-def run_worker(number: int, links: HttpLinks, load: Callable[[], Mapping[str, Model]], policy: Policy) -> None:
-    """A worker of `python -m server`, through LitServe's entry point. Its HTTP processes know keys and readiness."""
-    api = StepAPI(load, policy, KeyRing(()), lambda: None)
-    inference_worker(api, "cpu", number, links, links, {}, CallbackRunner(), restart_workers=False)  # pyright: ignore[reportArgumentType]
+        worker.serve(QueueLinks(request_queue, transport), lit_api.models, lit_api.policy, lit_api.warm_up_s)
 
 
 class QueueLinks:

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.http.access import RECORD, REFUSED, Record, continued, log_request, request_id
 from server.http.draining import LATE
 from server.http.errors import CLIENT_GONE, STATUS, error_response
-from server.http.gate import Gate
+from server.http.gate import FOREIGN, Gate
 from server.http.metrics import Metrics
 from server.http.routes import EXPOSED_HEADERS, REQUEST_HEADERS, Route, by_path
 from server.scheduler.refusal import Refusal, shown
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 INTERNAL = Refusal("failed", "internal_error", "the server made a mistake; its log has the details")
 PREFLIGHT_S = 600  # how long a browser may remember what CORS allows
+CORS_METHODS = ("GET", "HEAD", "POST")
 
 
 class App:
@@ -47,10 +48,10 @@ class App:
         self.lifespan = lifespan
         self.inner: ASGIApp = self._gated
         if settings.cors_origins:
-            self.inner = CORSMiddleware(
+            self.inner = Cors(
                 self._gated,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "HEAD", "POST"],
+                allow_methods=CORS_METHODS,
                 allow_headers=REQUEST_HEADERS,
                 expose_headers=EXPOSED_HEADERS,
                 max_age=PREFLIGHT_S,
@@ -116,14 +117,15 @@ class App:
             raise refusal.with_traceback(None)  # one object for many requests must not keep their tracebacks
         method, path = scope["method"], scope["path"]
         route = self.route(path)
-        self.gate.check(method, Headers(scope=scope), route)
+        http = Request(scope, receive)
+        self.gate.check(method, http.headers, route)
         if route is None:
             message = f"there is nothing at {shown(path)}; images come from POST /v1/generate"
             raise Refusal("not_found", "not_found", message)
         if method not in route.methods:
             message = f"{route.path} answers {' and '.join(route.methods)}, not {shown(method)}"
             raise Refusal("method", "method_not_allowed", message)
-        return await route.answer(Request(scope, receive))
+        return await route.answer(http)
 
     def _refused(self, scope: Scope, error: Refusal) -> Response:
         """The answer; that to a refused method lists those that are answered (RFC 9110, section 15.5.6)."""
@@ -132,6 +134,31 @@ class App:
             return error_response(error)
         route = self.route(scope["path"])
         return error_response(error, {"Allow": ", ".join(route.methods if route else ("GET", "HEAD", "POST"))})
+
+
+class Cors(CORSMiddleware):
+    """Starlette's, except that a refused preflight request gets an error like that of every refused request."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code < 400:
+            return response
+        kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
+        return error_response(self._refusal(request_headers), kept)
+
+    def _refusal(self, asked: Headers) -> Refusal:
+        """Why a preflight request was refused."""
+        if not self.is_allowed_origin(asked["origin"]):
+            return Refusal("forbidden", "origin_not_allowed", FOREIGN)
+        method = asked["access-control-request-method"]
+        if method not in CORS_METHODS:
+            message = f"pages of other sites may send {', '.join(CORS_METHODS)}, not {shown(method)}"
+            return Refusal("forbidden", "method_not_allowed", message)
+        names = asked.get("access-control-request-headers", "accept").split(",")
+        if others := [name.strip() for name in names if name.strip().lower() not in self.allow_headers]:
+            message = f"pages of other sites may send the headers {', '.join(REQUEST_HEADERS)}, not {shown(others[0])}"
+            return Refusal("forbidden", "header_not_allowed", message)
+        return Refusal("forbidden", "origin_not_allowed", "public pages may not use a server of a private network")
 
 
 async def _run_lifespan(lifespan: AbstractAsyncContextManager[Any] | None, receive: Receive, send: Send) -> None:

@@ -15,6 +15,7 @@ AUTHORITY = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:(?P<port>
 ANY = "*"
 DEFAULT_PORTS = {"http": 80, "https": 443}
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+FOREIGN = "pages of other sites may not use this server; its operator can allow them with --cors-origins"
 NO_BROWSER = "a browser cannot, but curl -H 'X-API-Key: KEY' URL -o FILE saves what it would show"
 
 
@@ -93,8 +94,7 @@ def check_page(method: str, headers: Headers, origins: Sequence[str]) -> None:
     foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
     own = not foreign and all(own_origin(origin, headers.get("host", "")) for origin in given)
     if not own and not (given and all(origin_allowed(origin, origins) for origin in given)):
-        message = "pages of other sites may not use this server; its operator can allow them with --cors-origins"
-        raise Refusal("forbidden", "origin_not_allowed", message)
+        raise Refusal("forbidden", "origin_not_allowed", FOREIGN)
 
 
 def own_origin(origin: str, host: str) -> bool:

@@ -8,12 +8,14 @@ Here each of these requests gets one answer from the app, and every state of a c
     between two requests                      uvicorn's keep-alive time, whatever blank lines arrive
     body after its answer was sent            HEAD_S and LINGER_BYTES
     body before its answer, images being made the app's own limits (server.http.dialects.native, server.http.app)
+    half closed, images being made            as before; a client that has left is found within LAST_CHECK_S
     answer that the client does not read      WRITE_S, again and again while MIN_READ_BYTES were read in it
     after its last answer                     LINGER_S and LINGER_BYTES to read the rest away, so that it is not reset
 """
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -39,6 +41,10 @@ TOO_LARGE = Refusal(
 )
 MALFORMED = Refusal("malformed", "malformed_http", "the request is not valid HTTP; it could not be read")
 NO_PROXY = Refusal("method", "method_not_allowed", "CONNECT is not served: this server is no proxy")
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+FIRST_CHECK_S, LAST_CHECK_S = 0.001, 0.1  # whether a client has left: the reset comes after a round trip
+TCP_CLOSE = 7  # state of a connection that was reset (Linux, net/tcp_states.h)
+FINAL = tuple(b"HTTP/1.1 %d" % digit for digit in range(2, 6))  # how the head of an answer begins, unlike 100 Continue
 FRAMING = (b"content-length", b"transfer-encoding")  # the headers that say where a body ends
 
 
@@ -47,16 +53,35 @@ class _TooLargeError(Exception):
 
 
 class _Transport:
-    """The connection as uvicorn sees it: closing is left to the protocol."""
+    """The connection as uvicorn sees it: closing is left to the protocol, and a head is sent with its body.
+
+    uvicorn writes them one after the other: two packets, and a client that is woken twice.
+    """
 
     def __init__(self, transport: asyncio.Transport, protocol: "BoundedHttp") -> None:
         self._transport = transport
         self._protocol = protocol
+        self._head = b""  # of an answer whose body has not been written
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def write(self, data: bytes) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        elif data.startswith(FINAL):
+            self._head = data
+            self._protocol.loop.call_soon(self.flush)  # where no body follows, or not at once
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        if self._head:
+            self.write(b"")
+
     def close(self) -> None:
+        self.flush()
         self._protocol.close()
 
     def is_closing(self) -> bool:
@@ -69,13 +94,15 @@ class BoundedHttp(HttpToolsProtocol):
     head_s = HEAD_S
     write_s = WRITE_S
     linger_s = LINGER_S
-    raw: asyncio.Transport  # `transport` closes behind what is sent
+    raw: asyncio.Transport  # `transport` is this one in a _Transport
+    wrapped: _Transport
     running: RequestResponseCycle | None = None  # whose answer is being made; `cycle` is the last one parsed
     around = 0  # bytes of the present message that were not its body: its head, chunk sizes, trailers
     content = 0  # bytes of its body
     reading = False  # whether a body is on its way
     resuming = False  # whether the parser is fed a head that was read before
     refused = False  # nothing more is parsed
+    half_closed = False  # the client sends nothing more and waits for its answer
     lingering = False  # our side is closed; what still comes is read away
     broken: Refusal | None = None  # why the rest of the present body cannot be read
     unsent = 0  # bytes of answers that the client had not taken when `writing` began
@@ -84,7 +111,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         self.raw = transport
-        super().connection_made(_Transport(transport, self))  # pyright: ignore[reportArgumentType]
+        self.wrapped = _Transport(transport, self)
+        super().connection_made(self.wrapped)  # pyright: ignore[reportArgumentType]
         if self.client and "." in self.client[0]:  # an IPv4 client of a socket for both is named ::ffff:127.0.0.1
             self.client = (self.client[0].removeprefix("::ffff:"), self.client[1])
         self._start(self.head_s)
@@ -98,9 +126,35 @@ class BoundedHttp(HttpToolsProtocol):
         if self.writing is not None:
             self.writing.cancel()
 
-    def eof_received(self) -> None:
-        """The client sends nothing more; the transport closes when it has read the rest of its answers."""
+    def eof_received(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The client sends nothing more. False: the transport closes when the rest of the answers has been read.
+
+        A client that waits for an answer may only have closed its sending half, or it may have left: the two look the
+        same until something is sent. A client that is there ignores an interim answer (RFC 9110, section 15.2), and
+        the system of one that has left refuses it with a reset. HTTP/1.0 has no such answers: there it counts as gone.
+        """
         self._watch_reader()
+        cycle = self.cycle
+        if self._idle() or self.reading or self.refused or cycle.response_started:
+            return False
+        if cycle.scope["http_version"] != "1.1":
+            return False
+        self.half_closed = True
+        cycle.keep_alive = False
+        self.transport.write(INTERIM)
+        self.loop.call_later(FIRST_CHECK_S, self._check_departure, FIRST_CHECK_S)
+        return True
+
+    def _check_departure(self, waited_s: float) -> None:
+        """End the connection if its client has left; look again later while the answer is being made."""
+        if self._idle() or self.raw.is_closing():
+            return
+        state = self.raw.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        if state[0] == TCP_CLOSE:
+            self.raw.abort()
+            return
+        wait_s = min(2 * waited_s, LAST_CHECK_S)
+        self.loop.call_later(wait_s, self._check_departure, wait_s)
 
     def data_received(self, data: bytes) -> None:
         self.around += len(data)
@@ -217,7 +271,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def close(self) -> None:
         """Close behind an answer; what the client still sends is read away, since a reset could take the answer."""
-        if self.lingering or self.raw.is_closing():
+        if self.lingering or self.half_closed or self.raw.is_closing():
             self._finish()
             return
         self.lingering, self.around = True, 0
@@ -263,6 +317,7 @@ class BoundedHttp(HttpToolsProtocol):
     def _finish(self) -> None:
         """Close for good, in a bounded time."""
         self._stop()
+        self.wrapped.flush()
         self.raw.close()
         self._watch_reader()
 

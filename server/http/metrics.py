@@ -45,8 +45,9 @@ TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text"
 OTHER = "other"  # a path without a route, a status or code that is not listed here
 STATUSES = (200, 204, *sorted({*STATUS.values(), CLIENT_GONE}))
 REASONS = (  # the codes of all refusals; a test reads them from the source
-    "body_timeout", "body_too_large", "cancelled", "closed", "draining", "encode_error", "headers_too_large",
-    "host_not_allowed", "internal_error", "invalid_api_key", "invalid_image", "malformed_http", "malformed_json",
+    "body_timeout", "body_too_large", "cancelled", "closed", "draining", "encode_error", "header_not_allowed",
+    "headers_too_large", "host_not_allowed", "internal_error", "invalid_api_key", "invalid_image", "malformed_http",
+    "malformed_json",
     "method_not_allowed", "missing_api_key", "missing_image", "model_failing", "model_not_found", "network_error",
     "network_not_finite", "not_acceptable", "not_found", "not_ready", "origin_not_allowed", "out_of_range",
     "queue_full", "timeout", "unknown_field", "unknown_format", "unknown_label", "unsupported_encoding",
@@ -238,7 +239,7 @@ def _series(models: Mapping[str, Manifest], routes: Collection[str]) -> Iterator
 
 
 def _engines(stats: Mapping[int, Stats]) -> Iterator[Metric]:
-    """What the workers have reported. Their counters never fall: the pool adds those of earlier lives."""
+    """What the workers have reported. Their counters never fall: the pool adds those of earlier processes."""
     held = [((name, str(worker)), model) for worker, each in stats.items() for name, model in each.models.items()]
     for kind, name, help, value in ENGINES:
         family = kind(f"fewstep_{name}", help, labels=LABELS)

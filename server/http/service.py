@@ -11,6 +11,8 @@ from server.scheduler.model import ModelInfo
 from server.scheduler.refusal import Refusal, shown
 from server.scheduler.request import ImageRequest
 
+CODINGS = {b"content-encoding": "Content-Encoding", b"transfer-encoding": "Transfer-Encoding"}
+
 
 class Stream(Protocol):
     """The events of one request: server.processes.stream.PoolStream or server.scheduler.local.EventStream."""
@@ -91,11 +93,10 @@ async def read_body(http: Request, limit: int, limit_s: float) -> bytes:
     declared = http.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise _too_large(limit)
-    for name in ("Content-Encoding", "Transfer-Encoding"):
-        codings = ", ".join(http.headers.getlist(name))
-        if codings.strip().lower() not in ("", "identity", "chunked"):
-            message = f"the body must be sent as it is, not with {name}: {shown(codings)}"
-            raise Refusal("unsupported", "unsupported_encoding", message)
+    for name, coding in http.headers.raw:
+        if name in CODINGS and coding.strip().lower() not in (b"", b"identity", b"chunked"):
+            header = f"{CODINGS[name]}: {shown(coding.decode('latin-1'))}"
+            raise Refusal("unsupported", "unsupported_encoding", f"the body must be sent as it is, not with {header}")
     body = bytearray()
     try:
         async with asyncio.timeout(limit_s):

@@ -10,7 +10,7 @@ from server.scheduler.refusal import Refusal, invalid
 
 @dataclass(frozen=True)
 class Room:
-    """What the living workers have for one model."""
+    """What the running workers have for one model."""
 
     slots: int  # of all workers together
     workers: int

@@ -30,7 +30,7 @@ DIED_TWICE = "the engine worker died while making this image, and so did the one
 
 @dataclass(eq=False)
 class Worker:
-    """One life of one worker."""
+    """One process of one worker."""
 
     number: int
     pid: int
@@ -60,14 +60,14 @@ class _Pending:
     worker: Worker | None = None  # None: waits for a worker to come back
     work_s: float = 0.0
     replays: int = 0
-    steps: Counter[int] = field(default_factory=Counter)  # image -> the last step whose Progress was passed on
+    steps: dict[int, int] = field(default_factory=dict)  # image -> the last step whose Progress was passed on
 
 
 class WorkerPool:
     """Runs on the event loop of one HTTP process.
 
     models: names of what every worker serves. workers: how many there will be. on_ready: called once, when all of
-    them are warm. on_lost: called with every life of a worker whose socket is closed here; if the process still runs,
+    them are warm. on_lost: called with every worker process whose socket is closed here; if the process still runs,
     it is of no use to this HTTP process, and must be replaced.
     """
 
@@ -88,7 +88,7 @@ class WorkerPool:
         self.lost = False  # no worker will come back
         self.draining = False  # set by a stop signal
         self.models: dict[str, ModelInfo] = {}  # as some worker serves them; the last to become warm
-        self.workers: dict[int, Worker] = {}  # the present life of each
+        self.workers: dict[int, Worker] = {}  # the present process of each
         self.stats: dict[int, Stats] = {}  # by worker number, its earlier processes included
         self.restarts = 0
         self.pending: dict[int, _Pending] = {}
@@ -108,7 +108,7 @@ class WorkerPool:
             await self.connect(message.worker, message.pid, message.link)
 
     async def connect(self, number: int, pid: int, end: socket.socket) -> Worker:
-        """A worker begins a life; `end` is this process's end of its socket."""
+        """A worker has been forked; `end` is this process's end of its socket."""
         link = WorkerLink(lambda answer: self._arrived(worker, answer), lambda: self._gone(worker))
         worker = Worker(number, pid, link)
         self.restarts += number in self.workers
@@ -209,7 +209,7 @@ class WorkerPool:
         elif (entry := self.pending.get(answer.id)) is None or entry.worker is not worker:
             return  # cancelled while its answer was on the way
         elif isinstance(answer, Progress):
-            if answer.step > entry.steps[answer.image]:  # a replay repeats no event
+            if answer.step > entry.steps.get(answer.image, 0):  # a replay repeats no event
                 entry.steps[answer.image] = answer.step
                 entry.stream.put(answer)
         elif not (isinstance(answer, Failed) and answer.code == "model_failing" and self._elsewhere(entry)):

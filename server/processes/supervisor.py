@@ -11,6 +11,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from multiprocessing.context import ForkProcess
 
 from server.processes.control import Control
@@ -74,7 +75,7 @@ class Supervisor:
         self.https: list[ForkProcess] = []
         self.workers: dict[int, ForkProcess] = {}
         self.ready: set[int] = set()  # HTTP processes that have found every worker warm
-        self.refusals: dict[int, int] = {}  # worker number -> how often in a row its replacement could not load
+        self.refusals: dict[int, int] = {}  # worker number -> how often in a row it could not be started, or not load
         self.retry_at_s: dict[int, float] = {}  # worker number -> when to try again
         self.code: int | None = None  # the exit code, once the end has begun
         self.kill_at_s = 0.0
@@ -102,9 +103,9 @@ class Supervisor:
         freeze_heap()  # the modules, once for all processes
         self._start_http()
         for number in range(self.count):
-            self._start(number)
+            self._try_start(number)
 
-        while self._http_lives():
+        while self._http_runs():
             received = signal.sigtimedwait(watched, self._patience_s())
             if received and received.si_signo in STOP_SIGNALS:
                 if self.code is not None and received.si_signo == signal.SIGINT:
@@ -112,7 +113,7 @@ class Supervisor:
                 self._end(0)
             self._read_reports()
             self._notice_http_ends()
-            if self._http_lives():  # or the workers have ended because of it
+            if self._http_runs():  # or the workers have ended because of it
                 self._replace_the_dead()
                 self._retry()
             if self.code is not None:
@@ -135,7 +136,7 @@ class Supervisor:
             listener.close()
             control.http.close()
 
-    def _http_lives(self) -> bool:
+    def _http_runs(self) -> bool:
         """Whether a process is left whose requests need workers."""
         return any(http.exitcode is None for http in self.https)
 
@@ -185,16 +186,23 @@ class Supervisor:
                 worker.kill()
                 worker.join()
 
+    def _try_start(self, number: int) -> None:
+        """Start a worker; where the system refuses, try again after a growing delay."""
+        try:
+            self._start(number)
+        except OSError as error:  # no process, no memory or no descriptor left
+            self._postpone(number, f"could not be started ({error.strerror})")
+
     def _start(self, number: int) -> None:
-        pairs = [socket.socketpair() for _ in self.controls]
-        worker = self.fork.Process(target=self._worker, args=(number, pairs), name=f"engine-worker-{number}")
-        worker.start()
-        assert worker.pid is not None
-        for control, (http_end, worker_end) in zip(self.controls, pairs, strict=True):
-            control.worker_started(number, worker.pid, http_end)
-            http_end.close()  # the parent keeps no end, so that each side sees when the other is gone
-            worker_end.close()
-        self.workers[number] = worker
+        """Raises OSError where the system gives no process or no socket; then nothing is left of the attempt."""
+        with ExitStack() as ends:  # the parent keeps no end, so that each side sees when the other is gone
+            pairs = [_pair(ends) for _ in self.controls]
+            worker = self.fork.Process(target=self._worker, args=(number, pairs), name=f"engine-worker-{number}")
+            worker.start()
+            self.workers[number] = worker
+            assert worker.pid is not None
+            for control, (http_end, _) in zip(self.controls, pairs, strict=True):
+                control.worker_started(number, worker.pid, http_end)
 
     def _read_reports(self) -> None:
         """What the HTTP processes report: that they are ready, or which workers hang. SIGCHLD follows a kill."""
@@ -219,7 +227,7 @@ class Supervisor:
             del self.workers[number]
             refused = worker.exitcode == EXIT_BAD_ENGINE or (worker.exitcode == EXIT_NOT_LOADED and self.workers)
             if self.announced and refused:
-                self._postpone(number)
+                self._refused(number)
             elif worker.exitcode == EXIT_BAD_ENGINE:  # the worker has said why, and another one would say it again
                 self._give_up(EXIT_BAD_ENGINE)
             elif self.code is not None and self.code != 0:
@@ -227,35 +235,39 @@ class Supervisor:
             elif self.budget.allows(time.monotonic()):
                 _report(worker, "another one takes its place")
                 self.refusals.pop(number, None)
-                self._start(number)
+                self._try_start(number)
             else:
                 _report(worker, f"that is more than {self.budget.limit} in {WINDOW_S:.0f} s: the server stops")
                 self._give_up(1)
 
-    def _postpone(self, number: int) -> None:
-        """A replacement could not load, and has said why. Others go on; it is tried again after a growing delay."""
-        if self.code is not None:
-            return
-        if not self.workers:
+    def _refused(self, number: int) -> None:
+        """A replacement could not load, and has said why. The others go on; without any, the server ends."""
+        if self.workers or self.code is not None:
+            self._postpone(number, "could not load")
+        else:
             logger.error(
                 "no engine worker is left, and engine-worker-%d could not load what this server announced: the server "
                 "stops; start it again to serve what its engine folders hold now",
                 number,
             )
             self._give_up(1)
+
+    def _postpone(self, number: int, why: str) -> None:
+        """Try a worker again after a delay that grows with each failure in a row; the others go on."""
+        if self.code is not None:
             return
         delay_s = min(MAX_BACKOFF_S, 2.0 ** self.refusals.get(number, 0))
         self.refusals[number] = self.refusals.get(number, 0) + 1
         self.retry_at_s[number] = time.monotonic() + delay_s
         logger.error(
-            "engine-worker-%d could not load; it is tried again in %g s, and the other workers go on", number, delay_s
+            "engine-worker-%d %s; it is tried again in %g s, and the other workers go on", number, why, delay_s
         )
 
     def _retry(self) -> None:
         """Start the workers whose delay is over."""
         for number in [number for number, at_s in self.retry_at_s.items() if at_s <= time.monotonic()]:
             del self.retry_at_s[number]
-            self._start(number)
+            self._try_start(number)
 
     def _give_up(self, code: int) -> None:
         for control in self.controls:
@@ -279,6 +291,12 @@ class Supervisor:
             signal.signal(stop, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {*STOP_SIGNALS, signal.SIGCHLD})
         self.run_worker(number, [worker_end for _, worker_end in pairs])
+
+
+def _pair(ends: ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Two joined sockets that are closed with `ends`."""
+    first, second = socket.socketpair()
+    return ends.enter_context(first), ends.enter_context(second)
 
 
 def _report(child: ForkProcess, consequence: str) -> None:

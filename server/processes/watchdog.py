@@ -12,7 +12,7 @@ CHECKS = 4  # within the limit; a worker is found after the limit and a quarter 
 
 
 class Watchdog:
-    """Runs on the event loop. Calls `kill` once with every life of a worker that has been silent beyond its limit.
+    """Runs on the event loop. Calls `kill` once with every worker process that has been silent beyond its limit.
 
     stall_s: for a worker that owes answers. It sends statistics between network calls
     (server.scheduler.loop.STATS_EVERY_S), so its silence is a call that does not end, or a process that does not run.

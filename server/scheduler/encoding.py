@@ -5,22 +5,25 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from fewstep.pixels import Pixels, encode
-from server.scheduler.events import Failed, Finished, Image, Progress
+from server.scheduler.events import Failed, Finished, Health, Image, Progress
 from server.scheduler.loop import Delivery
 from server.scheduler.request import ImageFormat
+from server.scheduler.stats import Stats
 
 logger = logging.getLogger(__name__)
 
 THREADS = 2  # zlib works outside the interpreter's lock
 TOGETHER = 16  # events that a thread hands on at once, at most: one write serves several answers
+INLINE_IMAGES = 4  # of one network call; with more of them the engine thread would keep the network waiting
 INLINE_BYTES = 4_096  # of a PNG's pixels: writing one takes 20 microseconds, and to wake a thread takes as long
 
 
 class Encoders:
-    """Small PNGs are encoded by the engine thread while it has nothing to do; two threads encode other images.
+    """A few small PNGs are encoded by the engine thread while it has nothing to do; two threads encode other images.
 
     emit: called with encoded events, from any of these threads; must not block. The events of one request stay in
     order. on_error: called with what emit has raised, which no image causes.
@@ -34,11 +37,13 @@ class Encoders:
     ) -> None:
         self.emit = emit
         self.on_error = on_error
-        self.encoded: list[Delivery] = []  # by the engine thread, since the last flush
+        self.series: list[Delivery] = []  # delivered since the last flush
         self.queues: list[queue.SimpleQueue[Delivery | None]] = [queue.SimpleQueue() for _ in range(threads)]
+        self.given = [0] * threads  # events that each thread has got; the engine thread counts
+        self.done = [0] * threads  # events that it has handed on; the thread itself counts
         self.threads = [
-            threading.Thread(target=self._run, args=(events,), name=f"encode-{number}", daemon=True)
-            for number, events in enumerate(self.queues)
+            threading.Thread(target=self._run, args=(number,), name=f"encode-{number}", daemon=True)
+            for number in range(threads)
         ]
 
     def start(self) -> None:
@@ -47,16 +52,28 @@ class Encoders:
 
     def deliver(self, event: Delivery) -> None:
         """Take an event from the engine thread. `flush` must follow."""
-        if isinstance(event, Failed) or (isinstance(event, Finished | Progress) and not _quick(event)):
-            self.queues[event.id % len(self.queues)].put(event)  # Failed too, behind what is still being encoded
-        elif made := encoded(event):
-            self.encoded.append(made)
+        self.series.append(event)
 
     def flush(self) -> None:
-        """Hand on what the engine thread has encoded."""
-        if self.encoded:
-            events, self.encoded = self.encoded, []
-            self._emit(events)
+        """Encode what was delivered and hand it on, or give it to the threads."""
+        if not self.series:
+            return
+        series, self.series = self.series, []
+        many = sum(map(_images, series)) > INLINE_IMAGES
+        made: list[Delivery] = []
+        for event in series:
+            if isinstance(event, Health | Stats):
+                made.append(event)
+                continue
+            thread = event.id % len(self.queues)
+            # Every event of a request comes behind those that are still being encoded.
+            if many or not _quick(event) or self.given[thread] > self.done[thread]:
+                self.given[thread] += 1
+                self.queues[thread].put(event)
+            elif (ready := encoded(event)) is not None:
+                made.append(ready)
+        if made:
+            self._emit(made)
 
     def close(self) -> None:
         """Returns when everything delivered before has been emitted, or the threads have failed."""
@@ -71,21 +88,31 @@ class Encoders:
         except BaseException as error:  # the engine loop would take it for a failure of the network
             self.on_error(error)
 
-    def _run(self, events: "queue.SimpleQueue[Delivery | None]") -> None:
+    def _run(self, number: int) -> None:
         try:
             ended = False
             while not ended:
-                taken = _take(events)
+                taken = _take(self.queues[number])
                 ended = taken[-1] is None
                 made = [encoded(event) for event in taken if event is not None]
                 if ready := [event for event in made if event is not None]:
                     self.emit(ready)
+                self.done[number] += len(made)
         except BaseException as error:  # whatever it is, no thread ends unnoticed
             self.on_error(error)
 
 
-def _quick(event: Finished | Progress) -> bool:
-    """Whether encoding takes less than to wake a thread for it; the same for all events of a request."""
+def _images(event: Delivery) -> int:
+    """How many images there are to encode."""
+    if not isinstance(event, Finished | Progress) or event.format == "pixels":
+        return 0
+    return len(event.images) if isinstance(event, Finished) else event.preview is not None
+
+
+def _quick(event: Progress | Finished | Failed) -> bool:
+    """Whether encoding an image takes less than to wake a thread for it; the same for all events of a request."""
+    if isinstance(event, Failed):
+        return True
     image = event.preview if isinstance(event, Progress) else event.images[0]
     return image is None or event.format == "pixels" or (event.format == "png" and image.nbytes <= INLINE_BYTES)
 

@@ -1,7 +1,11 @@
-"""What becomes of a request, in order: Accepted, Progress (if asked for), then one Finished or one Failed."""
+"""What becomes of a request, in order: Accepted, Progress (if asked for), then one Finished or one Failed.
 
-from dataclasses import dataclass
+They are structs, not dataclasses: every request makes several, and a struct is made in a tenth of the time.
+"""
+
 from typing import Any
+
+from msgspec import Struct
 
 from server.scheduler.refusal import Kind, Refusal
 from server.scheduler.request import ImageFormat
@@ -10,15 +14,13 @@ from server.scheduler.request import ImageFormat
 Image = Any
 
 
-@dataclass(frozen=True)
-class Accepted:
+class Accepted(Struct, frozen=True):
     """A worker has the request."""
 
     id: int
 
 
-@dataclass(frozen=True)
-class Progress:
+class Progress(Struct, frozen=True):
     """One image has made one more network call, not its last."""
 
     id: int
@@ -29,8 +31,7 @@ class Progress:
     preview: Image | None  # the denoised image of that call; None where the request asks for steps only
 
 
-@dataclass(frozen=True)
-class Finished:
+class Finished(Struct, frozen=True):
     """All images are there, in the order of the request's seeds."""
 
     id: int
@@ -41,8 +42,7 @@ class Finished:
     encode_s: float = 0.0
 
 
-@dataclass(frozen=True)
-class Failed:
+class Failed(Struct, frozen=True):
     """The request ends without images; the fields are those of Refusal."""
 
     id: int
@@ -60,8 +60,7 @@ class Failed:
         return Refusal(self.kind, self.code, self.message, self.param, retry_after_s=self.retry_after_s)
 
 
-@dataclass(frozen=True)
-class Health:
+class Health(Struct, frozen=True):
     """Sent when a model's network calls have failed several times in a row, and when they succeed again."""
 
     model: str

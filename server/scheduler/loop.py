@@ -199,6 +199,8 @@ class EngineLoop:
             if model.table.free == model.table.capacity:
                 model.probe()
             return
+        if not model.waiting:
+            return
         now = self.clock()
         images: list[Image] = []
         for grant in self.policy(model.waiting.values(), model.table.free, now):

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 
-@dataclass(frozen=True)
-class Waiting:
+class Waiting(Struct, frozen=True):
     """A request with images that have no slot yet."""
 
     request: int
@@ -21,8 +21,7 @@ class Waiting:
         return self.images * self.calls
 
 
-@dataclass(frozen=True)
-class Grant:
+class Grant(Struct, frozen=True):
     request: int
     images: int
 

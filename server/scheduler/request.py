@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from msgspec import Struct
 
 from fewstep.pixels import Format, from_pixels
 from server.scheduler.slots import Start
@@ -53,8 +54,7 @@ class ImageRequest:
         return len(self.sigmas)
 
 
-@dataclass(frozen=True)
-class Submit:
+class Submit(Struct, frozen=True):
     """A request for the engine loop."""
 
     id: int
@@ -63,8 +63,7 @@ class Submit:
     deadline_s: float  # same clock; from then on the images are of no use
 
 
-@dataclass(frozen=True)
-class Cancel:
+class Cancel(Struct, frozen=True):
     """The client has left: the request's slots become free before the next network call."""
 
     id: int

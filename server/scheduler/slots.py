@@ -5,19 +5,22 @@ No threads, no clock, no HTTP. Rows differ in level, step count, seed and label;
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from msgspec import Struct
 from numpy.typing import NDArray
 
-from fewstep.noise import CHUNK, normals
+from fewstep.noise import normals
 from fewstep.pixels import Pixels, to_pixels
 from fewstep.precond import Network
 from fewstep.schedule import MAX_STEPS
 from fewstep.step import Levels, Rows, begin, denoise, latent, levels_of, renoise, write_network_input
+
+FEW_NORMALS = 2**15  # that new images may draw ahead before their first network call, which waits for them
 
 
 class ImageKey(NamedTuple):
@@ -35,8 +38,7 @@ class Start:
     known: NDArray[np.bool_] | None = None  # [1, H, W]; True: the pixel ends as it is in `image`
 
 
-@dataclass(frozen=True)
-class Image:
+class Image(Struct, frozen=True, eq=False):
     """One image to be made."""
 
     key: ImageKey
@@ -47,8 +49,7 @@ class Image:
     preview: bool = False  # hand out its denoised image after every call but the last
 
 
-@dataclass(frozen=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """The result of one network call."""
 
     finished: tuple[tuple[ImageKey, Pixels], ...] = ()  # uint8 [H, W, C] each
@@ -110,19 +111,15 @@ class SlotTable:
         self.sigma_data = sigma_data
         self.buckets = tuple(buckets)
         self.capacity = capacity = self.buckets[-1]
-        # Of every image in flight.
-        self.keys: list[ImageKey] = []
-        self.starts: list[Start | None] = []
-        self.previews: list[bool] = []
-        self.calls: list[int] = []  # in all
-        self.ahead: list[Rows | None] = []  # its normals of steps 1, 2 and so on; None: drawn call by call
+        self.images: list[Image] = []  # in flight
+        self.ahead: list[Rows | None] = []  # their normals of steps 1, 2 and so on; None: drawn call by call
+        self.special = False  # whether some of them may begin at an image or hand out previews
         self.begun = 0  # images whose row of x is set; those behind have been admitted since the last tick
         # By row.
         self.rows = np.arange(capacity)
         self.x = np.zeros((capacity, *shape), np.float32)
         self.levels = np.zeros((capacity, MAX_STEPS, len(Levels._fields)), np.float32)
         self.step = np.zeros(capacity, np.int64)  # index of the next network call
-        self.seeds = np.zeros(capacity, np.uint64)
         # What the network sees. Before a call, rows behind the images are zero: a batch is padded by taking more.
         self.input = np.zeros((capacity, shape[0] + extra, *shape[1:]), np.float32)
         self.c_noise = np.zeros(capacity, np.float32)
@@ -131,39 +128,36 @@ class SlotTable:
 
     @property
     def free(self) -> int:
-        return self.capacity - len(self.keys)
+        return self.capacity - len(self.images)
 
     def requests(self) -> set[int]:
         """The requests that hold a slot."""
-        return {key.request for key in self.keys}
+        return {image.key.request for image in self.images}
 
     def admit(self, images: Sequence[Image]) -> None:
         """Give each image a slot; its initial noise comes with the next tick. There must be enough free slots."""
         assert len(images) <= self.free, "the policy admitted more images than there are free slots"
-        first = len(self.keys)
+        first = len(self.images)
         slots = slice(first, first + len(images))
-        self.keys += [image.key for image in images]
-        self.starts += [image.start for image in images]
-        self.previews += [image.preview for image in images]
-        self.calls += [len(image.sigmas) for image in images]
+        self.images += images
         self.ahead += [None] * len(images)
+        self.special |= any(image.start or image.preview for image in images)
         for slot, image in enumerate(images, start=first):
             self.levels[slot, : len(image.sigmas)] = levels_of(image.sigmas, self.sigma_data)
-        self.seeds[slots] = [image.seed for image in images]
         self.step[slots] = 0
         labels = np.array([image.label for image in images])
         self.onehot[slots] = labels[:, None] == np.arange(self.classes)  # a row of zeros for -1, no class
-        self.used = max(self.used, len(self.keys))
+        self.used = max(self.used, len(self.images))
 
     def evict(self, request: int) -> int:
         """Free the slots of a request; returns how many it held."""
-        stays = np.array([key.request != request for key in self.keys], dtype=bool)
+        stays = np.array([image.key.request != request for image in self.images], dtype=bool)
         self._keep(stays)
         return int(np.count_nonzero(~stays))
 
     def tick(self, meanwhile: Callable[[], None] = nothing) -> Tick:
         """See `Slots.tick`."""
-        count = len(self.keys)
+        count = len(self.images)
         if not count:
             return Tick()
         level = self.levels[self.rows[:count], self.step[:count]]
@@ -177,27 +171,27 @@ class SlotTable:
         broken: tuple[ImageKey, ...] = ()
         if not np.isfinite(output).all():
             sound = np.isfinite(output).all(axis=(1, 2, 3))
-            broken = tuple(compress(self.keys, ~sound))
+            broken = self._keys(~sound)
             self._keep(sound)
             noise, output, more, levels = noise[sound[more]], output[sound], more[sound], Levels(*level[sound].T)
 
-        rows = slice(len(self.keys))
-        work = self.input[rows, : self.shape[0]]  # the network has read it
-        denoise(self.x[rows], output, levels.c_skip, levels.c_out, work)
-        for row, start in enumerate(self.starts):
-            if start and start.known is not None:  # as `fewstep.editing.inpaint` does
-                np.copyto(self.x[row], start.image, where=start.known)
-        self.step[rows] += 1
-        previews = self._previews(more) if any(self.previews) else ()
+        x = self.x[: len(self.images)]
+        # The input serves as memory: the network has read it.
+        denoise(x, output, levels.c_skip, levels.c_out, self.input[: len(x), : self.shape[0]])
+        self.step[: len(x)] += 1
+        previews = self._specials(more) if self.special else ()
         finished: tuple[tuple[ImageKey, Pixels], ...] = ()
         sigma_next = levels.sigma_next
         if not more.all():
-            finished = tuple(zip(compress(self.keys, ~more), to_pixels(self.x[rows][~more]), strict=True))
+            finished = tuple(zip(self._keys(~more), to_pixels(x[~more]), strict=True))
             self._keep(more)
             sigma_next = sigma_next[more]
-        if self.keys:
-            renoise(self.x[: len(self.keys)], noise, sigma_next)
+        if self.images:
+            renoise(self.x[: len(self.images)], noise, sigma_next)
         return Tick(finished, broken, count, batch, previews)
+
+    def _keys(self, which: NDArray[np.bool_]) -> tuple[ImageKey, ...]:
+        return tuple(image.key for image in compress(self.images, which))
 
     def _noise(self, sigma: NDArray[np.float32], more: NDArray[np.bool_]) -> Rows:
         """Begin new images; return the unit normals for the rows `more`, which have another level below sigma.
@@ -205,20 +199,19 @@ class SlotTable:
         All at once, and before the network call, whose weights push whatever makes noise out of the caches. A draw
         has a fixed cost, that of thousands of normals: where new images need few, they get those of all their steps.
         """
-        new, steps, going = range(self.begun, len(sigma)), self.step[: len(sigma)].tolist(), more.nonzero()[0].tolist()
-        few = sum(self.calls[new.start :]) * math.prod(self.shape) <= 4 * CHUNK
-        first = [(row, 0) for row in new]
-        later = [(row, step) for row in new for step in range(1, self.calls[row])] if few else []
+        new, calls = range(self.begun, len(sigma)), [len(image.sigmas) for image in self.images[self.begun :]]
+        few = sum(calls) * math.prod(self.shape) <= FEW_NORMALS
+        later = [(row, step) for row, count in zip(new, calls, strict=True) for step in range(1, count)] if few else []
+        steps, going = self.step[: len(sigma)].tolist(), more.nonzero()[0].tolist()
         now = [(row, steps[row] + 1) for row in going if self.ahead[row] is None and not (few and row in new)]
-        drawn = self._normals(first + later + now)
+        drawn = self._normals([*((row, 0) for row in new), *later, *now])
         if new:
             self._begin(new, drawn[: len(new)], sigma)
-        drawn = drawn[len(first) :]
-        if few:
-            for row in new:
-                count = self.calls[row] - 1
-                self.ahead[row] = drawn[:count].copy()  # a view would keep all of what was drawn
-                drawn = drawn[count:]
+            drawn = drawn[len(new) :]
+        if later:
+            for row, count in zip(new, calls, strict=True):
+                self.ahead[row] = drawn[: count - 1].copy()  # a view would keep all of what was drawn
+                drawn = drawn[count - 1 :]
         if len(now) == len(going):
             return drawn
         noise, drawn_now = np.empty((len(going), *self.shape), np.float32), iter(drawn)
@@ -232,42 +225,54 @@ class SlotTable:
         if not wanted:
             return np.empty((0, *self.shape), np.float32)
         rows, steps = zip(*wanted, strict=True)
-        return normals(self.seeds[list(rows)], np.array(steps), self.shape)
+        return normals(self._seeds(rows), np.array(steps), self.shape)
+
+    def _seeds(self, rows: Iterable[int]) -> NDArray[np.uint64]:
+        return np.array([self.images[row].seed for row in rows], np.uint64)
 
     def _begin(self, new: range, noise: Rows, sigma: NDArray[np.float32]) -> None:
         """Set the rows of new images: their initial noise, on the image that an edit begins at."""
         rows, image = slice(new.start, new.stop), None
-        if any(self.starts[rows]):
-            image = np.stack([np.zeros(self.shape, np.float32) if s is None else s.image for s in self.starts[rows]])
-        self.x[rows] = begin(self.seeds[rows], sigma[rows], self.shape, noise=noise, image=image)
+        if self.special:
+            starts = [image.start for image in self.images[rows]]
+            image = np.stack([np.zeros(self.shape, np.float32) if s is None else s.image for s in starts])
+        self.x[rows] = begin(self._seeds(new), sigma[rows], self.shape, noise=noise, image=image)
         self.begun = new.stop
 
     def _arguments(self, count: int, batch: int, levels: Levels) -> tuple[NDArray[np.float32], ...]:
         """What F is called with, of the images in flight, in a batch padded with zeros."""
-        z = latent(self.seeds[:count], self.step[:count], self.latent_shape) if self.latent_shape[0] else None
+        z = None
+        if self.latent_shape[0]:
+            z = latent(self._seeds(range(count)), self.step[:count], self.latent_shape)
         write_network_input(self.x[:count], levels.c_in, z, out=self.input[:count])
         self.c_noise[:count] = levels.c_noise
-        for array in (self.input, self.c_noise, self.onehot):
-            array[count : self.used] = 0
-        self.used = count
+        if self.used > count:
+            for array in (self.input, self.c_noise, self.onehot):
+                array[count : self.used] = 0
+            self.used = count
         return self.input[:batch], self.c_noise[:batch], self.onehot[:batch]
 
-    def _previews(self, more: NDArray[np.bool_]) -> tuple[tuple[ImageKey, int, Pixels], ...]:
-        """Of the images that asked: the denoised ones that go on. `step` counts the call just made already."""
-        rows = (more & self.previews).nonzero()[0]
-        keys, calls = [self.keys[row] for row in rows], self.step[rows].tolist()
+    def _specials(self, more: NDArray[np.bool_]) -> tuple[tuple[ImageKey, int, Pixels], ...]:
+        """Put back the pixels that images keep; return the denoised images that go on and whose previews are asked for.
+
+        `step` counts the call just made already.
+        """
+        for row, image in enumerate(self.images):
+            if image.start and image.start.known is not None:  # as `fewstep.editing.inpaint` does
+                np.copyto(self.x[row], image.start.image, where=image.start.known)
+        rows = [row for row, image in enumerate(self.images) if image.preview and more[row]]
+        keys, calls = [self.images[row].key for row in rows], self.step[rows].tolist()
         return tuple(zip(keys, calls, to_pixels(self.x[rows]), strict=True))
 
     def _keep(self, stays: NDArray[np.bool_]) -> None:
         """Free the slots where `stays` [images in flight] is False, and close the gaps, in order."""
-        self.keys, self.starts = list(compress(self.keys, stays)), list(compress(self.starts, stays))
-        self.previews, self.calls = list(compress(self.previews, stays)), list(compress(self.calls, stays))
-        self.ahead = list(compress(self.ahead, stays))
+        self.images, self.ahead = list(compress(self.images, stays)), list(compress(self.ahead, stays))
+        self.special &= bool(self.images)
         self.begun = int(np.count_nonzero(stays[: self.begun]))
         rows = stays.nonzero()[0]
         first = int(np.count_nonzero(rows == self.rows[: len(rows)]))  # that is moved
         if first < len(rows):
-            for array in (self.x, self.levels, self.step, self.seeds, self.onehot):
+            for array in (self.x, self.levels, self.step, self.onehot):
                 array[first : len(rows)] = array[rows[first:]]
 
 

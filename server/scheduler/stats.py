@@ -1,4 +1,4 @@
-"""What one model has done in an engine loop and what it holds now: counted, sent, and added over a worker's lives."""
+"""What one model has done in an engine loop, and what it holds now: counted, sent, added over a worker's processes."""
 
 import os
 from collections import defaultdict
@@ -13,7 +13,7 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass
 class ModelStats:
-    """Counts since the loop began. The gauges at the end are of the moment and are not added over lives."""
+    """Counts since the loop began. The gauges at the end are of the moment and are not added over processes."""
 
     calls_by_fill: dict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))  # by (images, batch)
     call_s_by_bucket: dict[int, float] = field(default_factory=lambda: defaultdict(float))  # with the step around it
@@ -57,12 +57,12 @@ class ModelStats:
         return replace(self, active_slots=active_slots, waiting_images=waiting_images, capacity=capacity, **copies)
 
     def after(self, past: "ModelStats") -> "ModelStats":
-        """These counts and those of an earlier life; the gauges are of this life."""
+        """These counts and those of an earlier process; the gauges are of this one."""
         sums: dict[str, Any] = {name: _sum(getattr(past, name), getattr(self, name)) for name in TABLES}
         return replace(self, failed_calls=past.failed_calls + self.failed_calls, **sums)
 
     def ended(self) -> "ModelStats":
-        """What is left of a life that has ended: its counts; it holds nothing."""
+        """What is left of a process that has ended: its counts; it holds nothing."""
         return self.snapshot(0, 0, 0)
 
 
@@ -81,7 +81,7 @@ class Stats:
     rss_bytes: int  # memory of the process
 
     def after(self, past: "Stats | None") -> "Stats":
-        """With the counts of earlier lives added."""
+        """With the counts of earlier processes added."""
         models = past.models if past else {}
         summed = {name: stats.after(models[name]) if name in models else stats for name, stats in self.models.items()}
         return Stats(summed, self.rss_bytes)

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -43,6 +45,13 @@ def test_a_fraction_of_a_second_of_keep_alive_reaches_every_connection(monkeypat
     connection = BoundedHttp(config, state, {}, _loop=loop)
     loop.close()
     assert connection.timeout_keep_alive == KEPT_S
+
+
+def test_no_process_of_the_server_loads_litserve():
+    """Its import takes a third of a worker's start; the stock host alone needs it."""
+    modules = "server.__main__, server.hosts.forked, server.hosts.http_process, server.processes.worker, export.engine"
+    code = f"import sys, {modules}; sys.exit('litserve' in sys.modules or 'fastapi' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=DEADLINE_S).returncode == 0
 
 
 def test_the_manual_has_every_route_and_header():

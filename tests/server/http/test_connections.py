@@ -5,12 +5,14 @@ import http.client
 import json
 import logging
 from typing import Any
+from unittest import mock
 
 import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server.http.errors import CLIENT_GONE
+from server.http.limits import INTERIM, BoundedHttp, _Transport
 from server.http.routes import Route
 from server.http.service import read_body
 from tests.server.http.over_tcp import CHUNKED, HEAD, MAX_BODY, answer, play, refusal
@@ -34,6 +36,84 @@ def test_what_comes_behind_the_last_request_does_not_take_its_answer(sent: bytes
         assert b"content-length: 1\r\n" in head and await reader.read() == b"0"
 
     assert play(scene) == {"200": 1}
+
+
+def test_a_client_that_has_closed_its_sending_half_gets_its_answers():
+    """An interim answer shows that it is there; the connection ends behind the last answer."""
+    body = b"Content-Length: 2\r\n\r\nab"
+    seen = asyncio.Event()
+
+    async def made(http: Request) -> Response:
+        await seen.wait()
+        return Response(await http.body())
+
+    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + body + HEAD.replace(b"/length", b"/made") + body)
+        writer.write_eof()
+        assert await answer(reader) == (200, b"2")
+        assert await reader.readuntil(b"\r\n\r\n") == INTERIM
+        seen.set()
+        assert await answer(reader) == (200, b"ab")
+        assert await reader.read() == b""
+
+    assert play(scene, more=[Route("/made", "POST", made, "")]) == {"200": 2}
+
+
+@pytest.mark.parametrize(("version", "half"), [(b"1.1", False), (b"1.0", False), (b"1.0", True)])
+def test_a_client_that_leaves_or_cannot_read_interim_answers_counts_as_gone(version: bytes, half: bool):
+    begun, left = asyncio.Event(), asyncio.Event()
+
+    async def wait(http: Request) -> Response:
+        begun.set()
+        while (await http.receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+        raise ClientDisconnect
+
+    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD.replace(b"/length", b"/wait").replace(b"1.1", version) + b"\r\n")
+        await begun.wait()
+        writer.write_eof() if half else writer.close()
+        await left.wait()
+
+    assert play(scene, more=[Route("/wait", "POST", wait, "")]) == {"499": 1}
+
+
+def test_the_head_of_an_answer_goes_with_its_body(monkeypatch: pytest.MonkeyPatch):
+    """Also where the body is empty, or comes later."""
+    written: list[bytes] = []
+    plain = _Transport.__init__
+
+    def watched(self: _Transport, transport: Any, protocol: BoundedHttp) -> None:
+        plain(self, transport, protocol)
+        self._transport = mock.Mock(wraps=transport)
+        self._transport.write = lambda data: (written.append(data), transport.write(data))
+
+    monkeypatch.setattr(_Transport, "__init__", watched)
+    sent = asyncio.Event()
+
+    class Parts(Response):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+            await sent.wait()
+            await send({"type": "http.response.body", "body": b"ab"})
+
+    async def parts(http: Request) -> Response:
+        return Parts()
+
+    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + b"\r\n")
+        assert await answer(reader) == (200, b"0")
+        assert len(written) == 1 and written.pop().endswith(b"\r\n\r\n0")
+        writer.write(HEAD.replace(b"POST /length", b"HEAD /livez") + b"\r\n")
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        written.clear()
+        writer.write(HEAD.replace(b"/length", b"/parts") + b"\r\n")
+        assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
+        sent.set()
+        assert await reader.readexactly(2) == b"ab" and len(written) == 2
+
+    assert play(scene, more=[Route("/parts", "POST", parts, "")]) == {"200": 3}
 
 
 @pytest.mark.parametrize("chunked", [False, True])

@@ -1,5 +1,7 @@
 """What pages of other origins may do, and what they can read of the answers."""
 
+from typing import Any
+
 import httpx
 import pytest
 
@@ -22,8 +24,11 @@ def test_without_cors_settings_no_page_of_another_site_may_post_or_read():
     assert (preflight.status_code, code_of(preflight)) == (405, "method_not_allowed")
 
 
-def preflight(site: Site, origin: str = SITE, method: str = "POST", asked: str = "") -> httpx.Response:
+def preflight(
+    site: Site, origin: str = SITE, method: str = "POST", asked: str = "", private: bool = False
+) -> httpx.Response:
     more = {"access-control-request-headers": asked} if asked else {}
+    more |= {"access-control-request-private-network": "true"} if private else {}
     headers = {"origin": origin, "access-control-request-method": method, **more}
     return site.get("/v1/generate", headers, "OPTIONS")
 
@@ -40,10 +45,31 @@ def test_a_browser_may_send_what_the_table_lists_from_the_origins_that_are_allow
         preflight(site, "http://a.org"),
         preflight(site, "null"),
     ):
-        assert wrong.status_code == 400 and "access-control-allow-origin" not in wrong.headers
-    assert preflight(site, method="DELETE").status_code == preflight(site, asked="x-other").status_code == 400
+        assert (wrong.status_code, code_of(wrong)) == (403, "origin_not_allowed")
+        assert "access-control-allow-origin" not in wrong.headers
     every = preflight(Site(cors_origins=("*",)), "http://whoever.example")
     assert (every.status_code, every.headers["access-control-allow-origin"]) == (200, "*")
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "given"),
+    [
+        ({"method": "DELETE"}, "method_not_allowed", "DELETE"),
+        ({"asked": "accept, x-other"}, "header_not_allowed", "x-other"),
+        ({"private": True}, "origin_not_allowed", "private network"),
+    ],
+)
+def test_a_refused_preflight_request_gets_our_error_and_the_headers_of_cors(
+    asked: dict[str, Any], code: str, given: str
+):
+    refused = preflight(Site(cors_origins=(SITE,)), **asked)
+    assert (refused.status_code, code_of(refused)) == (403, code)
+    assert (
+        refused.headers["content-type"] == "application/json" and refused.headers["access-control-allow-origin"] == SITE
+    )
+    assert int(refused.headers["content-length"]) == len(refused.content)
+    error = refused.json()["error"]
+    assert given in error["message"] and error["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ links = HttpLinks(socket.socketpair())
 encoders = encoding.Encoders(links.send, _end_process)
 encoders.start()
 encoders.deliver(Finished(0, "webp", (np.zeros((8, 8, 1), np.uint8),), 0.0, 0.0))
+encoders.flush()
 if links.send is not fail:
     links.send([Failed(0, "failed", "network_error", "x" * 10_000_000)])
 threading.Event().wait()

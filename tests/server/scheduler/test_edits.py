@@ -102,7 +102,7 @@ def test_edits_move_up_with_their_slots_when_others_leave():
     table.admit([image(0, 1), image(1, 8), image(2, 8, START), image(3, 2)])
     table.tick()
     table.evict(1)
-    assert len(table.starts) == len(table.keys) == 2
+    assert len(table.images) == 2
     pixels = drain(table)[2]
     np.testing.assert_array_equal(pixels[KEPT], PICTURE[KEPT])
 

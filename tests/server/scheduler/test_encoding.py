@@ -56,7 +56,9 @@ def test_events_of_a_request_stay_in_order_and_none_is_lost(data: st.DataObject)
     ends = {n: FAILED if data.draw(st.booleans()) else finished(n, p, f) for n, (p, f, _) in requests.items()}
     for number, end in ends.items():
         events.append(end if isinstance(end, Finished) else Failed(number, end.kind, end.code, end.message))
-    emitted = handed_on(events, itertools.repeat(True))
+    emitted = handed_on(
+        events, itertools.chain(data.draw(st.lists(st.booleans(), max_size=30)), itertools.repeat(True))
+    )
     assert len(emitted) == len(events)
     for number in requests:
         mine = [event for event in emitted if not isinstance(event, Health) and getattr(event, "id", None) == number]
@@ -77,6 +79,18 @@ def test_a_failure_waits_for_what_is_still_being_encoded(monkeypatch: pytest.Mon
     go.set()
     encoders.close()
     assert [type(event) for event in emitted] == [Health, Progress, Failed]
+
+
+@pytest.mark.parametrize(("images", "inline"), [(encoding.INLINE_IMAGES, True), (encoding.INLINE_IMAGES + 1, False)])
+def test_the_engine_thread_encodes_few_small_images_and_no_more(images: int, inline: bool):
+    emitted_by: list[threading.Thread] = []
+    encoders = Encoders(lambda events: emitted_by.append(threading.current_thread()), lambda error: None)
+    encoders.start()
+    for number in range(images):
+        encoders.deliver(finished(number, SMALL))
+    encoders.flush()
+    encoders.close()
+    assert (emitted_by == [threading.current_thread()]) == inline
 
 
 def test_an_image_that_cannot_be_written_fails_its_request_and_a_preview_is_left_out(monkeypatch: pytest.MonkeyPatch):

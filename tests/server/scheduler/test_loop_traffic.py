@@ -71,7 +71,7 @@ class Traffic(RuleBasedStateMachine):
         flights = self.bench.loop.flights
         assert not set(self.bench.ended_s) & set(flights)
         for name, served in self.bench.models.items():
-            keys = self.bench.tables[name].keys
+            keys = [image.key for image in self.bench.tables[name].images]
             assert len(set(keys)) == len(keys) <= CAPACITIES[name]
             mine = {number: flight for number, flight in flights.items() if flight.request.model == name}
             held = served.table.requests() - {PROBE.request}  # a failing model's trial, waiting for its turn

@@ -1,11 +1,11 @@
 """Previews: the denoised images of every call but the last, of the images that asked, from both slot tables."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from fewstep.noise import noise_for
 from fewstep.pixels import Pixels, from_pixels, to_pixels

@@ -93,7 +93,7 @@ def test_padding_is_zero_whatever_was_there_before():
     padding = []
 
     def network(x: np.ndarray, c_noise: np.ndarray, onehot: np.ndarray) -> np.ndarray:
-        padding.append([part[len(table.keys) :].copy() for part in (x, c_noise, onehot)])
+        padding.append([part[len([image.key for image in table.images]) :].copy() for part in (x, c_noise, onehot)])
         return x
 
     table = table_of(network, 4, exact=True)
@@ -174,10 +174,10 @@ def test_rows_that_are_not_finite_are_named_and_freed_while_the_others_go_on():
 def test_noise_drawn_ahead_gives_the_bytes_of_noise_drawn_for_every_call(arrivals: list, limit: int):
     """Whatever arrives, breaks (the first row) or is evicted. limit: normals that are drawn ahead in one tick."""
 
-    def run(chunk: int) -> list:
+    def run(normals: int) -> list:
         network, results = GaussianNetwork(), []
         table = table_of(network, capacity=8)
-        with mock.patch.object(slots, "CHUNK", chunk):
+        with mock.patch.object(slots, "FEW_NORMALS", normals):
             for tick, (newcomers, breaks) in enumerate([*arrivals, *[([], False)] * 8]):
                 table.admit([image(9 * tick + i, k, seed=tick + i) for i, k in enumerate(newcomers)][: table.free])
                 table.evict(9 * (tick - 2) + 1)
