@@ -39,8 +39,13 @@ def error_response(error: Refusal, headers: Mapping[str, str] | None = None) -> 
         answered["Connection"] = "close"
     if error.kind == "unauthorized":
         answered["WWW-Authenticate"] = "Bearer"
-    body = {"message": error.message, "type": error_type(status), "param": error.param, "code": error.code}
-    return Response(json.dumps({"error": body}), status, headers=answered, media_type="application/json")
+    return Response(json.dumps(error_body(error)), status, headers=answered, media_type="application/json")
+
+
+def error_body(error: Refusal) -> dict[str, dict[str, str | None]]:
+    """The one shape of every error."""
+    kind = error_type(STATUS[error.kind])
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
 def error_type(status: int) -> str:

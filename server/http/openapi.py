@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -102,6 +103,16 @@ def headers(table: Mapping[str, Header]) -> Schema:
         name: {"required": header.always, "schema": {"type": header.kind}, "description": header.description}
         for name, header in table.items()
     }
+
+
+def described(model: type[BaseModel]) -> Schema:
+    """The fields of a dialect's model, as its own bounds describe them."""
+    schema = model.model_json_schema()
+    properties = {
+        name: {key: value for key, value in each.items() if key != "title" and (key, value) != ("default", None)}
+        for name, each in schema["properties"].items()
+    }
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 def reference(kind: str, name: str) -> Schema:

@@ -27,6 +27,7 @@ class Progress:
     of: int  # calls in all
     format: ImageFormat
     preview: Image | None  # the denoised image of that call; None where the request asks for steps only
+    quality: int | None = None  # that the request asks for
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Finished:
     queue_s: float  # acceptance -> first image in a slot
     engine_s: float  # first image in a slot -> last image finished
     encode_s: float = 0.0
+    quality: int | None = None  # that the request asks for
 
 
 @dataclass(frozen=True)

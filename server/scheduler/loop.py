@@ -246,7 +246,9 @@ class EngineLoop:
             if flight := self.flights.get(key.request):
                 request = flight.request
                 preview = pixels if request.previews == "images" else None
-                self.finished.append(Progress(key.request, key.image, step, request.calls, request.format, preview))
+                self.finished.append(
+                    Progress(key.request, key.image, step, request.calls, request.format, preview, request.quality)
+                )
         for key, pixels in tick.finished:
             self._finish(key, pixels)
 
@@ -272,6 +274,7 @@ class EngineLoop:
                 images=tuple(flight.pixels[index] for index in range(request.images)),
                 queue_s=flight.started_s - flight.accepted_s,
                 engine_s=self.clock() - flight.started_s,
+                quality=request.quality,
             )
         )
 

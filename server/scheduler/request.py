@@ -41,6 +41,7 @@ class ImageRequest:
     format: ImageFormat = "png"  # what Finished holds: encoded bytes, or arrays ("pixels")
     edit: Edit | None = None  # None: the images begin at noise alone
     previews: Previews = "none"  # whether Progress is sent after each call, and whether with the denoised image
+    quality: int | None = None  # of WebP and JPEG, see fewstep.pixels.encode
 
     @property
     def images(self) -> int:

@@ -4,6 +4,7 @@ import math
 import secrets
 import unicodedata
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import lru_cache
 
 from export.manifest import Manifest
@@ -15,6 +16,8 @@ from server.scheduler.request import Edit, ImageFormat, ImageRequest, Previews
 
 DEFAULT_STEPS = 4
 SEED_LIMIT = 2**63
+JPEG_CHANNELS = (1, 3)
+COMPARED_CHARACTERS = 60  # of a text, with each class name
 LISTED_CHARACTERS = 300  # of the names in a sentence
 # A drawn seed is short enough to be written down, and JavaScript reads it exactly (it does so only below 2^53).
 DRAWN_SEED_LIMIT = 2**32
@@ -31,6 +34,7 @@ def image_request(
     strength: float | None = None,
     edit: Edit | None = None,
     previews: Previews = "none",
+    quality: int | None = None,
 ) -> ImageRequest:
     """Image i gets seed + i. Absent: 4 steps, a drawn seed, and for each image a class drawn from its seed.
 
@@ -41,6 +45,9 @@ def image_request(
         raise invalid(message, code="out_of_range", param="strength")
     if images < 1:
         raise invalid(f"n must be at least 1, not {shown(images)}", code="out_of_range", param="n")
+    if format == "jpeg" and manifest.channels not in JPEG_CHANNELS:
+        message = f"{manifest.name} makes images of {manifest.channels} channels, which JPEG cannot hold; ask for png"
+        raise invalid(message, code="unsupported_format", param="format")
     steps = choose_steps(steps, manifest)
     seeds = choose_seeds(seed, images)
     sigmas = manifest.levels[steps]
@@ -53,6 +60,7 @@ def image_request(
         format=format,
         edit=edit,
         previews=previews,
+        quality=quality,
     )
 
 
@@ -104,10 +112,21 @@ def choose_labels(label: int | str | None, manifest: Manifest, seeds: tuple[int,
     return (_class_index(label, manifest),) * len(seeds)
 
 
+def class_named(name: str, manifest: Manifest) -> int | None:
+    """The index of a class, by its name in any case and any Unicode normal form; None: there is no such class."""
+    return _names(manifest.class_names).get(_plain(name))
+
+
+def nearest_class(name: str, manifest: Manifest) -> str | None:
+    """The class name that resembles a text most (Ratcliff and Obershelp's ratio above 0.3); None: none does."""
+    names = {_plain(each): each for each in reversed(manifest.class_names)}
+    close = get_close_matches(_plain(name[:COMPARED_CHARACTERS]), names, n=1, cutoff=0.3)
+    return names[close[0]] if close else None
+
+
 def _class_index(label: int | str, manifest: Manifest) -> int:
-    """A class index from an index or a class name, in any case and any Unicode normal form."""
     if isinstance(label, str):
-        index = _names(manifest.class_names).get(_plain(label))
+        index = class_named(label, manifest)
         if index is not None:
             return index
     elif 0 <= label < manifest.classes:

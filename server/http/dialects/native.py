@@ -1,35 +1,42 @@
 """fewstep's own API: POST /v1/generate and GET /v1/models."""
 
-import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
 from export.manifest import Manifest
 from fewstep.pixels import FORMATS, MEDIA_TYPES, Format
-from server.http.access import record_of, timings_ms
+from server.http.access import timings_ms
+from server.http.answers import image_headers, json_answer
 from server.http.dialects.native_schema import (
     MIN_TIMEOUT_S,
-    REPAINT_STRENGTH,
-    REPAINTED_FROM,
-    VARY_STRENGTH,
     GenerateBody,
     generate_operation,
     models_operation,
 )
+from server.http.edits import (
+    INLINE_RESOLUTION,
+    REPAINT_STRENGTH,
+    VARY_STRENGTH,
+    body_limit,
+    check_edits,
+    decode_picture,
+    edit_bytes,
+    edit_of,
+)
 from server.http.fields import parse
 from server.http.negotiation import preferred
 from server.http.openapi import JSON
-from server.http.pictures import MODES, PictureError, decode_base64, max_base64
+from server.http.pictures import MODES, REPAINTED_FROM, decode_base64
+from server.http.png_text import with_texts
 from server.http.routes import Route
-from server.http.service import ImageService, finished, read_body
+from server.http.service import ImageService, Order, made, read_body
 from server.scheduler.events import Finished
 from server.scheduler.model import ModelInfo
 from server.scheduler.refusal import Kind, Refusal, invalid
@@ -41,10 +48,6 @@ GENERATE_REFUSALS: Sequence[Kind] = (
     "invalid", "not_found", "not_acceptable", "slow", "too_large", "unsupported", "full", "failed", "unavailable",
     "timeout",
 )  # fmt: skip
-MIN_BODY_LIMIT = 65_536  # bytes; of a server whose settings name no other
-OTHER_FIELDS_BYTES = 4_096  # of a body, beside its pictures
-INLINE_RESOLUTION = 64  # larger pictures are decoded off the event loop: 512x512 takes some milliseconds
-INLINE_BYTES = 65_536  # more bytes of images than this are made into JSON off the event loop
 
 
 @dataclass(frozen=True)
@@ -64,18 +67,9 @@ class NativeDialect:
 
     async def generate(self, http: Request) -> Response:
         """One image goes as it is unless JSON is preferred; several go as JSON."""
-        record = record_of(http.scope)
         body = await read_body(http, body_limit(self.settings, self.models), self.settings.timeout_s)
         asked = self.read(body, ", ".join(http.headers.getlist("accept")))
-        request = asked.request
-        record.request = request
-        ticket = self.service.admit(request.model, request.images, request.calls)
-        try:
-            request = await _with_edit(request, asked.fields, asked.manifest)
-            record.request, record.stage = request, "images"
-            record.finished = done = await finished(self.service, request, asked.timeout_s, http)
-        finally:
-            self.service.release(ticket)
+        done = await made(self.service, asked.order(), http)
         return await self._answer(asked, done)
 
     async def list_models(self, http: Request) -> Response:
@@ -100,24 +94,12 @@ class NativeDialect:
 
     async def _answer(self, asked: "Asked", done: Finished) -> Response:
         request, manifest = asked.request, asked.manifest
-        headers = {
-            "X-Steps": str(request.steps),
-            "X-Calls": str(request.calls),
-            "X-Seed": str(request.seeds[0]),
-            "X-Noise-Version": str(manifest.noise_version),
-            "X-Mode": self.settings.mode,
-            "X-Model": request.model,
-            "Server-Timing": ", ".join(f"{name};dur={ms:.3f}" for name, ms in timings_ms(done).items()),
-        }
+        headers = image_headers(request, manifest, self.settings, done)
         if asked.as_json:
-            body = images_body(request, done, manifest, self.settings, asked.strength)
-            large = sum(map(len, done.images)) > INLINE_BYTES
-            content = await asyncio.to_thread(msgspec.json.encode, body) if large else msgspec.json.encode(body)
-            return Response(content, media_type=JSON, headers=headers)
-        if manifest.classes:
-            headers["X-Label"] = str(request.labels[0])
+            return await json_answer(lambda: images_body(asked, done, self.settings), done.images, headers)
         assert request.format != "pixels"
-        return Response(done.images[0], media_type=MEDIA_TYPES[request.format], headers=headers)
+        (image,) = with_texts(request, done.images, manifest, edited=asked.edited)
+        return Response(image, media_type=MEDIA_TYPES[request.format], headers=headers)
 
 
 @dataclass(frozen=True)
@@ -130,6 +112,17 @@ class Asked:
     strength: float | None  # None: the images begin at noise alone
     as_json: bool
     request: ImageRequest  # without the pictures of `fields`
+
+    @property
+    def edited(self) -> bool:
+        return self.fields.image is not None
+
+    def order(self) -> Order:
+        fields, manifest = self.fields, self.manifest
+        if fields.image is None:
+            return Order(self.request, self.timeout_s)
+        decode = partial(decode_edit, fields.image, fields.mask, manifest)
+        return Order(self.request, self.timeout_s, decode, manifest.resolution > INLINE_RESOLUTION)
 
 
 def answer_form(fields: GenerateBody, accept: str) -> tuple[Format, bool]:
@@ -161,57 +154,31 @@ def strength_of(fields: GenerateBody) -> float | None:
     return None
 
 
-async def _with_edit(asked: ImageRequest, fields: GenerateBody, manifest: Manifest) -> ImageRequest:
-    """The request with its decoded pictures, if it has any. Raises Refusal."""
-    if fields.image is None:
-        return asked
-    if manifest.resolution <= INLINE_RESOLUTION:
-        return replace(asked, edit=decode_edit(fields.image, fields.mask, manifest))
-    return replace(asked, edit=await asyncio.to_thread(decode_edit, fields.image, fields.mask, manifest))
-
-
 def decode_edit(image: str, mask: str | None, manifest: Manifest) -> Edit:
     """Pictures as base64 -> what the images begin at. Raises Refusal."""
-    if manifest.channels not in MODES:
-        message = f"{manifest.name} makes images of {manifest.channels} channels, which no picture has; leave image out"
-        raise invalid(message, code="invalid_image", param="image")
-    pixels = _decoded("image", image, manifest.resolution, manifest.channels)
-    known = None if mask is None else _decoded("mask", mask, manifest.resolution, 1) < REPAINTED_FROM
-    return Edit(manifest.image_shape, pixels.tobytes(), None if known is None else known.tobytes())
+    check_edits(manifest)
+    side = manifest.resolution
+    pixels = decode_picture("image", lambda: decode_base64(image, side, manifest.channels))
+    if mask is None:
+        return edit_of(manifest, pixels, None)
+    levels = decode_picture("mask", lambda: decode_base64(mask, side, 1)[..., 0])
+    return edit_of(manifest, pixels, levels < REPAINTED_FROM)
 
 
-def _decoded(name: str, text: str, resolution: int, channels: int) -> NDArray[np.uint8]:
-    try:
-        return decode_base64(text, resolution, channels)
-    except PictureError as error:
-        raise invalid(f"{name} {error}", code="invalid_image", param=name) from error
-
-
-def body_limit(settings: Settings, models: Mapping[str, Manifest]) -> int:
-    """The largest body in bytes: as set, or for 0 what an edit of the largest model needs, and never below 64 KiB."""
-    return settings.max_body_bytes or max(MIN_BODY_LIMIT, *map(edit_bytes, models.values()))
-
-
-def edit_bytes(manifest: Manifest) -> int:
-    """The largest body that an edit of this model's images needs."""
-    return 2 * max_base64(manifest.resolution) + OTHER_FIELDS_BYTES
-
-
-def images_body(
-    asked: ImageRequest, done: Finished, manifest: Manifest, settings: Settings, strength: float | None
-) -> dict[str, Any]:
+def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, Any]:
     """The JSON of images; bytes become base64."""
-    assert asked.format != "pixels"
-    names = manifest.class_names
+    request, manifest = asked.request, asked.manifest
+    assert request.format != "pixels"
+    names, images = manifest.class_names, with_texts(request, done.images, manifest, edited=asked.edited)
     return {
         "created": int(time.time()),
-        "model": asked.model,
-        "steps": asked.steps,
-        "calls": asked.calls,
-        "strength": strength,
+        "model": request.model,
+        "steps": request.steps,
+        "calls": request.calls,
+        "strength": asked.strength,
         "noise_version": manifest.noise_version,
         "mode": settings.mode,
-        "media_type": MEDIA_TYPES[asked.format],
+        "media_type": MEDIA_TYPES[request.format],
         "timings_ms": timings_ms(done),
         "data": [
             {
@@ -220,7 +187,7 @@ def images_body(
                 "label": label if manifest.classes else None,
                 "class_name": names[label] if names else None,
             }
-            for image, seed, label in zip(done.images, asked.seeds, asked.labels, strict=True)
+            for image, seed, label in zip(images, request.seeds, request.labels, strict=True)
         ],
     }
 

@@ -7,15 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from export.manifest import Manifest
 from fewstep.pixels import MEDIA_TYPES, Format
+from server.http.edits import REPAINT_STRENGTH, VARY_STRENGTH
 from server.http.openapi import JSON, Schema, answers, headers, record, reference
-from server.http.pictures import MODES, max_base64
+from server.http.pictures import MODES, REPAINTED_FROM, max_base64
 from server.http.routes import IMAGE_HEADERS
 from server.scheduler.validate import SEED_LIMIT, choose_steps
 from server.settings.settings import Settings
 
 MIN_TIMEOUT_S = 0.001
-VARY_STRENGTH, REPAINT_STRENGTH = 0.5, 1.0  # defaults, without and with a mask
-REPAINTED_FROM = 128  # gray values of a mask from here on are made again; below, the image is kept (as in diffusers)
 SYNTAX_CHARACTERS = frozenset(r"^$\.*+?()[]{}|/")  # of ECMA's regular expressions, which JSON Schema has
 
 

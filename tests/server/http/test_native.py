@@ -128,9 +128,9 @@ WRONG = [
     (b'{"timeout_s": Infinity}', "timeout_s", "out_of_range", "not Infinity"),
     ({"timeout_s": "1"}, "timeout_s", "wrong_type", 'a number, not "1"'),
     ({"timeout_s": True}, "timeout_s", "wrong_type", "not true"),
-    ({"format": "gif"}, "format", "unknown_format", 'one of png, webp, npy, not "gif"'),
-    ({"format": "PNG"}, "format", "unknown_format", "png, webp, npy"),
-    ({"format": ["png"]}, "format", "unknown_format", "png, webp, npy"),
+    ({"format": "gif"}, "format", "unknown_format", 'one of png, webp, jpeg, npy, not "gif"'),
+    ({"format": "PNG"}, "format", "unknown_format", "png, webp, jpeg, npy"),
+    ({"format": ["png"]}, "format", "unknown_format", "png, webp, jpeg, npy"),
     ({"format": "\ud800"}, "format", "unknown_format", r"\ud800"),
     ({"model": 5}, "model", "wrong_type", "a string, not 5"),
     ({"image": 3}, "image", "wrong_type", "a string, not 3"),
@@ -173,6 +173,7 @@ def test_an_unknown_model_is_not_found():
     [
         ({}, "", ("png", False)),
         ({}, "image/webp", ("webp", False)),
+        ({}, "image/jpeg, text/html", ("jpeg", False)),
         ({}, "application/x-npy, image/png;q=0.5", ("npy", False)),
         ({}, "application/json, text/plain, */*", ("png", True)),
         ({}, "application/json;q=0, */*", ("png", False)),
@@ -192,7 +193,7 @@ def test_the_form_of_the_answer_is_what_accept_prefers(body: Any, accept: str, f
 @pytest.mark.parametrize(
     ("body", "accept", "words"),
     [
-        ({}, "text/html", "image/png, image/webp, application/x-npy or application/json"),
+        ({}, "text/html", "image/png, image/webp, image/jpeg, application/x-npy or application/json"),
         ({"format": "png"}, "image/webp", "one image comes as image/png or application/json"),
         ({"n": 2}, "image/png", "several images come as application/json"),
     ],

@@ -1,0 +1,38 @@
+"""What is written into a PNG, so that its image can be made again from the file: `python -m fewstep remake`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from export.manifest import Manifest
+from fewstep.pixels import KEYWORD, with_text
+from server.scheduler.request import ImageRequest
+
+ENCODER = msgspec.json.Encoder()
+CHECKPOINT_CHARACTERS = 12  # of the hash: enough to tell that another checkpoint is served under the name
+
+
+def with_texts(request: ImageRequest, images: Sequence[Any], manifest: Manifest, *, edited: bool) -> tuple[Any, ...]:
+    """The images of a request; PNGs with a tEXt chunk of the keyword KEYWORD that holds a JSON object."""
+    if request.format != "png":
+        return tuple(images)
+    texts = (recipe(request, index, manifest, edited=edited) for index in range(request.images))
+    return tuple(
+        with_text(png, KEYWORD, ENCODER.encode(text).decode()) for png, text in zip(images, texts, strict=True)
+    )
+
+
+def recipe(request: ImageRequest, index: int, manifest: Manifest, *, edited: bool) -> dict[str, Any]:
+    """What image `index` is made of. Of an edit, the picture that it began at is missing."""
+    text: dict[str, Any] = {
+        "model": request.model,
+        "checkpoint": manifest.checkpoint[:CHECKPOINT_CHARACTERS],
+        "noise_version": manifest.noise_version,
+        "seed": request.seeds[index],
+        "label": request.labels[index] if manifest.classes else None,
+        "steps": request.steps,
+    }
+    if request.sigmas != manifest.levels.get(request.steps):
+        text["sigmas"] = request.sigmas
+    return {**text, "edit": True} if edited else text
