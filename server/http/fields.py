@@ -115,10 +115,19 @@ def _wrong(name: str, field: FieldInfo, kind: str, value: Any) -> Refusal:
         message = f"{name} must be one of {', '.join(map(str, choices))}, not {shown(value)}"
         return invalid(message, code=f"unknown_{name}", param=name)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind in RANGES or (number and float in get_args(field.annotation)):  # an int that no float can hold, too
+    in_range = kind in RANGES and not isinstance(value, list | dict)  # of a list, an entry is out of range
+    if in_range or (number and float in get_args(field.annotation)):  # an int that no float can hold, too
         return invalid(f"{name} must be {_range(field)}, not {shown(value)}", code="out_of_range", param=name)
-    allowed = " or ".join(TYPES[each] for each in get_args(field.annotation) if each is not NoneType)
+    allowed = " or ".join(_type_in_words(each) for each in get_args(field.annotation) if each is not NoneType)
     return invalid(f"{name} must be {allowed}, not {shown(value)}", code="wrong_type", param=name)
+
+
+def _type_in_words(kind: Any) -> str:
+    """Of a type that a field's annotation names."""
+    if get_origin(kind) is not list:
+        return TYPES[get_origin(kind) or kind]
+    inner = [each for each in (get_args(get_args(kind)[0]) or get_args(kind)) if each is not NoneType]
+    return "a list with " + " or ".join(TYPES[each] for each in inner) + " for each entry"
 
 
 def _choices(field: FieldInfo) -> tuple[Any, ...]:

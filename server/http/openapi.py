@@ -21,6 +21,10 @@ from server.settings.settings import Settings
 
 JSON = "application/json"
 Schema = dict[str, Any]
+EVENT_SCHEMA: Schema = {  # of each event of a stream
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "contentMediaType": JSON}},
+}
 EVERY_ROUTE: Sequence[Kind] = ("malformed", "method", "head_too_large", "failed")
 TEXTS: Mapping[int, str] = {
     400: "The request cannot be read, or a field is wrong; `param` names it.",

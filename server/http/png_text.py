@@ -31,8 +31,8 @@ def recipe(request: ImageRequest, index: int, manifest: Manifest, *, edited: boo
         "noise_version": manifest.noise_version,
         "seed": request.seeds[index],
         "label": request.labels[index] if manifest.classes else None,
-        "steps": request.steps,
+        "steps": len(request.levels(index)) if request.schedules else request.steps,
     }
-    if request.sigmas != manifest.levels.get(request.steps):
-        text["sigmas"] = request.sigmas
+    if request.levels(index) != manifest.levels.get(text["steps"]):
+        text["sigmas"] = request.levels(index)
     return {**text, "edit": True} if edited else text

@@ -246,8 +246,9 @@ class EngineLoop:
             if flight := self.flights.get(key.request):
                 request = flight.request
                 preview = pixels if request.previews == "images" else None
+                calls = len(request.levels(key.image))
                 self.finished.append(
-                    Progress(key.request, key.image, step, request.calls, request.format, preview, request.quality)
+                    Progress(key.request, key.image, step, calls, request.format, preview, request.quality)
                 )
         for key, pixels in tick.finished:
             self._finish(key, pixels)
@@ -298,6 +299,6 @@ def _images(number: int, flight: _Flight, count: int) -> list[Image]:
     start = request.edit.start() if request.edit else None
     preview = request.previews != "none"
     return [
-        Image(ImageKey(number, i), request.seeds[i], request.labels[i], request.sigmas, start, preview)
+        Image(ImageKey(number, i), request.seeds[i], request.labels[i], request.levels(i), start, preview)
         for i in range(flight.granted, flight.granted + count)
     ]

@@ -1,21 +1,28 @@
 """fewstep's own API: POST /v1/generate and GET /v1/models."""
 
+import asyncio
+import io
+import math
 import time
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
 from export.manifest import Manifest
-from fewstep.pixels import FORMATS, MEDIA_TYPES, Format
+from fewstep.pixels import FORMATS, MEDIA_TYPES, Format, encode, grid
 from server.http.access import timings_ms
 from server.http.answers import image_headers, json_answer
 from server.http.dialects.native_schema import (
+    EXCLUSIVE,
     MIN_TIMEOUT_S,
+    ZIP,
     GenerateBody,
     generate_operation,
     models_operation,
@@ -30,6 +37,8 @@ from server.http.edits import (
     edit_bytes,
     edit_of,
 )
+from server.http.event_stream import KEEPALIVE_S, message, streamed
+from server.http.event_stream import MEDIA_TYPE as EVENTS
 from server.http.fields import parse
 from server.http.negotiation import preferred
 from server.http.openapi import JSON
@@ -37,11 +46,11 @@ from server.http.pictures import MODES, REPAINTED_FROM, decode_base64
 from server.http.png_text import with_texts
 from server.http.routes import Route
 from server.http.service import ImageService, Order, made, read_body
-from server.scheduler.events import Finished
+from server.scheduler.events import Event, Finished, Progress
 from server.scheduler.model import ModelInfo
 from server.scheduler.refusal import Kind, Refusal, invalid
 from server.scheduler.request import Edit, ImageRequest
-from server.scheduler.validate import check_range, choose_model, image_request
+from server.scheduler.validate import check_range, choose_model, image_count, image_request
 from server.settings.settings import Settings
 
 GENERATE_REFUSALS: Sequence[Kind] = (
@@ -57,6 +66,7 @@ class NativeDialect:
     models: Mapping[str, Manifest]  # what is served, by name; the first is the default
     settings: Settings
     service: ImageService
+    keepalive_s: float = KEEPALIVE_S
 
     def routes(self) -> list[Route]:
         operation, served = generate_operation(self.models), "The models that are served; the first is the default."
@@ -66,9 +76,13 @@ class NativeDialect:
         ]
 
     async def generate(self, http: Request) -> Response:
-        """One image goes as it is unless JSON is preferred; several go as JSON."""
+        """One image goes as it is unless JSON is preferred; several go as JSON unless another form is."""
         body = await read_body(http, body_limit(self.settings, self.models), self.settings.timeout_s)
         asked = self.read(body, ", ".join(http.headers.getlist("accept")))
+        if asked.answer == EVENTS:
+            headers = image_headers(asked.request, asked.manifest, self.settings)
+            write = partial(events_of, asked, self.settings)
+            return await streamed(self.service, asked.order(), http, write, headers, self.keepalive_s)
         done = await made(self.service, asked.order(), http)
         return await self._answer(asked, done)
 
@@ -82,24 +96,26 @@ class NativeDialect:
         manifest = choose_model(fields.model, self.models)
         timeout_s = self.settings.timeout_s if fields.timeout_s is None else fields.timeout_s
         check_range("timeout_s", timeout_s, MIN_TIMEOUT_S, self.settings.timeout_s)
-        images = 1 if fields.n is None else fields.n
-        check_range("n", images, 1, self.settings.max_images)
-        format, as_json = answer_form(fields, accept)
+        images = count_images(fields, self.settings.max_images)
+        answer, format = answer_form(fields, images, accept)
         strength = strength_of(fields)
         request = image_request(
-            manifest, steps=fields.steps, seed=fields.seed, images=images, label=fields.label, format=format,
-            strength=strength,
+            manifest, steps=fields.steps, sigmas=fields.sigmas, seed=fields.seed, seeds=fields.seeds, images=images,
+            label=fields.label, labels=fields.labels, format=format, strength=strength,
+            previews="images" if answer == EVENTS else "none",
         )  # fmt: skip
-        return Asked(fields, manifest, timeout_s, strength, as_json, request)
+        return Asked(fields, manifest, timeout_s, strength, answer, request)
 
     async def _answer(self, asked: "Asked", done: Finished) -> Response:
         request, manifest = asked.request, asked.manifest
         headers = image_headers(request, manifest, self.settings, done)
         if asked.as_json:
             return await json_answer(lambda: images_body(asked, done, self.settings), done.images, headers)
-        assert request.format != "pixels"
-        (image,) = with_texts(request, done.images, manifest, edited=asked.edited)
-        return Response(image, media_type=MEDIA_TYPES[request.format], headers=headers)
+        if request.images == 1 and asked.answer != ZIP:
+            (content,) = with_texts(request, done.images, manifest, edited=asked.edited)
+        else:
+            content = await asyncio.to_thread(together, asked, done)
+        return Response(content, media_type=asked.answer, headers=headers)
 
 
 @dataclass(frozen=True)
@@ -110,8 +126,12 @@ class Asked:
     manifest: Manifest
     timeout_s: float
     strength: float | None  # None: the images begin at noise alone
-    as_json: bool
+    answer: str  # media type
     request: ImageRequest  # without the pictures of `fields`
+
+    @property
+    def as_json(self) -> bool:
+        return self.answer == JSON
 
     @property
     def edited(self) -> bool:
@@ -125,22 +145,80 @@ class Asked:
         return Order(self.request, self.timeout_s, decode, manifest.resolution > INLINE_RESOLUTION)
 
 
-def answer_form(fields: GenerateBody, accept: str) -> tuple[Format, bool]:
-    """The encoding of the images, and whether the answer is JSON. Raises Refusal where nothing fits Accept."""
+def count_images(fields: GenerateBody, most: int) -> int:
+    """How many images are asked for. Raises Refusal for fields that exclude each other, and beyond `most`."""
+    for first, second in EXCLUSIVE:
+        if getattr(fields, first) is not None and getattr(fields, second) is not None:
+            raise invalid(f"give {first} or {second}, not both", code="conflict", param=second)
+    lists = {name: value for name in ("seeds", "labels", "steps") if isinstance(value := getattr(fields, name), list)}
+    if fields.n is not None:
+        check_range("n", fields.n, 1, most)
+    for name, entries in lists.items():
+        if len(entries) > most:
+            message = f"{name} has {len(entries)} entries; a request makes at most {most} images"
+            raise invalid(message, code="out_of_range", param=name)
+    return image_count(fields.n, {name: len(entries) for name, entries in lists.items()})
+
+
+def answer_form(fields: GenerateBody, images: int, accept: str) -> tuple[str, Format]:
+    """The media type of the answer, and the encoding of the images. Raises Refusal where nothing fits Accept.
+
+    Several images come as JSON, as a zip, as one sheet of them in an image format, or as one array.
+    """
     formats: Sequence[Format] = FORMATS if fields.format is None else (fields.format,)
-    if (fields.n or 1) > 1:
-        if preferred(accept, (JSON,)) is None:
-            message = "several images come as application/json, which Accept does not allow; ask for n = 1"
-            raise Refusal("not_acceptable", "not_acceptable", message)
-        return formats[0], True
-    offers: dict[str, Format] = {MEDIA_TYPES[format]: format for format in formats}
-    types = [*offers]
-    types.insert(len(types) - (fields.format is None), JSON)  # application/* means JSON, unless npy is asked for
-    chosen = preferred(accept, tuple(types))
+    by_type: dict[str, Format] = {MEDIA_TYPES[format]: format for format in formats}
+    types = [*by_type]
+    if images > 1:
+        types.insert(0, JSON)
+    else:
+        types.insert(len(types) - (fields.format is None), JSON)  # application/* means JSON, unless npy is asked for
+    types += [ZIP, EVENTS]
+    chosen = preferred(accept, (EVENTS,) if fields.stream else tuple(types))
     if chosen is None:
-        message = f"one image comes as {', '.join(offers)} or {JSON}, none of which Accept allows"
+        count = "one image comes" if images == 1 else "several images come"
+        message = f"{count} as {', '.join(types[:-1])} or {types[-1]}, none of which Accept allows"
+        if fields.stream:
+            message = f"a stream comes as {EVENTS}, which Accept does not allow"
         raise Refusal("not_acceptable", "not_acceptable", message)
-    return offers.get(chosen, formats[0]), chosen == JSON
+    if images > 1 and chosen in by_type:
+        return chosen, "npy"
+    return chosen, by_type.get(chosen, formats[0])
+
+
+def together(asked: Asked, done: Finished) -> bytes:
+    """All images as one file: a zip, one array [n, H, W, C], or one sheet of them, row by row, as square as can be."""
+    if asked.answer == ZIP:
+        return zipped(asked, done)
+    pixels = np.stack([np.load(io.BytesIO(image), allow_pickle=False) for image in done.images])
+    if asked.answer == MEDIA_TYPES["npy"]:
+        buffer = io.BytesIO()
+        np.save(buffer, pixels, allow_pickle=False)
+        return buffer.getvalue()
+    sheet = grid(pixels, math.ceil(math.sqrt(len(pixels))))
+    return encode(sheet, next(format for format in FORMATS if MEDIA_TYPES[format] == asked.answer))
+
+
+def zipped(asked: Asked, done: Finished) -> bytes:
+    """A zip with a file for each image, whose name begins with its index and says its seed."""
+    request, buffer = asked.request, io.BytesIO()
+    images = with_texts(request, done.images, asked.manifest, edited=asked.edited)
+    with zipfile.ZipFile(buffer, "w") as archive:  # stored: images are compressed already
+        for index, (image, seed) in enumerate(zip(images, request.seeds, strict=True)):
+            archive.writestr(zipfile.ZipInfo(f"{index:03d}-seed-{seed}.{request.format}"), image)
+    return buffer.getvalue()
+
+
+def events_of(asked: Asked, settings: Settings, event: Event) -> Iterable[bytes]:
+    """What a stream sends for an event of its request."""
+    request = asked.request
+    if isinstance(event, Progress) and event.preview is not None:
+        data = {
+            "image": event.image, "seed": request.seeds[event.image], "call": event.step, "calls": event.of,
+            "b64": event.preview,
+        }  # fmt: skip
+        yield message("preview", data)
+    elif isinstance(event, Finished):
+        yield message("images", images_body(asked, event, settings))
 
 
 def strength_of(fields: GenerateBody) -> float | None:
@@ -186,8 +264,9 @@ def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, A
                 "seed": seed,
                 "label": label if manifest.classes else None,
                 "class_name": names[label] if names else None,
+                "calls": len(request.levels(index)),
             }
-            for image, seed, label in zip(images, request.seeds, request.labels, strict=True)
+            for index, (image, seed, label) in enumerate(zip(images, request.seeds, request.labels, strict=True))
         ],
     }
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fewstep.pixels import MEDIA_TYPES
 from server.http.event_stream import MEDIA_TYPE as EVENTS
-from server.http.openapi import JSON, Schema, described, headers, record, reference
+from server.http.openapi import EVENT_SCHEMA, JSON, Schema, described, headers, record, reference
 from server.http.routes import IMAGE_HEADERS
 from server.scheduler.validate import SEED_LIMIT
 
@@ -112,7 +112,7 @@ def edits_operation() -> Schema:
 
 
 def _answers() -> Schema:
-    content = {JSON: {"schema": reference("schemas", "ImagesResponse")}, EVENTS: {"schema": {"type": "string"}}}
+    content = {JSON: {"schema": reference("schemas", "ImagesResponse")}, EVENTS: {"schema": EVENT_SCHEMA}}
     described = {"description": "The images, or with stream their events.", "headers": headers(IMAGE_HEADERS)}
     return {"responses": {"200": {**described, "content": content}}}
 
