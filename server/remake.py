@@ -77,22 +77,18 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
 
 def requested(path: Path, recipe: dict[str, Any], manifest: Manifest) -> ImageRequest:
     """The request of one image. Raises RemakeError for another model, and Refusal for what no request may hold."""
-    known = {
-        "checkpoint": manifest.checkpoint[: len(str(recipe["checkpoint"]))],
-        "noise_version": manifest.noise_version,
-    }
-    for name, value in known.items():
-        if recipe[name] != value:
-            message = (
-                f"was made with the {name.replace('_', ' ')} {shown(recipe[name])}, and {manifest.name} has {value}"
-            )
+    checkpoint, version = recipe["checkpoint"], recipe["noise_version"]
+    pairs = (
+        ("checkpoint", checkpoint, manifest.checkpoint[: len(checkpoint)]),
+        ("noise version", version, manifest.noise_version),
+    )
+    for name, made, has in pairs:
+        if made != has:
+            message = f"was made with the {name} {shown(made)}, and {manifest.name} has {shown(has)}"
             raise RemakeError(f"{path} {message}; --engine DIR names the engine that made it")
-    try:
-        sigmas = recipe.get("sigmas")
-        steps = None if sigmas else recipe["steps"]
-        request = image_request(manifest, steps=steps, sigmas=sigmas, seed=recipe["seed"], label=recipe["label"])
-    except (TypeError, ValueError) as error:
-        raise RemakeError(f"{path} holds a text of ours that is damaged: {shown(json.dumps(recipe))}") from error
+    sigmas = recipe.get("sigmas")
+    steps = None if sigmas else recipe["steps"]
+    request = image_request(manifest, steps=steps, sigmas=sigmas, seed=recipe["seed"], label=recipe["label"])
     return replace(request, format="pixels")
 
 

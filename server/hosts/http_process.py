@@ -12,7 +12,8 @@ import uvicorn
 
 from export.manifest import Manifest
 from server.http.app import App
-from server.http.dialects import native_schema, openai_schema
+from server.http.dialects import inference_schema, native_schema, openai_schema
+from server.http.dialects.inference import InferenceDialect
 from server.http.dialects.native import NativeDialect
 from server.http.dialects.openai import OpenAIDialect
 from server.http.draining import DrainingServer
@@ -43,8 +44,9 @@ class HttpProcess:
         self.pool = WorkerPool(names, workers, self.admission, self._ready, self._replace)
         native, openai = NativeDialect(models, settings, self.pool), OpenAIDialect(models, settings, self.pool)
         system = SystemRoutes(settings, self.pool, lambda accept: self.metrics.render(accept))
-        described = [*native.routes(), *openai.routes(), *system.routes()]
-        schemas = {**native_schema.schemas(models, settings), **openai_schema.schemas()}
+        inference = InferenceDialect(models, settings, self.pool)
+        described = [*native.routes(), *openai.routes(), *inference.routes(), *system.routes()]
+        schemas = {**native_schema.schemas(models, settings), **openai_schema.schemas(), **inference_schema.schemas()}
         self.routes = [*described, *document_routes(described, schemas, settings)]
         paths = [route.path for route in self.routes]
         self.metrics = Metrics(models, paths, self.pool, lambda: facts(models, self.pool, settings), processes)

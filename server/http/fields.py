@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -126,8 +126,10 @@ def _type_in_words(kind: Any) -> str:
     """Of a type that a field's annotation names."""
     if get_origin(kind) is not list:
         return TYPES[get_origin(kind) or kind]
-    inner = [each for each in (get_args(get_args(kind)[0]) or get_args(kind)) if each is not NoneType]
-    return "a list with " + " or ".join(TYPES[each] for each in inner) + " for each entry"
+    (entry,) = get_args(kind)
+    kinds = get_args(entry) if get_origin(entry) is UnionType else (entry,)
+    names = [TYPES[get_origin(each) or each] for each in kinds if each is not NoneType]
+    return f"a list with {' or '.join(names)} for each entry"
 
 
 def _choices(field: FieldInfo) -> tuple[Any, ...]:

@@ -47,13 +47,13 @@ STATUSES = (200, 204, *sorted({*STATUS.values(), CLIENT_GONE}))
 REASONS = (  # the codes of all refusals; a test reads them from the source
     "body_timeout", "body_too_large", "cancelled", "closed", "conflict", "draining", "encode_error",
     "headers_too_large", "host_not_allowed", "internal_error", "invalid_api_key", "invalid_image", "malformed_form",
-    "malformed_http", "malformed_json", "method_not_allowed", "missing_api_key", "missing_image", "missing_stream",
-    "model_failing", "model_not_found", "network_error", "network_not_finite", "not_acceptable", "not_found",
-    "not_ready", "origin_not_allowed", "out_of_range", "queue_full", "timeout", "unknown_background", "unknown_field",
-    "unknown_format", "unknown_label", "unknown_moderation", "unknown_output_format", "unknown_prompt",
-    "unknown_quality", "unknown_response_format", "unsupported_encoding", "unsupported_format",
-    "unsupported_media_type", "unsupported_response_format", "unsupported_size", "unsupported_steps", "worker_lost",
-    "wrong_type",
+    "malformed_http", "malformed_json", "method_not_allowed", "missing_api_key", "missing_image", "missing_input",
+    "missing_stream", "model_failing", "model_not_found", "network_error", "network_not_finite", "not_acceptable",
+    "not_found", "not_ready", "origin_not_allowed", "out_of_range", "queue_full", "timeout", "unknown_background",
+    "unknown_field", "unknown_format", "unknown_input", "unknown_label", "unknown_moderation", "unknown_output",
+    "unknown_output_format", "unknown_prompt", "unknown_quality", "unknown_response_format", "unsupported_encoding",
+    "unsupported_format", "unsupported_media_type", "unsupported_response_format", "unsupported_size",
+    "unsupported_steps", "worker_lost", "wrong_type",
 )  # fmt: skip
 COUNTERS = (  # name, help, labels
     ("http_requests", "Answers by route and status.", ("route", "status")),

@@ -151,7 +151,9 @@ def _operation(route: Route, settings: Settings) -> Schema:
         for status, answer in given.items()
     }
     for status in refused_statuses(route, settings):
-        responses[str(status)] = reference("responses", str(status))
+        text = record({"error": {"type": "string"}})
+        own = {"description": TEXTS[status], "content": {JSON: {"schema": text}}}
+        responses[str(status)] = own if route.error_texts else reference("responses", str(status))
     operation["responses"] = responses
     if settings.api_keys and route.keyless:
         operation["security"] = []

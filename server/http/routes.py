@@ -27,6 +27,7 @@ class Route:
     keyless: bool = False  # answers without an API key
     any_host: bool = False  # asked by address: probes
     quiet: bool = False  # logged only when it fails
+    error_texts: bool = False  # errors are {"error": MESSAGE}, as in the Open Inference Protocol
 
     @property
     def methods(self) -> tuple[str, ...]:
