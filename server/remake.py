@@ -1,17 +1,16 @@
 """`python -m fewstep remake IMAGE.png`: make an image again from what server.http.png_text wrote into it."""
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from export.manifest import Manifest, read_student
 from fewstep.card import CheckpointError
 from fewstep.pixels import KEYWORD, Pixels, encode, text_of, with_text
+from server.http.pictures import MODES, PictureError, decode
 from server.scheduler.loading import LoadOptions
 from server.scheduler.local import LocalService
 from server.scheduler.refusal import Refusal, shown
@@ -96,12 +95,14 @@ def compared(old: bytes, new: bytes, pixels: Pixels) -> str:
     """How the file and the image that was made again differ."""
     if old == new:
         return "the same bytes"
+    side, _, channels = pixels.shape
     try:
-        with Image.open(io.BytesIO(old)) as image:
-            before = np.asarray(image).reshape(pixels.shape).astype(int)
-    except (OSError, ValueError):
+        before = decode(old, side, channels) if channels in MODES else None
+    except PictureError:
+        before = None
+    if before is None:
         return "the file's own pixels cannot be compared"
-    gap = np.abs(before - pixels)
+    gap = np.abs(before.astype(int) - pixels)
     if not gap.any():
         return "the same pixels"
     return f"{np.count_nonzero(gap)} of {gap.size} values differ, by {gap.max()} of 255 levels at most"
