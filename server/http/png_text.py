@@ -13,14 +13,16 @@ ENCODER = msgspec.json.Encoder()
 CHECKPOINT_CHARACTERS = 12  # of the hash: enough to tell that another checkpoint is served under the name
 
 
-def with_texts(request: ImageRequest, images: Sequence[Any], manifest: Manifest, *, edited: bool) -> tuple[Any, ...]:
-    """The images of a request; PNGs with a tEXt chunk of the keyword KEYWORD that holds a JSON object."""
+def with_text_of(request: ImageRequest, index: int, image: Any, manifest: Manifest, *, edited: bool) -> Any:
+    """Image `index` of a request; a PNG with a tEXt chunk of the keyword KEYWORD that holds a JSON object."""
     if request.format != "png":
-        return tuple(images)
-    texts = (recipe(request, index, manifest, edited=edited) for index in range(request.images))
-    return tuple(
-        with_text(png, KEYWORD, ENCODER.encode(text).decode()) for png, text in zip(images, texts, strict=True)
-    )
+        return image
+    return with_text(image, KEYWORD, ENCODER.encode(recipe(request, index, manifest, edited=edited)).decode())
+
+
+def with_texts(request: ImageRequest, images: Sequence[Any], manifest: Manifest, *, edited: bool) -> tuple[Any, ...]:
+    """All images of a request likewise."""
+    return tuple(with_text_of(request, index, image, manifest, edited=edited) for index, image in enumerate(images))
 
 
 def recipe(request: ImageRequest, index: int, manifest: Manifest, *, edited: bool) -> dict[str, Any]:

@@ -19,7 +19,8 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Progress:
-    """One image has made one more network call, not its last."""
+    """One image has made one more network call; its last where other images of the request have more to make, and the
+    request asks for previews as images."""
 
     id: int
     image: int  # index into the request's seeds

@@ -245,11 +245,7 @@ class EngineLoop:
         for key, step, pixels in tick.previews:
             if flight := self.flights.get(key.request):
                 request = flight.request
-                preview = pixels if request.previews == "images" else None
-                calls = len(request.levels(key.image))
-                self.finished.append(
-                    Progress(key.request, key.image, step, calls, request.format, preview, request.quality)
-                )
+                self.finished.append(_progress(key, request, step, pixels if request.previews == "images" else None))
         for key, pixels in tick.finished:
             self._finish(key, pixels)
 
@@ -266,6 +262,8 @@ class EngineLoop:
         flight.pixels[key.image] = pixels
         request = flight.request
         if len(flight.pixels) < request.images:
+            if request.previews == "images":
+                self.finished.append(_progress(key, request, len(request.levels(key.image)), pixels))
             return
         del self.flights[key.request]
         self.finished.append(
@@ -291,6 +289,11 @@ class EngineLoop:
         if now - self.stats_sent_s >= STATS_EVERY_S:
             self.stats_sent_s, self.stats_pending = now, False
             self.deliver(Stats({name: model.snapshot() for name, model in self.models.items()}, resident_bytes()))
+
+
+def _progress(key: ImageKey, request: ImageRequest, step: int, preview: Pixels | None) -> Progress:
+    calls = len(request.levels(key.image))
+    return Progress(key.request, key.image, step, calls, request.format, preview, request.quality)
 
 
 def _images(number: int, flight: _Flight, count: int) -> list[Image]:

@@ -43,7 +43,7 @@ from server.http.fields import parse
 from server.http.negotiation import preferred
 from server.http.openapi import JSON
 from server.http.pictures import MODES, REPAINTED_FROM, decode_base64
-from server.http.png_text import with_texts
+from server.http.png_text import with_text_of, with_texts
 from server.http.routes import Route
 from server.http.service import ImageService, Order, made, read_body
 from server.scheduler.events import Event, Finished, Progress
@@ -211,12 +211,12 @@ def zipped(asked: Asked, done: Finished) -> bytes:
 def events_of(asked: Asked, settings: Settings, event: Event) -> Iterable[bytes]:
     """What a stream sends for an event of its request."""
     request = asked.request
-    if isinstance(event, Progress) and event.preview is not None:
-        data = {
-            "image": event.image, "seed": request.seeds[event.image], "call": event.step, "calls": event.of,
-            "b64": event.preview,
-        }  # fmt: skip
-        yield message("preview", data)
+    if isinstance(event, Progress):
+        data = {"image": event.image, "seed": request.seeds[event.image], "call": event.step, "calls": event.of}
+        last, image = event.step == event.of, event.preview
+        if last:
+            image = with_text_of(request, event.image, image, asked.manifest, edited=asked.edited)
+        yield message("image" if last else "preview", {**data, "b64": image})
     elif isinstance(event, Finished):
         yield message("images", images_body(asked, event, settings))
 

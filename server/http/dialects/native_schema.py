@@ -55,7 +55,7 @@ class GenerateBody(BaseModel):
     stream: bool | None = Field(
         default=None,
         description="true: server-sent events, `preview` with the denoised image of each network call but the last, "
-        "then `images` with the JSON answer.",
+        "`image` with each finished image but the last, then `images` with the JSON answer.",
     )
     timeout_s: float | None = Field(default=None, description="Seconds in which the answer is wanted; later it is 504.")
     image: str | None = Field(

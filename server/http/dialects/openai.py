@@ -37,7 +37,7 @@ from server.http.event_stream import KEEPALIVE_S, message, streamed
 from server.http.fields import decoded, typed, validated
 from server.http.multipart import parts_of
 from server.http.pictures import decode, decode_mask
-from server.http.png_text import with_texts
+from server.http.png_text import with_text_of
 from server.http.routes import EXTRA_HEADERS, Route
 from server.http.service import ImageService, Order, made, read_body
 from server.scheduler.events import Event, Finished, Progress
@@ -128,7 +128,7 @@ class OpenAIDialect:
             manifest, steps=steps, seed=fields.seed, images=fields.n or 1, label=label_of(fields, manifest),
             format=fields.output_format or "png", quality=None if fields.output_format in (None, "png")
             else fields.output_compression, strength=_strength(fields, pictures),
-            previews="images" if fields.stream and fields.partial_images else "none",
+            previews="images" if fields.stream and (fields.partial_images or (fields.n or 1) > 1) else "none",
         )  # fmt: skip
         decode = partial(decode_files, pictures, manifest) if pictures else None
         order = Order(request, self.settings.timeout_s, decode, manifest.resolution > INLINE_RESOLUTION)
@@ -149,14 +149,20 @@ class Events:
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
         self.shown = partial_calls(asked.fields.partial_images or 0, asked.request.calls)
+        self.completed: set[int] = set()  # images that have been sent
 
     def __call__(self, event: Event) -> Iterable[bytes]:
-        if isinstance(event, Progress) and event.preview is not None and event.step in self.shown:
-            yield self._partial(event, event.preview)
+        if isinstance(event, Progress):
+            if event.step == event.of:
+                yield self._completed(event.image, event.preview)
+            elif event.step in self.shown:
+                yield self._partial(event, event.preview)
         elif isinstance(event, Finished):
-            yield from self._completed(event)
+            for index, image in enumerate(event.images):
+                if index not in self.completed:
+                    yield self._completed(index, image)
 
-    def _partial(self, event: Progress, preview: bytes) -> bytes:
+    def _partial(self, event: Progress, preview: Any) -> bytes:
         name, request = f"{self.asked.event}.partial_image", self.asked.request
         data = {
             "type": name,
@@ -171,11 +177,18 @@ class Events:
         }
         return message(name, data)
 
-    def _completed(self, done: Finished) -> Iterable[bytes]:
-        name, asked, request = f"{self.asked.event}.completed", self.asked, self.asked.request
-        for index, entry in enumerate(image_entries(asked, done)):
-            common = {**about(asked), "created_at": int(time.time()), "usage": usage(1, request.calls)}
-            yield message(name, {"type": name, **entry, **common, "image_index": index, "timings_ms": timings_ms(done)})
+    def _completed(self, index: int, image: Any) -> bytes:
+        self.completed.add(index)
+        name, asked = f"{self.asked.event}.completed", self.asked
+        data = {
+            "type": name,
+            **image_entry(asked, index, image),
+            **about(asked),
+            "created_at": int(time.time()),
+            "image_index": index,
+            "usage": usage(1, asked.request.calls),
+        }
+        return message(name, data)
 
 
 def partial_calls(count: int, calls: int) -> tuple[int, ...]:
@@ -306,18 +319,16 @@ def usage(images: int, calls: int) -> dict[str, Any]:
     return {"input_tokens": 0, "input_tokens_details": details, "output_tokens": spent, "total_tokens": spent}
 
 
-def image_entries(asked: Asked, done: Finished) -> Iterable[dict[str, Any]]:
-    """One object for each image; bytes become base64."""
-    request, manifest, names = asked.request, asked.manifest, asked.manifest.class_names
-    for image, seed, label in zip(
-        with_texts(request, done.images, manifest, edited=asked.edited), request.seeds, request.labels, strict=True
-    ):
-        yield {
-            "b64_json": image,
-            "revised_prompt": names[label] if names else None,
-            "seed": seed,
-            "label": label if manifest.classes else None,
-        }
+def image_entry(asked: Asked, index: int, image: Any) -> dict[str, Any]:
+    """What is said of one image; its bytes become base64."""
+    request, manifest = asked.request, asked.manifest
+    label = request.labels[index]
+    return {
+        "b64_json": with_text_of(request, index, image, manifest, edited=asked.edited),
+        "revised_prompt": manifest.class_names[label] if manifest.class_names else None,
+        "seed": request.seeds[index],
+        "label": label if manifest.classes else None,
+    }
 
 
 def images_body(asked: Asked, done: Finished) -> dict[str, Any]:
@@ -325,7 +336,7 @@ def images_body(asked: Asked, done: Finished) -> dict[str, Any]:
     request = asked.request
     return {
         "created": int(time.time()),
-        "data": list(image_entries(asked, done)),
+        "data": [image_entry(asked, index, image) for index, image in enumerate(done.images)],
         **about(asked),
         "usage": usage(request.images, request.calls),
         "model": request.model,

@@ -93,12 +93,17 @@ def events(content: str) -> list[tuple[str, dict[str, Any]]]:
 def test_a_stream_has_the_previews_of_every_image_and_then_the_json(client: httpx.Client):
     streamed = generate(client, stream=True, seeds=[7, 8], steps=[4, 2], label=1)
     assert streamed.headers["content-type"].startswith("text/event-stream")
-    *previews, (name, last) = events(streamed.text)
-    assert {name for name, _ in previews} == {"preview"} and name == "images"
+    *before, (name, last) = events(streamed.text)
+    previews = [(name, data) for name, data in before if name == "preview"]
+    ((_, first),) = [(name, data) for name, data in before if name == "image"]
+    assert name == "images" and len(before) == len(previews) + 1
     assert sorted((each["image"], each["call"], each["calls"]) for _, each in previews) == [
         (0, 1, 4), (0, 2, 4), (0, 3, 4), (1, 1, 2),
     ]  # fmt: skip
     assert all(base64.b64decode(each["b64"]).startswith(b"\x89PNG") for _, each in previews)
     plain = generate(client, seeds=[7, 8], steps=[4, 2], label=1).json()
     assert last["data"] == plain["data"]
+    assert (first["image"], first["call"], first["b64"]) == (1, 2, plain["data"][1]["b64"]), (
+        "it had fewer calls to make"
+    )
     assert events(generate(client, "text/event-stream", seed=7, steps=1).text)[0][0] == "images"

@@ -254,6 +254,7 @@ def test_a_stream_sends_the_calls_that_were_asked_for_and_then_every_image():
         for step in (1, 2, 3):
             for image in (0, 1):
                 await worker.send(Progress(number, image, step, 4, "jpeg", f"{image} after {step}".encode()))
+        await worker.send(Progress(number, 1, 4, 4, "jpeg", b"TWO"))
         await worker.send(Finished(number, "jpeg", (b"ONE", b"TWO"), 0.0, 0.0))
         answer = await task
         assert answer.headers["content-type"].startswith("text/event-stream") and answer.headers["x-seed"] == "9"
@@ -262,8 +263,8 @@ def test_a_stream_sends_the_calls_that_were_asked_for_and_then_every_image():
         partial = [(e["image_index"], e["partial_image_index"], base64.b64decode(e["b64_json"])) for _, e in events[:4]]
         assert partial == [(0, 0, b"0 after 1"), (1, 0, b"1 after 1"), (0, 1, b"0 after 2"), (1, 1, b"1 after 2")]
         assert [name for name, _ in events[4:]] == ["image_generation.completed"] * 2
-        assert [base64.b64decode(data["b64_json"]) for _, data in events[4:]] == [b"ONE", b"TWO"]
-        assert [(data["seed"], data["usage"]["output_tokens"]) for _, data in events[4:]] == [(9, 4), (10, 4)]
+        assert [base64.b64decode(data["b64_json"]) for _, data in events[4:]] == [b"TWO", b"ONE"]
+        assert [(data["seed"], data["usage"]["output_tokens"]) for _, data in events[4:]] == [(10, 4), (9, 4)]
         assert {"size", "quality", "background", "output_format", "created_at"} < set(events[0][1])
         assert idle(site)
         page = site.metrics.render("")[0].decode()
