@@ -56,6 +56,7 @@ from server.settings.settings import Settings
 REFUSALS: Sequence[Kind] = (
     "invalid", "not_found", "slow", "too_large", "unsupported", "full", "failed", "unavailable", "timeout",
 )  # fmt: skip
+MAX_DIGITS = 18  # of a class number in a text; no model has as many classes
 PICTURES = {
     "image": "image",
     "image[]": "image",
@@ -123,13 +124,19 @@ class OpenAIDialect:
         if pictures is None and fields.strength is not None:
             message = "strength belongs to /v1/images/edits, where there is a picture to begin at"
             raise invalid(message, code="missing_image", param="strength")
-        steps = fields.steps if fields.num_inference_steps is None else fields.num_inference_steps
+        format, images = fields.output_format or "png", fields.n or 1
+        by_step = fields.stream and (fields.partial_images or images > 1)
         request = image_request(
-            manifest, steps=steps, seed=fields.seed, images=fields.n or 1, label=label_of(fields, manifest),
-            format=fields.output_format or "png", quality=None if fields.output_format in (None, "png")
-            else fields.output_compression, strength=_strength(fields, pictures),
-            previews="images" if fields.stream and (fields.partial_images or (fields.n or 1) > 1) else "none",
-        )  # fmt: skip
+            manifest,
+            steps=fields.num_inference_steps,
+            seed=fields.seed,
+            images=images,
+            label=label_of(fields, manifest),
+            format=format,
+            quality=None if format == "png" else fields.output_compression,
+            strength=_strength(fields, pictures),
+            previews="images" if by_step else "none",
+        )
         decode = partial(decode_files, pictures, manifest) if pictures else None
         order = Order(request, self.settings.timeout_s, decode, manifest.resolution > INLINE_RESOLUTION)
         return Asked(fields, manifest, order, pictures is not None)
@@ -229,10 +236,15 @@ def with_extras(data: Mapping[str, Any], headers: Headers) -> dict[str, Any]:
             if name not in EXTRAS:
                 message = f"{shown(name)} is not a field of extra_body; its fields are {', '.join(EXTRAS)}"
                 raise invalid(message, code="unknown_field", param="extra_body")
-        given |= {name: value for name, value in nested.items() if value is not None}
-    given |= {name: value for name, value in data.items() if value is not None}
-    if data.get("steps") is not None and data.get("num_inference_steps") is None:
-        given.pop("num_inference_steps", None)  # the body's own alias comes before a header
+        given |= _present(nested)
+    return given | _present(data)
+
+
+def _present(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are not null; `steps` under its other name, which comes before it."""
+    given = {name: value for name, value in data.items() if value is not None}
+    if "steps" in given:
+        given.setdefault("num_inference_steps", given.pop("steps"))
     return given
 
 
@@ -278,9 +290,6 @@ def _number_or_name(label: int | str, manifest: Manifest) -> int | str:
     if isinstance(label, str) and class_named(label, manifest) is None and label.isascii() and label.isdecimal():
         return int(label[:MAX_DIGITS])
     return label
-
-
-MAX_DIGITS = 18  # no model has as many classes
 
 
 def _strength(fields: ImagesBody, pictures: Mapping[str, bytes] | None) -> float | None:

@@ -85,6 +85,7 @@ def test_our_own_fields_come_from_the_body_then_from_extra_body_then_from_header
     request = read({"seed": 5, "steps": 4, "strength": 1.0, **nested}, {}, "image").request
     assert (request.seeds, request.calls) == ((5,), 4)
     assert read({"steps": 3}, headers, "image").request.steps == 3
+    assert read({"extra_body": {"steps": 5}}, headers, "image").request.steps == 5
 
 
 WRONG: list[tuple[dict[str, Any], str, str, str]] = [
