@@ -1,4 +1,4 @@
-"""python -m fewstep train PHOTOS --out DIR: from a folder of pictures to a student that can be served."""
+"""python -m fewstep train PHOTOS --out DIR: from a folder of pictures to a student that can be served; and `remake`."""
 
 import argparse
 import os
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         with extras.named():
-            return _train(args, began)
+            return _remake(args) if args.command == "remake" else _train(args, began)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return INTERRUPTED
@@ -48,7 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fewstep", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    remake = commands.add_parser(
+        "remake", help="make an image of the server again, from its PNG alone",
+        description="Makes an image again from the seed, step count, class and model that its PNG names, and compares.",
+    )  # fmt: skip
+    remake.add_argument("image", type=Path, metavar="IMAGE.png")
+    remake.add_argument("--out", type=Path, metavar="FILE", help="default: IMAGE.remade.png beside it")
+    remake.add_argument("--engine", type=Path, metavar="DIR", help="default: the checkout's model of that name")
     train = commands.add_parser(
         "train", help="from pictures to a student that can be served", description=TRAIN, epilog=SIZES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -72,6 +79,17 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     train.add_argument("--serve", action="store_true", help="then serve the student")
     return parser
+
+
+def _remake(args: argparse.Namespace) -> int:
+    from server.remake import RemakeError, remake
+
+    try:
+        print(remake(args.image, args.out or args.image.with_suffix(".remade.png"), args.engine))
+    except (RemakeError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+    return 0
 
 
 def _train(args: argparse.Namespace, began: float) -> int:

@@ -1,4 +1,4 @@
-"""Images in [-1, 1] <-> uint8 pixels <-> encoded bytes, and grids of images. Numpy, and Pillow for WebP alone."""
+"""Images in [-1, 1] <-> uint8 pixels <-> encoded bytes, and grids of images. Numpy, and Pillow for WebP and JPEG."""
 
 import io
 import struct
@@ -10,11 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]  # [..., H, W, C] with C = 1 (gray), 3 (RGB)
-Format = Literal["png", "webp", "npy"]
+Format = Literal["png", "webp", "jpeg", "npy"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}  # by channels: gray, gray and alpha, RGB, RGB and alpha
-MEDIA_TYPES: dict[Format, str] = {"png": "image/png", "webp": "image/webp", "npy": "application/x-npy"}
+MEDIA_TYPES: dict[Format, str] = {
+    "png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg", "npy": "application/x-npy",
+}  # fmt: skip
+KEYWORD = "fewstep"  # of the tEXt chunk by which an image can be made again
+BEST_QUALITY = 100  # of JPEG where none is asked for; pixels still differ by a few levels
 
 
 def to_pixels(images: NDArray[np.floating]) -> Pixels:
@@ -30,20 +34,50 @@ def from_pixels(pixels: Pixels) -> NDArray[np.float32]:
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(127.5) - 1
 
 
-def encode(pixels: Pixels, format: Format) -> bytes:
-    """One image uint8 [H, W, C] as PNG, lossless WebP, or an .npy file."""
+def encode(pixels: Pixels, format: Format, quality: int | None = None) -> bytes:
+    """One image uint8 [H, W, C] as PNG, WebP, JPEG (C = 1 or 3), or an .npy file.
+
+    quality: of WebP and JPEG, from 0 to 100; None: WebP is lossless, JPEG has BEST_QUALITY. Others are always lossless.
+    """
     if format == "png":
         return _png(pixels)
     buffer = io.BytesIO()
     if format == "npy":
         np.save(buffer, pixels, allow_pickle=False)
-    else:
-        from PIL import Image  # 20 ms to import, and few ask for WebP
+        return buffer.getvalue()
+    from PIL import Image  # 20 ms to import, and few ask for these formats
 
-        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
-            buffer, "WEBP", lossless=True, method=0
-        )
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    if format == "jpeg":
+        image.save(buffer, "JPEG", quality=BEST_QUALITY if quality is None else quality, subsampling=0)
+    elif quality is None:
+        image.save(buffer, "WEBP", lossless=True, method=0)
+    else:
+        image.save(buffer, "WEBP", quality=quality, method=0)
     return buffer.getvalue()
+
+
+def with_text(png: bytes, keyword: str, text: str) -> bytes:
+    """The same PNG with a tEXt chunk behind its header (W3C PNG, section 11.3.3.2); what is no PNG stays as it is.
+
+    keyword: 1 to 79 characters, ASCII. text: ASCII, without NUL.
+    """
+    if not png.startswith(_PNG_SIGNATURE):
+        return png
+    behind = len(_PNG_SIGNATURE) + 25  # the header's chunk has 25 bytes
+    return png[:behind] + _chunk(b"tEXt", f"{keyword}\0{text}".encode("ascii")) + png[behind:]
+
+
+def text_of(png: bytes, keyword: str) -> str | None:
+    """The text of a PNG's first tEXt chunk with this keyword; None where there is none, or the file is no PNG."""
+    at, prefix = len(_PNG_SIGNATURE), keyword.encode("ascii") + b"\0"
+    while png.startswith(_PNG_SIGNATURE) and at + 8 <= len(png):
+        length, kind = struct.unpack_from(">I4s", png, at)
+        content = png[at + 8 : at + 8 + length]
+        if kind == b"tEXt" and content.startswith(prefix):
+            return content[len(prefix) :].decode("latin-1")
+        at += length + 12
+    return None
 
 
 def _png(pixels: Pixels) -> bytes:

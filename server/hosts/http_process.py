@@ -12,8 +12,10 @@ import uvicorn
 
 from export.manifest import Manifest
 from server.http.app import App
+from server.http.dialects import inference_schema, native_schema, openai_schema
+from server.http.dialects.inference import InferenceDialect
 from server.http.dialects.native import NativeDialect
-from server.http.dialects.native_schema import schemas
+from server.http.dialects.openai import OpenAIDialect
 from server.http.draining import DrainingServer
 from server.http.limits import BoundedHttp
 from server.http.metrics import Metrics
@@ -40,10 +42,12 @@ class HttpProcess:
         names, processes = tuple(models), settings.api_processes
         self.admission = Admission(settings.max_queue, names, processes)
         self.pool = WorkerPool(names, workers, self.admission, self._ready, self._replace)
-        dialect = NativeDialect(models, settings, self.pool)
+        native, openai = NativeDialect(models, settings, self.pool), OpenAIDialect(models, settings, self.pool)
         system = SystemRoutes(settings, self.pool, lambda accept: self.metrics.render(accept))
-        described = [*dialect.routes(), *system.routes()]
-        self.routes = [*described, *document_routes(described, schemas(models, settings), settings)]
+        inference = InferenceDialect(models, settings, self.pool)
+        described = [*native.routes(), *openai.routes(), *inference.routes(), *system.routes()]
+        schemas = {**native_schema.schemas(models, settings), **openai_schema.schemas(), **inference_schema.schemas()}
+        self.routes = [*described, *document_routes(described, schemas, settings)]
         paths = [route.path for route in self.routes]
         self.metrics = Metrics(models, paths, self.pool, lambda: facts(models, self.pool, settings), processes)
 

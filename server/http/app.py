@@ -130,10 +130,11 @@ class App:
     def _refused(self, scope: Scope, error: Refusal) -> Response:
         """The answer; that to a refused method lists those that are answered (RFC 9110, section 15.5.6)."""
         scope[RECORD].code = error.code
-        if error.kind != "method":
-            return error_response(error)
         route = self.route(scope["path"])
-        return error_response(error, {"Allow": ", ".join(route.methods if route else ("GET", "HEAD", "POST"))})
+        headers = {}
+        if error.kind == "method":
+            headers["Allow"] = ", ".join(route.methods if route else ("GET", "HEAD", "POST"))
+        return error_response(error, headers, as_text=route is not None and route.error_texts)
 
 
 class Cors(CORSMiddleware):

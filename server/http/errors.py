@@ -29,8 +29,11 @@ STATUS: Mapping[Kind, int] = {
 LAST_ON_CONNECTION: frozenset[Kind] = frozenset({"malformed", "slow", "too_large", "head_too_large"})
 
 
-def error_response(error: Refusal, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer to a refused request; its body is ASCII, whatever the message holds."""
+def error_response(error: Refusal, headers: Mapping[str, str] | None = None, *, as_text: bool = False) -> Response:
+    """The answer to a refused request; its body is ASCII, whatever the message holds.
+
+    as_text: {"error": MESSAGE}, as the Open Inference Protocol has it.
+    """
     status = STATUS[error.kind]
     answered = dict(headers or {})
     if error.retry_after_s is not None:
@@ -39,8 +42,14 @@ def error_response(error: Refusal, headers: Mapping[str, str] | None = None) -> 
         answered["Connection"] = "close"
     if error.kind == "unauthorized":
         answered["WWW-Authenticate"] = "Bearer"
-    body = {"message": error.message, "type": error_type(status), "param": error.param, "code": error.code}
-    return Response(json.dumps({"error": body}), status, headers=answered, media_type="application/json")
+    body = {"error": error.message} if as_text else error_body(error)
+    return Response(json.dumps(body), status, headers=answered, media_type="application/json")
+
+
+def error_body(error: Refusal) -> dict[str, dict[str, str | None]]:
+    """The one shape of every error."""
+    kind = error_type(STATUS[error.kind])
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
 def error_type(status: int) -> str:

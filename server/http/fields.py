@@ -1,10 +1,11 @@
 """From the bytes of a body to the fields of a dialect, or to one sentence: what was given, what is allowed."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -17,6 +18,8 @@ TYPES: Mapping[type, str] = {
     int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list", dict: "an object",
 }  # fmt: skip
 MAX_EXACT_CHARACTERS = 400  # of a number with a point or an exponent that is read exactly
+BOOLEANS: Mapping[str, bool] = {"true": True, "false": False}
+NUMBER = re.compile(r"[+-]?\d{1,400}(\.\d{0,400})?([eE][+-]?\d{1,3})?", re.ASCII)
 RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -24,18 +27,39 @@ Body = TypeVar("Body", bound=BaseModel)
 
 def parse(body: bytes, model: type[Body]) -> Body:
     """JSON -> the fields of a dialect's model. An empty body means all defaults. Raises Refusal."""
+    return validated(decoded(body), model)
+
+
+def decoded(body: bytes) -> dict[str, Any]:
+    """A JSON object; an empty body is an empty one. Raises Refusal."""
     if not body:
-        return model()
+        return {}
     try:
         data = DECODER.decode(body.decode(json.detect_encoding(body)))
     except (ValueError, RecursionError) as error:
         raise invalid(_not_json(body, error), code="malformed_json") from error
     if not isinstance(data, dict):
         raise invalid('the body must be a JSON object such as {"steps": 4}', code="malformed_json")
+    return data
+
+
+def validated(data: dict[str, Any], model: type[Body]) -> Body:
+    """Values by name -> the fields of a dialect's model. Raises Refusal."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
         raise _first(error, model, data) from None
+
+
+def typed(text: str, field: FieldInfo) -> Any:
+    """The value of a text in a form or a header, by the field's type; the text itself where it is no such value."""
+    kinds = get_args(field.annotation)
+    if bool in kinds and text in BOOLEANS:
+        return BOOLEANS[text]
+    if str not in kinds and NUMBER.fullmatch(text):
+        number = _number(text)
+        return number if int in kinds or float in kinds else text
+    return text
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -91,10 +115,21 @@ def _wrong(name: str, field: FieldInfo, kind: str, value: Any) -> Refusal:
         message = f"{name} must be one of {', '.join(map(str, choices))}, not {shown(value)}"
         return invalid(message, code=f"unknown_{name}", param=name)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind in RANGES or (number and float in get_args(field.annotation)):  # an int that no float can hold, too
+    in_range = kind in RANGES and not isinstance(value, list | dict)  # of a list, an entry is out of range
+    if in_range or (number and float in get_args(field.annotation)):  # an int that no float can hold, too
         return invalid(f"{name} must be {_range(field)}, not {shown(value)}", code="out_of_range", param=name)
-    allowed = " or ".join(TYPES[each] for each in get_args(field.annotation) if each is not NoneType)
+    allowed = " or ".join(_type_in_words(each) for each in get_args(field.annotation) if each is not NoneType)
     return invalid(f"{name} must be {allowed}, not {shown(value)}", code="wrong_type", param=name)
+
+
+def _type_in_words(kind: Any) -> str:
+    """Of a type that a field's annotation names."""
+    if get_origin(kind) is not list:
+        return TYPES[get_origin(kind) or kind]
+    (entry,) = get_args(kind)
+    kinds = get_args(entry) if get_origin(entry) is UnionType else (entry,)
+    names = [TYPES[get_origin(each) or each] for each in kinds if each is not NoneType]
+    return f"a list with {' or '.join(names)} for each entry"
 
 
 def _choices(field: FieldInfo) -> tuple[Any, ...]:

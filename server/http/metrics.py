@@ -45,12 +45,15 @@ TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text"
 OTHER = "other"  # a path without a route, a status or code that is not listed here
 STATUSES = (200, 204, *sorted({*STATUS.values(), CLIENT_GONE}))
 REASONS = (  # the codes of all refusals; a test reads them from the source
-    "body_timeout", "body_too_large", "cancelled", "closed", "draining", "encode_error", "header_not_allowed",
-    "headers_too_large", "host_not_allowed", "internal_error", "invalid_api_key", "invalid_image", "malformed_http",
-    "malformed_json",
-    "method_not_allowed", "missing_api_key", "missing_image", "model_failing", "model_not_found", "network_error",
-    "network_not_finite", "not_acceptable", "not_found", "not_ready", "origin_not_allowed", "out_of_range",
-    "queue_full", "timeout", "unknown_field", "unknown_format", "unknown_label", "unsupported_encoding",
+    "body_timeout", "body_too_large", "cancelled", "closed", "conflict", "draining", "encode_error",
+    "header_not_allowed",
+    "headers_too_large", "host_not_allowed", "internal_error", "invalid_api_key", "invalid_image", "malformed_form",
+    "malformed_http", "malformed_json", "method_not_allowed", "missing_api_key", "missing_image", "missing_input",
+    "missing_stream", "model_failing", "model_not_found", "network_error", "network_not_finite", "not_acceptable",
+    "not_found", "not_ready", "origin_not_allowed", "out_of_range", "queue_full", "timeout", "unknown_background",
+    "unknown_field", "unknown_format", "unknown_input", "unknown_label", "unknown_moderation", "unknown_output",
+    "unknown_output_format", "unknown_prompt", "unknown_quality", "unknown_response_format", "unsupported_encoding",
+    "unsupported_format", "unsupported_media_type", "unsupported_response_format", "unsupported_size",
     "unsupported_steps", "worker_lost", "wrong_type",
 )  # fmt: skip
 COUNTERS = (  # name, help, labels
@@ -136,7 +139,7 @@ class Metrics(Collector):
         elif outcome != "ok":
             self._add(("rejected", record.code or OTHER), ("rejected", OTHER))
         elif request and (finished := record.finished):
-            self._add(("images", model, request.steps), amount=request.images)
+            self._add(("images", model, request.steps), ("images", model, OTHER), amount=request.images)
             self._observe("request_duration_seconds", model, elapsed_s)
             self._observe("queue_wait_seconds", model, finished.queue_s)
             self._observe("time_in_engine_seconds", model, finished.engine_s)
@@ -231,7 +234,7 @@ def _series(models: Mapping[str, Manifest], routes: Collection[str]) -> Iterator
     for stage in STAGES:
         yield "cancelled", stage
     for model, manifest in models.items():
-        for steps in sorted(manifest.levels):
+        for steps in (*sorted(manifest.levels), OTHER):  # a request may bring levels of its own
             yield "images", model, steps
         for name, _ in HISTOGRAMS:
             for bound in (*BOUNDS, "sum"):  # each observation is counted once, in its own bucket

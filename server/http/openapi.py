@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,6 +21,10 @@ from server.settings.settings import Settings
 
 JSON = "application/json"
 Schema = dict[str, Any]
+EVENT_SCHEMA: Schema = {  # of each event of a stream
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "contentMediaType": JSON}},
+}
 EVERY_ROUTE: Sequence[Kind] = ("malformed", "method", "head_too_large", "failed")
 TEXTS: Mapping[int, str] = {
     400: "The request cannot be read, or a field is wrong; `param` names it.",
@@ -104,6 +109,16 @@ def headers(table: Mapping[str, Header]) -> Schema:
     }
 
 
+def described(model: type[BaseModel]) -> Schema:
+    """The fields of a dialect's model, as its own bounds describe them."""
+    schema = model.model_json_schema()
+    properties = {
+        name: {key: value for key, value in each.items() if key != "title" and (key, value) != ("default", None)}
+        for name, each in schema["properties"].items()
+    }
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
 def reference(kind: str, name: str) -> Schema:
     """To a component of the document."""
     return {"$ref": f"#/components/{kind}/{name}"}
@@ -136,7 +151,9 @@ def _operation(route: Route, settings: Settings) -> Schema:
         for status, answer in given.items()
     }
     for status in refused_statuses(route, settings):
-        responses[str(status)] = reference("responses", str(status))
+        text = record({"error": {"type": "string"}})
+        own = {"description": TEXTS[status], "content": {JSON: {"schema": text}}}
+        responses[str(status)] = own if route.error_texts else reference("responses", str(status))
     operation["responses"] = responses
     if settings.api_keys and route.keyless:
         operation["security"] = []

@@ -16,12 +16,15 @@ import io
 import re
 import struct
 import zlib
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from fewstep.pixels import Pixels
 
+REPAINTED_FROM = 128  # gray values of a mask from here on are made again; below, the image is kept (as in diffusers)
 MODES = {1: "L", 3: "RGB"}  # Pillow's name by channels
 PREFIX = re.compile("data:image/(?:png|jpeg|webp);base64,", re.IGNORECASE | re.ASCII)
 OTHER_BYTES = 65_536  # room for what is no pixel: EXIF with its thumbnail, a colour profile, texts
@@ -68,6 +71,28 @@ def decode_base64(text: str, resolution: int, channels: int) -> Pixels:
 
 def decode(data: bytes, resolution: int, channels: int) -> Pixels:
     """A PNG, JPEG or WebP file -> uint8 [resolution, resolution, channels], channels 1 or 3. Raises PictureError."""
+    return _decoded(data, resolution, lambda image: _opaque(image).convert(MODES[channels]))
+
+
+def decode_mask(data: bytes, resolution: int) -> NDArray[np.bool_]:
+    """A PNG, JPEG or WebP file -> bool [resolution, resolution]: which pixels are made again. Raises PictureError.
+
+    Where some pixel of it is transparent, these are the pixels of an alpha below REPAINTED_FROM, as in OpenAI's API;
+    else those of a gray value from REPAINTED_FROM on.
+    """
+
+    def gray(image: Image.Image) -> Image.Image:
+        if "A" in image.getbands() or "transparency" in image.info:
+            alpha = image.convert("RGBA").getchannel("A")
+            if alpha.getextrema() != (255, 255):
+                return alpha.point([255] * REPAINTED_FROM + [0] * (256 - REPAINTED_FROM))
+        return _opaque(image).convert("L")
+
+    return _decoded(data, resolution, gray)[..., 0] >= REPAINTED_FROM
+
+
+def _decoded(data: bytes, resolution: int, converted: Callable[[Image.Image], Image.Image]) -> Pixels:
+    """uint8 [resolution, resolution, C] of the picture that `converted` makes. Raises PictureError."""
     try:
         if data.startswith(SIGNATURE):
             image = _png(data, resolution)
@@ -77,10 +102,10 @@ def decode(data: bytes, resolution: int, channels: int) -> Pixels:
             image = _webp(data, resolution)
         else:
             raise PictureError("is not a PNG, JPEG or WebP; other formats are not read")
-        pixels = _opaque(image).convert(MODES[channels])
+        pixels = converted(image)
         if (orientation := _orientation(image)) in TURNS:
             pixels = pixels.transpose(TURNS[orientation])
-        return np.array(pixels).reshape(resolution, resolution, channels)
+        return np.array(pixels).reshape(resolution, resolution, -1)
     except PictureError:
         raise
     except Exception as error:  # Pillow raises errors of nearly every kind when a file is damaged

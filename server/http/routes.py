@@ -27,6 +27,7 @@ class Route:
     keyless: bool = False  # answers without an API key
     any_host: bool = False  # asked by address: probes
     quiet: bool = False  # logged only when it fails
+    error_texts: bool = False  # errors are {"error": MESSAGE}, as in the Open Inference Protocol
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -58,7 +59,9 @@ IMAGE_HEADERS: Mapping[str, Header] = {
     "X-Mode": Header("string", "fast or exact."),
     "X-Model": Header("string", "The model that made the images."),
     "X-Noise-Version": Header("integer", "Version of the map from seeds to noise."),
-    "Server-Timing": Header("string", "Milliseconds in the queue, the engine and the encoder."),
+    "Server-Timing": Header(
+        "string", "Milliseconds in the queue, the engine and the encoder; not of a stream.", always=False
+    ),
 }
 EVERY_HEADERS: Mapping[str, Header] = {  # on answers of any route
     "X-Request-Id": Header(
@@ -68,4 +71,12 @@ EVERY_HEADERS: Mapping[str, Header] = {  # on answers of any route
     "Retry-After": Header("integer", "Seconds after which the same request may succeed.", always=False),
 }
 EXPOSED_HEADERS = (*EVERY_HEADERS, *IMAGE_HEADERS)
-REQUEST_HEADERS = ("Accept", "Authorization", "Content-Type", "X-API-Key", "X-Request-Id", "traceparent")
+EXTRA_HEADERS: Mapping[str, str] = {  # request headers -> fields of the OpenAI dialect, for gateways that drop those
+    "X-Seed": "seed",
+    "X-Steps": "num_inference_steps",
+    "X-Label": "label",
+    "X-Strength": "strength",
+}
+REQUEST_HEADERS = (
+    "Accept", "Authorization", "Content-Type", "X-API-Key", "X-Request-Id", "traceparent", *EXTRA_HEADERS,
+)  # fmt: skip

@@ -2,14 +2,16 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 
+from server.http.access import record_of
 from server.scheduler.events import Event, Failed, Finished
 from server.scheduler.model import ModelInfo
 from server.scheduler.refusal import Refusal, shown
-from server.scheduler.request import ImageRequest
+from server.scheduler.request import Edit, ImageRequest
 
 CODINGS = {b"content-encoding": "Content-Encoding", b"transfer-encoding": "Transfer-Encoding"}
 
@@ -46,6 +48,38 @@ def is_ready(check_ready: Callable[[], None]) -> bool:
     except Refusal:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request that a dialect has understood."""
+
+    request: ImageRequest  # without its pictures
+    timeout_s: float
+    decode: Callable[[], Edit] | None = None  # decodes its pictures, once it has been admitted; may raise Refusal
+    large: bool = False  # whether that takes so long that it must not be done on the event loop
+
+
+async def made(service: ImageService, order: Order, http: Request) -> Finished:
+    """The images of a request whose body has been read. Raises Refusal, or ClientDisconnect when the client leaves."""
+    record = record_of(http.scope)
+    record.request = request = order.request
+    ticket = service.admit(request.model, request.images, request.calls)
+    try:
+        record.request = request = await with_edit(order)
+        record.stage = "images"
+        record.finished = done = await finished(service, request, order.timeout_s, http)
+    finally:
+        service.release(ticket)
+    return done
+
+
+async def with_edit(order: Order) -> ImageRequest:
+    """The request with its decoded pictures, if it has any. Raises Refusal."""
+    if order.decode is None:
+        return order.request
+    edit = await asyncio.to_thread(order.decode) if order.large else order.decode()
+    return replace(order.request, edit=edit)
 
 
 async def finished(service: ImageService, asked: ImageRequest, timeout_s: float, http: Request) -> Finished:

@@ -48,7 +48,7 @@ class Worker:
     def work_s(self, request: ImageRequest) -> float:
         """Device time of a request."""
         assert self.ready is not None
-        return request.images * request.calls * self.ready.models[request.model].row_s
+        return request.total_calls * self.ready.models[request.model].row_s
 
 
 @dataclass(eq=False)

@@ -135,9 +135,9 @@ def encoded(event: Delivery) -> Delivery | None:
     started_s = time.monotonic()
     try:
         if isinstance(event, Progress):
-            preview = None if event.preview is None else _encode(event.preview, event.format)
+            preview = None if event.preview is None else _encode(event.preview, event.format, event.quality)
             return replace(event, preview=preview)
-        images = tuple(_encode(pixels, event.format) for pixels in event.images)
+        images = tuple(_encode(pixels, event.format, event.quality) for pixels in event.images)
     except Exception:  # MemoryError among them: the thread goes on
         logger.exception("encoding request %d failed", event.id)
         if isinstance(event, Progress):
@@ -147,5 +147,5 @@ def encoded(event: Delivery) -> Delivery | None:
     return replace(event, images=images, encode_s=time.monotonic() - started_s)
 
 
-def _encode(pixels: Pixels, format: ImageFormat) -> Image:
-    return pixels if format == "pixels" else encode(pixels, format)
+def _encode(pixels: Pixels, format: ImageFormat, quality: int | None) -> Image:
+    return pixels if format == "pixels" else encode(pixels, format, quality)

@@ -21,7 +21,8 @@ class Accepted(Struct, frozen=True):
 
 
 class Progress(Struct, frozen=True):
-    """One image has made one more network call, not its last."""
+    """One image has made one more network call; its last where other images of the request have more to make, and the
+    request asks for previews as images."""
 
     id: int
     image: int  # index into the request's seeds
@@ -29,6 +30,7 @@ class Progress(Struct, frozen=True):
     of: int  # calls in all
     format: ImageFormat
     preview: Image | None  # the denoised image of that call; None where the request asks for steps only
+    quality: int | None = None  # that the request asks for
 
 
 class Finished(Struct, frozen=True):
@@ -40,6 +42,7 @@ class Finished(Struct, frozen=True):
     queue_s: float  # acceptance -> first image in a slot
     engine_s: float  # first image in a slot -> last image finished
     encode_s: float = 0.0
+    quality: int | None = None  # that the request asks for
 
 
 class Failed(Struct, frozen=True):

@@ -248,8 +248,7 @@ class EngineLoop:
         for key, step, pixels in tick.previews:
             if flight := self.flights.get(key.request):
                 request = flight.request
-                preview = pixels if request.previews == "images" else None
-                self.finished.append(Progress(key.request, key.image, step, request.calls, request.format, preview))
+                self.finished.append(_progress(key, request, step, pixels if request.previews == "images" else None))
         for key, pixels in tick.finished:
             self._finish(key, pixels)
 
@@ -266,6 +265,8 @@ class EngineLoop:
         flight.pixels[key.image] = pixels
         request = flight.request
         if len(flight.pixels) < request.images:
+            if request.previews == "images":
+                self.finished.append(_progress(key, request, len(request.levels(key.image)), pixels))
             return
         del self.flights[key.request]
         self.finished.append(
@@ -275,6 +276,7 @@ class EngineLoop:
                 images=tuple(flight.pixels[index] for index in range(request.images)),
                 queue_s=flight.started_s - flight.accepted_s,
                 engine_s=self.clock() - flight.started_s,
+                quality=request.quality,
             )
         )
 
@@ -292,12 +294,17 @@ class EngineLoop:
             self.deliver(Stats({name: model.snapshot() for name, model in self.models.items()}, resident_bytes()))
 
 
+def _progress(key: ImageKey, request: ImageRequest, step: int, preview: Pixels | None) -> Progress:
+    calls = len(request.levels(key.image))
+    return Progress(key.request, key.image, step, calls, request.format, preview, request.quality)
+
+
 def _images(number: int, flight: _Flight, count: int) -> list[Image]:
     """The next `count` images of a request, for the slot table."""
     request = flight.request
     start = request.edit.start() if request.edit else None
     preview = request.previews != "none"
     return [
-        Image(ImageKey(number, i), request.seeds[i], request.labels[i], request.sigmas, start, preview)
+        Image(ImageKey(number, i), request.seeds[i], request.labels[i], request.levels(i), start, preview)
         for i in range(flight.granted, flight.granted + count)
     ]

@@ -32,16 +32,18 @@ class Edit:
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """Image i has the noise of seeds[i] and the class labels[i]; all images take the same levels."""
+    """Image i has the noise of seeds[i], the class labels[i] and the levels `levels(i)`."""
 
     model: str
-    steps: int  # the step count whose levels were asked for; reported, not computed with
+    steps: int  # the step count whose levels were asked for, the largest of them; reported, not computed with
     seeds: tuple[int, ...]  # in [0, 2^63)
     labels: tuple[int, ...]  # one per image; -1: no class
     sigmas: tuple[float, ...]  # one network call per level, high to low; of an edit, the last levels only
     format: ImageFormat = "png"  # what Finished holds: encoded bytes, or arrays ("pixels")
     edit: Edit | None = None  # None: the images begin at noise alone
     previews: Previews = "none"  # whether Progress is sent after each call, and whether with the denoised image
+    quality: int | None = None  # of WebP and JPEG, see fewstep.pixels.encode
+    schedules: tuple[tuple[float, ...], ...] = ()  # the levels of each image where they differ; `sigmas`: the longest
 
     @property
     def images(self) -> int:
@@ -50,8 +52,17 @@ class ImageRequest:
 
     @property
     def calls(self) -> int:
-        """Network calls per image."""
+        """Network calls per image; where images differ, the most."""
         return len(self.sigmas)
+
+    @property
+    def total_calls(self) -> int:
+        """Network calls of all images."""
+        return sum(map(len, self.schedules)) if self.schedules else self.images * self.calls
+
+    def levels(self, image: int) -> tuple[float, ...]:
+        """Of one image, by its index."""
+        return self.schedules[image] if self.schedules else self.sigmas
 
 
 class Submit(Struct, frozen=True):

@@ -3,8 +3,10 @@
 import math
 import secrets
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import lru_cache
+from itertools import pairwise
 
 from export.manifest import Manifest
 from fewstep.editing import calls_for
@@ -15,6 +17,8 @@ from server.scheduler.request import Edit, ImageFormat, ImageRequest, Previews
 
 DEFAULT_STEPS = 4
 SEED_LIMIT = 2**63
+JPEG_CHANNELS = (1, 3)
+COMPARED_CHARACTERS = 60  # of a text, with each class name
 LISTED_CHARACTERS = 300  # of the names in a sentence
 # A drawn seed is short enough to be written down, and JavaScript reads it exactly (it does so only below 2^53).
 DRAWN_SEED_LIMIT = 2**32
@@ -23,37 +27,83 @@ DRAWN_SEED_LIMIT = 2**32
 def image_request(
     manifest: Manifest,
     *,
-    steps: int | None = None,
+    steps: int | Sequence[int] | None = None,
+    sigmas: Sequence[float] | None = None,
     seed: int | None = None,
-    images: int = 1,
+    seeds: Sequence[int] | None = None,
+    images: int | None = None,
     label: int | str | None = None,
+    labels: Sequence[int | str | None] | None = None,
     format: ImageFormat = "png",
     strength: float | None = None,
     edit: Edit | None = None,
     previews: Previews = "none",
+    quality: int | None = None,
 ) -> ImageRequest:
-    """Image i gets seed + i. Absent: 4 steps, a drawn seed, and for each image a class drawn from its seed.
+    """Image i gets seed + i or seeds[i], and label or labels[i]. Absent: 4 steps, a drawn seed, one image or as many as
+    the lists have entries, and for each image, or entry that is None, a class drawn from its seed.
 
-    strength: the share of the step count's calls that are made, the last ones; None: all. Raises Refusal.
+    steps: one step count, or that of each image. sigmas: the levels of all images instead. strength: the share of the
+    step count's calls that are made, the last ones; None: all. Raises Refusal.
     """
     if strength is not None and not 0 < strength <= 1:  # NaN is not
         message = f"strength must be above 0 and at most 1, not {shown(strength)}"
         raise invalid(message, code="out_of_range", param="strength")
-    if images < 1:
-        raise invalid(f"n must be at least 1, not {shown(images)}", code="out_of_range", param="n")
-    steps = choose_steps(steps, manifest)
-    seeds = choose_seeds(seed, images)
-    sigmas = manifest.levels[steps]
+    each = {"seeds": seeds, "labels": labels, "steps": steps if isinstance(steps, Sequence) else None}
+    images = image_count(images, {name: len(entries) for name, entries in each.items() if entries is not None})
+    if format == "jpeg" and manifest.channels not in JPEG_CHANNELS:
+        message = f"{manifest.name} makes images of {manifest.channels} channels, which JPEG cannot hold; ask for png"
+        raise invalid(message, code="unsupported_format", param="format")
+    chosen = choose_seeds(seed, images) if seeds is None else checked_seeds(seeds)
+    if sigmas is not None:
+        schedules = (check_sigmas(sigmas, manifest),)
+        largest = len(sigmas)
+    else:
+        counts = [choose_steps(count, manifest) for count in (steps if isinstance(steps, Sequence) else [steps])]
+        largest = max(counts)
+        schedules = tuple(
+            manifest.levels[count] if strength is None else manifest.levels[count][-calls_for(strength, count) :]
+            for count in counts
+        )
     return ImageRequest(
         model=manifest.name,
-        steps=steps,
-        seeds=seeds,
-        labels=choose_labels(label, manifest, seeds),
-        sigmas=sigmas if strength is None else sigmas[-calls_for(strength, steps) :],
+        steps=largest,
+        seeds=chosen,
+        labels=choose_labels(label, manifest, chosen) if labels is None else each_label(labels, manifest, chosen),
+        sigmas=max(schedules, key=len),
+        schedules=schedules if len(set(schedules)) > 1 else (),
         format=format,
         edit=edit,
         previews=previews,
+        quality=quality,
     )
+
+
+def image_count(images: int | None, entries: Mapping[str, int]) -> int:
+    """How many images are asked for. entries: how many the lists of a request have, by name. Raises Refusal."""
+    if images is not None and images < 1:
+        raise invalid(f"n must be at least 1, not {shown(images)}", code="out_of_range", param="n")
+    count = next(iter(entries.values()), 1) if images is None else images
+    for name, given in entries.items():
+        if given != count or not given:
+            others = f"n is {images}" if images is not None else "the request makes at least 1 image"
+            if images is None and given:
+                others = f"{next(iter(entries))} has {count}"
+            message = f"{name} has {given} entries, but {others}; a list has one entry for each image"
+            raise invalid(message, code="out_of_range", param=name)
+    return count
+
+
+def check_sigmas(sigmas: Sequence[float], manifest: Manifest) -> tuple[float, ...]:
+    """Levels for a model: 1 to MAX_STEPS, each below the one before, in the range of its own levels. Raises Refusal."""
+    known = [sigma for levels in manifest.levels.values() for sigma in levels]
+    low, high = min(known), max(known)
+    given = tuple(map(float, sigmas))
+    falling = all(second < first for first, second in pairwise(given))
+    if not 1 <= len(given) <= MAX_STEPS or not falling or not all(low <= sigma <= high for sigma in given):
+        message = f"sigmas must be 1 to {MAX_STEPS} levels from {high:g} down to {low:g}, each below the one before"
+        raise invalid(f"{message}; not {shown(sigmas)}", code="out_of_range", param="sigmas")
+    return given
 
 
 def choose_model(name: str | None, manifests: Mapping[str, Manifest]) -> Manifest:
@@ -92,6 +142,22 @@ def choose_seeds(seed: int | None, images: int) -> tuple[int, ...]:
     return tuple(range(seed, seed + images))
 
 
+def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """Raises Refusal unless all are in [0, SEED_LIMIT)."""
+    for seed in seeds:
+        check_range("seeds", seed, 0, SEED_LIMIT - 1)
+    return tuple(seeds)
+
+
+def each_label(labels: Sequence[int | str | None], manifest: Manifest, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """One class index per image; None: drawn from the image's seed. Raises Refusal."""
+    if not manifest.classes and any(label is not None for label in labels):
+        raise invalid(f"{manifest.name} has no classes; leave labels out", code="unknown_label", param="labels")
+    drawn = choose_labels(None, manifest, seeds)
+    pairs = zip(labels, drawn, strict=True)
+    return tuple(other if label is None else _class_index(label, manifest, "labels") for label, other in pairs)
+
+
 def choose_labels(label: int | str | None, manifest: Manifest, seeds: tuple[int, ...]) -> tuple[int, ...]:
     """One class index per image; -1 where the model has no classes. Raises Refusal."""
     if not manifest.classes:
@@ -101,20 +167,33 @@ def choose_labels(label: int | str | None, manifest: Manifest, seeds: tuple[int,
         return (-1,) * len(seeds)
     if label is None:
         return tuple(random_labels(seeds, manifest.classes).tolist())
-    return (_class_index(label, manifest),) * len(seeds)
+    return (_class_index(label, manifest, "label"),) * len(seeds)
 
 
-def _class_index(label: int | str, manifest: Manifest) -> int:
-    """A class index from an index or a class name, in any case and any Unicode normal form."""
+def class_named(name: str, manifest: Manifest) -> int | None:
+    """The index of a class, by its name in any case and any Unicode normal form; None: there is no such class."""
+    return _names(manifest.class_names).get(_plain(name))
+
+
+def nearest_class(name: str, manifest: Manifest) -> str | None:
+    """The class name that resembles a text most (Ratcliff and Obershelp's ratio above 0.3); None: none does."""
+    names = {_plain(each): each for each in reversed(manifest.class_names)}
+    close = get_close_matches(_plain(name[:COMPARED_CHARACTERS]), names, n=1, cutoff=0.3)
+    return names[close[0]] if close else None
+
+
+def _class_index(label: int | str, manifest: Manifest, param: str) -> int:
     if isinstance(label, str):
-        index = _names(manifest.class_names).get(_plain(label))
+        index = class_named(label, manifest)
         if index is not None:
             return index
     elif 0 <= label < manifest.classes:
         return label
     names = f" or one of {listed(manifest.class_names)}" if manifest.class_names else ""
-    message = f"{manifest.name} has no class {shown(label)}; label is a number from 0 to {manifest.classes - 1}{names}"
-    raise invalid(message, code="unknown_label", param="label")
+    message = (
+        f"{manifest.name} has no class {shown(label)}; a class is a number from 0 to {manifest.classes - 1}{names}"
+    )
+    raise invalid(message, code="unknown_label", param=param)
 
 
 @lru_cache(maxsize=64)
@@ -139,7 +218,12 @@ def check_request(request: ImageRequest, manifests: Mapping[str, Manifest]) -> N
     check_range("seed", max(seeds), 0, SEED_LIMIT - 1)
     check_range("label", min(labels), -1, manifest.classes - 1)
     check_range("label", max(labels), -1, manifest.classes - 1)
-    if not 1 <= len(sigmas) <= MAX_STEPS or not all(0 < sigma < math.inf for sigma in sigmas):
+    schedules = (sigmas, *request.schedules)
+    if request.schedules and (len(request.schedules) != len(seeds) or len(sigmas) != max(map(len, request.schedules))):
+        message = "a request with schedules has one for each image, and sigmas is the longest of them"
+        raise invalid(message, code="out_of_range", param="schedules")
+    short = all(1 <= len(schedule) <= MAX_STEPS for schedule in schedules)
+    if not short or not all(0 < sigma < math.inf for schedule in schedules for sigma in schedule):
         message = f"sigmas must be 1 to {MAX_STEPS} levels above 0, not {shown(sigmas)}"
         raise invalid(message, code="out_of_range", param="sigmas")
     if edit is not None:

@@ -1,50 +1,62 @@
 """fewstep's own API: POST /v1/generate and GET /v1/models."""
 
 import asyncio
+import io
+import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
 from export.manifest import Manifest
-from fewstep.pixels import FORMATS, MEDIA_TYPES, Format
-from server.http.access import record_of, timings_ms
+from fewstep.pixels import FORMATS, MEDIA_TYPES, Format, encode, grid
+from server.http.access import timings_ms
+from server.http.answers import image_headers, json_answer
 from server.http.dialects.native_schema import (
+    EXCLUSIVE,
     MIN_TIMEOUT_S,
-    REPAINT_STRENGTH,
-    REPAINTED_FROM,
-    VARY_STRENGTH,
+    ZIP,
     GenerateBody,
     generate_operation,
     models_operation,
 )
+from server.http.edits import (
+    INLINE_RESOLUTION,
+    REPAINT_STRENGTH,
+    VARY_STRENGTH,
+    body_limit,
+    check_edits,
+    decode_picture,
+    edit_bytes,
+    edit_of,
+)
+from server.http.event_stream import KEEPALIVE_S, message, streamed
+from server.http.event_stream import MEDIA_TYPE as EVENTS
 from server.http.fields import parse
 from server.http.negotiation import preferred
 from server.http.openapi import JSON
-from server.http.pictures import MODES, PictureError, decode_base64, max_base64
+from server.http.pictures import MODES, REPAINTED_FROM, decode_base64
+from server.http.png_text import with_text_of, with_texts
 from server.http.routes import Route
-from server.http.service import ImageService, finished, read_body
-from server.scheduler.events import Finished
+from server.http.service import ImageService, Order, made, read_body
+from server.scheduler.events import Event, Finished, Progress
 from server.scheduler.model import ModelInfo
 from server.scheduler.refusal import Kind, Refusal, invalid
 from server.scheduler.request import Edit, ImageRequest
-from server.scheduler.validate import check_range, choose_model, image_request
+from server.scheduler.validate import check_range, choose_model, image_count, image_request
 from server.settings.settings import Settings
 
 GENERATE_REFUSALS: Sequence[Kind] = (
     "invalid", "not_found", "not_acceptable", "slow", "too_large", "unsupported", "full", "failed", "unavailable",
     "timeout",
 )  # fmt: skip
-MIN_BODY_LIMIT = 65_536  # bytes; of a server whose settings name no other
-OTHER_FIELDS_BYTES = 4_096  # of a body, beside its pictures
-INLINE_RESOLUTION = 64  # larger pictures are decoded off the event loop: 512x512 takes some milliseconds
-INLINE_BYTES = 65_536  # more bytes of images than this are made into JSON off the event loop
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,7 @@ class NativeDialect:
     models: Mapping[str, Manifest]  # what is served, by name; the first is the default
     settings: Settings
     service: ImageService
+    keepalive_s: float = KEEPALIVE_S
 
     def routes(self) -> list[Route]:
         operation, served = generate_operation(self.models), "The models that are served; the first is the default."
@@ -63,19 +76,14 @@ class NativeDialect:
         ]
 
     async def generate(self, http: Request) -> Response:
-        """One image goes as it is unless JSON is preferred; several go as JSON."""
-        record = record_of(http.scope)
+        """One image goes as it is unless JSON is preferred; several go as JSON unless another form is."""
         body = await read_body(http, body_limit(self.settings, self.models), self.settings.timeout_s)
         asked = self.read(body, ", ".join(http.headers.getlist("accept")))
-        request = asked.request
-        record.request = request
-        ticket = self.service.admit(request.model, request.images, request.calls)
-        try:
-            request = await _with_edit(request, asked.fields, asked.manifest)
-            record.request, record.stage = request, "images"
-            record.finished = done = await finished(self.service, request, asked.timeout_s, http)
-        finally:
-            self.service.release(ticket)
+        if asked.answer == EVENTS:
+            headers = image_headers(asked.request, asked.manifest, self.settings)
+            write = partial(events_of, asked, self.settings)
+            return await streamed(self.service, asked.order(), http, write, headers, self.keepalive_s)
+        done = await made(self.service, asked.order(), http)
         return await self._answer(asked, done)
 
     async def list_models(self, http: Request) -> Response:
@@ -88,36 +96,26 @@ class NativeDialect:
         manifest = choose_model(fields.model, self.models)
         timeout_s = self.settings.timeout_s if fields.timeout_s is None else fields.timeout_s
         check_range("timeout_s", timeout_s, MIN_TIMEOUT_S, self.settings.timeout_s)
-        images = 1 if fields.n is None else fields.n
-        check_range("n", images, 1, self.settings.max_images)
-        format, as_json = answer_form(fields, accept)
+        images = count_images(fields, self.settings.max_images)
+        answer, format = answer_form(fields, images, accept)
         strength = strength_of(fields)
         request = image_request(
-            manifest, steps=fields.steps, seed=fields.seed, images=images, label=fields.label, format=format,
-            strength=strength,
+            manifest, steps=fields.steps, sigmas=fields.sigmas, seed=fields.seed, seeds=fields.seeds, images=images,
+            label=fields.label, labels=fields.labels, format=format, strength=strength,
+            previews="images" if answer == EVENTS else "none",
         )  # fmt: skip
-        return Asked(fields, manifest, timeout_s, strength, as_json, request)
+        return Asked(fields, manifest, timeout_s, strength, answer, request)
 
     async def _answer(self, asked: "Asked", done: Finished) -> Response:
         request, manifest = asked.request, asked.manifest
-        headers = {
-            "X-Steps": str(request.steps),
-            "X-Calls": str(request.calls),
-            "X-Seed": str(request.seeds[0]),
-            "X-Noise-Version": str(manifest.noise_version),
-            "X-Mode": self.settings.mode,
-            "X-Model": request.model,
-            "Server-Timing": ", ".join(f"{name};dur={ms:.3f}" for name, ms in timings_ms(done).items()),
-        }
+        headers = image_headers(request, manifest, self.settings, done)
         if asked.as_json:
-            body = images_body(request, done, manifest, self.settings, asked.strength)
-            large = sum(map(len, done.images)) > INLINE_BYTES
-            content = await asyncio.to_thread(msgspec.json.encode, body) if large else msgspec.json.encode(body)
-            return Response(content, media_type=JSON, headers=headers)
-        if manifest.classes:
-            headers["X-Label"] = str(request.labels[0])
-        assert request.format != "pixels"
-        return Response(done.images[0], media_type=MEDIA_TYPES[request.format], headers=headers)
+            return await json_answer(lambda: images_body(asked, done, self.settings), done.images, headers)
+        if request.images == 1 and asked.answer != ZIP:
+            (content,) = with_texts(request, done.images, manifest, edited=asked.edited)
+        else:
+            content = await asyncio.to_thread(together, asked, done)
+        return Response(content, media_type=asked.answer, headers=headers)
 
 
 @dataclass(frozen=True)
@@ -128,26 +126,99 @@ class Asked:
     manifest: Manifest
     timeout_s: float
     strength: float | None  # None: the images begin at noise alone
-    as_json: bool
+    answer: str  # media type
     request: ImageRequest  # without the pictures of `fields`
 
+    @property
+    def as_json(self) -> bool:
+        return self.answer == JSON
 
-def answer_form(fields: GenerateBody, accept: str) -> tuple[Format, bool]:
-    """The encoding of the images, and whether the answer is JSON. Raises Refusal where nothing fits Accept."""
+    @property
+    def edited(self) -> bool:
+        return self.fields.image is not None
+
+    def order(self) -> Order:
+        fields, manifest = self.fields, self.manifest
+        if fields.image is None:
+            return Order(self.request, self.timeout_s)
+        decode = partial(decode_edit, fields.image, fields.mask, manifest)
+        return Order(self.request, self.timeout_s, decode, manifest.resolution > INLINE_RESOLUTION)
+
+
+def count_images(fields: GenerateBody, most: int) -> int:
+    """How many images are asked for. Raises Refusal for fields that exclude each other, and beyond `most`."""
+    for first, second in EXCLUSIVE:
+        if getattr(fields, first) is not None and getattr(fields, second) is not None:
+            raise invalid(f"give {first} or {second}, not both", code="conflict", param=second)
+    lists = {name: value for name in ("seeds", "labels", "steps") if isinstance(value := getattr(fields, name), list)}
+    if fields.n is not None:
+        check_range("n", fields.n, 1, most)
+    for name, entries in lists.items():
+        if len(entries) > most:
+            message = f"{name} has {len(entries)} entries; a request makes at most {most} images"
+            raise invalid(message, code="out_of_range", param=name)
+    return image_count(fields.n, {name: len(entries) for name, entries in lists.items()})
+
+
+def answer_form(fields: GenerateBody, images: int, accept: str) -> tuple[str, Format]:
+    """The media type of the answer, and the encoding of the images. Raises Refusal where nothing fits Accept.
+
+    Several images come as JSON, as a zip, as one sheet of them in an image format, or as one array.
+    """
     formats: Sequence[Format] = FORMATS if fields.format is None else (fields.format,)
-    if (fields.n or 1) > 1:
-        if preferred(accept, (JSON,)) is None:
-            message = "several images come as application/json, which Accept does not allow; ask for n = 1"
-            raise Refusal("not_acceptable", "not_acceptable", message)
-        return formats[0], True
-    offers: dict[str, Format] = {MEDIA_TYPES[format]: format for format in formats}
-    types = [*offers]
-    types.insert(len(types) - (fields.format is None), JSON)  # application/* means JSON, unless npy is asked for
-    chosen = preferred(accept, tuple(types))
+    by_type: dict[str, Format] = {MEDIA_TYPES[format]: format for format in formats}
+    types = [*by_type]
+    if images > 1:
+        types.insert(0, JSON)
+    else:
+        types.insert(len(types) - (fields.format is None), JSON)  # application/* means JSON, unless npy is asked for
+    types += [ZIP, EVENTS]
+    chosen = preferred(accept, (EVENTS,) if fields.stream else tuple(types))
     if chosen is None:
-        message = f"one image comes as {', '.join(offers)} or {JSON}, none of which Accept allows"
+        count = "one image comes" if images == 1 else "several images come"
+        message = f"{count} as {', '.join(types[:-1])} or {types[-1]}, none of which Accept allows"
+        if fields.stream:
+            message = f"a stream comes as {EVENTS}, which Accept does not allow"
         raise Refusal("not_acceptable", "not_acceptable", message)
-    return offers.get(chosen, formats[0]), chosen == JSON
+    if images > 1 and chosen in by_type:
+        return chosen, "npy"
+    return chosen, by_type.get(chosen, formats[0])
+
+
+def together(asked: Asked, done: Finished) -> bytes:
+    """All images as one file: a zip, one array [n, H, W, C], or one sheet of them, row by row, as square as can be."""
+    if asked.answer == ZIP:
+        return zipped(asked, done)
+    pixels = np.stack([np.load(io.BytesIO(image), allow_pickle=False) for image in done.images])
+    if asked.answer == MEDIA_TYPES["npy"]:
+        buffer = io.BytesIO()
+        np.save(buffer, pixels, allow_pickle=False)
+        return buffer.getvalue()
+    sheet = grid(pixels, math.ceil(math.sqrt(len(pixels))))
+    return encode(sheet, next(format for format in FORMATS if MEDIA_TYPES[format] == asked.answer))
+
+
+def zipped(asked: Asked, done: Finished) -> bytes:
+    """A zip with a file for each image, whose name begins with its index and says its seed."""
+    request, buffer = asked.request, io.BytesIO()
+    images = with_texts(request, done.images, asked.manifest, edited=asked.edited)
+    with zipfile.ZipFile(buffer, "w") as archive:  # stored: images are compressed already
+        for index, (image, seed) in enumerate(zip(images, request.seeds, strict=True)):
+            archive.writestr(zipfile.ZipInfo(f"{index:03d}-seed-{seed}.{request.format}"), image)
+    return buffer.getvalue()
+
+
+def events_of(asked: Asked, settings: Settings, event: Event) -> Iterable[bytes]:
+    """What a stream sends for an event of its request."""
+    request = asked.request
+    if isinstance(event, Progress):
+        data = {"image": event.image, "seed": request.seeds[event.image], "call": event.step, "calls": event.of}
+        last, image = event.step == event.of, event.preview
+        if last:
+            image = with_text_of(request, event.image, image, asked.manifest, edited=asked.edited)
+        yield message("image" if last else "preview", {**data, "b64": image})
+    elif isinstance(event, Finished):
+        yield message("images", images_body(asked, event, settings))
 
 
 def strength_of(fields: GenerateBody) -> float | None:
@@ -161,57 +232,31 @@ def strength_of(fields: GenerateBody) -> float | None:
     return None
 
 
-async def _with_edit(asked: ImageRequest, fields: GenerateBody, manifest: Manifest) -> ImageRequest:
-    """The request with its decoded pictures, if it has any. Raises Refusal."""
-    if fields.image is None:
-        return asked
-    if manifest.resolution <= INLINE_RESOLUTION:
-        return replace(asked, edit=decode_edit(fields.image, fields.mask, manifest))
-    return replace(asked, edit=await asyncio.to_thread(decode_edit, fields.image, fields.mask, manifest))
-
-
 def decode_edit(image: str, mask: str | None, manifest: Manifest) -> Edit:
     """Pictures as base64 -> what the images begin at. Raises Refusal."""
-    if manifest.channels not in MODES:
-        message = f"{manifest.name} makes images of {manifest.channels} channels, which no picture has; leave image out"
-        raise invalid(message, code="invalid_image", param="image")
-    pixels = _decoded("image", image, manifest.resolution, manifest.channels)
-    known = None if mask is None else _decoded("mask", mask, manifest.resolution, 1) < REPAINTED_FROM
-    return Edit(manifest.image_shape, pixels.tobytes(), None if known is None else known.tobytes())
+    check_edits(manifest)
+    side = manifest.resolution
+    pixels = decode_picture("image", lambda: decode_base64(image, side, manifest.channels))
+    if mask is None:
+        return edit_of(manifest, pixels, None)
+    levels = decode_picture("mask", lambda: decode_base64(mask, side, 1)[..., 0])
+    return edit_of(manifest, pixels, levels < REPAINTED_FROM)
 
 
-def _decoded(name: str, text: str, resolution: int, channels: int) -> NDArray[np.uint8]:
-    try:
-        return decode_base64(text, resolution, channels)
-    except PictureError as error:
-        raise invalid(f"{name} {error}", code="invalid_image", param=name) from error
-
-
-def body_limit(settings: Settings, models: Mapping[str, Manifest]) -> int:
-    """The largest body in bytes: as set, or for 0 what an edit of the largest model needs, and never below 64 KiB."""
-    return settings.max_body_bytes or max(MIN_BODY_LIMIT, *map(edit_bytes, models.values()))
-
-
-def edit_bytes(manifest: Manifest) -> int:
-    """The largest body that an edit of this model's images needs."""
-    return 2 * max_base64(manifest.resolution) + OTHER_FIELDS_BYTES
-
-
-def images_body(
-    asked: ImageRequest, done: Finished, manifest: Manifest, settings: Settings, strength: float | None
-) -> dict[str, Any]:
+def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, Any]:
     """The JSON of images; bytes become base64."""
-    assert asked.format != "pixels"
-    names = manifest.class_names
+    request, manifest = asked.request, asked.manifest
+    assert request.format != "pixels"
+    names, images = manifest.class_names, with_texts(request, done.images, manifest, edited=asked.edited)
     return {
         "created": int(time.time()),
-        "model": asked.model,
-        "steps": asked.steps,
-        "calls": asked.calls,
-        "strength": strength,
+        "model": request.model,
+        "steps": request.steps,
+        "calls": request.calls,
+        "strength": asked.strength,
         "noise_version": manifest.noise_version,
         "mode": settings.mode,
-        "media_type": MEDIA_TYPES[asked.format],
+        "media_type": MEDIA_TYPES[request.format],
         "timings_ms": timings_ms(done),
         "data": [
             {
@@ -219,8 +264,9 @@ def images_body(
                 "seed": seed,
                 "label": label if manifest.classes else None,
                 "class_name": names[label] if names else None,
+                "calls": len(request.levels(index)),
             }
-            for image, seed, label in zip(done.images, asked.seeds, asked.labels, strict=True)
+            for index, (image, seed, label) in enumerate(zip(images, request.seeds, request.labels, strict=True))
         ],
     }
 

@@ -7,15 +7,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from export.manifest import Manifest
 from fewstep.pixels import MEDIA_TYPES, Format
-from server.http.openapi import JSON, Schema, answers, headers, record, reference
-from server.http.pictures import MODES, max_base64
+from fewstep.schedule import MAX_STEPS
+from server.http.edits import REPAINT_STRENGTH, VARY_STRENGTH
+from server.http.event_stream import MEDIA_TYPE as EVENTS
+from server.http.openapi import EVENT_SCHEMA, JSON, Schema, answers, headers, record, reference
+from server.http.pictures import MODES, REPAINTED_FROM, max_base64
 from server.http.routes import IMAGE_HEADERS
 from server.scheduler.validate import SEED_LIMIT, choose_steps
 from server.settings.settings import Settings
 
 MIN_TIMEOUT_S = 0.001
-VARY_STRENGTH, REPAINT_STRENGTH = 0.5, 1.0  # defaults, without and with a mask
-REPAINTED_FROM = 128  # gray values of a mask from here on are made again; below, the image is kept (as in diffusers)
+ZIP = "application/zip"
+EXCLUSIVE = (("seed", "seeds"), ("label", "labels"), ("steps", "sigmas"), ("strength", "sigmas"))
 SYNTAX_CHARACTERS = frozenset(r"^$\.*+?()[]{}|/")  # of ECMA's regular expressions, which JSON Schema has
 
 
@@ -26,20 +29,34 @@ class GenerateBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: str | None = Field(default=None, description="Which model makes the images; absent: the first.")
-    steps: int | None = Field(
-        default=None, description="Network calls per image; with image, the last of them are made."
+    steps: int | list[int] | None = Field(
+        default=None,
+        description="Network calls per image, or those of each; with image, the last of them are made.",
     )
-    n: int | None = Field(default=None, description="How many images.")
+    n: int | None = Field(default=None, description="How many images; absent: 1, or as many as lists have entries.")
     seed: int | None = Field(
         default=None,
         ge=0,
         le=SEED_LIMIT - 1,
         description="Image i has the noise of seed + i; the same seed gives the same image. Absent: drawn, returned.",
     )
+    seeds: list[int] | None = Field(default=None, description="In place of seed: the seed of each image.")
     label: int | str | None = Field(
         default=None, description="Class index, or class name in any case; absent: each image draws its own."
     )
+    labels: list[int | str | None] | None = Field(
+        default=None, description="In place of label: that of each image; null draws one."
+    )
+    sigmas: list[float] | None = Field(
+        default=None,
+        description="In place of steps: the noise level of each network call, each below the one before.",
+    )
     format: Format | None = Field(default=None, description="Encoding of the images; absent: by Accept, else png.")
+    stream: bool | None = Field(
+        default=None,
+        description="true: server-sent events, `preview` with the denoised image of each network call but the last, "
+        "`image` with each finished image but the last, then `images` with the JSON answer.",
+    )
     timeout_s: float | None = Field(default=None, description="Seconds in which the answer is wanted; later it is 504.")
     image: str | None = Field(
         default=None,
@@ -64,7 +81,7 @@ def schemas(models: Mapping[str, Manifest], settings: Settings) -> Schema:
     requests = {
         request_name(name): _request(name, manifest, settings, name == default) for name, manifest in models.items()
     }
-    return {**requests, "Images": _images(), "Models": _models()}
+    return {**requests, "ImageCount": _image_count(settings.max_images), "Images": _images(), "Models": _models()}
 
 
 def request_name(model: str) -> str:
@@ -80,11 +97,14 @@ def generate_operation(models: Mapping[str, Manifest]) -> Schema:
         "requestBody": {"required": False, "content": {JSON: {"schema": body, "example": example}}},
         "responses": {
             "200": {
-                "description": "One image as it is, unless Accept prefers JSON; several as JSON.",
+                "description": "One image as it is, unless Accept prefers JSON; several as JSON, or as Accept prefers: "
+                "a zip, one array, or one sheet of them, row by row.",
                 "headers": headers(IMAGE_HEADERS),
                 "content": {
                     **dict.fromkeys(MEDIA_TYPES.values(), picture),
                     JSON: {"schema": reference("schemas", "Images")},
+                    ZIP: picture,
+                    EVENTS: {"schema": EVENT_SCHEMA},
                 },
             }
         },
@@ -99,13 +119,24 @@ def models_operation() -> Schema:
 def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -> Schema:
     """GenerateBody with what the model and the settings allow."""
     schema = GenerateBody.model_json_schema()
+    counts: Schema = {"enum": sorted(manifest.levels)}
     allowed: dict[str, Schema] = {
         "model": {"enum": [name, None] if default else [name]},
-        "steps": {"enum": [*sorted(manifest.levels), None], "default": choose_steps(None, manifest)},
+        "steps": {
+            "anyOf": [counts, {"type": "array", "items": counts}, {"type": "null"}],
+            "default": choose_steps(None, manifest),
+        },
+        "sigmas": _sigmas(manifest),
         "n": {"type": ["integer", "null"], "minimum": 1, "maximum": settings.max_images, "default": 1},
         "seed": {"type": ["integer", "null"], "minimum": 0, "maximum": SEED_LIMIT - 1},
+        "seeds": {
+            "type": ["array", "null"],
+            "items": {"type": "integer", "minimum": 0, "maximum": SEED_LIMIT - 1},
+        },
         "label": _label(manifest),
+        "labels": {"type": ["array", "null"], "items": _label(manifest)},
         "format": {"enum": [*MEDIA_TYPES, None]},
+        "stream": {"type": ["boolean", "null"]},
         "timeout_s": {
             "type": ["number", "null"],
             "minimum": MIN_TIMEOUT_S,
@@ -121,7 +152,7 @@ def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -
         for field, described in schema["properties"].items()
     }
     required = {} if default else {"required": ["model"]}
-    conditions = {**_with_image(), **_seeds(settings.max_images)}
+    conditions: Schema = {"allOf": [reference("schemas", "ImageCount"), _with_image(), *map(_not_both, EXCLUSIVE)]}
     return {"type": "object", "properties": properties, "additionalProperties": False, **required, **conditions}
 
 
@@ -135,13 +166,30 @@ def _with_image() -> Schema:
     }
 
 
-def _seeds(max_images: int) -> Schema:
-    """The last image's seed, seed + n - 1, is a seed, too."""
-    beyond = [
-        {"n": {"type": "integer", "minimum": n}, "seed": {"type": "integer", "minimum": SEED_LIMIT + 1 - n}}
-        for n in range(2, max_images + 1)
-    ]
-    return {"not": {"anyOf": [{"properties": pair, "required": ["n", "seed"]} for pair in beyond]}} if beyond else {}
+def _not_both(names: tuple[str, str]) -> Schema:
+    return {"anyOf": [{"properties": {name: {"type": "null"}}} for name in names]}
+
+
+def _image_count(max_images: int) -> Schema:
+    """Lists have an entry for each image, and the last image's seed, seed + n - 1, is a seed, too."""
+
+    def branch(n: int) -> Schema:
+        entries: Schema = {"minItems": n, "maxItems": n}  # of what is no list they say nothing
+        properties = {
+            "n": {"enum": [n, None]},
+            **dict.fromkeys(("seeds", "labels", "steps"), entries),
+            "seed": {"maximum": SEED_LIMIT - n},
+        }
+        return {"properties": properties}
+
+    return {"anyOf": [branch(n) for n in range(1, max_images + 1)]}
+
+
+def _sigmas(manifest: Manifest) -> Schema:
+    """That each is below the one before, JSON Schema cannot say."""
+    known = [sigma for levels in manifest.levels.values() for sigma in levels]
+    level: Schema = {"type": "number", "minimum": min(known), "maximum": max(known)}
+    return {"type": ["array", "null"], "items": level, "minItems": 1, "maxItems": MAX_STEPS, "uniqueItems": True}
 
 
 def _label(manifest: Manifest) -> Schema:
@@ -195,6 +243,7 @@ def _images() -> Schema:
         "seed": whole,
         "label": {"type": ["integer", "null"]},
         "class_name": {"type": ["string", "null"]},
+        "calls": whole,
     }
     return record(
         {

@@ -97,7 +97,31 @@ WRONG = [
     ({"": 4}, "", "unknown_field", '"" is not a field'),
     ({"steps": 0}, "steps", "out_of_range", "from 1 to 8, not 0"),
     ({"steps": 9}, "steps", "out_of_range", "from 1 to 8, not 9"),
-    ({"steps": "4"}, "steps", "wrong_type", 'a whole number, not "4"'),
+    ({"steps": "4"}, "steps", "wrong_type", 'a whole number or a list with a whole number for each entry, not "4"'),
+    ({"steps": [4, "2"]}, "steps", "wrong_type", "a list with a whole number for each entry"),
+    ({"steps": [4, 9]}, "steps", "out_of_range", "from 1 to 8, not 9"),
+    ({"seeds": [7, -1]}, "seeds", "out_of_range", "from 0 to 9223372036854775807, not -1"),
+    ({"seeds": [2**63]}, "seeds", "out_of_range", "not 9223372036854775808"),
+    ({"seeds": [0.5]}, "seeds", "wrong_type", "a list with a whole number for each entry"),
+    ({"seeds": []}, "seeds", "out_of_range", "has 0 entries, but the request makes at least 1"),
+    ({"seeds": [1] * 65}, "seeds", "out_of_range", "at most 64 images"),
+    ({"seeds": [1, 2], "n": 3}, "seeds", "out_of_range", "has 2 entries, but n is 3"),
+    ({"seeds": [1, 2], "steps": [4]}, "steps", "out_of_range", "has 1 entries, but seeds has 2"),
+    ({"seeds": [1, 2], "seed": 3}, "seeds", "conflict", "seed or seeds, not both"),
+    ({"labels": [1, "shoe"]}, "labels", "unknown_label", 'no class "shoe"'),
+    ({"labels": [1], "label": 1}, "labels", "conflict", "label or labels"),
+    ({"labels": 1}, "labels", "wrong_type", "a list with a whole number or a string for each entry"),
+    ({"sigmas": [80.0, 1.0], "steps": 2}, "sigmas", "conflict", "steps or sigmas"),
+    ({"sigmas": [1.0], "image": "", "strength": 1}, "sigmas", "conflict", "strength or sigmas"),
+    ({"sigmas": [1.0, 1.0]}, "sigmas", "out_of_range", "each below the one before; not [1.0, 1.0]"),
+    ({"sigmas": [1.0, 2.0]}, "sigmas", "out_of_range", "each below the one before"),
+    ({"sigmas": [81]}, "sigmas", "out_of_range", "1 to 8 levels from 80 down to"),
+    ({"sigmas": [80.0, 1e-9]}, "sigmas", "out_of_range", "each below the one before"),
+    ({"sigmas": []}, "sigmas", "out_of_range", "1 to 8 levels"),
+    ({"sigmas": [80 - level for level in range(9)]}, "sigmas", "out_of_range", "1 to 8 levels"),
+    (b'{"sigmas": [NaN]}', "sigmas", "out_of_range", "not [NaN]"),
+    (b'{"sigmas": [' + b"9" * 4_000 + b"]}", "sigmas", "wrong_type", "a list with a number for each entry"),
+    ({"stream": 1}, "stream", "wrong_type", "true or false, not 1"),
     ({"steps": True}, "steps", "wrong_type", "not true"),
     ({"steps": 4.5}, "steps", "wrong_type", "not 4.5"),
     (b'{"steps": 4.00000000000000000001}', "steps", "wrong_type", "whole number"),
@@ -128,9 +152,9 @@ WRONG = [
     (b'{"timeout_s": Infinity}', "timeout_s", "out_of_range", "not Infinity"),
     ({"timeout_s": "1"}, "timeout_s", "wrong_type", 'a number, not "1"'),
     ({"timeout_s": True}, "timeout_s", "wrong_type", "not true"),
-    ({"format": "gif"}, "format", "unknown_format", 'one of png, webp, npy, not "gif"'),
-    ({"format": "PNG"}, "format", "unknown_format", "png, webp, npy"),
-    ({"format": ["png"]}, "format", "unknown_format", "png, webp, npy"),
+    ({"format": "gif"}, "format", "unknown_format", 'one of png, webp, jpeg, npy, not "gif"'),
+    ({"format": "PNG"}, "format", "unknown_format", "png, webp, jpeg, npy"),
+    ({"format": ["png"]}, "format", "unknown_format", "png, webp, jpeg, npy"),
     ({"format": "\ud800"}, "format", "unknown_format", r"\ud800"),
     ({"model": 5}, "model", "wrong_type", "a string, not 5"),
     ({"image": 3}, "image", "wrong_type", "a string, not 3"),
@@ -173,6 +197,7 @@ def test_an_unknown_model_is_not_found():
     [
         ({}, "", ("png", False)),
         ({}, "image/webp", ("webp", False)),
+        ({}, "image/jpeg, text/html", ("jpeg", False)),
         ({}, "application/x-npy, image/png;q=0.5", ("npy", False)),
         ({}, "application/json, text/plain, */*", ("png", True)),
         ({}, "application/json;q=0, */*", ("png", False)),
@@ -181,7 +206,10 @@ def test_an_unknown_model_is_not_found():
         ({"format": "webp"}, "*/*", ("webp", False)),
         ({"format": "webp"}, "application/json", ("webp", True)),
         ({"format": "npy", "n": 2}, "", ("npy", True)),
-        ({"n": 2}, "image/png;q=0.9, application/json;q=0.1", ("png", True)),
+        ({"n": 2}, "image/png;q=0.1, application/json;q=0.9", ("png", True)),
+        ({"n": 2}, "image/*;q=0.9, */*;q=0.1", ("npy", False)),
+        ({"seeds": [1, 2], "format": "webp"}, "application/zip", ("webp", False)),
+        ({"stream": True, "format": "webp"}, "*/*", ("webp", False)),
     ],
 )
 def test_the_form_of_the_answer_is_what_accept_prefers(body: Any, accept: str, form: Sequence[Any]):
@@ -192,9 +220,10 @@ def test_the_form_of_the_answer_is_what_accept_prefers(body: Any, accept: str, f
 @pytest.mark.parametrize(
     ("body", "accept", "words"),
     [
-        ({}, "text/html", "image/png, image/webp, application/x-npy or application/json"),
-        ({"format": "png"}, "image/webp", "one image comes as image/png or application/json"),
-        ({"n": 2}, "image/png", "several images come as application/json"),
+        ({}, "text/html", "image/png, image/webp, image/jpeg, application/json, application/x-npy, application/zip or"),
+        ({"format": "png"}, "image/webp", "one image comes as image/png, application/json, application/zip or"),
+        ({"n": 2, "format": "png"}, "image/webp", "several images come as application/json, image/png, application"),
+        ({"stream": True}, "application/json", "a stream comes as text/event-stream, which Accept does not allow"),
     ],
 )
 def test_nothing_is_made_that_accept_does_not_allow(body: Any, accept: str, words: str):
@@ -279,7 +308,8 @@ def test_any_json_object_is_a_request_in_its_ranges_or_refused(body: dict[str, A
     request = asked.request
     assert all(0 <= seed < SEED_LIMIT for seed in request.seeds) and 1 <= request.images <= SETTINGS.max_images
     assert all(0 <= label < CLASSES for label in request.labels) and len(request.labels) == request.images
-    assert request.sigmas == LEVELS[request.steps][-request.calls :] and request.format in FORMATS
+    if asked.fields.sigmas is None:
+        assert request.sigmas == LEVELS[request.steps][-request.calls :] and request.format in FORMATS
     assert 0.001 <= asked.timeout_s <= SETTINGS.timeout_s
 
 
@@ -297,3 +327,14 @@ def test_a_body_has_room_for_an_edit_of_the_largest_model():
         body_limit(SETTINGS, {"tiny": MODEL, "large": large}) == edit_bytes(large) > body_limit(SETTINGS, {"a": MODEL})
     )
     assert body_limit(replace(SETTINGS, max_body_bytes=2_000), {"large": large}) == 2_000
+
+
+def test_each_image_has_its_own_seed_class_and_step_count():
+    request = read({"seeds": [7, 2, 7], "labels": ["Bag", None, 1], "steps": [4, 1, 2]}).request
+    assert (request.seeds, request.labels[0], request.labels[2]) == ((7, 2, 7), 0, 1)
+    assert request.labels[1] == read({"seed": 2}).request.labels[0], "a label that is null is drawn as ever"
+    assert [request.levels(image) for image in range(3)] == [LEVELS[4], LEVELS[1], LEVELS[2]]
+    assert (request.sigmas, request.steps, request.calls, request.total_calls) == (LEVELS[4], 4, 4, 7)
+    edit = read({"image": PICTURE, "strength": 0.5, "steps": [4, 2]}).request
+    assert edit.schedules == (LEVELS[4][-2:], LEVELS[2][-1:])
+    assert read({"steps": [2, 2]}).request.schedules == () and read({"steps": [2, 2]}).request.images == 2

@@ -37,7 +37,7 @@ def running() -> tuple[socket.socket, int]:
 def test_whatever_an_encoder_raises_the_request_is_answered_and_the_client_sees_no_internals(
     monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
-    def encode(pixels, format) -> bytes:
+    def encode(pixels, format, quality) -> bytes:
         raise error
 
     monkeypatch.setattr(encoding, "encode", encode)

@@ -68,7 +68,7 @@ def test_events_of_a_request_stay_in_order_and_none_is_lost(data: st.DataObject)
 
 def test_a_failure_waits_for_what_is_still_being_encoded(monkeypatch: pytest.MonkeyPatch):
     go = threading.Event()
-    monkeypatch.setattr(encoding, "encode", lambda pixels, format: b"x" if go.wait(DEADLINE_S) else b"")
+    monkeypatch.setattr(encoding, "encode", lambda pixels, format, quality: b"x" if go.wait(DEADLINE_S) else b"")
     emitted: list[Delivery] = []
     encoders = Encoders(emitted.extend, lambda error: None)
     encoders.start()
@@ -94,7 +94,7 @@ def test_the_engine_thread_encodes_few_small_images_and_no_more(images: int, inl
 
 
 def test_an_image_that_cannot_be_written_fails_its_request_and_a_preview_is_left_out(monkeypatch: pytest.MonkeyPatch):
-    def broken(pixels: np.ndarray, format: str) -> bytes:
+    def broken(pixels: np.ndarray, format: str, quality: int | None) -> bytes:
         raise MemoryError("at 0x7f in /srv/secret")
 
     monkeypatch.setattr(encoding, "encode", broken)

@@ -61,7 +61,8 @@ def test_the_events_of_a_request(service: Fake, collect: Callable[[EventStream],
     assert in_order(events)
     progress, last = [event for event in events if isinstance(event, Progress)], events[-1]
     assert isinstance(last, Finished) and last == stream.result(), "asking again is no wait"
-    assert len(progress) == (0 if previews == "none" else 6 * 2)
+    assert len(progress) == {"none": 0, "steps": 6 * 2, "images": 6 * 2 + 5}[previews]
+    assert [event.step for event in progress].count(3) == (5 if previews == "images" else 0), "all but the last image"
     assert {event.of for event in progress} <= {3} and len({event.id for event in events}) == 1
     for event in progress:
         assert (event.preview is None) == (previews == "steps")

@@ -64,10 +64,10 @@ def test_an_encoder_that_raises_fails_the_request_and_a_preview_that_cannot_be_w
     broken = iter([True, True, False, True])
     working = encoding.encode
 
-    def encode(pixels: np.ndarray, format: Any) -> bytes:
+    def encode(pixels: np.ndarray, format: Any, quality: int | None) -> bytes:
         if next(broken):
             raise MemoryError
-        return working(pixels, format)
+        return working(pixels, format, quality)
 
     monkeypatch.setattr(encoding, "encode", encode)
     events = list(service.submit(replace(request(steps=4, previews="images"), format="png")))

@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from fewstep.editing import calls_for
 from fewstep.noise import random_labels
 from server.scheduler.refusal import Refusal
-from server.scheduler.validate import DRAWN_SEED_LIMIT, SEED_LIMIT, choose_model, image_request
+from server.scheduler.validate import (
+    DRAWN_SEED_LIMIT,
+    SEED_LIMIT,
+    check_request,
+    choose_model,
+    image_request,
+    nearest_class,
+)
 from tests.server.fakes import CLASSES, LEVELS, manifest
 
 MODEL = manifest()
@@ -128,3 +135,22 @@ def test_a_request_keeps_its_ranges_or_is_refused(steps: Any, seed: Any, images:
     assert all(0 <= each < SEED_LIMIT for each in request.seeds) and request.images == images
     assert all(0 <= each < CLASSES for each in request.labels) and len(request.labels) == images
     assert request.sigmas == LEVELS[request.steps][-request.calls :]
+
+
+def test_a_request_with_schedules_has_one_for_each_image():
+    request = image_request(MODEL, steps=[4, 1])
+    check_request(request, {"tiny": MODEL})
+    wrong = (
+        replace(request, schedules=request.schedules[:1]),
+        replace(request, sigmas=LEVELS[1]),
+        replace(request, schedules=(LEVELS[4], ())),
+        replace(request, schedules=(LEVELS[4], (0.0,))),
+    )
+    for each in wrong:
+        with pytest.raises(Refusal, match=r"schedules|levels above 0"):
+            check_request(each, {"tiny": MODEL})
+
+
+def test_the_nearest_class_is_named_or_none_is_near():
+    for text, nearest in (("boots", "Ankle boot"), ("COATS", "Coat"), ("zzz", None), ("", None)):
+        assert nearest_class(text, MODEL) == nearest

@@ -1,0 +1,275 @@
+"""The Open Inference Protocol, version 2, with its binary tensor extension: /v2. Seeds go in, pixels come out.
+
+The specification is KServe's; clients of Triton Inference Server speak it. Errors are {"error": MESSAGE}.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from starlette.requests import Request
+from starlette.responses import Response
+
+from export.manifest import Manifest
+from fewstep import __version__
+from server.http.answers import INLINE_BYTES, image_headers
+from server.http.dialects.inference_schema import (
+    BINARY,
+    HEADER_LENGTH,
+    INPUTS,
+    INTEGERS,
+    InferBody,
+    infer_operation,
+    metadata_body,
+    metadata_operation,
+)
+from server.http.dialects.native_schema import MIN_TIMEOUT_S
+from server.http.edits import body_limit
+from server.http.fields import parse
+from server.http.openapi import JSON, answers
+from server.http.routes import Route
+from server.http.service import ImageService, Order, made, read_body
+from server.scheduler.events import Finished
+from server.scheduler.refusal import Kind, invalid, shown
+from server.scheduler.request import ImageRequest
+from server.scheduler.validate import check_range, image_request
+from server.settings.settings import Settings
+
+REFUSALS: Sequence[Kind] = (
+    "invalid", "slow", "too_large", "unsupported", "full", "failed", "unavailable", "timeout",
+)  # fmt: skip
+OUTPUTS: Mapping[str, str] = {"image": "UINT8", "seed": "INT64", "label": "INT64"}
+PARAMETERS = ("binary_data_output", "timeout", "priority")
+Integers = NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An infer request that has been understood."""
+
+    id: str | None
+    order: Order
+    binary: Mapping[str, bool]  # by output, in the order of the answer: whether it comes as binary data
+
+
+@dataclass(frozen=True)
+class InferenceDialect:
+    """The routes of this API."""
+
+    models: Mapping[str, Manifest]  # what is served, by name
+    settings: Settings
+    service: ImageService
+
+    def routes(self) -> list[Route]:
+        probe: dict[str, Any] = {"keyless": True, "any_host": True, "quiet": True, "error_texts": True}
+        asked = answers(JSON, {"type": "object"})
+        ready, served = "A request would be served.", "The name and version of the server."
+        return [
+            Route("/v2", "GET", self.server, served, {"operationId": "v2", **asked}, error_texts=True),
+            Route("/v2/health/live", "GET", self.live, "The process answers.", _named("v2_live"), **probe),
+            Route("/v2/health/ready", "GET", self.ready, ready, _named("v2_ready"), ("unavailable",), **probe),
+            *(route for name in self.models for route in self._of_model(name)),
+        ]
+
+    def _of_model(self, name: str) -> list[Route]:
+        path, ready = f"/v2/models/{name}", f"A request for {name} would be served."
+        infer, metadata = infer_operation(name), metadata_operation(name)
+        return [
+            Route(path, "GET", partial(self.model, name), "The tensors of a model.", metadata, error_texts=True),
+            Route(
+                f"{path}/ready", "GET", partial(self.ready, model=name), ready, _named(f"v2_ready_{name}"),
+                ("unavailable",), keyless=True, any_host=True, quiet=True, error_texts=True,
+            ),
+            Route(
+                f"{path}/infer", "POST", partial(self.infer, name), "Make images as tensors.", infer, REFUSALS, True,
+                error_texts=True,
+            ),
+        ]  # fmt: skip
+
+    async def server(self, http: Request) -> Response:
+        return _json({"name": "fewstep", "version": __version__, "extensions": ["binary_tensor_data"]})
+
+    async def live(self, http: Request) -> Response:
+        return _json({"live": True})
+
+    async def ready(self, http: Request, model: str | None = None) -> Response:
+        self.service.check_ready(model)
+        return _json({"ready": True})
+
+    async def model(self, name: str, http: Request) -> Response:
+        manifest = self.models[name]
+        return _json(metadata_body(name, manifest, self.settings.backend or manifest.backend))
+
+    async def infer(self, name: str, http: Request) -> Response:
+        body = await read_body(http, body_limit(self.settings, self.models), self.settings.timeout_s)
+        wanted = self.read(name, body, http.headers.get(HEADER_LENGTH))
+        done = await made(self.service, wanted.order, http)
+        request = wanted.order.request
+        large = sum(map(len, done.images)) > INLINE_BYTES
+        arguments = wanted, done, self.models[name]
+        content, length = await asyncio.to_thread(answer, *arguments) if large else answer(*arguments)
+        headers = image_headers(request, self.models[name], self.settings, done)
+        if length is None:
+            return Response(content, media_type=JSON, headers=headers)
+        return Response(content, media_type=BINARY, headers={**headers, HEADER_LENGTH: str(length)})
+
+    def read(self, name: str, body: bytes, header_length: str | None) -> Wanted:
+        """What is asked for. header_length: of the JSON, where binary data follows it. Raises Refusal."""
+        text, binary = split(body, header_length)
+        fields = parse(text, InferBody)
+        parameters = fields.parameters or {}
+        if other := [each for each in parameters if each not in PARAMETERS]:
+            message = f"parameters has {shown(other[0])}; this server knows {', '.join(PARAMETERS)}"
+            raise invalid(message, code="unknown_field", param="parameters")
+        tensors = read_inputs(fields.inputs or [], binary)
+        if "seed" not in tensors:
+            message = "inputs must have the tensor seed, with one whole number for each image"
+            raise invalid(message, code="missing_input", param="inputs")
+        if not 1 <= len(tensors["seed"]) <= self.settings.max_images:
+            message = f"seed must have 1 to {self.settings.max_images} values, one for each image, not"
+            raise invalid(f"{message} {len(tensors['seed'])}", code="out_of_range", param="inputs")
+        request = self._request(name, tensors)
+        return Wanted(
+            fields.id,
+            Order(request, self._timeout_s(parameters.get("timeout"))),
+            wanted_outputs(fields.outputs, parameters.get("binary_data_output") is True),
+        )
+
+    def _request(self, name: str, tensors: Mapping[str, Integers]) -> ImageRequest:
+        seeds = tensors["seed"].tolist()
+        labels, steps = ([*tensors[each].tolist()] if each in tensors else None for each in ("label", "steps"))
+        labels = None if labels is None else [None if label == -1 else label for label in labels]
+        if labels is not None and len(labels) == 1:
+            labels *= len(seeds)
+        if steps is not None and len(steps) == 1:
+            steps *= len(seeds)
+        return image_request(self.models[name], seeds=seeds, labels=labels, steps=steps, format="npy")
+
+    def _timeout_s(self, microseconds: Any) -> float:
+        if microseconds is None:
+            return self.settings.timeout_s
+        if type(microseconds) is not int:
+            message = f"timeout must be a whole number of microseconds, not {shown(microseconds)}"
+            raise invalid(message, code="wrong_type", param="parameters")
+        check_range("timeout (in seconds)", microseconds / 1e6, MIN_TIMEOUT_S, self.settings.timeout_s)
+        return microseconds / 1e6
+
+
+def _named(name: str) -> dict[str, Any]:
+    return {"operationId": name, **answers(JSON, {"type": "object"})}
+
+
+def _json(body: Mapping[str, Any]) -> Response:
+    return Response(msgspec.json.encode(body), media_type=JSON)
+
+
+def split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
+    """The JSON of a body and the binary data behind it. Raises Refusal."""
+    if header_length is None:
+        return body, b""
+    if not (header_length.isascii() and header_length.isdecimal()) or int(header_length[:18]) > len(body):
+        message = f"{HEADER_LENGTH} must be the bytes of the JSON, at most {len(body)}, not {shown(header_length)}"
+        raise invalid(message, code="out_of_range", param=HEADER_LENGTH)
+    return body[: int(header_length)], body[int(header_length) :]
+
+
+def read_inputs(inputs: Sequence[Mapping[str, Any]], binary: bytes) -> dict[str, Integers]:
+    """The input tensors by name, each of one dimension. binary: data of those that name its size. Raises Refusal."""
+    tensors: dict[str, Integers] = {}
+    at = 0
+    for tensor in inputs:
+        name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
+        if not isinstance(name, str) or name not in INPUTS or name in tensors:
+            message = f"an input is one of {', '.join(INPUTS)}, each once, not {shown(name)}"
+            raise invalid(message, code="unknown_input", param="inputs")
+        if not isinstance(datatype, str) or datatype not in INTEGERS:
+            message = f"the datatype of {name} must be one of {', '.join(INTEGERS)}, not {shown(datatype)}"
+            raise invalid(message, code="wrong_type", param="inputs")
+        size = _parameters(tensor).get("binary_data_size")
+        if size is None:
+            values = _from_json(name, tensor.get("data"), INTEGERS[datatype])
+        else:
+            values = _from_binary(name, binary[at:], size, INTEGERS[datatype])
+            at += size
+        if shape not in ([len(values)], [len(values), 1]):
+            message = f"{name} has {len(values)} values, and its shape must be [{len(values)}], not {shown(shape)}"
+            raise invalid(message, code="out_of_range", param="inputs")
+        tensors[name] = values
+    if at != len(binary):
+        message = f"the inputs name {at} bytes of binary data, and the body has {len(binary)}"
+        raise invalid(message, code="out_of_range", param="inputs")
+    return tensors
+
+
+def _parameters(tensor: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of an input or an output. Raises Refusal."""
+    parameters = tensor.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise invalid(f"parameters must be an object, not {shown(parameters)}", code="wrong_type", param="parameters")
+    return parameters
+
+
+def _from_json(name: str, data: Any, kind: str) -> Integers:
+    """A list of whole numbers, or of lists with one of them. Raises Refusal."""
+    given = data if isinstance(data, list) else [None]
+    values = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in given]
+    bounds = np.iinfo(kind)
+    if not all(type(each) is int and bounds.min <= each <= bounds.max for each in values):
+        message = f"the data of {name} must be a list of whole numbers of its datatype, not {shown(data)}"
+        raise invalid(message, code="wrong_type", param="inputs")
+    return np.array(values, kind)
+
+
+def _from_binary(name: str, data: bytes, size: Any, kind: str) -> Integers:
+    """Little-endian integers. Raises Refusal."""
+    item = np.dtype(kind).itemsize
+    if type(size) is not int or not 0 <= size <= len(data) or size % item:
+        message = f"binary_data_size of {name} must be a multiple of {item} up to {len(data)}, not {shown(size)}"
+        raise invalid(message, code="out_of_range", param="inputs")
+    return np.frombuffer(data[:size], kind)
+
+
+def wanted_outputs(outputs: Sequence[Mapping[str, Any]] | None, binary: bool) -> dict[str, bool]:
+    """Whether each output that is wanted comes as binary data. binary: where none says so itself. Raises Refusal."""
+    if not outputs:
+        return dict.fromkeys(OUTPUTS, binary)
+    wanted: dict[str, bool] = {}
+    for output in outputs:
+        name = output.get("name")
+        if not isinstance(name, str) or name not in OUTPUTS:
+            message = f"an output is one of {', '.join(OUTPUTS)}, not {shown(name)}"
+            raise invalid(message, code="unknown_output", param="outputs")
+        wanted[name] = _parameters(output).get("binary_data", binary) is True
+    return wanted
+
+
+def answer(wanted: Wanted, done: Finished, manifest: Manifest) -> tuple[bytes, int | None]:
+    """The body of the answer, and the length of the JSON where binary data follows it."""
+    request = wanted.order.request
+    size = manifest.resolution**2 * manifest.channels
+    shape = [request.images, manifest.resolution, manifest.resolution, manifest.channels]
+    pixels = b"".join(image[-size:] for image in done.images)  # an .npy file ends in the bytes of its array
+    tensors: dict[str, Integers] = {
+        "image": np.frombuffer(pixels, np.uint8).reshape(shape),
+        "seed": np.array(request.seeds, "<i8"),
+        "label": np.array(request.labels, "<i8"),
+    }
+    outputs, tail = [], b""
+    for name, binary in wanted.binary.items():
+        tensor = tensors[name]
+        output: dict[str, Any] = {"name": name, "datatype": OUTPUTS[name], "shape": list(tensor.shape)}
+        if binary:
+            data = tensor.tobytes()
+            output["parameters"] = {"binary_data_size": len(data)}
+            tail += data
+        else:
+            output["data"] = tensor.ravel().tolist()
+        outputs.append(output)
+    body = {"model_name": request.model, "model_version": "1", "outputs": outputs}
+    content = msgspec.json.encode(body if wanted.id is None else {**body, "id": wanted.id})
+    return (content + tail, len(content)) if any(wanted.binary.values()) else (content, None)

@@ -1,0 +1,90 @@
+"""The body of the Open Inference Protocol's infer request, and the tensors of our models, in words of JSON Schema."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from export.manifest import Manifest
+from server.http.openapi import JSON, Schema, answers, described, record, reference
+
+BINARY = "application/octet-stream"
+HEADER_LENGTH = "Inference-Header-Content-Length"
+# Of the integers that inputs may hold: little-endian, as in the binary tensor extension.
+INTEGERS: Mapping[str, str] = {
+    "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
+    "UINT8": "<u1", "UINT16": "<u2", "UINT32": "<u4", "UINT64": "<u8",
+}  # fmt: skip
+INPUTS: Mapping[str, str] = {
+    "seed": "One for each image, from 0 to 2^63 - 1; its length is the number of images.",
+    "label": "One class index for each image, or one for all; -1 draws one; absent: drawn.",
+    "steps": "One step count for each image, or one for all; absent: 4.",
+}
+
+
+class InferBody(BaseModel):
+    """The fields of POST /v2/models/NAME/infer. What tensors may hold is checked in server.http.dialects.inference."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str | None = Field(default=None, description="Comes back in the answer.")
+    parameters: dict[str, Any] | None = Field(
+        default=None,
+        description="binary_data_output: outputs come as binary data; timeout: microseconds; priority: no effect.",
+    )
+    inputs: list[dict[str, Any]] | None = Field(
+        default=None, description=" ".join(f"{name}: {text}" for name, text in INPUTS.items())
+    )
+    outputs: list[dict[str, Any]] | None = Field(
+        default=None,
+        description="Which outputs are wanted, and by parameters.binary_data in which form; absent: all.",
+    )
+
+
+def schemas() -> Schema:
+    """For the document."""
+    return {"InferRequest": described(InferBody), "ModelMetadata": _metadata()}
+
+
+def infer_operation(name: str) -> Schema:
+    """Of POST /v2/models/NAME/infer."""
+    seed = {"name": "seed", "datatype": "INT64", "shape": [2], "data": [7, 8]}
+    content = {
+        JSON: {"schema": reference("schemas", "InferRequest"), "example": {"inputs": [seed]}},
+        BINARY: {"schema": {"type": "string", "format": "binary"}},
+    }
+    answered = {JSON: {"schema": {"type": "object"}}, BINARY: {"schema": {"type": "string", "format": "binary"}}}
+    return {
+        "operationId": f"infer_{name}",
+        "requestBody": {"required": True, "content": content},
+        "responses": {"200": {"description": "The images as tensors.", "content": answered}},
+    }
+
+
+def metadata_operation(name: str) -> Schema:
+    """Of GET /v2/models/NAME."""
+    return {"operationId": f"metadata_{name}", **answers(JSON, reference("schemas", "ModelMetadata"), "The tensors.")}
+
+
+def metadata_body(name: str, manifest: Manifest, backend: str) -> dict[str, Any]:
+    """GET /v2/models/NAME."""
+    size = [manifest.resolution, manifest.resolution, manifest.channels]
+    return {
+        "name": name,
+        "versions": ["1"],
+        "platform": f"fewstep_{backend}",
+        "inputs": [{"name": each, "datatype": "INT64", "shape": [-1]} for each in INPUTS],
+        "outputs": [
+            {"name": "image", "datatype": "UINT8", "shape": [-1, *size]},
+            {"name": "seed", "datatype": "INT64", "shape": [-1]},
+            {"name": "label", "datatype": "INT64", "shape": [-1]},
+        ],
+    }
+
+
+def _metadata() -> Schema:
+    text: Schema = {"type": "string"}
+    shape: Schema = {"type": "array", "items": {"type": "integer"}}
+    tensors: Schema = {"type": "array", "items": record({"name": text, "datatype": text, "shape": shape})}
+    versions: Schema = {"type": "array", "items": text}
+    return record({"name": text, "versions": versions, "platform": text, "inputs": tensors, "outputs": tensors})

@@ -1,0 +1,354 @@
+"""OpenAI's Images API: POST /v1/images/generations and /v1/images/edits, with streams, over the same engine.
+
+An unchanged `openai` client works. What the API has no word for is taken beside its fields: seed, num_inference_steps,
+label and strength, in the body, in its object `extra_body`, or as headers (server.http.routes.EXTRA_HEADERS); the body
+comes before `extra_body`, which comes before headers.
+"""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+
+from export.manifest import Manifest
+from server.http.access import timings_ms
+from server.http.answers import image_headers, json_answer
+from server.http.dialects.openai_schema import (
+    EXTRAS,
+    ImagesBody,
+    edits_operation,
+    generations_operation,
+)
+from server.http.edits import (
+    INLINE_RESOLUTION,
+    REPAINT_STRENGTH,
+    VARY_STRENGTH,
+    body_limit,
+    check_edits,
+    decode_picture,
+    edit_of,
+)
+from server.http.event_stream import KEEPALIVE_S, message, streamed
+from server.http.fields import decoded, typed, validated
+from server.http.multipart import parts_of
+from server.http.pictures import decode, decode_mask
+from server.http.png_text import with_text_of
+from server.http.routes import EXTRA_HEADERS, Route
+from server.http.service import ImageService, Order, made, read_body
+from server.scheduler.events import Event, Finished, Progress
+from server.scheduler.refusal import Kind, invalid, shown
+from server.scheduler.request import Edit, ImageRequest
+from server.scheduler.validate import (
+    check_range,
+    choose_model,
+    class_named,
+    image_request,
+    listed,
+    nearest_class,
+)
+from server.settings.settings import Settings
+
+REFUSALS: Sequence[Kind] = (
+    "invalid", "not_found", "slow", "too_large", "unsupported", "full", "failed", "unavailable", "timeout",
+)  # fmt: skip
+MAX_DIGITS = 18  # of a class number in a text; no model has as many classes
+PICTURES = {
+    "image": "image",
+    "image[]": "image",
+    "mask": "mask",
+    "mask_image": "mask",
+}  # names of parts; vLLM-Omni's last
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request that has been understood."""
+
+    fields: ImagesBody
+    manifest: Manifest
+    order: Order
+    edited: bool  # whether its images begin at a picture
+
+    @property
+    def request(self) -> ImageRequest:
+        return self.order.request
+
+    @property
+    def event(self) -> str:
+        """What the names of its events begin with."""
+        return "image_edit" if self.edited else "image_generation"
+
+
+@dataclass(frozen=True)
+class OpenAIDialect:
+    """The routes of this API."""
+
+    models: Mapping[str, Manifest]  # what is served, by name; the first is the default
+    settings: Settings
+    service: ImageService
+    keepalive_s: float = KEEPALIVE_S
+
+    def routes(self) -> list[Route]:
+        made_of, edited = "Make images, in OpenAI's words.", "Make other versions of an image, in OpenAI's words."
+        generations, edits = generations_operation(), edits_operation()
+        return [
+            Route("/v1/images/generations", "POST", self.generations, made_of, generations, REFUSALS, True),
+            Route("/v1/images/edits", "POST", self.edits, edited, edits, REFUSALS, True),
+        ]
+
+    async def generations(self, http: Request) -> Response:
+        return await self._answer(http, self.read(decoded(await self._body(http)), http.headers))
+
+    async def edits(self, http: Request) -> Response:
+        body = await self._body(http)
+        data, pictures = form_of(body, http.headers.get("content-type", ""))
+        if "image" not in pictures:
+            message = "image is missing: send the picture to begin at as a file, in a part named image"
+            raise invalid(message, code="missing_image", param="image")
+        return await self._answer(http, self.read(data, http.headers, pictures))
+
+    async def _body(self, http: Request) -> bytes:
+        return await read_body(http, body_limit(self.settings, self.models), self.settings.timeout_s)
+
+    def read(self, data: Mapping[str, Any], headers: Headers, pictures: Mapping[str, bytes] | None = None) -> Asked:
+        """What is asked for. data: the fields as they came. pictures: the files of an edit. Raises Refusal."""
+        fields = validated(with_extras(data, headers), ImagesBody)
+        manifest = choose_model(fields.model, self.models)
+        check_range("n", 1 if fields.n is None else fields.n, 1, self.settings.max_images)
+        check_output(fields, manifest)
+        if pictures is None and fields.strength is not None:
+            message = "strength belongs to /v1/images/edits, where there is a picture to begin at"
+            raise invalid(message, code="missing_image", param="strength")
+        format, images = fields.output_format or "png", fields.n or 1
+        by_step = fields.stream and (fields.partial_images or images > 1)
+        request = image_request(
+            manifest,
+            steps=fields.num_inference_steps,
+            seed=fields.seed,
+            images=images,
+            label=label_of(fields, manifest),
+            format=format,
+            quality=None if format == "png" else fields.output_compression,
+            strength=_strength(fields, pictures),
+            previews="images" if by_step else "none",
+        )
+        decode = partial(decode_files, pictures, manifest) if pictures else None
+        order = Order(request, self.settings.timeout_s, decode, manifest.resolution > INLINE_RESOLUTION)
+        return Asked(fields, manifest, order, pictures is not None)
+
+    async def _answer(self, http: Request, asked: Asked) -> Response:
+        if asked.fields.stream:
+            headers = image_headers(asked.request, asked.manifest, self.settings)
+            return await streamed(self.service, asked.order, http, Events(asked), headers, self.keepalive_s)
+        done = await made(self.service, asked.order, http)
+        headers = image_headers(asked.request, asked.manifest, self.settings, done)
+        return await json_answer(lambda: images_body(asked, done), done.images, headers)
+
+
+class Events:
+    """What is sent for each event of a request's stream."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.shown = partial_calls(asked.fields.partial_images or 0, asked.request.calls)
+        self.completed: set[int] = set()  # images that have been sent
+
+    def __call__(self, event: Event) -> Iterable[bytes]:
+        if isinstance(event, Progress):
+            if event.step == event.of:
+                yield self._completed(event.image, event.preview)
+            elif event.step in self.shown:
+                yield self._partial(event, event.preview)
+        elif isinstance(event, Finished):
+            for index, image in enumerate(event.images):
+                if index not in self.completed:
+                    yield self._completed(index, image)
+
+    def _partial(self, event: Progress, preview: Any) -> bytes:
+        name, request = f"{self.asked.event}.partial_image", self.asked.request
+        data = {
+            "type": name,
+            "b64_json": preview,
+            "partial_image_index": self.shown.index(event.step),
+            **about(self.asked),
+            "created_at": int(time.time()),
+            "image_index": event.image,
+            "seed": request.seeds[event.image],
+            "step": event.step,
+            "steps": event.of,
+        }
+        return message(name, data)
+
+    def _completed(self, index: int, image: Any) -> bytes:
+        self.completed.add(index)
+        name, asked = f"{self.asked.event}.completed", self.asked
+        data = {
+            "type": name,
+            **image_entry(asked, index, image),
+            **about(asked),
+            "created_at": int(time.time()),
+            "image_index": index,
+            "usage": usage(1, asked.request.calls),
+        }
+        return message(name, data)
+
+
+def partial_calls(count: int, calls: int) -> tuple[int, ...]:
+    """Which of an image's network calls, from 1, show their denoised image: `count` of all but the last, the first
+    among them and the others at equal distances; all of them where there are no more than `count`."""
+    before = calls - 1
+    count = min(count, before)
+    return tuple(1 + place * before // count for place in range(count))
+
+
+def form_of(body: bytes, content_type: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The fields of a multipart form, each in the type that its field has, and its pictures by name. Raises Refusal."""
+    data: dict[str, Any] = {}
+    pictures: dict[str, bytes] = {}
+    for part in parts_of(body, content_type):
+        name = PICTURES.get(part.name, part.name)
+        if name in pictures or name in data:
+            reason = "one picture is what images begin at" if name == "image" else "send it once"
+            raise invalid(f"the form has {shown(name)} more than once; {reason}", code="malformed_form", param=name)
+        if part.name in PICTURES:
+            pictures[name] = part.content
+        else:
+            data[name] = _typed(name, part.text())
+    return data, pictures
+
+
+def _typed(name: str, text: str) -> Any:
+    field = ImagesBody.model_fields.get(name)
+    return text if field is None else typed(text, field)
+
+
+def with_extras(data: Mapping[str, Any], headers: Headers) -> dict[str, Any]:
+    """The fields, with those of our own that came in `extra_body` or as headers. Raises Refusal."""
+    given = {name: _typed(name, headers[header]) for header, name in EXTRA_HEADERS.items() if header in headers}
+    nested = data.get("extra_body")
+    if isinstance(nested, dict):
+        for name in nested:
+            if name not in EXTRAS:
+                message = f"{shown(name)} is not a field of extra_body; its fields are {', '.join(EXTRAS)}"
+                raise invalid(message, code="unknown_field", param="extra_body")
+        given |= _present(nested)
+    return given | _present(data)
+
+
+def _present(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are not null; `steps` under its other name, which comes before it."""
+    given = {name: value for name, value in data.items() if value is not None}
+    if "steps" in given:
+        given.setdefault("num_inference_steps", given.pop("steps"))
+    return given
+
+
+def check_output(fields: ImagesBody, manifest: Manifest) -> None:
+    """Raises Refusal for an answer that cannot be made."""
+    size = size_of(manifest)
+    if fields.size not in (None, "auto", size):
+        message = f"size must be auto or {size}, the size of this model's images, not {shown(fields.size)}"
+        raise invalid(message, code="unsupported_size", param="size")
+    if fields.response_format == "url":
+        message = "response_format must be b64_json: this server keeps no images that a url could lead to"
+        raise invalid(message, code="unsupported_response_format", param="response_format")
+    if fields.output_compression not in (None, 100) and fields.output_format in (None, "png"):
+        message = f"output_compression must be 100 with png, not {fields.output_compression}; ask for jpeg or webp"
+        raise invalid(message, code="out_of_range", param="output_compression")
+    if fields.partial_images and not fields.stream:
+        raise invalid("partial_images needs stream: true", code="missing_stream", param="partial_images")
+
+
+def label_of(fields: ImagesBody, manifest: Manifest) -> int | str | None:
+    """The class that is asked for; None: any. Raises Refusal for a prompt that names no class."""
+    if fields.label is not None:
+        return _number_or_name(fields.label, manifest)
+    prompt = (fields.prompt or "").strip()
+    if not prompt or not manifest.classes:
+        return None
+    label = _number_or_name(prompt, manifest)
+    index = class_named(prompt, manifest) if isinstance(label, str) else label
+    if index is not None and index < manifest.classes:
+        return index
+    nearest = nearest_class(prompt, manifest)
+    classes = listed(manifest.class_names) if manifest.class_names else f"a number from 0 to {manifest.classes - 1}"
+    message = (
+        f"prompt {shown(prompt)} names no class of {manifest.name}"
+        + (f"; the nearest is {shown(nearest)}" if nearest else "")
+        + f'; a prompt is one of {classes}, or "" for any class'
+    )
+    raise invalid(message, code="unknown_prompt", param="prompt")
+
+
+def _number_or_name(label: int | str, manifest: Manifest) -> int | str:
+    """A text of digits that is no class name is a number, because forms and headers have texts alone."""
+    if isinstance(label, str) and class_named(label, manifest) is None and label.isascii() and label.isdecimal():
+        return int(label[:MAX_DIGITS])
+    return label
+
+
+def _strength(fields: ImagesBody, pictures: Mapping[str, bytes] | None) -> float | None:
+    if pictures is None or fields.strength is not None:
+        return fields.strength
+    return REPAINT_STRENGTH if "mask" in pictures else VARY_STRENGTH
+
+
+def decode_files(pictures: Mapping[str, bytes], manifest: Manifest) -> Edit:
+    """Files -> what the images begin at. Raises Refusal."""
+    check_edits(manifest)
+    side, mask = manifest.resolution, pictures.get("mask")
+    image = decode_picture("image", lambda: decode(pictures["image"], side, manifest.channels))
+    known = None if mask is None else ~decode_picture("mask", lambda: decode_mask(mask, side))
+    return edit_of(manifest, image, known)
+
+
+def size_of(manifest: Manifest) -> str:
+    return f"{manifest.resolution}x{manifest.resolution}"
+
+
+def about(asked: Asked) -> dict[str, Any]:
+    """What answers and events say of all images."""
+    return {
+        "background": "opaque",
+        "output_format": asked.request.format,
+        "quality": asked.fields.quality or "auto",
+        "size": size_of(asked.manifest),
+    }
+
+
+def usage(images: int, calls: int) -> dict[str, Any]:
+    """One token is one network call for one image; a prompt is none."""
+    spent = images * calls
+    details = {"text_tokens": 0, "image_tokens": 0}
+    return {"input_tokens": 0, "input_tokens_details": details, "output_tokens": spent, "total_tokens": spent}
+
+
+def image_entry(asked: Asked, index: int, image: Any) -> dict[str, Any]:
+    """What is said of one image; its bytes become base64."""
+    request, manifest = asked.request, asked.manifest
+    label = request.labels[index]
+    return {
+        "b64_json": with_text_of(request, index, image, manifest, edited=asked.edited),
+        "revised_prompt": manifest.class_names[label] if manifest.class_names else None,
+        "seed": request.seeds[index],
+        "label": label if manifest.classes else None,
+    }
+
+
+def images_body(asked: Asked, done: Finished) -> dict[str, Any]:
+    """The answer without stream."""
+    request = asked.request
+    return {
+        "created": int(time.time()),
+        "data": [image_entry(asked, index, image) for index, image in enumerate(done.images)],
+        **about(asked),
+        "usage": usage(request.images, request.calls),
+        "model": request.model,
+        "num_inference_steps": request.steps,
+        "timings_ms": timings_ms(done),
+    }

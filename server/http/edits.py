@@ -1,0 +1,51 @@
+"""From the pictures of a request to what its images begin at."""
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.manifest import Manifest
+from fewstep.pixels import Pixels
+from server.http.pictures import MODES, PictureError, max_base64
+from server.scheduler.refusal import invalid
+from server.scheduler.request import Edit
+from server.settings.settings import Settings
+
+MIN_BODY_LIMIT = 65_536  # bytes; of a server whose settings name no other
+OTHER_FIELDS_BYTES = 4_096  # of a body, beside its pictures
+VARY_STRENGTH, REPAINT_STRENGTH = 0.5, 1.0  # defaults, without and with a mask
+INLINE_RESOLUTION = 64  # larger pictures are decoded off the event loop: 512x512 takes some milliseconds
+
+Decoded = TypeVar("Decoded")
+
+
+def decode_picture(name: str, decode: Callable[[], Decoded]) -> Decoded:
+    """What `decode` returns. Raises Refusal, with the field's name, where it raises PictureError."""
+    try:
+        return decode()
+    except PictureError as error:
+        raise invalid(f"{name} {error}", code="invalid_image", param=name) from error
+
+
+def check_edits(manifest: Manifest) -> None:
+    """Raises Refusal where no picture has the channels of this model's images."""
+    if manifest.channels not in MODES:
+        message = f"{manifest.name} makes images of {manifest.channels} channels, which no picture has; leave image out"
+        raise invalid(message, code="invalid_image", param="image")
+
+
+def edit_of(manifest: Manifest, image: Pixels, known: NDArray[np.bool_] | None) -> Edit:
+    """image: uint8 [H, W, C]. known: [H, W], True where a pixel is kept; None: no pixel is kept."""
+    return Edit(manifest.image_shape, image.tobytes(), None if known is None else known.tobytes())
+
+
+def body_limit(settings: Settings, models: Mapping[str, Manifest]) -> int:
+    """The largest body in bytes: as set, or for 0 what an edit of the largest model needs, and never below 64 KiB."""
+    return settings.max_body_bytes or max(MIN_BODY_LIMIT, *map(edit_bytes, models.values()))
+
+
+def edit_bytes(manifest: Manifest) -> int:
+    """The largest body that an edit of this model's images needs."""
+    return 2 * max_base64(manifest.resolution) + OTHER_FIELDS_BYTES

@@ -1,0 +1,40 @@
+"""What is written into a PNG, so that its image can be made again from the file: `python -m fewstep remake`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from export.manifest import Manifest
+from fewstep.pixels import KEYWORD, with_text
+from server.scheduler.request import ImageRequest
+
+ENCODER = msgspec.json.Encoder()
+CHECKPOINT_CHARACTERS = 12  # of the hash: enough to tell that another checkpoint is served under the name
+
+
+def with_text_of(request: ImageRequest, index: int, image: Any, manifest: Manifest, *, edited: bool) -> Any:
+    """Image `index` of a request; a PNG with a tEXt chunk of the keyword KEYWORD that holds a JSON object."""
+    if request.format != "png":
+        return image
+    return with_text(image, KEYWORD, ENCODER.encode(recipe(request, index, manifest, edited=edited)).decode())
+
+
+def with_texts(request: ImageRequest, images: Sequence[Any], manifest: Manifest, *, edited: bool) -> tuple[Any, ...]:
+    """All images of a request likewise."""
+    return tuple(with_text_of(request, index, image, manifest, edited=edited) for index, image in enumerate(images))
+
+
+def recipe(request: ImageRequest, index: int, manifest: Manifest, *, edited: bool) -> dict[str, Any]:
+    """What image `index` is made of. Of an edit, the picture that it began at is missing."""
+    text: dict[str, Any] = {
+        "model": request.model,
+        "checkpoint": manifest.checkpoint[:CHECKPOINT_CHARACTERS],
+        "noise_version": manifest.noise_version,
+        "seed": request.seeds[index],
+        "label": request.labels[index] if manifest.classes else None,
+        "steps": len(request.levels(index)) if request.schedules else request.steps,
+    }
+    if request.levels(index) != manifest.levels.get(text["steps"]):
+        text["sigmas"] = request.levels(index)
+    return {**text, "edit": True} if edited else text

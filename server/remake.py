@@ -1,0 +1,108 @@
+"""`python -m fewstep remake IMAGE.png`: make an image again from what server.http.png_text wrote into it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.manifest import Manifest, read_student
+from fewstep.card import CheckpointError
+from fewstep.pixels import KEYWORD, Pixels, encode, text_of, with_text
+from server.http.pictures import MODES, PictureError, decode
+from server.scheduler.loading import LoadOptions
+from server.scheduler.local import LocalService
+from server.scheduler.refusal import Refusal, shown
+from server.scheduler.request import ImageRequest
+from server.scheduler.validate import image_request
+from server.settings.settings import MODEL_NAME, MODELS
+
+# The types that a PNG's values have.
+KINDS: dict[str, tuple[type, ...]] = {
+    "model": (str,), "checkpoint": (str,), "noise_version": (int,), "seed": (int,), "label": (int, type(None)),
+    "steps": (int,),
+}  # fmt: skip
+
+
+class RemakeError(Exception):
+    """Why an image cannot be made again: a sentence."""
+
+
+def remake(path: Path, out: Path, engine: Path | None = None) -> str:
+    """Write the image of a PNG anew; returns how the two compare, in a sentence.
+
+    engine: of the model that made it; None: the checkout's model of that name. Raises RemakeError.
+    """
+    try:
+        png = path.read_bytes()
+    except OSError as error:
+        raise RemakeError(f"{path} cannot be read: {error.strerror}") from error
+    text = text_of(png, KEYWORD)
+    if text is None:
+        raise RemakeError(f"{path} does not say what it was made of; only unedited PNGs of this server do")
+    recipe = _parsed(path, text)
+    folder = engine or MODELS / recipe["model"] / "engine"
+    try:
+        manifest = read_student(folder, recipe["model"])
+        request = requested(path, recipe, manifest)
+        with LocalService.open({manifest.name: folder}, LoadOptions(mode="exact")) as service:
+            (pixels,) = service.submit(request).result().images
+    except CheckpointError as error:
+        hint = "" if engine else "; --engine DIR names the engine that made the image"
+        raise RemakeError(f"{error}{hint}") from error
+    except Refusal as error:
+        raise RemakeError(f"{path} says what this model cannot make: {error.message}") from error
+    made = with_text(encode(pixels, "png"), KEYWORD, text)
+    out.write_bytes(made)
+    return f"wrote {out}: {compared(png, made, pixels)}"
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    """What a PNG says. Raises RemakeError."""
+    try:
+        recipe = json.loads(text)
+        complete = all(type(recipe[name]) in kinds for name, kinds in KINDS.items())
+        levels = recipe.get("sigmas") or []
+        complete = complete and type(levels) is list and all(type(level) in (int, float) for level in levels)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        complete, recipe = False, {}
+    if not complete or not MODEL_NAME.fullmatch(recipe["model"]):
+        raise RemakeError(f"{path} holds a text of ours that is damaged: {shown(text)}")
+    if recipe.get("edit"):
+        raise RemakeError(f"{path} began at a picture, which it does not hold; send that picture to /v1/generate again")
+    return recipe
+
+
+def requested(path: Path, recipe: dict[str, Any], manifest: Manifest) -> ImageRequest:
+    """The request of one image. Raises RemakeError for another model, and Refusal for what no request may hold."""
+    checkpoint, version = recipe["checkpoint"], recipe["noise_version"]
+    pairs = (
+        ("checkpoint", checkpoint, manifest.checkpoint[: len(checkpoint)]),
+        ("noise version", version, manifest.noise_version),
+    )
+    for name, made, has in pairs:
+        if made != has:
+            message = f"was made with the {name} {shown(made)}, and {manifest.name} has {shown(has)}"
+            raise RemakeError(f"{path} {message}; --engine DIR names the engine that made it")
+    sigmas = recipe.get("sigmas")
+    steps = None if sigmas else recipe["steps"]
+    request = image_request(manifest, steps=steps, sigmas=sigmas, seed=recipe["seed"], label=recipe["label"])
+    return replace(request, format="pixels")
+
+
+def compared(old: bytes, new: bytes, pixels: Pixels) -> str:
+    """How the file and the image that was made again differ."""
+    if old == new:
+        return "the same bytes"
+    side, _, channels = pixels.shape
+    try:
+        before = decode(old, side, channels) if channels in MODES else None
+    except PictureError:
+        before = None
+    if before is None:
+        return "the file's own pixels cannot be compared"
+    gap = np.abs(before.astype(int) - pixels)
+    if not gap.any():
+        return "the same pixels"
+    return f"{np.count_nonzero(gap)} of {gap.size} values differ, by {gap.max()} of 255 levels at most"

@@ -1,0 +1,69 @@
+"""docs/api.md: its examples run against a real server, and it names every field."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from server.http.dialects.native_schema import GenerateBody
+from server.http.dialects.openai_schema import ImagesBody
+from server.http.routes import EXTRA_HEADERS
+from tests.server.conftest import DEADLINE_S, ROOT, Server, serving
+
+PAGE = (ROOT / "docs" / "api.md").read_text("utf-8")
+WRITTEN = "127.0.0.1:8000"  # the server's address on the page
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving(ROOT / "models" / "fashion" / "engine", "--mode", "exact") as running:
+        yield running
+
+
+def blocks(language: str, server: Server) -> list[str]:
+    """The examples of a language, with the address of a server that runs."""
+    found = re.findall(rf"^```{language}\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert len(found) >= 1 and PAGE.count(WRITTEN) > 5
+    return [block.replace(WRITTEN, server.url.removeprefix("http://")) for block in found]
+
+
+def run(command: list[str], program: str, folder: Path) -> str:
+    python = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    done = subprocess.run(
+        command, input=program, cwd=folder, env={"PATH": python, "PYTHONPATH": str(ROOT)}, capture_output=True,
+        text=True, timeout=DEADLINE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{program}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_the_commands_work_in_a_shell(server: Server, tmp_path: Path):
+    said = run(["bash", "-euo", "pipefail"], "\n".join(blocks("sh", server)), tmp_path)
+    assert Image.open(tmp_path / "boot.png").size == (32, 32) and Image.open(tmp_path / "sheet.png").size == (64, 64)
+    assert (tmp_path / "sandals.zip").read_bytes().startswith(b"PK")
+    assert '"b64_json"' in (tmp_path / "edited.json").read_text("utf-8")
+    assert said.count("event: preview") == 3 and said.count("event: images") == 1
+    assert "'total_tokens': 4" in said and "boot.remade.png: the same" in said
+
+
+def test_the_python_examples_work(server: Server, tmp_path: Path):
+    said = "".join(run([sys.executable, "-"], block, tmp_path) for block in blocks("python", server))
+    assert Image.open(tmp_path / "sandal.png").size == (32, 32)
+    assert said.count("image_generation.partial_image") == 3 and "(3, 32, 32, 1)" in said
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not installed")
+def test_the_javascript_examples_work(server: Server, tmp_path: Path):
+    for block in blocks("javascript", server):
+        assert "image/png" in run(["node", "--input-type=module"], block, tmp_path)
+
+
+def test_every_field_and_header_is_named():
+    for name in (*GenerateBody.model_fields, *ImagesBody.model_fields, *EXTRA_HEADERS):
+        assert f"`{name}`" in PAGE, name
