@@ -1,7 +1,9 @@
 """One model of an engine loop: its slot table, the requests that wait for a slot, its counts, and whether it works."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from fewstep.schedule import SIGMA_MAX
 from server.scheduler.policy import Grant, Waiting
