@@ -34,6 +34,7 @@ NOT_THE_SCHEDULERS = {"fastapi", "starlette", "pydantic", "PIL", "litserve", "to
 TORCH_FREE = (
     "__main__",
     "analytic",
+    "ancestral",
     "card",
     "consistency",
     "dpmpp",
@@ -82,7 +83,7 @@ def imports(source: str) -> Iterator[str]:
 
 
 # Rooms of trainer/, from below; a room imports itself and the rooms before it. Files beside them are commands: last.
-TRAINER_ROOMS = ("settings", "run", "data", "levels", "critics", "methods", "recipes", "importing", "commands")
+TRAINER_ROOMS = ("settings", "run", "data", "levels", "critics", "rewards", "methods", "recipes", "importing", "commands")
 
 
 def trainer_room(module: str) -> str:
@@ -277,6 +278,6 @@ def test_every_core_module_says_on_which_side_of_torch_it_stands():
     core = ROOT / "fewstep"
     modules = {".".join(path.relative_to(core).with_suffix("").parts) for path in core.rglob("*.py")}
     modules = {name for name in modules if not name.endswith("__init__")}
-    with_torch = {"checkpoint", "ddpm_network", "network", "noise_torch", "older_precond"}
+    with_torch = {"adapters", "checkpoint", "ddpm_network", "network", "noise_torch", "older_precond"}
     with_torch |= {f"metrics.extractors.{name}" for name in ("efficientnet_lite0", "inception", "teacher")}
     assert modules - with_torch == set(TORCH_FREE)
