@@ -210,7 +210,8 @@ def told(network: nn.Module, card: Card, groups: int) -> nn.Module:
     before = network.state_dict()
     fresh = {name: torch.zeros_like(value) for name, value in wider.state_dict().items() if name not in before}
     wider.load_state_dict({**before, **fresh})
-    return wider.eval().requires_grad_(False)
+    device = next(network.parameters()).device
+    return wider.eval().requires_grad_(False).to(device)
 
 
 def _key(name: str) -> str:

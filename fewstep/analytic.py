@@ -38,7 +38,6 @@ class Gaussian:
         """Where the probability-flow ODE takes x at `sigma` once it reaches zero noise."""
         return self.mean + self.std / (self.std**2 + sigma**2) ** 0.5 * (x - self.mean)
 
-
     def through(self, chain: Chain) -> "Gaussian":
         """The law of the images of a chain with `teacher` as its denoiser: what a sampler of few steps really makes."""
         mean, variance = 0.0, chain.sigmas[0] ** 2
@@ -115,7 +114,9 @@ class Mixture:
         log_evidence = float(np.logaddexp.reduce(terms))
         means = self.means + np.einsum("kdm,km->kd", gain, gap)
         covariances = self.covariances - gain @ matrix @ self.covariances
-        return Mixture(np.exp(terms - log_evidence), means, (covariances + covariances.swapaxes(1, 2)) / 2), log_evidence
+        return Mixture(
+            np.exp(terms - log_evidence), means, (covariances + covariances.swapaxes(1, 2)) / 2
+        ), log_evidence
 
     def _along(self, x: Array, sigma: Array) -> tuple[Array, Array]:
         """x - mean of every component along its axes [B, K, d], and the variance of that under noise, likewise."""

@@ -83,7 +83,18 @@ def imports(source: str) -> Iterator[str]:
 
 
 # Rooms of trainer/, from below; a room imports itself and the rooms before it. Files beside them are commands: last.
-TRAINER_ROOMS = ("settings", "run", "data", "levels", "critics", "rewards", "methods", "recipes", "importing", "commands")
+TRAINER_ROOMS = (
+    "settings",
+    "run",
+    "data",
+    "levels",
+    "critics",
+    "methods",
+    "rewards",
+    "recipes",
+    "importing",
+    "commands",
+)
 
 
 def trainer_room(module: str) -> str:
