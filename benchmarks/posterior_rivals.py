@@ -1,4 +1,4 @@
-"""What `benchmarks/posterior.py` compares relative trajectory balance with: functions of a trainer.methods.rtb.Problem."""
+"""What `benchmarks/posterior.py` compares with trajectory balance: functions of a trainer.methods.rtb.Problem."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,7 @@
-"""python -m fewstep train PHOTOS --out DIR: from a folder of pictures to a student that can be served."""
+"""python -m fewstep train PHOTOS --out DIR: from a folder of pictures to a student that can be served.
+
+python -m fewstep posterior --prior DIR --reward ... --out DIR: a sampler of what a model makes, tilted by a reward.
+"""
 
 import argparse
 import os
@@ -37,10 +40,14 @@ training images of 32: about 200,000 for a teacher to be usable, 1,000,000 to be
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 complete, 2 refused with a sentence on stderr, 130 interrupted."""
     began = time.monotonic()
-    args = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with extras.named():
-            return _train(args, began)
+            if given[:1] == ["posterior"]:  # its options are its own
+                from trainer.posterior import main as posterior
+
+                return posterior(given[1:])
+            return _train(_parser().parse_args(given), began)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return INTERRUPTED
@@ -49,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m fewstep", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("posterior", help="from a prior and a reward to a sampler of their posterior")
     train = commands.add_parser(
         "train", help="from pictures to a student that can be served", description=TRAIN, epilog=SIZES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

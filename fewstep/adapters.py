@@ -36,7 +36,7 @@ class Adapter(nn.Module):
     """For a layer's weight [out, ...] of n elements a row: down [r, n] and up [out, r]; up starts at 0, so that an
     adapter changes nothing at first. r is `rank`, or what is left where a layer is smaller.
 
-    log_variance [steps]: log of the factors on the variances of a `fewstep.ancestral.Chain`, learned beside the weights.
+    log_variance [steps]: log of the factors on the variances of a `fewstep.ancestral.Chain`, learned as well.
     """
 
     def __init__(self, network: nn.Module, rank: int, steps: int = 0, generator: torch.Generator | None = None) -> None:
@@ -118,7 +118,7 @@ def save_adapter(folder: Path, adapter: Adapter, card: AdapterCard) -> AdapterCa
 
 
 def load_adapter(folder: Path, network: nn.Module) -> tuple[Adapter, AdapterCard]:
-    """The adapter of a folder for `network`, frozen. Raises CheckpointError when it is none, damaged or of another one."""
+    """The adapter of a folder for `network`, frozen. Raises CheckpointError for one that is damaged or does not fit."""
     card = read_adapter_card(folder)
     path = folder / ADAPTER_FILE
     if not path.is_file():
@@ -204,7 +204,7 @@ def told(network: nn.Module, card: Card, groups: int) -> nn.Module:
         raise CheckpointError("only a prior of the U-Net family can be told y; this one is of another family")
     if config.classes:
         raise CheckpointError(
-            f"the prior has {config.classes} classes of its own; a posterior that is told y needs a prior without classes"
+            f"the prior has {config.classes} classes of its own; to be told y, a posterior needs one without"
         )
     wider = build_network(dataclasses.replace(config, classes=groups))
     before = network.state_dict()

@@ -62,8 +62,8 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class BehaviourMix:
-    """Whose trajectories a posterior is trained on, as shares of the updates that sum to 1. Any of them is unbiased, for
-    trajectory balance holds on every trajectory or on none."""
+    """Whose trajectories a posterior is trained on, as shares of the updates that sum to 1. Balance may be asked of any
+    trajectory, so all of them are right; they differ in what is learned first."""
 
     on_policy: float = 1.0  # the posterior's own
     explore: float = 0.0  # its own, with wider steps

@@ -55,8 +55,9 @@ def test_the_log_ratio_is_the_difference_of_two_normal_densities(chain: Chain, l
         expected = (ours - theirs).sum(dim=(1, 2, 3))
         found = log_ratio(chain, i, x, x_next, prior, posterior, log_variance)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-        arrays = (part.numpy() for part in (x, x_next, prior, posterior))
-        np.testing.assert_allclose(log_ratio(chain, i, *arrays, log_variance), expected.numpy(), rtol=1e-9)
+        states, denoised = (x.numpy(), x_next.numpy()), (prior.numpy(), posterior.numpy())
+        by_numpy = log_ratio(chain, i, *states, *denoised, log_variance=log_variance)
+        np.testing.assert_allclose(by_numpy, expected.numpy(), rtol=1e-9)
 
 
 def test_equal_denoisers_have_no_log_ratio():

@@ -134,7 +134,7 @@ def accumulate(problem: Problem, found: Trajectories, away: Tensor, steps: list[
 
 
 class TrajectoryBalance:
-    """trainer.run.loop.Method: an update is one batch of trajectories of one behaviour, drawn by the shares of the mix."""
+    """trainer.run.loop.Method: an update is a batch of one behaviour, drawn by the shares of the mix."""
 
     served = "adapter"
 
@@ -214,7 +214,7 @@ class LogZ(nn.Module):
 
 
 class Replay(nn.Module):
-    """The last trajectory ends, a ring of fixed size, and how many updates each behaviour had. Part of a run's state."""
+    """The last trajectory ends, a ring of fixed size, and the updates each behaviour had. Part of a run's state."""
 
     states: Tensor
     log_rewards: Tensor

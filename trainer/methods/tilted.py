@@ -1,4 +1,4 @@
-"""Tilted denoising regression: a posterior's denoiser from weighted samples of the prior. No rollouts, no gradient of r.
+"""Tilted denoising regression: a posterior's denoiser from weighted samples of the prior, without rollouts.
 
 Samples of the prior drawn again in proportion to r^beta have the posterior's law, so a denoiser trained on them is the
 posterior's (as in DEFT, Denker et al. 2024, and other importance-weighted fine-tuning). Good where Z is not small: the

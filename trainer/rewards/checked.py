@@ -25,8 +25,8 @@ def checked(reward: LogReward, name: str, floor: float = FLOOR) -> LogReward:
             raise RewardError(f"the reward {name} returned {type(found).__name__}; it must return a tensor of log r")
         if tuple(found.shape) != (len(images),):
             raise RewardError(
-                f"the reward {name} returned the shape {list(found.shape)} for {len(images)} images; it must return one "
-                f"log r for every image, the shape [{len(images)}]"
+                f"the reward {name} returned the shape {list(found.shape)} for {len(images)} images; it must return "
+                f"one log r for every image, the shape [{len(images)}]"
             )
         found = found.to(images.device, torch.float32)
         bad = {"NaN": found.isnan().sum(), "+inf": found.isposinf().sum()}

@@ -69,8 +69,8 @@ def _classes(text: str, kind: str, rest: str, shape: tuple[int, int, int], devic
     config = classifier.config
     if (config.channels, config.resolution, config.resolution) != shape:
         raise RewardError(
-            f"--reward {text}: the classifier takes {config.channels}x{config.resolution}x{config.resolution} images, and "
-            f"the prior makes {'x'.join(map(str, shape))}"
+            f"--reward {text}: the classifier takes {config.channels}x{config.resolution}x{config.resolution} images, "
+            f"and the prior makes {'x'.join(map(str, shape))}"
         )
     logits = clean_logits(classifier)
     if kind == "each-class":
