@@ -134,7 +134,7 @@ def closed_problem(task: Closed, network: Correction) -> Problem:
 
 def closed_rows(task: Closed, args: argparse.Namespace, began: float) -> list[dict[str, Any]]:
     like = torch.empty(args.closed_images, 1, 1, 2)
-    config = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=3e-3))
+    config = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=4e-3))
     trained = {"RTB": config}
     if len(task.prior.weights) == 1:  # a mixture takes its time
         trained["RTB, mixed behaviours"] = replace(config, mix=MIXED)
@@ -145,8 +145,10 @@ def closed_rows(task: Closed, args: argparse.Namespace, began: float) -> list[di
             torch.manual_seed(seed)
             network, rng = Correction(task.prior, task.chain.steps), draws(100 + seed)
             problem = closed_problem(task, network)
-            data = torch.from_numpy(task.prior.sample(256, np.random.default_rng(seed))).float().view(-1, 1, 1, 2)
-            method, y = TrajectoryBalance(problem, network, chosen, like[0]), torch.zeros(256, dtype=torch.long)
+            data = (
+                torch.from_numpy(task.prior.sample(args.batch, np.random.default_rng(seed))).float().view(-1, 1, 1, 2)
+            )
+            method, y = TrajectoryBalance(problem, network, chosen, like[0]), torch.zeros(args.batch, dtype=torch.long)
             for update in range(args.closed_updates):
                 method.update(data, y, update / args.closed_updates, rng)
             many = torch.zeros(len(like), dtype=torch.long)
@@ -415,7 +417,7 @@ def _arguments() -> argparse.Namespace:
     add("--mixture-levels", type=whole(3), default=30)
     add("--digit", type=whole(0, 9), default=3)
     add("--updates", type=whole(1), default=200, help="of a posterior (default 200)")
-    add("--closed-updates", type=whole(1), default=200)
+    add("--closed-updates", type=whole(1), default=300)
     add("--closed-images", type=whole(2), default=4000)
     add("--tilted-updates", type=whole(3), default=600)
     add("--prior-updates", type=whole(1), default=5000)

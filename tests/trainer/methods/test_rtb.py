@@ -206,8 +206,8 @@ def test_training_finds_the_gaussian_posterior_whatever_the_behaviour(mix: str, 
     mine, rng = problem(tilt), draws(3)
     method = TrajectoryBalance(mine, tilt, config, torch.empty(SHAPE[1:]))
     y, scalars = torch.zeros(128, dtype=torch.long), {}
-    for update in range(110):
-        scalars = method.update(mean + std * rng.normal_like(torch.empty(128, *SHAPE[1:])), y, update / 110, rng)
+    for update in range(150):
+        scalars = method.update(mean + std * rng.normal_like(torch.empty(128, *SHAPE[1:])), y, update / 150, rng)
     like, many = torch.empty(4000, *SHAPE[1:]), torch.zeros(4000, dtype=torch.long)
     found = evaluate(mine, like, many, 1.0, rng)
     assert found["elbo"] <= evidence + 0.03 and found["eubo"] >= evidence - 0.1
