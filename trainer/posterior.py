@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 from fewstep.card import CheckpointError
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
         prior=args.prior, reward=args.reward, out=args.out, data=args.data, updates=args.updates, batch=args.batch,
         steps=args.steps, sigma_min=args.sigma_min, sigma_max=args.sigma_max, variance=args.variance, rank=args.rank,
         noise=args.noise, warm_start=args.warm_start, pool=args.pool, evaluated=args.evaluate, merged=args.merged,
-        seed=args.seed, device=args.device, checkpoint_s=args.checkpoint_every, config=config,
+        seed=args.seed, device=args.device, checkpoint_s=args.checkpoint_every, config=config, lr=args.lr,
     )  # fmt: skip
     command = shlex.join(["python", "-m", "fewstep", "posterior", *arguments])
     try:
@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--clip", type=number(POSITIVE), default=DEFAULT.clip, help="of residuals, in root mean squares (default 3)")
     add("--fixed-variance", action="store_true", help="the posterior's steps keep the variance of the prior's")
-    add("--lr", type=number(Range(0, 1, above=True)), default=DEFAULT.adam.lr, help="learning rate (default 0.002)")
+    add("--lr", type=number(Range(0, 1, above=True)), help="learning rate (default: 0.016 / root of the pixel values)")
     add("--warm-start", type=whole(0), default=0, metavar="N", help="first N updates of tilted denoising (default 0)")
     add("--pool", type=whole(2), default=4096, help="samples of the prior for it (default 4096)")
     add("--evaluate", type=whole(2), default=1000, metavar="N", help="trajectories behind the monitors (default 1000)")
@@ -142,5 +142,5 @@ def config_of(args: argparse.Namespace) -> PosteriorConfig:
     return PosteriorConfig(
         mix=args.mix, log_z=args.log_z, beta=args.beta, beta_start=args.beta_start or args.beta,
         beta_until=args.beta_until, levels=args.levels, dead_zone=args.dead_zone, clip=args.clip,
-        learn_variance=not args.fixed_variance, adam=replace(DEFAULT.adam, lr=args.lr),
+        learn_variance=not args.fixed_variance,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -42,6 +43,8 @@ MERGED = "merged"  # the folder below --out
 MEASURED = 256  # images of the prior by which its error is measured
 HEUN_LEVELS = 18
 COLUMNS = 16  # of a sheet
+# A log-ratio is a sum over pixel values, so its gradient grows with the image: 0.002 for 8x8, 0.0003 for 32x32 in colour.
+ROOT_LR = 0.016
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Order:
     reward: str
     out: Path
     config: PosteriorConfig = PosteriorConfig()
+    lr: float | None = None  # None: by the number of pixel values
     data: Path | None = None
     updates: int = 300
     batch: int = 64
@@ -175,10 +179,12 @@ def _train(setup: Setup, resumed: bool, command: str) -> bool:
     order, out = setup.order, setup.order.out
     generator = torch.Generator().manual_seed(order.seed)
     adapter = Adapter(setup.network, order.rank, setup.chain.steps, generator).to(setup.device)
+    lr = order.lr or ROOT_LR / math.sqrt(math.prod(setup.card.image_shape))
+    config = replace(order.config, adam=replace(order.config.adam, lr=lr))
     if order.warm_start and not resumed:
         _warm(setup, adapter, Draws(generator, device=setup.device))
-    method = TrajectoryBalance(setup.problem(adapter), adapter, order.config, setup.like(1)[0])
-    config = LoopConfig(
+    method = TrajectoryBalance(setup.problem(adapter), adapter, config, setup.like(1)[0])
+    loop = LoopConfig(
         batch=order.batch, images=order.updates * order.batch, checkpoint_s=order.checkpoint_s, seed=order.seed,
         log_every=max(order.updates // 200, 1), label="posterior",
     )  # fmt: skip
@@ -202,14 +208,14 @@ def _train(setup: Setup, resumed: bool, command: str) -> bool:
         averaged[:] = [average]
         write_sheet(folder, sheet(setup, average), clock.images)
 
-    done = train(method, _batches(setup, config), config, out, save, draw=draw, resume=resumed, identity=identity)
+    done = train(method, _batches(setup, loop), loop, out, save, draw=draw, resume=resumed, identity=identity)
     if not done:
         _say("interrupted; the same command goes on where it stopped")
         return False
     final = averaged[0]
     _say(f"evaluating on {order.evaluated} trajectories")
     monitors = _evaluated(setup, final)
-    save_adapter(out, final, card_of(config.images or 0, monitors))
+    save_adapter(out, final, card_of(loop.images or 0, monitors))
     settle_state(out)
     if order.merged:
         write_merged(setup, final, out / MERGED)
@@ -288,6 +294,10 @@ def _closing(setup: Setup, monitors: dict[str, float]) -> str:
         f"effective sample size {100 * monitors['ess']:.0f} %",
         f"adapter of {setup.order.prior} in {setup.order.out}; report: {setup.order.out / 'report.html'}",
     ]
+    if monitors["elbo"] < setup.order.config.beta * monitors["prior_log_reward"]:  # what an untrained adapter has
+        lines.append(
+            "the ELBO is below that of the prior itself: training diverged. Use another --out and a lower --lr"
+        )
     return "\n".join(lines)
 
 

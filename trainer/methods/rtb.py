@@ -29,6 +29,7 @@ from trainer.settings import BehaviourMix, PosteriorConfig
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [B, C, H, W], sigma [B], y [B] -> clean images
 LogReward = Callable[[Tensor, Tensor], Tensor]  # images [B, C, H, W], y [B] -> log r [B]
 Following = Callable[[int, Tensor, Tensor], Tensor]  # step, means of prior and posterior -> the next state
+EVALUATED = 250  # trajectories at a time where nothing is trained
 BEHAVIOURS = ("on_policy", "explore", "replay", "noised_back", "prior")
 
 
@@ -159,12 +160,12 @@ class TrajectoryBalance:
         found = self.trajectories(behaviour, images, labels, progress, rng)
         residual = found.residual(beta)
         learned = config.log_z == "learned"
-        away = deviations(residual, labels, self.log_z.value.detach() if learned else None, config)
+        away = deviations(residual, found.y, self.log_z.value.detach() if learned else None, config)
         if learned:
-            (away * self.log_z.value[labels]).mean().backward()
+            (away * self.log_z.value[found.y]).mean().backward()
         accumulate(self.problem, found, away, self._steps(rng))
         norm = self._descend(progress)
-        if behaviour != "replay":
+        if behaviour not in ("replay", "noised_back"):
             self.replay.add(found)
         self.replay.used[BEHAVIOURS.index(behaviour)] += 1
         if behaviour == "on_policy":
@@ -286,17 +287,29 @@ def evaluate(problem: Problem, like: Tensor, y: Tensor, beta: float, rng: Draws)
     log_z_prior: log of the mean of r^beta; eubo: the mean of -residual under the posterior's law, by weights r^beta: at
     least log Z. elbo and eubo bracket log Z, up to the error of sampling. y [B]; the mean over groups of each.
     """
-    own = walk(problem, y, start(problem, like, rng), own_steps(problem, rng))
-    prior = walk(problem, y, start(problem, like, rng), prior_steps(problem, rng))
+    own, own_reward = _residuals(problem, like, y, beta, own_steps(problem, rng), rng)
+    prior, prior_reward = _residuals(problem, like, y, beta, prior_steps(problem, rng), rng)
     found = []
     for group in y.unique():
         rows = y == group
-        rewards = beta * prior.log_reward[rows]
+        rewards = beta * prior_reward[rows]
         found.append({
-            **monitors(own.residual(beta)[rows], own.log_reward[rows]),
+            **monitors(own[rows], own_reward[rows]),
             "log_z_prior": torch.logsumexp(rewards, 0) - math.log(len(rewards)),
-            "eubo": (rewards.softmax(0) * -prior.residual(beta)[rows]).sum(),
+            "eubo": (rewards.softmax(0) * -prior[rows]).sum(),
             "prior_ess": effective_share(rewards),
-            "prior_log_reward": prior.log_reward[rows].mean(),
+            "prior_log_reward": prior_reward[rows].mean(),
         })  # fmt: skip
     return {name: float(torch.stack([each[name] for each in found]).mean()) for name in found[0]}
+
+
+def _residuals(
+    problem: Problem, like: Tensor, y: Tensor, beta: float, following: Following, rng: Draws
+) -> tuple[Tensor, Tensor]:
+    """Residuals and log r [B], some trajectories at a time: their states are not kept."""
+    parts = []
+    for rows, groups in zip(like.split(EVALUATED), y.split(EVALUATED), strict=True):
+        found = walk(problem, groups, start(problem, rows, rng), following)
+        parts.append((found.residual(beta), found.log_reward))
+    residuals, log_rewards = zip(*parts, strict=True)
+    return torch.cat(residuals), torch.cat(log_rewards)

@@ -238,6 +238,20 @@ def test_every_group_gets_its_own_posterior():
     assert means == pytest.approx([exact()[0], exact()[0] / 3], abs=0.08)  # observed: 1.5 and 0.5
 
 
+def test_replayed_trajectories_keep_their_group():
+    """A reward of y alone: log Z is known, and learned from replays whose y are others than the batch's."""
+    tilt = Tilt(groups=2)
+    mine = replace(problem(tilt, groups=2), log_reward=lambda images, y: -3.0 * y)
+    config = PosteriorConfig(mix=BehaviourMix(0.5, replay=0.5), log_z="learned", log_z_lr=0.1, replay_from=0.0)
+    method, rng = TrajectoryBalance(mine, tilt, config, torch.empty(SHAPE[1:])), draws(8)
+    for update in range(80):
+        method.update(torch.empty(SHAPE), torch.arange(16) % 2, update / 80, rng)
+    assert method.log_z.value.tolist() == pytest.approx([0, -3], abs=0.15)
+    assert float(method.replay.used[BEHAVIOURS.index("replay")]) > 20
+    _, y = method.replay.draw(64, 0.0, rng)
+    assert not torch.equal(y, torch.arange(64) % 2)
+
+
 def test_the_student_chain_is_trained_alike():
     """Each step of a few-step student is Gaussian: its own chain has a posterior too."""
     chain = student_chain((2.0, 1.0, 0.4))
