@@ -43,7 +43,7 @@ MERGED = "merged"  # the folder below --out
 MEASURED = 256  # images of the prior by which its error is measured
 HEUN_LEVELS = 18
 COLUMNS = 16  # of a sheet
-# A log-ratio is a sum over pixel values, so its gradient grows with the image: 0.002 for 8x8, 0.0003 for 32x32 in colour.
+# A log-ratio is a sum over pixel values, so its gradient grows with the image. 0.002 for 8x8, 0.0003 for 32x32 colour.
 ROOT_LR = 0.016
 
 
