@@ -36,7 +36,7 @@ from fewstep.ancestral import Chain, ancestral_chain, denoising_errors
 from fewstep.card import write_atomically
 from fewstep.pixels import encode, grid, to_pixels
 from fewstep.precond import Denoiser
-from fewstep.ranges import whole
+from fewstep.ranges import POSITIVE, number, whole
 from fewstep.schedule import karras_sigmas
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features
 from trainer.methods.rtb import Problem, TrajectoryBalance, evaluate, own_steps, start, walk
@@ -266,7 +266,7 @@ def judged(task: DigitTask, images: Tensor) -> dict[str, float]:
 
 
 def trainers(args: argparse.Namespace) -> dict[str, Callable[[DigitTask, Adapter, Draws], None]]:
-    config = PosteriorConfig()
+    config = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=args.lr))
     tilted = lambda updates: lambda task, adapter, rng: _tilt(task, adapter, updates, args, rng)  # noqa: E731
 
     def tilted_then_rtb(task: DigitTask, adapter: Adapter, rng: Draws) -> None:
@@ -275,9 +275,6 @@ def trainers(args: argparse.Namespace) -> dict[str, Callable[[DigitTask, Adapter
 
     return {
         "RTB": lambda task, adapter, rng: _balance(task, adapter, config, args.updates, args.batch, rng),
-        "RTB, mixed behaviours": lambda task, adapter, rng: _balance(
-            task, adapter, replace(config, mix=MIXED), args.updates, args.batch, rng
-        ),
         "KL-RL, corrected": lambda task, adapter, rng: policy_gradient(
             task.problem(adapter), adapter, torch.empty(args.batch, 1, 8, 8), args.updates, config.adam, rng
         ),
@@ -300,10 +297,11 @@ def _tilt(task: DigitTask, adapter: Adapter, updates: int, args: argparse.Namesp
     tilted_regression(task.posterior(adapter), adapter, pool, (SIGMA_MIN, SIGMA_MAX), updates, rng)
 
 
-def digit_rows(
-    args: argparse.Namespace, began: float
-) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict[str, Any]]:
-    """Rows, the first images of every method, and facts of the reference."""
+Kept = Callable[[list[dict[str, Any]], dict[str, Tensor], dict[str, Any]], None]
+
+
+def digit_rows(args: argparse.Namespace, began: float, keep: Kept) -> None:
+    """keep: is given the rows, the first images of every method, and facts of the reference, after every seed."""
     task = digit_task(args, began)
     calls = args.levels
     found: dict[str, list[dict[str, float]]] = {}
@@ -333,6 +331,17 @@ def digit_rows(
     for seed in seeds:
         add("DPS, tuned", seed, dps(untrained, task.like, reward, best, draws(600 + seed)), nfe=calls)
         add("DPS, scale 1", seed, dps(untrained, task.like, reward, 1.0, draws(600 + seed)), nfe=calls)
+    facts = {
+        "acceptance": acceptance, "log_z": task.reference.log_z, "log_reward": task.reference.log_reward,
+        "split_distance": task.split,
+        "accepted": len(task.reference.accepted), "judged_by": len(task.like),
+        "classifier_accuracy": task.digits.accuracy, "dps_distances": {str(k): v for k, v in tuned.items()},
+        "dps_scale": best,
+        "parameters": {
+            "prior": sum(p.numel() for p in task.digits.prior.parameters()),
+            "adapter": sum(p.numel() for p in task.new_adapter(0).parameters()),
+        },
+    }  # fmt: skip
     for seed in seeds:
         for name, train in trainers(args).items():
             if args.only and name not in args.only:
@@ -346,18 +355,7 @@ def digit_rows(
             numbers = evaluate(problem, task.like, y, 1.0, rng)
             kept = {key: numbers[key] for key in ("elbo", "log_z", "eubo", "ess")}
             add(name, seed, own_images(problem, task.like, rng), **kept, nfe=calls, cpu_s=spent)
-    facts = {
-        "acceptance": acceptance, "log_z": task.reference.log_z, "log_reward": task.reference.log_reward,
-        "split_distance": task.split,
-        "accepted": len(task.reference.accepted), "judged_by": len(task.like),
-        "classifier_accuracy": task.digits.accuracy, "dps_distances": {str(k): v for k, v in tuned.items()},
-        "dps_scale": best,
-        "parameters": {
-            "prior": sum(p.numel() for p in task.digits.prior.parameters()),
-            "adapter": sum(p.numel() for p in task.new_adapter(0).parameters()),
-        },
-    }  # fmt: skip
-    return [{"task": "digits", "method": name, **summary(runs)} for name, runs in found.items()], shown, facts
+        keep([{"task": "digits", "method": name, **summary(runs)} for name, runs in found.items()], shown, facts)
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
@@ -388,22 +386,28 @@ def picture(shown: dict[str, Tensor]) -> bytes:
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
-    began, rows = time.monotonic(), []
+    settings = {name: value for name, value in vars(args).items() if name not in ("out", "smoke")}
+    began = time.monotonic()
+    rows: list[dict[str, Any]] = []
     more: dict[str, Any] = {}
     if "closed" in args.parts:
         for task in closed_tasks({"gaussian": 20, "mixture": args.mixture_levels}):
             rows += closed_rows(task, args, began)
     if "digits" in args.parts:
-        found, shown, facts = digit_rows(args, began)
-        rows += found
-        more["reference"] = facts
-        write_atomically(args.out.with_suffix(".png"), picture(shown))
+        closed = list(rows)
+
+        def keep(found: list[dict[str, Any]], shown: dict[str, Tensor], facts: dict[str, Any]) -> None:
+            rows[:] = closed + found
+            more["reference"] = facts
+            write_result(args.out, "posterior", settings, rows, **more)
+            write_atomically(args.out.with_suffix(".png"), picture(shown))
+
+        digit_rows(args, began, keep)
     if closed := [row for row in rows if row["task"] != "digits"]:
         print("\n" + with_deviations(closed, CLOSED_COLUMNS))
     if digits := [row for row in rows if row["task"] == "digits"]:
         print("\n" + with_deviations(digits, DIGIT_COLUMNS))
         print(f"\nreference: {more['reference']}")
-    settings = {name: value for name, value in vars(args).items() if name not in ("out", "smoke")}
     write_result(args.out, "posterior", settings, rows, **more)
     print(f"\nwrote {args.out}")
 
@@ -422,6 +426,7 @@ def _arguments() -> argparse.Namespace:
     add("--closed-images", type=whole(2), default=4000)
     add("--tilted-updates", type=whole(3), default=600)
     add("--prior-updates", type=whole(1), default=5000)
+    add("--lr", type=number(POSITIVE), default=4e-3, help="of the posteriors of digits (default 0.004)")
     add("--batch", type=whole(2), default=128)
     add("--proposals", type=whole(100), default=40_000, help="of rejection (default 40000)")
     add("--pool", type=whole(256), default=24_000, help="samples of the prior for tilted denoising")

@@ -17,12 +17,12 @@ from trainer.run.draws import Draws
 from trainer.run.optimizer import descend
 from trainer.settings import AdamConfig
 
-WIDTH, BLOCKS = 192, 3
+WIDTH, BLOCKS = 128, 3
 PRIOR_ADAM = AdamConfig(1.5e-3, (0.9, 0.99), decay_from=0.2, final=0.01)
 
 
 class Perceptron(nn.Module):
-    """F for images of 8x8 as vectors: residual layers that are told the level. A quarter of a million weights."""
+    """F for images of 8x8 as vectors: residual layers that are told the level. About 120,000 weights."""
 
     def __init__(self) -> None:
         super().__init__()

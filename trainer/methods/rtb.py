@@ -170,11 +170,7 @@ class TrajectoryBalance:
         self.replay.used[BEHAVIOURS.index(behaviour)] += 1
         if behaviour == "on_policy":
             self.monitored = monitors(residual, found.log_reward)
-        shares = self.replay.used / self.replay.used.sum()
-        return {
-            "loss": away.square().mean() / 2, "gradient": norm, **self.monitored,
-            **{f"share_{name}": share for name, share in zip(BEHAVIOURS, shares, strict=True)},
-        }  # fmt: skip
+        return {"loss": away.square().mean() / 2, "gradient": norm, **self.monitored, **self._shares()}
 
     def trajectories(self, behaviour: str, images: Tensor, y: Tensor, progress: float, rng: Draws) -> Trajectories:
         problem, config = self.problem, self.config
@@ -189,6 +185,12 @@ class TrajectoryBalance:
             steps = prior_steps(problem, rng) if behaviour == "prior" else own_steps(problem, rng, widened)
             return walk(problem, y, start(problem, images, rng), steps)
         return walk(problem, y, states[0], given_steps(states))
+
+    def _shares(self) -> dict[str, Tensor]:
+        """Of the updates so far, by behaviour; without those that the mix does not have."""
+        shares = self.replay.used / self.replay.used.sum()
+        named = zip(BEHAVIOURS, shares, strict=True)
+        return {f"share_{name}": share for name, share in named if getattr(self.config.mix, name) or share}
 
     def _steps(self, rng: Draws) -> list[int]:
         steps = self.problem.chain.steps

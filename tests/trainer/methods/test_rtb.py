@@ -216,12 +216,12 @@ def test_training_finds_the_gaussian_posterior_whatever_the_behaviour(mix: str, 
     assert found["ess"] > 0.75
     images = walk(mine, many, start(mine, like, rng), own_steps(mine, rng)).images
     assert float(images.mean()) == pytest.approx(mean, abs=0.06)
-    assert float(images.std()) == pytest.approx(std, rel=0.08)
+    assert float(images.std()) == pytest.approx(std, rel=0.12)  # the prior has 1.7 times as much
     if log_z == "learned":
         assert float(method.log_z.value.detach()) == pytest.approx(evidence, abs=0.2)
-    shares = [float(scalars[f"share_{name}"]) for name in BEHAVIOURS]
-    assert sum(shares) == pytest.approx(1)
-    assert shares[BEHAVIOURS.index("noised_back")] == pytest.approx(MIXES[mix].noised_back, abs=0.1)
+    shares = {name: float(scalars.get(f"share_{name}", 0)) for name in BEHAVIOURS}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares == pytest.approx({name: getattr(MIXES[mix], name) for name in BEHAVIOURS}, abs=0.15)
 
 
 def test_every_group_gets_its_own_posterior():
