@@ -1,6 +1,6 @@
 """Posteriors p(x) r(x) / Z against their exact truth: relative trajectory balance and its rivals on one chain.
 
-    python benchmarks/posterior.py                # about half an hour of one core
+    python benchmarks/posterior.py                # about a quarter of an hour of one core
     python benchmarks/posterior.py --smoke        # seconds; proves that it runs
 
 gaussian: two dimensions, a linear measurement; everything is known in closed form.
