@@ -26,7 +26,7 @@ photos-given:
 train-env: .venv/training ## what training and exporting need; then: . .venv/bin/activate
 
 test: .venv/developing ## the whole CPU suite
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/benchmarking ## latency against quality, student against EDM's solvers, in five minutes
 	.venv/bin/python benchmarks/latency.py

@@ -6,7 +6,6 @@ It was run once, with these defaults; the shipped files are its output and are n
 published distance is relative to them.
 """
 
-from benchmarks.harness import new_folder
 from fewstep import extras
 
 extras.name_missing()
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from benchmarks.harness import new_folder
 from export.to_onnx import strip_traces
 from fewstep.card import write_atomically
 from fewstep.metrics.extractors.fashion128 import FORMAT, load_extractor

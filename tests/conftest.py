@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,10 @@ _SIDE, _COLUMNS, _PER_CLASS = 28, 50, 200
 # KERNELS=sm_90 compiled and in ours (tests/ptx/driver.py).
 if not torch.cuda.is_available() and not os.environ.get("KERNELS"):
     os.environ["TRITON_INTERPRET"] = "1"
+
+# No test asserts a time: hypothesis' own limit of 200 ms an example fails on busy machines.
+hypothesis.settings.register_profile("fewstep", deadline=None)
+hypothesis.settings.load_profile("fewstep")
 
 # Networks in these tests are so small that several threads only wait for each other.
 torch.set_num_threads(1)

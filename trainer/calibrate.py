@@ -3,8 +3,8 @@
     python -m trainer calibrate --model runs/student --teacher runs/teacher --data photos.zip
 
 Training serves all levels; which of them k calls are best spent on is a small search afterwards. Closeness is the
-Fréchet distance in the teacher's own features, which every model has; benchmarks/calibrate.py takes an extractor's.
-Every list is judged on the same seeds, so the search sees a smooth function and not sampling noise; what it finds is
+Fréchet distance in the teacher's own features: every model has them, and no table of results is measured in them.
+Every list is measured on the same seeds, so the search sees a smooth function and not sampling noise; what it finds is
 kept only if it is better on seeds it has not seen.
 """
 

@@ -10,7 +10,6 @@ before every turn, because machines drift. Everything runs twice: on the real ne
 """
 
 from fewstep import extras
-from fewstep.ranges import POSITIVE, number, whole
 
 extras.name_missing()
 
@@ -41,6 +40,7 @@ from benchmarks.load.servers import Running, ours, stock
 from benchmarks.load.stock_server import BATCH_TIMEOUT_S
 from benchmarks.load.targets import BASELINE, OURS, judge, latency_limit_s
 from export.manifest import read_manifest
+from fewstep.ranges import POSITIVE, number, whole
 
 LOADS = (0.3, 0.4, 0.6, 0.8, 0.9, 0.95)
 FIRM = 0.8  # from this load on something is promised, and it gets LONG times the time

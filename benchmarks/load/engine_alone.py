@@ -7,7 +7,6 @@ network's own speed; back to back is also the limit R* that a server is measured
 """
 
 from fewstep import extras
-from fewstep.ranges import POSITIVE, number, whole
 
 extras.name_missing()
 
@@ -28,6 +27,7 @@ from benchmarks.load.fixed_cost import Cost, FixedCostEngine
 from export.engine import Engine, load_engine
 from export.manifest import read_manifest
 from fewstep.noise import random_labels
+from fewstep.ranges import POSITIVE, number, whole
 from server.processes.worker import freeze_heap
 from server.scheduler.loading import call_once, slot_table
 from server.scheduler.loop import EngineLoop, QueueInbox

@@ -12,7 +12,6 @@ no longer ready.
 """
 
 from fewstep import extras
-from fewstep.ranges import whole
 
 extras.name_missing()
 
@@ -39,6 +38,7 @@ from schemathesis.specs.openapi import checks
 
 from benchmarks.harness import ROOT, result_file, write_result
 from benchmarks.load.fuzz_pictures import picture_formats, pngs
+from fewstep.ranges import whole
 from server.http.dialects.native_schema import MIN_TIMEOUT_S
 
 DEADLINE = (504, "timeout")  # status and code of the answer to a request whose timeout_s has passed

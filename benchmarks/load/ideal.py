@@ -8,7 +8,6 @@ can be reached at all, and how much of a measured figure is the draw. Simulated 
 """
 
 from fewstep import extras
-from fewstep.ranges import POSITIVE, Range, number, whole
 
 extras.name_missing()
 
@@ -23,6 +22,7 @@ from benchmarks.harness import table
 from benchmarks.load.arrivals import STEP_MIX, Arrival, mean_steps, poisson
 from benchmarks.load.fixed_cost import Cost
 from benchmarks.load.targets import latency_limit_s
+from fewstep.ranges import POSITIVE, Range, number, whole
 
 WARMUP_S = 1.5
 

@@ -8,7 +8,6 @@ not add up with what the visitors saw.
 """
 
 from fewstep import extras
-from fewstep.ranges import POSITIVE, SHARE, number, whole
 
 extras.name_missing()
 
@@ -35,6 +34,7 @@ from benchmarks.load.memory import Growth, Sample, growth, sample
 from benchmarks.load.servers import Running, ours, stop
 from benchmarks.load.visits import MEAN_IMAGES, Visit, plan
 from export.manifest import read_manifest
+from fewstep.ranges import POSITIVE, SHARE, number, whole
 
 TIMEOUT_S = 90.0  # longer than the server's own, so that a timeout here is the server's fault
 SAMPLE_EVERY_S = 5.0

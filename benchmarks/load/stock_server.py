@@ -11,7 +11,6 @@ sampler, the answer is a PNG. Three ways to run requests whose step counts diffe
 """
 
 from fewstep import extras
-from fewstep.ranges import POSITIVE, number, whole
 
 extras.name_missing()
 
@@ -28,6 +27,7 @@ from benchmarks.load.fixed_cost import Cost, FixedCostEngine
 from export.manifest import read_manifest
 from fewstep.noise import random_labels
 from fewstep.pixels import Pixels, encode
+from fewstep.ranges import POSITIVE, number, whole
 from server.scheduler.loading import slot_table
 from server.scheduler.slots import Image, ImageKey, Slots, buckets_for
 

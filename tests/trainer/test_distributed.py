@@ -161,12 +161,12 @@ def test_two_processes_train_the_weights_of_one(runs: Runs, one: str, two: str):
     assert ours.keys() == theirs.keys()
     apart = {name: (ours[name] - theirs[name]).abs().max().item() for name in ours}
     assert max(apart.values()) < 1e-6
-    assert any(name.startswith("net.average.") for name in ours)
+    assert any(name.startswith("net.average-") for name in ours)
 
 
 def test_the_comparison_can_fail(runs: Runs):
     start, trained = load_file(runs.folder / "sid 1" / "model.safetensors"), runs.weights("warm 1")
-    moved = (start["out_conv.conv.weight"] - trained["net.average.out_conv.conv.weight"]).abs().max().item()
+    moved = (start["out_conv.conv.weight"] - trained["net.average-0.15.out_conv.conv.weight"]).abs().max().item()
     assert moved > 1e-5  # two runs of different settings are that far apart
 
 
@@ -200,7 +200,7 @@ def test_terminated_training_leaves_a_checkpoint_that_resumes(data: Path, tiny_t
     with subprocess.Popen(command, env=ENVIRONMENT, cwd=ROOT, stderr=subprocess.PIPE) as training:
         assert training.stderr is not None
         said = b""
-        while b"k images" not in said:  # the bar: training has begun
+        while b" images/s" not in said:  # progress: training has begun
             chunk = os.read(training.stderr.fileno(), 4096)
             assert chunk, said.decode()
             said += chunk
@@ -208,7 +208,7 @@ def test_terminated_training_leaves_a_checkpoint_that_resumes(data: Path, tiny_t
         said += training.stderr.read()
     assert b"--resume continues it" in said
     denoiser, card = load_denoiser(tmp_path)
-    assert card.training["images"] == read_facts(tmp_path)["images"] >= 400 and card.training["processes"] == 2
+    assert card.training["images"] == read_facts(tmp_path)["images"] > 0 and card.training["processes"] == 2
     assert denoiser(torch.zeros(1, 1, 8, 8), torch.ones(1)).isfinite().all()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["trainer", *run, "--images", str(card.training["images"] + 8), "--resume"])

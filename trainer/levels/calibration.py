@@ -26,7 +26,7 @@ from trainer.run.compute import Compute, runner
 
 FIRST_SEED = 2**33  # far from the seeds of evaluations (0 ..) and of stored endpoints (2^32 ..)
 HELD_OUT = 4  # ranges of seeds that the search does not see
-NO_BETTER, OBJECTED = "not better on unseen seeds", "worse in the second extractor's features"
+NO_BETTER = "not better on unseen seeds"
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,24 @@ def calibrate(
     steps: Sequence[int],
     config: CalibrationConfig,
     compute: Compute,
-    second: Space | None = None,
 ) -> dict[int, Trial]:
     """Search the levels of each of `steps` (none: all) and write those that are better into the model's card.
 
-    facts: what the card should say of `space`, in which images are compared with those of `data`. second: where a list
-    must not be worse, either.
+    facts: what the card should say of `space`, in which images are compared with those of `data`.
     The card is written after every step count, so an interrupt loses only the one being searched; then fewer trials
     come back than step counts went in. The weights are not touched.
     Raises CheckpointError or DataError when model, data and steps do not belong together, or a run has `model`.
     """
     with claimed(model):
-        return _calibrate(model, space, facts, data, steps, config, compute, second)
+        return _calibrate(model, space, facts, data, steps, config, compute)
 
 
 def _calibrate(
     model: Path, space: Space, facts: dict[str, Any], data: ImageSet, steps: Sequence[int],
-    config: CalibrationConfig, compute: Compute, second: Space | None,
+    config: CalibrationConfig, compute: Compute,
 ) -> dict[int, Trial]:  # fmt: skip
     denoiser, card = load_denoiser(model, compute.device)
-    checks = 2 * HELD_OUT * (2 if second else 1)
-    planned = {k: evaluations(k, k, config.search) + checks for k in searchable(card, steps, model)}
+    planned = {k: evaluations(k, k, config.search) + 2 * HELD_OUT for k in searchable(card, steps, model)}
     check_images(card, data, "the student")
     student = replace(denoiser, network=runner(denoiser.network, compute))  # pyright: ignore[reportArgumentType]
     labels = frequent_as_in(data.labels, config.images)
@@ -95,13 +92,10 @@ def _calibrate(
 
             return counted
 
-        def objectives(space: Space, ranges: Sequence[range]) -> list[Objective]:
-            return [shown(objective(student, card, space, labels, seeds, compute.device)) for seeds in ranges]
-
-        searched, seconds = objectives(space, config.ranges), objectives(second, config.ranges[1:]) if second else []
+        objectives = [shown(objective(student, card, space, labels, seeds, compute.device)) for seeds in config.ranges]
         for k in planned:
             try:
-                trials[k] = calibrated(searched, card.levels[k], card.levels.get(k - 1), config.search, seconds)
+                trials[k] = calibrated(objectives, card.levels[k], card.levels.get(k - 1), config.search)
             except KeyboardInterrupt:
                 break
             card = recorded(card, k, trials[k], facts)
@@ -134,8 +128,11 @@ def recorded(card: Card, k: int, trial: Trial, facts: dict[str, Any]) -> Card:
 
 
 def teacher_space(model: Path, teacher: Path, data: ImageSet, compute: Compute) -> tuple[TeacherSpace, dict[str, Any]]:
-    """The default space, and its facts. Raises CheckpointError or DataError when the three do not belong together."""
-    judge, parent = load_denoiser(teacher, compute.device)
+    """The teacher's features, and their facts.
+
+    Raises CheckpointError or DataError when the three do not belong together.
+    """
+    denoiser, parent = load_denoiser(teacher, compute.device)
     card = read_card(model)
     if parent.role != "teacher" or not distilled_from(card, parent):
         raise CheckpointError(
@@ -143,7 +140,7 @@ def teacher_space(model: Path, teacher: Path, data: ImageSet, compute: Compute) 
             f"that one is {parent.weights[:12]}...); give --teacher the folder it was distilled from"
         )
     check_match(parent, data, teacher)
-    space = TeacherSpace.of(judge, data.images, data.labels)
+    space = TeacherSpace.of(denoiser, data.images, data.labels)
     return space, {"space": space.description, "teacher": parent.weights}
 
 
@@ -165,7 +162,7 @@ def describe(trials: dict[int, Trial]) -> str:
     lines = [f"{'k':>2}  {'searched':>16}  {'held out':>16}  levels"]
     for k, trial in trials.items():
         held_out = f"{np.mean(trial.held_out_before):.4g} -> {np.mean(trial.held_out_after):.4g}"
-        verdict = "" if trial.accepted else f"  {OBJECTED if trial.second_after else NO_BETTER}: not kept"
+        verdict = "" if trial.accepted else f"  {NO_BETTER}: not kept"
         found = ", ".join(f"{sigma:.3g}" for sigma in trial.found)
         lines.append(f"{k:>2}  {f'{trial.before:.4g} -> {trial.after:.4g}':>16}  {held_out:>16}  {found}{verdict}")
     return "\n".join(lines)

@@ -107,32 +107,19 @@ class Trial:
     after: float  # of `found`
     held_out_before: tuple[float, ...]  # the same, one for each held-out range
     held_out_after: tuple[float, ...]
-    second_before: tuple[float, ...] = ()  # what the second opinion says of each held-out range, where it was asked
-    second_after: tuple[float, ...] = ()
 
 
 def calibrated(
-    objectives: Sequence[Objective],
-    start: Levels,
-    shorter: Levels | None,
-    config: SearchConfig = SearchConfig(),
-    seconds: Sequence[Objective] = (),
+    objectives: Sequence[Objective], start: Levels, shorter: Levels | None, config: SearchConfig = SearchConfig()
 ) -> Trial:
-    """Search on objectives[0], check on the others. `shorter`, a list with one level less, gives further starts.
-
-    seconds: objectives of another kind, which may object to a list that the first kind finds better.
-    """
+    """Search on objectives[0], check on the others. `shorter`, a list with one level less, gives further starts."""
     searched = functools.cache(objectives[0])
     starts = [start]
     if shorter and (len(shorter) == 1 or shorter[1] < start[0]):
         starts += insertions((start[0], *shorter[1:]), config)
     found = search(searched, starts, config)
     before, after = (tuple(check(levels) for check in objectives[1:]) for levels in (start, found.levels))
-    asked = seconds if (accepted := gained(before, after)) else ()
-    other_before, other_after = (tuple(second(levels) for second in asked) for levels in (start, found.levels))
-    if asked and gained(other_after, other_before):
-        accepted = False
-    return Trial(start, found.levels, accepted, searched(start), found.value, before, after, other_before, other_after)
+    return Trial(start, found.levels, gained(before, after), searched(start), found.value, before, after)
 
 
 def gained(before: Sequence[float], after: Sequence[float]) -> bool:

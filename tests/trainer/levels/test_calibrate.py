@@ -28,7 +28,6 @@ from trainer.levels import calibration
 from trainer.levels.search import Trial, calibrated
 from trainer.levels.trajectories import Trajectories
 from trainer.run.artifacts import describe
-from trainer.run.compute import Compute
 
 
 class Imperfect:
@@ -218,10 +217,11 @@ def test_refusals_are_sentences_and_come_before_any_work(models, fashion_2000_zi
         run(teacher, teacher, fashion_2000_zip)
     with pytest.raises(CheckpointError, match="was not distilled from"):
         run(student, student, fashion_2000_zip)
-    with pytest.raises(CheckpointError, match="no levels to search for 9 calls; choose --steps from 1, 2, 3"):
-        run(student, teacher, fashion_2000_zip, "--steps", "1,2,9")
-    with pytest.raises(SystemExit):
-        run(student, teacher, fashion_2000_zip, "--steps", "two")
+    with pytest.raises(CheckpointError, match="no levels to search for 4 calls; choose --steps from 1, 2, 3"):
+        run(student, teacher, fashion_2000_zip, "--steps", "1,2,4")
+    for steps in ("two", "1,2,9"):
+        with pytest.raises(SystemExit):
+            run(student, teacher, fashion_2000_zip, "--steps", steps)
 
 
 def test_real_images_are_closer_to_themselves_than_shifted_ones(folders, fashion_2000):
@@ -234,27 +234,3 @@ def test_real_images_are_closer_to_themselves_than_shifted_ones(folders, fashion
     look = partial(features, teacher, sigma=space.sigma)
     together = look(some[:130], labels[:130], seeds[:130])
     assert np.allclose(look(some[120:130], labels[120:130], seeds[120:130]), together[120:], atol=1e-5)
-
-
-class Contrast:
-    """A space in which images are the closer to the data the less contrast they have, or (-1) the more."""
-
-    def __init__(self, sign: int) -> None:
-        self.sign = sign
-
-    def distance(self, pixels, labels, seeds) -> float:
-        return self.sign * float(pixels.std())
-
-
-def test_what_a_second_space_finds_worse_is_not_kept(models, folders, fashion_2000, capsys):
-    student, _ = models
-    before, config = read_card(student), calibration.CalibrationConfig(images=50)
-    search = partial(
-        calibration.calibrate, student, Contrast(1), {"space": "gray"}, fashion_2000, [2], config, Compute()
-    )
-    trials = search(Contrast(-1))
-    assert trials[2].after < trials[2].before and not trials[2].accepted and read_card(student).levels == before.levels
-    note = read_card(student).training["calibration"]["2"]
-    assert len(note["second_before"]) == len(note["second_after"]) == calibration.HELD_OUT
-    assert command.report(trials, [2], student) == 0 and calibration.OBJECTED in capsys.readouterr().out
-    assert search(Contrast(1))[2].accepted and read_card(student).levels[2] != before.levels[2]

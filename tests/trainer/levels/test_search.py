@@ -108,16 +108,3 @@ def test_gains_are_weighed_against_their_scatter():
     assert gained([1.0, 1.1, 0.9, 1.0], [0.9, 1.0, 0.8, 0.91])
     assert not gained([1.0, 1.1, 0.9, 1.0], [0.7, 1.2, 1.1, 0.9])
     assert not gained([1.0, 1.0], [1.0, 1.0])
-
-
-def test_a_second_opinion_can_only_object():
-    agree, indifferent, objects = off(3.0, 0.2), lambda _: 1.0, lambda levels: -off(3.0, 0.2)(levels)
-    start, first = (80.0, 60.0, 50.0), [off(3.0, 0.2)] * 3
-    alone = calibrated(first, start, None)
-    for second, accepted in ((agree, True), (indifferent, True), (objects, False)):
-        trial = calibrated(first, start, None, seconds=[second] * 2)
-        assert trial.found == alone.found and trial.accepted == accepted and len(trial.second_after) == 2
-        assert trial.second_before == (second(start),) * 2 and trial.second_after == (second(trial.found),) * 2
-    # Where the first kind finds nothing, the second is not asked.
-    nothing = calibrated([indifferent] * 3, start, None, seconds=[agree] * 2)
-    assert not nothing.accepted and nothing.second_before == nothing.second_after == ()

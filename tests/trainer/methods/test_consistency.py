@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from fewstep.analytic import Gaussian, as_network
-from fewstep.card import read_card
+from fewstep.card import WEIGHTS_FILE, read_card
 from fewstep.consistency import consistency_levels
 from fewstep.network import UNet
 from fewstep.noise_torch import noise_for
@@ -232,6 +233,7 @@ def test_an_interrupted_run_resumes_to_identical_weights(halflife, small_teacher
 
         def save(average: nn.Module, clock, folder: Path) -> None:
             kept[out] = {"average": weights(average)} | {name: weights(net) for name, net in method.networks.items()}
+            save_file(average.state_dict(), folder / WEIGHTS_FILE)  # a state counts once its weights are there
 
         limits = LoopConfig(batch=8, images=64)
         source = partial(batches, thumbnails, limits)
