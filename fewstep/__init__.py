@@ -13,10 +13,13 @@ step        one network call plus one re-noising
 NFE         network function evaluations per image
 card        card.json beside model.safetensors: what the weights are and where they come from
 engine      a directory with engine.json, the exported network and its proof of parity
+chain       a stochastic sampler whose steps are Gaussian, so that trajectories have a density
+posterior   a sampler of p(x) r(x) / Z: a model's images p, tilted by a reward r
+adapter     low-rank weights beside those of a network, stored apart
 slot        one image in flight inside the server
 
-Only `network`, `checkpoint` and `noise_torch` import torch. Everything else runs on numpy arrays as well as on
-torch tensors, which is what lets a server start in a second.
+Only `network`, `checkpoint`, `adapters` and `noise_torch` import torch. Everything else runs on numpy arrays as well as
+on torch tensors, which is what lets a server start in a second.
 """
 
 __version__ = "0.1.0"

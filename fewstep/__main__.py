@@ -1,4 +1,4 @@
-"""python -m fewstep train PHOTOS --out DIR: from a folder of pictures to a student that can be served; and `remake`."""
+"""The `fewstep` commands: train, posterior, remake."""
 
 import argparse
 import os
@@ -37,9 +37,14 @@ training images of 32: about 200,000 for a teacher to be usable, 1,000,000 to be
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 complete, 2 refused with a sentence on stderr, 130 interrupted."""
     began = time.monotonic()
-    args = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with extras.named():
+            if given[:1] == ["posterior"]:  # its options are its own
+                from trainer.posterior import main as posterior
+
+                return posterior(given[1:])
+            args = _parser().parse_args(given)
             return _remake(args) if args.command == "remake" else _train(args, began)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
@@ -56,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     remake.add_argument("image", type=Path, metavar="IMAGE.png")
     remake.add_argument("--out", type=Path, metavar="FILE", help="default: IMAGE.remade.png beside it")
     remake.add_argument("--engine", type=Path, metavar="DIR", help="default: the checkout's model of that name")
+    commands.add_parser("posterior", help="from a prior and a reward to a sampler of their posterior")
     train = commands.add_parser(
         "train", help="from pictures to a student that can be served", description=TRAIN, epilog=SIZES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -8,8 +8,9 @@ from fewstep.card import CARD_FILE, WEIGHTS_FILE, CheckpointError
 STATE_FILE = "state.safetensors"  # a training run that can be resumed
 CLASSIFIER_FILE = "classifier.safetensors"
 EXTRACTOR_FILE = "extractor.onnx"
+ADAPTER_FILE, ADAPTER_CARD = "adapter.safetensors", "adapter.json"
 ENGINE_FILES = ("engine.json", "network.onnx")
-MODEL_FILES = (STATE_FILE, WEIGHTS_FILE, CARD_FILE, CLASSIFIER_FILE, EXTRACTOR_FILE, *ENGINE_FILES)
+MODEL_FILES = (STATE_FILE, WEIGHTS_FILE, CARD_FILE, CLASSIFIER_FILE, EXTRACTOR_FILE, ADAPTER_FILE, *ENGINE_FILES)
 
 
 def check_folder(out: Path) -> None:

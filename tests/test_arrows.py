@@ -35,6 +35,7 @@ NOT_THE_SCHEDULERS = {"fastapi", "starlette", "pydantic", "PIL", "litserve", "to
 TORCH_FREE = (
     "__main__",
     "analytic",
+    "ancestral",
     "card",
     "consistency",
     "dpmpp",
@@ -85,7 +86,18 @@ def imports(source: str) -> Iterator[str]:
 
 
 # Rooms of trainer/, from below; a room imports itself and the rooms before it. Files beside them are commands: last.
-TRAINER_ROOMS = ("settings", "run", "data", "levels", "critics", "methods", "recipes", "importing", "commands")
+TRAINER_ROOMS = (
+    "settings",
+    "run",
+    "data",
+    "levels",
+    "critics",
+    "methods",
+    "rewards",
+    "recipes",
+    "importing",
+    "commands",
+)
 
 
 def trainer_room(module: str) -> str:
@@ -280,7 +292,7 @@ def test_every_core_module_says_on_which_side_of_torch_it_stands():
     core = ROOT / "fewstep"
     modules = {".".join(path.relative_to(core).with_suffix("").parts) for path in core.rglob("*.py")}
     modules = {name for name in modules if not name.endswith("__init__")}
-    with_torch = {"checkpoint", "ddpm_network", "network", "noise_torch", "older_precond"}
+    with_torch = {"adapters", "checkpoint", "ddpm_network", "network", "noise_torch", "older_precond"}
     with_torch |= {"metrics.panel", "metrics.two_sample"}
     with_torch |= {
         f"metrics.extractors.{name}" for name in ("efficientnet_lite0", "inception", "random_convolutions", "teacher")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from fewstep.ranges import COUNT, POSITIVE, SHARE, Range, check_range, check_ranges
+from fewstep.ranges import COUNT, POSITIVE, SHARE, Range, RangeError, check_range, check_ranges
 from fewstep.schedule import MAX_STEPS, SIGMA_MAX, SIGMA_MIN, student_levels
 
 MethodName = Literal["dpdm", "tied", "diff-instruct", "dmd2", "consistency", "progressive", "adversarial"]
@@ -58,6 +58,53 @@ class TeacherConfig:
 
     def __post_init__(self) -> None:
         _check_average(self)
+
+
+@dataclass(frozen=True)
+class BehaviourMix:
+    """Whose trajectories a posterior is trained on, as shares of the updates that sum to 1. Balance may be asked of any
+    trajectory, so all of them are right; they differ in what is learned first."""
+
+    on_policy: float = 1.0  # the posterior's own
+    explore: float = 0.0  # its own, with wider steps
+    replay: float = 0.0  # ends of earlier ones, noised back along another path
+    noised_back: float = 0.0  # data, noised back
+    prior: float = 0.0  # the prior's
+
+    def __post_init__(self) -> None:
+        check_ranges(self, on_policy=SHARE, explore=SHARE, replay=SHARE, noised_back=SHARE, prior=SHARE)
+        total = self.on_policy + self.explore + self.replay + self.noised_back + self.prior
+        if abs(total - 1) > 1e-6:
+            raise RangeError(f"the shares of --mix must sum to 1, not {total:g}")
+
+
+@dataclass(frozen=True)
+class PosteriorConfig:
+    """The switches of relative trajectory balance (trainer.methods.rtb)."""
+
+    mix: BehaviourMix = BehaviourMix()
+    log_z: Literal["vargrad", "learned"] = "vargrad"  # of the batch, or a parameter
+    log_z_lr: float = 0.05
+    beta: float = 1.0  # the target is prior x r^beta
+    beta_start: float = 1.0  # beta rises from here, linearly,
+    beta_until: float = 0.0  # until this share of the run
+    explore_noise: float = 0.1  # steps of exploration are wider by this share, falling to 0
+    explore_until: float = 0.8  # at this share of the run
+    replay_size: int = 4096  # trajectory ends that are kept
+    replay_from: float = 0.3  # of the run; replayed updates before are on-policy
+    replay_power: float = 0.0  # ends are drawn in proportion to r^this
+    levels: int | None = None  # steps of the chain whose gradient is taken, drawn anew in every update; None: all
+    dead_zone: float = 0.0  # trajectories with a smaller squared residual are left alone
+    clip: float = 3.0  # of residuals, in units of their root mean square
+    learn_variance: bool = True  # one factor on the variance of every step
+    adam: AdamConfig = AdamConfig(2e-3, (0.9, 0.99), warmup=0.05, decay_from=0.6, final=0.05, clip=1.0)
+    ema_width: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_ranges(self, log_z_lr=RATE, beta=POSITIVE, beta_start=POSITIVE, beta_until=SHARE, explore_noise=SHARE)
+        check_ranges(self, explore_until=SHARE, replay_size=COUNT, replay_from=SHARE, replay_power=Range(0, 10))
+        check_ranges(self, levels=COUNT, dead_zone=Range(0, 1000), clip=POSITIVE)
+        check_ranges(self, ema_width=Range(0, WIDEST, above=True))
 
 
 @dataclass(frozen=True)

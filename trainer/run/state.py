@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fewstep.card import WEIGHTS_FILE, CheckpointError, file_sha256, write_atomically
-from fewstep.outputs import CLASSIFIER_FILE, STATE_FILE
+from fewstep.outputs import ADAPTER_FILE, CLASSIFIER_FILE, STATE_FILE
 
 FORMAT = 2  # 2: generators lie on the CPU, and a run knows how many images it plans
 _STAGED = f".{STATE_FILE}.staged"
@@ -61,8 +61,8 @@ def settle_state(folder: Path) -> None:
 
 
 def _served_sha256(folder: Path) -> str:
-    """Of the weights or the classifier that a run leaves; "" where there are none."""
-    files = [folder / name for name in (WEIGHTS_FILE, CLASSIFIER_FILE) if (folder / name).is_file()]
+    """Of the weights, the classifier or the adapter that a run leaves; "" where there are none."""
+    files = [folder / name for name in (WEIGHTS_FILE, CLASSIFIER_FILE, ADAPTER_FILE) if (folder / name).is_file()]
     return file_sha256(files[0]) if files else ""
 
 

@@ -86,9 +86,7 @@ def test_an_interrupt_ends_all_its_processes(stock: Server, until: Until):
     until(lambda: answers(stock))
     family = stock.children()
     ends = time.monotonic() + DEADLINE_S
-    while (
-        stock.process.poll() is None and time.monotonic() < ends
-    ):  # LitServe can miss one, as users see
+    while stock.process.poll() is None and time.monotonic() < ends:  # LitServe can miss one, as users see
         stock.process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             stock.process.wait(DEADLINE_S / 6)

@@ -1,0 +1,223 @@
+"""Low-rank adapters: a posterior is its prior's network plus a few percent of weights, stored in files of their own.
+
+The weight of every linear and convolutional layer becomes W + up @ down (LoRA: Hu et al. 2022, Eq. 3, with alpha = r).
+The prior's network is never changed: an adapted call is given other weights. So both are at hand from one network.
+"""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from fewstep.ancestral import Chain
+from fewstep.card import Card, CheckpointError, write_atomically
+from fewstep.checkpoint import build_network, load_denoiser, network_config
+from fewstep.outputs import ADAPTER_CARD, ADAPTER_FILE
+from fewstep.precond import Denoiser
+from fewstep.unet_config import UNetConfig
+
+ADAPTER_FORMAT = 1
+LOG_VARIANCE = "log_variance"
+
+
+class Adapter(nn.Module):
+    """For a layer's weight [out, ...] of n elements a row: down [r, n] and up [out, r]; up starts at 0, so that an
+    adapter changes nothing at first. r is `rank`, or what is left where a layer is smaller.
+
+    log_variance [steps]: log of the factors on the variances of a `fewstep.ancestral.Chain`, learned as well.
+    """
+
+    def __init__(self, network: nn.Module, rank: int, steps: int = 0, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if rank < 1:
+            raise ValueError(f"an adapter's rank is at least 1, not {rank}")
+        self.rank = rank
+        self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
+        for name, weight in adaptable(network).items():
+            out, width = weight.shape[0], weight[0].numel()
+            r = min(rank, out, width)
+            normals = torch.randn(r, width, generator=generator)
+            self.down[_key(name)] = nn.Parameter((normals / math.sqrt(width)).to(weight.device))
+            self.up[_key(name)] = nn.Parameter(weight.new_zeros(out, r))
+        self.log_variance = nn.Parameter(torch.zeros(steps))
+
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """W + up @ down of every adapted layer, by the names of `network`. Gradients reach the adapter."""
+        return {
+            name: weight + (self.up[_key(name)] @ self.down[_key(name)]).view_as(weight)
+            for name, weight in adaptable(network).items()
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is stored, by layer: `LAYER.weight.down` and `.up`, and log_variance."""
+        named = {
+            f"{_name(key)}.{part}": value.detach().cpu().contiguous()
+            for part, values in (("down", self.down), ("up", self.up))
+            for key, value in values.items()
+        }
+        return {**named, LOG_VARIANCE: self.log_variance.detach().cpu()}
+
+
+def adaptable(network: nn.Module) -> dict[str, Tensor]:
+    """The weights of the linear and convolutional layers, by name."""
+    return {
+        f"{name}.weight": module.weight
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+
+
+def adapted(network: nn.Module, adapter: Adapter) -> Callable[..., Tensor]:
+    """The network with the adapter switched on, as a function of the same arguments."""
+    return lambda *args: functional_call(network, adapter.weights(network), args)
+
+
+def merged(network: nn.Module, adapter: Adapter) -> nn.Module:
+    """A copy of the network with the adapter in its weights: as fast as the prior."""
+    copied = copy.deepcopy(network)
+    with torch.no_grad():
+        for name, weight in adapter.weights(network).items():
+            copied.get_parameter(name).copy_(weight)
+    return copied
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """adapter.json: what the adapter belongs to, and how its chain samples."""
+
+    prior: str  # sha256 of the prior's model.safetensors
+    rank: int
+    groups: int  # values of y that the posterior is told; 0: none
+    chain: Chain
+    reward: str  # as it was asked for
+    weights: str = ""  # sha256 of adapter.safetensors
+    training: dict[str, Any] = field(default_factory=dict)
+    monitors: dict[str, float] = field(default_factory=dict)
+    format: int = ADAPTER_FORMAT
+
+
+def save_adapter(folder: Path, adapter: Adapter, card: AdapterCard) -> AdapterCard:
+    """Write adapter.safetensors and adapter.json; returns the card with the hash of the weights."""
+    content = save_tensors(adapter.tensors())
+    card = dataclasses.replace(card, weights=hashlib.sha256(content).hexdigest())
+    write_atomically(folder / ADAPTER_FILE, content)
+    write_atomically(folder / ADAPTER_CARD, (json.dumps(asdict(card), indent=2) + "\n").encode())
+    return card
+
+
+def load_adapter(folder: Path, network: nn.Module) -> tuple[Adapter, AdapterCard]:
+    """The adapter of a folder for `network`, frozen. Raises CheckpointError for one that is damaged or does not fit."""
+    card = read_adapter_card(folder)
+    path = folder / ADAPTER_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {ADAPTER_FILE}: it is not an adapter")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != card.weights:
+        raise CheckpointError(f"{path} is not the file that {ADAPTER_CARD} describes; train the posterior again")
+    try:
+        tensors = load_tensors(content)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is not a safetensors file ({error})") from error
+    adapter = Adapter(network, card.rank, card.chain.steps)
+    expected = adapter.tensors()
+    if {name: value.shape for name, value in tensors.items()} != {k: v.shape for k, v in expected.items()}:
+        raise CheckpointError(f"the adapter in {folder} does not fit this network: its layers are others")
+    with torch.no_grad():
+        for key in adapter.down:
+            adapter.down[key].copy_(tensors[f"{_name(key)}.down"])
+            adapter.up[key].copy_(tensors[f"{_name(key)}.up"])
+        adapter.log_variance.copy_(tensors[LOG_VARIANCE])
+    return adapter.requires_grad_(False), card
+
+
+def read_adapter_card(folder: Path) -> AdapterCard:
+    """Raises CheckpointError."""
+    path = folder / ADAPTER_CARD
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {ADAPTER_CARD}: it is not an adapter")
+    try:
+        fields = json.loads(path.read_text("utf-8", errors="replace"))
+        if fields["format"] != ADAPTER_FORMAT:
+            raise CheckpointError(f"{path} has format {fields['format']}; this version reads {ADAPTER_FORMAT}")
+        fields["chain"] = Chain(**{name: tuple(values) for name, values in fields["chain"].items()})
+        return AdapterCard(**fields)
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a readable adapter card ({error})") from error
+
+
+@dataclass(frozen=True)
+class LoadedPosterior:
+    prior: Denoiser  # the decoder of the chain
+    posterior: Denoiser  # labels: y, where the posterior is told one
+    chain: Chain
+    log_variance: tuple[float, ...]  # of its steps
+    card: AdapterCard
+    prior_card: Card
+
+
+def load_posterior(prior: Path, folder: Path, *, merge: bool = True) -> LoadedPosterior:
+    """A prior's checkpoint with the adapter of `folder`, ready for `sample_ancestral` with the prior as its decoder.
+
+    merge: put the adapter into a copy of the weights; otherwise one network computes both.
+    Raises CheckpointError when one of them cannot be read, or the adapter was trained for another prior.
+    """
+    denoiser, prior_card = load_denoiser(prior)
+    card = read_adapter_card(folder)
+    if card.prior != prior_card.weights:
+        raise CheckpointError(
+            f"the adapter in {folder} belongs to a prior with the sha256 {card.prior[:12]}..., and {prior} is "
+            f"{prior_card.weights[:12]}...; give the prior it was trained with"
+        )
+    assert isinstance(denoiser.network, nn.Module)
+    network = told(denoiser.network, prior_card, card.groups)
+    adapter, card = load_adapter(folder, network)
+    run = merged(network, adapter) if merge else adapted(network, adapter)
+    posterior = Denoiser(run, denoiser.sigma_data, card.groups or denoiser.classes)
+    log_variance = tuple(adapter.log_variance.tolist())
+    return LoadedPosterior(denoiser, posterior, card.chain, log_variance, card, prior_card)
+
+
+def told(network: nn.Module, card: Card, groups: int) -> nn.Module:
+    """The network of a prior without classes, with an input for y of `groups` values that has no weight yet; the
+    network itself for 0 groups. An adapter gives the input its weights.
+
+    Raises CheckpointError for a prior that has classes, with which y would be mixed up, or that is no UNet.
+    """
+    if not groups:
+        return network
+    config = network_config(card)
+    if not isinstance(config, UNetConfig):
+        raise CheckpointError("only a prior of the U-Net family can be told y; this one is of another family")
+    if config.classes:
+        raise CheckpointError(
+            f"the prior has {config.classes} classes of its own; to be told y, a posterior needs one without"
+        )
+    wider = build_network(dataclasses.replace(config, classes=groups))
+    before = network.state_dict()
+    fresh = {name: torch.zeros_like(value) for name, value in wider.state_dict().items() if name not in before}
+    wider.load_state_dict({**before, **fresh})
+    device = next(network.parameters()).device
+    return wider.eval().requires_grad_(False).to(device)
+
+
+def _key(name: str) -> str:
+    """A parameter's name without dots, which modules forbid."""
+    return name.replace(".", "/")
+
+
+def _name(key: str) -> str:
+    return key.replace("/", ".")

@@ -1,0 +1,159 @@
+"""Rewards: their values in closed form, how they are written on a command line, and every way to get one wrong."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.card import CheckpointError, write_atomically
+from fewstep.pixels import encode, to_pixels
+from tests.trainer.tiny import normals
+from trainer.critics.classifier import ClassifierConfig, NoisyClassifier, save_classifier
+from trainer.rewards.checked import FLOOR, RewardError, checked
+from trainer.rewards.classes import class_reward, told_class_reward
+from trainer.rewards.linear import blur, inpainting, measured, super_resolution
+from trainer.rewards.named import reward_of
+
+SHAPE = (1, 8, 8)
+Y = torch.zeros(3, dtype=torch.long)
+
+
+def images() -> torch.Tensor:
+    return normals(3, *SHAPE, seed=2)
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    save_classifier(tmp_path / "c", NoisyClassifier(ClassifierConfig(8, 1, 4, 0.5, width=8)), {})
+    return tmp_path / "c"
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    gray = to_pixels(np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 1, 8, 8))[0]
+    write_atomically(tmp_path / "p.png", encode(gray, "png"))
+    return tmp_path / "p.png"
+
+
+def test_a_class_set_has_the_sum_of_its_probabilities():
+    logits = lambda found: found.flatten(1)[:, :5]  # noqa: E731
+    probabilities = logits(images()).softmax(dim=1)
+    torch.testing.assert_close(class_reward(logits, [1, 3])(images(), Y).exp(), probabilities[:, [1, 3]].sum(dim=1))
+    assert float(class_reward(logits, range(5))(images(), Y).abs().max()) < 1e-6
+    y = torch.tensor([0, 4, 2])
+    torch.testing.assert_close(told_class_reward(logits)(images(), y).exp(), probabilities[[0, 1, 2], y])
+
+
+@pytest.mark.parametrize("name", ["inpainting", "super-resolution", "blur"])
+def test_measurements_are_linear_and_their_reward_is_a_normal_density(name: str):
+    mask = torch.ones(1, 1, 8, 8)
+    mask[..., 2:5, 1:4] = 0
+    operator = {"inpainting": inpainting(mask), "super-resolution": super_resolution(2), "blur": blur(1.2)}[name]
+    a, b = images(), normals(3, *SHAPE, seed=5)
+    torch.testing.assert_close(operator(2 * a - 3 * b), 2 * operator(a) - 3 * operator(b), rtol=1e-4, atol=1e-5)
+    y = operator(a[:1])
+    found = measured(operator, y, 0.5)(b, Y)
+    density = torch.distributions.Normal(y, 0.5).log_prob(operator(b)) + math.log(0.5) + 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(found, density.flatten(1).sum(dim=1), rtol=1e-4, atol=1e-4)
+    assert float(measured(operator, y, 0.5)(a, Y)[0]) == pytest.approx(0, abs=1e-9)
+
+
+def test_what_is_measured():
+    flat = torch.full((1, *SHAPE), 0.3)
+    torch.testing.assert_close(blur(1.0)(flat), flat)
+    assert super_resolution(4)(images()).shape == (3, 1, 2, 2)
+    point = torch.zeros(1, 1, 9, 9)
+    point[..., 4, 4] = 1
+    spread = blur(1.0)(point)[0, 0]
+    torch.testing.assert_close(spread, spread.T)
+    squares = (torch.arange(9.0) - 4) ** 2
+    assert float((spread.sum(dim=0) * squares).sum()) == pytest.approx(1, abs=0.03)  # the variance of a blur of 1
+
+
+@pytest.mark.parametrize(
+    ("returned", "said"),
+    [
+        (torch.tensor([0.0, math.nan, math.nan]), "NaN for 2 of 3 images"),
+        (torch.tensor([0.0, math.inf, 1.0]), r"\+inf for 1 of 3 images"),
+        (torch.zeros(3, 1), r"shape \[3, 1\] for 3 images.*the shape \[3\]"),
+        (torch.zeros(()), r"shape \[\] for 3 images"),
+        (1.5, "returned float; it must return a tensor"),
+    ],
+)
+def test_a_reward_that_returns_no_log_r_is_stopped_with_a_sentence(returned, said: str):
+    with pytest.raises(RewardError, match=said):
+        checked(lambda images, y: returned, "mine")(images(), Y)
+
+
+def test_impossible_images_get_the_floor():
+    found = checked(lambda images, y: torch.tensor([-math.inf, -3.0, -1e9], dtype=torch.float64), "mine")(images(), Y)
+    assert found.tolist() == [FLOOR, -3.0, FLOOR] and found.dtype == torch.float32
+
+
+def test_classes_on_a_command_line(classifier: Path):
+    reward = reward_of(f"class:{classifier}:2", SHAPE, 0.1, "cpu").log_reward(images(), Y)
+    both = reward_of(f"classes:{classifier}:2,3", SHAPE, 0.1, "cpu").log_reward(images(), Y)
+    assert (reward < both).all() and (both < 0).all()
+    told = reward_of(f"each-class:{classifier}", SHAPE, 0.1, "cpu")
+    assert told.groups == 4
+    torch.testing.assert_close(told.log_reward(images(), Y + 2), reward)
+
+
+def test_measurements_on_a_command_line(picture: Path):
+    clean = torch.linspace(-1, 1, 64).view(1, *SHAPE)
+    for text in (f"inpaint:{picture}:3x2+1+4", f"upscale:{picture}:2", f"deblur:{picture}:0.5"):
+        reward = reward_of(text, SHAPE, 0.1, "cpu")
+        scores = reward.log_reward(torch.cat([clean, -clean]), Y[:2])
+        assert reward.groups == 0 and scores[1] < scores[0] <= 0
+    hidden = clean.clone()
+    hidden[..., 4:6, 1:4] = 0.9
+    pair = torch.cat([clean, hidden])
+    scores = reward_of(f"inpaint:{picture}:3x2+1+4", SHAPE, 0.1, "cpu").log_reward(pair, Y[:2])
+    assert scores[0] == scores[1]
+
+
+def test_any_function_of_images_is_a_reward(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "def dark(images):\n    return -images.mean(dim=(1, 2, 3))\n\n"
+        "def told(images, y):\n    return y.float() - 3\n\n"
+        "def option(images, scale=2.0):\n    return scale * images[:, 0, 0, 0] * 0 - scale\n\nnumber = 3\n"
+    )
+    score = lambda text: reward_of(text, SHAPE, 0.1, "cpu").log_reward(images(), Y + 1)  # noqa: E731
+    torch.testing.assert_close(score(f"{tmp_path}/mine.py:dark"), -images().mean(dim=(1, 2, 3)))
+    assert score(f"{tmp_path}/mine.py:told").tolist() == [-2, -2, -2]
+    assert score(f"{tmp_path}/mine.py:option").tolist() == [-2, -2, -2]
+    assert score("tests.trainer.rewards.own_reward:zero").tolist() == [0, 0, 0]
+    for text, said in {
+        f"{tmp_path}/mine.py:number": "has no function number",
+        f"{tmp_path}/absent.py:dark": "cannot be imported",
+        "no_such_module:f": "cannot be imported",
+        "anything": r"unknown; write one of class:DIR:3",
+    }.items():
+        with pytest.raises(RewardError, match=said):
+            reward_of(text, SHAPE, 0.1, "cpu")
+
+
+def test_impossible_rewards_are_refused_before_the_work(classifier: Path, picture: Path):
+    for text, said in {
+        f"class:{classifier}:4": "whole numbers from 0 to 3, not 4",
+        f"class:{classifier}:1,2": "names several classes",
+        f"classes:{classifier}:a": "whole numbers from 0 to 3",
+        "class:3": "lacks its folder",
+        f"inpaint:{picture}:9x2+0+0": "does not lie in 8x8",
+        f"inpaint:{picture}:left": r"WIDTHxHEIGHT\+LEFT\+TOP",
+        f"upscale:{picture}:3": "divides 8, not 3",
+        f"deblur:{picture}:0": "above 0 and at most",
+        "deblur:x": "lacks its image",
+        "deblur:absent.png:1": "is no readable image",
+    }.items():
+        with pytest.raises(RewardError, match=said):
+            reward_of(text, SHAPE, 0.1, "cpu")
+    with pytest.raises(RewardError, match="takes 1x8x8 images, and the prior makes 3x8x8"):
+        reward_of(f"class:{classifier}:1", (3, 8, 8), 0.1, "cpu")
+    with pytest.raises(RewardError, match="is 8x8; it must be 16x16 or 4x4"):
+        reward_of(f"upscale:{picture}:4", (1, 16, 16), 0.1, "cpu")
+    with pytest.raises(CheckpointError, match="train one with"):
+        reward_of("class:absent:1", SHAPE, 0.1, "cpu")

@@ -1,0 +1,176 @@
+"""python -m fewstep posterior: from a prior and a reward to an adapter, stopped and continued, and what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.__main__ import main
+from fewstep.adapters import load_adapter, load_posterior, read_adapter_card
+from fewstep.ancestral import sample_ancestral, student_chain
+from fewstep.card import Card, Dataset, read_card
+from fewstep.checkpoint import load_denoiser, save_checkpoint
+from fewstep.noise_torch import noise_for
+from fewstep.unet_config import UNetConfig
+from tests.trainer.tiny import lively
+from trainer.critics.classifier import ClassifierConfig, NoisyClassifier, save_classifier
+from trainer.data.format import ImageSet, write_image_set
+from trainer.run.artifacts import describe
+
+PRIOR = UNetConfig(resolution=8, channels=1, width=8, mult=(1,), blocks=1)
+SHORT = ("--updates", "4", "--batch", "8", "--steps", "4", "--sigma-max", "10", "--evaluate", "16", "--device", "cpu")
+BRIGHT = "def bright(images):\n    return 5 * images.clamp(-1, 1).mean(dim=(1, 2, 3))\n"
+
+
+def checkpoint(
+    folder: Path, config: UNetConfig = PRIOR, role: Literal["teacher", "student"] = "teacher", **more
+) -> Path:
+    network = lively(config)
+    save_checkpoint(
+        folder, network.state_dict(), Card(role, describe(network), 0.5, "", Dataset("none", "", "n", 0), **more)
+    )
+    return folder
+
+
+@pytest.fixture
+def prior(tmp_path: Path) -> Path:
+    (tmp_path / "mine.py").write_text(BRIGHT)
+    return checkpoint(tmp_path / "prior")
+
+
+def run(prior: Path, out: Path, *more: str, reward: str = "") -> int:
+    reward = reward or f"{prior.parent}/mine.py:bright"
+    return main(["posterior", "--prior", str(prior), "--reward", reward, "--out", str(out), *SHORT, *more])
+
+
+def test_a_prior_and_a_function_make_an_adapter_with_its_report(prior: Path, tmp_path: Path, capsys):
+    mixed = "on_policy=0.5,explore=0.2,prior=0.3"
+    assert (
+        run(prior, tmp_path / "p", "--mix", mixed, "--warm-start", "2", "--pool", "16", "--merged", "--lr", "0.02") == 0
+    )
+    said = capsys.readouterr()
+    assert "ELBO" in said.out and "warm start  2 of 2" in said.err and "100 %  32 of 32 images" in said.err
+    page = (tmp_path / "p" / "report.html").read_text()
+    assert "effective sample size" in page and "explore" in page and "python -m fewstep posterior" in page
+    monitors = json.loads((tmp_path / "p" / "monitors.json").read_text())
+    assert monitors["elbo"] <= monitors["log_z"] and 0 < monitors["ess"] <= 1
+    card = read_adapter_card(tmp_path / "p")
+    assert card.monitors == monitors and card.prior == read_card(prior).weights and card.training["images"] == 32
+    assert len(list((tmp_path / "p" / "samples").glob("*.png"))) == 1
+
+    loaded = load_posterior(prior, tmp_path / "p")
+    noise = noise_for(range(3), (1, 8, 8))
+    made = sample_ancestral(
+        loaded.posterior, noise, loaded.chain, decoder=loaded.prior, log_variance=loaded.log_variance
+    )
+    assert made.nfe == 4 and made.images.isfinite().all()
+    merged, merged_card = load_denoiser(tmp_path / "p" / "merged")
+    x, sigma = torch.ones(2, 1, 8, 8), torch.tensor([3.0, 0.3])
+    torch.testing.assert_close(merged(x, sigma), loaded.posterior(x, sigma))
+    assert float((merged(x, sigma) - loaded.prior(x, sigma)).abs().max()) > 1e-4
+    assert merged_card.parent == card.prior
+
+
+def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(prior: Path, tmp_path: Path, capsys):
+    """The reward interrupts the process at its third call, once."""
+    stopping = (
+        "import os, signal\nfrom pathlib import Path\n"
+        "marker, calls = Path(__file__).with_name('stopped'), []\n\n"
+        "def bright(images):\n    calls.append(1)\n"
+        "    if len(calls) == 3 and not marker.exists():\n"
+        "        marker.touch()\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return 5 * images.clamp(-1, 1).mean(dim=(1, 2, 3))\n"
+    )
+    (prior.parent / "mine.py").write_text(stopping)
+    mix = ("--mix", "on_policy=0.5,replay=0.5", "--log-z", "learned", "--levels", "2", "--variance", "small")
+    assert run(prior, tmp_path / "a", *mix) == 130
+    assert "goes on where it stopped" in capsys.readouterr().err
+    assert read_adapter_card(tmp_path / "a").training["images"] == 24
+    assert run(prior, tmp_path / "a", *mix) == 0
+    (prior.parent / "mine.py").write_text(BRIGHT)
+    assert run(prior, tmp_path / "b", *mix) == 0
+    network = lively(PRIOR)
+    ends = [load_adapter(tmp_path / name, network)[0].tensors() for name in ("a", "b")]
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-7)
+    before = (tmp_path / "b" / "adapter.safetensors").read_bytes()
+    assert run(prior, tmp_path / "b", *mix) == 0  # complete: nothing is trained
+    assert (tmp_path / "b" / "adapter.safetensors").read_bytes() == before
+    assert run(prior, tmp_path / "b", *mix, "--rank", "2") == 2
+    assert "rank was 4, now 2" in capsys.readouterr().err
+
+
+def test_every_class_has_a_posterior_in_one_adapter(prior: Path, tmp_path: Path):
+    torch.manual_seed(0)
+    save_classifier(tmp_path / "c", NoisyClassifier(ClassifierConfig(8, 1, 3, 0.5, width=8)), {})
+    more = ("--variance", "small", "--lr", "0.05", "--merged")
+    assert run(prior, tmp_path / "p", *more, reward=f"each-class:{tmp_path / 'c'}") == 0
+    loaded = load_posterior(prior, tmp_path / "p", merge=False)
+    assert loaded.card.groups == 3 and loaded.posterior.classes == 3
+    x, sigma = torch.ones(2, 1, 8, 8), torch.tensor([2.0, 2.0])
+    outputs = loaded.posterior(x, sigma, torch.tensor([0, 1]))
+    assert float((outputs[0] - outputs[1]).abs().max()) > 1e-5
+    merged, card = load_denoiser(tmp_path / "p" / "merged")
+    assert merged.classes == 3 and len(card.class_names) == 3
+    torch.testing.assert_close(merged(x, sigma, torch.tensor([0, 1])), outputs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prior_with_classes_has_a_posterior_in_each_and_data_can_be_noised_back(prior: Path, tmp_path: Path):
+    checkpoint(tmp_path / "labelled", replace(PRIOR, classes=2), class_names=("a", "b"))
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+    labels = np.arange(12, dtype=np.int32) % 2
+    write_image_set(tmp_path / "d.zip", ImageSet("d", pixels, labels, ("a", "b"), "none", "made here"))
+    more = ("--variance", "large", "--mix", "on_policy=0.4,noised_back=0.6", "--data", str(tmp_path / "d.zip"))
+    reward = f"{prior.parent}/mine.py:bright"
+    assert run(tmp_path / "labelled", tmp_path / "p", *more, reward=reward) == 0
+    assert load_posterior(tmp_path / "labelled", tmp_path / "p").posterior.classes == 2
+
+
+def test_a_student_is_tilted_on_the_chain_of_its_own_steps(prior: Path, tmp_path: Path):
+    levels = {2: (2.5, 0.6), 4: (2.5, 1.0, 0.4, 0.1)}
+    student = checkpoint(tmp_path / "student", role="student", levels=levels)
+    reward = f"{prior.parent}/mine.py:bright"
+    assert run(student, tmp_path / "p", reward=reward) == 0
+    assert load_posterior(student, tmp_path / "p").chain == student_chain(levels[4])
+    assert run(student, tmp_path / "q", "--steps", "3", reward=reward) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--mix", "noised_back=1"), "give --data ZIP"),
+        (("--sigma-max", "0.01"), "must be below --sigma-max"),
+        (("--batch", "2", "--variance", "small"), "gives some of 3 groups less than two"),
+        (("--prior", "absent"), "is not a fewstep checkpoint"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_with_nothing_written(more, said: str, prior: Path, tmp_path: Path, capsys):
+    save_classifier(tmp_path / "c", NoisyClassifier(ClassifierConfig(8, 1, 3, 0.5, width=8)), {})
+    assert run(prior, tmp_path / "p", *more, reward=f"each-class:{tmp_path / 'c'}") == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_reward_that_fails_stops_the_run_in_a_sentence(prior: Path, tmp_path: Path, capsys):
+    (prior.parent / "bad.py").write_text("def nan(images):\n    return images.sum(dim=(1, 2, 3)) * float('nan')\n")
+    assert run(prior, tmp_path / "p", "--variance", "small", reward=f"{prior.parent}/bad.py:nan") == 2
+    assert "returned NaN for 8 of 8 images" in capsys.readouterr().err
+    assert run(tmp_path / "prior", tmp_path / "prior") == 2
+    assert "already holds a model.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("on_policy=0.5", "must sum to 1"),
+        ("own=1", "'own' is no behaviour"),
+        ("prior", "write prior=0.5"),
+    ],
+)
+def test_wrong_mixes_are_refused_by_name(text: str, said: str, prior: Path, tmp_path: Path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(prior, tmp_path / "p", "--mix", text)
+    assert said in capsys.readouterr().err

@@ -1,0 +1,305 @@
+"""One run of `python -m fewstep posterior`: the chain, the adapter, training, and what is written of it."""
+
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.adapters import Adapter, AdapterCard, adapted, merged, read_adapter_card, save_adapter, told
+from fewstep.ancestral import Chain, VarianceRule, ancestral_chain, denoising_errors, sample_ancestral, student_chain
+from fewstep.card import Card, CheckpointError
+from fewstep.checkpoint import load_denoiser, save_checkpoint
+from fewstep.noise_torch import noise_for
+from fewstep.outputs import STATE_FILE, check_folder
+from fewstep.pixels import to_pixels
+from fewstep.precond import Denoiser
+from fewstep.ranges import RangeError
+from fewstep.samplers import sample_heun
+from fewstep.schedule import karras_sigmas, solver_sigmas
+from trainer.data.loader import batches
+from trainer.data.matching import check_shape
+from trainer.data.named import read_data
+from trainer.methods.rtb import Problem, TrajectoryBalance, evaluate
+from trainer.methods.tilted import prior_pool, tilted_regression
+from trainer.posterior_report import Sheet, write_report, write_sheet
+from trainer.rewards.named import Reward, reward_of
+from trainer.run.artifacts import describe, environment
+from trainer.run.claim import claimed
+from trainer.run.compute import usable_device
+from trainer.run.distributed import ranks
+from trainer.run.draws import Draws
+from trainer.run.loop import Clock, LoopConfig, train
+from trainer.run.state import settle_state
+from trainer.settings import MachineError, PosteriorConfig
+
+MERGED = "merged"  # the folder below --out
+MEASURED = 256  # images of the prior by which its error is measured
+HEUN_LEVELS = 18
+COLUMNS = 16  # of a sheet
+# A log-ratio is a sum over pixel values, so its gradient grows with the image. 0.002 for 8x8, 0.0003 for 32x32 colour.
+ROOT_LR = 0.016
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for."""
+
+    prior: Path
+    reward: str
+    out: Path
+    config: PosteriorConfig = PosteriorConfig()
+    lr: float | None = None  # None: by the number of pixel values
+    data: Path | None = None
+    updates: int = 300
+    batch: int = 64
+    steps: int = 30  # network calls of an image
+    sigma_min: float = 0.05
+    sigma_max: float = 80.0
+    variance: VarianceRule = "opt"
+    rank: int = 4
+    noise: float = 0.1  # standard deviation of a measurement
+    warm_start: int = 0  # updates of tilted denoising
+    pool: int = 4096
+    evaluated: int = 1000
+    merged: bool = False
+    seed: int = 0
+    device: str | None = None
+    checkpoint_s: float = 300.0
+
+    def identity(self, prior: Card) -> dict[str, Any]:
+        """What a run that goes on must share with the one it continues."""
+        free = ("prior", "out", "data", "device", "checkpoint_s", "evaluated", "merged")
+        named = {name: value for name, value in asdict(self).items() if name not in free}
+        return json.loads(json.dumps({**named, "prior": prior.weights}))
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Prior and posterior of a run. y is told to the posterior alone (a reward for each group), to both (a prior with
+    classes), or to none."""
+
+    order: Order
+    card: Card
+    denoiser: Denoiser  # the prior's
+    network: nn.Module  # the prior's, with an input for y where the posterior is told one
+    reward: Reward
+    chain: Chain
+    device: str
+
+    @property
+    def groups(self) -> int:
+        return self.reward.groups or self.denoiser.classes
+
+    def prior(self, x: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
+        return self.denoiser(x, sigma, y if self.denoiser.classes else None)
+
+    def posterior(self, adapter: Adapter) -> Denoiser:
+        return Denoiser(adapted(self.network, adapter), self.denoiser.sigma_data, self.groups)
+
+    def problem(self, adapter: Adapter) -> Problem:
+        posterior = self.posterior(adapter)
+        return Problem(
+            self.prior, lambda x, sigma, y: posterior(x, sigma, y if self.groups else None), self.chain,
+            self.reward.log_reward, adapter.log_variance, max(self.groups, 1),
+        )  # fmt: skip
+
+    def y(self, count: int) -> Tensor:
+        return torch.arange(count, device=self.device) % max(self.groups, 1)
+
+    def like(self, count: int) -> Tensor:
+        return torch.zeros(count, *self.card.image_shape, device=self.device)
+
+
+def run(order: Order, command: str) -> bool:
+    """Train, or go on. Returns False when interrupted.
+
+    Raises CheckpointError, DataError, RewardError, RangeError, MachineError, or DivergedError.
+    """
+    if ranks() > 1:
+        raise MachineError("a posterior is trained in one process; start the command without torchrun")
+    device = usable_device(order.device)
+    with claimed(order.out):
+        settle_state(order.out)
+        resumed = (order.out / STATE_FILE).exists()
+        if not resumed:
+            check_folder(order.out)
+        setup = set_up(order, device, read_adapter_card(order.out).chain if resumed else None)
+        if order.config.log_z == "vargrad" and order.batch < 2 * setup.groups:
+            raise RangeError(
+                f"--batch {order.batch} gives some of {setup.groups} groups less than two trajectories; choose --batch "
+                f"{2 * setup.groups} or more, or --log-z learned"
+            )
+        return _train(setup, resumed, command)
+
+
+def set_up(order: Order, device: str, chain: Chain | None) -> Setup:
+    """chain: of a run that goes on; None: made here."""
+    denoiser, card = load_denoiser(order.prior, device)
+    if card.network.get("extra"):
+        raise CheckpointError(f"{order.prior} takes a latent beside the image; a prior takes none")
+    assert isinstance(denoiser.network, nn.Module)
+    reward = reward_of(order.reward, card.image_shape, order.noise, device)
+    network = told(denoiser.network, card, reward.groups)
+    if chain is None:
+        chain = _student(order, card) if card.role == "student" else _ancestral(order, denoiser, card, device)
+    return Setup(order, card, denoiser, network, reward, chain, device)
+
+
+def _student(order: Order, card: Card) -> Chain:
+    """The student's own steps."""
+    if order.steps not in card.levels or order.steps < 2:
+        listed = ", ".join(str(steps) for steps in sorted(card.levels) if steps > 1)
+        raise RangeError(f"{order.prior} is a student of {listed} steps; choose --steps among them, not {order.steps}")
+    return student_chain(card.levels[order.steps])
+
+
+def _ancestral(order: Order, denoiser: Denoiser, card: Card, device: str) -> Chain:
+    sigmas = karras_sigmas(order.steps, order.sigma_min, order.sigma_max)
+    if order.variance != "opt":
+        return ancestral_chain(sigmas, order.variance)
+    _say(f"measuring the prior's error at {order.steps} levels, on {MEASURED} of its samples")
+    labels = torch.arange(MEASURED, device=device) % denoiser.classes if denoiser.classes else None
+    bound = lambda x, sigma: denoiser(x, sigma, labels)  # noqa: E731
+    with torch.no_grad():
+        images = sample_heun(
+            bound, noise_for(range(MEASURED), card.image_shape, device), solver_sigmas(HEUN_LEVELS)
+        ).images
+        noise = noise_for(range(MEASURED, 2 * MEASURED), card.image_shape, device)
+        return ancestral_chain(sigmas, "opt", denoising_errors(bound, images, sigmas, noise))
+
+
+def _train(setup: Setup, resumed: bool, command: str) -> bool:
+    order, out = setup.order, setup.order.out
+    generator = torch.Generator().manual_seed(order.seed)
+    adapter = Adapter(setup.network, order.rank, setup.chain.steps, generator).to(setup.device)
+    lr = order.lr or ROOT_LR / math.sqrt(math.prod(setup.card.image_shape))
+    config = replace(order.config, adam=replace(order.config.adam, lr=lr))
+    if order.warm_start and not resumed:
+        _warm(setup, adapter, Draws(generator, device=setup.device))
+    method = TrajectoryBalance(setup.problem(adapter), adapter, config, setup.like(1)[0])
+    loop = LoopConfig(
+        batch=order.batch, images=order.updates * order.batch, checkpoint_s=order.checkpoint_s, seed=order.seed,
+        log_every=max(order.updates // 200, 1), label="posterior",
+    )  # fmt: skip
+    identity = order.identity(setup.card)
+
+    def card_of(images: int, monitors: dict[str, float]) -> AdapterCard:
+        training = {**identity, "images": images, "environment": environment()}
+        return AdapterCard(
+            setup.card.weights, order.rank, setup.reward.groups, setup.chain, order.reward, training=training,
+            monitors=monitors,
+        )  # fmt: skip
+
+    def save(average: nn.Module, clock: Clock, folder: Path) -> None:
+        assert isinstance(average, Adapter)
+        save_adapter(folder, average, card_of(clock.images, {}))
+
+    averaged: list[Adapter] = []
+
+    def draw(average: nn.Module, clock: Clock, folder: Path) -> None:
+        assert isinstance(average, Adapter)
+        averaged[:] = [average]
+        write_sheet(folder, sheet(setup, average), clock.images)
+
+    done = train(method, _batches(setup, loop), loop, out, save, draw=draw, resume=resumed, identity=identity)
+    if not done:
+        _say("interrupted; the same command goes on where it stopped")
+        return False
+    final = averaged[0]
+    _say(f"evaluating on {order.evaluated} trajectories")
+    monitors = _evaluated(setup, final)
+    save_adapter(out, final, card_of(loop.images or 0, monitors))
+    settle_state(out)
+    if order.merged:
+        write_merged(setup, final, out / MERGED)
+    write_report(out, command, order.reward, monitors)
+    print(_closing(setup, monitors))
+    return True
+
+
+def _warm(setup: Setup, adapter: Adapter, rng: Draws) -> None:
+    order, problem = setup.order, setup.problem(adapter)
+    _say(f"warm start: {order.pool} samples of the prior")
+    pool = prior_pool(problem, setup.like(order.batch), setup.y(order.batch), order.pool, rng)
+    every = max(order.warm_start // 10, 1)
+    tilted_regression(
+        setup.posterior(adapter), adapter, pool, (setup.chain.sigmas[-1], setup.chain.sigmas[0]), order.warm_start, rng,
+        beta=order.config.beta, batch=order.batch, told=bool(setup.groups),
+        said=lambda done, loss: _say(f"warm start  {done} of {order.warm_start}  loss {loss:.3g}")
+        if done % every == 0 else None,
+    )  # fmt: skip
+
+
+def _batches(setup: Setup, config: LoopConfig) -> Any:
+    """trainer.run.loop.Batches: the data where there are some, else zeros, with y."""
+    order, groups = setup.order, setup.groups
+    if order.data is None:
+        return lambda seen, device: itertools.repeat((setup.like(order.batch), setup.y(order.batch)))
+    data = read_data(order.data, setup.card.image_shape[1])
+    check_shape(setup.card, data, "the prior")
+
+    def stream(seen: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in batches(data, config, seen, device):
+            yield images, labels if groups and setup.denoiser.classes else setup.y(order.batch)
+
+    return stream
+
+
+def _evaluated(setup: Setup, adapter: Adapter) -> dict[str, float]:
+    """The monitors of `trainer.methods.rtb.evaluate`."""
+    problem, count = setup.problem(adapter), setup.order.evaluated
+    rng = Draws(torch.Generator().manual_seed(setup.order.seed + 1), device=setup.device)
+    return evaluate(problem, setup.like(count), setup.y(count), setup.order.config.beta, rng)
+
+
+@torch.no_grad()
+def sheet(setup: Setup, adapter: Adapter) -> Sheet:
+    """Samples of the prior's chain over those of the posterior's, from the same noise: seeds 0, 1, 2 and so on."""
+    y, posterior = setup.y(COLUMNS), setup.posterior(adapter)
+    noise = noise_for(range(COLUMNS), setup.card.image_shape, setup.device)
+    prior = lambda x, sigma: setup.prior(x, sigma, y)  # noqa: E731
+    tilted = lambda x, sigma: posterior(x, sigma, y if setup.groups else None)  # noqa: E731
+    made = [
+        sample_ancestral(prior, noise, setup.chain),
+        sample_ancestral(tilted, noise, setup.chain, decoder=prior, log_variance=adapter.log_variance.tolist()),
+    ]
+    names = setup.reward.group_names or setup.card.class_names
+    columns = [names[int(number) % len(names)] for number in y] if setup.groups and names else []
+    return Sheet([to_pixels(sample.images.cpu().numpy()) for sample in made], ["prior", "posterior"], columns)
+
+
+def write_merged(setup: Setup, adapter: Adapter, folder: Path) -> None:
+    """A checkpoint like the prior, with the adapter in its weights: what samples or distils the prior takes it too."""
+    network: Any = merged(setup.network, adapter)
+    card = replace(
+        setup.card, network={**setup.card.network, **describe(network)}, class_names=setup.reward.group_names
+        or setup.card.class_names, parent=setup.card.weights, metrics={},
+        training={"posterior": setup.order.reward, "images": setup.order.updates * setup.order.batch},
+    )  # fmt: skip
+    save_checkpoint(folder, network.state_dict(), card)
+
+
+def _closing(setup: Setup, monitors: dict[str, float]) -> str:
+    lines = [
+        f"E[log r] {monitors['log_reward']:.3f} (prior {monitors['prior_log_reward']:.3f}), "
+        f"ELBO {monitors['elbo']:.3f} <= log Z <= EUBO {monitors['eubo']:.3f}, "
+        f"log Z by weights {monitors['log_z']:.3f}, by the prior {monitors['log_z_prior']:.3f}, "
+        f"effective sample size {100 * monitors['ess']:.0f} %",
+        f"adapter of {setup.order.prior} in {setup.order.out}; report: {setup.order.out / 'report.html'}",
+    ]
+    if monitors["elbo"] < setup.order.config.beta * monitors["prior_log_reward"]:  # what an untrained adapter has
+        lines.append(
+            "the ELBO is below that of the prior itself: training diverged. Use another --out and a lower --lr"
+        )
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

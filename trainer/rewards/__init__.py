@@ -1,0 +1,1 @@
+"""Rewards: log r of images, by which a prior is tilted."""

@@ -1,0 +1,162 @@
+"""A reward as it is written on a command line.
+
+class:DIR:3             class 3 of the classifier in DIR (python -m trainer classifier --out DIR)
+classes:DIR:0,2,4       any of several classes
+each-class:DIR          every class, told to the posterior as y
+inpaint:IMAGE:5x5+2+1   IMAGE with the rectangle of width x height + left + top unknown
+upscale:IMAGE:4         an image whose means of 4x4 pixels are those of IMAGE, which is the large or the small one
+deblur:IMAGE:1.5        an image that is IMAGE once it is blurred by 1.5 pixels
+module:function         any function(images [B, C, H, W] in [-1, 1]) -> log r [B]
+FILE.py:function        likewise
+"""
+
+import importlib
+import importlib.util
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from fewstep.pixels import from_pixels
+from trainer.critics.classifier import load_classifier
+from trainer.methods.rtb import LogReward
+from trainer.rewards.checked import FLOOR, RewardError, checked
+from trainer.rewards.classes import class_reward, clean_logits, told_class_reward
+from trainer.rewards.linear import Operator, blur, inpainting, measured, super_resolution
+
+FORMS = "class:DIR:3, classes:DIR:0,2, each-class:DIR, inpaint:IMAGE:WxH+X+Y, upscale:IMAGE:4, deblur:IMAGE:1.5, module:function, FILE.py:function"  # noqa: E501
+
+
+@dataclass(frozen=True)
+class Reward:
+    log_reward: LogReward
+    groups: int = 0  # values of y the posterior is told; 0: none
+    group_names: tuple[str, ...] = ()
+
+
+def reward_of(text: str, shape: tuple[int, int, int], noise: float, device: str, floor: float = FLOOR) -> Reward:
+    """The reward that `text` names, for images of `shape` (C, H, W). noise: standard deviation of a measurement.
+
+    Raises RewardError, or CheckpointError for a classifier that cannot be read.
+    """
+    kind, _, rest = text.partition(":")
+    if kind in ("class", "classes", "each-class"):
+        return _classes(text, kind, rest, shape, device, floor)
+    if kind in ("inpaint", "upscale", "deblur"):
+        path, _, setting = rest.rpartition(":")
+        if not path:
+            raise RewardError(f"--reward {text} lacks its image or its setting; write one of {FORMS}")
+        operator, y = _measurement(text, kind, Path(path), setting, shape)
+        y = y.to(device)
+        return Reward(checked(measured(operator, y, noise), text, -float("inf")))
+    if rest:
+        return Reward(checked(_ours(_function(text)), text, floor))
+    raise RewardError(f"--reward {text} is unknown; write one of {FORMS}")
+
+
+def _classes(text: str, kind: str, rest: str, shape: tuple[int, int, int], device: str, floor: float) -> Reward:
+    folder, _, numbers = rest.rpartition(":") if kind != "each-class" else (rest, "", "")
+    if not folder:
+        raise RewardError(f"--reward {text} lacks its folder or its classes; write one of {FORMS}")
+    classifier = load_classifier(Path(folder), device)
+    config = classifier.config
+    if (config.channels, config.resolution, config.resolution) != shape:
+        raise RewardError(
+            f"--reward {text}: the classifier takes {config.channels}x{config.resolution}x{config.resolution} images, "
+            f"and the prior makes {'x'.join(map(str, shape))}"
+        )
+    logits = clean_logits(classifier)
+    if kind == "each-class":
+        names = tuple(f"class {number}" for number in range(config.classes))
+        return Reward(checked(told_class_reward(logits), text, floor), config.classes, names)
+    chosen = numbers.split(",")
+    if not all(re.fullmatch(r"\d+", number) and int(number) < config.classes for number in chosen):
+        raise RewardError(f"--reward {text}: classes are whole numbers from 0 to {config.classes - 1}, not {numbers}")
+    if kind == "class" and len(chosen) > 1:
+        raise RewardError(f"--reward {text} names several classes; write classes:{rest}")
+    return Reward(checked(class_reward(logits, [int(number) for number in chosen]), text, floor))
+
+
+def _measurement(
+    text: str, kind: str, path: Path, setting: str, shape: tuple[int, int, int]
+) -> tuple[Operator, Tensor]:
+    """The operator and its measurement [1, ...]. An image of the prior's size is measured here."""
+    channels, height, width = shape
+    if kind == "inpaint":
+        box = re.fullmatch(r"(\d+)x(\d+)\+(\d+)\+(\d+)", setting)
+        if not box:
+            raise RewardError(f"--reward {text}: the unknown rectangle is WIDTHxHEIGHT+LEFT+TOP, not {setting}")
+        wide, high, left, top = map(int, box.groups())
+        if not (wide and high and left + wide <= width and top + high <= height):
+            raise RewardError(f"--reward {text}: the rectangle {setting} does not lie in {width}x{height} pixels")
+        mask = torch.ones(1, 1, height, width)
+        mask[..., top : top + high, left : left + wide] = 0
+        operator = _on_device(mask)
+        return operator, operator(_image(text, path, shape))
+    if kind == "upscale":
+        if not re.fullmatch(r"\d+", setting) or int(setting) < 2 or height % int(setting) or width % int(setting):
+            raise RewardError(
+                f"--reward {text}: the factor is a whole number from 2 that divides {height}, not {setting}"
+            )
+        small = (channels, height // int(setting), width // int(setting))
+        operator, y = super_resolution(int(setting)), _image(text, path, shape, small)
+        return operator, y if tuple(y.shape[1:]) == small else operator(y)
+    if not re.fullmatch(r"\d+(\.\d+)?", setting) or not 0 < float(setting) <= (min(height, width) - 1) / 3:
+        raise RewardError(
+            f"--reward {text}: the blur is above 0 and at most {(min(height, width) - 1) / 3:.2g} pixels, not {setting}"
+        )
+    return blur(float(setting)), _image(text, path, shape)
+
+
+def _on_device(mask: Tensor) -> Operator:
+    return lambda images: inpainting(mask.to(images))(images)
+
+
+def _image(text: str, path: Path, *shapes: tuple[int, int, int]) -> Tensor:
+    """[1, C, H, W] in [-1, 1], of one of these shapes."""
+    try:
+        with Image.open(path) as opened:
+            pixels = np.asarray(opened.convert("L" if shapes[0][0] == 1 else "RGB"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise RewardError(f"--reward {text}: {path} is no readable image ({error})") from error
+    image = torch.from_numpy(from_pixels(pixels.reshape(1, *pixels.shape[:2], -1)))
+    if tuple(image.shape[1:]) not in shapes:
+        sizes = " or ".join(f"{shape[2]}x{shape[1]}" for shape in shapes)
+        raise RewardError(f"--reward {text}: {path} is {image.shape[3]}x{image.shape[2]}; it must be {sizes}")
+    return image
+
+
+def _function(text: str) -> Callable[..., Any]:
+    place, _, name = text.rpartition(":")
+    try:
+        if place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(place)
+    except (ImportError, OSError, SyntaxError) as error:
+        raise RewardError(f"--reward {text}: {place} cannot be imported ({error}); write one of {FORMS}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise RewardError(f"--reward {text}: {place} has no function {name}")
+    return function
+
+
+def _ours(function: Callable[..., Any]) -> LogReward:
+    """A function of images, or of images and y, as one of both."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+        places = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+        takes_y = len(places) > 1 and places[1].default is inspect.Parameter.empty
+    except ValueError:  # written in C, without a signature
+        takes_y = False
+    return function if takes_y else lambda images, _: function(images)
