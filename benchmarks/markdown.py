@@ -10,6 +10,7 @@ Result = Mapping[str, Any]  # what benchmarks/harness.py wrote
 
 NAMES = {"dpdm": "**DPDM student**", "heun": "EDM Heun", "euler": "EDM Euler"}
 SOLVERS = ("heun", "euler")
+VARIANTS = {"posterior": "ncvsd"}  # of ablation.py: name in older results -> today's
 STUDENT = "student"  # of quality.py and recovery.py: the shipped one
 
 
@@ -94,7 +95,10 @@ def recovery(result: Result, extractor: str) -> str:
 
 def ablation(result: Result) -> str:
     """Distances of an ablation.py result, mean and standard deviation over its seeds; a star stands out."""
-    lines = [[row["variant"], *(_ablated(row["cells"][str(k)]) for k in STEPS)] for row in result["rows"]]
+    lines = [
+        [VARIANTS.get(row["variant"], row["variant"]), *(_ablated(row["cells"][str(k)]) for k in STEPS)]
+        for row in result["rows"]
+    ]
     return markdown(["variant", *(f"k = {k}" for k in STEPS)], lines)
 
 

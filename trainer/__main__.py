@@ -11,13 +11,13 @@ from fewstep.card import CheckpointError, read_card
 from fewstep.ranges import Range, RangeError, duration, number, whole
 from trainer import calibrate
 from trainer.data import command as data
-from trainer.data.command import unread
+from trainer.data.command import describe_unread
 from trainer.data.format import DataError, ImageSet
 from trainer.data.named import load_recipe_dataset, read_data
 from trainer.importing import command as importing
 from trainer.recipes.by_name import RECIPES, UnknownRecipeError, recipe
 from trainer.settings import WIDEST, MachineError
-from trainer.switches import add_switches, given
+from trainer.switches import add_switches, read_switches
 
 if TYPE_CHECKING:
     from trainer.runs import RunOptions
@@ -135,7 +135,7 @@ def _images(args: argparse.Namespace) -> ImageSet:
     if args.data:
         images = read_data(args.data, _side(args))
         if rank() == 0:
-            for line in unread(images):
+            for line in describe_unread(images):
                 print(line, file=sys.stderr)
         return images
     if rank() > 0:
@@ -157,22 +157,22 @@ def _side(args: argparse.Namespace) -> int:
 def _teacher(args: argparse.Namespace) -> int:
     from trainer.commands import train_teacher
 
-    return _trained(args, lambda: train_teacher(_options(args), _images(args), args.init, args.lr))
+    return _run_training(args, lambda: train_teacher(_options(args), _images(args), args.init, args.lr))
 
 
 def _student(args: argparse.Namespace) -> int:
     from trainer.commands import Distillation, train_student
 
     request = Distillation(
-        args.teacher, args.method, given(args), args.init, args.lists_of, args.kept, tuple(args.critic)
+        args.teacher, args.method, read_switches(args), args.init, args.lists_of, args.kept, tuple(args.critic)
     )
-    return _trained(args, lambda: train_student(_options(args), _images(args), request))
+    return _run_training(args, lambda: train_student(_options(args), _images(args), request))
 
 
 def _classifier(args: argparse.Namespace) -> int:
     from trainer.classify import train_classifier
 
-    return _trained(args, lambda: train_classifier(_options(args), _images(args)))
+    return _run_training(args, lambda: train_classifier(_options(args), _images(args)))
 
 
 def _average(args: argparse.Namespace) -> None:
@@ -187,13 +187,13 @@ def _publish(args: argparse.Namespace) -> None:
     publish(args.model, args.out)
 
 
-def _trained(args: argparse.Namespace, train: Callable[[], bool]) -> int:
+def _run_training(args: argparse.Namespace, train: Callable[[], bool]) -> int:
     """Run a training command, in one process or as one of torchrun's. Returns the exit status."""
     from trainer.run import distributed as world
     from trainer.run.compute import usable_device
     from trainer.run.loop import DivergedError
 
-    with world.joined(usable_device(args.device)):
+    with world.join_processes(usable_device(args.device)):
         try:
             completed = train()
         except DivergedError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 from fewstep.card import CheckpointError
 from fewstep.checkpoint import load_checkpoint, load_denoiser, save_checkpoint
 from fewstep.outputs import check_folder
-from trainer.run.ema import FOLDER, Profile, combined, gamma_of, stored_before
+from trainer.run.ema import FOLDER, Profile, combine_averages, gamma_of, stored_before
 
 
 def average(run: Path, width: float, out: Path) -> None:
@@ -25,6 +25,6 @@ def average(run: Path, width: float, out: Path) -> None:
         )
     denoiser, _ = load_denoiser(run)
     network = denoiser.network
-    made = combined(network, stored, Profile(gamma_of(width), images))  # pyright: ignore[reportArgumentType]
+    made = combine_averages(network, stored, Profile(gamma_of(width), images))  # pyright: ignore[reportArgumentType]
     training = {**card.training, "ema_width": width, "average_of": card.weights}
     save_checkpoint(out, made.state_dict(), replace(card, training=training, metrics={}))

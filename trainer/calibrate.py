@@ -41,7 +41,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What a search is told, whatever space it judges in."""
+    """Register the options of the search."""
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the student; its card is rewritten")
     parser.add_argument(
         "--images", type=whole(2), default=1000, metavar="N", help="generated for every list (default 1000)"
@@ -66,9 +66,9 @@ def _counts(text: str) -> tuple[int, ...]:
 
 def _run(args: argparse.Namespace) -> int:
     from trainer.data.named import load_recipe_dataset, read_data
-    from trainer.levels.calibration import calibrate, searchable, teacher_space
+    from trainer.levels.calibration import calibrate, steps_to_search, teacher_space
 
-    steps, config = searchable(card := read_card(args.model), args.steps, args.model), searching(args)
+    steps, config = steps_to_search(card := read_card(args.model), args.steps, args.model), searching(args)
     name = args.recipe or card.training.get("recipe", "")
     data = read_data(args.data, card.image_shape[1]) if args.data else load_recipe_dataset(name, CACHE)
     space, facts = teacher_space(args.model, args.teacher, data, compute := computing(args))

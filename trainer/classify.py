@@ -19,7 +19,7 @@ from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
 from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
-from trainer.run.compute import Compute, placed, usable_device, worth_compiling
+from trainer.run.compute import Compute, move_to_device, usable_device, worth_compiling
 from trainer.run.loop import Clock, train
 from trainer.runs import RunOptions, loop_config, own_folder
 
@@ -42,7 +42,7 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     device = usable_device(options.device)
     compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
     compute = Compute(device, "fp32" if options.precision == "auto" else options.precision, compile)
-    network = placed(NoisyClassifier(settings), device)
+    network = move_to_device(NoisyClassifier(settings), device)
     identity = json.loads(
         json.dumps({
             "recipe": options.recipe, "data": data.provenance().sha256, "seed": config.seed, "batch": config.batch,

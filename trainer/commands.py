@@ -27,10 +27,10 @@ from trainer.methods.self_distillation import Progressive
 from trainer.recipes.by_name import recipe
 from trainer.recipes.recipe import Recipe
 from trainer.run.artifacts import describe
-from trainer.run.compute import Compute, placed, runner
+from trainer.run.compute import Compute, move_to_device, runner
 from trainer.run.distributed import rank
 from trainer.run.state import load_network
-from trainer.runs import RunOptions, compute_for, fitted, loop_config, own_folder, run_method
+from trainer.runs import RunOptions, compute_for, fit_to_data, loop_config, own_folder, run_method
 from trainer.settings import AdversarialConfig, ConsistencyConfig, MethodName, ProgressiveConfig, StudentConfig
 from trainer.switches import (
     ADVERSARIAL,
@@ -38,9 +38,9 @@ from trainer.switches import (
     PROGRESSIVE,
     SwitchError,
     adversarial,
+    apply_switches,
     consistency,
     progressive,
-    switched,
     with_lists,
 )
 from trainer.switches import DMD2 as DMD2_SWITCHES
@@ -62,9 +62,9 @@ def _train_teacher(options: RunOptions, data: ImageSet, start: Path | None, lr: 
     settings = chosen.teacher if lr is None else replace(chosen.teacher, adam=replace(chosen.teacher.adam, lr=lr))
     network, start_card = _starting_teacher(start, data) if start else (None, None)
     torch.manual_seed(options.seed)
-    network = network or UNet(fitted(chosen.network_of(options.network), data))
+    network = network or UNet(fit_to_data(chosen.network_of(options.network), data))
     compute = compute_for(options, network, config)
-    placed(network, compute.device)
+    move_to_device(network, compute.device)
     torch.manual_seed(options.seed + rank())  # each process drops out other units
     sigma = start_card.sigma_data if start_card else data.sigma_data()
     method = Teacher(network, sigma, settings, compute)
@@ -101,11 +101,11 @@ class Distillation:
 
     teacher: Path
     method: MethodName = "dpdm"
-    switches: dict[str, Any] = field(default_factory=dict)  # as trainer.switches.given
+    switches: dict[str, Any] = field(default_factory=dict)  # as trainer.switches.read_switches
     start: Path | None = None  # a student to continue from, under other settings
     lists: Path | None = None  # a student whose served level lists are to be trained
     kept: Path | None = None  # a student whose calls are those that stay, of progressive distillation
-    critics: tuple[Path, ...] = ()  # classifiers that know the level of noise (trainer.noisy_classifier)
+    critics: tuple[Path, ...] = ()  # classifiers that know the level of noise (trainer.critics.classifier)
 
 
 def train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
@@ -128,7 +128,7 @@ def _train_student(options: RunOptions, data: ImageSet, request: Distillation) -
     torch.manual_seed(options.seed)
     compute = compute_for(options, network.requires_grad_(True), config)
     for placing in filter(None, (network, start, kept, *classifiers)):
-        placed(placing, compute.device)
+        move_to_device(placing, compute.device)
     if isinstance(settings, ConsistencyConfig):
         method = Consistency(network, parent.sigma_data, settings, compute, start)
         levels = {k: consistency_levels(k, parent.sigma_data, settings.sigma_max) for k in settings.steps}
@@ -179,7 +179,7 @@ def _settings(chosen: Recipe, request: Distillation, classifiers: Sequence[Noisy
         lowest = max(classifier.config.sigma_min for classifier in classifiers)
         return adversarial(chosen.adversarial, request.switches, read_card(request.start), lowest)
     presets = {"dpdm": base, "tied": tied(base), "diff-instruct": diff_instruct(base), "dmd2": dmd2(base)}
-    return switched(with_lists(presets[request.method], request.lists), request.switches)
+    return apply_switches(with_lists(presets[request.method], request.lists), request.switches)
 
 
 def _refuse_variants(request: Distillation) -> None:
@@ -202,9 +202,9 @@ def _starting_student(
     if card.role != "student" or not same or card.sigma_data != parent.sigma_data:
         raise CheckpointError(f"{folder} is not a student of such a teacher; {use}")
     assert isinstance(denoiser.network, NetworkModule)
-    posterior = isinstance(settings, StudentConfig) and settings.objective == "posterior"
-    if denoiser.network.config.extra and not posterior:
-        raise CheckpointError(f"{folder} is a student of the posterior; continue it with --objective posterior")
+    ncvsd = isinstance(settings, StudentConfig) and settings.objective == "ncvsd"
+    if denoiser.network.config.extra and not ncvsd:
+        raise CheckpointError(f"{folder} is an NCVSD student; continue it with --objective ncvsd")
     return denoiser.network, card
 
 

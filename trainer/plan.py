@@ -21,7 +21,7 @@ from fewstep.precond import Denoiser
 from trainer.data.format import ImageSet
 from trainer.recipes.recipe import NetworkSize, Recipe, Stage
 from trainer.run.compute import Precision
-from trainer.run.progress import spoken
+from trainer.run.progress import format_seconds
 from trainer.run.state import read_facts
 
 UPDATES = 4  # of every stage while measuring; the first two warm up
@@ -174,7 +174,7 @@ def level_of(side: int) -> Level:
     return next((level for level in LEVELS if side <= level.side), LEVELS[-1])
 
 
-def seen(images: Mapping[str, int], stages: Sequence[Stage]) -> Needed:
+def images_seen(images: Mapping[str, int], stages: Sequence[Stage]) -> Needed:
     """What the teacher and the first distillation of a recipe see."""
     first = next(stage.name for stage in stages if stage.method not in ("teacher", "classifier"))
     return Needed(images["teacher"], images[first])
@@ -217,31 +217,31 @@ def describe(plan: Plan, data: ImageSet, recipe: Recipe) -> str:
         f"machine   {plan.device}, {plan.precision}, {'compiled' if plan.compile else 'not compiled'}, "
         f"{torch.get_num_threads()} threads; memory {plan.memory_mb / 1000:.1f} GB, disk {plan.disk_mb / 1000:.1f} GB",
         f"recipe    {plan.recipe}, the {plan.network} network: {plan.parameters / 1e6:.2f} M parameters",
-        f"budget    {spoken(plan.budget_s)} for everything",
+        f"budget    {format_seconds(plan.budget_s)} for everything",
         "",
         f"{'stage':<{width}}  images/s     images  passes      time",
     ]
     lines += [
         f"{name:<{width}}  {plan.images_per_s[name]:8.3g} {plan.images[name]:10,}  {plan.images[name] / count:6.3g}"
-        f"  {spoken(plan.seconds[name]):>8}"
+        f"  {format_seconds(plan.seconds[name]):>8}"
         for name in names
     ]
-    lines += [f"{'export and report':<{width}}  {'':8} {'':10}  {'':6}  {spoken(plan.overhead_s):>8}", ""]
+    lines += [f"{'export and report':<{width}}  {'':8} {'':10}  {'':6}  {format_seconds(plan.overhead_s):>8}", ""]
     return "\n".join([*lines, *(f"expect    {sentence}" for sentence in expect(plan, data, recipe))])
 
 
 def expect(plan: Plan, data: ImageSet, recipe: Recipe) -> list[str]:
     """What a newcomer should know before waiting."""
     count, side = data.images.shape[:2]
-    has, level = seen(plan.images, recipe.stages), level_of(side)
+    has, level = images_seen(plan.images, recipe.stages), level_of(side)
     sentences = []
     if count < FEW_PICTURES:
         sentences.append(f"{count:,} pictures: will be memorised; {FEW_PICTURES:,} or more are better")
     if sentence := too_few(side, has):
-        budget = spoken(wanted_s(plan, recipe.stages, level.usable))
+        budget = format_seconds(wanted_s(plan, recipe.stages, level.usable))
         sentences.append(f"{sentence}. A budget of about {budget} buys them on this machine")
     elif has.teacher < level.good.teacher or has.student < level.good.student:
-        budget = spoken(wanted_s(plan, recipe.stages, level.good))
+        budget = format_seconds(wanted_s(plan, recipe.stages, level.good))
         sentences.append(f"a usable result; a good one takes about {budget} on this machine")
     else:
         sentences.append("a good result for a network of this size")

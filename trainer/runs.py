@@ -20,7 +20,7 @@ from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
 from trainer.recipes.recipe import NetworkSize, Recipe
 from trainer.run.artifacts import environment, write_sheet
-from trainer.run.claim import claimed
+from trainer.run.claim import claim
 from trainer.run.compute import Compute, Precision, faster_precision, step_seconds, usable_device, worth_compiling
 from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import Clock, LoopConfig, Method, train
@@ -130,15 +130,15 @@ def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
 def compute_for(options: RunOptions, network: NetworkModule, config: LoopConfig) -> Compute:
     """Where and how a run computes, the same in every process."""
     device, rows = usable_device(options.device), config.batch // ranks()
-    precision = _precision(options, network, device, rows)
-    compile = _compiled(options, config, device, lambda: step_seconds(network, device, rows, precision))
+    precision = _decide_precision(options, network, device, rows)
+    compile = _decide_compile(options, config, device, lambda: step_seconds(network, device, rows, precision))
     if rank() == 0:
         how = "compiled, which the first updates take minutes for" if compile else "eager"
         print(f"device {device}, {precision}, {how}", file=sys.stderr, flush=True)
     return Compute(device, precision, compile)
 
 
-def _compiled(options: RunOptions, config: LoopConfig, device: str, step_s: Callable[[], float]) -> bool:
+def _decide_compile(options: RunOptions, config: LoopConfig, device: str, step_s: Callable[[], float]) -> bool:
     """Whether networks are compiled. step_s: seconds of a training step, measured for a run limited by images."""
     if options.compile != "auto":
         return options.compile == "on"
@@ -148,7 +148,7 @@ def _compiled(options: RunOptions, config: LoopConfig, device: str, step_s: Call
     return from_first(worth_compiling(device, seconds))
 
 
-def _precision(options: RunOptions, network: NetworkModule, device: str, rows: int) -> Precision:
+def _decide_precision(options: RunOptions, network: NetworkModule, device: str, rows: int) -> Precision:
     if options.precision != "auto":
         return options.precision
     if options.resume:
@@ -162,7 +162,7 @@ def _precision(options: RunOptions, network: NetworkModule, device: str, rows: i
 def own_folder(options: RunOptions) -> Iterator[None]:
     """While open, the run has `options.out` for itself. Raises CheckpointError as `check_out` does, or when another
     run has it."""
-    with claimed(options.out):
+    with claim(options.out):
         if rank() == 0:
             settle_state(options.out)
         from_first(None)  # the others look after that
@@ -186,7 +186,7 @@ def check_out(options: RunOptions) -> None:
         )
 
 
-def fitted(network: UNetConfig, data: ImageSet) -> UNetConfig:
+def fit_to_data(network: UNetConfig, data: ImageSet) -> UNetConfig:
     """The network with the shape of the data. Raises DataError when it cannot take that."""
     _, resolution, _, channels = data.images.shape
     classes = len(data.class_names) if (data.labels >= 0).any() else 0

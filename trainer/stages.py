@@ -21,20 +21,19 @@ from trainer import report
 from trainer.classify import train_classifier
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.critics.classifier import classifier_hash
-from trainer.data.command import unread
+from trainer.data.command import describe_unread
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.named import READERS
 from trainer.data.sources.given import read_given
 from trainer.journal import Done, Journal, settings_hash
-from trainer.plan import COMPILED_FROM_S, Plan, Rehearsal, describe, plan, rehearse, too_few
-from trainer.plan import seen as seen_by
+from trainer.plan import COMPILED_FROM_S, Plan, Rehearsal, describe, images_seen, plan, rehearse, too_few
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import NetworkSize, Recipe, Stage
-from trainer.run.claim import claimed
+from trainer.run.claim import claim
 from trainer.run.compute import usable_device, worth_compiling
-from trainer.run.progress import spoken
+from trainer.run.progress import format_seconds
 from trainer.run.state import read_facts, settle_state
-from trainer.runs import RunOptions, fitted
+from trainer.runs import RunOptions, fit_to_data
 
 DATA, EXPORT, REPORT = "data", "export", "report"
 DATA_FILE = "data.zip"
@@ -58,7 +57,7 @@ class Order:
 
     def facts(self) -> dict[str, Any]:
         """What decides the result, JSON-able."""
-        given = asdict(self) | {"photos": self.photos if self.recipe_named else str(Path(self.photos).resolve())}
+        given = asdict(self) | {"photos": self.photos if self.names_recipe else str(Path(self.photos).resolve())}
         return {name: value for name, value in given.items() if value is not None and name not in ("out", "device")}
 
     @property
@@ -66,7 +65,7 @@ class Order:
         return usable_device(self.device)
 
     @property
-    def recipe_named(self) -> bool:
+    def names_recipe(self) -> bool:
         """A folder of that name goes before the recipe."""
         return self.photos in RECIPES and not Path(self.photos).exists()
 
@@ -86,7 +85,7 @@ class Run:
         options = RunOptions(
             self.recipe_name, out, images=images, batch=self.batches[stage.name], label=label,
             seed=(self.order.seed or 0) + stage.seed, resume=(out / STATE_FILE).exists(), device=self.order.where,
-            network=self.network, compile="on" if self.compiled else "off",
+            network=self.network, compile="on" if self.compiles else "off",
         )  # fmt: skip
         if plan is None:
             return replace(options, sheets=False)
@@ -94,11 +93,11 @@ class Run:
 
     @property
     def network(self) -> NetworkSize:
-        assert self.order.network is not None, "_settled saw to it"
+        assert self.order.network is not None, "_complete_order saw to it"
         return self.order.network
 
     @property
-    def compiled(self) -> bool:
+    def compiles(self) -> bool:
         long = (self.order.budget_s or 0) >= COMPILED_FROM_S
         return long and worth_compiling(self.order.where, self.order.budget_s)
 
@@ -124,13 +123,13 @@ def train(
     """
     if dry_run:
         journal = Journal.read(order.out)
-        order = _settled(order, journal, default_budget_s, first)
-        run = _opened(order, journal, _prepared(journal) if DATA in journal.stages else _pictures(order))
-        print(describe(_planned(run, run.recipe.stages, began), run.data, run.recipe), flush=True)
+        order = _complete_order(order, journal, default_budget_s, first)
+        run = _open_run(order, journal, _read_data(journal) if DATA in journal.stages else _pictures(order))
+        print(describe(_make_plan(run, run.recipe.stages, began), run.data, run.recipe), flush=True)
         return 0
-    with claimed(order.out):
+    with claim(order.out):
         journal = Journal.read(order.out)
-        order = _settled(order, journal, default_budget_s, first)
+        order = _complete_order(order, journal, default_budget_s, first)
         try:
             return _train(order, journal, export, first, began)
         except OSError as error:
@@ -142,23 +141,24 @@ def train(
 
 
 def _train(order: Order, journal: Journal, export: Export, first: str | None, began: float) -> int:
+    _check_planned_stages(journal)
     if first == DATA and journal.plan:
         _forget(journal, names(RECIPES[journal.plan["recipe"]]))
     if DATA not in journal.stages:
         _prepare(order, journal)
-    run = _opened(order, journal, _prepared(journal))
+    run = _open_run(order, journal, _read_data(journal))
     if first and first != DATA:
         _forget(journal, _from(first, run.recipe))
     missing = [stage for stage in run.recipe.stages if stage.name not in journal.stages]
     if not journal.plan or first in {stage.name for stage in run.recipe.stages}:
-        made = _planned(run, missing, began)
-        journal.plan, journal.order = asdict(_merged(journal.plan, made)), order.facts()
+        made = _make_plan(run, missing, began)
+        journal.plan, journal.order = asdict(_merge_plans(journal.plan, made)), order.facts()
         journal.write()
     planned = Plan(**journal.plan)
     _enough_disk(order.out, planned)
     print(describe(planned, run.data, run.recipe), flush=True)
     for stage in run.recipe.stages:
-        if not _complete(run, stage, planned) and not _trained(run, stage, planned):
+        if not _complete(run, stage, planned) and not _train_stage(run, stage, planned):
             print(f"interrupted in the stage {stage.name}; go on with: {command(order)}", file=sys.stderr)
             return INTERRUPTED
     if EXPORT not in journal.stages:
@@ -167,6 +167,15 @@ def _train(order: Order, journal: Journal, export: Export, first: str | None, be
         _report(run, planned)
     print(ending(run, planned), flush=True)
     return 0
+
+
+def _check_planned_stages(journal: Journal) -> None:
+    """Raise CheckpointError when an earlier version planned the run with other stages."""
+    planned = journal.plan.get("images", {})
+    if planned and planned.keys() != {stage.name for stage in RECIPES[journal.plan["recipe"]].stages}:
+        raise CheckpointError(
+            f"{journal.folder} was begun by another version, with the stages {', '.join(planned)}; choose another --out"
+        )
 
 
 def _from(first: str, recipe: Recipe) -> list[str]:
@@ -192,7 +201,7 @@ def _forget(journal: Journal, stages: Sequence[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _settled(order: Order, journal: Journal, default_budget_s: float, first: str | None) -> Order:
+def _complete_order(order: Order, journal: Journal, default_budget_s: float, first: str | None) -> Order:
     """The order, with what was asked for before where nothing is given now.
 
     Raises CheckpointError when it is another one than the folder holds.
@@ -217,7 +226,7 @@ def _flag(name: str) -> str:
 
 def _pictures(order: Order) -> ImageSet:
     """Raises DataError."""
-    if not order.recipe_named:
+    if not order.names_recipe:
         return read_given(Path(order.photos), order.size)
     if order.photos not in READERS:
         raise DataError(f"the recipe {order.photos} has no pictures of its own; name a folder of pictures")
@@ -230,7 +239,7 @@ def _prepare(order: Order, journal: Journal) -> None:
     began = time.monotonic()
     print(f"reading {order.photos}", file=sys.stderr, flush=True)
     images = _pictures(order)
-    for line in unread(images):
+    for line in describe_unread(images):
         print(line, file=sys.stderr, flush=True)
     path = order.out / DATA_FILE
     write_image_set(path, images)
@@ -241,17 +250,17 @@ def _prepare(order: Order, journal: Journal) -> None:
     journal.write()
 
 
-def _prepared(journal: Journal) -> ImageSet:
+def _read_data(journal: Journal) -> ImageSet:
     return read_image_set(journal.folder / journal.stages[DATA].facts["file"])
 
 
-def _opened(order: Order, journal: Journal, data: ImageSet) -> Run:
+def _open_run(order: Order, journal: Journal, data: ImageSet) -> Run:
     """Raises DataError when the recipe's network does not take images of this size."""
     side = data.images.shape[1]
-    name = order.photos if order.recipe_named else ("photos" if side <= 32 else "photos-64")
+    name = order.photos if order.names_recipe else ("photos" if side <= 32 else "photos-64")
     run = Run(order, RECIPES[name], name, data, journal)
     try:
-        fitted(run.recipe.network_of(run.network), data)
+        fit_to_data(run.recipe.network_of(run.network), data)
     except ValueError as error:
         raise DataError(f"images of {side}x{side} do not fit the network of {name}: {error}") from error
     if any(stage.method == "classifier" for stage in run.recipe.stages) and (data.labels < 0).any():
@@ -259,26 +268,26 @@ def _opened(order: Order, journal: Journal, data: ImageSet) -> Run:
     return run
 
 
-def _planned(run: Run, stages: Sequence[Stage], began: float) -> Plan:
+def _make_plan(run: Run, stages: Sequence[Stage], began: float) -> Plan:
     """Measure a few updates of every stage of the recipe, and share the budget among `stages`."""
     batches = run.batches
 
-    def rehearsed(stage: Stage, folder: Path, images: int, label: str) -> None:
+    def train_briefly(stage: Stage, folder: Path, images: int, label: str) -> None:
         options = run.options(stage, folder, images, label, None)
         if stage.method != "teacher":
             options = replace(options, precision=read_card(folder / "teacher").training["precision"])
         if not _run_stage(run, options, stage, folder):
             raise KeyboardInterrupt
 
-    measured: Rehearsal = rehearse(run.recipe.stages, batches, rehearsed, run.order.where)
-    assert run.order.budget_s is not None, "_settled saw to it"
+    measured: Rehearsal = rehearse(run.recipe.stages, batches, train_briefly, run.order.where)
+    assert run.order.budget_s is not None, "_complete_order saw to it"
     return plan(
         measured, stages, batches, run.order.budget_s, time.monotonic() - began, recipe=run.recipe_name,
-        network=run.network, device=run.order.where, compile=run.compiled,
+        network=run.network, device=run.order.where, compile=run.compiles,
     )  # fmt: skip
 
 
-def _merged(before: dict[str, Any], made: Plan) -> Plan:
+def _merge_plans(before: dict[str, Any], made: Plan) -> Plan:
     """A plan of the stages that are made anew, with the images of those that are kept."""
     if not before:
         return made
@@ -331,7 +340,7 @@ def _complete(run: Run, stage: Stage, planned: Plan) -> bool:
     return True
 
 
-def _trained(run: Run, stage: Stage, planned: Plan) -> bool:
+def _train_stage(run: Run, stage: Stage, planned: Plan) -> bool:
     out = run.order.out
     settle_state(out / stage.name)
     options = run.options(stage, out, planned.images[stage.name], stage.name, planned)
@@ -397,7 +406,7 @@ def serve_command(out: Path) -> str:
 def ending(run: Run, planned: Plan) -> str:
     """What there is now. Nothing is called ready over noise."""
     seconds, out = sum(done.seconds for done in run.journal.stages.values()), run.order.out
-    sentence = too_few(run.data.images.shape[1], seen_by(planned.images, run.recipe.stages))
+    sentence = too_few(run.data.images.shape[1], images_seen(planned.images, run.recipe.stages))
     head = f"{out} is ready" if sentence is None else f"{out} is complete, but {sentence}"
-    took = f"took {spoken(seconds)} in all; the report is {out / 'report.html'}"
+    took = f"took {format_seconds(seconds)} in all; the report is {out / 'report.html'}"
     return f"{head}\n{took}\nserve it with: {serve_command(out)}"

@@ -30,7 +30,7 @@ from trainer.methods.dpdm import Student
 from trainer.plan import UPDATES, plan
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.fashion import CRITICS
-from trainer.run.claim import claimed
+from trainer.run.claim import claim
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,7 +106,7 @@ def test_a_run_of_other_settings_is_refused_naming_them(made):
 
 
 def test_a_second_run_in_the_same_folder_exits_2(made):
-    with claimed(made.out):
+    with claim(made.out):
         second = made.again()
     assert second.code == 2 and "another run" in second.progress
 

@@ -24,7 +24,7 @@ from trainer.data.sources.edm_zip import read_edm_zip
 from trainer.data.sources.emoji import read_emoji
 from trainer.data.sources.folder import read_folder
 from trainer.data.sources.idx import read_idx
-from trainer.data.sources.selection import SPLITS, limited
+from trainer.data.sources.selection import SPLITS, limit_images
 
 SHEET_COLUMNS = 16
 SHEET_TILE = 32  # smaller images are enlarged to about this many pixels
@@ -133,7 +133,7 @@ def _write(args: argparse.Namespace, make: Callable[[argparse.Namespace], ImageS
     check_file(args.out, ".zip")
     if args.out.exists():
         read_image_set(args.out)  # only a data set is replaced, and no other zip
-    images = limited(make(args), args.limit)
+    images = limit_images(make(args), args.limit)
     if args.name:
         images = replace(images, name=args.name)
     try:
@@ -169,10 +169,10 @@ def describe(images: ImageSet) -> str:
     names = (*images.class_names, "no class")  # label -1 is the last
     counts = np.bincount(images.labels % len(names), minlength=len(names))
     lines += [f"{number:8d} {name}" for name, number in zip(names, counts, strict=True) if number or name != "no class"]
-    return "\n".join(lines + list(unread(images)))
+    return "\n".join(lines + list(describe_unread(images)))
 
 
-def unread(images: ImageSet, shown: int = 20) -> Iterator[str]:
+def describe_unread(images: ImageSet, shown: int = 20) -> Iterator[str]:
     """One line about the files that were not read, if there are any."""
     if files := images.unread:
         rest = f" and {len(files) - shown} more" if len(files) > shown else ""

@@ -130,7 +130,7 @@ def read_image_set(path: Path, *, verify: bool = False) -> ImageSet:
             labels = np.load(io.BytesIO(archive.read("labels.npy")), allow_pickle=False)
             images = _map_member(path, archive.getinfo("images.npy"))
         result = ImageSet(meta["name"], images, labels, tuple(meta["class_names"]), meta["licence"], meta["source"])
-        object.__setattr__(result, "stored", _stored(meta))
+        object.__setattr__(result, "stored", _read_stored(meta))
     except DataError:
         raise
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError) as error:
@@ -142,7 +142,7 @@ def read_image_set(path: Path, *, verify: bool = False) -> ImageSet:
     return result
 
 
-def _stored(meta: dict[str, Any]) -> Stored:
+def _read_stored(meta: dict[str, Any]) -> Stored:
     """Raises ValueError for values that no data set has."""
     sha256, deviation = meta["sha256"], meta.get("sigma_data")
     if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):

@@ -19,9 +19,9 @@ from fewstep.metrics.extractors.teacher import TeacherSpace, evenly
 from fewstep.ranges import Range, check_ranges
 from trainer.data.format import ImageSet
 from trainer.data.matching import check_images, check_match
-from trainer.levels.search import Levels, Objective, SearchConfig, Trial, calibrated, evaluations
+from trainer.levels.search import Levels, Objective, SearchConfig, Trial, evaluations, search_and_check
 from trainer.levels.trajectories import Space, objective
-from trainer.run.claim import claimed
+from trainer.run.claim import claim
 from trainer.run.compute import Compute, runner
 
 FIRST_SEED = 2**33  # far from the seeds of evaluations (0 ..) and of stored endpoints (2^32 ..)
@@ -61,7 +61,7 @@ def calibrate(
     come back than step counts went in. The weights are not touched.
     Raises CheckpointError or DataError when model, data and steps do not belong together, or a run has `model`.
     """
-    with claimed(model):
+    with claim(model):
         return _calibrate(model, space, facts, data, steps, config, compute)
 
 
@@ -70,10 +70,10 @@ def _calibrate(
     config: CalibrationConfig, compute: Compute,
 ) -> dict[int, Trial]:  # fmt: skip
     denoiser, card = load_denoiser(model, compute.device)
-    planned = {k: evaluations(k, k, config.search) + 2 * HELD_OUT for k in searchable(card, steps, model)}
+    planned = {k: evaluations(k, k, config.search) + 2 * HELD_OUT for k in steps_to_search(card, steps, model)}
     check_images(card, data, "the student")
     student = replace(denoiser, network=runner(denoiser.network, compute))  # pyright: ignore[reportArgumentType]
-    labels = frequent_as_in(data.labels, config.images)
+    labels = labels_in_proportion(data.labels, config.images)
     facts = {
         **facts,
         "data": data.sha256(),
@@ -95,22 +95,22 @@ def _calibrate(
         objectives = [shown(objective(student, card, space, labels, seeds, compute.device)) for seeds in config.ranges]
         for k in planned:
             try:
-                trials[k] = calibrated(objectives, card.levels[k], card.levels.get(k - 1), config.search)
+                trials[k] = search_and_check(objectives, card.levels[k], card.levels.get(k - 1), config.search)
             except KeyboardInterrupt:
                 break
-            card = recorded(card, k, trials[k], facts)
+            card = add_trial(card, k, trials[k], facts)
             write_atomically(model / CARD_FILE, card_to_json(card).encode())
             bar.update(sum(planned[done] for done in trials) - bar.n)  # some lists were known or had no room
     return trials
 
 
-def frequent_as_in(labels: NDArray[np.integer], count: int) -> NDArray[np.integer]:
+def labels_in_proportion(labels: NDArray[np.integer], count: int) -> NDArray[np.integer]:
     """`count` labels of which each class has its share, to one label: a search would make up for any other shares, and
     on seeds it has not seen, too, since the labels are the same."""
     return np.sort(labels)[evenly(len(labels), count)]
 
 
-def recorded(card: Card, k: int, trial: Trial, facts: dict[str, Any]) -> Card:
+def add_trial(card: Card, k: int, trial: Trial, facts: dict[str, Any]) -> Card:
     """The card with what was tried in its training notes, and the found levels if they were accepted.
 
     Metrics of k calls were measured at the levels before, so they go.
@@ -144,7 +144,7 @@ def teacher_space(model: Path, teacher: Path, data: ImageSet, compute: Compute) 
     return space, {"space": space.description, "teacher": parent.weights}
 
 
-def searchable(card: Card, steps: Sequence[int], model: Path) -> list[int]:
+def steps_to_search(card: Card, steps: Sequence[int], model: Path) -> list[int]:
     """The step counts to search, ascending: those asked for, or all. Raises CheckpointError."""
     if card.role != "student":
         raise CheckpointError(f"{model} is a {card.role}; only a student has levels to calibrate")

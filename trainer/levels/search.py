@@ -109,7 +109,7 @@ class Trial:
     held_out_after: tuple[float, ...]
 
 
-def calibrated(
+def search_and_check(
     objectives: Sequence[Objective], start: Levels, shorter: Levels | None, config: SearchConfig = SearchConfig()
 ) -> Trial:
     """Search on objectives[0], check on the others. `shorter`, a list with one level less, gives further starts."""
@@ -119,10 +119,10 @@ def calibrated(
         starts += insertions((start[0], *shorter[1:]), config)
     found = search(searched, starts, config)
     before, after = (tuple(check(levels) for check in objectives[1:]) for levels in (start, found.levels))
-    return Trial(start, found.levels, gained(before, after), searched(start), found.value, before, after)
+    return Trial(start, found.levels, is_better(before, after), searched(start), found.value, before, after)
 
 
-def gained(before: Sequence[float], after: Sequence[float]) -> bool:
+def is_better(before: Sequence[float], after: Sequence[float]) -> bool:
     """Whether the mean gain exceeds two of its standard errors; the same seeds made both sides of each pair."""
     gains = np.subtract(before, after)
     return bool(gains.mean() > 2 * gains.std(ddof=1) / len(gains) ** 0.5)

@@ -18,7 +18,7 @@ from fewstep.samplers import BoundDenoiser, check_solver
 from fewstep.schedule import solver_sigmas
 from trainer.methods.base import denoiser_of
 from trainer.run.compute import Compute
-from trainer.run.distributed import replicated
+from trainer.run.distributed import replicate
 from trainer.run.draws import Draws
 from trainer.run.ema import average_of, blend
 from trainer.run.optimizer import adam, descend
@@ -55,7 +55,7 @@ class Consistency:
         if config.target_halflife > 0:
             target = self.networks["target"] = average_of(student)
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=teacher.config.classes, compute=compute)
-        self.student, self.teacher, self.target = map(denoiser, (replicated(student), frozen, target))
+        self.student, self.teacher, self.target = map(denoiser, (replicate(student), frozen, target))
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         loss = self.loss(images, labels, rng).mean()
@@ -72,7 +72,9 @@ class Consistency:
         x = images + sigma[:, None, None, None] * rng.normal_like(images)
         ended = self.student(x, sigma, labels)
         target = self.targets(x, sigma, sigma_next, labels)
-        distance = pseudo_huber(ended, target) if self.config.metric == "pseudo-huber" else squared(ended, target)
+        distance = (
+            pseudo_huber(ended, target) if self.config.metric == "pseudo-huber" else squared_distance(ended, target)
+        )
         return distance / (sigma - sigma_next) if self.config.weight == "inverse" else distance
 
     @torch.no_grad()
@@ -110,9 +112,9 @@ def solver_step(denoiser: BoundDenoiser, x: Tensor, sigma: Tensor, sigma_next: T
 def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
     """Distance of images [B, C, H, W], [B] (Song & Dhariwal 2024, Eq. 7): Euclidean, but smooth at zero."""
     bend = 0.00054 * a[0].numel() ** 0.5
-    return (squared(a, b) + bend**2).sqrt() - bend
+    return (squared_distance(a, b) + bend**2).sqrt() - bend
 
 
-def squared(a: Tensor, b: Tensor) -> Tensor:
+def squared_distance(a: Tensor, b: Tensor) -> Tensor:
     """Squared Euclidean distance of images [B, C, H, W]. [B]."""
     return (a - b).square().sum(dim=(1, 2, 3))

@@ -36,7 +36,7 @@ def images_within(
     """
     start = time.monotonic()
     timed, since, untimed = 0, start, 0
-    with undone(parts):
+    with restore_afterwards(parts):
         for images, labels in stream:
             update = untimed + timed
             method.update(images, labels, (update % STAGES + 0.5) / STAGES, rng)
@@ -56,7 +56,7 @@ def images_within(
 
 
 @contextmanager
-def undone(parts: Parts) -> Iterator[None]:
+def restore_afterwards(parts: Parts) -> Iterator[None]:
     """While open, training may go on; at the end everything is as it was."""
     networks = {name: copy.deepcopy(network.state_dict()) for name, network in parts.networks.items()}
     optimizers = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in parts.optimizers.items()}

@@ -15,7 +15,7 @@ LOCK_FILE = ".lock"
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claim(folder: Path) -> Iterator[None]:
     """While open, no other process can claim the folder, which is made if missing and removed again if left empty.
 
     Of torchrun's processes the first one claims it for all. Raises CheckpointError, in all of them, when another run

@@ -26,11 +26,11 @@ class Compute:
 
 def runner(network: nn.Module, compute: Compute) -> Network:
     """The network as the trainer calls it: channels-last, autocast if asked, fp32 out."""
-    run = called(network, compute)
+    run = wrap_for_compute(network, compute)
     return lambda x, c_noise, onehot: run(x, c_noise, onehot).float()
 
 
-def called(function: Callable[..., Any], compute: Compute) -> Callable[..., Any]:
+def wrap_for_compute(function: Callable[..., Any], compute: Compute) -> Callable[..., Any]:
     """A module, or a method of one, that takes images and other tensors: compiled and autocast if asked, the images
     channels-last; what it returns stays as it is."""
     if compute.compile:
@@ -46,7 +46,7 @@ def called(function: Callable[..., Any], compute: Compute) -> Callable[..., Any]
     return run
 
 
-def placed(network: Placed, device: str) -> Placed:
+def move_to_device(network: Placed, device: str) -> Placed:
     """The network on its device, channels-last: the layout convolutions are fastest in."""
     return network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
@@ -76,7 +76,7 @@ def faster_precision(network: NetworkModule, device: str, batch: int) -> Precisi
 def step_seconds(network: NetworkModule, device: str, batch: int, precision: Precision) -> float:
     """The shortest of three calls of the network with their gradients."""
     config = network.config
-    placed(network, device)
+    move_to_device(network, device)
     x = torch.randn(batch, config.channels, config.resolution, config.resolution, device=device)
     c_noise, onehot = torch.zeros(batch, device=device), torch.zeros(batch, config.classes, device=device)
     run = runner(network, Compute(device, precision))

@@ -46,7 +46,7 @@ class Draws:
         """[count] in [0, high), for high up to 2^31."""
         return (self._words(count) * high) >> 32
 
-    def shared(self) -> float:
+    def shared_uniform(self) -> float:
         """One number in [0, 1), the same in every process."""
         return torch.rand((), generator=self.generator).item()
 
@@ -67,10 +67,10 @@ def keyed_normals(keys: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Unit normals [B, *shape] of these keys and rows [B]: by numpy on a CPU, where it is three times faster."""
     if keys.device.type == "cpu":
         return torch.from_numpy(noise.normals(keys.numpy().view("uint64"), rows.numpy(), shape, STREAM_TRAINING))
-    return in_pieces(keys, rows, shape)
+    return normals_in_pieces(keys, rows, shape)
 
 
-def in_pieces(keys: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+def normals_in_pieces(keys: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     step = max(_PIECE // max(math.prod(shape), 1), 1)
     parts = zip(keys.split(step), rows.split(step), strict=True)
     return torch.cat([noise_torch.normals(key, row, shape, STREAM_TRAINING) for key, row in parts])

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.card import CheckpointError, write_atomically
+from trainer.run.older import current_tensor_name
 from trainer.settings import WIDEST
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -123,7 +124,7 @@ class Averages:
             return average_of(self.network)
         kept = zip(WIDTHS, self.kept.values(), strict=True)
         here = [(Profile(gamma_of(own), images), dict(average.named_parameters())) for own, average in kept]
-        return combined(self.network, [*stored_before(folder, images), *here], Profile(gamma_of(width), images))
+        return combine_averages(self.network, [*stored_before(folder, images), *here], Profile(gamma_of(width), images))
 
 
 Stored = tuple[Profile, Mapping[str, Tensor]]
@@ -138,7 +139,7 @@ def stored_before(folder: Path, images: int) -> list[Stored]:
                 facts: dict[str, Any] = json.loads(file.metadata()["facts"])
                 if facts["images"] >= images:
                     continue
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tensors = {current_tensor_name(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is not a stored average ({error}); delete it to go on without") from error
         for width in facts["widths"]:
@@ -149,7 +150,7 @@ def stored_before(folder: Path, images: int) -> list[Stored]:
 
 
 @torch.no_grad()
-def combined(network: Module, stored: Sequence[Stored], wanted: Profile) -> Module:
+def combine_averages(network: Module, stored: Sequence[Stored], wanted: Profile) -> Module:
     """A copy of `network` whose weights are the average of the wanted profile; buffers stay as they are."""
     factors = coefficients([profile for profile, _ in stored], wanted)
     result = average_of(network)

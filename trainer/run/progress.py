@@ -64,11 +64,11 @@ def line(label: str, share: float, images: int, planned: int | None, made: Made,
     speed = made.images / max(made.seconds, 1e-9)
     parts = [f"{label}  {100 * min(share, 1):3.0f} %", f"{images:,}{of} images", f"{speed:.3g} images/s"]
     if made.share > 0 and share < 1:
-        parts.append(f"{spoken((1 - share) / made.share * made.seconds)} left")
+        parts.append(f"{format_seconds((1 - share) / made.share * made.seconds)} left")
     return "  ".join([*parts, *(f"{name} {value:.3g}" for name, value in values.items())])
 
 
-def spoken(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """45 s, 12 min, 3 h 20 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"

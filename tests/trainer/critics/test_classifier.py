@@ -1,4 +1,4 @@
-"""The classifier of noised images: what it learns, what it is told, what a file of it holds."""
+"""The classifier of noised images: what it learns, what it takes, what a file of it holds."""
 
 import json
 from dataclasses import replace
@@ -73,7 +73,7 @@ def test_maps_halve_down_to_four_and_end_in_one_vector(side, sides):
 def test_it_is_told_the_level():
     network = fresh(resolution=16).eval()
     (block,) = (part for part in network.blocks if isinstance(part, HalvingBlock))
-    torch.nn.init.normal_(block.told.weight)  # it begins by ignoring it
+    torch.nn.init.normal_(block.level_embedding.weight)  # it begins by ignoring it
     x = normals(1, 1, 16, 16).repeat(2, 1, 1, 1)
     scale = (torch.tensor([0.1, 0.4]) ** 2 + 0.25).sqrt()[:, None, None, None]
     first, second = network(x * scale, torch.tensor([0.1, 0.4]))  # at unit variance both images are the same

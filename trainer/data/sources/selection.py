@@ -51,7 +51,7 @@ def spread(count: int, limit: int | None) -> NDArray[np.int64]:
     return np.arange(limit) * count // limit
 
 
-def limited(images: ImageSet, limit: int | None) -> ImageSet:
+def limit_images(images: ImageSet, limit: int | None) -> ImageSet:
     """At most `limit` images, evenly spaced."""
     chosen = spread(len(images.images), limit)
     if len(chosen) == len(images.images):
