@@ -1,4 +1,4 @@
-"""The command `python -m trainer classifier`: teach a classifier that knows the level of noise."""
+"""The command `python -m trainer classifier`: train a classifier that takes the noise level as an input."""
 
 import json
 from dataclasses import asdict
@@ -34,7 +34,7 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     config = loop_config(options, chosen := recipe(options.recipe), chosen.classifier_images)
     _, side, _, channels = data.images.shape
     if not (data.labels >= 0).all() or len(data.class_names) < 2:
-        raise DataError(f"{data.name} has images without a class, and a classifier is taught by nothing else")
+        raise DataError(f"{data.name} has images without a class; a classifier needs a class for every image")
     if side < 8 or side % 2:
         raise DataError(f"{data.name} is {side}x{side}; a classifier takes images of an even side from 8 up")
     torch.manual_seed(options.seed)

@@ -47,10 +47,10 @@ from trainer.switches import DMD2 as DMD2_SWITCHES
 
 
 def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None, lr: float | None = None) -> bool:
-    """start: a teacher to continue, at the learning rate `lr` instead of the recipe's; its network is kept.
+    """start: a teacher to continue, with its network. lr: a learning rate that replaces the recipe's.
 
     Returns False when interrupted; the checkpoint in options.out is usable either way. Raises CheckpointError or
-    DataError when start and data do not belong together, RangeError when lr is none.
+    DataError when start and data do not belong together, RangeError when lr is out of range.
     """
     with own_folder(options):
         return _train_teacher(options, data, start, lr)
@@ -80,12 +80,12 @@ def _starting_teacher(folder: Path, data: ImageSet) -> tuple[NetworkModule, Card
     if card.role != "teacher":
         raise CheckpointError(f"{folder} is a {card.role}; --init continues a teacher")
     check_teacher(card, folder)
-    check_shape(card, data, "the teacher")  # of any contrast: it is to learn these images
+    check_shape(card, data, "the teacher")  # any contrast is allowed: the teacher will learn these images
     assert isinstance(denoiser.network, NetworkModule)
     return denoiser.network.requires_grad_(True), card
 
 
-# What a method with a file of its own takes; the others are variants of DPDM and take all of its switches.
+# The switches of methods with a file of their own; the others are variants of DPDM and take all of its switches.
 OWN_SWITCHES = {
     "dmd2": DMD2_SWITCHES,
     "consistency": CONSISTENCY,
@@ -104,8 +104,8 @@ class Distillation:
     switches: dict[str, Any] = field(default_factory=dict)  # as trainer.switches.read_switches
     start: Path | None = None  # a student to continue from, under other settings
     lists: Path | None = None  # a student whose served level lists are to be trained
-    kept: Path | None = None  # a student whose calls are those that stay, of progressive distillation
-    critics: tuple[Path, ...] = ()  # classifiers that know the level of noise (trainer.critics.classifier)
+    kept: Path | None = None  # a student that the anchored calls of progressive distillation imitate
+    critics: tuple[Path, ...] = ()  # classifiers of noised images (trainer.critics.classifier)
 
 
 def train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
@@ -145,7 +145,7 @@ def _train_student(options: RunOptions, data: ImageSet, request: Distillation) -
         endpoints = _endpoints(settings, options, denoiser, parent, compute)
         method = Student(network, parent.sigma_data, settings, compute, start, endpoints)
         levels = settings.level_lists
-    # A teacher has a hash for each precision. A student that is continued keeps the one it knows its teacher by.
+    # A teacher has one hash for each precision. A continued student keeps the hash of its teacher in its card.
     name = start_card.parent if start_card and distilled_from(start_card, parent) else parent.weights
     images = data.provenance()
     card = Card("student", describe(method.network), parent.sigma_data, "", images, data.class_names, levels, name)
@@ -171,7 +171,7 @@ def _settings(chosen: Recipe, request: Distillation, classifiers: Sequence[Noisy
         return consistency(chosen.consistency, request.switches)
     if request.method == "progressive":
         if not request.start:
-            raise SwitchError("--method progressive teaches a student what it makes with further calls; add --init")
+            raise SwitchError("--method progressive distils a student by itself; add --init")
         return progressive(chosen.progressive, request.switches, read_card(request.start))
     if request.method == "adversarial":
         if not request.start or not classifiers:
@@ -183,7 +183,7 @@ def _settings(chosen: Recipe, request: Distillation, classifiers: Sequence[Noisy
 
 
 def _refuse_variants(request: Distillation) -> None:
-    """Raise SwitchError for what a method with a file of its own does not have."""
+    """Raise SwitchError for switches that a method with a file of its own does not take."""
     method = request.method
     if foreign := [name for name in request.switches if name not in OWN_SWITCHES[method]]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
@@ -209,7 +209,7 @@ def _starting_student(
 
 
 def _kept_student(folder: Path, parent: Card, settings: Settings) -> tuple[NetworkModule, Card]:
-    """The student whose calls stay. Raises CheckpointError when it is of another kind, or serves other lists."""
+    """The student that anchored calls imitate. Raises CheckpointError for another kind of model or other lists."""
     network, card = _starting_student(folder, parent, settings, "--kept names one whose calls are to stay")
     assert isinstance(settings, ProgressiveConfig), "_settings saw to it"
     if {tuple(levels) for levels in card.levels.values()} != set(settings.lists):
@@ -218,20 +218,20 @@ def _kept_student(folder: Path, parent: Card, settings: Settings) -> tuple[Netwo
 
 
 def _classifier(folder: Path, parent: Card) -> NoisyClassifier:
-    """A critic's classifier. Raises CheckpointError when it was taught on images of another kind."""
+    """A critic's classifier. Raises CheckpointError when it was trained on images of another kind."""
     classifier = load_classifier(folder)
     kind = {key: parent.network[key] for key in ("resolution", "channels", "classes")}
     if {key: getattr(classifier.config, key) for key in kind} != kind:
-        raise CheckpointError(f"{folder} tells other images apart than the teacher makes: {kind} are the teacher's")
+        raise CheckpointError(f"{folder} classifies other images than the teacher makes, which have {kind}")
     return classifier
 
 
 def _continue_auxiliary(student: Student | DMD2, start: Path) -> bool:
-    """Go on with the auxiliary that followed the student of `start`, where its run is kept and the shapes agree."""
+    """Continue the auxiliary of the run in `start`. False: there is no such state, or its shapes differ."""
     continues = load_network(start, "auxiliary", student.networks["auxiliary"])
     if rank() == 0:
-        reason = f"{start} keeps none of this shape: give it time to catch up with --auxiliary-first"
-        print(f"the auxiliary {'continues' if continues else f'begins as the teacher; {reason}'}", file=sys.stderr)
+        reason = f"{start} stores none of this shape; let it catch up with --auxiliary-first"
+        print(f"the auxiliary {'continues' if continues else f'starts as the teacher; {reason}'}", file=sys.stderr)
     return continues
 
 

@@ -1,7 +1,7 @@
-"""What a budget buys on this machine: measured with a few updates of every stage, and turned into images once.
+"""How many images a budget pays for on this machine, measured with a few updates of every stage.
 
-A run is planned in images, so that a resumed run is the same run. The budget is the whole command's: measuring,
-sample sheets, the export and the report are taken from it before the stages share the rest.
+A run is planned in images once, at its start, so that a resumed run equals an uninterrupted one. The budget covers the
+whole command: measuring, sample sheets, the export and the report are subtracted, and the stages share the rest.
 """
 
 import resource
@@ -25,29 +25,29 @@ from trainer.run.progress import format_seconds
 from trainer.run.state import read_facts
 
 UPDATES = 4  # of every stage while measuring; the first two warm up
-TIMED = 20  # images of the call that sheets, export and report are estimated by
-TEACHER_CALLS = 100 * 19  # images times calls of a teacher's sample sheet, of a student's, of an export's proof
-STUDENT_CALLS = 20 * 15
+TIMED = 20  # images of the timed call, from which the times of sheets, export and report are estimated
+TEACHER_CALLS = 100 * 19  # images times network calls of a teacher's sample sheet
+STUDENT_CALLS = 20 * 15  # the same of a student's sample sheet
 SHEET_CALLS = {"teacher": TEACHER_CALLS, "classifier": 0}
-EXPORT_CALLS = 2 * 16 * 36
-EXPORT_S = 10.0  # of an export beside its calls
-REPORT_CALLS = 1 + 2 + 4 + 8  # per image of the report, by the student; the teacher looks at five times as many
+EXPORT_CALLS = 2 * 16 * 36  # the same of the parity check of an export
+EXPORT_S = 10.0  # seconds of an export without its network calls
+REPORT_CALLS = 1 + 2 + 4 + 8  # student calls per image of the report; the teacher embeds five times as many images
 REPORT_SHARE = 0.03  # of the budget
-SPEED_HOLDS = 0.97  # what is left of a measured speed in a long run
-COMPILED_FROM_S = 3600.0  # compiling takes minutes a stage, and pays in a long run (docs/adr/0005)
+LONG_RUN_SPEED = 0.97  # speed of a long run, as a fraction of the measured one
+COMPILED_FROM_S = 3600.0  # compiling takes minutes per stage, and saves time in a long run only (docs/adr/0005)
 
 
 class Needed(NamedTuple):
-    """Images that a teacher and the first distillation see, by which results are told (docs/training.md)."""
+    """Training images of the teacher and of the first distillation. They decide what to expect (docs/training.md)."""
 
     teacher: int
     student: int
 
 
 class Level(NamedTuple):
-    side: int  # up to this many pixels
-    usable: Needed  # below, images are noise or blurs
-    good: Needed  # above, more brings little
+    side: int  # for images of up to this many pixels
+    usable: Needed  # with fewer training images, generated images are noise or blurs
+    good: Needed  # more training images improve little
 
 
 LEVELS = (
@@ -61,10 +61,10 @@ FEW_PICTURES = 2_000
 
 @dataclass(frozen=True)
 class Measured:
-    """One stage of the rehearsal."""
+    """The speed of one stage."""
 
     images_per_s: float
-    fixed_s: float  # what it took beside its updates: setting up, compiling, one checkpoint without its sheet
+    fixed_s: float  # seconds without updates: set-up, compiling, one checkpoint without its sheet
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Rehearsal:
+    """What a short trial of all stages measured."""
+
     stages: dict[str, Measured]
     call_s: float  # one network call for one image of a sheet
     precision: Precision
@@ -110,10 +112,10 @@ def _call_s(teacher: Denoiser, shape: tuple[int, int, int], device: str) -> floa
     return min(taken) / TIMED
 
 
-Runs = Callable[[Stage, Path, int, str], Any]  # a stage trained in a folder of stages, for so many images, by a label
+TrainStage = Callable[[Stage, Path, int, str], Any]  # (stage, folder of all stages, images, label of the progress)
 
 
-def rehearse(stages: Sequence[Stage], batches: Mapping[str, int], run: Runs, device: str) -> Rehearsal:
+def rehearse(stages: Sequence[Stage], batches: Mapping[str, int], run: TrainStage, device: str) -> Rehearsal:
     """Run every stage for a few updates in a folder that is removed again."""
     with tempfile.TemporaryDirectory(prefix="fewstep-measuring-") as name:
         folder, measured = Path(name), {}
@@ -132,7 +134,7 @@ def rehearse(stages: Sequence[Stage], batches: Mapping[str, int], run: Runs, dev
 
 
 def memory_mb() -> int:
-    """The most this process has held: on the GPU if there is one, in memory otherwise."""
+    """Peak memory of this process in MB: of the GPU if there is one, resident memory otherwise."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 1e6)
     kilobyte = 1e-6 if sys.platform == "darwin" else 1e-3
@@ -143,9 +145,9 @@ def plan(
     rehearsal: Rehearsal, stages: Sequence[Stage], batches: Mapping[str, int], budget_s: float, spent_s: float,
     **facts: Any,
 ) -> Plan:  # fmt: skip
-    """Share what is left of a budget, after `spent_s` and what is not training, among the stages.
+    """Divide a budget among the stages, after subtracting `spent_s` and the time that is not training.
 
-    Every stage gets one batch at least. facts: what else a Plan says.
+    Every stage gets at least one batch. facts: the other fields of Plan.
     """
     calls_left = REPORT_SHARE * budget_s / (REPORT_CALLS + 5) / max(rehearsal.call_s, 1e-9)
     report_images = int(min(max(calls_left, 32), 1000))
@@ -159,7 +161,7 @@ def plan(
         measured, batch = rehearsal.stages[stage.name], batches[stage.name]
         share_s = training_s * stage.share / whole
         every[stage.name] = min(max(share_s / 4, 15.0), 300.0)
-        updates_s = share_s / (1 + sheets_s[stage.name] / every[stage.name]) * SPEED_HOLDS
+        updates_s = share_s / (1 + sheets_s[stage.name] / every[stage.name]) * LONG_RUN_SPEED
         images[stage.name] = max(int(updates_s * measured.images_per_s) // batch, 1) * batch
         seconds[stage.name] = images[stage.name] / measured.images_per_s + measured.fixed_s + sheets_s[stage.name]
     return Plan(
@@ -175,13 +177,13 @@ def level_of(side: int) -> Level:
 
 
 def images_seen(images: Mapping[str, int], stages: Sequence[Stage]) -> Needed:
-    """What the teacher and the first distillation of a recipe see."""
+    """Training images of the teacher and of the first distillation of a recipe."""
     first = next(stage.name for stage in stages if stage.method not in ("teacher", "classifier"))
     return Needed(images["teacher"], images[first])
 
 
 def too_few(side: int, images: Needed) -> str | None:
-    """The sentence about a result that is noise or a blur; None for one that is usable."""
+    """A sentence that says that the result will not be usable; None if it will be."""
     usable = level_of(side).usable
     short = [
         f"the {who} {has:,} of {needs:,}"
@@ -195,7 +197,7 @@ def too_few(side: int, images: Needed) -> str | None:
 
 
 def wanted_s(plan: Plan, stages: Sequence[Stage], needed: Needed) -> float:
-    """The budget that buys so many images on this machine, in seconds, roughly."""
+    """The approximate budget in seconds for so many images on this machine."""
     first = next(stage for stage in stages if stage.method not in ("teacher", "classifier"))
     teacher = next(stage for stage in stages if stage.method == "teacher")
     whole = sum(stage.share for stage in stages)
@@ -208,7 +210,7 @@ def wanted_s(plan: Plan, stages: Sequence[Stage], needed: Needed) -> float:
 
 
 def describe(plan: Plan, data: ImageSet, recipe: Recipe) -> str:
-    """What will be done, how long it takes, and what to expect of it."""
+    """The plan, its times, and what to expect, for people."""
     count, side, _, channels = data.images.shape
     names = [stage.name for stage in recipe.stages if stage.name in plan.images]
     width = max(map(len, (*names, "export and report")))
@@ -231,7 +233,7 @@ def describe(plan: Plan, data: ImageSet, recipe: Recipe) -> str:
 
 
 def expect(plan: Plan, data: ImageSet, recipe: Recipe) -> list[str]:
-    """What a newcomer should know before waiting."""
+    """Sentences about the quality to expect."""
     count, side = data.images.shape[:2]
     has, level = images_seen(plan.images, recipe.stages), level_of(side)
     sentences = []

@@ -1,4 +1,4 @@
-"""OUT/report.html: what a run did and what came of it, in one file without links to others."""
+"""OUT/report.html: the stages and the results of a run, in one file without external resources."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -63,7 +63,7 @@ class Contents:
 
 
 def write(contents: Contents) -> dict[str, Any]:
-    """Write the page. Returns what was measured for it: the distances by step count, and to the nearest images."""
+    """Write the page. Returns its measurements: distances by step count, and distances to the nearest images."""
     made, labels = generate(contents)
     distances = distances_of(contents, made, labels)
     pairs, copies = nearest_training(contents.data, made)
@@ -95,8 +95,8 @@ def write(contents: Contents) -> dict[str, Any]:
 
 @torch.no_grad()
 def generate(contents: Contents) -> tuple[dict[int, Pixels], NDArray[np.integer]]:
-    """Images uint8 [N, H, W, C] of the student by step count, from seeds 0 to N - 1, and their labels [N], of which
-    each class has its share."""
+    """Images uint8 [N, H, W, C] of the student by step count, from seeds 0 to N - 1, and their labels [N], with the
+    class frequencies of the data."""
     student, card = load_denoiser(contents.out / "student", contents.device)
     labels = labels_in_proportion(contents.data.labels, contents.plan.report_images)
     made = {}
@@ -171,7 +171,7 @@ def distance_table(distances: Mapping[str, float], count: int) -> str:
     rows = [(f"{k} step{'s' * (k != '1')}" if k != "real" else "real images", f"{v:.4g}") for k, v in distances.items()]
     return table(("", "distance"), rows) + (
         f'<p class="soft">Fréchet distance in the features of this run\'s teacher, {count:,} images; smaller is '
-        "closer, and real images are held against the other half of them. It compares step counts of this run, "
+        "closer, and real images are compared with the other half of them. It compares step counts of this run, "
         "nothing else.</p>"
     )
 
@@ -212,7 +212,7 @@ def curves_part(out: Path, stages: Sequence[str]) -> str:
 
 
 def sheets(out: Path, stages: Sequence[str], last: bool = False) -> str:
-    """Some of the sheets of every stage, evenly spread; the last one alone if `last`."""
+    """Some of the sheets of every stage, evenly spaced; only the last one if `last`."""
     parts = []
     for name in stages:
         files = sorted((out / name / "samples").glob("*.png"))

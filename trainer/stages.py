@@ -1,7 +1,7 @@
-"""A recipe's stages in order, resumable: data, training, export, report. What is complete is not done again.
+"""A recipe's stages in order, resumable: data, training, export, report. Complete stages are not repeated.
 
-Every stage writes its result whole or not at all and is then entered into OUT/stages.json. Training stages save their
-state on the way; the others are short and are done again when they were cut off.
+Every stage writes its result atomically and is then recorded in OUT/stages.json. Training stages save their state while
+they run; the others are short and start again after an interruption.
 """
 
 import errno
@@ -37,15 +37,15 @@ from trainer.runs import RunOptions, fit_to_data
 
 DATA, EXPORT, REPORT = "data", "export", "report"
 DATA_FILE = "data.zip"
-STUDENT = "student"  # the folder of what is exported; engine inside
+STUDENT = "student"  # folder of the exported student, with its engine inside
 INTERRUPTED = 130
 
-Export = Callable[[Path, Path], dict[str, Any]]  # checkpoint folder, engine folder -> what was measured
+Export = Callable[[Path, Path], dict[str, Any]]  # (checkpoint folder, engine folder) -> measurements
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the command line asks for. None: not given."""
+    """The options of the command line. None: not given."""
 
     photos: str  # a path or a recipe's name
     out: Path
@@ -56,7 +56,7 @@ class Order:
     seed: int | None = None
 
     def facts(self) -> dict[str, Any]:
-        """What decides the result, JSON-able."""
+        """The options that decide the result, JSON-able."""
         given = asdict(self) | {"photos": self.photos if self.names_recipe else str(Path(self.photos).resolve())}
         return {name: value for name, value in given.items() if value is not None and name not in ("out", "device")}
 
@@ -66,7 +66,7 @@ class Order:
 
     @property
     def names_recipe(self) -> bool:
-        """A folder of that name goes before the recipe."""
+        """Whether `photos` is a recipe's name. A file or folder of that name has precedence."""
         return self.photos in RECIPES and not Path(self.photos).exists()
 
 
@@ -115,11 +115,11 @@ def names(recipe: Recipe) -> list[str]:
 def train(
     order: Order, default_budget_s: float, export: Export, began: float, first: str | None = None, dry_run: bool = False
 ) -> int:
-    """Do what is not complete. Returns the exit status.
+    """Run all stages that are not complete. Returns the exit status.
 
-    began: when the command did, by time.monotonic: the budget is the whole command's. first: the stage to go back to;
-    it and what follows is made anew. dry_run: print the plan, write nothing.
-    Raises CheckpointError, DataError or OSError with a sentence; what is complete stays.
+    began: start time of the command by time.monotonic, because the budget covers the whole command. first: this stage
+    and all that follow are repeated. dry_run: print the plan, write nothing.
+    Raises CheckpointError, DataError or OSError with a sentence; complete stages remain.
     """
     if dry_run:
         journal = Journal.read(order.out)
@@ -179,7 +179,7 @@ def _check_planned_stages(journal: Journal) -> None:
 
 
 def _from(first: str, recipe: Recipe) -> list[str]:
-    """The stage and those that follow it. Raises CheckpointError when there is none of that name."""
+    """The stage and those that follow it. Raises CheckpointError when there is no stage of that name."""
     order = names(recipe)
     if first not in order:
         raise CheckpointError(f"there is no stage {first!r}; --from takes {', '.join(order)}")
@@ -187,7 +187,7 @@ def _from(first: str, recipe: Recipe) -> list[str]:
 
 
 def _forget(journal: Journal, stages: Sequence[str]) -> None:
-    """Remove stages and their results. The journal goes first: what is not in it is made again."""
+    """Remove stages and their results. The journal is written first, so an interruption repeats the stages."""
     journal.stages = {name: done for name, done in journal.stages.items() if name not in stages}
     if DATA in stages:
         journal.plan, journal.order = {}, {}
@@ -202,12 +202,12 @@ def _forget(journal: Journal, stages: Sequence[str]) -> None:
 
 
 def _complete_order(order: Order, journal: Journal, default_budget_s: float, first: str | None) -> Order:
-    """The order, with what was asked for before where nothing is given now.
+    """The order, with the options that the run in the folder was started with where none are given.
 
-    Raises CheckpointError when it is another one than the folder holds.
+    Raises CheckpointError when the order differs from that run's.
     """
     before, now = journal.order, order.facts()
-    free = {"budget_s"} if first or not journal.plan else set()  # going back may take another budget
+    free = {"budget_s"} if first or not journal.plan else set()  # stages that are repeated may have another budget
     differing = [name for name in now if before and name not in free and before.get(name) != now[name]]
     if differing:
         said = "; ".join(f"{_flag(name)} was {before.get(name, 'not given')}, now {now[name]}" for name in differing)
@@ -255,7 +255,7 @@ def _read_data(journal: Journal) -> ImageSet:
 
 
 def _open_run(order: Order, journal: Journal, data: ImageSet) -> Run:
-    """Raises DataError when the recipe's network does not take images of this size."""
+    """Everything the stages share. Raises DataError when the recipe's network does not take such images."""
     side = data.images.shape[1]
     name = order.photos if order.names_recipe else ("photos" if side <= 32 else "photos-64")
     run = Run(order, RECIPES[name], name, data, journal)
@@ -288,7 +288,7 @@ def _make_plan(run: Run, stages: Sequence[Stage], began: float) -> Plan:
 
 
 def _merge_plans(before: dict[str, Any], made: Plan) -> Plan:
-    """A plan of the stages that are made anew, with the images of those that are kept."""
+    """A plan of the repeated stages, with the images of the complete ones."""
     if not before:
         return made
     kept = {name: {**before[name], **getattr(made, name)} for name in ("images", "seconds", "checkpoint_s")}
@@ -329,7 +329,7 @@ def _parents(run: Run, stage: Stage) -> dict[str, str]:
 
 
 def _complete(run: Run, stage: Stage, planned: Plan) -> bool:
-    """Raises CheckpointError for a stage that was made with other settings or from other parents."""
+    """Whether it is complete. Raises CheckpointError if it was made with other settings or from other parents."""
     done = run.journal.stages.get(stage.name)
     if done is None:
         return False
@@ -358,7 +358,7 @@ def _train_stage(run: Run, stage: Stage, planned: Plan) -> bool:
 
 
 def _export(run: Run, export: Export) -> None:
-    """The last stage's weights in half precision, under a card that lists all stages, and their engine."""
+    """Save the last stage's weights in half precision with a card that lists all stages, and export them."""
     began, out, last = time.monotonic(), run.order.out, run.recipe.stages[-1].name
     print("exporting the student, and comparing its engine with PyTorch", file=sys.stderr, flush=True)
     weights, card = load_checkpoint(out / last)
@@ -392,7 +392,7 @@ def _report(run: Run, planned: Plan) -> None:
 
 
 def command(order: Order) -> str:
-    """The command that makes such a run, or goes on with it."""
+    """The command that starts or continues this run."""
     options = {"size": order.size, "network": order.network, "device": order.device, "seed": order.seed or None}
     given = [f"--{name} {value}" for name, value in options.items() if value is not None]
     paths = f"{shlex.quote(order.photos)} --out {shlex.quote(str(order.out))}"
@@ -404,7 +404,7 @@ def serve_command(out: Path) -> str:
 
 
 def ending(run: Run, planned: Plan) -> str:
-    """What there is now. Nothing is called ready over noise."""
+    """The closing lines. A student that is not usable is not called ready."""
     seconds, out = sum(done.seconds for done in run.journal.stages.values()), run.order.out
     sentence = too_few(run.data.images.shape[1], images_seen(planned.images, run.recipe.stages))
     head = f"{out} is ready" if sentence is None else f"{out} is complete, but {sentence}"

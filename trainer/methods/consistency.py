@@ -1,10 +1,10 @@
-"""Consistency distillation of a teacher (Song et al. 2023, Algorithm 2): a rival of DPDM, trained by the same loop.
+"""Consistency distillation of a teacher (Song et al. 2023, Algorithm 2), an alternative to DPDM in the same loop.
 
-The student learns to take a noisy image to the end of the teacher's ODE in one call. Two neighbouring points of one
-trajectory have the same end, so what the student makes of the noisier one is pulled towards what it, or a moving
-average of it, makes of the other. The levels are EDM's own: N Karras levels and then an exact zero. At zero every
-image is its own end, so the last interval is anchored at the teacher's denoised image and EDM's preconditioning,
-under which D(x, 0) = x (Geng et al. 2024, ECT), needs no change: the result is served like any other student.
+The student learns to map a noisy image to the end of the teacher's ODE in one call. Two neighbouring points of a
+trajectory have the same end, so the output for the noisier one is regressed on the output for the other, by the student
+itself or a moving average of it. The levels are EDM's: N Karras levels and then an exact zero. At zero every image is
+its own end, so the target of the last interval is the teacher's step to zero. EDM's preconditioning, with which
+D(x, 0) = x (Geng et al. 2024, ECT), needs no change, and the result is served like any other student.
 """
 
 import copy
@@ -79,7 +79,7 @@ class Consistency:
 
     @torch.no_grad()
     def targets(self, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None) -> Tensor:
-        """Where x [B, C, H, W] at sigma [B] should end: follow the teacher to sigma_next [B], jump from there."""
+        """Targets for x [B, C, H, W] at sigma [B]: a step of the teacher's ODE to sigma_next [B], then one call."""
         nearer = solver_step(partial(self.teacher, labels=labels), x, sigma, sigma_next, self.config.solver)
         at_zero = sigma_next == 0
         ended = self.target(nearer, torch.where(at_zero, sigma, sigma_next), labels)
@@ -87,7 +87,7 @@ class Consistency:
 
 
 def _images_of(network: NetworkModule) -> tuple[int, ...]:
-    """What two networks must share for one to teach the other."""
+    """The properties in which a student must agree with its teacher."""
     config = network.config
     return config.resolution, config.channels, config.classes, config.extra
 

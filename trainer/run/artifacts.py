@@ -1,4 +1,4 @@
-"""What a training run leaves behind at every checkpoint: weights, card, sample grid."""
+"""Files of a checkpoint of a training run: the network part of the card, and the sample sheet."""
 
 import platform
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Training in several processes: PyTorch's DistributedDataParallel under torchrun; with one process, nothing at all."""
+"""Training in several processes with PyTorch's DistributedDataParallel under torchrun. One process needs none of it."""
 
 import os
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def join_processes(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 
 
 def _process_count() -> int:
@@ -41,7 +41,7 @@ def _process_count() -> int:
     size = os.environ.get("WORLD_SIZE", "1")
     if not size.isdecimal() or int(size) < 1:
         raise MachineError(f"WORLD_SIZE is {size!r} in the environment, which is no number of processes; unset it")
-    missing = [name for name in LAUNCHED if name not in os.environ]
+    missing = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
     if int(size) > 1 and missing:
         raise MachineError(
             f"WORLD_SIZE is {size} in the environment, but {', '.join(missing)} "
@@ -60,14 +60,14 @@ def ranks() -> int:
 
 
 def replicate(network: nn.Module) -> nn.Module:
-    """The network with gradients averaged over all processes; itself when there is only one."""
+    """The network with gradients averaged over all processes, or the network itself with only one process."""
     if ranks() == 1:
         return network
     return DistributedDataParallel(network, broadcast_buffers=False)
 
 
 def from_first(value: T) -> T:
-    """What the first process says, in all of them: for decisions that depend on a clock."""
+    """The value of the first process, in all processes: for decisions that depend on a clock."""
     if ranks() == 1:
         return value
     box = [value]

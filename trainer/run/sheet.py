@@ -1,4 +1,4 @@
-"""A sheet of images with words: a title, class names over columns, a name beside every row."""
+"""A sheet of images with a title, class names over columns, and a name beside every row."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Whatever a user names as pictures: a folder, a zip of one, EDM's zip, a data set of ours, IDX files."""
+"""Reads all kinds of pictures a user can name: a folder, a zip of one, EDM's zip, a dataset zip, IDX files."""
 
 import json
 import tempfile
@@ -19,9 +19,9 @@ DEFAULT_SIDE = 32
 
 
 def read_given(path: Path, side: int | None) -> ImageSet:
-    """Images of `side` x `side` pixels (None: 32 for pictures, their own for data sets and IDX files).
+    """Images of `side` x `side` pixels (None: 32 for pictures, the stored size for data sets and IDX files).
 
-    Raises DataError: there is nothing, it is of no such kind, or a data set is of another size than asked for.
+    Raises DataError when the path does not exist, is of no such kind, or is a data set of another size.
     """
     if path.is_dir():
         if idx := sorted(path.glob(f"*{IDX_IMAGES}*")):

@@ -1,4 +1,4 @@
-"""Which images of a source are used: a fixed hold-out, no duplicates, an even subset."""
+"""Selects images of a source: a fixed hold-out, no duplicates, an even subset."""
 
 import zlib
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ HELD_OUT_ONE_IN = 10
 
 class Item(NamedTuple):
     label: int
-    concept: str  # drawings of one concept are near copies of each other: all train or all test
+    concept: str  # drawings of one concept are nearly equal, so they are all train or all test
     pixels: NDArray[np.uint8]  # [H, W, C]
 
 
 def in_split(concept: str, split: Split) -> bool:
-    """Sources without a split of their own hold out about a tenth of their concepts, the same ones for ever."""
+    """Whether a concept is in a split, for sources without one: a fixed tenth of the concepts is held out."""
     held_out = zlib.crc32(concept.encode()) % HELD_OUT_ONE_IN == 0
     return held_out == (split == "test")
 
