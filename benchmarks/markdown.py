@@ -10,7 +10,6 @@ Result = Mapping[str, Any]  # what benchmarks/harness.py wrote
 
 NAMES = {"dpdm": "**DPDM student**", "heun": "EDM Heun", "euler": "EDM Euler"}
 SOLVERS = ("heun", "euler")
-VARIANTS = {"posterior": "ncvsd"}  # of ablation.py: name in older results -> today's
 STUDENT = "student"  # of quality.py and recovery.py: the shipped one
 
 
@@ -91,6 +90,9 @@ def recovery(result: Result, extractor: str) -> str:
         for sigma in result["settings"]["sigmas"]
     ]
     return markdown(["sigma", *networks], lines)
+
+
+VARIANTS = {"posterior": "ncvsd"}  # of ablation.py: name in older results -> today's
 
 
 def ablation(result: Result) -> str:

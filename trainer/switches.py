@@ -44,7 +44,7 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", choices=METHODS, default="dpdm",
         help="dpdm; a rival trained by the same loop; progressive: --init imitates itself with further calls; or "
-        "adversarial: --init goes on against --critic",
+        "adversarial: --init is trained on against --critic",
     )  # fmt: skip
     group = parser.add_argument_group("DPDM variants (default: the recipe's)")
     group.add_argument("--renoise", choices=RULES, help="levels to which outputs are noised")

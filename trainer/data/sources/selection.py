@@ -28,7 +28,7 @@ def in_split(concept: str, split: Split) -> bool:
 
 
 def select(items: Iterable[Item], split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Images [N, H, W, C] and labels [N] of one split. Of identical images the first is kept, whatever its split."""
+    """Images [N, H, W, C] and labels [N] of one split. Of identical images in any splits the first is used."""
     seen: set[bytes] = set()
     kept: list[Item] = []
     for item in items:
