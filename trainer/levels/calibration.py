@@ -83,16 +83,18 @@ def _calibrate(
     trials: dict[int, Trial] = {}
     with tqdm(total=sum(planned.values()), unit="list") as bar:
 
-        def shown(objective: Objective) -> Objective:
-            def counted(levels: Levels) -> float:
+        def with_progress(objective: Objective) -> Objective:
+            def measure(levels: Levels) -> float:
                 value = objective(levels)
                 bar.update()
                 bar.set_postfix_str(f"k={len(levels)}  distance {value:.4g}", refresh=False)
                 return value
 
-            return counted
+            return measure
 
-        objectives = [shown(objective(student, card, space, labels, seeds, compute.device)) for seeds in config.ranges]
+        objectives = [
+            with_progress(objective(student, card, space, labels, seeds, compute.device)) for seeds in config.ranges
+        ]
         for k in planned:
             try:
                 trials[k] = search_and_check(objectives, card.levels[k], card.levels.get(k - 1), config.search)
