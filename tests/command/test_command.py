@@ -235,8 +235,8 @@ def test_every_stage_of_the_shipped_student_runs_unattended_from_nothing_to_its_
     assert made.code == 0, made.progress
     done = read_card(tmp_path / "out" / "student").training["stages"]
     assert list(done) == ["data", *(stage.name for stage in RECIPES["fashion"].stages)]
-    assert done["rest"]["parents"].keys() == {"data", "teacher", "mended", *CRITICS}
-    assert done["alone"]["facts"]["switches"]["play"] == "first"
+    assert done["adversarial-other-calls"]["parents"].keys() == {"data", "teacher", "self-distill-one-call-2", *CRITICS}
+    assert done["adversarial-one-call"]["facts"]["switches"]["trained_steps"] == "first"
 
 
 def test_the_data_are_kept_as_they_were_read(made):
