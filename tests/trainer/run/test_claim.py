@@ -11,8 +11,8 @@ from tests.trainer.tiny import run_options
 from trainer.commands import train_teacher
 from trainer.run.claim import claim
 
-HOLD = "import sys, time; from pathlib import Path; from trainer.run.claim import claimed\n" + (
-    "with claimed(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+HOLD = "import sys, time; from pathlib import Path; from trainer.run.claim import claim\n" + (
+    "with claim(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
 )
 
 
