@@ -51,7 +51,7 @@ from trainer.run.compute import Compute
 from trainer.run.draws import Draws
 from trainer.run.ema import average_of, blend, power_decay
 from trainer.run.loop import Method
-from trainer.runs import fitted
+from trainer.runs import fit_to_data
 from trainer.settings import StudentConfig, TeacherConfig
 
 INTERRUPTED = 130
@@ -92,7 +92,7 @@ def variants(base: StudentConfig = BASE) -> dict[str, StudentConfig]:
         "auxiliary-x5": replace(base, auxiliary_updates=5),
         "simulate-late": replace(base, simulate=0.3, simulate_from=0.5),
         "warm-start": replace(base, warm=0.1, warm_pairs=1024),
-        "posterior": replace(base, objective="posterior", sigma_max=SIGMA_MAX),
+        "ncvsd": replace(base, objective="ncvsd", sigma_max=SIGMA_MAX),
     }
 
 
@@ -119,7 +119,7 @@ def make_world(work: Path, plan: Plan) -> World:
 
 
 def stored_teacher(folder: Path, plan: Plan, images: int, data: ImageSet) -> tuple[Denoiser, Card]:
-    settings, config = {"images": images, "batch": plan.batch}, fitted(plan.network, data)
+    settings, config = {"images": images, "batch": plan.batch}, fit_to_data(plan.network, data)
     if not folder.exists():
         torch.manual_seed(0)
         network, deviation = UNet(config), data.sigma_data()
@@ -149,7 +149,7 @@ def fit(method: Method, data: ImageSet, images: int, batch: int, seed: int) -> U
 
 
 def run(world: World, config: StudentConfig, seed: int) -> dict[str, Any]:
-    """Train and judge one student: {"distance": {k: value, or None if it diverged}}."""
+    """Train one student and measure its distances: {"distance": {k: value, or None if it diverged}}."""
     plan, sigma = world.plan, world.teacher.sigma_data
     assert isinstance(world.teacher.network, UNet)
     endpoints = stored_endpoints(world, config.warm_pairs) if config.warm else None

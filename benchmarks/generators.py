@@ -34,7 +34,7 @@ class Generator:
     backend: Backend
     denoiser: Denoiser
     image_shape: tuple[int, int, int]  # (C, H, W)
-    latent_shape: tuple[int, int, int]  # (extra, H, W); extra is 0 unless it is a posterior student
+    latent_shape: tuple[int, int, int]  # (extra, H, W); extra is 0 unless it is an NCVSD student
     class_names: tuple[str, ...]
     levels: Levels  # empty for a teacher
     to_array: Callable[[NDArray], Array]  # numpy -> what the denoiser takes
@@ -107,7 +107,7 @@ def _on_torch(folder: Path, backend: Backend, threads: int) -> Generator:
     import torch
 
     from fewstep.checkpoint import load_denoiser
-    from trainer.run.compute import Compute, default_device, placed, runner
+    from trainer.run.compute import Compute, default_device, move_to_device, runner
 
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32, as it does for the engines
     device = default_device()
@@ -119,7 +119,7 @@ def _on_torch(folder: Path, backend: Backend, threads: int) -> Generator:
     module = cast(torch.nn.Module, denoiser.network).to(device)
     forward: Any = module
     if backend == "torch-bf16":
-        forward = runner(placed(module, device), Compute(device, "bf16", compile=True))
+        forward = runner(move_to_device(module, device), Compute(device, "bf16", compile=True))
 
     def network(x: Array, c_noise: Array, onehot: Array) -> Array:
         with torch.inference_mode():

@@ -93,9 +93,15 @@ def recovery(result: Result, extractor: str) -> str:
     return markdown(["sigma", *networks], lines)
 
 
+VARIANTS = {"posterior": "ncvsd"}  # of ablation.py: name in older results -> today's
+
+
 def ablation(result: Result) -> str:
     """Distances of an ablation.py result, mean and standard deviation over its seeds; a star stands out."""
-    lines = [[row["variant"], *(_ablated(row["cells"][str(k)]) for k in STEPS)] for row in result["rows"]]
+    lines = [
+        [VARIANTS.get(row["variant"], row["variant"]), *(_ablated(row["cells"][str(k)]) for k in STEPS)]
+        for row in result["rows"]
+    ]
     return markdown(["variant", *(f"k = {k}" for k in STEPS)], lines)
 
 

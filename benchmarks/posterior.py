@@ -43,7 +43,7 @@ from trainer.methods.rtb import Problem, TrajectoryBalance, evaluate, own_steps,
 from trainer.methods.tilted import prior_pool, tilted_regression
 from trainer.rewards.classes import class_reward
 from trainer.run.draws import Draws
-from trainer.run.sheet import titled
+from trainer.run.sheet import add_titles
 from trainer.settings import BehaviourMix, PosteriorConfig
 
 SIGMA_MIN, SIGMA_MAX = 0.05, 10.0  # of the digits' chain
@@ -380,7 +380,7 @@ def with_deviations(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
 def picture(shown: dict[str, Tensor]) -> bytes:
     """The first images of the first seed of every method, without a choice: a row of 64 each."""
     sheet = grid(np.concatenate([to_pixels(images.numpy()) for images in shown.values()]), SHOWN)
-    return encode(titled(sheet, 8, "first 64 images of the first seed", [], list(shown)), "png")
+    return encode(add_titles(sheet, 8, "first 64 images of the first seed", [], list(shown)), "png")
 
 
 def main() -> None:

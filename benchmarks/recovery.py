@@ -4,7 +4,7 @@
     python benchmarks/recovery.py --student consistency=runs/cd
     python benchmarks/recovery.py --smoke                           # seconds; proves that it runs
 
-Real held-out images are noised to a level sigma and denoised by one network call. A teacher returns posterior means,
+Real held-out images are noised to a level sigma and denoised by one network call. A teacher returns conditional means,
 blurred where sigma is high; a student's output should have the distribution of the data at every level it was trained
 at. Measured by the Fréchet distance of the recovered images to the training images, beside that of the images before
 they were noised. Every network sees the same images and the same noise. A student knows no level above its top one

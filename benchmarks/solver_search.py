@@ -39,7 +39,7 @@ from fewstep.ranges import Range, check_ranges, whole
 from fewstep.schedule import SIGMA_MAX, SIGMA_MIN, logsnr_sigmas, solver_sigmas
 from trainer.data.format import DataError, ImageSet, read_image_set
 from trainer.data.matching import check_match
-from trainer.levels.search import SearchConfig, gained, golden_section
+from trainer.levels.search import SearchConfig, golden_section, is_better
 
 FIRST_SEED = (
     2**34
@@ -168,7 +168,7 @@ def tried(objectives: Sequence[Objective], family: Family, levels: int, config: 
 
     start, found = published(family), search(first, family, levels, config)
     before, after = (tuple(check(one) for check in objectives[1:]) for one in (start, found))
-    return Trial(start, found, gained(before, after), first(start), first(found), before, after, len(counted))
+    return Trial(start, found, is_better(before, after), first(start), first(found), before, after, len(counted))
 
 
 def objective_of(

@@ -37,7 +37,7 @@ from trainer.methods.dpdm import Student
 from trainer.methods.edm import Teacher
 from trainer.methods.gan import Adversarial
 from trainer.methods.self_distillation import Progressive
-from trainer.run.compute import Compute, default_device, placed
+from trainer.run.compute import Compute, default_device, move_to_device
 from trainer.run.draws import Draws
 from trainer.run.loop import Method
 from trainer.settings import AdversarialConfig, ConsistencyConfig, ProgressiveConfig, StudentConfig, TeacherConfig
@@ -68,12 +68,16 @@ def methods() -> dict[str, Callable[[UNet, float, Compute], Method]]:
 
 
 def _adversarial(start: UNet, sigma_data: float, compute: Compute) -> Method:
-    """Its dearest update, a game over lists of one to four calls, before three classifiers that nobody taught."""
+    """Its most expensive update: all steps of the lists of one to four calls, with three untrained classifiers."""
     net = start.config
     config = ClassifierConfig(net.resolution, net.channels, net.classes, sigma_data)
-    eyes = [placed(NoisyClassifier(config), compute.device).eval().requires_grad_(False) for _ in range(3)]
-    game = AdversarialConfig(lists=tuple(student_levels(k, sigma_max=2.5) for k in (1, 2, 3, 4)), keep=0.0)
-    return Adversarial(start, eyes, sigma_data, game, compute)
+    classifiers = [
+        move_to_device(NoisyClassifier(config), compute.device).eval().requires_grad_(False) for _ in range(3)
+    ]
+    settings = AdversarialConfig(
+        lists=tuple(student_levels(k, sigma_max=2.5) for k in (1, 2, 3, 4)), imitation_share=0.0
+    )
+    return Adversarial(start, classifiers, sigma_data, settings, compute)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Setting:
         """A call is one update of a freshly built method, on random images: every image costs the same."""
         device = self.compute.device
         torch.manual_seed(0)
-        network = placed(UNet(self.network), device)
+        network = move_to_device(UNet(self.network), device)
         method = methods()[name](network, self.sigma_data, self.compute)
         rng = Draws(torch.Generator().manual_seed(0), device=device)
         shape = (self.batch, self.network.channels, self.network.resolution, self.network.resolution)

@@ -41,7 +41,7 @@ class Engine:
     def network(self, x: Floats, c_noise: Floats, onehot: Floats) -> Floats:
         """F: x [B, C + extra, H, W] of unit variance, c_noise [B], onehot [B, classes] -> [B, C, H, W], all float32.
 
-        The extra channels, where the manifest counts any, hold a posterior student's latent (`fewstep.latent`).
+        The extra channels, where the manifest counts any, hold an NCVSD student's latent (`fewstep.latent`).
         An unconditional network has no use for onehot [B, 0]. Calls from several threads are safe on a CPU, but share
         the same cores: one call at a time is the fast way. On a GPU the rows are copied there and back; whoever
         steps many slots uses `on_device`. Raises ValueError on another number of channels.

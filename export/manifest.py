@@ -45,7 +45,7 @@ class Manifest:
     backend: str = BACKEND_ORT_CPU
     channels: int
     resolution: int
-    extra: int = 0  # channels the network takes behind the image: the latent of a posterior student
+    extra: int = 0  # channels the network takes behind the image: the latent of an NCVSD student
     classes: int  # 0: unconditional; the network then has no `onehot` input
     class_names: tuple[str, ...]
     sigma_data: float

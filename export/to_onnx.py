@@ -3,7 +3,7 @@
     x [batch, C + extra, H, W]  c_noise [batch]  onehot [batch, classes]  ->  output [batch, C, H, W]
 
 All are float32; a network that computes in half precision has x, onehot and output in it, and c_noise in float32.
-An unconditional network has no `onehot` input. A posterior student has extra channels, for its latent noise.
+An unconditional network has no `onehot` input. An NCVSD student has extra channels, for its latent.
 """
 
 import contextlib

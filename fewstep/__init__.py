@@ -5,7 +5,7 @@ The words used everywhere in this project:
 sigma       noise level; a noisy image is x = x0 + sigma * eps. sigma_data is the data's standard deviation
 denoiser    D(x, sigma, labels): predicts the clean image; D = c_skip * x + c_out * F(c_in * x, c_noise, onehot)
 network     F, the raw U-Net inside the denoiser; the exported artefact
-teacher     an EDM diffusion model: its denoiser is the posterior mean
+teacher     an EDM diffusion model: its denoiser is the conditional mean E[x0 | x]
 student     a DPDM: one weight-shared denoiser whose output distribution matches the data at every level
 auxiliary   the diffusion model fitted online to the student's own outputs
 levels      the student's sigmas for k steps, high to low; its card holds one list per k

@@ -24,7 +24,7 @@ class Gaussian:
     std: float = 0.5
 
     def teacher(self, x: Array, sigma: Array) -> Array:
-        """The posterior mean E[x0 | x]: what a perfectly trained EDM denoiser returns."""
+        """The conditional mean E[x0 | x]: what a perfectly trained EDM denoiser returns."""
         s = sigma[:, None, None, None]
         return self.mean + self.std**2 / (self.std**2 + s**2) * (x - self.mean)
 

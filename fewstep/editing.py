@@ -27,7 +27,7 @@ def vary(denoiser: BoundDenoiser, image: Array, noise: Noise, sigmas: Sequence[f
     """Noise an image [B, C, H, W] in [-1, 1] to sigmas[0] and sample on from there (SDEdit, Meng et al. 2022).
 
     sigmas: the lower end of one of the student's lists, such as levels[4][1:]; the higher its first level, the less
-    of the image remains. A posterior student's result at one level is a draw from p(x0 | x_t) of that noisy image.
+    of the image remains. An NCVSD student's result at one level is a draw from p(x0 | x_t) of that noisy image.
     Raises ValueError when the image has another shape than the noise.
     """
 

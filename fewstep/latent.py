@@ -1,9 +1,9 @@
-"""The latent of a posterior student: the noise it decides by, one image per network call. Numpy or torch.
+"""The latent of an NCVSD student: unit noise that is an input beside the image, new in every call. Numpy or torch.
 
-A denoiser returns one image for a noisy image. A student trained with objective "posterior" returns a draw from
-p(x0 | x_t): its network takes z, unit normals, behind the scaled noisy image, and another z is another draw (Peng et
-al. 2025, noise-conditional variational score distillation). A marginal student or a teacher takes none, which is a
-latent of no channels here, so that nobody who samples has to ask which kind there is:
+A denoiser returns one image for a noisy image. A student trained with objective "ncvsd" (noise-conditional variational
+score distillation, Peng et al. 2025) returns a draw from p(x0 | x_t): its network takes z, unit normals, behind the
+scaled noisy image, and another z gives another draw. A marginal student or a teacher takes none. Here that is a latent
+of no channels, so that sampling code is the same for both kinds:
 
     with_latent(denoiser, latent_for(seeds, latent_shape(card)), labels)    # latent_for: fewstep.noise, noise_torch
 """
@@ -17,7 +17,7 @@ from fewstep.samplers import BoundDenoiser, Noise
 
 
 def latent_shape(card: Card) -> tuple[int, int, int]:
-    """(extra, H, W) of what the card's network takes behind the image; extra is 0 unless it is a posterior student."""
+    """(extra, H, W) of what the card's network takes behind the image; extra is 0 unless it is an NCVSD student."""
     _, height, width = card.image_shape
     return card.network.get("extra", 0), height, width
 

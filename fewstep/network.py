@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.older_precond import answered, asked
+from fewstep.older_precond import network_input, raw_output
 from fewstep.unet_config import UNetConfig
 
 
@@ -62,21 +62,21 @@ class UNet(nn.Module):
         # D = x - sigma * U magnifies what U rounds: half precision would show from sigma 1 on.
         with torch.autocast(x.device.type, enabled=False):
             image = x[:, : self.config.channels]
-            question = self._asked(x, c_noise)
-            predicted = self._raw(question[0], question[1], onehot)
+            inputs = self._network_input(x, c_noise)
+            predicted = self._raw(inputs[0], inputs[1], onehot)
             sigma = (4 * c_noise).exp()[:, None, None, None]
-            return answered(self.config.precond, predicted, image, sigma, self.config.sigma_data)
+            return raw_output(self.config.precond, predicted, image, sigma, self.config.sigma_data)
 
-    def _asked(self, x: Tensor, c_noise: Tensor) -> tuple[Tensor, Tensor]:
+    def _network_input(self, x: Tensor, c_noise: Tensor) -> tuple[Tensor, Tensor]:
         """x and c_noise as the raw network takes them; further input channels stay as they are."""
         config = self.config
         if config.precond == "edm":
             return x, c_noise
-        question = asked(config.precond, x[:, : config.channels], c_noise, config.sigma_data)
-        return torch.cat([question.image, x[:, config.channels :]], dim=1), question.c_noise
+        inputs = network_input(config.precond, x[:, : config.channels], c_noise, config.sigma_data)
+        return torch.cat([inputs.image, x[:, config.channels :]], dim=1), inputs.c_noise
 
     def _raw(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
-        x, skips, emb = self._encoded(x, c_noise, onehot)
+        x, skips, emb = self._encode(x, c_noise, onehot)
         for block in self.decoder:
             x = block(x if block.resample else torch.cat([x, skips.pop()], dim=1), emb)
         x = self.out_conv(functional.silu(self.out_norm(x)))
@@ -87,7 +87,7 @@ class UNet(nn.Module):
 
         From the finest to the innermost, which has been through the middle blocks.
         """
-        inner, skips, _ = self._encoded(*self._asked(x, c_noise), onehot)
+        inner, skips, _ = self._encode(*self._network_input(x, c_noise), onehot)
         shrunken = [fine for fine, coarse in pairwise(skips) if coarse.shape[2] < fine.shape[2]]
         return (*shrunken, inner)
 
@@ -95,7 +95,7 @@ class UNet(nn.Module):
     def feature_widths(self) -> tuple[int, ...]:
         return tuple(self.config.width * m for m in self.config.mult)
 
-    def _encoded(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    def _encode(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """The innermost feature map, what the decoder is handed on its way out, and the embedding."""
         if x.shape[1] != (channels := self.config.channels + self.config.extra):
             raise ValueError(f"this network takes {channels} channels ({self.config.extra} latent), not {x.shape[1]}")
@@ -234,10 +234,10 @@ class Conv(nn.Module):
             _xavier(self.conv, gain)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._resampled(x) if self.resample else x
+        x = self._resample(x) if self.resample else x
         return x if self.conv is None else self.conv(x)
 
-    def _resampled(self, x: Tensor) -> Tensor:
+    def _resample(self, x: Tensor) -> Tensor:
         up = self.resample == "up"
         if self.box:  # the same numbers as the general case, in the form every runtime has a fast path for
             return functional.interpolate(x, scale_factor=2.0) if up else functional.avg_pool2d(x, 2)

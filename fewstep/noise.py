@@ -10,7 +10,7 @@ noise_version 1, written down:
     element    index into the image in C, H, W order
     stream     0: step 0 is the initial noise, step i the i-th re-noising
                1: random labels, step 0
-               2: what a posterior student decides by; step i is for the i-th network call, counted from 0
+               2: the latent of an NCVSD student; step i is for the i-th network call, counted from 0
 
 Batch, slot, neighbours, worker, restart and device do not enter. `noise_torch` is the same on tensors.
 Integers agree exactly everywhere; normals to 1e-6, because log and cos differ in the last bit.

@@ -16,24 +16,24 @@ BETA_D, BETA_MIN, STEPS = 19.9, 0.1, 1000  # of VP; iDDPM has as many steps
 C_1, C_2 = 0.001, 0.008  # of iDDPM's cosine schedule
 
 
-class Asked(NamedTuple):
-    """What U is asked."""
+class NetworkInput(NamedTuple):
+    """The inputs of U."""
 
     image: Tensor  # c_in * x, [B, C, H, W]
     c_noise: Tensor  # [B]
 
 
-def asked(precond: Precond, x: Tensor, c_noise: Tensor, sigma_data: float) -> Asked:
-    """x [B, C, H, W] of unit variance and c_noise = ln(sigma) / 4 [B], as F takes them."""
+def network_input(precond: Precond, x: Tensor, c_noise: Tensor, sigma_data: float) -> NetworkInput:
+    """The inputs of U, of the inputs of F: x [B, C, H, W] of unit variance and c_noise = ln(sigma) / 4 [B]."""
     sigma = (4 * c_noise).exp()
     s = sigma[:, None, None, None]
     noisy = x * (s**2 + sigma_data**2).sqrt()
     image = noisy if precond == "ve" else noisy / (1 + s**2).sqrt()
-    return Asked(image, _c_noise(precond, sigma))
+    return NetworkInput(image, _c_noise(precond, sigma))
 
 
-def answered(precond: Precond, predicted: Tensor, x: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    """F [B, C, H, W] from U's answer: D = x - sigma * U, or + for VE; written so that no large terms cancel."""
+def raw_output(precond: Precond, predicted: Tensor, x: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
+    """F [B, C, H, W] from the output `predicted` of U: D = x - sigma * U, or + for VE. No large terms cancel."""
     noise = -predicted if precond == "ve" else predicted
     norm = (sigma**2 + sigma_data**2).sqrt()
     return (sigma * (x - noise) - sigma_data**2 / (sigma + norm) * noise) / sigma_data

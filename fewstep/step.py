@@ -53,7 +53,7 @@ def begin(
 
 
 def latent(seeds: NDArray[np.uint64], steps: NDArray[np.int64], shape: tuple[int, int, int]) -> Rows:
-    """What a posterior student decides by at each row's next network call, whose index from 0 is steps [B]."""
+    """The latents of an NCVSD student for each row's next network call, whose index from 0 is steps [B]."""
     return normals(seeds, steps, shape, STREAM_LATENT)
 
 

@@ -11,18 +11,18 @@ from fewstep.card import CheckpointError, read_card
 from fewstep.ranges import Range, RangeError, duration, number, whole
 from trainer import calibrate
 from trainer.data import command as data
-from trainer.data.command import unread
+from trainer.data.command import describe_unread
 from trainer.data.format import DataError, ImageSet
 from trainer.data.named import load_recipe_dataset, read_data
 from trainer.importing import command as importing
 from trainer.recipes.by_name import RECIPES, UnknownRecipeError, recipe
 from trainer.settings import WIDEST, MachineError
-from trainer.switches import add_switches, given
+from trainer.switches import add_switches, read_switches
 
 if TYPE_CHECKING:
     from trainer.runs import RunOptions
 
-# What a command needs of torch and others is imported when it runs: --help is quick and works without them.
+# torch and other packages of [train] are imported when a command runs: --help is fast and works without them.
 INTERRUPTED = 130
 CACHE = Path("runs/data")
 
@@ -35,7 +35,7 @@ def main() -> int:
     except (CheckpointError, DataError, MachineError, RangeError, UnknownRecipeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:  # before training began; once it has, the loop finishes its update and saves
+    except KeyboardInterrupt:  # before training began; after that the loop finishes its update and saves
         print("interrupted; nothing was written", file=sys.stderr)
         return INTERRUPTED
 
@@ -47,7 +47,9 @@ def _parser() -> argparse.ArgumentParser:
 
     teacher = commands.add_parser("teacher", help="train an EDM teacher")
     _add_run_arguments(teacher)
-    teacher.add_argument("--init", type=Path, metavar="DIR", help="continue this teacher, published or imported, say")
+    teacher.add_argument(
+        "--init", type=Path, metavar="DIR", help="continue this teacher (it may be published or imported)"
+    )
     teacher.add_argument("--lr", type=number(Range(0, 1, above=True)), help="default: the recipe's")
     teacher.set_defaults(run=_teacher)
 
@@ -56,35 +58,35 @@ def _parser() -> argparse.ArgumentParser:
     student.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="checkpoint folder of the teacher")
     student.add_argument(
         "--init", type=Path, metavar="DIR",
-        help="continue this student under other settings, with its auxiliary where its run is kept",
+        help="continue this student with other settings, and its auxiliary if its folder has the state of its run",
     )  # fmt: skip
     student.add_argument(
         "--lists-of", type=Path, metavar="DIR",
-        help="train at the level lists that this student serves (calibrated ones, say), not at Karras' spacing",
+        help="train the level lists that this student serves, calibrated ones included, instead of Karras' levels",
     )  # fmt: skip
     student.add_argument(
         "--kept", type=Path, metavar="DIR",
-        help="--method progressive: the student whose calls are those that stay (default: --init)",
+        help="--method progressive: the student that the anchored calls imitate (default: --init)",
     )  # fmt: skip
     student.add_argument(
         "--critic", type=Path, nargs="+", default=[], metavar="DIR",
-        help="classifiers (trainer classifier) whose features --method adversarial reads",
+        help="classifiers (trainer classifier) whose features --method adversarial uses",
     )  # fmt: skip
     add_switches(student)
     student.set_defaults(run=_student)
 
-    classifier = commands.add_parser("classifier", help="teach a classifier of noised images, eyes for --critic")
+    classifier = commands.add_parser("classifier", help="train a classifier of noised images, for --critic")
     _add_run_arguments(classifier)
     classifier.set_defaults(run=_classifier)
 
     calibrate.add_parser(commands)
     importing.add_parser(commands)
 
-    mean = commands.add_parser("average", help="another average of a run, from what it stored on its way")
+    mean = commands.add_parser("average", help="another average of a run, from the averages that it stored")
     mean.add_argument("--model", type=Path, required=True, metavar="DIR", help="the folder of the run")
     mean.add_argument(
         "--width", type=number(Range(0, WIDEST, above=True)), required=True, metavar="W",
-        help="how far it looks back, as a share of the run: 0.05, 0.15 (the student's), 0.2",
+        help="standard deviation of its profile, as a share of the run: 0.05, 0.15 (the student's), 0.2",
     )  # fmt: skip
     mean.add_argument("--out", type=Path, required=True, metavar="DIR")
     mean.set_defaults(run=_average)
@@ -131,11 +133,11 @@ def _options(args: argparse.Namespace) -> "RunOptions":
 def _images(args: argparse.Namespace) -> ImageSet:
     from trainer.run.distributed import from_first, rank
 
-    recipe(args.recipe)  # an unknown recipe is said before data is looked for
+    recipe(args.recipe)  # an unknown recipe is refused before data is read
     if args.data:
         images = read_data(args.data, _side(args))
         if rank() == 0:
-            for line in unread(images):
+            for line in describe_unread(images):
                 print(line, file=sys.stderr)
         return images
     if rank() > 0:
@@ -147,7 +149,7 @@ def _images(args: argparse.Namespace) -> ImageSet:
 
 
 def _side(args: argparse.Namespace) -> int:
-    """What pictures are resized to: the teacher's side, or the recipe's."""
+    """The side in pixels that pictures are resized to: the teacher's, or the recipe's."""
     for folder in (getattr(args, "teacher", None), getattr(args, "init", None)):
         if folder:
             return read_card(folder).image_shape[1]
@@ -157,22 +159,22 @@ def _side(args: argparse.Namespace) -> int:
 def _teacher(args: argparse.Namespace) -> int:
     from trainer.commands import train_teacher
 
-    return _trained(args, lambda: train_teacher(_options(args), _images(args), args.init, args.lr))
+    return _run_training(args, lambda: train_teacher(_options(args), _images(args), args.init, args.lr))
 
 
 def _student(args: argparse.Namespace) -> int:
     from trainer.commands import Distillation, train_student
 
     request = Distillation(
-        args.teacher, args.method, given(args), args.init, args.lists_of, args.kept, tuple(args.critic)
+        args.teacher, args.method, read_switches(args), args.init, args.lists_of, args.kept, tuple(args.critic)
     )
-    return _trained(args, lambda: train_student(_options(args), _images(args), request))
+    return _run_training(args, lambda: train_student(_options(args), _images(args), request))
 
 
 def _classifier(args: argparse.Namespace) -> int:
     from trainer.classify import train_classifier
 
-    return _trained(args, lambda: train_classifier(_options(args), _images(args)))
+    return _run_training(args, lambda: train_classifier(_options(args), _images(args)))
 
 
 def _average(args: argparse.Namespace) -> None:
@@ -187,13 +189,13 @@ def _publish(args: argparse.Namespace) -> None:
     publish(args.model, args.out)
 
 
-def _trained(args: argparse.Namespace, train: Callable[[], bool]) -> int:
-    """Run a training command, in one process or as one of torchrun's. Returns the exit status."""
+def _run_training(args: argparse.Namespace, train: Callable[[], bool]) -> int:
+    """Run a training command, in a single process or in one of torchrun's. Returns the exit status."""
     from trainer.run import distributed as world
     from trainer.run.compute import usable_device
     from trainer.run.loop import DivergedError
 
-    with world.joined(usable_device(args.device)):
+    with world.join_processes(usable_device(args.device)):
         try:
             completed = train()
         except DivergedError as error:

@@ -1,4 +1,4 @@
-"""An average of another width of a finished run, from what the run stored on its way (trainer.run.ema)."""
+"""An average of another width of a finished run, from the averages that the run stored (trainer.run.ema)."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from fewstep.card import CheckpointError
 from fewstep.checkpoint import load_checkpoint, load_denoiser, save_checkpoint
 from fewstep.outputs import check_folder
-from trainer.run.ema import FOLDER, Profile, combined, gamma_of, stored_before
+from trainer.run.ema import FOLDER, Profile, combine_averages, gamma_of, stored_before
 
 
 def average(run: Path, width: float, out: Path) -> None:
-    """Save the average of this width of the run in `run`, under its card, which then names the width.
+    """Save the average of this width of the run in `run`, with its card, which then states the width.
 
     Raises CheckpointError when `run` is no checkpoint, stores no averages from before its end, or when `out` holds a
     model.
@@ -20,11 +20,9 @@ def average(run: Path, width: float, out: Path) -> None:
     images = card.training.get("images", 0)
     stored = stored_before(run, images + 1)
     if not stored:
-        raise CheckpointError(
-            f"{run / FOLDER} holds no averages of this run; only what is trained from now on stores them"
-        )
+        raise CheckpointError(f"{run / FOLDER} holds no averages of this run; runs of earlier versions stored none")
     denoiser, _ = load_denoiser(run)
     network = denoiser.network
-    made = combined(network, stored, Profile(gamma_of(width), images))  # pyright: ignore[reportArgumentType]
+    made = combine_averages(network, stored, Profile(gamma_of(width), images))  # pyright: ignore[reportArgumentType]
     training = {**card.training, "ema_width": width, "average_of": card.weights}
     save_checkpoint(out, made.state_dict(), replace(card, training=training, metrics={}))

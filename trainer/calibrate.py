@@ -2,10 +2,10 @@
 
     python -m trainer calibrate --model runs/student --teacher runs/teacher --data photos.zip
 
-Training serves all levels; which of them k calls are best spent on is a small search afterwards. Closeness is the
-Fréchet distance in the teacher's own features: every model has them, and no table of results is measured in them.
-Every list is measured on the same seeds, so the search sees a smooth function and not sampling noise; what it finds is
-kept only if it is better on seeds it has not seen.
+The best levels for k calls are found by a search after training. The distance is the Fréchet distance in the teacher's
+own features: every model has a teacher, and no table of results is measured in its features. Every list is measured on
+the same seeds, so that the objective is smooth and has no sampling noise. The result is kept only if it is better on
+other seeds.
 """
 
 import argparse
@@ -34,21 +34,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add_options(parser)
-    parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="what it was distilled from")
+    parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="the student's teacher")
     parser.add_argument("--data", type=Path, metavar="PATH", help="real images (default: the recipe's)")
-    parser.add_argument("--recipe", metavar="NAME", help="where they come from (default: the one in the card)")
+    parser.add_argument("--recipe", metavar="NAME", help="the recipe of the real images (default: the one in the card)")
     parser.set_defaults(run=_run)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What a search is told, whatever space it judges in."""
+    """Register the options of the search."""
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the student; its card is rewritten")
     parser.add_argument(
         "--images", type=whole(2), default=1000, metavar="N", help="generated for every list (default 1000)"
     )
     parser.add_argument("--steps", type=_counts, default=(), metavar="1,2,...", help="only these (default: all)")
-    parser.add_argument("--seed", type=whole(0, 2**32), default=0, help="another one: other seeds for the images")
-    parser.add_argument("--compile", action="store_true", help="worth a minute for long searches")
+    parser.add_argument("--seed", type=whole(0, 2**32), default=0, help="another number: other seeds for the images")
+    parser.add_argument("--compile", action="store_true", help="takes a minute; for long searches")
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is faster where the hardware has it"
     )
@@ -66,9 +66,9 @@ def _counts(text: str) -> tuple[int, ...]:
 
 def _run(args: argparse.Namespace) -> int:
     from trainer.data.named import load_recipe_dataset, read_data
-    from trainer.levels.calibration import calibrate, searchable, teacher_space
+    from trainer.levels.calibration import calibrate, steps_to_search, teacher_space
 
-    steps, config = searchable(card := read_card(args.model), args.steps, args.model), searching(args)
+    steps, config = steps_to_search(card := read_card(args.model), args.steps, args.model), searching(args)
     name = args.recipe or card.training.get("recipe", "")
     data = read_data(args.data, card.image_shape[1]) if args.data else load_recipe_dataset(name, CACHE)
     space, facts = teacher_space(args.model, args.teacher, data, compute := computing(args))
@@ -89,7 +89,7 @@ def searching(args: argparse.Namespace) -> "CalibrationConfig":
 
 
 def report(trials: "dict[int, Trial]", steps: Sequence[int], model: Path) -> int:
-    """Print what was found, and what there is to do. Returns the exit status."""
+    """Print the result and the next command. Returns the exit status."""
     from trainer.levels.calibration import describe
 
     print(describe(trials))

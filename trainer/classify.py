@@ -1,4 +1,4 @@
-"""The command `python -m trainer classifier`: teach a classifier that knows the level of noise."""
+"""The command `python -m trainer classifier`: train a classifier that takes the noise level as an input."""
 
 import json
 from dataclasses import asdict
@@ -19,7 +19,7 @@ from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
 from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
-from trainer.run.compute import Compute, placed, usable_device, worth_compiling
+from trainer.run.compute import Compute, move_to_device, usable_device, worth_compiling
 from trainer.run.loop import Clock, train
 from trainer.runs import RunOptions, loop_config, own_folder
 
@@ -34,7 +34,7 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     config = loop_config(options, chosen := recipe(options.recipe), chosen.classifier_images)
     _, side, _, channels = data.images.shape
     if not (data.labels >= 0).all() or len(data.class_names) < 2:
-        raise DataError(f"{data.name} has images without a class, and a classifier is taught by nothing else")
+        raise DataError(f"{data.name} has images without a class; a classifier needs a class for every image")
     if side < 8 or side % 2:
         raise DataError(f"{data.name} is {side}x{side}; a classifier takes images of an even side from 8 up")
     torch.manual_seed(options.seed)
@@ -42,7 +42,7 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     device = usable_device(options.device)
     compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
     compute = Compute(device, "fp32" if options.precision == "auto" else options.precision, compile)
-    network = placed(NoisyClassifier(settings), device)
+    network = move_to_device(NoisyClassifier(settings), device)
     identity = json.loads(
         json.dumps({
             "recipe": options.recipe, "data": data.provenance().sha256, "seed": config.seed, "batch": config.batch,

@@ -27,10 +27,10 @@ from trainer.methods.self_distillation import Progressive
 from trainer.recipes.by_name import recipe
 from trainer.recipes.recipe import Recipe
 from trainer.run.artifacts import describe
-from trainer.run.compute import Compute, placed, runner
+from trainer.run.compute import Compute, move_to_device, runner
 from trainer.run.distributed import rank
 from trainer.run.state import load_network
-from trainer.runs import RunOptions, compute_for, fitted, loop_config, own_folder, run_method
+from trainer.runs import RunOptions, compute_for, fit_to_data, loop_config, own_folder, run_method
 from trainer.settings import AdversarialConfig, ConsistencyConfig, MethodName, ProgressiveConfig, StudentConfig
 from trainer.switches import (
     ADVERSARIAL,
@@ -38,19 +38,19 @@ from trainer.switches import (
     PROGRESSIVE,
     SwitchError,
     adversarial,
+    apply_switches,
     consistency,
     progressive,
-    switched,
     with_lists,
 )
 from trainer.switches import DMD2 as DMD2_SWITCHES
 
 
 def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None, lr: float | None = None) -> bool:
-    """start: a teacher to continue, at the learning rate `lr` instead of the recipe's; its network is kept.
+    """start: a teacher to continue, with its network. lr: a learning rate that replaces the recipe's.
 
     Returns False when interrupted; the checkpoint in options.out is usable either way. Raises CheckpointError or
-    DataError when start and data do not belong together, RangeError when lr is none.
+    DataError when start and data do not belong together, RangeError when lr is out of range.
     """
     with own_folder(options):
         return _train_teacher(options, data, start, lr)
@@ -62,9 +62,9 @@ def _train_teacher(options: RunOptions, data: ImageSet, start: Path | None, lr: 
     settings = chosen.teacher if lr is None else replace(chosen.teacher, adam=replace(chosen.teacher.adam, lr=lr))
     network, start_card = _starting_teacher(start, data) if start else (None, None)
     torch.manual_seed(options.seed)
-    network = network or UNet(fitted(chosen.network_of(options.network), data))
+    network = network or UNet(fit_to_data(chosen.network_of(options.network), data))
     compute = compute_for(options, network, config)
-    placed(network, compute.device)
+    move_to_device(network, compute.device)
     torch.manual_seed(options.seed + rank())  # each process drops out other units
     sigma = start_card.sigma_data if start_card else data.sigma_data()
     method = Teacher(network, sigma, settings, compute)
@@ -80,12 +80,12 @@ def _starting_teacher(folder: Path, data: ImageSet) -> tuple[NetworkModule, Card
     if card.role != "teacher":
         raise CheckpointError(f"{folder} is a {card.role}; --init continues a teacher")
     check_teacher(card, folder)
-    check_shape(card, data, "the teacher")  # of any contrast: it is to learn these images
+    check_shape(card, data, "the teacher")  # any contrast is allowed: the teacher will learn these images
     assert isinstance(denoiser.network, NetworkModule)
     return denoiser.network.requires_grad_(True), card
 
 
-# What a method with a file of its own takes; the others are variants of DPDM and take all of its switches.
+# The switches of methods with a file of their own; the others are variants of DPDM and take all of its switches.
 OWN_SWITCHES = {
     "dmd2": DMD2_SWITCHES,
     "consistency": CONSISTENCY,
@@ -101,11 +101,11 @@ class Distillation:
 
     teacher: Path
     method: MethodName = "dpdm"
-    switches: dict[str, Any] = field(default_factory=dict)  # as trainer.switches.given
+    switches: dict[str, Any] = field(default_factory=dict)  # as trainer.switches.read_switches
     start: Path | None = None  # a student to continue from, under other settings
     lists: Path | None = None  # a student whose served level lists are to be trained
-    kept: Path | None = None  # a student whose calls are those that stay, of progressive distillation
-    critics: tuple[Path, ...] = ()  # classifiers that know the level of noise (trainer.noisy_classifier)
+    kept: Path | None = None  # a student that the anchored calls of progressive distillation imitate
+    critics: tuple[Path, ...] = ()  # classifiers of noised images (trainer.critics.classifier)
 
 
 def train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
@@ -128,7 +128,7 @@ def _train_student(options: RunOptions, data: ImageSet, request: Distillation) -
     torch.manual_seed(options.seed)
     compute = compute_for(options, network.requires_grad_(True), config)
     for placing in filter(None, (network, start, kept, *classifiers)):
-        placed(placing, compute.device)
+        move_to_device(placing, compute.device)
     if isinstance(settings, ConsistencyConfig):
         method = Consistency(network, parent.sigma_data, settings, compute, start)
         levels = {k: consistency_levels(k, parent.sigma_data, settings.sigma_max) for k in settings.steps}
@@ -145,7 +145,7 @@ def _train_student(options: RunOptions, data: ImageSet, request: Distillation) -
         endpoints = _endpoints(settings, options, denoiser, parent, compute)
         method = Student(network, parent.sigma_data, settings, compute, start, endpoints)
         levels = settings.level_lists
-    # A teacher has a hash for each precision. A student that is continued keeps the one it knows its teacher by.
+    # A teacher has one hash for each precision. A continued student keeps the hash of its teacher in its card.
     name = start_card.parent if start_card and distilled_from(start_card, parent) else parent.weights
     images = data.provenance()
     card = Card("student", describe(method.network), parent.sigma_data, "", images, data.class_names, levels, name)
@@ -171,7 +171,7 @@ def _settings(chosen: Recipe, request: Distillation, classifiers: Sequence[Noisy
         return consistency(chosen.consistency, request.switches)
     if request.method == "progressive":
         if not request.start:
-            raise SwitchError("--method progressive teaches a student what it makes with further calls; add --init")
+            raise SwitchError("--method progressive distils a student by itself; add --init")
         return progressive(chosen.progressive, request.switches, read_card(request.start))
     if request.method == "adversarial":
         if not request.start or not classifiers:
@@ -179,11 +179,11 @@ def _settings(chosen: Recipe, request: Distillation, classifiers: Sequence[Noisy
         lowest = max(classifier.config.sigma_min for classifier in classifiers)
         return adversarial(chosen.adversarial, request.switches, read_card(request.start), lowest)
     presets = {"dpdm": base, "tied": tied(base), "diff-instruct": diff_instruct(base), "dmd2": dmd2(base)}
-    return switched(with_lists(presets[request.method], request.lists), request.switches)
+    return apply_switches(with_lists(presets[request.method], request.lists), request.switches)
 
 
 def _refuse_variants(request: Distillation) -> None:
-    """Raise SwitchError for what a method with a file of its own does not have."""
+    """Raise SwitchError for switches that a method with a file of its own does not take."""
     method = request.method
     if foreign := [name for name in request.switches if name not in OWN_SWITCHES[method]]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
@@ -202,14 +202,14 @@ def _starting_student(
     if card.role != "student" or not same or card.sigma_data != parent.sigma_data:
         raise CheckpointError(f"{folder} is not a student of such a teacher; {use}")
     assert isinstance(denoiser.network, NetworkModule)
-    posterior = isinstance(settings, StudentConfig) and settings.objective == "posterior"
-    if denoiser.network.config.extra and not posterior:
-        raise CheckpointError(f"{folder} is a student of the posterior; continue it with --objective posterior")
+    ncvsd = isinstance(settings, StudentConfig) and settings.objective == "ncvsd"
+    if denoiser.network.config.extra and not ncvsd:
+        raise CheckpointError(f"{folder} is an NCVSD student; continue it with --objective ncvsd")
     return denoiser.network, card
 
 
 def _kept_student(folder: Path, parent: Card, settings: Settings) -> tuple[NetworkModule, Card]:
-    """The student whose calls stay. Raises CheckpointError when it is of another kind, or serves other lists."""
+    """The student that anchored calls imitate. Raises CheckpointError for another kind of model or other lists."""
     network, card = _starting_student(folder, parent, settings, "--kept names one whose calls are to stay")
     assert isinstance(settings, ProgressiveConfig), "_settings saw to it"
     if {tuple(levels) for levels in card.levels.values()} != set(settings.lists):
@@ -218,20 +218,20 @@ def _kept_student(folder: Path, parent: Card, settings: Settings) -> tuple[Netwo
 
 
 def _classifier(folder: Path, parent: Card) -> NoisyClassifier:
-    """A critic's classifier. Raises CheckpointError when it was taught on images of another kind."""
+    """A critic's classifier. Raises CheckpointError when it was trained on images of another kind."""
     classifier = load_classifier(folder)
     kind = {key: parent.network[key] for key in ("resolution", "channels", "classes")}
     if {key: getattr(classifier.config, key) for key in kind} != kind:
-        raise CheckpointError(f"{folder} tells other images apart than the teacher makes: {kind} are the teacher's")
+        raise CheckpointError(f"{folder} classifies other images than the teacher makes, which have {kind}")
     return classifier
 
 
 def _continue_auxiliary(student: Student | DMD2, start: Path) -> bool:
-    """Go on with the auxiliary that followed the student of `start`, where its run is kept and the shapes agree."""
+    """Continue the auxiliary of the run in `start`. False: there is no such state, or its shapes differ."""
     continues = load_network(start, "auxiliary", student.networks["auxiliary"])
     if rank() == 0:
-        reason = f"{start} keeps none of this shape: give it time to catch up with --auxiliary-first"
-        print(f"the auxiliary {'continues' if continues else f'begins as the teacher; {reason}'}", file=sys.stderr)
+        reason = f"{start} stores none of this shape; let it catch up with --auxiliary-first"
+        print(f"the auxiliary {'continues' if continues else f'starts as the teacher; {reason}'}", file=sys.stderr)
     return continues
 
 

@@ -11,7 +11,7 @@ DRAWN = 300  # points of a curve, at most
 
 
 def curves(folder: Path) -> dict[str, Points]:
-    """Everything logged in `folder`/events, by name; what a resumed run logged again counts once, its last time."""
+    """All scalars logged in `folder`/events, by name. Of values that a resumed run logged again, the later count."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     if not (folder / "events").is_dir():
@@ -26,7 +26,7 @@ def curves(folder: Path) -> dict[str, Points]:
 
 
 def svg(points: Sequence[tuple[float, float]]) -> str:
-    """A curve over images seen, with its range on the axes; logarithmic where values span a factor of ten."""
+    """A curve over images seen, labelled with its range; logarithmic if values span more than a factor of ten."""
     every = math.ceil(len(points) / DRAWN)
     shown = [point for point in points[::every] if math.isfinite(point[1])]
     if len(shown) < 2:

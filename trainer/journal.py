@@ -1,4 +1,4 @@
-"""OUT/stages.json: what was asked for, the plan, and every stage that is complete. Written whole or not at all."""
+"""OUT/stages.json: the order, the plan, and every complete stage. The file is replaced atomically."""
 
 import hashlib
 import json
@@ -17,23 +17,23 @@ class Done:
     """A complete stage."""
 
     settings: str  # sha256 of its settings
-    parents: dict[str, str]  # stage -> the hash of its result, as it was taken
-    result: str  # hash of what it made
-    seconds: float  # all that was counted, also by processes that were interrupted
-    images: int = 0  # that it was trained with
+    parents: dict[str, str]  # earlier stage -> the hash of the result that this stage used
+    result: str  # hash of its result
+    seconds: float  # of all processes that worked on it, interrupted ones included
+    images: int = 0  # training images seen
     facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Journal:
     folder: Path
-    order: dict[str, Any] = field(default_factory=dict)  # the command, as far as it decides the result
+    order: dict[str, Any] = field(default_factory=dict)  # the options of the command that decide the result
     plan: dict[str, Any] = field(default_factory=dict)
     stages: dict[str, Done] = field(default_factory=dict)
 
     @staticmethod
     def read(folder: Path) -> "Journal":
-        """An empty one when there is none. Raises CheckpointError for one that this version cannot read."""
+        """The journal of a folder, or an empty one. Raises CheckpointError for one that this version cannot read."""
         path = folder / FILE
         if not path.is_file():
             return Journal(folder)
@@ -53,5 +53,5 @@ class Journal:
 
 
 def settings_hash(settings: Any) -> str:
-    """Of anything JSON can say."""
+    """SHA-256 of any value that JSON can express."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()

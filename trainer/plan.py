@@ -1,7 +1,7 @@
-"""What a budget buys on this machine: measured with a few updates of every stage, and turned into images once.
+"""How many images a budget pays for on this machine, measured with a few updates of every stage.
 
-A run is planned in images, so that a resumed run is the same run. The budget is the whole command's: measuring,
-sample sheets, the export and the report are taken from it before the stages share the rest.
+A run is planned in images once, at its start, so that a resumed run equals an uninterrupted one. The budget covers the
+whole command: measuring, sample sheets, the export and the report are subtracted, and the stages share the rest.
 """
 
 import resource
@@ -22,33 +22,33 @@ from fewstep.precond import Denoiser
 from trainer.data.format import ImageSet
 from trainer.recipes.recipe import NetworkSize, Recipe, Stage
 from trainer.run.compute import Precision
-from trainer.run.progress import spoken
+from trainer.run.progress import format_seconds
 from trainer.run.state import read_facts
 
 UPDATES = 4  # of every stage while measuring; the first two warm up
-TIMED = 20  # images of the call that sheets, export and report are estimated by
-TEACHER_CALLS = 100 * 19  # images times calls of a teacher's sample sheet, of a student's, of an export's proof
-STUDENT_CALLS = 20 * 15
+TIMED = 20  # images of the timed call, from which the times of sheets, export and report are estimated
+TEACHER_CALLS = 100 * 19  # images times network calls of a teacher's sample sheet
+STUDENT_CALLS = 20 * 15  # the same of a student's sample sheet
 SHEET_CALLS = {"teacher": TEACHER_CALLS, "classifier": 0}
-EXPORT_CALLS = 2 * 16 * 36
-EXPORT_S = 10.0  # of an export beside its calls
-REPORT_CALLS = 1 + 2 + 4 + 8  # per image of the report, by the student; the teacher looks at five times as many
+EXPORT_CALLS = 2 * 16 * 36  # the same of the parity check of an export
+EXPORT_S = 10.0  # seconds of an export without its network calls
+REPORT_CALLS = 1 + 2 + 4 + 8  # student calls per image of the report; the teacher embeds five times as many images
 REPORT_SHARE = 0.03  # of the budget
-SPEED_HOLDS = 0.97  # what is left of a measured speed in a long run
-COMPILED_FROM_S = 3600.0  # compiling takes minutes a stage, and pays in a long run (docs/adr/0005)
+LONG_RUN_SPEED = 0.97  # speed of a long run, as a fraction of the measured one
+COMPILED_FROM_S = 3600.0  # compiling takes minutes per stage, and saves time in a long run only (docs/adr/0005)
 
 
 class Needed(NamedTuple):
-    """Images that a teacher and the first distillation see, by which results are told (docs/training.md)."""
+    """Training images of the teacher and of the first distillation. They decide what to expect (docs/training.md)."""
 
     teacher: int
     student: int
 
 
 class Level(NamedTuple):
-    side: int  # up to this many pixels
-    usable: Needed  # below, images are noise or blurs
-    good: Needed  # above, more brings little
+    side: int  # for images of up to this many pixels
+    usable: Needed  # with fewer training images, generated images are noise or blurs
+    good: Needed  # more training images improve little
 
 
 LEVELS = (
@@ -62,10 +62,10 @@ FEW_PICTURES = 2_000
 
 @dataclass(frozen=True)
 class Measured:
-    """One stage of the rehearsal."""
+    """The speed of one stage."""
 
     images_per_s: float
-    fixed_s: float  # what it took beside its updates: setting up, compiling, one checkpoint without its sheet
+    fixed_s: float  # seconds without updates: set-up, compiling, one checkpoint without its sheet
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Rehearsal:
+    """What a short trial of all stages measured."""
+
     stages: dict[str, Measured]
     call_s: float  # one network call for one image of a sheet
     precision: Precision
@@ -111,11 +113,11 @@ def _call_s(teacher: Denoiser, shape: tuple[int, int, int], device: str) -> floa
     return min(taken) / TIMED
 
 
-Runs = Callable[[Stage, Path, int, str], Any]  # a stage trained in a folder of stages, for so many images, by a label
+TrainStage = Callable[[Stage, Path, int, str], Any]  # (stage, folder of all stages, images, label of the progress)
 
 
 def rehearse(
-    stages: Sequence[Stage], batches: Mapping[str, int], run: Runs, device: str, compiled: bool
+    stages: Sequence[Stage], batches: Mapping[str, int], run: TrainStage, device: str, compiled: bool
 ) -> Rehearsal:  # fmt: skip
     """Run every stage for a few updates in a folder that is removed again.
 
@@ -143,7 +145,7 @@ def rehearse(
 
 
 def memory_mb() -> int:
-    """The most this process has held: on the GPU if there is one, in memory otherwise."""
+    """Peak memory of this process in MB: of the GPU if there is one, resident memory otherwise."""
     if torch.cuda.is_available():
         return round(torch.cuda.max_memory_allocated() / 1e6)
     kilobyte = 1e-6 if sys.platform == "darwin" else 1e-3
@@ -154,9 +156,9 @@ def plan(
     rehearsal: Rehearsal, stages: Sequence[Stage], batches: Mapping[str, int], budget_s: float, spent_s: float,
     **facts: Any,
 ) -> Plan:  # fmt: skip
-    """Share what is left of a budget, after `spent_s` and what is not training, among the stages.
+    """Divide a budget among the stages, after subtracting `spent_s` and the time that is not training.
 
-    Every stage gets one batch at least. facts: what else a Plan says.
+    Every stage gets at least one batch. facts: the other fields of Plan.
     """
     calls_left = REPORT_SHARE * budget_s / (REPORT_CALLS + 5) / max(rehearsal.call_s, 1e-9)
     report_images = int(min(max(calls_left, 32), 1000))
@@ -170,7 +172,7 @@ def plan(
         measured, batch = rehearsal.stages[stage.name], batches[stage.name]
         share_s = training_s * stage.share / whole
         every[stage.name] = min(max(share_s / 4, 15.0), 300.0)
-        updates_s = share_s / (1 + sheets_s[stage.name] / every[stage.name]) * SPEED_HOLDS
+        updates_s = share_s / (1 + sheets_s[stage.name] / every[stage.name]) * LONG_RUN_SPEED
         images[stage.name] = max(int(updates_s * measured.images_per_s) // batch, 1) * batch
         seconds[stage.name] = images[stage.name] / measured.images_per_s + measured.fixed_s + sheets_s[stage.name]
     return Plan(
@@ -185,14 +187,14 @@ def level_of(side: int) -> Level:
     return next((level for level in LEVELS if side <= level.side), LEVELS[-1])
 
 
-def seen(images: Mapping[str, int], stages: Sequence[Stage]) -> Needed:
-    """What the teacher and the first distillation of a recipe see."""
+def images_seen(images: Mapping[str, int], stages: Sequence[Stage]) -> Needed:
+    """Training images of the teacher and of the first distillation of a recipe."""
     first = next(stage.name for stage in stages if stage.method not in ("teacher", "classifier"))
     return Needed(images["teacher"], images[first])
 
 
 def too_few(side: int, images: Needed) -> str | None:
-    """The sentence about a result that is noise or a blur; None for one that is usable."""
+    """A sentence that says that the result will not be usable; None if it will be."""
     usable = level_of(side).usable
     short = [
         f"the {who} {has:,} of {needs:,}"
@@ -206,7 +208,7 @@ def too_few(side: int, images: Needed) -> str | None:
 
 
 def wanted_s(plan: Plan, stages: Sequence[Stage], needed: Needed) -> float:
-    """The budget that buys so many images on this machine, in seconds, roughly."""
+    """The approximate budget in seconds for so many images on this machine."""
     first = next(stage for stage in stages if stage.method not in ("teacher", "classifier"))
     teacher = next(stage for stage in stages if stage.method == "teacher")
     whole = sum(stage.share for stage in stages)
@@ -219,7 +221,7 @@ def wanted_s(plan: Plan, stages: Sequence[Stage], needed: Needed) -> float:
 
 
 def describe(plan: Plan, data: ImageSet, recipe: Recipe) -> str:
-    """What will be done, how long it takes, and what to expect of it."""
+    """The plan, its times, and what to expect, for people."""
     count, side, _, channels = data.images.shape
     names = [stage.name for stage in recipe.stages if stage.name in plan.images]
     width = max(map(len, (*names, "export and report")))
@@ -228,31 +230,31 @@ def describe(plan: Plan, data: ImageSet, recipe: Recipe) -> str:
         f"machine   {plan.device}, {plan.precision}, {'compiled' if plan.compile else 'not compiled'}, "
         f"{torch.get_num_threads()} threads; memory {plan.memory_mb / 1000:.1f} GB, disk {plan.disk_mb / 1000:.1f} GB",
         f"recipe    {plan.recipe}, the {plan.network} network: {plan.parameters / 1e6:.2f} M parameters",
-        f"budget    {spoken(plan.budget_s)} for everything",
+        f"budget    {format_seconds(plan.budget_s)} for everything",
         "",
         f"{'stage':<{width}}  images/s     images  passes      time",
     ]
     lines += [
         f"{name:<{width}}  {plan.images_per_s[name]:8.3g} {plan.images[name]:10,}  {plan.images[name] / count:6.3g}"
-        f"  {spoken(plan.seconds[name]):>8}"
+        f"  {format_seconds(plan.seconds[name]):>8}"
         for name in names
     ]
-    lines += [f"{'export and report':<{width}}  {'':8} {'':10}  {'':6}  {spoken(plan.overhead_s):>8}", ""]
+    lines += [f"{'export and report':<{width}}  {'':8} {'':10}  {'':6}  {format_seconds(plan.overhead_s):>8}", ""]
     return "\n".join([*lines, *(f"expect    {sentence}" for sentence in expect(plan, data, recipe))])
 
 
 def expect(plan: Plan, data: ImageSet, recipe: Recipe) -> list[str]:
-    """What a newcomer should know before waiting."""
+    """Sentences about the quality to expect."""
     count, side = data.images.shape[:2]
-    has, level = seen(plan.images, recipe.stages), level_of(side)
+    has, level = images_seen(plan.images, recipe.stages), level_of(side)
     sentences = []
     if count < FEW_PICTURES:
         sentences.append(f"{count:,} pictures: will be memorised; {FEW_PICTURES:,} or more are better")
     if sentence := too_few(side, has):
-        budget = spoken(wanted_s(plan, recipe.stages, level.usable))
+        budget = format_seconds(wanted_s(plan, recipe.stages, level.usable))
         sentences.append(f"{sentence}. A budget of about {budget} buys them on this machine")
     elif has.teacher < level.good.teacher or has.student < level.good.student:
-        budget = spoken(wanted_s(plan, recipe.stages, level.good))
+        budget = format_seconds(wanted_s(plan, recipe.stages, level.good))
         sentences.append(f"a usable result; a good one takes about {budget} on this machine")
     else:
         sentences.append("a good result for a network of this size")

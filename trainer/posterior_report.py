@@ -12,7 +12,7 @@ from fewstep.pixels import Pixels, encode, grid
 from trainer.curves import curves, svg
 from trainer.methods.rtb import BEHAVIOURS
 from trainer.report import FILE, STYLE, section, sheets, table
-from trainer.run.sheet import titled
+from trainer.run.sheet import add_titles
 
 MONITORS = {
     "log_reward": "E[log r] of the posterior's images",
@@ -38,7 +38,7 @@ def write_sheet(folder: Path, drawn: Sheet, images: int) -> None:
     pixels = np.concatenate(drawn.rows)
     picture = grid(pixels, len(drawn.rows[0]))
     title = f"the same seeds, {images:,} trajectories trained on"
-    page = titled(picture, pixels.shape[1], title, drawn.columns, drawn.names)
+    page = add_titles(picture, pixels.shape[1], title, drawn.columns, drawn.names)
     write_atomically(folder / "samples" / f"{images:09d}.png", encode(page, "png"))
 
 

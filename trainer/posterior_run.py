@@ -31,7 +31,7 @@ from trainer.methods.tilted import prior_pool, tilted_regression
 from trainer.posterior_report import Sheet, write_report, write_sheet
 from trainer.rewards.named import Reward, reward_of
 from trainer.run.artifacts import describe, environment
-from trainer.run.claim import claimed
+from trainer.run.claim import claim
 from trainer.run.compute import usable_device
 from trainer.run.distributed import ranks
 from trainer.run.draws import Draws
@@ -125,7 +125,7 @@ def run(order: Order, command: str) -> bool:
     if ranks() > 1:
         raise MachineError("a posterior is trained in one process; start the command without torchrun")
     device = usable_device(order.device)
-    with claimed(order.out):
+    with claim(order.out):
         settle_state(order.out)
         resumed = (order.out / STATE_FILE).exists()
         if not resumed:

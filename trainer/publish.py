@@ -1,4 +1,4 @@
-"""A checkpoint to ship: the same weights in half precision, half the bytes in every clone."""
+"""A checkpoint to publish: the same weights in half precision, which takes half the bytes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,8 @@ def publish(model: Path, out: Path) -> None:
     """Copy model.safetensors (as float16) and card.json. Raises CheckpointError when `model` is no checkpoint, or
     `out` holds a model.
 
-    The copy has a hash of its own, and its card names the run's in `published_from`: a student of either is known as
-    such (`fewstep.card.distilled_from`).
+    The copy has a hash of its own, and `published_from` in its card is the hash of the original. A student of either is
+    recognised as a student of both (`fewstep.card.distilled_from`).
     """
     check_folder(out)
     weights, card = load_checkpoint(model)

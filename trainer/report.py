@@ -1,4 +1,4 @@
-"""OUT/report.html: what a run did and what came of it, in one file without links to others."""
+"""OUT/report.html: the stages and the results of a run, in one file without external resources."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ from fewstep.samplers import sample_dpdm
 from trainer.curves import curves, svg
 from trainer.data.format import ImageSet
 from trainer.journal import Journal
-from trainer.levels.calibration import frequent_as_in
-from trainer.plan import Plan, expect, seen, too_few
+from trainer.levels.calibration import labels_in_proportion
+from trainer.plan import Plan, expect, images_seen, too_few
 from trainer.recipes.recipe import Recipe
-from trainer.run.progress import spoken
-from trainer.run.sheet import titled
+from trainer.run.progress import format_seconds
+from trainer.run.sheet import add_titles
 
 FILE = "report.html"
 STEPS = (1, 2, 4, 8)
@@ -63,14 +63,14 @@ class Contents:
 
 
 def write(contents: Contents) -> dict[str, Any]:
-    """Write the page. Returns what was measured for it: the distances by step count, and to the nearest images."""
-    made, labels = generated(contents)
+    """Write the page. Returns its measurements: distances by step count, and distances to the nearest images."""
+    made, labels = generate(contents)
     distances = distances_of(contents, made, labels)
     pairs, copies = nearest_training(contents.data, made)
     journal, plan = contents.journal, contents.plan
     side = contents.data.images.shape[1]
     expected = expect(plan, contents.data, contents.recipe)
-    verdict = too_few(side, seen(plan.images, contents.recipe.stages))
+    verdict = too_few(side, images_seen(plan.images, contents.recipe.stages))
     parts = [
         f"<h1>{escape(contents.data.name)}</h1>",
         f'<p class="bad">{escape(verdict)}</p>' if verdict else "<p>A usable student.</p>",
@@ -94,11 +94,11 @@ def write(contents: Contents) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def generated(contents: Contents) -> tuple[dict[int, Pixels], NDArray[np.integer]]:
-    """Images uint8 [N, H, W, C] of the student by step count, from seeds 0 to N - 1, and their labels [N], of which
-    each class has its share."""
+def generate(contents: Contents) -> tuple[dict[int, Pixels], NDArray[np.integer]]:
+    """Images uint8 [N, H, W, C] of the student by step count, from seeds 0 to N - 1, and their labels [N], with the
+    class frequencies of the data."""
     student, card = load_denoiser(contents.out / "student", contents.device)
-    labels = frequent_as_in(contents.data.labels, contents.plan.report_images)
+    labels = labels_in_proportion(contents.data.labels, contents.plan.report_images)
     made = {}
     for steps in STEPS:
         parts = []
@@ -141,7 +141,7 @@ def nearest_training(data: ImageSet, made: Mapping[int, Pixels]) -> tuple[Pixels
     shown = evenly(min(len(pixels), 200), min(PAIRS, len(pixels)))
     both = np.concatenate([pixels[shown], data.images[rows[found.row[shown]]]])
     title = "four steps, and the nearest training image of each"
-    picture = titled(grid(both, len(shown)), pixels.shape[1], title, [], ["student", "training"])
+    picture = add_titles(grid(both, len(shown)), pixels.shape[1], title, [], ["student", "training"])
     scale = 255 * queries.shape[1] ** 0.5
     return picture, {
         "nearest": float(np.median(found.distance)) / scale,
@@ -171,7 +171,7 @@ def distance_table(distances: Mapping[str, float], count: int) -> str:
     rows = [(f"{k} step{'s' * (k != '1')}" if k != "real" else "real images", f"{v:.4g}") for k, v in distances.items()]
     return table(("", "distance"), rows) + (
         f'<p class="soft">Fréchet distance in the features of this run\'s teacher, {count:,} images; smaller is '
-        "closer, and real images are held against the other half of them. It compares step counts of this run, "
+        "closer, and real images are compared with the other half of them. It compares step counts of this run, "
         "nothing else.</p>"
     )
 
@@ -212,7 +212,7 @@ def curves_part(out: Path, stages: Sequence[str]) -> str:
 
 
 def sheets(out: Path, stages: Sequence[str], last: bool = False) -> str:
-    """Some of the sheets of every stage, evenly spread; the last one alone if `last`."""
+    """Some of the sheets of every stage, evenly spaced; only the last one if `last`."""
     parts = []
     for name in stages:
         files = sorted((out / name / "samples").glob("*.png"))
@@ -229,7 +229,7 @@ def stages_table(journal: Journal) -> str:
         (
             name,
             f"{done.images:,}" if done.images else "",
-            spoken(done.seconds),
+            format_seconds(done.seconds),
             ", ".join(done.parents),
             " ".join(f"{key}={value}" for key, value in done.facts.get("switches", {}).items()),
             done.result[:12],

@@ -1,4 +1,4 @@
-"""What every training command shares: options, limits, precision, and the run itself."""
+"""Shared by all training commands: options, limits, precision, and running a method."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
 from trainer.recipes.recipe import NetworkSize, Recipe
 from trainer.run.artifacts import environment, write_sheet
-from trainer.run.claim import claimed
+from trainer.run.claim import claim
 from trainer.run.compute import Compute, Precision, faster_precision, step_seconds, usable_device, worth_compiling
 from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import Clock, LoopConfig, Method, train
@@ -32,7 +32,7 @@ LOGGED = 200  # points of a curve, at least, where the length of a run is known
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line decides; everything else is the recipe's."""
+    """Options of the command line; all other settings come from the recipe."""
 
     recipe: str
     out: Path
@@ -47,7 +47,7 @@ class RunOptions:
     checkpoint_s: float = 300.0
     snapshot_images: int | None = None
     network: NetworkSize = "small"
-    label: str | None = None  # what its progress is called; None: the folder's name
+    label: str | None = None  # names the run in progress lines; None: the folder's name
     sheets: bool = True  # sample sheets beside the checkpoints
 
     def __post_init__(self) -> None:
@@ -67,7 +67,7 @@ def run_method(
     settings: dict[str, Any],
     compute: Compute,
 ) -> bool:
-    """Train, with the card kept beside the weights. Returns False when interrupted."""
+    """Train, and save the card with the weights. Returns False when interrupted."""
     identity = {
         "recipe": options.recipe,
         "data": card.dataset.sha256,
@@ -105,7 +105,7 @@ def run_method(
 
 
 def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
-    """The limits of a run; `images` where the command line sets none, and those it began with for one that is resumed.
+    """The limits of a run: those of the command line, or those it was started with if it is resumed, else `images`.
 
     Raises DataError on an indivisible batch.
     """
@@ -130,29 +130,29 @@ def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
 def compute_for(options: RunOptions, network: NetworkModule, config: LoopConfig) -> Compute:
     """Where and how a run computes, the same in every process."""
     device, rows = usable_device(options.device), config.batch // ranks()
-    precision = _precision(options, network, device, rows)
-    compile = _compiled(options, config, device, lambda: step_seconds(network, device, rows, precision))
+    precision = _decide_precision(options, network, device, rows)
+    compile = _decide_compile(options, config, device, lambda: step_seconds(network, device, rows, precision))
     if rank() == 0:
-        how = "compiled, which the first updates take minutes for" if compile else "eager"
+        how = "compiled, so the first updates take minutes" if compile else "eager"
         print(f"device {device}, {precision}, {how}", file=sys.stderr, flush=True)
     return Compute(device, precision, compile)
 
 
-def _compiled(options: RunOptions, config: LoopConfig, device: str, step_s: Callable[[], float]) -> bool:
-    """Whether networks are compiled. step_s: seconds of a training step, measured for a run limited by images."""
+def _decide_compile(options: RunOptions, config: LoopConfig, device: str, step_s: Callable[[], float]) -> bool:
+    """Whether networks are compiled. step_s: measures the seconds of a training step, for a run limited by images."""
     if options.compile != "auto":
         return options.compile == "on"
-    if options.resume:  # a run goes on as it began
+    if options.resume:  # a run is resumed as it was started
         return read_card(options.out).training.get("compiled", False)
     seconds = config.budget_s or (config.images or 0) / config.batch * step_s()
     return from_first(worth_compiling(device, seconds))
 
 
-def _precision(options: RunOptions, network: NetworkModule, device: str, rows: int) -> Precision:
+def _decide_precision(options: RunOptions, network: NetworkModule, device: str, rows: int) -> Precision:
     if options.precision != "auto":
         return options.precision
     if options.resume:
-        return read_card(options.out).training["precision"]  # a run goes on as it began
+        return read_card(options.out).training["precision"]  # a run is resumed as it was started
     probed = rows if device == "cuda" else min(rows, CPU_PROBE)
     measured: Precision = faster_precision(network, device, probed)
     return from_first(measured)
@@ -160,18 +160,18 @@ def _precision(options: RunOptions, network: NetworkModule, device: str, rows: i
 
 @contextmanager
 def own_folder(options: RunOptions) -> Iterator[None]:
-    """While open, the run has `options.out` for itself. Raises CheckpointError as `check_out` does, or when another
-    run has it."""
-    with claimed(options.out):
+    """While open, no other run can use `options.out`. Raises CheckpointError as `check_out` does, or when another run
+    uses it."""
+    with claim(options.out):
         if rank() == 0:
             settle_state(options.out)
-        from_first(None)  # the others look after that
+        from_first(None)  # the other processes wait for that
         check_out(options)
         yield
 
 
 def check_out(options: RunOptions) -> None:
-    """Raise CheckpointError when the run has no place: a model is there, or nothing that can be resumed."""
+    """Raise CheckpointError when the folder holds a model, or no state to resume."""
     if (options.out / STATE_FILE).exists():
         if not options.resume:
             raise CheckpointError(
@@ -186,8 +186,8 @@ def check_out(options: RunOptions) -> None:
         )
 
 
-def fitted(network: UNetConfig, data: ImageSet) -> UNetConfig:
-    """The network with the shape of the data. Raises DataError when it cannot take that."""
+def fit_to_data(network: UNetConfig, data: ImageSet) -> UNetConfig:
+    """The network configuration with the shape of the data. Raises DataError when the network cannot have it."""
     _, resolution, _, channels = data.images.shape
     classes = len(data.class_names) if (data.labels >= 0).any() else 0
     stride = network.patch * 2 ** (len(network.mult) - 1)

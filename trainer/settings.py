@@ -12,17 +12,18 @@ METHODS: tuple[MethodName, ...] = get_args(MethodName)
 Rule = Literal["tied", "independent", "lognormal", "subinterval", "hybrid"]
 RULES: tuple[Rule, ...] = get_args(Rule)
 Weight = Literal["l1", "one"]
+Objective = Literal["marginal", "ncvsd"]
 Solver = Literal["heun", "euler"]
 Metric = Literal["pseudo-huber", "l2"]
-Play = Literal["all", "first", "rest"]
+TrainedSteps = Literal["all", "first", "rest"]
 Lists = tuple[tuple[float, ...], ...]
-WIDEST = 0.28  # of an average (trainer.run.ema): that of an even mean of everything is 1 / sqrt(12)
+WIDEST = 0.28  # largest width of an average (trainer.run.ema): a uniform mean over the whole run has 1 / sqrt(12)
 RATE = Range(0, 1, above=True)
 BELOW_ONE = Range(0, 0.999)
 
 
 class MachineError(ValueError):
-    """What this machine or its environment does not offer; the message says what to do."""
+    """This machine or its environment lacks what was asked for; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class AdamConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: float = 0.02  # fraction of the run over which the rate rises
     decay_from: float = 0.0  # fraction of the run after which it falls, linearly
-    final: float = 1.0  # what is left of it at the end
+    final: float = 1.0  # the rate at the end, as a fraction of `lr`
     clip: float = 10.0  # largest gradient norm
 
     def __post_init__(self) -> None:
@@ -54,7 +55,7 @@ class NoiseDistribution:
 class TeacherConfig:
     noise: NoiseDistribution = NoiseDistribution()
     adam: AdamConfig = AdamConfig(lr=1e-3, betas=(0.9, 0.99), final=0.02)
-    ema_width: float = 0.06  # of the average that is served (trainer.run.ema)
+    ema_width: float = 0.06  # width of the average that is served (trainer.run.ema)
 
     def __post_init__(self) -> None:
         _check_average(self)
@@ -111,8 +112,9 @@ class PosteriorConfig:
 class AdversaryConfig:
     """The adversarial term of DMD2."""
 
-    weight: float = 0.0  # against the divergence, both as means over pixels; DMD2 takes 3e-3, 0 switches it off
-    noise: NoiseDistribution = NoiseDistribution(-0.5, 1.2)  # where both sides are compared
+    # Weight of this term relative to the divergence, both as means over pixels; DMD2 uses 3e-3, and 0 turns it off.
+    weight: float = 0.0
+    noise: NoiseDistribution = NoiseDistribution(-0.5, 1.2)  # levels at which real images and outputs are compared
     adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
 
     def __post_init__(self) -> None:
@@ -121,31 +123,32 @@ class AdversaryConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The switches of DPDM. docs/adr/0003, 0009 and 0012 say how the defaults were chosen."""
+    """The switches of DPDM. docs/adr/0003, 0009 and 0012 explain the defaults."""
 
     renoise: Rule = "hybrid"
     steps: tuple[int, ...] = tuple(range(1, MAX_STEPS + 1))  # step counts whose levels are trained and served
-    sigma_min: float = 0.01  # of the Karras levels behind each list
-    sigma_max: float = 2.5  # the top level, where pure noise goes in (Diff-Instruct); 80 in the paper
+    sigma_min: float = 0.01  # lowest of the Karras levels that each list is taken from
+    sigma_max: float = 2.5  # the top level, whose input is pure noise (Diff-Instruct); 80 in the paper
     lists: tuple[tuple[float, ...], ...] = ()  # the level list of each of `steps`, where they are not Karras'
-    floor: float = 0.05  # lowest level at which outputs are judged; below, the judges' own error dominates
+    # Lowest level to which outputs are noised. Below it the errors of the two score networks dominate.
+    floor: float = 0.05
     top: float = 0.3  # share of each longer list's draws spent on its top level
-    loss: Literal["kl", "sid"] = "kl"  # the divergence that pulls outputs to the data
+    loss: Literal["kl", "sid"] = "kl"  # the divergence between outputs and data that is minimised
     alpha: float = 1.0  # of the SiD loss
     weight: Weight = "l1"
-    objective: Literal["marginal", "posterior"] = "marginal"  # what outputs are matched to: p(x0), or p(x0 | x_t)
-    auxiliary_sees_level: bool = True  # tell the auxiliary which level the student was fed
+    objective: Objective = "marginal"  # what outputs are matched to: p(x0), or with "ncvsd" p(x0 | x_t)
+    auxiliary_sees_level: bool = True  # the level of the student's input is an input of the auxiliary
     auxiliary_updates: int = 1  # per student update
-    auxiliary_first: float = 0.0  # fraction of the run in which only the auxiliary learns, to catch up with `start`
-    simulate: float = 0.0  # share of updates fed from the student's own trajectory
-    simulate_from: float = 0.5  # and after which fraction of the run: early trajectories are not worth learning from
-    warm: float = 0.0  # fraction of the run in which the top level regresses on stored teacher endpoints
+    auxiliary_first: float = 0.0  # fraction of the run, at its start, in which only the auxiliary is trained
+    simulate: float = 0.0  # share of updates whose input is the student's own trajectory
+    simulate_from: float = 0.5  # fraction of the run before the first of them: early trajectories are poor inputs
+    warm: float = 0.0  # fraction of the run, at its start, in which the top level regresses on teacher endpoints
     warm_pairs: int = 4096
     adversary: AdversaryConfig = AdversaryConfig()  # of `--method dmd2` alone
     adam: AdamConfig = AdamConfig(5e-5, (0.0, 0.999), decay_from=0.4, final=0.05)
-    # The auxiliary has to follow a moving student: with equal rates it lags, and the outputs oscillate (ADR 0003).
+    # The auxiliary must follow a changing student: with equal rates it lags, and the outputs oscillate (ADR 0003).
     auxiliary_adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
-    ema_width: float = 0.15  # student and auxiliary go to and fro for long (docs/log.md, averages)
+    ema_width: float = 0.15  # student and auxiliary oscillate slowly (docs/log.md, averages)
 
     def __post_init__(self) -> None:
         _check_average(self)
@@ -156,7 +159,7 @@ class StudentConfig:
 
     @property
     def level_lists(self) -> dict[int, tuple[float, ...]]:
-        """The level list of every step count: what is trained and, until it is calibrated, what is served."""
+        """The level list of every step count. It is trained, and served until the levels are calibrated."""
         lists = self.lists or served_lists(self.steps, self.sigma_min, self.sigma_max)
         return dict(zip(self.steps, lists, strict=True))
 
@@ -171,7 +174,7 @@ class ConsistencyConfig:
     solver: Solver = "heun"  # of the teacher's ODE over one interval
     metric: Metric = "pseudo-huber"
     # One over the width of the interval (Song & Dhariwal 2024), or 1 as in the paper, whose runs are a thousand times
-    # longer than a CPU's: in a short one, 1 lets the student drift ever further from the ends of the teacher's ODE.
+    # longer than a CPU's: in a short run with weight 1 the student drifts away from the ends of the teacher's ODE.
     weight: Literal["inverse", "constant"] = "inverse"
     target_halflife: float = 0.0  # images, of the average that makes the targets; 0: the student itself
     steps: tuple[int, ...] = tuple(range(1, MAX_STEPS + 1))  # step counts served
@@ -186,56 +189,59 @@ class ConsistencyConfig:
 
 @dataclass(frozen=True)
 class ProgressiveConfig:
-    """The switches of progressive distillation. docs/log.md (self-distillation) says how the defaults were chosen."""
+    """The switches of progressive distillation. docs/log.md (self-distillation) explains the defaults."""
 
-    further: tuple[float, ...] = (0.1, 0.05)  # levels of the calls that a list's last call learns to do without
-    # Only lists of up to so many calls learn to, and longer ones stay as they are; None: all lists learn.
+    further: tuple[float, ...] = (0.1, 0.05)  # levels of the further calls that a list's last call learns to replace
+    # Only lists of up to this many calls learn it; longer lists are anchored. None: all lists learn.
     further_for: int | None = None
-    # What further calls leave so close to black or white is to be that, and an output may lie beyond, since images are
-    # clipped in the end. 0: as they leave it. docs/log.md, saturated targets
+    # Pixels of a target within this margin of black or white (-1, 1) are set to black or white, and the error is taken
+    # after clipping, because images are clipped in the end. 0: targets stay as they are. docs/log.md, saturated targets
     saturate: float = 0.0
     top: float = 0.65  # share of each longer list's updates spent on its top level
-    keep: float = 1.0  # weight of the levels that are to stay as they are
-    simulate: float = 0.0  # share of the updates below the top that are fed the student's own trajectory
-    lists: tuple[tuple[float, ...], ...] = ()  # what `start` serves, ascending in length, served by the result, too
+    anchor_weight: float = 1.0  # weight of the updates that keep a level as it is
+    simulate: float = 0.0  # share of the updates below the top whose input is the student's own trajectory
+    lists: tuple[tuple[float, ...], ...] = ()  # the lists that `start` and the result serve, ascending in length
     adam: AdamConfig = AdamConfig(2e-4, (0.9, 0.99), decay_from=0.3, final=0.05)
     ema_width: float = 0.15
 
     def __post_init__(self) -> None:
         _check_average(self)
-        check_ranges(self, further=POSITIVE, further_for=Range(1, MAX_STEPS, whole=True), keep=POSITIVE)
+        check_ranges(self, further=POSITIVE, further_for=Range(1, MAX_STEPS, whole=True), anchor_weight=POSITIVE)
         check_ranges(self, saturate=SHARE, top=BELOW_ONE, simulate=SHARE)
 
 
 @dataclass(frozen=True)
 class AdversarialConfig:
-    """The switches of adversarial continuation. Defaults: docs/log.md, critics on classifiers."""
+    """The switches of adversarial continuation. docs/log.md (critics on classifiers) explains the defaults."""
 
-    lists: Lists = ()  # what is trained: level lists that `start` serves, ascending in length
-    # Whose outputs critics judge: all calls'; the first's where it is the only one, while all lower levels are held; or
-    # the rest's, while the top level is held. docs/log.md, one call against critics
-    play: Play = "all"
-    clip: bool = False  # critics see a list's last outputs as a viewer does, clipped
-    fall: float = 0.5  # rows of a batch at a list's second step, of those at its first; and so on
-    simulate: float = 0.5  # share of the rows below the first step that are fed the student's own trajectory
-    spread: float = 10.0  # a final output is seen at the least noise that classifiers know, up to so many times that
-    first: float = 0.1  # fraction of the run in which the critics alone learn
-    # Share of the updates without critics. Half of them are for a list of one call, whose output learns what `start`
-    # makes of it with a call at `mend` (docs/log.md, self-distillation), or, with `play` "rest", anchor the top level;
-    # the others anchor the lower levels of all lists but the longest. With `play` "first" all of them anchor the lower
-    # levels of all lists.
-    keep: float = 0.4
-    mend: float = 0.05
-    weight: float = 0.05  # of those updates, in units of the error that `start` makes of noised images,
-    mended: float = 0.04  # or of how far a call at `mend` moves a pixel
+    lists: Lists = ()  # the level lists of `start` that are trained, ascending in length
+    # Which calls are trained against the critics: all; the first one of the list of one call, while all lower levels
+    # are anchored; or all but the first, while the top level is anchored. docs/log.md, one call against critics
+    trained_steps: TrainedSteps = "all"
+    clip: bool = False  # critics see the last outputs of a list clipped to [-1, 1], as viewers do
+    fall: float = 0.5  # rows of a batch at a list's second step, as a fraction of those at its first; and so on
+    simulate: float = 0.5  # share of the rows below the first step whose input is the student's own trajectory
+    spread: float = 10.0  # a last output is noised to between once and this many times the classifiers' lowest level
+    first: float = 0.1  # fraction of the run, at its start, in which only the critics are trained
+    # Share of the updates without critics, in which the student imitates `start`. With trained_steps "all", half of
+    # them self-distil the list of one call (its output learns what `start` makes of it with a further call at
+    # `self_distill_level`), and half anchor the lower levels of all lists but the longest. With "rest" the first half
+    # anchors the top level; with "first" all of them anchor the lower levels of all lists.
+    imitation_share: float = 0.4
+    imitation_weight: float = 0.05  # weight of the loss of these updates
+    self_distill_level: float = 0.05  # level of the further call (docs/log.md, self-distillation)
+    # Unit of the error of self-distillation and of the anchored top level: how far a call at `self_distill_level` moves
+    # a pixel. The unit of the lower levels is the error of `start` on noised images.
+    self_distill_unit: float = 0.04
     adam: AdamConfig = AdamConfig(4e-6, (0.9, 0.99), warmup=0.02, decay_from=0.3, final=0.1, clip=1.0)
     critic_adam: AdamConfig = AdamConfig(1e-3, (0.5, 0.99), warmup=0.0)
-    ema_width: float = 0.2  # critics push to and fro for longer than a short average reaches
+    ema_width: float = 0.2  # under critics the student oscillates over longer times than a short average covers
 
     def __post_init__(self) -> None:
         _check_average(self)
-        check_ranges(self, fall=Range(0, 1, above=True), simulate=SHARE, first=SHARE, keep=BELOW_ONE)
-        check_ranges(self, spread=Range(1, 10_000), mend=POSITIVE, weight=POSITIVE, mended=POSITIVE)
+        check_ranges(self, fall=Range(0, 1, above=True), simulate=SHARE, first=SHARE, imitation_share=BELOW_ONE)
+        check_ranges(self, spread=Range(1, 10_000), imitation_weight=POSITIVE)
+        check_ranges(self, self_distill_level=POSITIVE, self_distill_unit=POSITIVE)
 
 
 def _check_average(config: TeacherConfig | StudentConfig | ConsistencyConfig | ProgressiveConfig | AdversarialConfig):
@@ -254,10 +260,10 @@ def served_lists(steps: Sequence[int], sigma_min: float, sigma_max: float = SIGM
 def further_levels(
     lists: Sequence[Sequence[float]], further: Sequence[float], longest: int | None = None
 ) -> Mapping[float, tuple[float, ...]]:
-    """For every level of the lists, the calls that follow it in a target: none, unless a list ends with it,
-    of up to `longest` calls if that is given.
+    """The levels of the further calls in a target, for every level of the lists.
 
-    A call follows only one that is clearly above it: 1.5 times, since a call at nearly the same level mends nothing.
+    There are none unless the level is the last of a list (of at most `longest` calls, if that is given). A further call
+    is made only from a level at least 1.5 times as high: at nearly the same level it changes nothing.
     """
     last = {levels[-1] for levels in lists if longest is None or len(levels) <= longest}
     levels = {level for levels in lists for level in levels}
@@ -265,5 +271,5 @@ def further_levels(
 
 
 def seen_lists(lists: Sequence[Sequence[float]], lowest: float) -> Lists:
-    """The lists, ascending in length, whose last level the critics can see. What lies below hardly changes an image."""
+    """The lists whose last level the critics can see, ascending in length. Lower levels hardly change an image."""
     return tuple(sorted((tuple(levels) for levels in lists if levels[-1] >= lowest), key=len))

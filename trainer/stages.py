@@ -1,7 +1,7 @@
-"""A recipe's stages in order, resumable: data, training, export, report. What is complete is not done again.
+"""A recipe's stages in order, resumable: data, training, export, report. Complete stages are not repeated.
 
-Every stage writes its result whole or not at all and is then entered into OUT/stages.json. Training stages save their
-state on the way; the others are short and are done again when they were cut off.
+Every stage writes its result atomically and is then recorded in OUT/stages.json. Training stages save their state while
+they run; the others are short and start again after an interruption.
 """
 
 import errno
@@ -21,33 +21,32 @@ from trainer import report
 from trainer.classify import train_classifier
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.critics.classifier import classifier_hash
-from trainer.data.command import unread
+from trainer.data.command import describe_unread
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.named import READERS
 from trainer.data.sources.given import read_given
 from trainer.data.sources.selection import Half, halved
 from trainer.journal import Done, Journal, settings_hash
-from trainer.plan import COMPILED_FROM_S, Plan, Rehearsal, describe, plan, rehearse, too_few
-from trainer.plan import seen as seen_by
+from trainer.plan import COMPILED_FROM_S, Plan, Rehearsal, describe, images_seen, plan, rehearse, too_few
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import NetworkSize, Recipe, Stage
-from trainer.run.claim import claimed
+from trainer.run.claim import claim
 from trainer.run.compute import usable_device, worth_compiling
-from trainer.run.progress import spoken
+from trainer.run.progress import format_seconds
 from trainer.run.state import read_facts, settle_state
-from trainer.runs import RunOptions, fitted
+from trainer.runs import RunOptions, fit_to_data
 
 DATA, EXPORT, REPORT = "data", "export", "report"
 DATA_FILE = "data.zip"
-STUDENT = "student"  # the folder of what is exported; engine inside
+STUDENT = "student"  # folder of the exported student, with its engine inside
 INTERRUPTED = 130
 
-Export = Callable[[Path, Path], dict[str, Any]]  # checkpoint folder, engine folder -> what was measured
+Export = Callable[[Path, Path], dict[str, Any]]  # (checkpoint folder, engine folder) -> measurements
 
 
 @dataclass(frozen=True)
 class Order:
-    """What the command line asks for. None: not given."""
+    """The options of the command line. None: not given."""
 
     photos: str  # a path or a recipe's name
     out: Path
@@ -59,8 +58,8 @@ class Order:
     half: Half | None = None  # of a recipe's training images; None: all of them
 
     def facts(self) -> dict[str, Any]:
-        """What decides the result, JSON-able."""
-        given = asdict(self) | {"photos": self.photos if self.recipe_named else str(Path(self.photos).resolve())}
+        """The options that decide the result, JSON-able."""
+        given = asdict(self) | {"photos": self.photos if self.names_recipe else str(Path(self.photos).resolve())}
         return {name: value for name, value in given.items() if value is not None and name not in ("out", "device")}
 
     @property
@@ -68,8 +67,8 @@ class Order:
         return usable_device(self.device)
 
     @property
-    def recipe_named(self) -> bool:
-        """A folder of that name goes before the recipe."""
+    def names_recipe(self) -> bool:
+        """Whether `photos` is a recipe's name. A file or folder of that name has precedence."""
         return self.photos in RECIPES and not Path(self.photos).exists()
 
 
@@ -88,7 +87,7 @@ class Run:
         options = RunOptions(
             self.recipe_name, out, images=images, batch=self.batches[stage.name], label=label,
             seed=(self.order.seed or 0) + stage.seed, resume=(out / STATE_FILE).exists(), device=self.order.where,
-            network=self.network, compile="on" if self.compiled else "off",
+            network=self.network, compile="on" if self.compiles else "off",
         )  # fmt: skip
         if plan is None:
             return replace(options, sheets=False)
@@ -96,11 +95,11 @@ class Run:
 
     @property
     def network(self) -> NetworkSize:
-        assert self.order.network is not None, "_settled saw to it"
+        assert self.order.network is not None, "_complete_order saw to it"
         return self.order.network
 
     @property
-    def compiled(self) -> bool:
+    def compiles(self) -> bool:
         long = (self.order.budget_s or 0) >= COMPILED_FROM_S
         return long and worth_compiling(self.order.where, self.order.budget_s)
 
@@ -118,21 +117,21 @@ def names(recipe: Recipe) -> list[str]:
 def train(
     order: Order, default_budget_s: float, export: Export, began: float, first: str | None = None, dry_run: bool = False
 ) -> int:
-    """Do what is not complete. Returns the exit status.
+    """Run all stages that are not complete. Returns the exit status.
 
-    began: when the command did, by time.monotonic: the budget is the whole command's. first: the stage to go back to;
-    it and what follows is made anew. dry_run: print the plan, write nothing.
-    Raises CheckpointError, DataError or OSError with a sentence; what is complete stays.
+    began: start time of the command by time.monotonic, because the budget covers the whole command. first: this stage
+    and all that follow are repeated. dry_run: print the plan, write nothing.
+    Raises CheckpointError, DataError or OSError with a sentence; complete stages remain.
     """
     if dry_run:
         journal = Journal.read(order.out)
-        order = _settled(order, journal, default_budget_s, first)
-        run = _opened(order, journal, _prepared(journal) if DATA in journal.stages else _pictures(order))
-        print(describe(_planned(run, run.recipe.stages, began), run.data, run.recipe), flush=True)
+        order = _complete_order(order, journal, default_budget_s, first)
+        run = _open_run(order, journal, _read_data(journal) if DATA in journal.stages else _pictures(order))
+        print(describe(_make_plan(run, run.recipe.stages, began), run.data, run.recipe), flush=True)
         return 0
-    with claimed(order.out):
+    with claim(order.out):
         journal = Journal.read(order.out)
-        order = _settled(order, journal, default_budget_s, first)
+        order = _complete_order(order, journal, default_budget_s, first)
         try:
             return _train(order, journal, export, first, began)
         except OSError as error:
@@ -144,23 +143,24 @@ def train(
 
 
 def _train(order: Order, journal: Journal, export: Export, first: str | None, began: float) -> int:
+    _check_planned_stages(journal)
     if first == DATA and journal.plan:
         _forget(journal, names(RECIPES[journal.plan["recipe"]]))
     if DATA not in journal.stages:
         _prepare(order, journal)
-    run = _opened(order, journal, _prepared(journal))
+    run = _open_run(order, journal, _read_data(journal))
     if first and first != DATA:
         _forget(journal, _from(first, run.recipe))
     missing = [stage for stage in run.recipe.stages if stage.name not in journal.stages]
     if not journal.plan or first in {stage.name for stage in run.recipe.stages}:
-        made = _planned(run, missing, began)
-        journal.plan, journal.order = asdict(_merged(journal.plan, made)), order.facts()
+        made = _make_plan(run, missing, began)
+        journal.plan, journal.order = asdict(_merge_plans(journal.plan, made)), order.facts()
         journal.write()
     planned = Plan(**journal.plan)
     _enough_disk(order.out, planned)
     print(describe(planned, run.data, run.recipe), flush=True)
     for stage in run.recipe.stages:
-        if not _complete(run, stage, planned) and not _trained(run, stage, planned):
+        if not _complete(run, stage, planned) and not _train_stage(run, stage, planned):
             print(f"interrupted in the stage {stage.name}; go on with: {command(order)}", file=sys.stderr)
             return INTERRUPTED
     if EXPORT not in journal.stages:
@@ -171,8 +171,17 @@ def _train(order: Order, journal: Journal, export: Export, first: str | None, be
     return 0
 
 
+def _check_planned_stages(journal: Journal) -> None:
+    """Raise CheckpointError when an earlier version planned the run with other stages."""
+    planned = journal.plan.get("images", {})
+    if planned and planned.keys() != {stage.name for stage in RECIPES[journal.plan["recipe"]].stages}:
+        raise CheckpointError(
+            f"{journal.folder} was begun by another version, with the stages {', '.join(planned)}; choose another --out"
+        )
+
+
 def _from(first: str, recipe: Recipe) -> list[str]:
-    """The stage and those that follow it. Raises CheckpointError when there is none of that name."""
+    """The stage and those that follow it. Raises CheckpointError when there is no stage of that name."""
     order = names(recipe)
     if first not in order:
         raise CheckpointError(f"there is no stage {first!r}; --from takes {', '.join(order)}")
@@ -180,7 +189,7 @@ def _from(first: str, recipe: Recipe) -> list[str]:
 
 
 def _forget(journal: Journal, stages: Sequence[str]) -> None:
-    """Remove stages and their results. The journal goes first: what is not in it is made again."""
+    """Remove stages and their results. The journal is written first, so an interruption repeats the stages."""
     journal.stages = {name: done for name, done in journal.stages.items() if name not in stages}
     if DATA in stages:
         journal.plan, journal.order = {}, {}
@@ -194,13 +203,13 @@ def _forget(journal: Journal, stages: Sequence[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _settled(order: Order, journal: Journal, default_budget_s: float, first: str | None) -> Order:
-    """The order, with what was asked for before where nothing is given now.
+def _complete_order(order: Order, journal: Journal, default_budget_s: float, first: str | None) -> Order:
+    """The order, with the options that the run in the folder was started with where none are given.
 
-    Raises CheckpointError when it is another one than the folder holds.
+    Raises CheckpointError when the order differs from that run's.
     """
     before, now = journal.order, order.facts()
-    free = {"budget_s"} if first or not journal.plan else set()  # going back may take another budget
+    free = {"budget_s"} if first or not journal.plan else set()  # stages that are repeated may have another budget
     differing = [name for name in now if before and name not in free and before.get(name) != now[name]]
     if differing:
         said = "; ".join(f"{_flag(name)} was {before.get(name, 'not given')}, now {now[name]}" for name in differing)
@@ -219,7 +228,7 @@ def _flag(name: str) -> str:
 
 def _pictures(order: Order) -> ImageSet:
     """Raises DataError."""
-    if not order.recipe_named:
+    if not order.names_recipe:
         if order.half:
             raise DataError(f"--half {order.half} is of a recipe's pictures, and {order.photos} is none; leave it out")
         return read_given(Path(order.photos), order.size)
@@ -235,7 +244,7 @@ def _prepare(order: Order, journal: Journal) -> None:
     began = time.monotonic()
     print(f"reading {order.photos}", file=sys.stderr, flush=True)
     images = _pictures(order)
-    for line in unread(images):
+    for line in describe_unread(images):
         print(line, file=sys.stderr, flush=True)
     path = order.out / DATA_FILE
     write_image_set(path, images)
@@ -246,17 +255,17 @@ def _prepare(order: Order, journal: Journal) -> None:
     journal.write()
 
 
-def _prepared(journal: Journal) -> ImageSet:
+def _read_data(journal: Journal) -> ImageSet:
     return read_image_set(journal.folder / journal.stages[DATA].facts["file"])
 
 
-def _opened(order: Order, journal: Journal, data: ImageSet) -> Run:
-    """Raises DataError when the recipe's network does not take images of this size."""
+def _open_run(order: Order, journal: Journal, data: ImageSet) -> Run:
+    """Everything the stages share. Raises DataError when the recipe's network does not take such images."""
     side = data.images.shape[1]
-    name = order.photos if order.recipe_named else ("photos" if side <= 32 else "photos-64")
+    name = order.photos if order.names_recipe else ("photos" if side <= 32 else "photos-64")
     run = Run(order, RECIPES[name], name, data, journal)
     try:
-        fitted(run.recipe.network_of(run.network), data)
+        fit_to_data(run.recipe.network_of(run.network), data)
     except ValueError as error:
         raise DataError(f"images of {side}x{side} do not fit the network of {name}: {error}") from error
     if any(stage.method == "classifier" for stage in run.recipe.stages) and (data.labels < 0).any():
@@ -264,27 +273,27 @@ def _opened(order: Order, journal: Journal, data: ImageSet) -> Run:
     return run
 
 
-def _planned(run: Run, stages: Sequence[Stage], began: float) -> Plan:
+def _make_plan(run: Run, stages: Sequence[Stage], began: float) -> Plan:
     """Measure a few updates of every stage of the recipe, and share the budget among `stages`."""
     batches = run.batches
 
-    def rehearsed(stage: Stage, folder: Path, images: int, label: str) -> None:
+    def train_briefly(stage: Stage, folder: Path, images: int, label: str) -> None:
         options = run.options(stage, folder, images, label, None)
         if stage.method != "teacher":
             options = replace(options, precision=read_card(folder / "teacher").training["precision"])
         if not _run_stage(run, options, stage, folder):
             raise KeyboardInterrupt
 
-    measured: Rehearsal = rehearse(run.recipe.stages, batches, rehearsed, run.order.where, run.compiled)
-    assert run.order.budget_s is not None, "_settled saw to it"
+    measured: Rehearsal = rehearse(run.recipe.stages, batches, train_briefly, run.order.where, run.compiles)
+    assert run.order.budget_s is not None, "_complete_order saw to it"
     return plan(
         measured, stages, batches, run.order.budget_s, time.monotonic() - began, recipe=run.recipe_name,
-        network=run.network, device=run.order.where, compile=run.compiled,
+        network=run.network, device=run.order.where, compile=run.compiles,
     )  # fmt: skip
 
 
-def _merged(before: dict[str, Any], made: Plan) -> Plan:
-    """A plan of the stages that are made anew, with the images of those that are kept."""
+def _merge_plans(before: dict[str, Any], made: Plan) -> Plan:
+    """A plan of the repeated stages, with the images of the complete ones."""
     if not before:
         return made
     kept = {name: {**before[name], **getattr(made, name)} for name in ("images", "seconds", "checkpoint_s")}
@@ -325,7 +334,7 @@ def _parents(run: Run, stage: Stage) -> dict[str, str]:
 
 
 def _complete(run: Run, stage: Stage, planned: Plan) -> bool:
-    """Raises CheckpointError for a stage that was made with other settings or from other parents."""
+    """Whether it is complete. Raises CheckpointError if it was made with other settings or from other parents."""
     done = run.journal.stages.get(stage.name)
     if done is None:
         return False
@@ -336,7 +345,7 @@ def _complete(run: Run, stage: Stage, planned: Plan) -> bool:
     return True
 
 
-def _trained(run: Run, stage: Stage, planned: Plan) -> bool:
+def _train_stage(run: Run, stage: Stage, planned: Plan) -> bool:
     out = run.order.out
     settle_state(out / stage.name)
     options = run.options(stage, out, planned.images[stage.name], stage.name, planned)
@@ -354,7 +363,7 @@ def _trained(run: Run, stage: Stage, planned: Plan) -> bool:
 
 
 def _export(run: Run, export: Export) -> None:
-    """The last stage's weights in half precision, under a card that lists all stages, and their engine."""
+    """Save the last stage's weights in half precision with a card that lists all stages, and export them."""
     began, out, last = time.monotonic(), run.order.out, run.recipe.stages[-1].name
     print("exporting the student, and comparing its engine with PyTorch", file=sys.stderr, flush=True)
     weights, card = load_checkpoint(out / last)
@@ -388,7 +397,7 @@ def _report(run: Run, planned: Plan) -> None:
 
 
 def command(order: Order) -> str:
-    """The command that makes such a run, or goes on with it."""
+    """The command that starts or continues this run."""
     options = {
         "half": order.half, "size": order.size, "network": order.network, "device": order.device,
         "seed": order.seed or None,
@@ -403,9 +412,9 @@ def serve_command(out: Path) -> str:
 
 
 def ending(run: Run, planned: Plan) -> str:
-    """What there is now. Nothing is called ready over noise."""
+    """The closing lines. A student that is not usable is not called ready."""
     seconds, out = sum(done.seconds for done in run.journal.stages.values()), run.order.out
-    sentence = too_few(run.data.images.shape[1], seen_by(planned.images, run.recipe.stages))
+    sentence = too_few(run.data.images.shape[1], images_seen(planned.images, run.recipe.stages))
     head = f"{out} is ready" if sentence is None else f"{out} is complete, but {sentence}"
-    took = f"took {spoken(seconds)} in all; the report is {out / 'report.html'}"
+    took = f"took {format_seconds(seconds)} in all; the report is {out / 'report.html'}"
     return f"{head}\n{took}\nserve it with: {serve_command(out)}"

@@ -14,25 +14,26 @@ from trainer.settings import (
     AdversarialConfig,
     ConsistencyConfig,
     Metric,
-    Play,
+    Objective,
     ProgressiveConfig,
     Solver,
     StudentConfig,
+    TrainedSteps,
     Weight,
     further_levels,
     seen_lists,
 )
 
-DMD2 = ("sigma_max", "auxiliary_updates", "lr", "auxiliary_lr")  # what --method dmd2 shares with DPDM
-TRAJECTORY = ("intervals", "solver", "metric", "target_halflife")  # --method consistency's own switches
-CONSISTENCY = (*TRAJECTORY, "sigma_max", "lr")  # and those that it shares with DPDM
-FURTHER = ("further", "further_for", "saturate")  # --method progressive's own switches
-PROGRESSIVE = (*FURTHER, "top", "simulate", "lr")  # and those that it shares with DPDM
-PLAY = ("play", "clip", "keep")  # --method adversarial's own switches
-OWNERS = dict.fromkeys(FURTHER, "progressive") | dict.fromkeys(PLAY, "adversarial")
+DMD2 = ("sigma_max", "auxiliary_updates", "lr", "auxiliary_lr")  # the switches of DPDM that --method dmd2 takes
+TRAJECTORY = ("intervals", "solver", "metric", "target_halflife")  # of --method consistency only
+CONSISTENCY = (*TRAJECTORY, "sigma_max", "lr")  # with those of DPDM that it takes
+FURTHER = ("further", "further_for", "saturate")  # of --method progressive only
+PROGRESSIVE = (*FURTHER, "top", "simulate", "lr")  # with those of DPDM that it takes
+CRITICS = ("trained_steps", "clip", "imitation_share")  # of --method adversarial only
+OWNERS = dict.fromkeys(FURTHER, "progressive") | dict.fromkeys(CRITICS, "adversarial")
 OWNERS |= dict.fromkeys(TRAJECTORY, "consistency")
 RATE = number(Range(0, 1, above=True))
-ADVERSARIAL = (*PLAY, "simulate", "lr")  # and those that it shares with DPDM
+ADVERSARIAL = (*CRITICS, "simulate", "lr")  # with those of DPDM that it takes
 
 
 class SwitchError(RangeError):
@@ -43,25 +44,27 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", choices=METHODS, default="dpdm",
         help="dpdm; a rival trained by the same loop; progressive: --init imitates itself with further calls; or "
-        "adversarial: --init goes on against --critic",
+        "adversarial: --init is trained on against --critic",
     )  # fmt: skip
     group = parser.add_argument_group("DPDM variants (default: the recipe's)")
-    group.add_argument("--renoise", choices=RULES, help="where outputs are judged")
+    group.add_argument("--renoise", choices=RULES, help="levels to which outputs are noised")
     group.add_argument("--loss", choices=("kl", "sid"), help="divergence: KL (DPDM) or Fisher (SiD)")
     group.add_argument("--alpha", type=number(Range(0, 10)), metavar="A", help="of the SiD loss: 0.5, 1.0 or 1.2")
     group.add_argument(
         "--weight", choices=get_args(Weight), help="normalise the gradient by the teacher's error, or not"
     )
-    group.add_argument("--objective", choices=("marginal", "posterior"), help="match p(x0), or p(x0 | x_t)")
+    group.add_argument("--objective", choices=get_args(Objective), help="match p(x0), or p(x0 | x_t)")
     group.add_argument(
-        "--auxiliary-sees-level", action=argparse.BooleanOptionalAction, help="tell it the student's level, or not"
+        "--auxiliary-sees-level", action=argparse.BooleanOptionalAction, help="give it the student's level, or not"
     )
     group.add_argument("--auxiliary-updates", type=whole(1, 1000), metavar="N", help="per student update")
     group.add_argument(
         "--auxiliary-first", type=number(SHARE), metavar="SHARE", help="of the run: only the auxiliary learns"
     )
-    group.add_argument("--simulate", type=number(SHARE), metavar="P", help="share of updates fed from own trajectories")
-    group.add_argument("--simulate-from", type=number(SHARE), metavar="SHARE", help="of the run before they begin")
+    group.add_argument("--simulate", type=number(SHARE), metavar="P", help="share of updates on own trajectories")
+    group.add_argument(
+        "--simulate-from", type=number(SHARE), metavar="SHARE", help="of the run before the first of them"
+    )
     group.add_argument(
         "--warm", type=number(SHARE), metavar="SHARE", help="of the run: regress on stored teacher endpoints"
     )
@@ -80,14 +83,17 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("progressive distillation of --init by itself")
     group.add_argument(
         "--further", type=_levels, metavar="SIGMA,...",
-        help="levels of the calls that every list's last call learns to do without (0.1,0.05)",
+        help="levels of the calls that every list's last call learns to replace (0.1,0.05)",
     )  # fmt: skip
     group.add_argument(
-        "--further-for", type=whole(1, MAX_STEPS), metavar="K", help="only lists of up to K calls learn so; others stay"
+        "--further-for",
+        type=whole(1, MAX_STEPS),
+        metavar="K",
+        help="only lists of up to K calls learn it; others are anchored",
     )
     group.add_argument(
         "--saturate", type=number(SHARE), metavar="MARGIN",
-        help="what they leave so close to black or white (-1, 1) is to be that",
+        help="targets this close to black or white (-1, 1) are set to it",
     )  # fmt: skip
     group = parser.add_argument_group("consistency distillation")
     group.add_argument("--intervals", type=whole(1, 10_000), metavar="N", help="of the teacher's ODE (18)")
@@ -99,24 +105,24 @@ def add_switches(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group = parser.add_argument_group("critics of --method adversarial")
     group.add_argument(
-        "--play", choices=get_args(Play),
-        help="for all calls, the first where it is the only one (the others are held), or the rest (the first is held)",
+        "--trained-steps", choices=get_args(TrainedSteps),
+        help="all calls; the first where it is the only one (others are anchored); or the rest (the first is anchored)",
     )  # fmt: skip
     group.add_argument(
-        "--keep", type=number(SHARE), metavar="P",
-        help="share of updates in which detail finer than critics see is mended, or held as it is",
+        "--imitation-share", type=number(SHARE), metavar="P",
+        help="share of updates without critics, which self-distil or anchor calls of --init",
     )  # fmt: skip
     group.add_argument(
         "--clip", action=argparse.BooleanOptionalAction, help="critics see last outputs clipped, as viewers do, or not"
     )
 
 
-def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The switches that were given, by flag name."""
+def read_switches(args: argparse.Namespace) -> dict[str, Any]:
+    """The switches on the command line, by flag name."""
     names = (
         "renoise", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
         "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "sigma_max", "top", "lr", "auxiliary_lr",
-        *FURTHER, *PLAY, *TRAJECTORY,
+        *FURTHER, *CRITICS, *TRAJECTORY,
     )  # fmt: skip
     return {name: value for name in names if (value := getattr(args, name)) is not None}
 
@@ -136,7 +142,7 @@ def with_lists(config: StudentConfig, folder: Path | None) -> StudentConfig:
     return replace(config, lists=lists, sigma_max=max(levels[0] for levels in lists))
 
 
-def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
+def apply_switches(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     """The configuration with these switches set. Raises SwitchError when one has no effect without another."""
     for flag, method in OWNERS.items():
         if flag in switches:
@@ -148,7 +154,7 @@ def switched(config: StudentConfig, switches: dict[str, Any]) -> StudentConfig:
     if "auxiliary_lr" in switches:
         rate = switches.pop("auxiliary_lr")
         auxiliary, adversary = replace(auxiliary, lr=rate), replace(adversary, adam=replace(adversary.adam, lr=rate))
-    if switches.get("objective") == "posterior":
+    if switches.get("objective") == "ncvsd":
         switches.setdefault("sigma_max", SIGMA_MAX)  # pure noise is an observation of the image only from far away
     changed = replace(config, **switches, adversary=adversary, adam=optimiser, auxiliary_adam=auxiliary)
     if "alpha" in named and changed.loss != "sid":
@@ -201,13 +207,17 @@ def adversarial(config: AdversarialConfig, switches: dict[str, Any], start: Card
         raise SwitchError(f"--init names a {start.role}; --method adversarial continues a student")
     if not lists:
         raise SwitchError(f"every list of --init ends below {lowest:g}, the least noise that --critic knows")
-    play, tops = switches.get("play", config.play), {levels[0] for levels in lists}
-    if play == "first" and len(lists[0]) > 1:
-        raise SwitchError(f"--play first needs a list of one call; the shortest that critics see has {len(lists[0])}")
-    if play == "rest" and (len(lists[-1]) == 1 or len(tops) > 1):
-        raise SwitchError("--play rest holds one top level and needs lists that go on below it, all of them from there")
-    if switches.get("keep") == 1:
-        raise SwitchError("--keep 1 leaves no update for the critics' opinion; choose less")
+    steps, tops = switches.get("trained_steps", config.trained_steps), {levels[0] for levels in lists}
+    if steps == "first" and len(lists[0]) > 1:
+        raise SwitchError(
+            f"--trained-steps first needs a list of one call; the shortest that critics see has {len(lists[0])}"
+        )
+    if steps == "rest" and (len(lists[-1]) == 1 or len(tops) > 1):
+        raise SwitchError(
+            "--trained-steps rest anchors one top level and needs lists of several calls that all start there"
+        )
+    if switches.get("imitation_share") == 1:
+        raise SwitchError("--imitation-share 1 leaves no update with critics; choose less")
     if "lr" in switches:
         config = replace(config, adam=replace(config.adam, lr=switches["lr"]))
     return replace(config, lists=lists, **{name: switches[name] for name in ADVERSARIAL[:-1] if name in switches})

@@ -38,7 +38,7 @@ from benchmarks.load.open_loop import play, write_log
 from benchmarks.load.run_summary import summarise
 from benchmarks.load.servers import Running, ours, stock
 from benchmarks.load.stock_server import BATCH_TIMEOUT_S
-from benchmarks.load.targets import BASELINE, OURS, judge, latency_limit_s
+from benchmarks.load.targets import BASELINE, OURS, check_targets, latency_limit_s
 from export.manifest import read_manifest
 from fewstep.ranges import POSITIVE, number, whole
 
@@ -215,7 +215,7 @@ def run(args: argparse.Namespace, cores: Layout) -> tuple[list[dict[str, Any]], 
         turns = points(args.smoke, args.beside is not None)
         rows += [campaign.turn(point) for point in tqdm(turns, desc=network, unit="turn")]
         if args.beside is None:
-            targets = judge(network, rows, alone[network]["efficiency"], campaign.ready_s)
+            targets = check_targets(network, rows, alone[network]["efficiency"], campaign.ready_s)
             verdicts += [target.row() for target in targets]
         alone[network]["ready_s"] = campaign.ready_s
     return rows, verdicts, alone

@@ -55,7 +55,7 @@ def ideal_latencies(schedule: Sequence[Arrival], capacity: int, tick_s: Callable
 
 
 def p99_over_goal(cost: Cost, capacity: int, load: float, seconds: float, draw: int, overhead_s: float) -> float:
-    """The figure that `capacity.py` judges, for one draw of the arrivals."""
+    """The figure that `capacity.py` compares with its targets, for one draw of the arrivals."""
     full_s = cost.seconds(capacity)
     schedule = poisson(load * capacity / full_s / mean_steps(), WARMUP_S + seconds, seed=draw)
     latencies = ideal_latencies(schedule, capacity, lambda images: cost.seconds(images) + overhead_s)

@@ -45,7 +45,7 @@ def latency_limit_s(longest: int, call_s: float) -> float:
     return (longest + 2) * call_s + 0.010
 
 
-def judge(network: str, rows: Sequence[Row], efficiency: float, ready_s: Sequence[float]) -> list[Target]:
+def check_targets(network: str, rows: Sequence[Row], efficiency: float, ready_s: Sequence[float]) -> list[Target]:
     """All targets of one network's campaign. rows: as benchmarks/load/capacity.py writes them."""
     rows = [row for row in rows if row["network"] == network]
     steady = [row for row in rows if row["kind"] == "open" and row["images"] == 1]

@@ -105,7 +105,7 @@ def test_runs_made_with_other_settings_are_refused(world):
     assert (again.card, again.yardstick.sha256) == (world.card, world.yardstick.sha256)
 
 
-@pytest.mark.parametrize("name", ["base", "warm-start", "posterior"])
+@pytest.mark.parametrize("name", ["base", "warm-start", "ncvsd"])
 def test_a_run_is_reproducible_and_judged_at_every_step_count(name, world):
     config = replace(ablation.variants()[name], warm_pairs=8)
     first, again = (ablation.run(world, config, 3) for _ in range(2))

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.load.capacity import BESIDE, points
 from benchmarks.load.load_plot import draw_capacity
-from benchmarks.load.targets import BASELINE, OURS, judge, latency_limit_s
+from benchmarks.load.targets import BASELINE, OURS, check_targets, latency_limit_s
 
 
 def row(server: str, kind: str, load: float | None, rate: float, **more: Any) -> dict[str, Any]:
@@ -34,10 +34,10 @@ def campaign() -> list[dict[str, Any]]:
 
 
 def verdicts(rows: list[dict[str, Any]]) -> dict[str, tuple[float | None, bool | None]]:
-    return {target.name: (target.measured, target.hit) for target in judge("fixed", rows, 0.98, [0.9, 1.4])}
+    return {target.name: (target.measured, target.hit) for target in check_targets("fixed", rows, 0.98, [0.9, 1.4])}
 
 
-def test_every_promise_is_judged_by_its_own_rows():
+def test_every_promise_is_checked_on_its_own_rows():
     found = verdicts(campaign())
     assert found["engine alone / back to back"] == (0.98, True)
     assert found["sustained without rejects / R*"] == (pytest.approx(0.93), True)
@@ -70,9 +70,9 @@ def test_a_promise_that_is_not_kept_is_a_miss(index: int, change: dict[str, Any]
     assert missed == {target}
 
 
-def test_latency_is_judged_over_all_draws_of_the_arrivals_and_each_is_named():
+def test_latency_is_checked_over_all_draws_of_the_arrivals_and_each_is_named():
     rows = [*campaign(), row(OURS, "open", 0.8, 80.0, draw=1, p99_ms=252.0)]
-    (target,) = [t for t in judge("fixed", rows, 0.98, [1.0]) if t.name.startswith("p99 at load 0.8")]
+    (target,) = [t for t in check_targets("fixed", rows, 0.98, [1.0]) if t.name.startswith("p99 at load 0.8")]
     assert (target.measured, target.hit) == (pytest.approx(1.05), False)
     assert target.note == "189 of 210 ms; 252 of 210 ms"
 
@@ -97,7 +97,7 @@ def test_what_was_not_measured_is_not_a_hit():
 def test_an_invalid_run_is_said_to_be_one():
     rows = campaign()
     rows[7]["valid"] = False
-    (target,) = [t for t in judge("fixed", rows, 0.98, [1.0]) if t.name.startswith("rejects")]
+    (target,) = [t for t in check_targets("fixed", rows, 0.98, [1.0]) if t.name.startswith("rejects")]
     assert "INVALID" in target.row()["note"] and target.row()["verdict"] == "hit"
 
 

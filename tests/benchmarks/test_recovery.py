@@ -39,7 +39,7 @@ def test_a_perfect_student_recovers_the_distribution_and_a_teacher_shrinks_it(si
         pixels = np.concatenate([batch.pixels for batch in batches])
         stds[name] = ((pixels.astype(float) + 0.5) / 127.5).std()
     assert stds["student"] == pytest.approx(PAIR.std, rel=0.02)
-    # The posterior mean's deviation: std^2 / sqrt(std^2 + sigma^2).
+    # The conditional mean's deviation: std^2 / sqrt(std^2 + sigma^2).
     assert stds["teacher"] == pytest.approx(PAIR.std**2 / np.hypot(PAIR.std, sigma), rel=0.03)
 
 

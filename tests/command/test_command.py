@@ -30,7 +30,7 @@ from trainer.methods.dpdm import Student
 from trainer.plan import UPDATES, plan
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.fashion import CRITICS
-from trainer.run.claim import claimed
+from trainer.run.claim import claim
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,7 +106,7 @@ def test_a_run_of_other_settings_is_refused_naming_them(made):
 
 
 def test_a_second_run_in_the_same_folder_exits_2(made):
-    with claimed(made.out):
+    with claim(made.out):
         second = made.again()
     assert second.code == 2 and "another run" in second.progress
 
@@ -235,8 +235,8 @@ def test_every_stage_of_the_shipped_student_runs_unattended_from_nothing_to_its_
     assert made.code == 0, made.progress
     done = read_card(tmp_path / "out" / "student").training["stages"]
     assert list(done) == ["data", *(stage.name for stage in RECIPES["fashion"].stages)]
-    assert done["rest"]["parents"].keys() == {"data", "teacher", "mended", *CRITICS}
-    assert done["alone"]["facts"]["switches"]["play"] == "first"
+    assert done["adversarial-other-calls"]["parents"].keys() == {"data", "teacher", "self-distill-one-call-2", *CRITICS}
+    assert done["adversarial-one-call"]["facts"]["switches"]["trained_steps"] == "first"
 
 
 def test_the_data_are_kept_as_they_were_read(made):

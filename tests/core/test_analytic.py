@@ -20,7 +20,7 @@ def noisy(sigma: float, count: int = 200_000) -> tuple[np.ndarray, np.ndarray]:
 def test_the_teacher_is_the_best_predictor_of_the_clean_image(sigma: float):
     clean, x = noisy(sigma)
     error = clean - PAIR.teacher(x, np.array([sigma]))
-    # The error of a posterior mean is uncorrelated with what it was computed from, and has the posterior's variance.
+    # The error of a conditional mean is uncorrelated with what it was computed from, and has the conditional variance.
     assert abs((error * x).mean()) < 5e-3 * (1 + sigma)
     assert error.var() == pytest.approx(PAIR.std**2 * sigma**2 / (PAIR.std**2 + sigma**2), rel=0.02)
 

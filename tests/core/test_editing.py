@@ -1,4 +1,4 @@
-"""Edits on the analytic Gaussian pair: what remains of an image, exact posterior draws, known pixels to the bit."""
+"""Edits on the analytic Gaussian pair: what remains of an image, exact conditional draws, known pixels to the bit."""
 
 import math
 from typing import Any
@@ -13,10 +13,10 @@ from fewstep.editing import calls_for, inpaint, repaint, vary
 from fewstep.latent import with_latent
 from fewstep.precond import Denoiser
 from fewstep.schedule import student_levels
-from tests.posterior import posterior_network, posterior_std
+from tests.ncvsd import conditional_std, ncvsd_network
 
 PAIR = Gaussian(mean=0.2, std=0.5)
-POSTERIOR = Denoiser(posterior_network(PAIR, 0.5), 0.5)
+NCVSD = Denoiser(ncvsd_network(PAIR, 0.5), 0.5)
 COUNT = 100_000
 SHAPE = (2, 6, 6)
 
@@ -39,33 +39,33 @@ def test_what_a_marginal_student_leaves_of_an_image(sigmas):
     assert varied.images.std() == pytest.approx(math.sqrt(variance), rel=0.01)
 
 
-@pytest.mark.parametrize("kind", ["marginal", "posterior"])
+@pytest.mark.parametrize("kind", ["marginal", "ncvsd"])
 @pytest.mark.parametrize("sigmas", [(0.3,), (2.0, 0.5, 0.1)])
 def test_versions_of_real_images_are_distributed_as_the_images(kind, sigmas):
     images = PAIR.mean + PAIR.std * unit_normals(9)(0)
-    student = PAIR.student if kind == "marginal" else with_latent(POSTERIOR, unit_normals(8))
+    student = PAIR.student if kind == "marginal" else with_latent(NCVSD, unit_normals(8))
     varied = vary(student, images, unit_normals(0), sigmas).images
     assert varied.mean() == pytest.approx(PAIR.mean, abs=0.01)
     assert varied.std() == pytest.approx(PAIR.std, rel=0.01)
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 3.0])
-def test_at_one_level_a_posterior_student_draws_from_the_posterior_of_that_noisy_image(sigma):
+def test_at_one_level_an_ncvsd_student_draws_from_the_conditional_of_that_noisy_image(sigma):
     image, draw = np.full((1, 1, COUNT, 1), 0.9), 0.7
     noisy = 0.9 + sigma * draw  # the same for all; only the latent differs
-    varied = vary(with_latent(POSTERIOR, unit_normals(3)), image, lambda step: np.full_like(image, draw), (sigma,))
+    varied = vary(with_latent(NCVSD, unit_normals(3)), image, lambda step: np.full_like(image, draw), (sigma,))
     expected = PAIR.mean + PAIR.std**2 / (PAIR.std**2 + sigma**2) * (noisy - PAIR.mean)
     assert varied.images.mean() == pytest.approx(expected, abs=0.01)
-    assert varied.images.std() == pytest.approx(posterior_std(PAIR, sigma), rel=0.01)
+    assert varied.images.std() == pytest.approx(conditional_std(PAIR, sigma), rel=0.01)
     # A marginal student has nothing to decide by: one noisy image, one output.
     assert np.ptp(vary(PAIR.student, image, lambda step: np.full_like(image, draw), (sigma,)).images) == 0
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 3.0])
-def test_an_image_and_its_posterior_draw_are_exchangeable(sigma):
+def test_an_image_and_its_conditional_draw_are_exchangeable(sigma):
     # Given x_t, image and draw are independent with the same distribution: their covariance is var(E[x0 | x_t]).
     images = PAIR.mean + PAIR.std * unit_normals(9)(0)
-    varied = vary(with_latent(POSTERIOR, unit_normals(8)), images, unit_normals(0), (sigma,)).images
+    varied = vary(with_latent(NCVSD, unit_normals(8)), images, unit_normals(0), (sigma,)).images
     covariance = ((images - PAIR.mean) * (varied - PAIR.mean)).mean()
     assert covariance == pytest.approx(PAIR.std**4 / (PAIR.std**2 + sigma**2), abs=0.003)
 

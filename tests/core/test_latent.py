@@ -19,10 +19,10 @@ from fewstep.sa_solver import sample_sa
 from fewstep.samplers import sample_dpdm, sample_euler, sample_heun
 from fewstep.schedule import solver_sigmas, student_levels
 from fewstep.unipc import sample_unipc
-from tests.posterior import posterior_network
+from tests.ncvsd import ncvsd_network
 
 PAIR = Gaussian(mean=0.2, std=0.5)
-POSTERIOR = Denoiser(posterior_network(PAIR, 0.5), 0.5)
+NCVSD = Denoiser(ncvsd_network(PAIR, 0.5), 0.5)
 MARGINAL = Denoiser(as_network(PAIR.student, 0.5), 0.5)
 SHAPE = (2, 4, 4)
 CARD = Card("student", {"channels": 3, "resolution": 8}, 0.5, "", Dataset("none", "0" * 64, "MIT", 0))
@@ -74,19 +74,17 @@ def test_a_marginal_student_is_called_as_ever(monkeypatch):
 
 def test_torch_and_numpy_make_the_same_images():
     seeds, levels = [3, 2**63 + 1], student_levels(4)
-    ours = sample_dpdm(
-        with_latent(POSTERIOR, noise.latent_for(seeds, SHAPE)), noise.noise_for(seeds, SHAPE), levels
-    ).images
+    ours = sample_dpdm(with_latent(NCVSD, noise.latent_for(seeds, SHAPE)), noise.noise_for(seeds, SHAPE), levels).images
     theirs = sample_dpdm(
-        with_latent(POSTERIOR, noise_torch.latent_for(seeds, SHAPE)), noise_torch.noise_for(seeds, SHAPE), levels
+        with_latent(NCVSD, noise_torch.latent_for(seeds, SHAPE)), noise_torch.noise_for(seeds, SHAPE), levels
     ).images
     assert isinstance(theirs, torch.Tensor) and ours.dtype == np.float32
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
-def test_the_exact_posterior_student_keeps_mean_and_spread_at_any_step_count(steps: int):
-    bound = with_latent(POSTERIOR, unit_normals(100_000, seed=50 + steps))
+def test_the_exact_ncvsd_student_keeps_mean_and_spread_at_any_step_count(steps: int):
+    bound = with_latent(NCVSD, unit_normals(100_000, seed=50 + steps))
     images = sample_dpdm(bound, unit_normals(100_000, seed=steps), student_levels(steps)).images
     assert images.mean() == pytest.approx(PAIR.mean, abs=0.01)
     assert images.std() == pytest.approx(PAIR.std, rel=0.01)

@@ -42,7 +42,8 @@ class Settings:
 
 
 def test_a_field_out_of_range_is_named_with_what_was_given():
-    Settings(None), Settings(1.0, (0.1,))
+    Settings(None)
+    Settings(1.0, (0.1,))
     with pytest.raises(RangeError, match=r"--rate must be a number above 0 and at most 1, not -1"):
         Settings(-1)
     with pytest.raises(RangeError, match=r"--levels must be a number above 0, not 0"):

@@ -1,6 +1,6 @@
 """Every solver against diffusers' scheduler for it, an independent implementation: same denoiser, same sigmas.
 
-The denoiser is the posterior mean of a mixture of Gaussians over images, in float64. The schedulers' own sigmas are
+The denoiser is the conditional mean of a mixture of Gaussians over images, in float64. The schedulers' own sigmas are
 replaced by ours, in float64. Where a scheduler works at x_vp = alpha x with alpha = 1 / sqrt(1 + sigma^2), its x is
 scaled on the way in and out.
 """

@@ -57,7 +57,7 @@ def test_mixed_step_counts_give_what_the_sampler_gives_each_seed_alone(steps: li
 
 
 @pytest.mark.parametrize("steps", [[1], [1, 2, 4, 8]], ids=str)
-def test_a_row_of_a_posterior_student_is_handed_the_latents_of_its_seed_in_the_order_of_its_calls(steps: list[int]):
+def test_a_row_of_an_ncvsd_student_is_handed_the_latents_of_its_seed_in_the_order_of_its_calls(steps: list[int]):
     seeds = [2**63 + row for row in range(len(steps))]
     finished = run_slots(seeds, steps, deciding_network, extra=3)
     for seed, count in zip(seeds, steps, strict=True):
@@ -66,7 +66,7 @@ def test_a_row_of_a_posterior_student_is_handed_the_latents_of_its_seed_in_the_o
         np.testing.assert_allclose(finished[seed], expected.images[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("called", "extra"), [(network, 0), (deciding_network, 3)], ids=["marginal", "posterior"])
+@pytest.mark.parametrize(("called", "extra"), [(network, 0), (deciding_network, 3)], ids=["marginal", "ncvsd"])
 def test_a_row_is_bit_for_bit_the_same_alone_and_in_a_full_table(called, extra: int):
     seeds, steps = list(range(10, 18)), [4, 1, 8, 2, 4, 3, 6, 5]
     together = run_slots(seeds, steps, called, extra)

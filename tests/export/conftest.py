@@ -28,7 +28,7 @@ CONFIGS: dict[str, UNetConfig] = {
 }
 TEACHER = "unconditional"  # this one is exported as a teacher
 HALF = "patch"  # this one has float16 weights, as the shipped models have
-POSTERIOR = "ncsnpp"  # this one takes a latent
+NCVSD = "ncsnpp"  # this one takes a latent
 
 
 def make_checkpoint(folder: Path, config: UNetConfig, *, role: str = "student", half: bool = False) -> Path:

@@ -24,7 +24,7 @@ from export.engine import load_engine
 from export.manifest import BACKENDS, read_manifest, write_manifest
 from export.verify import BOUNDS_OF, Gap
 from fewstep.card import CheckpointError
-from tests.export.conftest import POSTERIOR, assert_rows_independent, example_rows
+from tests.export.conftest import NCVSD, assert_rows_independent, example_rows
 
 needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="OpenVINO is not installed")
 # The largest difference of F from the default backend's, as a share of F's largest value.
@@ -47,7 +47,7 @@ def open_here(folder, backend, buckets=None):
 
 
 @pytest.mark.parametrize("backend", RUNNING[1:])
-@pytest.mark.parametrize("kind", ["patch", "unconditional", POSTERIOR, "adm"])
+@pytest.mark.parametrize("kind", ["patch", "unconditional", NCVSD, "adm"])
 def test_equals_the_default_backend(checkpoint, kind, backend):
     folder = checkpoint(kind) / "engine"
     default, engine = load_engine(folder, threads=1), open_here(folder, backend, (1, 4))
@@ -69,14 +69,14 @@ def test_facts_say_what_runs(checkpoint, backend):
 
 
 @pytest.mark.parametrize("backend", RUNNING)
-@pytest.mark.parametrize("kind", ["patch", "adm", POSTERIOR])
+@pytest.mark.parametrize("kind", ["patch", "adm", NCVSD])
 def test_a_row_depends_on_no_other_row(checkpoint, kind, backend):
     """At one batch size, position and neighbours change no bit: what exact mode rests on, for every backend."""
     assert_rows_independent(open_here(checkpoint(kind) / "engine", backend, (8,)), 8)
 
 
 def test_buckets_of_the_torch_engine_share_their_buffers(checkpoint):
-    engine = load_engine(checkpoint(POSTERIOR) / "engine", backend="torch", threads=1, buckets=(2, 1, 4))
+    engine = load_engine(checkpoint(NCVSD) / "engine", backend="torch", threads=1, buckets=(2, 1, 4))
     network = engine.on_device
     assert network is not None and network.buckets == (1, 2, 4) and network.capacity == 4
     assert network.x.shape == (4, 2, 8, 8) and network.onehot.shape == (4, 10) and network.c_noise.shape == (4,)
@@ -165,10 +165,8 @@ def test_bound_buffers_run_without_copies(checkpoint):
     """The IO binding of the CUDA backend, on the CPU provider."""
     import onnxruntime as ort
 
-    engine = load_engine(checkpoint(POSTERIOR) / "engine", threads=1)
-    session = ort.InferenceSession(
-        checkpoint(POSTERIOR) / "engine" / "network.onnx", providers=["CPUExecutionProvider"]
-    )
+    engine = load_engine(checkpoint(NCVSD) / "engine", threads=1)
+    session = ort.InferenceSession(checkpoint(NCVSD) / "engine" / "network.onnx", providers=["CPUExecutionProvider"])
     network = BoundNetwork(session, StaticBuffers(engine.manifest, (1, 4), torch.device("cpu")), None)
     rows = example_rows(engine, 4)
     for buffer, part in zip((network.x, network.c_noise, network.onehot), rows, strict=True):

@@ -14,7 +14,7 @@ from export.manifest import read_manifest, write_manifest
 from fewstep.card import CheckpointError
 from fewstep.latent import with_latent
 from fewstep.noise import latent_for
-from tests.export.conftest import POSTERIOR
+from tests.export.conftest import NCVSD
 
 ROOT = Path(__file__).parents[2]
 SAMPLE_WITHOUT_TORCH = """
@@ -33,7 +33,7 @@ assert "torch" not in sys.modules, "the reader imported torch"
 """
 
 
-@pytest.mark.parametrize("kind", ["patch", POSTERIOR])
+@pytest.mark.parametrize("kind", ["patch", NCVSD])
 def test_samples_without_torch(checkpoint, kind):
     command = [sys.executable, "-c", SAMPLE_WITHOUT_TORCH, str(checkpoint(kind) / "engine")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -75,17 +75,17 @@ def test_unknown_backend_is_refused(model):
 
 
 def test_another_number_of_channels_is_refused_in_words(checkpoint):
-    posterior, marginal = (load_engine(checkpoint(kind) / "engine", threads=1) for kind in (POSTERIOR, "patch"))
-    assert (posterior.manifest.extra, marginal.manifest.extra) == (1, 0)
+    ncvsd, marginal = (load_engine(checkpoint(kind) / "engine", threads=1) for kind in (NCVSD, "patch"))
+    assert (ncvsd.manifest.extra, marginal.manifest.extra) == (1, 0)
     one = np.ones(1, np.float32)
     with pytest.raises(ValueError, match=r"1 channels of image and 1 of latent noise .* not 1 in all.*with_latent"):
-        posterior.denoiser(np.zeros((1, 1, 8, 8), np.float32), one)
+        ncvsd.denoiser(np.zeros((1, 1, 8, 8), np.float32), one)
     with pytest.raises(ValueError, match=r"1 channels of image and 0 of latent noise"):
         marginal.denoiser(np.zeros((1, 2, 16, 16), np.float32), one)
 
 
 def test_the_latent_decides_and_changes_nothing_else(checkpoint):
-    engine = load_engine(checkpoint(POSTERIOR) / "engine", threads=1)
+    engine = load_engine(checkpoint(NCVSD) / "engine", threads=1)
     x, sigma = np.ones((2, 1, 8, 8), np.float32), np.ones(2, np.float32)
     first, second = (with_latent(engine.denoiser, latent_for(seeds, (1, 8, 8))) for seeds in ([1, 2], [1, 3]))
     a, b = first(x, sigma), second(x, sigma)
@@ -94,7 +94,7 @@ def test_the_latent_decides_and_changes_nothing_else(checkpoint):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("kind", ["patch", "adm", POSTERIOR])
+@pytest.mark.parametrize("kind", ["patch", "adm", NCVSD])
 def test_a_row_depends_on_no_other_row(checkpoint, kind, threads):
     """What the server's exact mode rests on: at one batch size, position and neighbours change no bit."""
     engine = load_engine(checkpoint(kind) / "engine", threads=threads)

@@ -8,7 +8,7 @@ from export.backends.plan import MODULES
 from export.engine import load_engine
 from export.plans import make_plan
 from fewstep.card import CheckpointError
-from tests.export.conftest import CONFIGS, POSTERIOR, assert_rows_independent, example_rows
+from tests.export.conftest import CONFIGS, NCVSD, assert_rows_independent, example_rows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -47,13 +47,13 @@ def test_equals_the_cpu(checkpoint, kind, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["patch", "adm", POSTERIOR])
+@pytest.mark.parametrize("kind", ["patch", "adm", NCVSD])
 def test_a_row_depends_on_no_other_row(checkpoint, kind, backend):
     assert_rows_independent(open_here(checkpoint(kind) / "engine", backend, (8,)), 8)
 
 
 def test_a_graph_per_bucket_reads_what_lies_in_the_buffers(checkpoint):
-    engine = load_engine(checkpoint(POSTERIOR) / "engine", backend="torch", buckets=(1, 2, 8))
+    engine = load_engine(checkpoint(NCVSD) / "engine", backend="torch", buckets=(1, 2, 8))
     network = engine.on_device
     assert network is not None and engine.facts["cuda_graphs"] == "3"
     rows = [torch.from_numpy(part) for part in example_rows(engine, 8)]
@@ -64,7 +64,7 @@ def test_a_graph_per_bucket_reads_what_lies_in_the_buffers(checkpoint):
             output = network.run(bucket).clone()
             assert output.shape[0] == bucket
             rolled = [part.roll(seed, dims=0)[:bucket].numpy() for part in rows]
-            expected = load_engine(checkpoint(POSTERIOR) / "engine", threads=1).network(*rolled)
+            expected = load_engine(checkpoint(NCVSD) / "engine", threads=1).network(*rolled)
             np.testing.assert_allclose(output.float().cpu().numpy(), expected, atol=1e-3 * np.abs(expected).max())
 
 

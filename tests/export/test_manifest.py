@@ -37,11 +37,11 @@ def test_round_trip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["engine.json"]
 
 
-def test_a_posterior_student_is_told_by_its_extra_channels(tmp_path):
-    posterior = dataclasses.replace(MANIFEST, extra=3)
-    write_manifest(tmp_path, posterior)
-    assert read_manifest(tmp_path) == posterior
-    assert (posterior.image_shape, posterior.latent_shape, posterior.input_shape) == (
+def test_an_ncvsd_student_is_told_by_its_extra_channels(tmp_path):
+    ncvsd = dataclasses.replace(MANIFEST, extra=3)
+    write_manifest(tmp_path, ncvsd)
+    assert read_manifest(tmp_path) == ncvsd
+    assert (ncvsd.image_shape, ncvsd.latent_shape, ncvsd.input_shape) == (
         (3, 32, 32), (3, 32, 32), (6, 32, 32)
     )  # fmt: skip
     assert (MANIFEST.latent_shape, MANIFEST.input_shape) == ((0, 32, 32), (3, 32, 32))

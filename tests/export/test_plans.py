@@ -21,7 +21,7 @@ from export.plans import make_plan
 from export.to_onnx import network_to_onnx
 from fewstep.card import CheckpointError
 from fewstep.checkpoint import NetworkModule, load_denoiser
-from tests.export.conftest import POSTERIOR
+from tests.export.conftest import NCVSD
 
 KEY = PlanKey("tensorrt", "11.4.0", "a" * 64, "float16", (1, 8), "9.0")
 CHANGES = {
@@ -145,12 +145,12 @@ class StandIn:
         return context
 
 
-def posterior_buffers(checkpoint) -> StaticBuffers:
-    return StaticBuffers(read_manifest(checkpoint(POSTERIOR) / "engine"), (1, 2, 4), torch.device("cpu"))
+def ncvsd_buffers(checkpoint) -> StaticBuffers:
+    return StaticBuffers(read_manifest(checkpoint(NCVSD) / "engine"), (1, 2, 4), torch.device("cpu"))
 
 
 def test_a_plan_runs_every_bucket_on_the_same_buffers_with_its_own_profile(checkpoint):
-    buffers = posterior_buffers(checkpoint)
+    buffers = ncvsd_buffers(checkpoint)
     stand_in = StandIn(buffers)
     network = PlanNetwork(stand_in, b"plan", PROFILES, buffers)
     network.x.copy_(torch.arange(network.x.numel()).reshape(network.x.shape))
@@ -163,7 +163,7 @@ def test_a_plan_runs_every_bucket_on_the_same_buffers_with_its_own_profile(check
 
 
 def test_the_contexts_of_all_buckets_compute_in_one_block_of_memory(checkpoint):
-    buffers = posterior_buffers(checkpoint)
+    buffers = ncvsd_buffers(checkpoint)
     stand_in = StandIn(buffers)
     network = PlanNetwork(stand_in, b"plan", PROFILES, buffers)
     for bucket in network.buckets:
@@ -176,7 +176,7 @@ def test_the_contexts_of_all_buckets_compute_in_one_block_of_memory(checkpoint):
 
 
 def test_kernels_of_tensorrt_rtx_are_compiled_before_the_first_image_and_stay(checkpoint):
-    buffers = posterior_buffers(checkpoint)
+    buffers = ncvsd_buffers(checkpoint)
     rtx, full = StandIn(buffers, rtx=True), StandIn(buffers)
     for stand_in in (rtx, full):
         PlanNetwork(stand_in, b"plan", PROFILES, buffers)
@@ -204,7 +204,7 @@ def test_a_graph_is_captured_per_bucket_after_a_call_and_only_where_one_can_hold
     }  # fmt: skip
     for name, value in replaced.items():
         monkeypatch.setattr(torch.cuda, name, value)
-    buffers = posterior_buffers(checkpoint)
+    buffers = ncvsd_buffers(checkpoint)
     stand_in = StandIn(buffers, rtx=True)
     stand_in.sizes = events  # calls, among what else happens
     network = PlanNetwork(stand_in, b"plan", PROFILES, buffers)
@@ -254,7 +254,7 @@ class TestTensorRTRTX:
 
     def test_it_has_what_the_stand_in_has(self, trt, checkpoint):
         """The half that needs a GPU is tested against a stand-in: every name it answers to is one of the library's."""
-        buffers = posterior_buffers(checkpoint)
+        buffers = ncvsd_buffers(checkpoint)
         stand_in = StandIn(buffers, rtx=True)
         context = vars(stand_in.context(stand_in.config()))
         names = {

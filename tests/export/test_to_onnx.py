@@ -11,7 +11,7 @@ from export.engine import load_engine
 from export.residuals import residuals_folded
 from fewstep.checkpoint import load_denoiser
 from fewstep.network import Conv, UNet
-from tests.export.conftest import POSTERIOR
+from tests.export.conftest import NCVSD
 
 KINDS = ("patch", "unconditional", "ncsnpp", "adm")
 
@@ -43,13 +43,13 @@ def test_parity_is_recorded(checkpoint, kind):
         assert 0 <= gap["differing"] <= 1
 
 
-def test_only_a_posterior_student_takes_more_channels_than_it_returns(checkpoint):
+def test_only_an_ncvsd_student_takes_more_channels_than_it_returns(checkpoint):
     channels = {}
     for kind in KINDS:
         graph = onnx.load(checkpoint(kind) / "engine" / "network.onnx").graph
         sides = (graph.input[0], graph.output[0])
         channels[kind] = tuple(value.type.tensor_type.shape.dim[1].dim_value for value in sides)
-    assert channels == dict.fromkeys(KINDS, (1, 1)) | {"unconditional": (3, 3), POSTERIOR: (2, 1)}
+    assert channels == dict.fromkeys(KINDS, (1, 1)) | {"unconditional": (3, 3), NCVSD: (2, 1)}
 
 
 def test_inputs_and_opset(checkpoint):

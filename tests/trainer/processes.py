@@ -25,7 +25,7 @@ from tests.trainer.tiny import TINY_RECIPE
 from trainer import classify, commands
 from trainer.methods.dpdm import Student
 from trainer.run import distributed as world
-from trainer.run.distributed import joined, rank
+from trainer.run.distributed import join_processes, rank
 from trainer.run.loop import LoopConfig
 
 WRITES = os.O_WRONLY | os.O_RDWR
@@ -57,12 +57,12 @@ def main(folder: Path) -> None:
 
     sys.addaudithook(watch)
     torch.set_num_threads(1)
-    world.joined = lambda device: nullcontext()  # once, below, for all commands
+    world.join_processes = lambda device: nullcontext()  # once, below, for all commands
     commands.recipe = lambda name: TINY_RECIPE
     commands.loop_config = every_update_logged(commands.loop_config)
     classify.loop_config = every_update_logged(classify.loop_config)
     update, report = Student.update, []
-    with joined("cpu"):
+    with join_processes("cpu"):
         for command in json.loads((folder / "plan.json").read_text()):
             at = command["interrupt"]
             Student.update = interrupted(update, at[1]) if at and at[0] == rank() else update

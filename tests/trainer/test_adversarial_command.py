@@ -17,7 +17,7 @@ from trainer.data.format import ImageSet
 from trainer.data.named import load_recipe_dataset
 from trainer.recipes.by_name import RECIPES
 from trainer.settings import AdversarialConfig
-from trainer.switches import SwitchError, add_switches, adversarial, given
+from trainer.switches import SwitchError, add_switches, adversarial, read_switches
 
 
 @pytest.fixture(scope="module")
@@ -50,28 +50,32 @@ def test_the_command_continues_a_student_and_names_its_critics(trained, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("levels", "play", "message"),
+    ("levels", "steps", "message"),
     [
-        ({2: (2.5, 0.4)}, "first", "--play first needs a list of one call; the shortest that critics see has 2"),
-        ({1: (2.5,)}, "rest", "--play rest holds one top level and needs lists that go on below it"),
-        ({1: (2.5,), 2: (5.0, 0.4)}, "rest", "--play rest holds one top level"),
+        (
+            {2: (2.5, 0.4)},
+            "first",
+            "--trained-steps first needs a list of one call; the shortest",
+        ),
+        ({1: (2.5,)}, "rest", "--trained-steps rest anchors one top level and needs lists of several calls"),
+        ({1: (2.5,), 2: (5.0, 0.4)}, "rest", "--trained-steps rest anchors one top level"),
     ],
 )
-def test_what_cannot_play_is_said(trained, levels, play, message):
+def test_steps_that_cannot_be_trained_are_refused(trained, levels, steps, message):
     start = replace(read_card(trained[1]["student"]), levels=levels)
     with pytest.raises(SwitchError, match=message):
-        adversarial(AdversarialConfig(), {"play": play}, start, 0.03)
+        adversarial(AdversarialConfig(), {"trained_steps": steps}, start, 0.03)
 
 
 def test_its_switches_reach_the_method_and_the_card(trained, tmp_path):
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_switches(parser)
-    switches = given(parser.parse_args(["--play", "first", "--clip"]))
-    assert switches == {"play": "first", "clip": True}
+    switches = read_switches(parser.parse_args(["--trained-steps", "first", "--clip"]))
+    assert switches == {"trained_steps": "first", "clip": True}
     data, folders = trained
     assert train_student(run_options(tmp_path), data, request(folders, switches=switches))
     training = read_card(tmp_path).training
-    assert training["play"] == "first" and training["clip"] is True
+    assert training["trained_steps"] == "first" and training["clip"] is True
 
 
 def test_what_is_missing_or_foreign_is_said_before_the_first_step(trained, tmp_path):
@@ -81,15 +85,15 @@ def test_what_is_missing_or_foreign_is_said_before_the_first_step(trained, tmp_p
         run(request(folders, critics=()))
     with pytest.raises(SwitchError, match="add --init and --critic"):
         run(request(folders, start=None))
-    for switches, flag in (({"play": "first"}, "--play"), ({"clip": True}, "--clip")):
+    for switches, flag in (({"trained_steps": "first"}, "--trained-steps"), ({"clip": True}, "--clip")):
         with pytest.raises(SwitchError, match=f"{flag} belongs to --method adversarial"):
             run(request(folders, method="dpdm", critics=(), start=None, switches=switches))
     with pytest.raises(SwitchError, match="--critic belongs to"):
         run(request(folders, method="dpdm"))
     with pytest.raises(SwitchError, match="--renoise"):
         run(request(folders, switches={"renoise": "tied"}))
-    with pytest.raises(SwitchError, match="--keep 1"):
-        run(request(folders, switches={"keep": 1.0}))
+    with pytest.raises(SwitchError, match="--imitation-share 1"):
+        run(request(folders, switches={"imitation_share": 1.0}))
     with pytest.raises(RangeError, match="--lr must be a number above 0"):
         run(request(folders, switches={"lr": 0.0}))
     with pytest.raises(CheckpointError, match="python -m trainer classifier"):

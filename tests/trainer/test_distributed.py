@@ -30,7 +30,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 # Between them: every method, every network, every draw that processes share, every phase of a run.
 SID = {"loss": "sid", "simulate": 0.5, "simulate-from": 0}
-WARM = {"objective": "posterior", "warm": 0.2, "auxiliary-first": 0.4, "auxiliary-updates": 2}
+WARM = {"objective": "ncvsd", "warm": 0.2, "auxiliary-first": 0.4, "auxiliary-updates": 2}
 
 
 def flags(switches: dict[str, object]) -> list[str]:
@@ -135,7 +135,7 @@ def test_commands_end_alike_in_both_processes(runs: Runs):
 PAIRS = {
     "teacher": ("teacher 1", "teacher 2"),
     "student": ("sid 1", "sid 2"),
-    "posterior": ("warm 1", "warm 2"),
+    "ncvsd": ("warm 1", "warm 2"),
     **{
         method: (f"{method} 1", f"{method} 2")
         for method in ("dmd2", "consistency", "classifier", "progressive", "adversarial")

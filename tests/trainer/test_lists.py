@@ -11,7 +11,7 @@ from trainer.commands import Distillation, train_student
 from trainer.data.format import ImageSet
 from trainer.levels.renoise import LevelLists, renoise_levels
 from trainer.settings import StudentConfig, served_lists
-from trainer.switches import SwitchError, switched, with_lists
+from trainer.switches import SwitchError, apply_switches, with_lists
 
 LEVELS = {k: (2.0, 0.5, 0.2, 0.1, 0.02, 0.01, 0.008, 0.005)[:k] for k in range(1, 9)}
 
@@ -79,13 +79,13 @@ def test_one_call_may_start_elsewhere_but_not_where_the_top_is_warmed_up(tmp_pat
     drawn = LevelLists.of(list(config.level_lists.values()), 0.05).draw(400, 1.0, draws())
     assert sorted(set(drawn.sigma.tolist())) == pytest.approx([2.0, 2.7])
     with pytest.raises(SwitchError, match=r"--warm trains one top level, .* start at several, 2 to 2\.7"):
-        switched(config, {"warm": 0.1})
+        apply_switches(config, {"warm": 0.1})
 
 
 def test_lists_and_another_top_level_contradict_each_other(tmp_path):
     config = with_lists(StudentConfig(), serving(tmp_path / "student", LEVELS))
     with pytest.raises(SwitchError, match="--lists-of says which levels are trained"):
-        switched(config, {"sigma_max": 80.0})
+        apply_switches(config, {"sigma_max": 80.0})
 
 
 @pytest.mark.usefixtures("tiny_recipe")
@@ -96,9 +96,9 @@ def test_consistency_distillation_has_no_lists(thumbnails: ImageSet, tiny_teache
 
 
 @pytest.mark.parametrize("rule", ["subinterval", "hybrid"])
-def test_levels_below_the_floor_are_judged_at_the_floor(rule):
-    """There the judges' own error would decide."""
+def test_outputs_of_levels_below_the_floor_are_noised_to_the_floor(rule):
+    """Below it the errors of the score networks would dominate."""
     drawn = LevelLists.of([LEVELS[8]], 0.05).draw(4000, 0.0, draws())
-    judged = renoise_levels(rule, drawn, 0.05, draws(1))
-    assert torch.all(judged[drawn.sigma < 0.05] == 0.05) and judged.min() == 0.05
-    assert torch.all(judged[drawn.sigma >= 0.05] <= drawn.sigma[drawn.sigma >= 0.05])
+    renoised = renoise_levels(rule, drawn, 0.05, draws(1))
+    assert torch.all(renoised[drawn.sigma < 0.05] == 0.05) and renoised.min() == 0.05
+    assert torch.all(renoised[drawn.sigma >= 0.05] <= drawn.sigma[drawn.sigma >= 0.05])

@@ -12,15 +12,15 @@ from tests.trainer.tiny import run_options
 from trainer.commands import Distillation, train_student
 from trainer.data.format import ImageSet
 from trainer.publish import publish
-from trainer.switches import RangeError, add_switches, given
+from trainer.switches import RangeError, add_switches, read_switches
 
 
 def test_the_flag_lists_levels():
     parser = argparse.ArgumentParser(exit_on_error=False)
     add_switches(parser)
-    assert given(parser.parse_args(["--further", "0.1,0.05"])) == {"further": (0.1, 0.05)}
-    assert given(parser.parse_args(["--further-for", "1"])) == {"further_for": 1}
-    assert given(parser.parse_args(["--saturate", "0.02"])) == {"saturate": 0.02}
+    assert read_switches(parser.parse_args(["--further", "0.1,0.05"])) == {"further": (0.1, 0.05)}
+    assert read_switches(parser.parse_args(["--further-for", "1"])) == {"further_for": 1}
+    assert read_switches(parser.parse_args(["--saturate", "0.02"])) == {"saturate": 0.02}
     for text in ("0.05,0.1", "few", "0.1,-1", ""):
         with pytest.raises(argparse.ArgumentError, match="are no levels: write"):
             parser.parse_args([f"--further={text}"])

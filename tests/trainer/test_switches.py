@@ -15,7 +15,7 @@ from trainer.commands import Distillation, train_student
 from trainer.data.format import ImageSet
 from trainer.methods.rivals import tied
 from trainer.settings import StudentConfig
-from trainer.switches import SwitchError, add_switches, given, switched
+from trainer.switches import SwitchError, add_switches, apply_switches, read_switches
 
 # flag -> the fields it sets, and nothing else
 SETS: dict[str, dict[str, Any]] = {
@@ -23,8 +23,8 @@ SETS: dict[str, dict[str, Any]] = {
     "--loss sid": {"loss": "sid"},
     "--loss sid --alpha 0.5": {"loss": "sid", "alpha": 0.5},
     "--weight one": {"weight": "one"},
-    "--objective posterior": {"objective": "posterior", "sigma_max": 80.0},
-    "--objective posterior --sigma-max 40": {"objective": "posterior", "sigma_max": 40.0},
+    "--objective ncvsd": {"objective": "ncvsd", "sigma_max": 80.0},
+    "--objective ncvsd --sigma-max 40": {"objective": "ncvsd", "sigma_max": 40.0},
     "--auxiliary-sees-level": {},  # as it is
     "--no-auxiliary-sees-level": {"auxiliary_sees_level": False},
     "--sigma-max 80": {"sigma_max": 80.0},
@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parsed(line: str) -> dict[str, Any]:
-    return given(parser().parse_args(line.split()))
+    return read_switches(parser().parse_args(line.split()))
 
 
 def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -63,25 +63,25 @@ def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize("line", SETS)
 @pytest.mark.parametrize("base", [StudentConfig(), StudentConfig(alpha=0.7, floor=0.1, steps=(1, 4))])
 def test_a_switch_sets_what_it_names_and_nothing_else(line, base):
-    before, after = flat(asdict(base)), flat(asdict(switched(base, parsed(line))))
+    before, after = flat(asdict(base)), flat(asdict(apply_switches(base, parsed(line))))
     assert {name: value for name, value in after.items() if value != before[name]} == SETS[line]
 
 
 def test_every_switch_is_in_the_table():
     others = {"-h", "--help", "--method", "--further", "--further-for", "--saturate"}  # test_progressive_command.py
     others |= {"--intervals", "--solver", "--metric", "--target-halflife"}  # methods/test_consistency.py
-    others |= {"--play", "--keep", "--clip", "--no-clip"}  # test_adversarial_command.py
+    others |= {"--trained-steps", "--imitation-share", "--clip", "--no-clip"}  # test_adversarial_command.py
     flags = {option for action in parser()._actions for option in action.option_strings} - others
     assert flags == {word for line in SETS for word in line.split() if word.startswith("--")}
 
 
 def test_without_switches_the_recipe_stands():
     base = StudentConfig(simulate=0.2)
-    assert parsed("") == {} and switched(base, {}) == base
+    assert parsed("") == {} and apply_switches(base, {}) == base
 
 
 def test_a_switch_can_say_what_the_recipe_says_already():
-    assert switched(StudentConfig(), parsed("--loss kl --renoise hybrid")) == StudentConfig()
+    assert apply_switches(StudentConfig(), parsed("--loss kl --renoise hybrid")) == StudentConfig()
 
 
 @pytest.mark.parametrize(
@@ -95,12 +95,12 @@ def test_a_switch_can_say_what_the_recipe_says_already():
 )
 def test_contradictions_are_refused_in_a_sentence(line, sentence):
     with pytest.raises(SwitchError, match=sentence):
-        switched(StudentConfig(), parsed(line))
+        apply_switches(StudentConfig(), parsed(line))
 
 
 def test_a_top_level_lies_above_the_lowest_one():
     with pytest.raises(RangeError, match=r"--sigma-max must be a number above 0.01 and at most 10,000, not 0.005"):
-        switched(StudentConfig(), parsed("--sigma-max 0.005"))
+        apply_switches(StudentConfig(), parsed("--sigma-max 0.005"))
 
 
 @pytest.mark.parametrize("line", ["--warm 2", "--simulate -0.1", "--auxiliary-first nan", "--top half"])
@@ -123,8 +123,8 @@ def trained(thumbnails: ImageSet, tiny_teacher: Path, tmp_path_factory: pytest.T
 @pytest.mark.parametrize("line", [line for line in SETS if line not in SAME])
 def test_a_run_is_not_resumed_with_another_switch(line, thumbnails, tiny_teacher, trained):
     request = Distillation(tiny_teacher, "tied", OWN | parsed(line))
-    ran = switched(tied(TINY_RECIPE.student), OWN)
-    changed = {name for name, value in vars(switched(ran, parsed(line))).items() if value != getattr(ran, name)}
+    ran = apply_switches(tied(TINY_RECIPE.student), OWN)
+    changed = {name for name, value in vars(apply_switches(ran, parsed(line))).items() if value != getattr(ran, name)}
     with pytest.raises(CheckpointError, match="trained with other settings") as refused:
         train_student(run_options(trained, resume=True), thumbnails, request)
     assert changed and all(f"{name} was " in str(refused.value) for name in changed)

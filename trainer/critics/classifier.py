@@ -1,7 +1,8 @@
-"""A classifier that is told how noisy its images are: the eyes of the critics in `trainer.adversarial`.
+"""A classifier of noised images that takes the noise level as an input. `trainer.critics.on_classifiers` uses its
+features.
 
-A diffusion teacher tells classes apart only as far as denoising needs it. What a student gets wrong about a class at a
-level of noise is plain to a network that was taught to name classes at that level.
+A diffusion teacher separates classes only as far as denoising needs it. Features of a network trained to classify at a
+noise level show the errors in a class that a student makes at that level.
 """
 
 import hashlib
@@ -21,9 +22,10 @@ from fewstep.card import CheckpointError, write_atomically
 from fewstep.outputs import CLASSIFIER_FILE
 from fewstep.ranges import COUNT, POSITIVE, SHARE, Range, check_ranges
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features
-from trainer.run.compute import Compute, called
-from trainer.run.distributed import replicated
+from trainer.run.compute import Compute, wrap_for_compute
+from trainer.run.distributed import replicate
 from trainer.run.draws import Draws
+from trainer.run.older import current_tensor_name
 from trainer.run.optimizer import adam, descend
 from trainer.settings import AdamConfig
 
@@ -34,7 +36,7 @@ SMALLEST = 4  # side of the last map
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """The network, and how it is taught."""
+    """The network and its training."""
 
     resolution: int
     channels: int
@@ -44,7 +46,7 @@ class ClassifierConfig:
     features: int = 128
     sigma_min: float = 0.03  # levels are drawn log-uniformly
     sigma_max: float = 1.2
-    shift: int = 2  # images are moved by up to so many pixels, around the edge
+    shift: int = 2  # images are shifted cyclically by up to this many pixels
     smoothing: float = 0.1  # of the labels
     dropout: float = 0.3
 
@@ -61,7 +63,7 @@ class NoisyClassifier(nn.Module):
         super().__init__()
         self.config = config
         side, cin, width = config.resolution // PATCH, config.width, config.width
-        self.told = nn.Sequential(nn.Linear(LEVEL_FEATURES, 64), nn.SiLU())
+        self.level_embedding = nn.Sequential(nn.Linear(LEVEL_FEATURES, 64), nn.SiLU())
         self.stem = nn.Conv2d(config.channels * PATCH**2, config.width, 3, padding=1)
         blocks: list[HalvingBlock] = []
         while side > SMALLEST:
@@ -69,7 +71,7 @@ class NoisyClassifier(nn.Module):
             blocks.append(HalvingBlock(cin, width))
             side, cin = (side + 1) // 2, width
         self.blocks = nn.ModuleList(blocks)
-        self.told.requires_grad_(bool(blocks))  # images of 8x8 have no block that reads it, and DDP wants all read
+        self.level_embedding.requires_grad_(bool(blocks))  # 8x8: no block uses it, and DDP rejects unused parameters
         # Channels of what `features` returns.
         self.feature_widths = (*(block.second.out_channels for block in blocks), config.features)
         self.last_map = (cin, side, side)
@@ -77,41 +79,41 @@ class NoisyClassifier(nn.Module):
         self.dense = nn.Linear(cin * side**2, config.features)
         self.out = nn.Linear(config.features, config.classes)
 
-    def forward(self, x: Tensor, sigma: Tensor, kept: Tensor | None = None) -> Tensor:
-        return self.out(functional.leaky_relu(self.features(x, sigma, kept)[-1].flatten(1), 0.2))
+    def forward(self, x: Tensor, sigma: Tensor, dropout: Tensor | None = None) -> Tensor:
+        return self.out(functional.leaky_relu(self.features(x, sigma, dropout)[-1].flatten(1), 0.2))
 
-    def features(self, x: Tensor, sigma: Tensor, kept: Tensor | None = None) -> tuple[Tensor, ...]:
+    def features(self, x: Tensor, sigma: Tensor, dropout: Tensor | None = None) -> tuple[Tensor, ...]:
         """Maps [B, feature_widths[i], h, w] from fine to coarse; the last is one vector an image, h = w = 1.
 
-        kept: dropout, as factors [B, *last_map] of the last map, which come from outside so that they belong to the
-        image and not to the process.
+        dropout: factors [B, *last_map] of the last map. They are an argument so that they depend on the image and not
+        on the process.
         """
-        told = self.told(level_features(sigma))
+        level = self.level_embedding(level_features(sigma))
         scale = (sigma**2 + self.config.sigma_data**2).rsqrt()
         x = self.stem(functional.pixel_unshuffle(x * scale[:, None, None, None], PATCH))
         maps = []
         for block in self.blocks:
-            x = block(x, told)
+            x = block(x, level)
             maps.append(x)
         x = functional.silu(self.norm(x))
-        x = x if kept is None else x * kept
+        x = x if dropout is None else x * dropout
         return (*maps, self.dense(x.flatten(1))[:, :, None, None])
 
 
 class HalvingBlock(nn.Module):
-    """Residual block that halves the sides; the level scales and shifts it."""
+    """Residual block that halves the sides; the embedding of the level [B, 64] scales and shifts its channels."""
 
     def __init__(self, cin: int, cout: int) -> None:
         super().__init__()
         self.norm0, self.first = nn.GroupNorm(8, cin), nn.Conv2d(cin, cout, 3, stride=2, padding=1)
         self.norm1, self.second = nn.GroupNorm(8, cout), nn.Conv2d(cout, cout, 3, padding=1)
         self.skip = nn.Conv2d(cin, cout, 1)
-        self.told = nn.Linear(64, 2 * cout)
-        nn.init.zeros_(self.told.weight)
-        nn.init.zeros_(self.told.bias)
+        self.level_embedding = nn.Linear(64, 2 * cout)
+        nn.init.zeros_(self.level_embedding.weight)
+        nn.init.zeros_(self.level_embedding.bias)
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        scale, shift = self.told(told)[:, :, None, None].chunk(2, dim=1)
+    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.level_embedding(level)[:, :, None, None].chunk(2, dim=1)
         h = self.norm1(self.first(functional.silu(self.norm0(x)))) * (1 + scale) + shift
         return self.skip(functional.avg_pool2d(x, 2, ceil_mode=True)) + self.second(functional.silu(h))
 
@@ -129,45 +131,45 @@ class Classification:
         self.config, self.adam = network.config, settings
         self.networks: dict[str, nn.Module] = {"classifier": network.train()}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"classifier": adam(network, settings, compute.device)}
-        run = called(replicated(network), compute)
-        self.logits = lambda x, sigma, kept: run(x, sigma, kept).float()
+        run = wrap_for_compute(replicate(network), compute)
+        self.logits = lambda x, sigma, dropout: run(x, sigma, dropout).float()
         self.last_map = network.last_map
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         config = self.config
-        # The same shift for a whole batch, in all processes: a batch is one of many.
-        shifts = [int(rng.shared() * (2 * config.shift + 1)) - config.shift for _ in range(2)]
+        # One shift for the whole batch, in all processes. There are enough batches for all shifts.
+        shifts = [int(rng.shared_uniform() * (2 * config.shift + 1)) - config.shift for _ in range(2)]
         images = images.roll(shifts, dims=(2, 3))
         span = math.log(config.sigma_max / config.sigma_min)
         sigma = config.sigma_min * torch.exp(span * rng.uniform(len(images)))
         noisy = images + sigma[:, None, None, None] * rng.normal_like(images)
-        logits = self.logits(noisy, sigma, self.kept(len(images), images, rng))
+        logits = self.logits(noisy, sigma, self.dropout_factors(len(images), images, rng))
         loss = functional.cross_entropy(logits, labels, label_smoothing=config.smoothing)
         norm = descend(self.optimizers["classifier"], loss, self.adam, progress)
         right = (logits.argmax(dim=1) == labels).float().mean()
         return {"loss": loss.detach(), "right": right, "gradient": norm}
 
-    def kept(self, count: int, like: Tensor, rng: Draws) -> Tensor:
-        """Dropout factors [count, *last_map]: zero with the configured chance, and otherwise of mean one."""
+    def dropout_factors(self, count: int, like: Tensor, rng: Draws) -> Tensor:
+        """Dropout factors [count, *last_map]: 0 with probability p, else 1 / (1 - p); p is `dropout`."""
         dropped = NormalDist().inv_cdf(self.config.dropout) if self.config.dropout else -math.inf
         drawn = rng.normal_like(like.new_empty(count, *self.last_map))
         return (drawn > dropped).to(like.dtype) / (1 - self.config.dropout)
 
 
 def save_classifier(folder: Path, network: NoisyClassifier, facts: dict) -> None:
-    """facts: what the file should say of its training, JSON-able."""
+    """facts: of its training, JSON-able, stored in the file."""
     metadata = {"config": json.dumps({"format": FORMAT, **asdict(network.config)}), "facts": json.dumps(facts)}
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     write_atomically(folder / CLASSIFIER_FILE, save_tensors(tensors, metadata=metadata))
 
 
 def classifier_hash(folder: Path) -> str:
-    """SHA-256 of the file: what a student's card names its critics by."""
+    """SHA-256 of the file. A student's card stores it for each of its critics."""
     return hashlib.sha256((folder / CLASSIFIER_FILE).read_bytes()).hexdigest()
 
 
 def load_classifier(folder: Path, device: str = "cpu") -> NoisyClassifier:
-    """Frozen. Raises CheckpointError when there is none, or it cannot be read."""
+    """The frozen classifier of a folder. Raises CheckpointError when there is none, or it cannot be read."""
     path = folder / CLASSIFIER_FILE
     if not path.is_file():
         raise CheckpointError(
@@ -176,7 +178,7 @@ def load_classifier(folder: Path, device: str = "cpu") -> NoisyClassifier:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["config"])
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights = {current_tensor_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if facts.pop("format") != FORMAT:
             raise CheckpointError(f"{path} was written by another version; train it again")
         network = NoisyClassifier(ClassifierConfig(**facts))

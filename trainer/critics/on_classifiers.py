@@ -1,6 +1,6 @@
-"""Critics that learn fast: small heads on the feature maps of frozen classifiers (Sauer et al. 2021, Projected GAN).
+"""Critics: small heads on the feature maps of frozen classifiers (Sauer et al. 2021, Projected GAN). They learn fast.
 
-The classifiers know the level of noise, so that one critic serves every level of a student's lists.
+The noise level is an input of the classifiers, so that one critic works at every level of a student's lists.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from trainer.critics.classifier import NoisyClassifier
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features
-from trainer.run.compute import Compute, called
+from trainer.run.compute import Compute, wrap_for_compute
 
 
 class Head(nn.Module):
@@ -20,13 +20,13 @@ class Head(nn.Module):
     def __init__(self, width: int, classes: int, hidden: int = 64) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(width, hidden, 1), nn.Conv2d(hidden, hidden, 1)
-        self.told = nn.Linear(LEVEL_FEATURES, hidden)
+        self.level_embedding = nn.Linear(LEVEL_FEATURES, hidden)
         self.out, self.label = nn.Conv2d(hidden, 1, 1), nn.Embedding(classes, hidden)
-        nn.init.zeros_(self.told.weight)
+        nn.init.zeros_(self.level_embedding.weight)
         nn.init.normal_(self.label.weight, std=0.05)
 
     def forward(self, x: Tensor, level: Tensor, labels: Tensor) -> Tensor:
-        x = functional.leaky_relu(self.first(_standardised(x)), 0.2) + self.told(level)[:, :, None, None]
+        x = functional.leaky_relu(self.first(_standardise(x)), 0.2) + self.level_embedding(level)[:, :, None, None]
         x = functional.leaky_relu(self.second(x), 0.2)
         typical = (self.label(labels)[:, :, None, None] * x).sum(dim=1).mean(dim=(1, 2))
         return self.out(x).mean(dim=(1, 2, 3)) + typical
@@ -40,7 +40,7 @@ class Critics(nn.Module):
         classes = classifiers[0].config.classes
         widths = [width for classifier in classifiers for width in classifier.feature_widths]
         self.heads = nn.ModuleList(Head(width, classes) for width in widths)
-        self._maps = [called(classifier.features, compute) for classifier in classifiers]
+        self._maps = [wrap_for_compute(classifier.features, compute) for classifier in classifiers]
 
     def see(self, noisy: Tensor, sigma: Tensor) -> list[Tensor]:
         """The feature maps of images [B, C, H, W] noised to sigma [B]. Gradients pass to the images."""
@@ -52,7 +52,7 @@ class Critics(nn.Module):
         return torch.stack([head(x, level, labels) for head, x in zip(self.heads, maps, strict=True)], dim=1)
 
 
-def _standardised(x: Tensor) -> Tensor:
+def _standardise(x: Tensor) -> Tensor:
     """Every image's map at mean 0 and variance 1. torch's GroupNorm crashes in the backward pass of 1x1 maps
     that are channels-last (2.11, CPU), which a vector of features is."""
     variance, mean = torch.var_mean(x, dim=(1, 2, 3), keepdim=True, unbiased=False)

@@ -25,14 +25,14 @@ from trainer.data.sources.edm_zip import read_edm_zip
 from trainer.data.sources.emoji import read_emoji
 from trainer.data.sources.folder import read_folder
 from trainer.data.sources.idx import read_idx
-from trainer.data.sources.selection import HALVES, SPLITS, halved, limited
+from trainer.data.sources.selection import HALVES, SPLITS, halved, limit_images
 
 SHEET_COLUMNS = 16
 SHEET_TILE = 32  # smaller images are enlarged to about this many pixels
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register `data` and its kinds. Each sets `run`: a function of the parsed arguments that raises DataError."""
+    """Register `data` and its kinds. Each sets `run`, a function of the parsed arguments that raises DataError."""
     parser = subparsers.add_parser(
         "data", help="make a dataset zip, or look into one", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -94,9 +94,9 @@ def _add_output(
 ) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.zip")
     parser.add_argument("--limit", type=whole(1), metavar="N", help="only N images, evenly spread over all")
-    parser.add_argument("--name", help="what the dataset is called; default: a name after its source")
+    parser.add_argument("--name", help="name of the dataset (default: after its source)")
     if licence:
-        parser.add_argument("--licence", default="not stated", metavar="TEXT", help="kept in every model's card")
+        parser.add_argument("--licence", default="not stated", metavar="TEXT", help="stored in every model's card")
     parser.set_defaults(run=functools.partial(_write, make=make))
 
 
@@ -136,8 +136,8 @@ def _split_names(text: str) -> tuple[str, ...]:
 def _write(args: argparse.Namespace, make: Callable[[argparse.Namespace], ImageSet]) -> None:
     check_file(args.out, ".zip")
     if args.out.exists():
-        read_image_set(args.out)  # only a data set is replaced, and no other zip
-    images = limited(make(args), args.limit)
+        read_image_set(args.out)  # a data set may be replaced, another zip may not
+    images = limit_images(make(args), args.limit)
     if args.name:
         images = replace(images, name=args.name)
     try:
@@ -173,18 +173,18 @@ def describe(images: ImageSet) -> str:
     names = (*images.class_names, "no class")  # label -1 is the last
     counts = np.bincount(images.labels % len(names), minlength=len(names))
     lines += [f"{number:8d} {name}" for name, number in zip(names, counts, strict=True) if number or name != "no class"]
-    return "\n".join(lines + list(unread(images)))
+    return "\n".join(lines + list(describe_unread(images)))
 
 
-def unread(images: ImageSet, shown: int = 20) -> Iterator[str]:
-    """One line about the files that were not read, if there are any."""
+def describe_unread(images: ImageSet, shown: int = 20) -> Iterator[str]:
+    """One line that counts and names the files that were not read, if there are any."""
     if files := images.unread:
         rest = f" and {len(files) - shown} more" if len(files) > shown else ""
         yield f"not read {len(files)} other files: {', '.join(files[:shown])}{rest}"
 
 
 def contact_sheet(images: ImageSet) -> NDArray[np.uint8]:
-    """uint8 [H, W, C]: a block of rows per class, its images evenly spread over the class."""
+    """uint8 [H, W, C]: a block of rows for each class, with images evenly spaced over the class."""
     rows = max(1, SHEET_COLUMNS // max(1, len(images.class_names)))  # about square, whatever the class count
     tiles: list[NDArray[np.uint8]] = []
     for label in (*range(len(images.class_names)), -1):
@@ -197,7 +197,7 @@ def contact_sheet(images: ImageSet) -> NDArray[np.uint8]:
 
 
 def _sheet_rows(images: NDArray[np.uint8], members: Sequence[int] | NDArray, rows: int) -> NDArray[np.uint8]:
-    """`rows` full rows of one class; a class with fewer images leaves white tiles."""
+    """`rows` rows of one class; white tiles where it has fewer images."""
     places = rows * SHEET_COLUMNS
     shown = np.asarray(members)[np.arange(min(places, len(members))) * len(members) // min(places, len(members))]
     tiles = np.full((places, *images.shape[1:]), 255, dtype=np.uint8)

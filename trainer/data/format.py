@@ -32,7 +32,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Stored:
-    """What dataset.json says of the pixels."""
+    """Facts about the pixels in dataset.json."""
 
     sha256: str
     sigma_data: float | None  # None: written by a version that did not store it
@@ -46,8 +46,8 @@ class ImageSet:
     class_names: tuple[str, ...]
     licence: str
     source: str  # where the images came from, for the card
-    unread: tuple[str, ...] = field(default=(), compare=False)  # files of the source that are no pictures; not stored
-    # What the file says of its pixels: trusted, for a look at all of them takes minutes. `replace` forgets it.
+    unread: tuple[str, ...] = field(default=(), compare=False)  # files of the source that are not pictures; not stored
+    # Facts stored in the file. They are trusted, because reading all pixels takes minutes. `replace` drops them.
     stored: Stored | None = field(default=None, init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -65,16 +65,16 @@ class ImageSet:
             raise DataError(f"{self.name}: label {self.labels.max()} but only {len(self.class_names)} class names")
 
     def sha256(self) -> str:
-        """Of pixels and labels: as stored, or computed."""
+        """SHA-256 of pixels and labels, as stored or else computed."""
         return self.stored.sha256 if self.stored else self.measured_sha256()
 
     def sigma_data(self) -> float:
-        """Standard deviation of the pixels in [-1, 1] units: as stored, or computed."""
+        """Standard deviation of the pixels in [-1, 1] units, as stored or else computed."""
         stored = self.stored.sigma_data if self.stored else None
         return sigma_data(self.images) if stored is None else stored
 
     def measured_sha256(self) -> str:
-        """Reads every pixel."""
+        """SHA-256 of pixels and labels, computed from every pixel."""
         digest = hashlib.sha256(repr(self.images.shape).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         digest.update(np.ascontiguousarray(self.labels, dtype=np.int32).data)
@@ -98,7 +98,7 @@ def sigma_data(images: NDArray[np.uint8]) -> float:
 
 
 def write_image_set(path: Path, images: ImageSet) -> None:
-    """Write the zip beside its place, then rename it there."""
+    """Write the zip to a temporary file and rename it."""
     meta = {
         "format": FORMAT,
         "name": images.name,
@@ -108,7 +108,7 @@ def write_image_set(path: Path, images: ImageSet) -> None:
         "sha256": images.measured_sha256(),
         "sigma_data": sigma_data(images.images),
     }
-    date = (1980, 1, 1, 0, 0, 0)  # a fixed one: the same images give the same file
+    date = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same images give the same file
     labels = images.labels.astype(np.int32)
     with card.replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name, array in (("images.npy", images.images), ("labels.npy", labels)):
@@ -130,7 +130,7 @@ def read_image_set(path: Path, *, verify: bool = False) -> ImageSet:
             labels = np.load(io.BytesIO(archive.read("labels.npy")), allow_pickle=False)
             images = _map_member(path, archive.getinfo("images.npy"))
         result = ImageSet(meta["name"], images, labels, tuple(meta["class_names"]), meta["licence"], meta["source"])
-        object.__setattr__(result, "stored", _stored(meta))
+        object.__setattr__(result, "stored", _read_stored(meta))
     except DataError:
         raise
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError) as error:
@@ -142,7 +142,7 @@ def read_image_set(path: Path, *, verify: bool = False) -> ImageSet:
     return result
 
 
-def _stored(meta: dict[str, Any]) -> Stored:
+def _read_stored(meta: dict[str, Any]) -> Stored:
     """Raises ValueError for values that no data set has."""
     sha256, deviation = meta["sha256"], meta.get("sigma_data")
     if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):

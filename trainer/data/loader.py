@@ -1,4 +1,4 @@
-"""Batches of a data set: which images come when, the same for every number of processes."""
+"""Batches of a data set. Their order is the same for every number of processes."""
 
 import functools
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from trainer.run.loop import LoopConfig
 def batches(
     data: ImageSet, config: LoopConfig, images_seen: int, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches; which images come after `images_seen` depends on the seed and on nothing else.
+    """Endless batches. The images that follow `images_seen` depend only on the seed.
 
-    Each process gets its own part of every batch.
+    Each process gets its own rows of every batch.
     """
     count, start = len(data.images), images_seen
     rows = config.batch // ranks()

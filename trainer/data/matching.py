@@ -1,4 +1,4 @@
-"""Whether a model belongs to a data set."""
+"""Checks that a model and a data set belong together."""
 
 from pathlib import Path
 
@@ -7,21 +7,23 @@ from trainer.data.format import DataError, ImageSet
 
 
 def check_match(parent: Card, data: ImageSet, folder: Path) -> None:
-    """Refuse a teacher that was made for other images, before the first step."""
+    """Raise CheckpointError or DataError unless this teacher can teach these images."""
     check_teacher(parent, folder)
     check_images(parent, data, "the teacher")
 
 
 def check_teacher(parent: Card, folder: Path) -> None:
-    """Refuse what cannot teach."""
+    """Raise CheckpointError for a model that is not a teacher."""
     if parent.role != "teacher":
         raise CheckpointError(f"{folder} is a {parent.role}; a student is distilled from a teacher")
     if parent.network.get("extra"):
-        raise CheckpointError(f"{folder} takes a latent beside the image: it draws, and a teacher has to give means")
+        raise CheckpointError(
+            f"{folder} takes a latent beside the image, so its outputs are draws; a teacher's outputs have to be means"
+        )
 
 
 def check_images(card: Card, data: ImageSet, who: str) -> None:
-    """Refuse images of another shape, of other classes or of another contrast than the network of `card` makes."""
+    """Raise DataError for images of another shape, other classes or another contrast than those of `card`."""
     check_shape(card, data, who)
     trained, measured = _deviation_of_training_images(card), data.sigma_data()
     if trained is not None and abs(measured / trained - 1) > 0.1:
@@ -33,14 +35,14 @@ def check_images(card: Card, data: ImageSet, who: str) -> None:
 
 
 def _deviation_of_training_images(card: Card) -> float | None:
-    """None for an imported teacher: its sigma_data is a constant of its training, whatever its images were."""
+    """None for an imported teacher: its sigma_data is a constant of its method, not measured on its images."""
     if card.dataset.sigma_data is not None or "imported" in card.training:
         return card.dataset.sigma_data
-    return card.sigma_data  # of a card that does not store it: home-made, and measured on its images
+    return card.sigma_data  # the card is of an earlier version, which measured sigma_data on the images
 
 
 def check_shape(card: Card, data: ImageSet, who: str) -> None:
-    """Refuse images of another shape or of other classes."""
+    """Raise DataError for images of another shape or other classes."""
     channels, resolution, _ = card.image_shape
     _, height, _, data_channels = data.images.shape
     if (channels, resolution) != (data_channels, height):

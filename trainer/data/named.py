@@ -12,7 +12,7 @@ from trainer.data.sources.given import read_given
 from trainer.data.sources.selection import Split
 from trainer.data.sources.sprites import read_sprites
 
-# recipe name -> reader(source or None, split); digits come inside a package and have no source to name
+# recipe name -> reader(source or None, split); digits come with a package and have no source
 READERS: dict[str, Callable[[Path | None, Split], ImageSet]] = {
     "digits": lambda _, split: read_digits(split),
     "fashion": read_fashion,
@@ -22,7 +22,7 @@ READERS: dict[str, Callable[[Path | None, Split], ImageSet]] = {
 
 
 def read_data(path: Path, side: int) -> ImageSet:
-    """What --data names: a data set of ours as it is; a folder or another zip of pictures, resized to side x side.
+    """The images that --data names: a dataset zip, or a folder or zip of pictures, which are resized to side x side.
 
     Raises DataError.
     """

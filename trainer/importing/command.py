@@ -1,4 +1,4 @@
-"""`python -m trainer import`: a teacher that exists already becomes a checkpoint folder.
+"""`python -m trainer import`: make a checkpoint folder of a pretrained teacher.
 
 python -m trainer import edm-cifar10-32x32-cond-vp.pkl --out runs/cifar10 --class-names names.txt
 python -m trainer import ddpm-cifar10-32 --out runs/ddpm --data-name CIFAR-10
@@ -18,7 +18,7 @@ from trainer.importing.teacher import UNKNOWN, Provenance, save_teacher
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register `import`. It sets `run`: a function of the parsed arguments that raises CheckpointError or OSError."""
+    """Register `import`. It sets `run`, a function of the parsed arguments that raises CheckpointError or OSError."""
     parser = subparsers.add_parser(
         "import", help="turn a pretrained EDM or diffusers model into a teacher", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -31,7 +31,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="names of classes 0, 1, ..., one a line")
     parser.add_argument(
         "--sigma-data", type=number(Range(0, 10, above=True)), metavar="X",
-        help="standard deviation of the training images in [-1, 1] (default: 0.5; an EDM pickle says it itself)",
+        help="standard deviation of the training images in [-1, 1] (default: 0.5; an EDM pickle stores it)",
     )  # fmt: skip
     parser.set_defaults(run=_import)
 

@@ -64,7 +64,7 @@ _DEPRECATED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to
 def import_diffusers(folder: Path, sigma_data: float = 0.5) -> ImportedTeacher:
     """The teacher in a diffusers folder, in [-1, 1] pixels, under EDM preconditioning with this sigma_data.
 
-    Raises CheckpointError naming the option or file that stands in the way.
+    Raises CheckpointError naming the unsupported option or the missing file.
     """
     unet, scheduler = _locate(folder)
     config = ddpm_config(_read_json(unet / CONFIG_FILE), _read_json(scheduler), sigma_data)
@@ -87,7 +87,7 @@ def _locate(folder: Path) -> tuple[Path, Path]:
                 f"{folder} makes latents for its {latent[0]}; only pixel-space models can be imported"
             )
     inside = [folder / name for name in ("unet_ema", "unet") if (folder / name / CONFIG_FILE).is_file()]
-    unet = inside[0] if inside else folder  # the average is what is sampled from, where there are both
+    unet = inside[0] if inside else folder  # unet_ema is preferred: the average is used for sampling
     if not (unet / CONFIG_FILE).is_file():
         raise CheckpointError(f"{folder} holds neither unet/{CONFIG_FILE} nor {CONFIG_FILE}: it is no diffusers folder")
     above = unet.parent.parent  # of unet_ema in a training run's checkpoint-N: the pipeline

@@ -1,9 +1,9 @@
-"""Read EDM's pickles without running what they carry.
+"""Read EDM's pickles without running the code in them.
 
 EDM saves a network as a call of `torch_utils.persistence._reconstruct_persistent_obj` with its Python source and its
-state; unpickling the ordinary way executes that source. Here every name a pickle may mention stands for a stub of
-ours: a persistent object becomes its class name and its state, tensors are rebuilt by torch under `weights_only`,
-and numpy's values, which no weight depends on, become `Opaque`. Any other name ends the reading.
+state; ordinary unpickling executes that source. Here every name that a pickle may contain is replaced by a stub: a
+persistent object becomes its class name and its state, tensors are rebuilt by torch under `weights_only`, and values of
+numpy, on which no weight depends, become `Opaque`. Any other name is an error.
 """
 
 import io
@@ -152,7 +152,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
     return flat.as_strided(size, stride, offset)  # checks the bounds, where set_ would make room
 
 
-# Everything a pickle may name, and what we take for it.
+# Every name that a pickle may contain, and its replacement.
 _NAMES: dict[tuple[str, str], Any] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Function(_persistent),
     ("torch.nn.modules.container", "ModuleDict"): SavedObject,

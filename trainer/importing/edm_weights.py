@@ -150,7 +150,7 @@ def edm_weights(config: UNetConfig, tensors: dict[str, Tensor]) -> tuple[dict[st
                 f"{published} is {tensor.dtype} {list(tensor.shape)} where the network's arguments ask for "
                 f"{list(expected[ours].shape)}"
             )
-        weights[ours] = _reordered(ours, tensor.float(), config).contiguous()
+        weights[ours] = _reorder(ours, tensor.float(), config).contiguous()
     return weights, _AUGMENT if rest else ""
 
 
@@ -186,7 +186,7 @@ def published_name(name: str, modules: dict[str, str]) -> str:
     return ".".join([modules[ours], *(part for part in inside if part not in ("", "attention", "conv"))])
 
 
-def _reordered(name: str, tensor: Tensor, config: UNetConfig) -> Tensor:
+def _reorder(name: str, tensor: Tensor, config: UNetConfig) -> Tensor:
     """Published tensors that are ordered otherwise than ours."""
     if ".qkv." in name:  # published [head][channel][q, k, v], ours [q, k, v][head][channel]
         width = len(tensor) // 3

@@ -1,4 +1,4 @@
-"""A teacher from elsewhere: what every importer finds out about it, and the checkpoint folder it becomes."""
+"""A pretrained teacher: what every importer returns, and how it becomes a checkpoint folder."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ class ImportedTeacher:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What only the person who imports can say."""
+    """Facts that only the user knows."""
 
     data_name: str | None = None  # None: what the file says
     data_licence: str = UNKNOWN
@@ -42,7 +42,7 @@ class Provenance:
 
 
 def save_teacher(out: Path, teacher: ImportedTeacher, provenance: Provenance) -> Card:
-    """Write the checkpoint folder, for which `fewstep.outputs.check_folder(out)` comes first.
+    """Write the checkpoint folder. Call `fewstep.outputs.check_folder(out)` before.
 
     Raises CheckpointError when there are not as many names as classes.
     """

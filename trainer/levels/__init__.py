@@ -1,1 +1,1 @@
-"""Noise levels: which are trained, where outputs are re-noised, how networks are told them, which are served."""
+"""Noise levels: trained levels, re-noising of outputs, levels as inputs of networks, the search for served levels."""

@@ -1,7 +1,7 @@
 """The levels at which a trained student's images are closest to the data, searched and written into its card.
 
-Closeness is a Fréchet distance in some feature space. Every list is measured on the same seeds, so that the search sees
-a smooth function and no sampling noise; what it finds is kept only if it is better on seeds that it has not seen.
+The distance is a Fréchet distance in a feature space. Every list is measured on the same seeds, so that the objective
+is smooth and has no sampling noise. The result is kept only if it is better on other seeds.
 """
 
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ from fewstep.metrics.extractors.teacher import TeacherSpace, evenly
 from fewstep.ranges import Range, check_ranges
 from trainer.data.format import ImageSet
 from trainer.data.matching import check_images, check_match
-from trainer.levels.search import Levels, Objective, SearchConfig, Trial, calibrated, evaluations
+from trainer.levels.search import Levels, Objective, SearchConfig, Trial, evaluations, search_and_check
 from trainer.levels.trajectories import Space, objective
-from trainer.run.claim import claimed
+from trainer.run.claim import claim
 from trainer.run.compute import Compute, runner
 
 FIRST_SEED = 2**33  # far from the seeds of evaluations (0 ..) and of stored endpoints (2^32 ..)
-HELD_OUT = 4  # ranges of seeds that the search does not see
+HELD_OUT = 4  # ranges of seeds that the search does not use
 NO_BETTER = "not better on unseen seeds"
 
 
 @dataclass(frozen=True)
 class CalibrationConfig:
     images: int = 1000  # per list and range of seeds
-    seed: int = 0  # another one: other seeds
+    seed: int = 0  # another number: other seeds
     search: SearchConfig = SearchConfig()
 
     def __post_init__(self) -> None:
@@ -56,12 +56,12 @@ def calibrate(
 ) -> dict[int, Trial]:
     """Search the levels of each of `steps` (none: all) and write those that are better into the model's card.
 
-    facts: what the card should say of `space`, in which images are compared with those of `data`.
-    The card is written after every step count, so an interrupt loses only the one being searched; then fewer trials
-    come back than step counts went in. The weights are not touched.
+    facts: of `space`, in which images are compared with those of `data`, stored in the card.
+    The card is written after every step count, so an interrupt loses only the current one; then the result has fewer
+    trials than `steps`. The weights are not changed.
     Raises CheckpointError or DataError when model, data and steps do not belong together, or a run has `model`.
     """
-    with claimed(model):
+    with claim(model):
         return _calibrate(model, space, facts, data, steps, config, compute)
 
 
@@ -70,10 +70,10 @@ def _calibrate(
     config: CalibrationConfig, compute: Compute,
 ) -> dict[int, Trial]:  # fmt: skip
     denoiser, card = load_denoiser(model, compute.device)
-    planned = {k: evaluations(k, k, config.search) + 2 * HELD_OUT for k in searchable(card, steps, model)}
+    planned = {k: evaluations(k, k, config.search) + 2 * HELD_OUT for k in steps_to_search(card, steps, model)}
     check_images(card, data, "the student")
     student = replace(denoiser, network=runner(denoiser.network, compute))  # pyright: ignore[reportArgumentType]
-    labels = frequent_as_in(data.labels, config.images)
+    labels = labels_in_proportion(data.labels, config.images)
     facts = {
         **facts,
         "data": data.sha256(),
@@ -83,37 +83,43 @@ def _calibrate(
     trials: dict[int, Trial] = {}
     with tqdm(total=sum(planned.values()), unit="list") as bar:
 
-        def shown(objective: Objective) -> Objective:
-            def counted(levels: Levels) -> float:
+        def with_progress(objective: Objective) -> Objective:
+            def measure(levels: Levels) -> float:
                 value = objective(levels)
                 bar.update()
                 bar.set_postfix_str(f"k={len(levels)}  distance {value:.4g}", refresh=False)
                 return value
 
-            return counted
+            return measure
 
-        objectives = [shown(objective(student, card, space, labels, seeds, compute.device)) for seeds in config.ranges]
+        objectives = [
+            with_progress(objective(student, card, space, labels, seeds, compute.device)) for seeds in config.ranges
+        ]
         for k in planned:
             try:
-                trials[k] = calibrated(objectives, card.levels[k], card.levels.get(k - 1), config.search)
+                trials[k] = search_and_check(objectives, card.levels[k], card.levels.get(k - 1), config.search)
             except KeyboardInterrupt:
                 break
-            card = recorded(card, k, trials[k], facts)
+            card = add_trial(card, k, trials[k], facts)
             write_atomically(model / CARD_FILE, card_to_json(card).encode())
-            bar.update(sum(planned[done] for done in trials) - bar.n)  # some lists were known or had no room
+            bar.update(
+                sum(planned[done] for done in trials) - bar.n
+            )  # some lists were cached or had no room for a change
     return trials
 
 
-def frequent_as_in(labels: NDArray[np.integer], count: int) -> NDArray[np.integer]:
-    """`count` labels of which each class has its share, to one label: a search would make up for any other shares, and
-    on seeds it has not seen, too, since the labels are the same."""
+def labels_in_proportion(labels: NDArray[np.integer], count: int) -> NDArray[np.integer]:
+    """`count` labels [count] with the class frequencies of `labels`, to within one label.
+
+    With other frequencies the search would compensate for them, on the held-out seeds too, since labels are the same.
+    """
     return np.sort(labels)[evenly(len(labels), count)]
 
 
-def recorded(card: Card, k: int, trial: Trial, facts: dict[str, Any]) -> Card:
-    """The card with what was tried in its training notes, and the found levels if they were accepted.
+def add_trial(card: Card, k: int, trial: Trial, facts: dict[str, Any]) -> Card:
+    """The card with the trial in its training notes, and with the found levels if they were accepted.
 
-    Metrics of k calls were measured at the levels before, so they go.
+    Metrics of k calls are then removed, because they were measured at the levels before.
     """
     notes = {**card.training.get("calibration", {}), str(k): {**facts, **asdict(trial)}}
     card = replace(card, training={**card.training, "calibration": notes})
@@ -128,7 +134,7 @@ def recorded(card: Card, k: int, trial: Trial, facts: dict[str, Any]) -> Card:
 
 
 def teacher_space(model: Path, teacher: Path, data: ImageSet, compute: Compute) -> tuple[TeacherSpace, dict[str, Any]]:
-    """The teacher's features, and their facts.
+    """The feature space of the teacher, and its facts for the card.
 
     Raises CheckpointError or DataError when the three do not belong together.
     """
@@ -144,7 +150,7 @@ def teacher_space(model: Path, teacher: Path, data: ImageSet, compute: Compute) 
     return space, {"space": space.description, "teacher": parent.weights}
 
 
-def searchable(card: Card, steps: Sequence[int], model: Path) -> list[int]:
+def steps_to_search(card: Card, steps: Sequence[int], model: Path) -> list[int]:
     """The step counts to search, ascending: those asked for, or all. Raises CheckpointError."""
     if card.role != "student":
         raise CheckpointError(f"{model} is a {card.role}; only a student has levels to calibrate")

@@ -1,7 +1,6 @@
-"""Networks that see more than the noisy image: another image, or the level a student was fed.
+"""Networks with inputs beside the noisy image: another image, or the level of a student's input.
 
-A widened copy starts out ignoring what is new (its weights there are zero), so it behaves as the network it was made
-from until it is trained.
+The weights of the new inputs are zero at first, so a widened copy equals the original network until it is trained.
 """
 
 import copy
@@ -19,8 +18,8 @@ from fewstep.unet_config import UNetConfig
 LEVEL_FEATURES = 16
 
 
-def widened(network: NetworkModule, *, channels: int = 0, features: int = 0) -> NetworkModule:
-    """A copy that also sees `channels` channels behind the noisy image, and `features` numbers behind the classes.
+def widen(network: NetworkModule, *, channels: int = 0, features: int = 0) -> NetworkModule:
+    """A copy that also takes `channels` channels behind the noisy image, and `features` numbers behind the classes.
 
     Raises CheckpointError when the network is of a family that cannot be widened.
     """
@@ -28,8 +27,8 @@ def widened(network: NetworkModule, *, channels: int = 0, features: int = 0) -> 
         return copy.deepcopy(network)
     if not isinstance(network, UNet):
         raise CheckpointError(
-            "a network imported from diffusers has no room for further inputs; "
-            "train without --objective posterior and without --auxiliary-sees-level"
+            "a network imported from diffusers cannot take further inputs; "
+            "train without --objective ncvsd and without --auxiliary-sees-level"
         )
     old = network.config
     config = replace(old, extra=old.extra + channels, classes=old.classes + features)
@@ -45,13 +44,13 @@ def widened(network: NetworkModule, *, channels: int = 0, features: int = 0) -> 
 
 
 def level_features(sigma: Tensor) -> Tensor:
-    """sigma [B] -> [B, LEVEL_FEATURES]: sines and cosines of ln(sigma) / 4, fine enough to tell neighbours apart."""
+    """sigma [B] -> [B, LEVEL_FEATURES]: sines and cosines of ln(sigma) / 4, which separate neighbouring levels."""
     angles = sigma.log()[:, None] / 4 * math.pi * 2.0 ** torch.arange(LEVEL_FEATURES // 2, device=sigma.device) / 2
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def _image_layers(network: UNet) -> list[str]:
-    """Names of the weights that the image itself enters through: the stem, and NCSN++'s first feeder."""
+    """Names of the weights that are applied to the image: the stem, and NCSN++'s first feeder."""
     entries: list[tuple[str, nn.Module]] = [("stem", network.stem), *(
         (f"feeders.{index}", feeder) for index, feeder in enumerate(list(network.feeders)[:1])
     )]  # fmt: skip

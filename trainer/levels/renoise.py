@@ -1,8 +1,8 @@
-"""Which level a student's output is noised to before teacher and auxiliary judge it.
+"""The level to which a student's output is noised before teacher and auxiliary denoise it.
 
-The paper's Eq. 3.4 reads as a single integral: judge at the level the student was fed (tied). Related methods
-judge elsewhere, and the choice matters more than any other (docs/adr/0003). `position` is the index of the
-student's level in its list; the list's last level is followed by `floor`.
+The paper's Eq. 3.4 reads as a single integral, over the level of the student's input (tied). Related methods use other
+levels, and no other setting matters as much (docs/adr/0003). `position` is the index of the student's level in its
+list; the list's last level is followed by `floor`.
 """
 
 from collections.abc import Sequence
@@ -50,21 +50,21 @@ class LevelLists:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Student levels of one batch."""
+    """Levels of the student's inputs in one batch."""
 
-    sigma: Tensor  # [B] level the student is fed
+    sigma: Tensor  # [B] level of the student's input
     below: Tensor  # [B] the next level of its list, or the floor
     position: Tensor  # [B] index in the list; 0 is the top
 
 
 def renoise_levels(rule: Rule, drawn: Drawn, floor: float, rng: Draws) -> Tensor:
-    """Levels [B] at which the student's outputs are judged.
+    """Levels [B] to which the student's outputs are noised.
 
     tied         the student's own level (the paper's Eq. 3.4)
-    independent  anywhere in [floor, 80], whatever the student was fed (DMD, DMD2)
-    lognormal    where EDM's training looks, whatever the student was fed (Diff-Instruct)
+    independent  anywhere in [floor, 80], independent of the student's level (DMD, DMD2)
+    lognormal    as in EDM's training, independent of the student's level (Diff-Instruct)
     subinterval  between the student's level and the next of its list (moment matching)
-    hybrid       subinterval, but outputs of the top level mostly lognormal: they have every scale still to get right
+    hybrid       subinterval, but mostly lognormal for outputs of the top level, which can be wrong at every scale
     """
     sigma, below = drawn.sigma, drawn.below
     if rule == "tied":
@@ -77,8 +77,8 @@ def renoise_levels(rule: Rule, drawn: Drawn, floor: float, rng: Draws) -> Tensor
     anywhere = lognormal_levels(NoiseDistribution(), len(sigma), rng).clamp(min=floor)
     if rule == "lognormal":
         return anywhere
-    roam = rng.uniform(len(sigma)) < 0.6
-    return torch.where((drawn.position == 0) & roam, anywhere, inside)
+    use_lognormal = rng.uniform(len(sigma)) < 0.6
+    return torch.where((drawn.position == 0) & use_lognormal, anywhere, inside)
 
 
 def _karras_uniform(low: Tensor, high: Tensor, rng: Draws) -> Tensor:

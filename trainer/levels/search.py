@@ -1,8 +1,8 @@
-"""Search for a student's levels: which sigmas make the best images with k calls. The objective is any function of them.
+"""Search for the levels at which a student makes the best images with k calls. The objective is a function of them.
 
-The first level stays, but where it is the only one: a single call may be better at another than the one all lists
-share. The others are moved one at a time, high to low, by golden-section search in ln sigma, first in a wide window and
-then in a narrower one (Song et al. 2023, Section 3, choose the levels of a consistency model so).
+The first level is fixed unless it is the only one: the best level of a single call may differ from the first level that
+all lists share. The others are moved one at a time, high to low, by golden-section search in ln sigma, first in a wide
+window and then in a narrower one, as Song et al. 2023 (Section 3) choose the levels of a consistency model.
 """
 
 import functools
@@ -22,9 +22,9 @@ Objective = Callable[[Levels], float]  # lower is better
 
 @dataclass(frozen=True)
 class SearchConfig:
-    lowest: float = 0.02  # no level below: calls there change nothing a viewer can see
-    ratio: float = 1.1  # neighbouring levels differ at least by this factor
-    windows: tuple[float, ...] = (4.0, 2.0)  # one sweep over all levels each: how far one may move, as a factor
+    lowest: float = 0.02  # no level is lower: calls there change nothing visible
+    ratio: float = 1.1  # smallest ratio of neighbouring levels
+    windows: tuple[float, ...] = (4.0, 2.0)  # of each sweep over all levels: by which factor a level may move
     tries: int = 7  # values of one level tried in one window
 
 
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
 
 def search(objective: Objective, starts: Iterable[Levels], config: SearchConfig = SearchConfig()) -> Found:
-    """The best list found, and its objective. Begins at the best of `starts`, and is never worse than that."""
+    """The best list found, and its objective. The search starts at the best of `starts`."""
     best = min((Found(levels, objective(levels)) for levels in starts), key=lambda found: found.value)
     for window in config.windows:
         for index in range(1, len(best.levels)) if len(best.levels) > 1 else (0,):
@@ -43,12 +43,12 @@ def search(objective: Objective, starts: Iterable[Levels], config: SearchConfig 
 
 
 def evaluations(steps: int, starts: int, config: SearchConfig) -> int:
-    """How often `search` asks for the objective, at most."""
+    """The largest number of evaluations of the objective by `search`."""
     return starts + len(config.windows) * max(steps - 1, 1) * config.tries
 
 
 def insertions(levels: Levels, config: SearchConfig = SearchConfig()) -> list[Levels]:
-    """The lists with one level more: in the middle (of ln sigma) of each gap, and of the one below the last."""
+    """The lists with one more level: the middle (in ln sigma) of each gap, including the one below the last level."""
     room = [
         (index, math.sqrt(above * below))
         for index, (above, below) in enumerate(pairwise((*levels, config.lowest)), start=1)
@@ -58,7 +58,7 @@ def insertions(levels: Levels, config: SearchConfig = SearchConfig()) -> list[Le
 
 
 def move_level(objective: Objective, best: Found, index: int, window: float, config: SearchConfig) -> Found:
-    """`best`, or a better list that differs from it in one level, which has moved by a factor of `window` at most."""
+    """`best`, or a better list in which one level has moved by a factor of at most `window`."""
     levels = best.levels
     below = config.ratio * levels[index + 1] if index + 1 < len(levels) else config.lowest
     low = max(levels[index] / window, below)
@@ -76,7 +76,7 @@ def move_level(objective: Objective, best: Found, index: int, window: float, con
 def golden_section(function: Callable[[float], float], low: float, high: float, tries: int) -> tuple[float, float]:
     """The best point found in [low, high], and its value, after `tries` >= 2 evaluations (Kiefer 1953).
 
-    Finds the minimum of a function that has only one; each try after the second shrinks the bracket to 0.618 of it.
+    It converges to the minimum of a unimodal function. Each try after the second shrinks the bracket by 0.618.
     """
     share = (math.sqrt(5) - 1) / 2
     left, right = high - share * (high - low), low + share * (high - low)
@@ -98,7 +98,7 @@ def golden_section(function: Callable[[float], float], low: float, high: float, 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the search found for one step count. Distances are in the teacher's features."""
+    """The result of a search for one step count. Distances are in the teacher's features."""
 
     start: Levels
     found: Levels
@@ -109,20 +109,20 @@ class Trial:
     held_out_after: tuple[float, ...]
 
 
-def calibrated(
+def search_and_check(
     objectives: Sequence[Objective], start: Levels, shorter: Levels | None, config: SearchConfig = SearchConfig()
 ) -> Trial:
-    """Search on objectives[0], check on the others. `shorter`, a list with one level less, gives further starts."""
+    """Search on objectives[0], check on the others. `shorter`, a list with one level less, adds starting points."""
     searched = functools.cache(objectives[0])
     starts = [start]
     if shorter and (len(shorter) == 1 or shorter[1] < start[0]):
         starts += insertions((start[0], *shorter[1:]), config)
     found = search(searched, starts, config)
     before, after = (tuple(check(levels) for check in objectives[1:]) for levels in (start, found.levels))
-    return Trial(start, found.levels, gained(before, after), searched(start), found.value, before, after)
+    return Trial(start, found.levels, is_better(before, after), searched(start), found.value, before, after)
 
 
-def gained(before: Sequence[float], after: Sequence[float]) -> bool:
-    """Whether the mean gain exceeds two of its standard errors; the same seeds made both sides of each pair."""
+def is_better(before: Sequence[float], after: Sequence[float]) -> bool:
+    """Whether the mean gain exceeds two of its standard errors. The two values of a pair have the same seeds."""
     gains = np.subtract(before, after)
     return bool(gains.mean() > 2 * gains.std(ddof=1) / len(gains) ** 0.5)

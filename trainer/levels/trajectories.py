@@ -1,4 +1,4 @@
-"""A student's images from fixed seeds as a function of its levels, without calling it twice for the same thing."""
+"""A student's images from fixed seeds as a function of its levels, without repeating equal calls."""
 
 import functools
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from trainer.levels.search import Levels, Objective
 
 
 class Space(Protocol):
-    """Where images are compared with real ones: `TeacherSpace` of fewstep.metrics, or any other."""
+    """A feature space in which images are compared with real ones, such as `TeacherSpace` of fewstep.metrics."""
 
     def distance(self, pixels: Pixels, labels: NDArray[np.integer], seeds: Sequence[int]) -> float:
         """uint8 [N, H, W, C] made from these seeds [N] and labels [N] -> distance to the real images."""
@@ -30,7 +30,7 @@ class Space(Protocol):
 class Trajectories:
     """A student's images from fixed seeds and labels, for any levels.
 
-    Calls are kept by the levels that led to them: lists that begin alike share their first calls.
+    Results of calls are cached by the levels up to them, so that lists with equal first levels share calls.
     """
 
     def __init__(self, student: Denoiser, card: Card, seeds: Sequence[int], labels: NDArray[np.integer], device: str):

@@ -1,4 +1,4 @@
-"""What methods share: what a student is fed, its own trajectory, and regression on a frozen student."""
+"""What methods share: inputs of a student, its own trajectory, and regression on a frozen student."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,14 @@ Generator = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [B, C, H, W], sigma 
 
 @dataclass(frozen=True)
 class Fed:
+    """Inputs of a student."""
+
     x: Tensor  # [B, C, H, W], noisy
     drawn: Drawn  # at these levels
 
 
-def noised(images: Tensor, drawn: Drawn, rng: Draws) -> Fed:
-    """Real images [B, C, H, W] noised to their levels; pure noise at the top, where sampling starts from just that."""
+def add_noise(images: Tensor, drawn: Drawn, rng: Draws) -> Fed:
+    """Real images [B, C, H, W] noised to their levels; pure noise at the top level, where sampling starts."""
     noise = drawn.sigma[:, None, None, None] * rng.normal_like(images)
     return Fed(torch.where((drawn.position == 0)[:, None, None, None], noise, images + noise), drawn)
 
@@ -37,14 +39,14 @@ def own_trajectory(student: Generator, levels: Sequence[float], like: Tensor, la
     return recovered
 
 
-def simulated(student: Generator, lists: LevelLists, like: Tensor, labels: Tensor, rng: Draws) -> Fed:
+def simulate_input(student: Generator, lists: LevelLists, like: Tensor, labels: Tensor, rng: Draws) -> Fed:
     """Backward simulation (Yin et al. 2024, DMD2, Section 4.5): the student's own trajectory, stopped at a step.
 
-    At sampling time every step after the first sees the student's output, not a real image; this feeds it that. One
-    list and one step for the whole batch.
+    At sampling time the input of every step after the first is made of the student's output, not of a real image. The
+    whole batch has one list and one step.
     """
-    sigmas = lists.list_at(rng.shared())
-    stop = int(rng.shared() * len(sigmas))
+    sigmas = lists.list_at(rng.shared_uniform())
+    stop = int(rng.shared_uniform() * len(sigmas))
     recovered = own_trajectory(student, sigmas[:stop], like, labels, rng)
     sigma, below = (like.new_full((len(like),), level) for level in (*sigmas, lists.floor)[stop : stop + 2])
     position = torch.full((len(like),), stop, device=like.device)
@@ -59,8 +61,8 @@ class Imitation(NamedTuple):
 def imitation_loss(output: Tensor, target: Tensor, unit: Tensor | float, shown: Tensor | None = None) -> Imitation:
     """Regression of outputs [B, C, H, W] on targets, in units [B, 1, 1, 1].
 
-    With a frozen student's outputs as the target, a call stays as it is. shown: what the error is taken of, where it is
-    not the output itself (a clipped one, say).
+    With a frozen student's outputs as targets, a call is anchored. shown: the images that the error is computed of, if
+    they are not the outputs themselves (clipped outputs, for example).
     """
     error = ((output if shown is None else shown).detach() - target) / unit
     return Imitation((error * output).sum() / len(output), error.abs().mean())

@@ -1,10 +1,10 @@
-"""Consistency distillation of a teacher (Song et al. 2023, Algorithm 2): a rival of DPDM, trained by the same loop.
+"""Consistency distillation of a teacher (Song et al. 2023, Algorithm 2), an alternative to DPDM in the same loop.
 
-The student learns to take a noisy image to the end of the teacher's ODE in one call. Two neighbouring points of one
-trajectory have the same end, so what the student makes of the noisier one is pulled towards what it, or a moving
-average of it, makes of the other. The levels are EDM's own: N Karras levels and then an exact zero. At zero every
-image is its own end, so the last interval is anchored at the teacher's denoised image and EDM's preconditioning,
-under which D(x, 0) = x (Geng et al. 2024, ECT), needs no change: the result is served like any other student.
+The student learns to map a noisy image to the end of the teacher's ODE in one call. Two neighbouring points of a
+trajectory have the same end, so the output for the noisier one is regressed on the output for the other, by the student
+itself or a moving average of it. The levels are EDM's: N Karras levels and then an exact zero. At zero every image is
+its own end, so the target of the last interval is the teacher's step to zero. EDM's preconditioning, with which
+D(x, 0) = x (Geng et al. 2024, ECT), needs no change, and the result is served like any other student.
 """
 
 import copy
@@ -18,7 +18,7 @@ from fewstep.samplers import BoundDenoiser, check_solver
 from fewstep.schedule import solver_sigmas
 from trainer.methods.base import denoiser_of
 from trainer.run.compute import Compute
-from trainer.run.distributed import replicated
+from trainer.run.distributed import replicate
 from trainer.run.draws import Draws
 from trainer.run.ema import average_of, blend
 from trainer.run.optimizer import adam, descend
@@ -55,7 +55,7 @@ class Consistency:
         if config.target_halflife > 0:
             target = self.networks["target"] = average_of(student)
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=teacher.config.classes, compute=compute)
-        self.student, self.teacher, self.target = map(denoiser, (replicated(student), frozen, target))
+        self.student, self.teacher, self.target = map(denoiser, (replicate(student), frozen, target))
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         loss = self.loss(images, labels, rng).mean()
@@ -72,12 +72,14 @@ class Consistency:
         x = images + sigma[:, None, None, None] * rng.normal_like(images)
         ended = self.student(x, sigma, labels)
         target = self.targets(x, sigma, sigma_next, labels)
-        distance = pseudo_huber(ended, target) if self.config.metric == "pseudo-huber" else squared(ended, target)
+        distance = (
+            pseudo_huber(ended, target) if self.config.metric == "pseudo-huber" else squared_distance(ended, target)
+        )
         return distance / (sigma - sigma_next) if self.config.weight == "inverse" else distance
 
     @torch.no_grad()
     def targets(self, x: Tensor, sigma: Tensor, sigma_next: Tensor, labels: Tensor | None) -> Tensor:
-        """Where x [B, C, H, W] at sigma [B] should end: follow the teacher to sigma_next [B], jump from there."""
+        """Targets for x [B, C, H, W] at sigma [B]: a step of the teacher's ODE to sigma_next [B], then one call."""
         nearer = solver_step(partial(self.teacher, labels=labels), x, sigma, sigma_next, self.config.solver)
         at_zero = sigma_next == 0
         ended = self.target(nearer, torch.where(at_zero, sigma, sigma_next), labels)
@@ -85,7 +87,7 @@ class Consistency:
 
 
 def _images_of(network: NetworkModule) -> tuple[int, ...]:
-    """What two networks must share for one to teach the other."""
+    """The properties in which a student must agree with its teacher."""
     config = network.config
     return config.resolution, config.channels, config.classes, config.extra
 
@@ -110,9 +112,9 @@ def solver_step(denoiser: BoundDenoiser, x: Tensor, sigma: Tensor, sigma_next: T
 def pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
     """Distance of images [B, C, H, W], [B] (Song & Dhariwal 2024, Eq. 7): Euclidean, but smooth at zero."""
     bend = 0.00054 * a[0].numel() ** 0.5
-    return (squared(a, b) + bend**2).sqrt() - bend
+    return (squared_distance(a, b) + bend**2).sqrt() - bend
 
 
-def squared(a: Tensor, b: Tensor) -> Tensor:
+def squared_distance(a: Tensor, b: Tensor) -> Tensor:
     """Squared Euclidean distance of images [B, C, H, W]. [B]."""
     return (a - b).square().sum(dim=(1, 2, 3))

@@ -2,9 +2,9 @@
 
 An update takes a fresh batch of the student's outputs, made along its own trajectory, and fits two things to them: the
 auxiliary diffusion model, and a critic that tells them from real images. Every fifth update (`auxiliary_updates`) the
-student takes a step first: down the difference of the auxiliary's and the teacher's denoised images at a level drawn
-from all levels, and towards what the critic takes for real (Sections 4.2 to 4.5). Unlike there, the critic reads the
-features of the teacher, which stand still, and not those of the auxiliary (trainer.critics.on_teacher).
+student takes a step first: along the difference of the auxiliary's and the teacher's denoised images at a level drawn
+from all levels, and towards higher logits of the critic (Sections 4.2 to 4.5). The critic reads the features of the
+teacher, which is frozen, and not those of the auxiliary as in the paper (trainer.critics.on_teacher).
 """
 
 import copy
@@ -18,11 +18,11 @@ from fewstep.checkpoint import NetworkModule
 from fewstep.schedule import SIGMA_MAX
 from trainer.critics.on_teacher import Adversary
 from trainer.levels.renoise import Drawn, LevelLists, renoise_levels
-from trainer.methods.base import denoiser_of, simulated
+from trainer.methods.base import denoiser_of, simulate_input
 from trainer.methods.divergence import kl_gradient
 from trainer.methods.edm import denoising_loss
 from trainer.run.compute import Compute
-from trainer.run.distributed import replicated
+from trainer.run.distributed import replicate
 from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
 from trainer.settings import StudentConfig
@@ -64,13 +64,13 @@ class DMD2:
         }
         self.lists = LevelLists.of(list(config.level_lists.values()), config.floor, compute.device)
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=teacher.config.classes, compute=compute)
-        self.student, self.teacher = denoiser(replicated(student)), denoiser(frozen)
-        self.auxiliary, self.fitted = denoiser(auxiliary), denoiser(replicated(auxiliary))
+        self.student, self.teacher = denoiser(replicate(student)), denoiser(frozen)
+        self.auxiliary, self.fitted = denoiser(auxiliary), denoiser(replicate(auxiliary))
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         config, scalars = self.config, {}
         students_turn = self.turns.next() % config.auxiliary_updates == 0
-        fed = simulated(self.student, self.lists, images, labels, rng)
+        fed = simulate_input(self.student, self.lists, images, labels, rng)
         with torch.set_grad_enabled(students_turn):
             generated = self.student(fed.x, fed.drawn.sigma, labels)
         outputs = generated.detach()
@@ -89,12 +89,12 @@ class DMD2:
         """The gradient [B, C, H, W] to descend at each output: (D_auxiliary - D_teacher) over the teacher's error."""
         sigma = renoise_levels(self.config.renoise, drawn, self.config.floor, rng)
         noisy = outputs + sigma[:, None, None, None] * rng.normal_like(outputs)
-        real, fake = (partial(judge, sigma=sigma, labels=labels) for judge in (self.teacher, self.auxiliary))
+        real, fake = (partial(network, sigma=sigma, labels=labels) for network in (self.teacher, self.auxiliary))
         return kl_gradient(outputs, noisy, real, fake, self.config.weight)
 
 
 class Turns(nn.Module):
-    """Counts updates. A module, so that the count is saved and resumed with everything else."""
+    """Counts updates. It is a module, so that the count is saved and resumed with the networks."""
 
     done: Tensor
 
@@ -103,6 +103,6 @@ class Turns(nn.Module):
         self.register_buffer("done", torch.zeros((), dtype=torch.int64))
 
     def next(self) -> int:
-        """1, 2, ..."""
+        """Count one update and return its number: 1, 2, ..."""
         self.done += 1
         return int(self.done)

@@ -1,9 +1,9 @@
 """The student: DPDM distillation of a teacher into a denoiser whose outputs are samples, not means.
 
 One weight-shared network serves every level. It is fed real images noised to one of its levels (pure noise at the
-top level); its output is noised again and judged there by the frozen teacher and by an auxiliary diffusion model
-fitted online to the student's outputs. Their difference is the gradient of the smoothed KL divergence between what
-the student recovers and the data (DPDM, Eq. 3.4). Every documented variant of this is a field of StudentConfig.
+top level). Its output is noised again and denoised by two score networks: the frozen teacher, and an auxiliary
+diffusion model fitted online to the student's outputs. Their difference is the gradient of the smoothed KL divergence
+between the student's outputs and the data (DPDM, Eq. 3.4). Every documented variant is a field of StudentConfig.
 """
 
 import copy
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser, with_inputs
-from trainer.levels.conditioning import LEVEL_FEATURES, level_features, widened
+from trainer.levels.conditioning import LEVEL_FEATURES, level_features, widen
 from trainer.levels.renoise import LevelLists, renoise_levels
-from trainer.methods.base import Fed, denoiser_of, noised, simulated
+from trainer.methods.base import Fed, add_noise, denoiser_of, simulate_input
 from trainer.methods.consistency import pseudo_huber
-from trainer.methods.divergence import Judge, kl_gradient, sid_gradient
+from trainer.methods.divergence import ScoreNetwork, kl_gradient, sid_gradient
 from trainer.methods.edm import denoising_loss
 from trainer.methods.endpoints import Endpoints
-from trainer.methods.ncvsd import Observation, combined
+from trainer.methods.ncvsd import Observation, combine
 from trainer.run.compute import Compute
-from trainer.run.distributed import replicated
+from trainer.run.distributed import replicate
 from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
 from trainer.settings import StudentConfig
@@ -46,13 +46,13 @@ class Student:
     ) -> None:
         self.config, self.endpoints = config, endpoints
         self.ema_width = config.ema_width
-        posterior = config.objective == "posterior"
-        self.tells_level = config.auxiliary_sees_level or posterior
+        ncvsd = config.objective == "ncvsd"
+        self.auxiliary_sees_level = config.auxiliary_sees_level or ncvsd
         frozen = teacher.eval().requires_grad_(False)
-        extra = teacher.config.channels if posterior else 0
+        extra = teacher.config.channels if ncvsd else 0
         begun = copy.deepcopy(start if start is not None else teacher)
-        student = begun if begun.config.extra == extra else widened(begun, channels=extra)
-        auxiliary = widened(teacher, channels=extra, features=LEVEL_FEATURES if self.tells_level else 0)
+        student = begun if begun.config.extra == extra else widen(begun, channels=extra)
+        auxiliary = widen(teacher, channels=extra, features=LEVEL_FEATURES if self.auxiliary_sees_level else 0)
         student, auxiliary = (net.requires_grad_(True).eval() for net in (student, auxiliary))  # eval: no dropout
         self.network = student
         self.networks: dict[str, nn.Module] = {"student": student, "auxiliary": auxiliary}
@@ -62,17 +62,17 @@ class Student:
         }
         self.lists = LevelLists.of(list(config.level_lists.values()), config.floor, compute.device)
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=teacher.config.classes, compute=compute)
-        self.student, self.teacher = denoiser(replicated(student)), denoiser(frozen)
+        self.student, self.teacher = denoiser(replicate(student)), denoiser(frozen)
         # Gradients that pass through the auxiliary without training it must not reach DistributedDataParallel.
         self.fitted = self.auxiliary = denoiser(auxiliary)
-        if (shared := replicated(auxiliary)) is not auxiliary:
+        if (shared := replicate(auxiliary)) is not auxiliary:
             self.fitted = denoiser(shared)
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         if progress < self.config.warm:
             return self.warm_up(len(images), progress, rng)
         fed = self.feed(images, labels, progress, rng)
-        generated = self.generated(fed.x, fed.drawn.sigma, labels, rng)
+        generated = self.generate(fed.x, fed.drawn.sigma, labels, rng)
         recovered = generated.detach()
 
         scalars: dict[str, Tensor] = {}
@@ -85,24 +85,24 @@ class Student:
 
     def feed(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> Fed:
         config = self.config
-        if config.simulate and progress >= config.simulate_from and rng.shared() < config.simulate:
-            return simulated(partial(self.generated, rng=rng), self.lists, images, labels, rng)
-        return noised(images, self.lists.draw(len(images), config.top, rng), rng)
+        if config.simulate and progress >= config.simulate_from and rng.shared_uniform() < config.simulate:
+            return simulate_input(partial(self.generate, rng=rng), self.lists, images, labels, rng)
+        return add_noise(images, self.lists.draw(len(images), config.top, rng), rng)
 
-    def generated(self, x: Tensor, sigma: Tensor, labels: Tensor, rng: Draws) -> Tensor:
-        """The student's output [B, C, H, W]; a posterior student decides by noise that is fresh in every call."""
+    def generate(self, x: Tensor, sigma: Tensor, labels: Tensor, rng: Draws) -> Tensor:
+        """The student's output [B, C, H, W]. An NCVSD student also takes a latent, drawn anew for every call."""
         student = self.student
-        if self.config.objective == "posterior":
+        if self.config.objective == "ncvsd":
             student = replace(student, network=with_inputs(student.network, image=rng.normal_like(x)))
         return student(x, sigma, labels)
 
     def divergence_gradient(self, recovered: Tensor, labels: Tensor | None, fed: Fed, rng: Draws) -> Tensor:
-        """The gradient [B, C, H, W] to descend at each output [B, C, H, W], judged at a level drawn for it."""
+        """The gradient [B, C, H, W] to descend at each output [B, C, H, W], noised to a level drawn for it."""
         config = self.config
         sigma = renoise_levels(config.renoise, fed.drawn, config.floor, rng)
         noise = sigma[:, None, None, None] * rng.normal_like(recovered)
         teacher = self._teacher_at(sigma, labels, fed)
-        auxiliary = partial(self._told(self.auxiliary, fed), sigma=sigma, labels=labels)
+        auxiliary = partial(self._condition_auxiliary(self.auxiliary, fed), sigma=sigma, labels=labels)
         if config.loss == "sid":
             return sid_gradient(recovered, noise, teacher, auxiliary, config.weight, config.alpha)
         return kl_gradient(recovered, recovered + noise, teacher, auxiliary, config.weight)
@@ -110,9 +110,9 @@ class Student:
     def fit_auxiliary(
         self, recovered: Tensor, labels: Tensor, fed: Fed, progress: float, rng: Draws
     ) -> dict[str, Tensor]:
-        """Denoising score matching on the student's outputs, at the levels where they are judged."""
+        """Denoising score matching on the student's outputs, at the levels to which they are noised."""
         loss = recovered.new_zeros(())
-        denoiser = self._told(self.fitted, fed)
+        denoiser = self._condition_auxiliary(self.fitted, fed)
         for _ in range(self.config.auxiliary_updates):
             sigma = renoise_levels(self.config.renoise, fed.drawn, self.config.floor, rng)
             loss = denoising_loss(denoiser, recovered, labels, sigma, rng.normal_like(recovered)).mean()
@@ -125,29 +125,29 @@ class Student:
         noise, labels, images = self.endpoints.draw(count, rng)
         x = self.config.sigma_max * noise
         sigma = torch.full((count,), self.config.sigma_max, device=x.device)
-        generated = self.generated(x, sigma, labels, rng)
+        generated = self.generate(x, sigma, labels, rng)
         loss = pseudo_huber(generated, images).mean()
         norm = descend(self.optimizers["student"], loss, self.config.adam, progress)
-        fed = noised(images, self.lists.draw(count, 1.0, rng), rng)
+        fed = add_noise(images, self.lists.draw(count, 1.0, rng), rng)
         fitted = self.fit_auxiliary(generated.detach(), labels, replace(fed, x=x), progress, rng)
         return {"warm_loss": loss.detach(), "gradient": norm, **fitted}
 
-    def _teacher_at(self, sigma: Tensor, labels: Tensor | None, fed: Fed) -> Judge:
+    def _teacher_at(self, sigma: Tensor, labels: Tensor | None, fed: Fed) -> ScoreNetwork:
         if self.config.objective == "marginal":
             return partial(self.teacher, sigma=sigma, labels=labels)
 
-        def judge(noisy: Tensor) -> Tensor:
-            both = combined(Observation(noisy, sigma), Observation(fed.x, fed.drawn.sigma))
+        def given_both_observations(noisy: Tensor) -> Tensor:
+            both = combine(Observation(noisy, sigma), Observation(fed.x, fed.drawn.sigma))
             return self.teacher(both.x, both.sigma, labels)
 
-        return judge
+        return given_both_observations
 
-    def _told(self, auxiliary: Denoiser, fed: Fed) -> Denoiser:
-        """The auxiliary, told what its configuration lets it know of the student's input."""
-        if not self.tells_level:
+    def _condition_auxiliary(self, auxiliary: Denoiser, fed: Fed) -> Denoiser:
+        """The auxiliary with its further inputs bound: the level of the student's input, for NCVSD also the input."""
+        if not self.auxiliary_sees_level:
             return auxiliary
         image = None
-        if self.config.objective == "posterior":
+        if self.config.objective == "ncvsd":
             scale = (fed.drawn.sigma**2 + auxiliary.sigma_data**2).rsqrt()
             image = scale[:, None, None, None] * fed.x
         features = level_features(fed.drawn.sigma)

@@ -1,7 +1,7 @@
-"""Stored teacher endpoints: noise, known by its seed, and the image the teacher's ODE takes it to.
+"""Stored teacher endpoints: the seed of a noise, and the image to which the teacher's ODE maps that noise.
 
-Regressing the student's top level on a few thousand of them gives it a start that is an image and not the grey mean
-(Yin et al. 2024, DMD, Section 4.3, uses them throughout; here they only warm up).
+After a regression on a few thousand of them the student's top level makes images and not the gray mean. Yin et al. 2024
+(DMD, Section 4.3) use them in the whole training, this project only at its start.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from trainer.run.draws import Draws
 FILE = "endpoints.safetensors"
 LEVELS = 18  # Heun levels: 35 calls an image; with 10, images of a Gaussian teacher come out a fifth too wide
 CHUNK = 128
-FIRST_SEED = 2**32  # far from the seeds anybody evaluates with
+FIRST_SEED = 2**32  # far from the seeds of evaluations
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Endpoints:
 def load_or_make(
     folder: Path, teacher: Denoiser, teacher_hash: str, count: int, shape: tuple[int, int, int], device: str
 ) -> Endpoints:
-    """The endpoints stored in `folder`; computed and stored there first unless they are this teacher's."""
+    """The endpoints of this teacher stored in `folder`. If there are none they are computed and stored first."""
     path, facts = folder / FILE, {"teacher": teacher_hash, "count": str(count), "levels": str(LEVELS)}
     if rank() == 0 and _stored_facts(path) != facts:
         made = _make(teacher, count, shape, device)

@@ -1,9 +1,10 @@
-"""A student's last word from real images: it goes on against critics, at every step of its lists.
+"""Adversarial continuation: a student is trained on against critics, at every step of its level lists.
 
-A divergence pulls a student to what its teacher knows, errors included; a critic compares it with data. It looks
-where the sampler does: at the outputs of every step, noised to about the next level of the list, beside real images
-noised alike, for that is what the next call is fed. Student and critics play the relativistic game (Jolicoeur-Martineau
-2019). What lies below the noise that critics see, they leave to chance: a share of the updates mends it, or holds it.
+A divergence moves a student towards its teacher, whose errors it copies; a critic compares the student with data. The
+critics compare what the next call gets as its input: the outputs of every step, noised to about the next level of the
+list, and real images noised to the same level. The loss is the relativistic one (Jolicoeur-Martineau 2019). Critics do
+not see detail below the noise added for them, so a share of the updates imitates the student before training: these
+updates self-distil its first call or anchor its calls.
 """
 
 import copy
@@ -20,14 +21,14 @@ from trainer.critics.on_classifiers import Critics
 from trainer.methods.base import denoiser_of, imitation_loss
 from trainer.methods.divergence import l1_error
 from trainer.run.compute import Compute
-from trainer.run.distributed import replicated
+from trainer.run.distributed import replicate
 from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
 from trainer.settings import AdversarialConfig
 
 
 class Adversarial:
-    """trainer.run.loop.Method: a copy of `start` that plays against critics. `start` stands still."""
+    """trainer.run.loop.Method: a copy of `start` that is trained against critics. `start` is frozen."""
 
     served = "student"
 
@@ -47,34 +48,35 @@ class Adversarial:
             "critics": adam(self.critics, config.critic_adam, compute.device),
         }
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=start.config.classes, compute=compute)
-        self.student, self.start = denoiser(replicated(student)), denoiser(frozen)
-        self._taught = replicated(self.critics)
+        self.student, self.start = denoiser(replicate(student)), denoiser(frozen)
+        self._replicated_critics = replicate(self.critics)
         lists, top = config.lists, config.lists[0][0]
         longer = tuple(levels for levels in lists if len(levels) > 1)
-        self.playing = {"all": lists, "first": lists[:1], "rest": longer}[config.play]
+        self.trained_lists = {"all": lists, "first": lists[:1], "rest": longer}[config.trained_steps]
         self.lowest = max(classifier.config.sigma_min for classifier in classifiers)
         self.highest = min(classifier.config.sigma_max for classifier in classifiers)
-        only = top if len(lists[0]) == 1 else None  # mended where it is an image's only call
-        self.top = {"all": only, "first": None, "rest": top}[config.play]
-        held = lists if config.play == "first" else lists[:-1]
-        self.held = tuple(level for levels in held for level in levels[1:])
-        longest = max(map(len, self.playing))
-        rows = [[*levels, *[0.0] * (longest + 1 - len(levels))] for levels in self.playing]
+        only = top if len(lists[0]) == 1 else None  # self-distilled only where an image has no other call
+        self.imitated_top = {"all": only, "first": None, "rest": top}[config.trained_steps]
+        anchored = lists if config.trained_steps == "first" else lists[:-1]
+        self.anchored_levels = tuple(level for levels in anchored for level in levels[1:])
+        longest = max(map(len, self.trained_lists))
+        rows = [[*levels, *[0.0] * (longest + 1 - len(levels))] for levels in self.trained_lists]
         self._sigmas = torch.tensor(rows, device=compute.device)  # [lists, longest + 1]
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         config = self.config
-        playing = progress >= config.first
-        if playing and (self.top or self.held) and rng.shared() < config.keep:
-            if self.top and (not self.held or rng.shared() < 0.5):
-                first = self.hold_top if config.play == "rest" else self.mend
-                return first(self.top, images, labels, progress, rng)
-            return self.hold(images, labels, progress, rng)
-        x, sigma, below = self.fed(images, labels, rng)
-        with torch.set_grad_enabled(playing):
+        student_learns = progress >= config.first
+        imitates = self.imitated_top or self.anchored_levels
+        if student_learns and imitates and rng.shared_uniform() < config.imitation_share:
+            if self.imitated_top and (not self.anchored_levels or rng.shared_uniform() < 0.5):
+                imitate_top = self.anchor_top if config.trained_steps == "rest" else self.self_distill
+                return imitate_top(self.imitated_top, images, labels, progress, rng)
+            return self.anchor_lower(images, labels, progress, rng)
+        x, sigma, below = self.draw_inputs(images, labels, rng)
+        with torch.set_grad_enabled(student_learns):
             generated = self.student(x, sigma, labels)
-        tau = self.seen_at(below, rng)
-        outputs = generated.detach().requires_grad_(playing)
+        tau = self.draw_critic_levels(below, rng)
+        outputs = generated.detach().requires_grad_(student_learns)
         final = (below == 0)[:, None, None, None]
         viewed = torch.where(final, outputs.clamp(-1, 1), outputs) if config.clip else outputs
         real, fake = (image + tau[:, None, None, None] * rng.normal_like(image) for image in (images, viewed))
@@ -82,9 +84,9 @@ class Adversarial:
             on_real = self.critics.see(real, tau)
         on_fake = self.critics.see(fake, tau)
         scalars: dict[str, Tensor] = {}
-        if playing:
+        if student_learns:
             margin = self.critics(on_real, tau, labels) - self.critics(on_fake, tau, labels)
-            (pull,) = torch.autograd.grad(functional.softplus(margin).mean(), outputs)  # to look the more real
+            (pull,) = torch.autograd.grad(functional.softplus(margin).mean(), outputs)  # towards higher logits
             norm = descend(self.optimizers["student"], (pull * generated).sum(), config.adam, progress)
             scalars = {"margin": margin.detach().mean(), "gradient": norm}
         return scalars | self.fit(on_real, [found.detach() for found in on_fake], tau, labels, progress)
@@ -92,58 +94,66 @@ class Adversarial:
     def fit(
         self, on_real: list[Tensor], on_fake: list[Tensor], tau: Tensor, labels: Tensor, progress: float
     ) -> dict[str, Tensor]:
-        """One step of the heads on the maps of real images and of outputs, noised to tau [B]."""
-        margin = self._taught(on_real, tau, labels) - self._taught(on_fake, tau, labels)
+        """One step of the heads on the feature maps of real images and of outputs, noised to tau [B]."""
+        margin = self._replicated_critics(on_real, tau, labels) - self._replicated_critics(on_fake, tau, labels)
         loss = functional.softplus(-margin).mean()
         descend(self.optimizers["critics"], loss, self.config.critic_adam, progress)
         return {"critic_loss": loss.detach(), "critic_right": (margin > 0).float().mean()}
 
-    def mend(self, top: float, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
-        """The only call learns to leave nothing for a call at `mend`. images: for their shape alone."""
-        x, level = top * rng.normal_like(images), self.config.mend
+    def self_distill(
+        self, top: float, images: Tensor, labels: Tensor, progress: float, rng: Draws
+    ) -> dict[str, Tensor]:
+        """The only call learns what `start` makes of its output with a call at `self_distill_level`.
+
+        Only the shape of `images` is used.
+        """
+        x, level = top * rng.normal_like(images), self.config.self_distill_level
         generated = self.student(x, self._all(top, images), labels)
         with torch.no_grad():
             target = self.start(generated + level * rng.normal_like(images), self._all(level, images), labels)
-        return self._imitate(generated, target, self.config.mended, "mended", progress)
+        return self._imitate(generated, target, self.config.self_distill_unit, "self_distillation_error", progress)
 
-    def hold_top(self, top: float, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
-        """The first call stays as it is. images: for their shape alone."""
-        return self._anchor(top * rng.normal_like(images), top, None, labels, "held_top", progress)
+    def anchor_top(self, top: float, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        """The first call imitates that of `start`. Only the shape of `images` is used."""
+        return self._anchor(top * rng.normal_like(images), top, None, labels, "anchor_top_error", progress)
 
-    def hold(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
-        """A lower level stays as it is: of images [B, C, H, W] noised to it the student makes what `start` makes."""
-        level = self.held[int(rng.shared() * len(self.held))]
-        return self._anchor(images + level * rng.normal_like(images), level, images, labels, "held", progress)
+    def anchor_lower(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        """A call at a lower level imitates that of `start`, on images [B, C, H, W] noised to the level."""
+        level = self.anchored_levels[int(rng.shared_uniform() * len(self.anchored_levels))]
+        return self._anchor(images + level * rng.normal_like(images), level, images, labels, "anchor_error", progress)
 
     def _anchor(
         self, x: Tensor, level: float, clean: Tensor | None, labels: Tensor, name: str, progress: float
     ) -> dict[str, Tensor]:
-        """In units of the error that `start` makes of the clean images, if x comes from such, else of `mended`."""
+        """Regression on the outputs of `start` for x. The unit is their error to the clean images that x was made
+        of, or `self_distill_unit` where x is pure noise.
+        """
         sigma = self._all(level, x)
         with torch.no_grad():
-            kept = self.start(x, sigma, labels)
-        unit = self.config.mended if clean is None else l1_error(kept, clean)
-        return self._imitate(self.student(x, sigma, labels), kept, unit, name, progress)
+            target = self.start(x, sigma, labels)
+        unit = self.config.self_distill_unit if clean is None else l1_error(target, clean)
+        return self._imitate(self.student(x, sigma, labels), target, unit, name, progress)
 
     def _imitate(
         self, generated: Tensor, target: Tensor, unit: Tensor | float, name: str, progress: float
     ) -> dict[str, Tensor]:
         loss, error = imitation_loss(generated, target, unit)
-        descend(self.optimizers["student"], self.config.weight * loss, self.config.adam, progress)
+        descend(self.optimizers["student"], self.config.imitation_weight * loss, self.config.adam, progress)
         return {name: error}
 
     def _all(self, level: float, images: Tensor) -> Tensor:
         return images.new_full((len(images),), level)
 
-    def fed(self, images: Tensor, labels: Tensor, rng: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    def draw_inputs(self, images: Tensor, labels: Tensor, rng: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """Inputs [B, C, H, W] of every step, their levels [B], and the next levels [B], 0 after the last.
 
-        Of the batch of all processes the rows of the first step come first, unless only the rest plays, then those of
-        the second, and so on; each step's are shared out evenly among the lists that have it. Below the first step
-        they are the student's own trajectory or, the rest, real images noised to the level.
+        In the batch of all processes the rows of the first step come first (there are none with trained_steps "rest"),
+        then those of the second, and so on. The rows of a step are divided evenly among the lists that have it. Below
+        the first step the inputs are the student's own trajectory in a share of the rows, and real images noised to
+        the level in the others.
         """
         steps, rows = self._sigmas.shape[1] - 1, len(images)
-        if self.config.play == "rest":
+        if self.config.trained_steps == "rest":
             counts = (0, *step_rows(rng.ranks * rows, self.config.fall, steps - 1))
         else:
             counts = step_rows(rng.ranks * rows, self.config.fall, steps)
@@ -152,7 +162,7 @@ class Adversarial:
         x = own = levels[:, :1, None, None] * rng.normal_like(images)
         sigma, below = levels[:, 0], levels[:, 1]
         for step in range(1, steps):
-            fresh, u = rng.normal_like(images), rng.uniform(rows)  # drawn by all processes, whatever rows they have
+            fresh, u = rng.normal_like(images), rng.uniform(rows)  # drawn in every process, so that all stay in step
             done = min(max(sum(counts[:step]) - rng.rank * rows, 0), rows)
             rest = slice(done, None)
             if done == rows:
@@ -167,16 +177,16 @@ class Adversarial:
             below = torch.cat([below[:done], levels[rest, step + 1]])
         return x, sigma, below
 
-    def seen_at(self, below: Tensor, rng: Draws) -> Tensor:
-        """The levels [B] at which outputs are judged: mostly close to the next call's, or low after the last call."""
+    def draw_critic_levels(self, below: Tensor, rng: Draws) -> Tensor:
+        """The levels [B] to which outputs are noised for critics: mostly near the next call's, low after the last."""
         lowest, u = self.lowest, rng.uniform(len(below))
         near = below.clamp(lowest, self.highest)
         last = (lowest * self.config.spread**u).clamp(max=self.highest)
         return torch.where(below > lowest, near * (lowest / near) ** (u**3), last)
 
     def _lists(self, step: int, count: int) -> Tensor:
-        """Lists [count, longest + 1] that have such a step, in turn."""
-        able = self._sigmas[sum(len(levels) <= step for levels in self.playing) :]
+        """The lists [count, longest + 1] that have this step, in turn."""
+        able = self._sigmas[sum(len(levels) <= step for levels in self.trained_lists) :]
         return able[torch.arange(count, device=able.device) % len(able)]
 
 

@@ -1,8 +1,8 @@
-"""Rival distillation methods as settings of the same student. DMD2, consistency and progressive
-distillation have files of their own.
+"""Other distillation methods as settings of the same student. DMD2, consistency and progressive distillation have
+files of their own.
 
-Each keeps what defines the method and takes the recipe's optimisers, so that one table compares methods and not
-learning rates. The papers' own rates belong to runs a hundred times longer.
+Each keeps the settings that define the method and takes the recipe's optimisers, so that a table compares methods and
+not learning rates. The papers' own rates are for runs a hundred times longer.
 """
 
 from dataclasses import replace
@@ -20,12 +20,12 @@ def diff_instruct(base: StudentConfig) -> StudentConfig:
         sigma_max=2.5,
         floor=0.002,
         weight="one",
-        auxiliary_sees_level=False,  # there is one
+        auxiliary_sees_level=False,  # there is only one level
     )
 
 
 def tied(base: StudentConfig) -> StudentConfig:
-    """The DPDM paper's own variant: outputs are judged at the level the student was fed (Eq. 3.4), nothing added."""
+    """The DPDM paper's own variant: outputs are noised to the level of the student's input (Eq. 3.4)."""
     return replace(
         base,
         renoise="tied",

@@ -1,4 +1,4 @@
-"""What a recipe says: the networks, the settings and the stages that suit a data set."""
+"""A recipe: the networks, the settings and the stages that suit a data set."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,13 +19,13 @@ NetworkSize = Literal["small", "large"]
 
 @dataclass(frozen=True)
 class Stage:
-    """One training run of a recipe. `start`, `kept` and `critics` name earlier stages whose results it takes."""
+    """One training run of a recipe. `start`, `kept` and `critics` name earlier stages whose results it uses."""
 
     name: str  # and the folder of its result
     method: Literal["teacher", "classifier"] | MethodName
     share: float  # of the budget's training time; the shares of a recipe sum to 1
     start: str | None = None  # the student that is continued
-    kept: str | None = None  # progressive distillation: the student whose other calls stay
+    kept: str | None = None  # progressive distillation: the student that anchored calls imitate
     critics: tuple[str, ...] = ()  # adversarial continuation: the classifiers
     switches: Mapping[str, Any] = field(default_factory=dict)  # of the method, named as on the command line
     batch: int | None = None  # where it is not the recipe's
@@ -33,7 +33,7 @@ class Stage:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """The stages whose results it takes. Every student is distilled from the stage `teacher`."""
+        """The stages whose results it uses. Every student is distilled from the stage `teacher`."""
         teacher = () if self.method in ("teacher", "classifier") else ("teacher",)
         return (*teacher, *(name for name in (self.start, self.kept) if name), *self.critics)
 

@@ -1,4 +1,4 @@
-"""What a training run leaves behind at every checkpoint: weights, card, sample grid."""
+"""Files of a checkpoint of a training run: the network part of the card, and the sample sheet."""
 
 import platform
 from dataclasses import asdict
@@ -18,7 +18,7 @@ from fewstep.pixels import Pixels, encode, grid, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm, sample_heun
 from fewstep.schedule import solver_sigmas
-from trainer.run.sheet import titled
+from trainer.run.sheet import add_titles
 
 GRID_COLUMNS = 20
 TEACHER_LEVELS = 10  # Heun levels of a teacher's grid: 19 calls
@@ -43,7 +43,7 @@ def write_sheet(out: Path, network: nn.Module, card: Card, images: int) -> None:
     calls = 2 * TEACHER_LEVELS - 1
     rows = [f"{k} step{'s' * (k > 1)}" for k in _steps(card)] or [f"{calls} calls"] + [""] * (TEACHER_ROWS - 1)
     title = f"{card.role} of {card.dataset.name}, {images:,} images seen"
-    page = titled(sheet, side, title, columns, rows)
+    page = add_titles(sheet, side, title, columns, rows)
     write_atomically(out / "samples" / f"{images:09d}.png", encode(page, "png"))
 
 

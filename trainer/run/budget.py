@@ -1,7 +1,7 @@
-"""A budget of time as a number of images: measured once, at the start of a run, and kept.
+"""Converts a budget of time into a number of images, once, at the start of a run.
 
-What a run does then depends on images alone, so that an interrupted run that goes on ends where an uninterrupted one
-does, however fast the machine is at the time.
+The schedules of the run then depend on images alone, so that a resumed run ends like an uninterrupted one, even if the
+speed of the machine changes.
 """
 
 import copy
@@ -17,12 +17,12 @@ from trainer.run.distributed import from_first
 from trainer.run.draws import Draws
 from trainer.run.state import Parts
 
-SHARE = 0.05  # of the budget that measuring may take, after a first update
-STAGES = 8  # places in the run where updates are timed: some methods do other things early than late
+SHARE = 0.05  # largest share of the budget for measuring, after a first update
+STAGES = 8  # points in the run at which updates are timed: some methods differ between early and late updates
 
 
 class Updating(Protocol):
-    """What is timed: the update of a trainer.run.loop.Method."""
+    """A trainer.run.loop.Method, whose updates are timed."""
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws, /) -> Any: ...
 
@@ -32,11 +32,11 @@ def images_within(
 ) -> int:
     """The images that the method can train on in `budget_s` seconds, from one batch up; the same in all processes.
 
-    Some updates are made, timed and undone. The first ones, in which networks are compiled, do not count.
+    Some updates are made, timed and undone. The first ones, in which networks are compiled, are not timed.
     """
     start = time.monotonic()
     timed, since, untimed = 0, start, 0
-    with undone(parts):
+    with restore_afterwards(parts):
         for images, labels in stream:
             update = untimed + timed
             method.update(images, labels, (update % STAGES + 0.5) / STAGES, rng)
@@ -56,8 +56,8 @@ def images_within(
 
 
 @contextmanager
-def undone(parts: Parts) -> Iterator[None]:
-    """While open, training may go on; at the end everything is as it was."""
+def restore_afterwards(parts: Parts) -> Iterator[None]:
+    """At the end, restores the networks, optimisers and generators of the beginning."""
     networks = {name: copy.deepcopy(network.state_dict()) for name, network in parts.networks.items()}
     optimizers = {name: copy.deepcopy(optimizer.state_dict()) for name, optimizer in parts.optimizers.items()}
     generators = parts.generator.get_state(), torch.get_rng_state()

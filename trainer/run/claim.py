@@ -1,4 +1,4 @@
-"""One run per folder: a lock that the operating system lets go of when the process ends, however it ends."""
+"""One run per folder, by a file lock that the operating system releases whenever the process ends."""
 
 import fcntl
 import os
@@ -15,11 +15,11 @@ LOCK_FILE = ".lock"
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claim(folder: Path) -> Iterator[None]:
     """While open, no other process can claim the folder, which is made if missing and removed again if left empty.
 
-    Of torchrun's processes the first one claims it for all. Raises CheckpointError, in all of them, when another run
-    has it or nothing can be written there.
+    Of torchrun's processes the first one claims it for all. Raises CheckpointError in all of them when another run has
+    claimed it or nothing can be written there.
     """
     lock, refusal = None, ""
     if rank() == 0:

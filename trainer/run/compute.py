@@ -14,27 +14,29 @@ from fewstep.precond import Network
 from trainer.settings import MachineError
 
 Precision = Literal["fp32", "bf16"]
-Placed = TypeVar("Placed", bound=nn.Module)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Compute:
     device: str = "cpu"
-    precision: Precision = "fp32"  # of F alone; preconditioning, losses and averages are fp32 always
+    precision: Precision = "fp32"  # of the network F; preconditioning, losses and averages are always fp32
     compile: bool = False
 
 
 def runner(network: nn.Module, compute: Compute) -> Network:
-    """The network as the trainer calls it: channels-last, autocast if asked, fp32 out."""
-    run = called(network, compute)
+    """The network as the trainer calls it: channels-last input, autocast and compiled as in `compute`, fp32 output."""
+    run = wrap_for_compute(network, compute)
     return lambda x, c_noise, onehot: run(x, c_noise, onehot).float()
 
 
-def called(function: Callable[..., Any], compute: Compute) -> Callable[..., Any]:
-    """A module, or a method of one, that takes images and other tensors: compiled and autocast if asked, the images
-    channels-last; what it returns stays as it is."""
+def wrap_for_compute(function: Callable[..., Any], compute: Compute) -> Callable[..., Any]:
+    """The same function of images and other tensors, compiled and autocast as in `compute`, with channels-last images.
+
+    function: a module or a method of one. Its outputs are not converted.
+    """
     if compute.compile:
-        # One graph per network, shape and gradient mode; past the default of 8 the rest would run uncompiled, unsaid.
+        # One graph per network, shape and gradient mode; torch runs more than its default of 8 uncompiled, silently.
         torch._dynamo.config.recompile_limit = 64
     forward = torch.compile(function, dynamic=False) if compute.compile else function
     autocast = compute.precision == "bf16"
@@ -46,8 +48,8 @@ def called(function: Callable[..., Any], compute: Compute) -> Callable[..., Any]
     return run
 
 
-def placed(network: Placed, device: str) -> Placed:
-    """The network on its device, channels-last: the layout convolutions are fastest in."""
+def move_to_device(network: AnyModule, device: str) -> AnyModule:
+    """The network on the device, channels-last, the layout in which convolutions are fastest."""
     return network.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
@@ -68,7 +70,7 @@ def usable_device(asked: str | None) -> str:
 
 
 def faster_precision(network: NetworkModule, device: str, batch: int) -> Precision:
-    """Time one training step in fp32 and in bf16 autocast; bf16 has to win by a tenth to be worth its rounding."""
+    """Time a training step in fp32 and in bf16 autocast. bf16, which rounds more, is chosen if it is a tenth faster."""
     fp32, bf16 = (step_seconds(network, device, batch, precision) for precision in ("fp32", "bf16"))
     return "bf16" if bf16 < 0.9 * fp32 else "fp32"
 
@@ -76,7 +78,7 @@ def faster_precision(network: NetworkModule, device: str, batch: int) -> Precisi
 def step_seconds(network: NetworkModule, device: str, batch: int, precision: Precision) -> float:
     """The shortest of three calls of the network with their gradients."""
     config = network.config
-    placed(network, device)
+    move_to_device(network, device)
     x = torch.randn(batch, config.channels, config.resolution, config.resolution, device=device)
     c_noise, onehot = torch.zeros(batch, device=device), torch.zeros(batch, config.classes, device=device)
     run = runner(network, Compute(device, precision))
@@ -92,7 +94,9 @@ def step_seconds(network: NetworkModule, device: str, batch: int, precision: Pre
 
 
 def worth_compiling(device: str, seconds: float | None) -> bool:
-    """Compiling takes about a minute a network and then trains 1.7x faster on a CPU (docs/adr/0005): it pays in a run
-    that would take so many seconds uncompiled."""
+    """Whether compiling saves time in a run that would take so many seconds uncompiled.
+
+    It takes about a minute per network, after which training is 1.7 times as fast on a CPU (docs/adr/0005).
+    """
     able = device == "cuda" or shutil.which("g++") is not None
     return able and seconds is not None and seconds >= 900

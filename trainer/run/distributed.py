@@ -1,4 +1,4 @@
-"""Training in several processes: PyTorch's DistributedDataParallel under torchrun; with one process, nothing at all."""
+"""Training in several processes with PyTorch's DistributedDataParallel under torchrun. One process needs none of it."""
 
 import os
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
+def join_processes(device: str) -> Iterator[None]:
     """Join the group torchrun describes in the environment, and leave it at the end: gloo on CPUs, nccl on GPUs."""
-    if _launched() == 1:
+    if _process_count() == 1:
         yield
         return
     if device == "cuda":
@@ -33,15 +33,15 @@ def joined(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
+TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 
 
-def _launched() -> int:
+def _process_count() -> int:
     """How many processes torchrun started; 1 without it."""
     size = os.environ.get("WORLD_SIZE", "1")
     if not size.isdecimal() or int(size) < 1:
         raise MachineError(f"WORLD_SIZE is {size!r} in the environment, which is no number of processes; unset it")
-    missing = [name for name in LAUNCHED if name not in os.environ]
+    missing = [name for name in TORCHRUN_VARIABLES if name not in os.environ]
     if int(size) > 1 and missing:
         raise MachineError(
             f"WORLD_SIZE is {size} in the environment, but {', '.join(missing)} "
@@ -59,15 +59,15 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def replicated(network: nn.Module) -> nn.Module:
-    """The network with gradients averaged over all processes; itself when there is only one."""
+def replicate(network: nn.Module) -> nn.Module:
+    """The network with gradients averaged over all processes, or the network itself with only one process."""
     if ranks() == 1:
         return network
     return DistributedDataParallel(network, broadcast_buffers=False)
 
 
 def from_first(value: T) -> T:
-    """What the first process says, in all of them: for decisions that depend on a clock."""
+    """The value of the first process, in all processes: for decisions that depend on a clock."""
     if ranks() == 1:
         return value
     box = [value]
@@ -75,7 +75,7 @@ def from_first(value: T) -> T:
     return box[0]
 
 
-def agreed(elapsed_s: float, stop: bool, device: torch.device) -> tuple[float, bool]:
+def synchronise_clock(elapsed_s: float, stop: bool, device: torch.device) -> tuple[float, bool]:
     """The first process's clock, and whether any process was asked to stop."""
     if ranks() == 1:
         return elapsed_s, stop
@@ -84,7 +84,7 @@ def agreed(elapsed_s: float, stop: bool, device: torch.device) -> tuple[float, b
     return votes[0].item(), bool(votes[1])
 
 
-def averaged(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
+def average_over_processes(scalars: dict[str, Tensor]) -> dict[str, Tensor]:
     """Means over all processes."""
     if ranks() == 1 or not scalars:
         return scalars

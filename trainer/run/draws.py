@@ -1,8 +1,8 @@
-"""Random numbers that do not depend on how a batch is shared out among processes.
+"""Random numbers that do not depend on how a batch is divided among processes.
 
-Every draw has a key, which all processes take from the same generator, and a row of it depends on the key and on the
-row's place in the global batch (Philox 4x32-10, as `fewstep.noise`). So one process and eight make the same noise for
-the same image, each of them only its own rows, and a run may be resumed with another number of them.
+Every draw has a key, which all processes take from the same generator. A row of a draw depends on the key and on the
+row's index in the global batch (Philox 4x32-10, as in `fewstep.noise`). So one process and eight make the same noise
+for the same image, each process makes only its own rows, and a run may be resumed with another number of processes.
 """
 
 import math
@@ -19,9 +19,9 @@ _PIECE = 2**20  # numbers made at a time on a GPU: the generator works with 64-b
 
 @dataclass(frozen=True)
 class Draws:
-    """A generator, on the CPU and in the same state in all `ranks` processes, seen from one of them.
+    """Random numbers of one process. The generator is on the CPU and has the same state in all `ranks` processes.
 
-    Counts are of this process's rows; what is drawn lies on `device`, or on that of the tensor that is given.
+    Counts are those of this process's rows. Results are on `device`, or on the device of the argument.
     """
 
     generator: torch.Generator
@@ -46,7 +46,7 @@ class Draws:
         """[count] in [0, high), for high up to 2^31."""
         return (self._words(count) * high) >> 32
 
-    def shared(self) -> float:
+    def shared_uniform(self) -> float:
         """One number in [0, 1), the same in every process."""
         return torch.rand((), generator=self.generator).item()
 
@@ -59,7 +59,7 @@ class Draws:
         return torch.randint(-(2**63), 2**63 - 1, (1,), generator=self.generator).to(device)
 
     def _rows(self, count: int, device: torch.device | str) -> Tensor:
-        """The places [count] of this process's rows in the global batch."""
+        """The indices [count] of this process's rows in the global batch."""
         return torch.arange(self.rank * count, (self.rank + 1) * count, device=device)
 
 
@@ -67,10 +67,10 @@ def keyed_normals(keys: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Unit normals [B, *shape] of these keys and rows [B]: by numpy on a CPU, where it is three times faster."""
     if keys.device.type == "cpu":
         return torch.from_numpy(noise.normals(keys.numpy().view("uint64"), rows.numpy(), shape, STREAM_TRAINING))
-    return in_pieces(keys, rows, shape)
+    return normals_in_pieces(keys, rows, shape)
 
 
-def in_pieces(keys: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+def normals_in_pieces(keys: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     step = max(_PIECE // max(math.prod(shape), 1), 1)
     parts = zip(keys.split(step), rows.split(step), strict=True)
     return torch.cat([noise_torch.normals(key, row, shape, STREAM_TRAINING) for key, row in parts])

@@ -1,9 +1,9 @@
-"""Averages of the weights after the fact: what is sampled from, saved and served.
+"""Post-hoc averages of the weights. They are sampled from, saved and served.
 
-Two averages are kept during training, and both are stored a few times on the way. From what is stored, the average of
-any other width is made afterwards by least squares (Karras et al. 2024, Section 3: post-hoc EMA). An average's profile
-is a power function: at time t it weighs the weights of an earlier time s by s^gamma. Its width is the standard
-deviation of that profile in units of t: 0.05 looks back over a few hundredths of the run, 0.2 over a good part of it.
+Two averages are updated during training, and both are stored several times. An average of any other width is computed
+from the stored ones by least squares (Karras et al. 2024, Section 3: post-hoc EMA). The profile of an average is a
+power function: at time t the weights of an earlier time s count in proportion to s^gamma. Its width is the standard
+deviation of that profile in units of t: about a twentieth of the run for 0.05, a fifth for 0.2.
 """
 
 import copy
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.card import CheckpointError, write_atomically
+from trainer.run.older import current_tensor_name
 from trainer.settings import WIDEST
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -56,7 +57,7 @@ def gamma_of(width: float) -> float:
 
 
 def power_decay(width: float, batch: int, images: int) -> float:
-    """What is left of an average after a step of `batch` images that is the last of `images` (Equation 127)."""
+    """The factor of the average in its update after a step of `batch` images, the last of `images` (Equation 127)."""
     return (1 - batch / images) ** (gamma_of(width) + 1)
 
 
@@ -71,8 +72,8 @@ class Profile:
 def coefficients(stored: Sequence[Profile], wanted: Profile) -> NDArray[np.float64]:
     """The factors [n], summing to 1, of the combination of stored averages whose profile is closest to the wanted one.
 
-    Least squares between profiles over time (Equation 138), with the sum as a constraint: what does not change during
-    training is exact.
+    Least squares between profiles over time (Equation 138), with the sum as a constraint, so that weights which do not
+    change during training are exact.
     """
     inner = np.array([[_inner(a, b) for b in stored] for a in stored])
     scale = np.trace(inner) / len(stored)
@@ -118,19 +119,19 @@ class Averages:
         write_atomically(path, save_tensors(tensors, metadata={"facts": json.dumps(facts)}))
 
     def of_width(self, width: float, folder: Path, images: int) -> nn.Module:
-        """The average of this width at `images`, from what `folder` stores and the two as they are now."""
+        """The average of this width at `images`, from those stored in `folder` and the two current ones."""
         if images == 0:  # a checkpoint before the first step
             return average_of(self.network)
         kept = zip(WIDTHS, self.kept.values(), strict=True)
         here = [(Profile(gamma_of(own), images), dict(average.named_parameters())) for own, average in kept]
-        return combined(self.network, [*stored_before(folder, images), *here], Profile(gamma_of(width), images))
+        return combine_averages(self.network, [*stored_before(folder, images), *here], Profile(gamma_of(width), images))
 
 
 Stored = tuple[Profile, Mapping[str, Tensor]]
 
 
 def stored_before(folder: Path, images: int) -> list[Stored]:
-    """What `folder` stores from before `images`. Raises CheckpointError for a file that cannot be read."""
+    """The averages stored in `folder` before `images`. Raises CheckpointError for a file that cannot be read."""
     found: list[Stored] = []
     for path in sorted((folder / FOLDER).glob("*.safetensors")):
         try:
@@ -138,7 +139,7 @@ def stored_before(folder: Path, images: int) -> list[Stored]:
                 facts: dict[str, Any] = json.loads(file.metadata()["facts"])
                 if facts["images"] >= images:
                     continue
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                tensors = {current_tensor_name(key): file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is not a stored average ({error}); delete it to go on without") from error
         for width in facts["widths"]:
@@ -149,7 +150,7 @@ def stored_before(folder: Path, images: int) -> list[Stored]:
 
 
 @torch.no_grad()
-def combined(network: Module, stored: Sequence[Stored], wanted: Profile) -> Module:
+def combine_averages(network: Module, stored: Sequence[Stored], wanted: Profile) -> Module:
     """A copy of `network` whose weights are the average of the wanted profile; buffers stay as they are."""
     factors = coefficients([profile for profile, _ in stored], wanted)
     result = average_of(network)

@@ -1,4 +1,4 @@
-"""The one training loop: batches, averages, progress, checkpoints, resume. What is optimised is the method's affair."""
+"""The training loop of all methods: batches, averages, progress, checkpoints, resume. The method makes the updates."""
 
 import math
 import shutil
@@ -22,10 +22,11 @@ from fewstep.card import CheckpointError
 from fewstep.outputs import STATE_FILE
 from fewstep.ranges import COUNT, POSITIVE, SEED, check_ranges
 from trainer.run.budget import images_within
-from trainer.run.distributed import agreed, averaged, rank, ranks
+from trainer.run.distributed import average_over_processes, rank, ranks, synchronise_clock
 from trainer.run.draws import Draws
 from trainer.run.ema import FOLDER as AVERAGES
 from trainer.run.ema import STORED, Averages
+from trainer.run.older import current_settings
 from trainer.run.progress import Progress
 from trainer.run.state import Parts, load_state, read_facts, settle_state, stage_state
 
@@ -38,7 +39,7 @@ class DivergedError(RuntimeError):
 
 
 class Method(Protocol):
-    """A way to train: the teacher's and the student's are two."""
+    """An algorithm of trainer.methods or trainer.critics."""
 
     networks: dict[str, nn.Module]  # everything that is optimised
     optimizers: dict[str, Optimizer]
@@ -57,13 +58,13 @@ class Method(Protocol):
 class LoopConfig:
     batch: int = 64  # over all processes
     images: int | None = None  # stop after this many training images
-    budget_s: float | None = None  # or after as many as this many seconds are enough for, measured at the start
+    budget_s: float | None = None  # or after the images that fit into these seconds, measured at the start
     checkpoint_s: float = 300.0
-    snapshot_images: int | None = None  # a checkpoint that stays, every so many training images
+    snapshot_images: int | None = None  # images between two checkpoints that are kept
     log_every: int = 50  # updates between two log lines
     seed: int = 0
     flip: bool = False  # mirror half of the images
-    label: str = "training"  # what its progress is called
+    label: str = "training"  # names the run in progress lines
 
     def __post_init__(self) -> None:
         check_ranges(self, batch=COUNT, images=COUNT, log_every=COUNT, seed=SEED, budget_s=POSITIVE)
@@ -71,12 +72,12 @@ class LoopConfig:
 
 @dataclass
 class Clock:
-    """How far the run is. Everything the schedule of a run depends on."""
+    """How far the run is. Schedules depend on nothing else."""
 
     images: int = 0
     elapsed_s: float = 0.0
     planned: int = 1  # images of the whole run
-    images_per_s: float = 0.0  # of this process: the median over its first updates, without those that warm up
+    images_per_s: float = 0.0  # of this process: the median over its first updates, without warm-up
 
     @property
     def progress(self) -> float:
@@ -91,7 +92,7 @@ def train(
     out: Path,
     save: Callable[[nn.Module, Clock, Path], None],  # writes the checkpoint of the averaged network to a folder
     *,
-    draw: Callable[[nn.Module, Clock, Path], None] | None = None,  # and then, in its own time, a sample sheet
+    draw: Callable[[nn.Module, Clock, Path], None] | None = None,  # after the checkpoint, draws a sample sheet
     resume: bool = False,
     identity: dict[str, Any],  # what a resumed run must share with the run it continues
 ) -> bool:
@@ -102,7 +103,7 @@ def train(
     """
     device = next(method.networks[method.served].parameters()).device
     if not resume and rank() == 0:
-        shutil.rmtree(out / AVERAGES, ignore_errors=True)  # of a run that was given up
+        shutil.rmtree(out / AVERAGES, ignore_errors=True)  # of an earlier run without a checkpoint
     averages = Averages(method.networks[method.served])
     generator = torch.Generator().manual_seed(config.seed)
     rng = Draws(generator, rank(), ranks(), device)
@@ -110,8 +111,9 @@ def train(
     clock, budget_s = Clock(), config.budget_s
     if resume:
         facts = read_facts(out)
-        if facts["identity"] != identity:  # said before the tensors are found not to fit
-            raise CheckpointError(f"{out} was trained with other settings: {_differences(facts['identity'], identity)}")
+        stored = current_settings(facts["identity"])
+        if stored != identity:  # checked before the tensors, whose shapes may then differ
+            raise CheckpointError(f"{out} was trained with other settings: {_differences(stored, identity)}")
         load_state(out, parts)
         clock = Clock(facts["images"], facts["elapsed_s"], _resumed_plan(config, facts))
         if not (config.images or config.budget_s):
@@ -126,7 +128,7 @@ def train(
     scalars: dict[str, Tensor] = {}
 
     def checkpoint() -> None:
-        _check_finite(averaged(scalars), clock, out)
+        _check_finite(average_over_processes(scalars), clock, out)
         if rank() > 0:
             return
         average = averages.of_width(method.ema_width, out, clock.images)
@@ -137,7 +139,7 @@ def train(
             draw(average, clock, out)
 
     def snapshot() -> None:
-        _check_finite(averaged(scalars), clock, out)
+        _check_finite(average_over_processes(scalars), clock, out)
         if rank() == 0:
             average, folder = (
                 averages.of_width(method.ema_width, out, clock.images),
@@ -157,8 +159,8 @@ def train(
     stopped = False
     with _interruptible() as interrupted, closing(shown), writer or nullcontext():
         for updates, (images, labels) in enumerate(batches(clock.images, device), start=1):
-            # One clock for all processes: whatever depends on it, they decide alike.
-            clock.elapsed_s, stopped = agreed(started_s + time.monotonic() - since, interrupted(), device)
+            # One clock for all processes, so that decisions by time are the same in all.
+            clock.elapsed_s, stopped = synchronise_clock(started_s + time.monotonic() - since, interrupted(), device)
             if clock.progress >= 1 or stopped:
                 break
             if clock.elapsed_s - saved_s >= config.checkpoint_s:
@@ -176,7 +178,7 @@ def train(
             if rank() == 0:
                 shown.update(clock.progress, clock.images, partial(_numbers, scalars))
             if updates % config.log_every == 0:
-                logged = averaged(scalars)
+                logged = average_over_processes(scalars)
                 _check_finite(logged, clock, out)
                 passed = clock.elapsed_s - window[1]  # 0 at a first update
                 per_s = (clock.images - window[0]) / passed if passed else clock.images_per_s
@@ -196,8 +198,7 @@ def _plan(config: LoopConfig, measured: Callable[[], int]) -> int:
 
 
 def _resumed_plan(config: LoopConfig, facts: dict[str, Any]) -> int:
-    """The images of a run that goes on: as planned, unless another limit is set. Half the budget again is half the
-    images again."""
+    """The images of a resumed run: as planned, unless another limit is set. They are proportional to the budget."""
     planned, budget_s = facts["planned"], facts["budget_s"]
     limits = [config.images] if config.images else []
     if config.budget_s and budget_s:
@@ -229,10 +230,9 @@ def _numbers(scalars: dict[str, Tensor]) -> dict[str, float]:
 
 
 class Speed:
-    """Images per second over the first updates of a process, the median of what follows the first two: they compile
-    and warm up."""
+    """Images per second of a process: the median over its first updates without two, which compile and warm up."""
 
-    TIMED = 32  # updates; on a GPU each of them is waited for
+    TIMED = 32  # updates; on a GPU the process waits for each of them to end
 
     def __init__(self, batch: int, device: torch.device) -> None:
         self.batch, self.device = batch, device
@@ -250,7 +250,7 @@ class Speed:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """While open, SIGINT and SIGTERM only set a flag: the update under way is finished and saved."""
+    """While open, SIGINT and SIGTERM only set a flag: the current update is finished, and its checkpoint saved."""
     caught: list[int] = []
     previous = {
         number: signal.signal(number, lambda n, _: caught.append(n)) for number in (signal.SIGINT, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Adam as every method here uses it: warm-up, linear decay, clipping."""
+"""Adam with warm-up, linear decay and clipping, as all methods use it."""
 
 import torch
 from torch import Tensor, nn

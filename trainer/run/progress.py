@@ -1,4 +1,4 @@
-"""How far a run is: one line, renewed every two seconds from the first update on."""
+"""The progress of a run: one line, updated every two seconds from the first update on."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ EVERY_S = 2.0
 
 @dataclass
 class Progress:
-    """Writes to a terminal in one line that is replaced, elsewhere in a line of its own each time."""
+    """Writes one line that is replaced on a terminal, and one line after the other elsewhere."""
 
     label: str  # of the stage
     planned: int | None = None  # images
@@ -22,11 +22,11 @@ class Progress:
     _width: int = 0
 
     def begin(self, share: float, images: int) -> None:
-        """The share of the run, 0 to 1, and the images that were behind it before this process."""
+        """The share of the run, 0 to 1, and the images, that were done before this process."""
         self._began = (self.now(), share, images)
 
     def update(self, share: float, images: int, scalars: Callable[[], Mapping[str, float]]) -> None:
-        """After an update. scalars: how to get what is shown beside it, asked only when a line is written."""
+        """After an update. scalars: returns the values to show, called only when a line is written."""
         assert self._began is not None, "begin() comes first"
         now = self.now()
         if self._shown_s is not None and now - self._shown_s < EVERY_S and share < 1:
@@ -51,7 +51,7 @@ class Progress:
 
 
 class Made(NamedTuple):
-    """What this process has done: speed and time left are taken from it."""
+    """The work of this process, from which speed and time left are computed."""
 
     share: float  # of the run
     images: int
@@ -64,11 +64,11 @@ def line(label: str, share: float, images: int, planned: int | None, made: Made,
     speed = made.images / max(made.seconds, 1e-9)
     parts = [f"{label}  {100 * min(share, 1):3.0f} %", f"{images:,}{of} images", f"{speed:.3g} images/s"]
     if made.share > 0 and share < 1:
-        parts.append(f"{spoken((1 - share) / made.share * made.seconds)} left")
+        parts.append(f"{format_seconds((1 - share) / made.share * made.seconds)} left")
     return "  ".join([*parts, *(f"{name} {value:.3g}" for name, value in values.items())])
 
 
-def spoken(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """45 s, 12 min, 3 h 20 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"

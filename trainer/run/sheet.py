@@ -1,4 +1,4 @@
-"""A sheet of images with words: a title, class names over columns, a name beside every row."""
+"""A sheet of images with a title, class names over columns, and a name beside every row."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ TEXT = 14  # height of the letters
 PAPER, INK = "white", "black"
 
 
-def titled(sheet: Pixels, side: int, title: str, columns: Sequence[str], rows: Sequence[str]) -> Pixels:
+def add_titles(sheet: Pixels, side: int, title: str, columns: Sequence[str], rows: Sequence[str]) -> Pixels:
     """uint8 [H, W, C], a grid of images of side x side without gaps -> uint8 [H', W', 3].
 
     columns: a name for each column, or none at all; they are written upwards. rows: a name for each row.

@@ -1,4 +1,4 @@
-"""Resumable training state in one safetensors file: weights, averages, optimiser moments, generators. Never pickle."""
+"""Resumable training state in one safetensors file: weights, averages, optimiser moments, generators."""
 
 import json
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from fewstep.card import WEIGHTS_FILE, CheckpointError, file_sha256, write_atomically
 from fewstep.outputs import ADAPTER_FILE, CLASSIFIER_FILE, STATE_FILE
+from trainer.run.older import current_tensor_name
 
 FORMAT = 2  # 2: generators lie on the CPU, and a run knows how many images it plans
 _STAGED = f".{STATE_FILE}.staged"
@@ -20,7 +21,7 @@ _STAGED = f".{STATE_FILE}.staged"
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything with tensors that changes during training, by name. Saved from and restored in place."""
+    """Everything with tensors that changes during training, by name. It is saved, and restored in place."""
 
     networks: dict[str, nn.Module]
     optimizers: dict[str, Optimizer]
@@ -28,8 +29,10 @@ class Parts:
 
 
 def stage_state(folder: Path, parts: Parts, facts: dict[str, Any]) -> None:
-    """Write the state beside its place. It becomes the folder's once the weights of the same moment are written, and
-    `settle_state` puts it there. facts: JSON-able values for `read_facts`, such as the images seen."""
+    """Write the state to a second file. After the weights of the same moment are written, `settle_state` renames it.
+
+    facts: JSON-able values for `read_facts`, such as the images seen.
+    """
     tensors = {
         f"net.{name}.{key}": value for name, net in parts.networks.items() for key, value in net.state_dict().items()
     }
@@ -44,10 +47,10 @@ def stage_state(folder: Path, parts: Parts, facts: dict[str, Any]) -> None:
 
 
 def settle_state(folder: Path) -> None:
-    """Put a staged state in its place if the weights of its moment are there, and remove it if they are not.
+    """Rename a staged state if the weights of its moment are there, and remove it if they are not.
 
-    State and weights cannot be renamed at once. The staged state knows which weights it replaces, so whatever moment
-    a writer dies at, this finds a state and the weights that belong to it.
+    State and weights cannot be renamed at the same time. The staged state stores the hash of the weights that it
+    replaces, so after a process was killed at any moment the folder has a state and the weights that belong to it.
     """
     staged = folder / _STAGED
     if not staged.is_file():
@@ -67,7 +70,7 @@ def _served_sha256(folder: Path) -> str:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What `stage_state` was told. Raises CheckpointError."""
+    """The facts given to `stage_state`. Raises CheckpointError."""
     path = folder / STATE_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {STATE_FILE}: there is nothing to resume; start without --resume")
@@ -86,7 +89,7 @@ def load_state(folder: Path, parts: Parts) -> None:
     path = folder / STATE_FILE
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {current_tensor_name(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, network in parts.networks.items():
             network.load_state_dict(_below(tensors, f"net.{name}."))
         for name, optimizer in parts.optimizers.items():
@@ -128,7 +131,7 @@ def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None
         index, key = name.split(".", 1)
         parameter = parameters[int(index)]
         if tensor.shape == parameter.shape:
-            # Fused Adam walks both through memory in step, so a moment must lie as its parameter does.
+            # Fused Adam reads both in memory order, so a moment needs the memory layout of its parameter.
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         moments.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -17,11 +17,11 @@ from fewstep.pixels import from_pixels, to_pixels
 from fewstep.precond import Network
 from server.scheduler.device_slots import DeviceSlotTable
 from server.scheduler.slots import Image, ImageKey, SlotTable, Start, Tick, buckets_for
-from tests.posterior import posterior_network
+from tests.ncvsd import ncvsd_network
 from tests.server.fakes import CLASSES, LEVELS, SHAPE, SIGMA_DATA, GaussianNetwork, expected_pixels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-POSTERIOR = posterior_network(Gaussian(0.0, SIGMA_DATA), SIGMA_DATA)
+NCVSD = ncvsd_network(Gaussian(0.0, SIGMA_DATA), SIGMA_DATA)
 
 
 class Device:
@@ -83,9 +83,9 @@ def test_a_slot_ends_in_the_image_of_the_sampler(steps: int):
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
-def test_a_posterior_student_in_any_layout_gets_the_latents_of_its_seed(memory_format: torch.memory_format):
-    cpu = SlotTable(POSTERIOR, SHAPE, 0, SIGMA_DATA, (4,), extra=1)
-    table = device_table(Device(POSTERIOR, (4,), extra=1, classes=0, memory_format=memory_format), extra=1, classes=0)
+def test_an_ncvsd_student_in_any_layout_gets_the_latents_of_its_seed(memory_format: torch.memory_format):
+    cpu = SlotTable(NCVSD, SHAPE, 0, SIGMA_DATA, (4,), extra=1)
+    table = device_table(Device(NCVSD, (4,), extra=1, classes=0, memory_format=memory_format), extra=1, classes=0)
     images = [image(request, steps, seed=2**64 - 1 - request, label=-1) for request, steps in enumerate([4, 1, 2])]
     cpu.admit(images)
     table.admit(images)

@@ -16,10 +16,10 @@ from fewstep.samplers import sample_dpdm
 from server.scheduler import slots
 from server.scheduler.row_independence import check_rows_independent
 from server.scheduler.slots import Image, ImageKey, SlotTable, buckets_for
-from tests.posterior import posterior_network
+from tests.ncvsd import ncvsd_network
 from tests.server.fakes import CLASSES, LEVELS, SHAPE, SIGMA_DATA, GaussianNetwork, expected_pixels
 
-POSTERIOR = posterior_network(Gaussian(0.0, SIGMA_DATA), SIGMA_DATA)
+NCVSD = ncvsd_network(Gaussian(0.0, SIGMA_DATA), SIGMA_DATA)
 GOLDEN = {3: [91, 0, 119, 168, 206, 253, 109, 207], 8: [140, 74, 201, 129, 82, 220, 225, 132]}
 
 
@@ -56,15 +56,15 @@ def test_the_bytes_of_a_marginal_student_never_change(steps: int):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
-def test_a_posterior_student_is_served_with_the_latents_of_its_seed(steps: int):
-    table = table_of(POSTERIOR, capacity=2, extra=1)
+def test_an_ncvsd_student_is_served_with_the_latents_of_its_seed(steps: int):
+    table = table_of(NCVSD, capacity=2, extra=1)
     table.admit([image(0, steps, seed=11)])
     ((_, pixels),) = drain(table)
-    bound = with_latent(Denoiser(POSTERIOR, SIGMA_DATA), latent_for([11], SHAPE))
+    bound = with_latent(Denoiser(NCVSD, SIGMA_DATA), latent_for([11], SHAPE))
     sample = sample_dpdm(bound, noise_for([11], SHAPE), LEVELS[steps])
     np.testing.assert_array_equal(pixels, to_pixels(sample.images)[0])
     silent = sample_dpdm(
-        with_latent(Denoiser(POSTERIOR, SIGMA_DATA), lambda step: np.zeros((1, *SHAPE))),
+        with_latent(Denoiser(NCVSD, SIGMA_DATA), lambda step: np.zeros((1, *SHAPE))),
         noise_for([11], SHAPE),
         LEVELS[steps],
     )
@@ -126,13 +126,13 @@ def test_buckets_ascend_to_the_capacity_and_waste_a_quarter_at_most(capacity: in
         max_size=31,
     ),
     st.integers(0, 5),
-    st.sampled_from(["marginal", "posterior"]),
+    st.sampled_from(["marginal", "ncvsd"]),
 )
 def test_exact_mode_gives_the_same_bytes_alone_and_among_thirty_others(
     requests: list[tuple[int, int, int]], head_start: int, kind: str
 ):
     (seed, steps, label), *others = requests
-    network, extra = (GaussianNetwork(), 0) if kind == "marginal" else (POSTERIOR, 1)
+    network, extra = (GaussianNetwork(), 0) if kind == "marginal" else (NCVSD, 1)
     alone = table_of(network, 32, exact=True, extra=extra)
     alone.admit([image(0, steps, seed, label)])
     mixed = table_of(network, 32, exact=True, extra=extra)

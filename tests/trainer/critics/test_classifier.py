@@ -1,4 +1,4 @@
-"""The classifier of noised images: what it learns, what it is told, what a file of it holds."""
+"""The classifier of noised images: what it learns, what it takes, what a file of it holds."""
 
 import json
 from dataclasses import replace
@@ -73,7 +73,7 @@ def test_maps_halve_down_to_four_and_end_in_one_vector(side, sides):
 def test_it_is_told_the_level():
     network = fresh(resolution=16).eval()
     (block,) = (part for part in network.blocks if isinstance(part, HalvingBlock))
-    torch.nn.init.normal_(block.told.weight)  # it begins by ignoring it
+    torch.nn.init.normal_(block.level_embedding.weight)  # it begins by ignoring it
     x = normals(1, 1, 16, 16).repeat(2, 1, 1, 1)
     scale = (torch.tensor([0.1, 0.4]) ** 2 + 0.25).sqrt()[:, None, None, None]
     first, second = network(x * scale, torch.tensor([0.1, 0.4]))  # at unit variance both images are the same
@@ -134,7 +134,7 @@ def test_shifts_are_the_batchs_and_dropout_the_images_whatever_the_number_of_pro
     def seen(rank: int, ranks: int) -> list[torch.Tensor]:
         method, fed = Classification(fresh(dropout=0.5), Compute(), ADAM), []
         logits = method.logits
-        method.logits = lambda *inputs: (fed.extend(inputs), logits(*inputs))[1]
+        monkeypatch.setattr(method, "logits", lambda *inputs: (fed.extend(inputs), logits(*inputs))[1])
         rows = 8 // ranks
         own = slice(rank * rows, (rank + 1) * rows)
         method.update(images[own], labels[own], 0.5, replace(draws(5), rank=rank, ranks=ranks))

@@ -16,7 +16,7 @@ CONFIG = AdversaryConfig(weight=1.0, adam=AdamConfig(2e-3, (0.0, 0.999), warmup=
 LABELS = torch.arange(32) % 10
 
 
-def adversary(**changes) -> Adversary:
+def build(**changes) -> Adversary:
     torch.manual_seed(0)  # of the head
     return Adversary(lively(std=0.1), 0.5, replace(CONFIG, **changes), Compute())
 
@@ -25,62 +25,62 @@ def bright(count: int = 32, seed: int = 1) -> torch.Tensor:
     return 0.5 + 0.2 * normals(count, 1, 8, 8, seed=seed)
 
 
-def logits(judge: Adversary, images: torch.Tensor) -> torch.Tensor:
+def logits(adversary: Adversary, images: torch.Tensor) -> torch.Tensor:
     """[images], always under the same noise; with gradients where the images ask for them."""
-    return judge.heads(judge._seen(images, LABELS, draws(9)))
+    return adversary.heads(adversary._features_of_noised(images, LABELS, draws(9)))
 
 
 def trained() -> Adversary:
     """A head that calls bright images real and dark ones not."""
-    judge = adversary()
+    adversary = build()
     rng = draws(2)
     for step in range(40):
-        judge.fit(bright(seed=10 + step), -bright(seed=60 + step), LABELS, 0.5, rng)
-    return judge
+        adversary.fit(bright(seed=10 + step), -bright(seed=60 + step), LABELS, 0.5, rng)
+    return adversary
 
 
 def test_the_head_learns_to_tell_bright_from_dark():
-    judge = adversary()
-    first = judge.fit(bright(), -bright(), LABELS, 0.5, draws(3))
+    adversary = build()
+    first = adversary.fit(bright(), -bright(), LABELS, 0.5, draws(3))
     assert first["head_loss"].item() == pytest.approx(2 * 0.6931, abs=0.3)  # it knows nothing yet
-    judge = trained()
+    adversary = trained()
     # Not all: some are noised beyond recognition.
-    assert (logits(judge, bright(seed=4)) > 0).float().mean() > 0.8
-    assert (logits(judge, -bright(seed=5)) < 0).float().mean() > 0.8
-    last = judge.fit(bright(seed=6), -bright(seed=7), LABELS, 0.5, draws(8))
+    assert (logits(adversary, bright(seed=4)) > 0).float().mean() > 0.8
+    assert (logits(adversary, -bright(seed=5)) < 0).float().mean() > 0.8
+    last = adversary.fit(bright(seed=6), -bright(seed=7), LABELS, 0.5, draws(8))
     assert last["head_right"] > 0.8 and last["head_loss"] < 0.9
 
 
 def test_descending_makes_outputs_look_more_real():
-    judge, outputs = trained(), -bright(seed=4)
-    gradient = judge.gradient(outputs, LABELS, draws(9))
+    adversary, outputs = trained(), -bright(seed=4)
+    gradient = adversary.gradient(outputs, LABELS, draws(9))
     step = 0.02 * gradient / gradient.abs().mean()
-    assert (logits(judge, outputs - step) > logits(judge, outputs)).float().mean() > 0.9
-    assert (logits(judge, outputs + step) < logits(judge, outputs)).float().mean() > 0.9
+    assert (logits(adversary, outputs - step) > logits(adversary, outputs)).float().mean() > 0.9
+    assert (logits(adversary, outputs + step) < logits(adversary, outputs)).float().mean() > 0.9
 
 
 def test_the_gradient_is_that_of_the_non_saturating_loss_against_a_mean_over_pixels():
-    judge, outputs = trained(), -bright(seed=4)
+    adversary, outputs = trained(), -bright(seed=4)
     followed = outputs.clone().requires_grad_(True)
-    loss = -torch.log(torch.sigmoid(logits(judge, followed)))
+    loss = -torch.log(torch.sigmoid(logits(adversary, followed)))
     expected = torch.autograd.grad(loss.sum(), followed)[0] * 64  # pixels
-    torch.testing.assert_close(judge.gradient(outputs, LABELS, draws(9)), expected)
+    torch.testing.assert_close(adversary.gradient(outputs, LABELS, draws(9)), expected)
 
 
 def test_the_gradient_scales_with_the_weight():
-    one = adversary(weight=1.0).gradient(bright(), LABELS, draws(9))
-    small = adversary(weight=3e-3).gradient(bright(), LABELS, draws(9))
+    one = build(weight=1.0).gradient(bright(), LABELS, draws(9))
+    small = build(weight=3e-3).gradient(bright(), LABELS, draws(9))
     assert one.abs().max() > 0
     torch.testing.assert_close(small, 3e-3 * one)
 
 
 def test_the_head_learns_from_fitting_alone():
-    judge = adversary()
-    head = copied(judge.heads)
-    judge.gradient(bright(), LABELS, draws(9))
-    assert equal(judge.heads, head) and all(p.grad is None for p in judge.heads.parameters())
-    judge.fit(bright(), -bright(), LABELS, 0.5, draws(9))
-    assert not equal(judge.heads, head)
+    adversary = build()
+    head = copied(adversary.heads)
+    adversary.gradient(bright(), LABELS, draws(9))
+    assert equal(adversary.heads, head) and all(p.grad is None for p in adversary.heads.parameters())
+    adversary.fit(bright(), -bright(), LABELS, 0.5, draws(9))
+    assert not equal(adversary.heads, head)
 
 
 def test_neither_teacher_nor_student_is_touched_by_the_head():
@@ -99,20 +99,21 @@ def test_neither_teacher_nor_student_is_touched_by_the_head():
 def test_both_sides_are_noised_and_labelled():
     def moved(sigma: float) -> float:
         """How far other noise of this level moves the logits."""
-        judge = adversary(noise=NoiseDistribution(math.log(sigma), 0.0))
+        adversary = build(noise=NoiseDistribution(math.log(sigma), 0.0))
         with torch.no_grad():
-            one, other = (judge.heads(judge._seen(bright(), LABELS, draws(n))) for n in (1, 2))
+            one, other = (adversary.heads(adversary._features_of_noised(bright(), LABELS, draws(n))) for n in (1, 2))
         return (one - other).abs().mean().item()
 
     assert moved(0.5) > 20 * moved(1e-3) > 0
-    judge = adversary()
-    others = judge.heads(judge._seen(bright(), (LABELS + 1) % 10, draws(9)))
-    assert not torch.allclose(others, logits(judge, bright()))
+    adversary = build()
+    others = adversary.heads(adversary._features_of_noised(bright(), (LABELS + 1) % 10, draws(9)))
+    assert not torch.allclose(others, logits(adversary, bright()))
 
 
 def test_the_innermost_features_are_read():
-    judge = Adversary(lively(replace(TINY, mult=(1, 2)), std=0.1), 0.5, CONFIG, Compute())
-    assert judge._seen(bright(), LABELS, draws(9)).shape == (32, 32, 4, 4) and logits(judge, bright()).shape == (32,)
+    adversary = Adversary(lively(replace(TINY, mult=(1, 2)), std=0.1), 0.5, CONFIG, Compute())
+    assert adversary._features_of_noised(bright(), LABELS, draws(9)).shape == (32, 32, 4, 4)
+    assert logits(adversary, bright()).shape == (32,)
 
 
 def test_the_student_feels_the_head():

@@ -25,7 +25,7 @@ from fewstep.unet_config import UNetConfig
 from trainer import calibrate as command
 from trainer.data.format import ImageSet, sigma_data
 from trainer.levels import calibration
-from trainer.levels.search import Trial, calibrated
+from trainer.levels.search import Trial, search_and_check
 from trainer.levels.trajectories import Trajectories
 from trainer.run.artifacts import describe
 
@@ -75,12 +75,12 @@ def test_calibration_finds_the_level_at_which_a_student_is_best():
         return distance
 
     ranges = calibration.CalibrationConfig(images=50).ranges
-    trial = calibrated([objective(seeds) for seeds in ranges], (80.0, 9.0), None)
+    trial = search_and_check([objective(seeds) for seeds in ranges], (80.0, 9.0), None)
     # The second call shrinks the first one's shift by 0.5 / sqrt(0.25 + sigma^2) and adds its own.
     levels = np.geomspace(0.1, 40, 400)
     left = [student.shift(80.0) * 0.5 / math.sqrt(0.25 + sigma**2) + student.shift(sigma) for sigma in levels]
     assert trial.accepted and trial.found[1] == pytest.approx(levels[np.argmin(left)], rel=0.2)
-    assert trial == calibrated([objective(seeds) for seeds in ranges], (80.0, 9.0), None)
+    assert trial == search_and_check([objective(seeds) for seeds in ranges], (80.0, 9.0), None)
 
 
 def test_seed_ranges_are_disjoint_and_far_from_everybody_elses():
@@ -94,7 +94,7 @@ def test_seed_ranges_are_disjoint_and_far_from_everybody_elses():
 @pytest.mark.parametrize("count", [37, 1000, 6000])
 def test_classes_are_as_frequent_as_in_the_data_whatever_its_order(count):
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [3000, 2000, 1000]))
-    found = np.bincount(calibration.frequent_as_in(labels, count), minlength=3)
+    found = np.bincount(calibration.labels_in_proportion(labels, count), minlength=3)
     assert found.sum() == count and np.abs(found - count * np.array([3, 2, 1]) / 6).max() < 1
 
 
@@ -187,7 +187,7 @@ def test_the_same_command_finds_the_same_levels(models, folders, fashion_2000_zi
 def test_accepted_levels_replace_the_cards_and_stale_metrics_go(models, fashion_2000_zip, monkeypatch, capsys):
     student, teacher = models
     trial = Trial((80.0, 3.5), (80.0, 2.0), True, 1.0, 0.5, (1.0,) * 4, (0.5,) * 4)
-    monkeypatch.setattr(calibration, "calibrated", lambda *_: trial)
+    monkeypatch.setattr(calibration, "search_and_check", lambda *_: trial)
     assert run(student, teacher, fashion_2000_zip, "--steps", "2") == 0
     card = read_card(student)
     assert card.levels[2] == (80.0, 2.0) and card.metrics["distance"] == {"3": 2.0}
@@ -204,7 +204,7 @@ def test_an_interrupt_keeps_what_was_found(models, fashion_2000_zip, monkeypatch
             raise KeyboardInterrupt
         return trial
 
-    monkeypatch.setattr(calibration, "calibrated", once)
+    monkeypatch.setattr(calibration, "search_and_check", once)
     assert run(student, teacher, fashion_2000_zip, "--steps", "2,3") == command.INTERRUPTED
     card = read_card(student)
     assert card.levels[2] == (80.0, 2.0) and card.levels[3] == (80.0, 11.6, 0.8)

@@ -8,7 +8,7 @@ import torch
 from fewstep.network import UNet
 from fewstep.unet_config import UNetConfig
 from tests.trainer.tiny import TINY, lively, normals
-from trainer.levels.conditioning import LEVEL_FEATURES, level_features, widened
+from trainer.levels.conditioning import LEVEL_FEATURES, level_features, widen
 from trainer.settings import served_lists
 
 CONFIGS = {
@@ -39,7 +39,7 @@ def inputs(config: UNetConfig, channels: int, features: int):
 @pytest.mark.parametrize(("channels", "features"), [(3, 0), (0, 5), (2, 16)])
 def test_widened_copy_ignores_what_is_new(config: UNetConfig, channels: int, features: int):
     network = lively(config)
-    wide = widened(network, channels=channels, features=features)
+    wide = widen(network, channels=channels, features=features)
     old, behind = inputs(config, channels, features)
     with torch.no_grad():
         expected = network(*old)
@@ -50,7 +50,7 @@ def test_widened_copy_ignores_what_is_new(config: UNetConfig, channels: int, fea
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=list(CONFIGS))
 def test_new_weights_get_gradients_and_then_matter(config: UNetConfig):
-    wide = widened(lively(config), channels=2, features=5)
+    wide = widen(lively(config), channels=2, features=5)
     _, behind = inputs(config, 2, 5)
     wide(*behind(2)).square().sum().backward()
     gradients = {name: parameter.grad for name, parameter in wide.named_parameters() if parameter.grad is not None}
@@ -73,7 +73,7 @@ def test_new_weights_get_gradients_and_then_matter(config: UNetConfig):
 
 def test_nothing_widened_is_a_copy_of_its_own():
     network = lively()
-    copy = widened(network)
+    copy = widen(network)
     assert copy.config == network.config
     for parameter in copy.parameters():
         torch.nn.init.zeros_(parameter)
@@ -81,13 +81,13 @@ def test_nothing_widened_is_a_copy_of_its_own():
 
 
 def test_unpredicted_channels_do_not_come_out():
-    wide = widened(lively(CONFIGS["patch"]), channels=3)
+    wide = widen(lively(CONFIGS["patch"]), channels=3)
     assert wide.config == replace(CONFIGS["patch"], extra=3)
     assert wide(torch.zeros(2, 6, 8, 8), torch.zeros(2), torch.zeros(2, 10)).shape == (2, 3, 8, 8)
 
 
 def test_a_widened_network_is_rebuilt_from_its_configuration():
-    wide = widened(lively(CONFIGS["ncsn++"]), channels=3, features=LEVEL_FEATURES)
+    wide = widen(lively(CONFIGS["ncsn++"]), channels=3, features=LEVEL_FEATURES)
     assert isinstance(wide.config, UNetConfig)
     UNet(wide.config).load_state_dict(wide.state_dict())
 

@@ -1,4 +1,4 @@
-"""Where student outputs are judged: the range of every rule, and how levels are drawn."""
+"""The levels to which student outputs are noised: the range of every rule, and how levels are drawn."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_levels_below_the_top_are_drawn_evenly():
     assert shares == pytest.approx([0.4, 0.2, 0.2, 0.2], abs=0.02)
 
 
-def test_tied_judges_at_the_students_own_level(drawn):
+def test_tied_noises_to_the_students_own_level(drawn):
     assert torch.equal(renoise_levels("tied", drawn, FLOOR, Draws(torch.Generator())), drawn.sigma)
 
 
@@ -70,5 +70,5 @@ def test_hybrid_is_subinterval_below_the_top_and_mostly_lognormal_at_it(drawn):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_no_rule_judges_below_the_floor(rule, drawn):
+def test_no_rule_noises_to_less_than_the_floor(rule, drawn):
     assert renoise_levels(rule, drawn, FLOOR, Draws(torch.Generator().manual_seed(5))).min() >= FLOOR * 0.9999

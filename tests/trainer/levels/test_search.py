@@ -7,7 +7,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from trainer.levels.search import SearchConfig, calibrated, evaluations, gained, golden_section, insertions, search
+from trainer.levels.search import (
+    SearchConfig,
+    evaluations,
+    golden_section,
+    insertions,
+    is_better,
+    search,
+    search_and_check,
+)
 
 CONFIG = SearchConfig()
 
@@ -76,11 +84,11 @@ def test_insertions_add_one_level_to_every_gap():
 
 
 def test_the_shorter_list_helps_where_the_cards_own_is_far_off():
-    trial = calibrated([off(3.0, 0.2)] * 3, (80.0, 60.0, 50.0), (80.0, 3.0))
+    trial = search_and_check([off(3.0, 0.2)] * 3, (80.0, 60.0, 50.0), (80.0, 3.0))
     assert trial.accepted and trial.found[1:] == pytest.approx((3.0, 0.2), rel=0.15)
-    elsewhere = calibrated([off(3.0, 0.2)] * 3, (80.0, 60.0, 50.0), (40.0, 3.0))
+    elsewhere = search_and_check([off(3.0, 0.2)] * 3, (80.0, 60.0, 50.0), (40.0, 3.0))
     assert elsewhere.found == trial.found  # the list's own top stays
-    alone = calibrated([off(3.0, 0.2)] * 3, (80.0, 60.0, 50.0), None)
+    alone = search_and_check([off(3.0, 0.2)] * 3, (80.0, 60.0, 50.0), None)
     assert alone.after > trial.after
 
 
@@ -96,7 +104,7 @@ def noisy(seed: int, signal):
 def test_what_only_fits_noise_is_rejected_and_a_real_gain_is_kept():
     flat, real = lambda levels: 1.0, lambda levels: 1.0 + off(3.0)(levels)
     trials = {
-        name: [calibrated([noisy(5 * i + j, signal) for j in range(5)], (80.0, 9.0), None) for i in range(40)]
+        name: [search_and_check([noisy(5 * i + j, signal) for j in range(5)], (80.0, 9.0), None) for i in range(40)]
         for name, signal in (("flat", flat), ("real", real))
     }
     assert all(trial.after <= trial.before for trial in trials["flat"])  # the search always thinks it won
@@ -105,6 +113,6 @@ def test_what_only_fits_noise_is_rejected_and_a_real_gain_is_kept():
 
 
 def test_gains_are_weighed_against_their_scatter():
-    assert gained([1.0, 1.1, 0.9, 1.0], [0.9, 1.0, 0.8, 0.91])
-    assert not gained([1.0, 1.1, 0.9, 1.0], [0.7, 1.2, 1.1, 0.9])
-    assert not gained([1.0, 1.0], [1.0, 1.0])
+    assert is_better([1.0, 1.1, 0.9, 1.0], [0.9, 1.0, 0.8, 0.91])
+    assert not is_better([1.0, 1.1, 0.9, 1.0], [0.7, 1.2, 1.1, 0.9])
+    assert not is_better([1.0, 1.0], [1.0, 1.0])

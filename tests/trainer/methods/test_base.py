@@ -13,7 +13,7 @@ from fewstep.samplers import sample_dpdm
 from fewstep.schedule import SIGMA_MAX
 from tests.trainer.tiny import draws, lively, normals
 from trainer.levels.renoise import Drawn, LevelLists, renoise_levels
-from trainer.methods.base import noised, simulated
+from trainer.methods.base import add_noise, simulate_input
 from trainer.methods.dpdm import Student
 from trainer.run.compute import Compute
 from trainer.settings import RULES, StudentConfig, served_lists
@@ -26,14 +26,14 @@ def test_images_are_noised_to_their_level_and_the_top_is_nothing_but_noise():
     position = torch.arange(3000) % 3
     sigma = torch.tensor([80.0, 3.0, 0.2])[position]
     images = 0.9 + 0.05 * normals(3000, 1, 4, 4)
-    fed = noised(images, Drawn(sigma, sigma / 2, position), draws(1))
+    fed = add_noise(images, Drawn(sigma, sigma / 2, position), draws(1))
     unit = fed.x / sigma[:, None, None, None]
     assert abs(unit[position == 0].mean()) < 0.02 and abs(unit[position == 0].std() - 1) < 0.02
     for at in (1, 2):
         added = (fed.x - images)[position == at] / sigma[position == at, None, None, None]
         assert abs(added.mean()) < 0.02 and abs(added.std() - 1) < 0.02
     # not merely drowned: at the top another image is the same input
-    again = noised(-images, Drawn(sigma, sigma / 2, position), draws(1))
+    again = add_noise(-images, Drawn(sigma, sigma / 2, position), draws(1))
     same = (again.x == fed.x).flatten(1).all(1)
     assert same[position == 0].all() and not same[position > 0].any()
 
@@ -42,10 +42,10 @@ def test_images_are_noised_to_their_level_and_the_top_is_nothing_but_noise():
 def test_a_simulated_input_is_where_the_sampler_stands_before_that_step(seed):
     labels, like = torch.arange(8) % 10, torch.empty(8, 1, 8, 8)
     student = Denoiser(lively(), 0.5, 10)
-    fed = simulated(student, LISTS, like, labels, draws(seed))
+    fed = simulate_input(student, LISTS, like, labels, draws(seed))
     rng = draws(seed)
-    sigmas, stop = LISTS.list_at(rng.shared()), int(fed.drawn.position[0])
-    assert stop == int(rng.shared() * len(sigmas))
+    sigmas, stop = LISTS.list_at(rng.shared_uniform()), int(fed.drawn.position[0])
+    assert stop == int(rng.shared_uniform() * len(sigmas))
     noise = [rng.normal_like(like) for _ in range(stop + 1)]
     expected = sigmas[0] * noise[0]
     if stop:
@@ -60,7 +60,7 @@ def test_a_simulated_input_is_where_the_sampler_stands_before_that_step(seed):
 
 def test_seeds_above_reach_the_first_and_a_later_step():
     like, labels = torch.empty(1, 1, 1, 1), torch.zeros(1)
-    stops = [int(simulated(lambda x, *_: x, LISTS, like, labels, draws(seed)).drawn.position) for seed in range(4)]
+    stops = [int(simulate_input(lambda x, *_: x, LISTS, like, labels, draws(seed)).drawn.position) for seed in range(4)]
     assert min(stops) == 0 and max(stops) > 0
 
 
@@ -68,7 +68,7 @@ def test_lists_and_their_steps_are_simulated_equally_often():
     rng, still = draws(2), lambda x, sigma, labels: x
     seen = Counter()
     for _ in range(3000):
-        drawn = simulated(still, LISTS, torch.empty(1, 1, 1, 1), torch.zeros(1), rng).drawn
+        drawn = simulate_input(still, LISTS, torch.empty(1, 1, 1, 1), torch.zeros(1), rng).drawn
         seen[round(drawn.sigma.item(), 3), round(drawn.below.item(), 3), int(drawn.position)] += 1
     for levels in served_lists((1, 2, 4), 0.01):
         for step, sigma in enumerate(levels):
@@ -79,15 +79,15 @@ def test_lists_and_their_steps_are_simulated_equally_often():
 def test_a_perfect_students_trajectory_has_the_law_of_noised_data():
     data, rng, like = Gaussian(0.2, 0.5), draws(3), torch.empty(400, 1, 8, 8)
     for _ in range(12):
-        fed = simulated(lambda x, sigma, labels: data.student(x, sigma), LISTS, like, torch.zeros(400), rng)
+        fed = simulate_input(lambda x, sigma, labels: data.student(x, sigma), LISTS, like, torch.zeros(400), rng)
         sigma, top = fed.drawn.sigma[0].item(), int(fed.drawn.position[0]) == 0
         std = math.hypot(0.0 if top else data.std, sigma)
         assert fed.x.std().item() == pytest.approx(std, rel=0.02)
         assert fed.x.mean().item() == pytest.approx(0 if top else data.mean, abs=4 * std / fed.x.numel() ** 0.5)
 
 
-def test_a_posterior_student_decides_afresh_at_every_step_it_simulates():
-    student = Student(lively(), 0.5, StudentConfig(objective="posterior", simulate=1.0, simulate_from=0.0), Compute())
+def test_an_ncvsd_student_decides_afresh_at_every_step_it_simulates():
+    student = Student(lively(), 0.5, StudentConfig(objective="ncvsd", simulate=1.0, simulate_from=0.0), Compute())
     latents = []
 
     def network(x, c_noise, onehot):
@@ -120,6 +120,6 @@ def test_a_share_of_one_draws_the_top_alone():
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_outputs_of_any_level_are_judged_above_the_floor(rule):
+def test_outputs_of_any_level_are_noised_to_the_floor_at_least(rule):
     drawn = LISTS.draw(5000, 0.3, draws(9))
     assert renoise_levels(rule, drawn, FLOOR, draws(10)).min() >= FLOOR * 0.9999

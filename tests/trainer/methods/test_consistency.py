@@ -26,7 +26,7 @@ from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals, run_
 from trainer.commands import Distillation, train_student
 from trainer.data.format import ImageSet, sigma_data
 from trainer.data.loader import batches
-from trainer.methods.consistency import Consistency, pseudo_huber, solver_step, squared
+from trainer.methods.consistency import Consistency, pseudo_huber, solver_step, squared_distance
 from trainer.methods.edm import Teacher
 from trainer.run.compute import Compute
 from trainer.run.ema import average_of, blend, power_decay
@@ -38,7 +38,7 @@ PAIR = Gaussian(0.1, 0.5)
 
 
 def exact(**settings: Any) -> Consistency:
-    """A method whose teacher is the exact posterior mean of PAIR, and whose student the exact end of its ODE."""
+    """A method whose teacher is the exact conditional mean of PAIR, and whose student the exact end of its ODE."""
     method = Consistency(UNet(TINY), 0.5, ConsistencyConfig(**settings), Compute())
     method.teacher = Denoiser(as_network(PAIR.teacher, 0.5), 0.5)
     method.student = method.target = Denoiser(as_network(PAIR.student, 0.5), 0.5)
@@ -72,7 +72,7 @@ def test_with_the_papers_intervals_heun_misses_by_a_fortieth_of_the_datas_spread
 
 
 @pytest.mark.parametrize("metric", ["pseudo-huber", "l2"])
-def test_the_exact_consistency_function_has_almost_no_loss_and_a_posterior_mean_has_much(metric):
+def test_the_exact_consistency_function_has_almost_no_loss_and_a_conditional_mean_has_much(metric):
     method = exact(metric=metric, intervals=72)
     images = PAIR.mean + PAIR.std * normals(512, 1, 8, 8)
     none = method.loss(images, None, draws(1)).mean()
@@ -114,7 +114,7 @@ def test_a_solver_step_is_the_samplers_with_a_level_for_each_row(solver, sampler
 def test_distances():
     a, b = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
     b[1, 0, 0, :2] = torch.tensor([3.0, 4.0])
-    assert squared(a, b).tolist() == [0.0, 25.0]
+    assert squared_distance(a, b).tolist() == [0.0, 25.0]
     bend = 0.00054 * 8  # Song & Dhariwal 2024, Section 3.3: c = 0.00054 sqrt(d)
     assert pseudo_huber(a, b).tolist() == pytest.approx([0.0, (25 + bend**2) ** 0.5 - bend])
 
@@ -189,9 +189,10 @@ def test_a_student_to_start_from_is_taken(small_teacher):
 def test_what_cannot_be_trained_is_refused(small_teacher):
     with pytest.raises(ValueError, match="other images"):
         Consistency(small_teacher, 0.66, ConsistencyConfig(), Compute(), UNet(replace(TINY, extra=1)))
-    for wrong in ({"intervals": 0}, {"sigma_min": 0.0}, {"sigma_min": 90.0}):
+    wrong: list[dict[str, Any]] = [{"intervals": 0}, {"sigma_min": 0.0}, {"sigma_min": 90.0}]
+    for settings in wrong:
         with pytest.raises(RangeError):
-            ConsistencyConfig(**wrong)
+            ConsistencyConfig(**settings)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The gradients in closed form: linear judges, autograd, and the KL divergence as a special case of SiD."""
+"""The gradients in closed form: linear score networks, autograd, and the KL divergence as a special case of SiD."""
 
 import pytest
 import torch
@@ -17,17 +17,17 @@ def auxiliary(noisy: torch.Tensor) -> torch.Tensor:
     return 0.8 * noisy.sin()
 
 
-def detached(judge):
-    return lambda noisy: judge(noisy).detach() + 0 * noisy  # constant in its input, as autograd sees it
+def detached(network):
+    return lambda noisy: network(noisy).detach() + 0 * noisy  # constant in its input, as autograd sees it
 
 
 @pytest.mark.parametrize("weight", ["l1", "one"])
-def test_sid_with_alpha_zero_and_judges_that_pass_no_gradient_is_kl(weight):
+def test_sid_with_alpha_zero_and_networks_that_pass_no_gradient_is_kl(weight):
     sid = sid_gradient(OUTPUTS, NOISE, detached(teacher), detached(auxiliary), weight, alpha=0.0)
     torch.testing.assert_close(sid, kl_gradient(OUTPUTS, OUTPUTS + NOISE, teacher, auxiliary, weight))
 
 
-def test_kl_is_the_difference_of_the_judges():
+def test_kl_is_the_difference_of_the_score_networks():
     noisy = OUTPUTS + NOISE
     expected = auxiliary(noisy) - teacher(noisy)
     torch.testing.assert_close(kl_gradient(OUTPUTS, noisy, teacher, auxiliary, "one"), expected)
@@ -42,7 +42,7 @@ def test_sid_with_alpha_one_half_is_half_the_difference_of_squared_errors():
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.2])
-def test_sid_of_linear_judges_in_closed_form(alpha):
+def test_sid_of_linear_score_networks_in_closed_form(alpha):
     a, b = 0.3, 0.9
     noisy = OUTPUTS + NOISE
     gap = (a - b) * noisy
@@ -69,7 +69,7 @@ def test_a_teacher_without_error_does_not_divide_by_zero():
     assert gradient.isfinite().all()
 
 
-def test_no_judge_is_trained_by_judging():
+def test_no_score_network_is_trained_by_the_gradient():
     layers = [torch.nn.Conv2d(1, 1, 3, padding=1) for _ in range(2)]
     kl = kl_gradient(OUTPUTS, OUTPUTS + NOISE, layers[0], layers[1], "l1")
     sid = sid_gradient(OUTPUTS, NOISE, layers[0], layers[1], "l1", 1.0)

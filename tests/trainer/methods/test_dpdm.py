@@ -30,7 +30,7 @@ LOSSES = [("kl", "l1"), ("kl", "one"), ("sid", "l1"), ("sid", "one")]
 
 
 def gradient_between(teacher: Gaussian, auxiliary: Gaussian, outputs: torch.Tensor, sigma: float, **config):
-    """The gradient at `outputs` when both judges are exact and judging happens at `sigma` (tied)."""
+    """The gradient at `outputs` when both score networks are exact and outputs are noised to `sigma` (tied)."""
     student = Student(UNet(TINY), 0.5, StudentConfig(renoise="tied", **config), Compute())
     student.teacher = Denoiser(as_network(teacher.teacher, 0.5), 0.5)
     student.auxiliary = Denoiser(as_network(auxiliary.teacher, 0.5), 0.5)
@@ -63,7 +63,7 @@ def test_descent_moves_the_students_mean_towards_the_data(loss, weight, sigma):
 @pytest.mark.parametrize("sigma", [0.1, 1.0])
 @pytest.mark.parametrize(("loss", "weight"), LOSSES)
 def test_descent_spreads_outputs_that_are_averages(loss, weight, sigma):
-    # A posterior-mean denoiser's outputs are too narrow: the gradient must push them away from their mean.
+    # A conditional-mean denoiser's outputs are too narrow: the gradient must push them away from their mean.
     outputs = torch.randn(256, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.2
     gradient = gradient_between(Gaussian(0.0, 0.5), Gaussian(0.0, 0.2), outputs, sigma, loss=loss, weight=weight)
     assert (gradient * outputs).mean() < 0

@@ -16,7 +16,7 @@ from trainer.settings import AdamConfig, NoiseDistribution
 
 @pytest.mark.parametrize("sigma", [0.01, 0.5, 30.0])
 def test_perfect_denoiser_of_gaussian_data_has_loss_one_at_every_level(sigma):
-    # weight * posterior variance = (sigma^2 + s^2) / (sigma s)^2 * sigma^2 s^2 / (sigma^2 + s^2) = 1
+    # weight * conditional variance = (sigma^2 + s^2) / (sigma s)^2 * sigma^2 s^2 / (sigma^2 + s^2) = 1
     gaussian, rng = Gaussian(0.0, 0.5), torch.Generator().manual_seed(0)
     images = 0.5 * torch.randn(4000, 1, 4, 4, generator=rng)
     noise = torch.randn(images.shape, generator=rng)

@@ -1,4 +1,4 @@
-"""What makes each rival itself: the papers' settings, and what they do to feeding, judging and updating."""
+"""What makes each rival itself: the papers' settings, and what they do to inputs, levels and updates."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def student_of(config: StudentConfig) -> Student:
     return Student(lively(std=0.05), 0.5, config, Compute())
 
 
-def judged_levels(config: StudentConfig, fed) -> torch.Tensor:
+def renoised_levels(config: StudentConfig, fed) -> torch.Tensor:
     many = replace(fed.drawn, **{name: value.repeat(200) for name, value in vars(fed.drawn).items()})
     return renoise_levels(config.renoise, many, config.floor, draws(2))
 
@@ -46,18 +46,18 @@ def test_diff_instruct_sees_noise_of_2_5_and_no_data():
     assert served == pytest.approx(2.5)  # one step, from where it was trained
 
 
-def test_diff_instruct_judges_where_edm_trains_with_the_plain_score_difference():
+def test_diff_instruct_noises_outputs_as_edm_trains_with_the_plain_score_difference():
     config = diff_instruct(BASE)
-    levels = judged_levels(config, student_of(config).feed(IMAGES, LABELS, 1.0, draws()))
+    levels = renoised_levels(config, student_of(config).feed(IMAGES, LABELS, 1.0, draws()))
     assert levels.log().mean().item() == pytest.approx(-1.2, abs=0.05)
     assert levels.log().std().item() == pytest.approx(1.2, abs=0.05)
     assert (config.weight, config.auxiliary_updates) == ("one", 1)
 
 
-def test_dmd2_judges_anywhere():
+def test_dmd2_noises_outputs_to_any_level():
     config = dmd2(BASE)
     fed = student_of(config).feed(IMAGES, LABELS, 1.0, draws())
-    levels = judged_levels(config, fed)
+    levels = renoised_levels(config, fed)
     assert levels.max() > 75 and levels.min() < 0.06 and config.weight == "l1"
 
 
@@ -83,8 +83,8 @@ def test_dmd2_fits_auxiliary_and_critic_to_fresh_outputs_in_every_update_and_the
     outputs = [entry[1] for entry in seen if entry[0] == "auxiliary"]
     critics = [entry for entry in seen if entry[0] == "critic"]
     assert len(outputs) == len(critics) == 10
-    for update, (_, real, judged) in enumerate(critics):
-        assert torch.equal(judged, outputs[update]) and torch.equal(real, IMAGES[update * 4 : update * 4 + 4])
+    for update, (_, real, shown) in enumerate(critics):
+        assert torch.equal(shown, outputs[update]) and torch.equal(real, IMAGES[update * 4 : update * 4 + 4])
     assert len({output.sum().item() for output in outputs}) == 10  # no batch is used twice
     counts = {n: {int(s["step"]) for s in o.state.values()} for n, o in method.optimizers.items()}
     assert counts == {"student": {2}, "auxiliary": {10}, "heads": {10}}
@@ -93,13 +93,13 @@ def test_dmd2_fits_auxiliary_and_critic_to_fresh_outputs_in_every_update_and_the
 
 def test_dmd2_sees_nothing_but_its_own_trajectory(monkeypatch):
     method, rng, positions, fed_to = DMD2(lively(std=0.05), 0.5, dmd2(BASE), Compute()), draws(), set(), []
-    simulated = dmd2_module.simulated
+    simulate_input = dmd2_module.simulate_input
 
     def recorded(*arguments):
-        fed_to.append(simulated(*arguments))
+        fed_to.append(simulate_input(*arguments))
         return fed_to[-1]
 
-    monkeypatch.setattr(dmd2_module, "simulated", recorded)
+    monkeypatch.setattr(dmd2_module, "simulate_input", recorded)
     for progress in (0.0, 0.1, 0.2, 0.5, 0.9, 0.95, 1.0, 1.0, 1.0, 1.0):
         method.update(IMAGES[:4], LABELS[:4], progress, rng)
     for fed in fed_to:
@@ -117,7 +117,7 @@ def test_dmd2s_shorter_lists_are_part_of_its_longest():
             assert any(abs(sigma / other - 1) < 1e-9 for other in lists[4])
 
 
-def test_tied_judges_outputs_where_their_input_was_and_adds_nothing():
+def test_tied_noises_outputs_to_the_level_of_their_input_and_adds_nothing():
     config = tied(FULL)
     student = student_of(config)
     fed = student.feed(IMAGES, LABELS, 1.0, draws())

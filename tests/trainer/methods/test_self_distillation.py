@@ -12,7 +12,7 @@ from fewstep.samplers import sample_dpdm
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals
 from trainer.methods import self_distillation
 from trainer.methods.base import own_trajectory
-from trainer.methods.self_distillation import Progressive, saturated
+from trainer.methods.self_distillation import Progressive, saturate_extremes
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
 from trainer.settings import AdamConfig, ProgressiveConfig, further_levels
@@ -56,7 +56,7 @@ def test_the_target_is_where_the_sampler_gets_with_further_calls(level):
 
 
 def test_a_level_without_further_calls_is_its_own_target_in_units_of_its_error():
-    of, x = method(keep=0.5), IMAGES + 0.9 * normals(8, 1, 8, 8, seed=2)
+    of, x = method(anchor_weight=0.5), IMAGES + 0.9 * normals(8, 1, 8, 8, seed=2)
     target, unit = of.target(x, 0.9, IMAGES, LABELS, draws())
     with torch.no_grad():
         own = of.start(x, torch.full((8,), 0.9), LABELS)
@@ -67,11 +67,11 @@ def test_a_level_without_further_calls_is_its_own_target_in_units_of_its_error()
 def test_what_is_to_stay_is_another_students_and_what_learns_is_its_own():
     other = lively(seed=1, std=0.1)
     of = Progressive(lively(std=0.1), 0.5, replace(CONFIG, further_for=1), Compute(), other)
-    judged, x = Denoiser(other, 0.5, 10), normals(8, 1, 8, 8, seed=2)
+    anchor, x = Denoiser(other, 0.5, 10), normals(8, 1, 8, 8, seed=2)
     for level in (0.9, 0.4, 0.06):
         target, unit = of.target(IMAGES + level * x, level, IMAGES, LABELS, draws())
         with torch.no_grad():
-            expected = judged(IMAGES + level * x, torch.full((8,), level), LABELS)
+            expected = anchor(IMAGES + level * x, torch.full((8,), level), LABELS)
         assert torch.equal(target, expected)
         torch.testing.assert_close(unit, (expected - IMAGES).abs().mean(dim=(1, 2, 3), keepdim=True))
     alone = method(further_for=1).target(2.5 * x, 2.5, IMAGES, LABELS, draws(3))
@@ -155,7 +155,7 @@ def test_a_call_learns_the_mean_of_what_further_calls_make_and_other_levels_stay
 
 def test_what_is_nearly_black_or_white_is_saturated_and_the_rest_stays():
     images = torch.tensor([-1.3, -1.0, -0.99, -0.97, 0.0, 0.97, 0.985, 1.2])
-    assert saturated(images, 0.02).tolist() == pytest.approx([-1, -1, -1, -0.97, 0, 0.97, 1, 1])
+    assert saturate_extremes(images, 0.02).tolist() == pytest.approx([-1, -1, -1, -0.97, 0, 0.97, 1, 1])
 
 
 class Flat(nn.Module):

@@ -26,13 +26,13 @@ from trainer.settings import StudentConfig
 VARIANTS = {
     "sid": StudentConfig(loss="sid", alpha=1.2),
     "one": StudentConfig(weight="one"),
-    "posterior": StudentConfig(objective="posterior"),
-    "posterior sid": StudentConfig(objective="posterior", loss="sid"),
+    "ncvsd": StudentConfig(objective="ncvsd"),
+    "ncvsd sid": StudentConfig(objective="ncvsd", loss="sid"),
     "told": StudentConfig(auxiliary_sees_level=True),
     "three": StudentConfig(auxiliary_updates=3),
     "simulated": StudentConfig(simulate=1.0, simulate_from=0.0),
     "warm": StudentConfig(warm=0.3),
-    "posterior warm simulated": StudentConfig(objective="posterior", warm=0.1, simulate=0.7, simulate_from=0.0),
+    "ncvsd warm simulated": StudentConfig(objective="ncvsd", warm=0.1, simulate=0.7, simulate_from=0.0),
     "diff-instruct": diff_instruct(StudentConfig()),
 }
 IMAGES, LABELS = 0.5 * normals(8, 1, 8, 8, seed=1), torch.arange(8) % 10
@@ -73,7 +73,7 @@ RUNS = {
     "levels": {"loss": "sid", "alpha": 0.5, "auxiliary_sees_level": True},
     "auxiliary": {"auxiliary_updates": 2, "auxiliary_first": 0.2},
     "warm": {"warm": 0.6, "weight": "one", "renoise": "lognormal"},
-    "posterior": {"objective": "posterior", "simulate": 0.5, "simulate_from": 0.0},
+    "ncvsd": {"objective": "ncvsd", "simulate": 0.5, "simulate_from": 0.0},
 }
 
 
@@ -112,10 +112,10 @@ def student_folder(tiny_recipe, thumbnails, tiny_teacher, tmp_path) -> Path:
 def test_init_continues_a_student_under_other_settings(student_folder, thumbnails, tiny_teacher, tmp_path):
     # Only the auxiliary learns here, so the student that comes out is the one that went in.
     switches = {"auxiliary_first": 1.0, "loss": "sid"}
-    for objective in ("marginal", "posterior"):
+    for objective in ("marginal", "ncvsd"):
         request = Distillation(tiny_teacher, switches=switches | {"objective": objective}, start=student_folder)
         assert train_student(run_options(tmp_path / objective, images=16), thumbnails, request)
-    first, same, wide = (weights(folder) for folder in (student_folder, tmp_path / "marginal", tmp_path / "posterior"))
+    first, same, wide = (weights(folder) for folder in (student_folder, tmp_path / "marginal", tmp_path / "ncvsd"))
     assert all(torch.equal(value, same[name]) for name, value in first.items())
     assert any(not torch.equal(value, weights(tiny_teacher)[name]) for name, value in first.items())
     assert torch.equal(wide["stem.conv.weight"][:, :1], first["stem.conv.weight"])
@@ -174,7 +174,7 @@ def test_init_refuses_what_is_no_student_of_such_a_teacher(student_folder, thumb
     for folder in (tiny_teacher, bigger, classless, wider):
         with pytest.raises(CheckpointError, match="is not a student of such a teacher; --init continues one"):
             train_student(run_options(tmp_path / "new"), thumbnails, Distillation(tiny_teacher, start=folder))
-    posterior = stored(tmp_path / "posterior", replace(TINY, extra=1), card)
-    with pytest.raises(CheckpointError, match="continue it with --objective posterior"):
-        train_student(run_options(tmp_path / "new"), thumbnails, Distillation(tiny_teacher, start=posterior))
+    ncvsd = stored(tmp_path / "ncvsd", replace(TINY, extra=1), card)
+    with pytest.raises(CheckpointError, match="continue it with --objective ncvsd"):
+        train_student(run_options(tmp_path / "new"), thumbnails, Distillation(tiny_teacher, start=ncvsd))
     assert not (tmp_path / "new").exists()

@@ -47,7 +47,7 @@ def test_a_row_holds_the_images_of_its_step_count(extra: int):
     np.testing.assert_array_equal(sample_sheet(network_denoiser, card, COLUMNS), expected)
 
 
-def test_a_posterior_student_leaves_a_checkpoint_like_any_other(tmp_path):
+def test_an_ncvsd_student_leaves_a_checkpoint_like_any_other(tmp_path):
     network, card = random_student(extra=1)
     written = save_checkpoint(tmp_path, network.state_dict(), card)
     write_sheet(tmp_path, network, card, 64)

@@ -15,7 +15,7 @@ from trainer.run import loop
 from trainer.run.budget import images_within
 from trainer.run.loop import LoopConfig
 from trainer.run.state import read_facts
-from trainer.runs import _compiled
+from trainer.runs import _decide_compile
 
 pytestmark = pytest.mark.usefixtures("tiny_recipe")
 
@@ -83,6 +83,8 @@ def test_a_budget_buys_what_the_measured_updates_say(monkeypatch):
 def test_a_long_run_limited_by_images_is_compiled(tmp_path):
     options = run_options(tmp_path, compile="auto")
     step = lambda: 0.1  # noqa: E731
-    assert _compiled(options, LoopConfig(batch=64, images=64 * 10_000), "cuda", step)
-    assert not _compiled(options, LoopConfig(batch=64, images=64 * 1_000), "cuda", step)
-    assert _compiled(options, LoopConfig(batch=64, budget_s=3600), "cuda", lambda: pytest.fail("timed for nothing"))
+    assert _decide_compile(options, LoopConfig(batch=64, images=64 * 10_000), "cuda", step)
+    assert not _decide_compile(options, LoopConfig(batch=64, images=64 * 1_000), "cuda", step)
+    assert _decide_compile(
+        options, LoopConfig(batch=64, budget_s=3600), "cuda", lambda: pytest.fail("timed for nothing")
+    )

@@ -26,7 +26,7 @@ def test_rows_do_not_depend_on_the_number_of_processes(draw, ranks):
     for _ in range(2):  # and the generators stay in step
         rows = torch.cat([draw(rng, 16 // ranks) for rng in shared_out])
         assert torch.equal(rows, draw(alone, 16))
-        assert len({rng.shared() for rng in (alone, *shared_out)}) == 1
+        assert len({rng.shared_uniform() for rng in (alone, *shared_out)}) == 1
     assert all(torch.equal(rng.generator.get_state(), alone.generator.get_state()) for rng in shared_out)
 
 
@@ -42,7 +42,7 @@ def test_numbers_have_the_promised_law():
     assert uniform.min() >= 0 and uniform.max() < 1 and abs(uniform.mean() - 0.5) < 0.01
     assert integers.unique().tolist() == [0, 1, 2, 3, 4]
     assert abs(normal.mean()) < 0.03 and abs(normal.std() - 1) < 0.03
-    assert 0 <= rng.shared() < 1
+    assert 0 <= rng.shared_uniform() < 1
 
 
 def test_a_process_makes_its_own_rows_only(monkeypatch):
@@ -64,7 +64,7 @@ def test_a_gpu_makes_the_same_numbers_in_pieces(monkeypatch):
     keys, rows = torch.full((7,), -(2**62) - 3), torch.arange(7)
     monkeypatch.setattr(draws, "_PIECE", 100)
     expected = draws.keyed_normals(keys, rows, (3, 4, 4))
-    torch.testing.assert_close(draws.in_pieces(keys, rows, (3, 4, 4)), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(draws.normals_in_pieces(keys, rows, (3, 4, 4)), expected, rtol=0, atol=1e-6)
 
 
 def test_draws_of_one_generator_differ():

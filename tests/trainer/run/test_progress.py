@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from trainer.run.progress import Made, Progress, line, spoken
+from trainer.run.progress import Made, Progress, format_seconds, line
 
 
 class Terminal(io.StringIO):
@@ -44,4 +44,4 @@ def test_a_run_of_unknown_length_names_no_total():
     [(3, "3 s"), (99, "99 s"), (100, "2 min"), (5900, "98 min"), (7200, "2 h"), (12_000, "3 h 20 min")],
 )
 def test_durations_are_said_in_the_largest_unit_that_tells(seconds, said):
-    assert spoken(seconds) == said
+    assert format_seconds(seconds) == said

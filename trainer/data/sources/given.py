@@ -1,4 +1,4 @@
-"""Whatever a user names as pictures: a folder, a zip of one, EDM's zip, a data set of ours, IDX files."""
+"""Reads all kinds of pictures a user can name: a folder, a zip of one, EDM's zip, a dataset zip, IDX files."""
 
 import json
 import tempfile
@@ -19,25 +19,25 @@ DEFAULT_SIDE = 32
 
 
 def read_given(path: Path, side: int | None) -> ImageSet:
-    """Images of `side` x `side` pixels (None: 32 for pictures, their own for data sets and IDX files).
+    """Images of `side` x `side` pixels (None: 32 for pictures, the stored size for data sets and IDX files).
 
-    Raises DataError: there is nothing, it is of no such kind, or a data set is of another size than asked for.
+    Raises DataError when the path does not exist, is of no such kind, or is a data set of another size.
     """
     if path.is_dir():
         if idx := sorted(path.glob(f"*{IDX_IMAGES}*")):
             train = [file for file in idx if file.name.startswith("train")]
-            return _sized(_idx((train or idx)[0]), side, path)
+            return _check_size(_idx((train or idx)[0]), side, path)
         return read_folder(path, resolution=side or DEFAULT_SIDE)
     if not path.exists():
         raise DataError(f"{path} does not exist; name {KINDS}")
     if zipfile.is_zipfile(path):
         return _zip(path, side)
     if IDX_IMAGES in path.name:
-        return _sized(_idx(path), side, path)
+        return _check_size(_idx(path), side, path)
     raise DataError(f"{path} is none of what can be read: {KINDS}")
 
 
-def _sized(images: ImageSet, side: int | None, path: Path) -> ImageSet:
+def _check_size(images: ImageSet, side: int | None, path: Path) -> ImageSet:
     own = images.images.shape[1]
     if side and side != own:
         raise DataError(f"{path} holds images of {own}x{own}; leave --size {side} out")
@@ -58,14 +58,14 @@ def _zip(path: Path, side: int | None) -> ImageSet:
     except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
         raise DataError(f"{path}: its {INDEX} cannot be read ({error})") from error
     if isinstance(index, dict) and "format" in index:
-        return _sized(read_image_set(path), side, path)
+        return _check_size(read_image_set(path), side, path)
     if index is not None:
         return read_edm_zip(path, resolution=side or DEFAULT_SIDE)
     with tempfile.TemporaryDirectory() as unpacked:
-        return read_folder(_unpacked(path, Path(unpacked)), name=path.stem, resolution=side or DEFAULT_SIDE)
+        return read_folder(_unpack(path, Path(unpacked)), name=path.stem, resolution=side or DEFAULT_SIDE)
 
 
-def _unpacked(path: Path, folder: Path) -> Path:
+def _unpack(path: Path, folder: Path) -> Path:
     """The pictures of a zip in `folder`, without hidden files and without the one folder around all of them.
 
     Returns the folder to read. Raises DataError for a picture that is too large or cannot be unpacked.

@@ -1,4 +1,4 @@
-"""Which images of a source are used: a fixed hold-out, no duplicates, an even subset."""
+"""Selects images of a source: a fixed hold-out, no duplicates, an even subset."""
 
 import hashlib
 import zlib
@@ -20,18 +20,18 @@ HALVES: tuple[Half, ...] = get_args(Half)
 
 class Item(NamedTuple):
     label: int
-    concept: str  # drawings of one concept are near copies of each other: all train or all test
+    concept: str  # drawings of one concept are nearly equal, so they are all train or all test
     pixels: NDArray[np.uint8]  # [H, W, C]
 
 
 def in_split(concept: str, split: Split) -> bool:
-    """Sources without a split of their own hold out about a tenth of their concepts, the same ones for ever."""
+    """Whether a concept is in a split, for sources without one: a fixed tenth of the concepts is held out."""
     held_out = zlib.crc32(concept.encode()) % HELD_OUT_ONE_IN == 0
     return held_out == (split == "test")
 
 
 def select(items: Iterable[Item], split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Images [N, H, W, C] and labels [N] of one split. Of identical images the first is kept, whatever its split."""
+    """Images [N, H, W, C] and labels [N] of one split. Of identical images in any splits the first is used."""
     seen: set[bytes] = set()
     kept: list[Item] = []
     for item in items:
@@ -54,7 +54,7 @@ def spread(count: int, limit: int | None) -> NDArray[np.int64]:
     return np.arange(limit) * count // limit
 
 
-def limited(images: ImageSet, limit: int | None) -> ImageSet:
+def limit_images(images: ImageSet, limit: int | None) -> ImageSet:
     """At most `limit` images, evenly spaced."""
     chosen = spread(len(images.images), limit)
     if len(chosen) == len(images.images):

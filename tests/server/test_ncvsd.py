@@ -1,4 +1,4 @@
-"""A posterior student over HTTP: asked for like any other, the same bytes whatever the batch."""
+"""An NCVSD student over HTTP: asked for like any other, the same bytes whatever the batch."""
 
 import io
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ from tests.server.fakes import LEVELS, SHAPE
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "posterior" / "engine"
-    write_engine(folder, "posterior", extra=2)
+    folder = tmp_path_factory.mktemp("models") / "ncvsd" / "engine"
+    write_engine(folder, "ncvsd", extra=2)
     return folder
 
 
@@ -64,4 +64,4 @@ def test_exact_mode_gives_the_same_bytes_alone_and_among_others(exact: Server):
 def test_it_is_listed_with_the_shape_of_its_images(exact: Server):
     with exact.client() as client:
         (model,) = client.get("/v1/models").json()["data"]
-    assert (model["id"], model["channels"], model["resolution"]) == ("posterior", 1, 8)
+    assert (model["id"], model["channels"], model["resolution"]) == ("ncvsd", 1, 8)

@@ -1,4 +1,4 @@
-"""The exact posterior student of Gaussian data, for tests in several rooms."""
+"""The exact NCVSD student of Gaussian data, for tests in several rooms."""
 
 import math
 
@@ -6,7 +6,7 @@ from fewstep.analytic import Gaussian, as_network
 from fewstep.precond import Array, Network
 
 
-def posterior_network(data: Gaussian, sigma_data: float) -> Network:
+def ncvsd_network(data: Gaussian, sigma_data: float) -> Network:
     """F of the student whose output is E[x0 | x] + std[x0 | x] z. It takes z behind x, as a trained one does."""
 
     def network(x: Array, c_noise: Array, onehot: Array) -> Array:
@@ -22,6 +22,6 @@ def posterior_network(data: Gaussian, sigma_data: float) -> Network:
     return network
 
 
-def posterior_std(data: Gaussian, sigma: float) -> float:
+def conditional_std(data: Gaussian, sigma: float) -> float:
     """Of p(x0 | x) when x is x0 and noise of this level."""
     return data.std * sigma / math.hypot(data.std, sigma)
