@@ -1,11 +1,8 @@
 """The hooks under LitServe's own, unpatched LitServer: one image, a refusal, and its end."""
 
-import contextlib
 import re
 import signal
 import socket
-import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -82,15 +79,14 @@ def test_many_requests_at_once_share_its_network_calls_and_all_are_answered(stoc
     assert many["data"][0] == one["data"][0] and len(many["data"]) == 20
 
 
+@pytest.mark.skipif(
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN, reason="SIGINT is ignored here, as in a shell's background jobs"
+)
 def test_an_interrupt_ends_all_its_processes(stock: Server, until: Until):
     until(lambda: answers(stock))
     family = stock.children()
-    ends = time.monotonic() + DEADLINE_S
-    while stock.process.poll() is None and time.monotonic() < ends:  # LitServe can miss one, as users see
-        stock.process.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            stock.process.wait(DEADLINE_S / 6)
-    assert stock.process.poll() is not None
+    stock.process.send_signal(signal.SIGINT)
+    stock.process.wait(DEADLINE_S)
     until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
     assert stock.process.stderr is not None
     assert not re.search(r"fewstep|/server/", stock.process.stderr.read()), "nothing of ours has raised"
