@@ -42,7 +42,7 @@ def write_sheet(out: Path, network: nn.Module, card: Card, images: int) -> None:
     columns = [names[column % len(names)] for column in range(GRID_COLUMNS)] if names else []
     calls = 2 * TEACHER_LEVELS - 1
     rows = [f"{k} step{'s' * (k > 1)}" for k in _steps(card)] or [f"{calls} calls"] + [""] * (TEACHER_ROWS - 1)
-    title = f"{card.role} of {card.dataset.name}, {images:,} images seen"
+    title = f"{card.role} of {card.dataset.name}, {images:,} images seen in this run"
     page = add_titles(sheet, side, title, columns, rows)
     write_atomically(out / "samples" / f"{images:09d}.png", encode(page, "png"))
 
