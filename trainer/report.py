@@ -219,7 +219,8 @@ def sheets(out: Path, stages: Sequence[str], last: bool = False) -> str:
         if not files:
             continue
         chosen = [files[-1]] if last else [files[i] for i in sorted(set(evenly(len(files), SHEETS)))] + [files[-1]]
-        drawn = [image(file.read_bytes(), f"{name}, after {int(file.stem):,} images of this stage") for file in dict.fromkeys(chosen)]
+        captions = {file: f"{name}, after {int(file.stem):,} images of this stage" for file in chosen}
+        drawn = [image(file.read_bytes(), caption) for file, caption in captions.items()]
         parts.append("".join(drawn) if last else f"<h3>{escape(name)}</h3>{''.join(drawn)}")
     return "".join(parts) or "<p>none</p>"
 
