@@ -174,7 +174,9 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def _with_std(mean: float, std: float | None) -> str:
-    return f"{mean:.3g}" if std is None else f"{mean:.3g} ± {std:.1g}"
+    if std is None:
+        return f"{mean:.3g}"
+    return f"{mean:.3g} ± {std:.0f}" if std >= 10 else f"{mean:.3g} ± {std:.1g}"
 
 
 def _number(value: float | None) -> str:

@@ -1,7 +1,7 @@
 """What the panel says of a student, of its teacher's samplers and of its rivals: every metric in one table.
 
     python benchmarks/panel.py runs/student                        # N = 10,000, three ranges of seeds: hours
-    python benchmarks/panel.py runs/student --images 1000          # half an hour
+    python benchmarks/panel.py runs/student --images 1000          # 40 minutes
     python benchmarks/panel.py --schedules schedules.json --rival consistency=models/fashion/rivals/consistency
     python benchmarks/panel.py --smoke                             # seconds; proves that it runs
 
@@ -368,6 +368,8 @@ def main() -> None:
     add_data_options(parser)
     args = parser.parse_args()
     if args.smoke:
+        if args.out == parser.get_default("out"):
+            args.out = ROOT / "build/panel-smoke.json"
         args.images, args.ranges, args.calls, args.solver = 12, 2, [1, 2], ["euler:2"]
     run_cached(run, args)
 

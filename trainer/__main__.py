@@ -1,4 +1,4 @@
-"""python -m trainer data|teacher|student|classifier|calibrate|import|publish: from images to a checkpoint folder."""
+"""python -m trainer COMMAND: from images to a checkpoint folder, stage by stage."""
 
 import argparse
 import sys

@@ -57,7 +57,7 @@ LEVELS = (
     Level(32, Needed(100_000, 40_000), Needed(800_000, 400_000)),
     Level(64, Needed(200_000, 60_000), Needed(1_000_000, 600_000)),
 )
-FEW_PICTURES = 2_000
+FEW_PICTURES, TOO_FEW_PICTURES = 2_000, 500
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class Plan:
     report_images: int
     memory_mb: int
     disk_mb: int
+    measuring_s: float = 0.0  # what making this plan took
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,8 @@ def plan(
         budget_s=budget_s, precision=rehearsal.precision, parameters=rehearsal.parameters, images=images,
         batch=dict(batches), seconds=seconds, checkpoint_s=every, overhead_s=spent_s + ends_s,
         images_per_s={name: one.images_per_s for name, one in rehearsal.stages.items()},
-        report_images=report_images, memory_mb=rehearsal.memory_mb, disk_mb=rehearsal.disk_mb, **facts,
+        report_images=report_images, memory_mb=rehearsal.memory_mb, disk_mb=rehearsal.disk_mb,
+        measuring_s=spent_s, **facts,
     )  # fmt: skip
 
 
@@ -197,14 +199,11 @@ def too_few(side: int, images: Needed) -> str | None:
     """A sentence that says that the result will not be usable; None if it will be."""
     usable = level_of(side).usable
     short = [
-        f"the {who} {has:,} of {needs:,}"
-        for who, has, needs in zip(("teacher sees", "student sees"), images, usable, strict=True)
+        f"the {who} sees {has:,} images, and a usable result takes {needs:,}"
+        for who, has, needs in zip(("teacher", "student"), images, usable, strict=True)
         if has < needs
     ]
-    if not short:
-        return None
-    both = " images, ".join(short)
-    return f"NOT usable: noise or blurs at {side}x{side}, where {both} images that a usable result takes"
+    return f"NOT usable, noise or blurs at {side}x{side}: {'; '.join(short)}" if short else None
 
 
 def wanted_s(plan: Plan, stages: Sequence[Stage], needed: Needed) -> float:
@@ -224,7 +223,8 @@ def describe(plan: Plan, data: ImageSet, recipe: Recipe) -> str:
     """The plan, its times, and what to expect, for people."""
     count, side, _, channels = data.images.shape
     names = [stage.name for stage in recipe.stages if stage.name in plan.images]
-    width = max(map(len, (*names, "export and report")))
+    beside = "this plan, export, report"
+    width = max(map(len, (*names, beside)))
     lines = [
         f"pictures  {count:,} of {side}x{side}, {'gray' if channels == 1 else 'RGB'}{_classes(data)}",
         f"machine   {plan.device}, {plan.precision}, {'compiled' if plan.compile else 'not compiled'}, "
@@ -239,7 +239,7 @@ def describe(plan: Plan, data: ImageSet, recipe: Recipe) -> str:
         f"  {format_seconds(plan.seconds[name]):>8}"
         for name in names
     ]
-    lines += [f"{'export and report':<{width}}  {'':8} {'':10}  {'':6}  {format_seconds(plan.overhead_s):>8}", ""]
+    lines += [f"{beside:<{width}}  {'':8} {'':10}  {'':6}  {format_seconds(plan.overhead_s):>8}", ""]
     return "\n".join([*lines, *(f"expect    {sentence}" for sentence in expect(plan, data, recipe))])
 
 
@@ -249,7 +249,10 @@ def expect(plan: Plan, data: ImageSet, recipe: Recipe) -> list[str]:
     has, level = images_seen(plan.images, recipe.stages), level_of(side)
     sentences = []
     if count < FEW_PICTURES:
-        sentences.append(f"{count:,} pictures: will be memorised; {FEW_PICTURES:,} or more are better")
+        certainty = "will" if count < TOO_FEW_PICTURES else "may"
+        sentences.append(f"{count:,} pictures: {certainty} be memorised; {FEW_PICTURES:,} or more are better")
+    if (least_s := sum(plan.seconds.values()) + plan.overhead_s) > 1.05 * plan.budget_s:
+        sentences.append(f"about {format_seconds(least_s)}: even one batch a stage takes longer than the budget here")
     if sentence := too_few(side, has):
         budget = format_seconds(wanted_s(plan, recipe.stages, level.usable))
         sentences.append(f"{sentence}. A budget of about {budget} buys them on this machine")

@@ -123,6 +123,8 @@ def train(
     and all that follow are repeated. dry_run: print the plan, write nothing.
     Raises CheckpointError, DataError or OSError with a sentence; complete stages remain.
     """
+    if first:
+        _from(first, RECIPES[order.photos if order.names_recipe else "photos"])  # before any picture is read
     if dry_run:
         journal = Journal.read(order.out)
         order = _complete_order(order, journal, default_budget_s, first)
@@ -416,5 +418,6 @@ def ending(run: Run, planned: Plan) -> str:
     seconds, out = sum(done.seconds for done in run.journal.stages.values()), run.order.out
     sentence = too_few(run.data.images.shape[1], images_seen(planned.images, run.recipe.stages))
     head = f"{out} is ready" if sentence is None else f"{out} is complete, but {sentence}"
-    took = f"took {format_seconds(seconds)} in all; the report is {out / 'report.html'}"
-    return f"{head}\n{took}\nserve it with: {serve_command(out)}"
+    measuring = planned.measuring_s
+    took = f"took {format_seconds(seconds + measuring)}, {format_seconds(measuring)} of it for the plan"
+    return f"{head}\n{took}; the report is {out / 'report.html'}\nserve it with: {serve_command(out)}"

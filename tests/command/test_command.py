@@ -49,10 +49,10 @@ def test_a_folder_of_mixed_pictures_becomes_an_engine_that_makes_an_image(made):
 
 
 def test_what_to_expect_is_said_before_the_work_and_noise_is_not_called_ready(made):
-    plan, _, end = made.said.partition("export and report")
+    plan, _, end = made.said.partition("this plan, export, report")
     assert "24 of 32x32, RGB, 2 classes of 12 to 12" in plan and re.search(r"teacher +\S+ +[\d,]+ +\S+", plan)
     assert "24 pictures: will be memorised; 2,000 or more are better" in end
-    assert end.count("NOT usable: noise or blurs at 32x32, where the teacher sees") == 2  # in the plan, and at the end
+    assert end.count("NOT usable, noise or blurs at 32x32: the teacher sees") == 2  # in the plan, and at the end
     assert "A budget of about" in end and "is ready" not in end
     assert f"python -m server --engine '{made.out}/student/engine'".replace("'", "") in end.replace("'", "")
 

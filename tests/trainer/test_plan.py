@@ -38,8 +38,8 @@ def test_a_budget_that_is_spent_still_buys_one_batch_and_is_called_too_small():
     made = planned(5.0)
     assert made.images == {"teacher": 64, "dpdm": 32}
     assert too_few(32, Needed(64, 32)) == (
-        "NOT usable: noise or blurs at 32x32, where the teacher sees 64 of 100,000 images, the student sees 32 of "
-        "40,000 images that a usable result takes"
+        "NOT usable, noise or blurs at 32x32: the teacher sees 64 images, and a usable result takes 100,000; the "
+        "student sees 32 images, and a usable result takes 40,000"
     )
 
 

@@ -1,5 +1,6 @@
 """One run per folder, by a file lock that the operating system releases whenever the process ends."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -40,8 +41,7 @@ def _lock(folder: Path) -> TextIO:
     check_writable(folder)
     path = folder / LOCK_FILE
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = _opened(folder, path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -59,6 +59,16 @@ def _lock(folder: Path) -> TextIO:
             file.flush()
             return file
         file.close()  # its last owner removed the file between our two calls
+
+
+def _opened(folder: Path, path: Path) -> TextIO:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return path.open("a+")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror}; name another place") from error
 
 
 def _release(lock: TextIO, folder: Path) -> None:
