@@ -1,10 +1,11 @@
 """python -m trainer COMMAND: from images to a checkpoint folder, stage by stage."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from fewstep import extras
 from fewstep.card import CheckpointError, read_card
@@ -214,5 +215,19 @@ def _finish(completed: bool, out: Path, rank: int) -> int:
     return INTERRUPTED
 
 
+def leave(code: int) -> NoReturn:
+    """End the process with this exit status.
+
+    One of torchrun's processes ends without the interpreter's teardown. There a thread of the process group that still
+    frees a Python object aborts a process whose work is done ("terminate called without an active exception"), and
+    torchrun reports a failed run.
+    """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())
