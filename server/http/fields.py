@@ -30,14 +30,14 @@ def parse(body: bytes, model: type[Body]) -> Body:
     return validated(decoded(body), model)
 
 
-def decoded(body: bytes) -> dict[str, Any]:
-    """A JSON object; an empty body is an empty one. Raises Refusal."""
+def decoded(body: bytes, instead_of_form: str = "send JSON, with pictures as base64") -> dict[str, Any]:
+    """A JSON object; an empty body is an empty one. instead_of_form: advice to who sends a form. Raises Refusal."""
     if not body:
         return {}
     try:
         data = DECODER.decode(body.decode(json.detect_encoding(body)))
     except (ValueError, RecursionError) as error:
-        raise invalid(_not_json(body, error), code="malformed_json") from error
+        raise invalid(_not_json(body, error, instead_of_form), code="malformed_json") from error
     if not isinstance(data, dict):
         raise invalid('the body must be a JSON object such as {"steps": 4}', code="malformed_json")
     return data
@@ -52,10 +52,16 @@ def validated(data: dict[str, Any], model: type[Body]) -> Body:
 
 
 def typed(text: str, field: FieldInfo) -> Any:
-    """The value of a text in a form or a header, by the field's type; the text itself where it is no such value."""
+    """The value of a text in a form or a header, by the field's type; the text itself where it is no such value.
+    Objects are JSON; true and false may have capitals. Raises Refusal for an object with a name twice."""
     kinds = get_args(field.annotation)
-    if bool in kinds and text in BOOLEANS:
-        return BOOLEANS[text]
+    if bool in kinds:
+        return BOOLEANS.get(text.lower(), text)
+    if any(get_origin(kind) is dict for kind in kinds):
+        try:
+            return DECODER.decode(text)
+        except (ValueError, RecursionError):
+            return text
     if str not in kinds and NUMBER.fullmatch(text):
         number = _number(text)
         return number if int in kinds or float in kinds else text
@@ -71,9 +77,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _not_json(body: bytes, error: Exception) -> str:
+def _not_json(body: bytes, error: Exception, instead_of_form: str) -> str:
     if body.startswith(b"--"):
-        return "the body is multipart; send JSON, with pictures as base64"
+        return f"the body is multipart; {instead_of_form}"
     if isinstance(error, json.JSONDecodeError):
         reason = f"{error.msg} (line {error.lineno}, column {error.colno})"
     elif isinstance(error, RecursionError):

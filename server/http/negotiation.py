@@ -23,6 +23,12 @@ def preferred(accept: str, offers: tuple[str, ...]) -> str | None:
     return best if _quality(best, ranges)[0] > 0 else None
 
 
+@lru_cache(maxsize=256)
+def named(accept: str, media_type: str) -> bool:
+    """Whether a readable part of Accept is this media type itself, at any quality: not a range that it matches."""
+    return media_type in _ranges(accept)
+
+
 def _quality(offer: str, ranges: Mapping[str, float]) -> tuple[float, int]:
     """In [0, 1], and how specific the range is that says so."""
     family = offer.partition("/")[0]

@@ -40,7 +40,7 @@ from server.http.edits import (
 from server.http.event_stream import KEEPALIVE_S, message, streamed
 from server.http.event_stream import MEDIA_TYPE as EVENTS
 from server.http.fields import parse
-from server.http.negotiation import preferred
+from server.http.negotiation import named, preferred
 from server.http.openapi import JSON
 from server.http.pictures import MODES, REPAINTED_FROM, decode_base64
 from server.http.png_text import with_text_of, with_texts
@@ -125,7 +125,7 @@ class Asked:
     fields: GenerateBody
     manifest: Manifest
     timeout_s: float
-    strength: float | None  # None: the images begin at noise alone
+    strength: float | None  # None: no share of a step count is made, but all of its calls or those of `sigmas`
     answer: str  # media type
     request: ImageRequest  # without the pictures of `fields`
 
@@ -163,7 +163,8 @@ def count_images(fields: GenerateBody, most: int) -> int:
 def answer_form(fields: GenerateBody, images: int, accept: str) -> tuple[str, Format]:
     """The media type of the answer, and the encoding of the images. Raises Refusal where nothing fits Accept.
 
-    Several images come as JSON, as a zip, as one sheet of them in an image format, or as one array.
+    Several images come as JSON, as a zip, as one sheet of them in an image format, or as one array. Events come where
+    the body asks for a stream, or says nothing of one and Accept names their type: a range such as text/* is no wish.
     """
     formats: Sequence[Format] = FORMATS if fields.format is None else (fields.format,)
     by_type: dict[str, Format] = {MEDIA_TYPES[format]: format for format in formats}
@@ -172,17 +173,23 @@ def answer_form(fields: GenerateBody, images: int, accept: str) -> tuple[str, Fo
         types.insert(0, JSON)
     else:
         types.insert(len(types) - (fields.format is None), JSON)  # application/* means JSON, unless npy is asked for
-    types += [ZIP, EVENTS]
-    chosen = preferred(accept, (EVENTS,) if fields.stream else tuple(types))
+    types.append(ZIP)
+    events = fields.stream or (fields.stream is None and named(accept, EVENTS))
+    chosen = preferred(accept, (EVENTS,) if fields.stream else (*types, EVENTS) if events else tuple(types))
     if chosen is None:
-        count = "one image comes" if images == 1 else "several images come"
-        message = f"{count} as {', '.join(types[:-1])} or {types[-1]}, none of which Accept allows"
-        if fields.stream:
-            message = f"a stream comes as {EVENTS}, which Accept does not allow"
-        raise Refusal("not_acceptable", "not_acceptable", message)
+        raise Refusal("not_acceptable", "not_acceptable", _not_acceptable(fields.stream, images, types))
     if images > 1 and chosen in by_type:
         return chosen, "npy"
     return chosen, by_type.get(chosen, formats[0])
+
+
+def _not_acceptable(stream: bool | None, images: int, types: Sequence[str]) -> str:
+    """types: what the images can come as, beside events."""
+    if stream:
+        return f"a stream comes as {EVENTS}, which Accept does not allow"
+    count = "one image comes" if images == 1 else "several images come"
+    events = "no events come with stream: false" if stream is False else f"events come where it names {EVENTS}"
+    return f"{count} as {', '.join(types[:-1])} or {types[-1]}, none of which Accept allows; {events}"
 
 
 def together(asked: Asked, done: Finished) -> bytes:
@@ -222,8 +229,10 @@ def events_of(asked: Asked, settings: Settings, event: Event) -> Iterable[bytes]
 
 
 def strength_of(fields: GenerateBody) -> float | None:
-    """None: the images begin at noise alone. Raises Refusal for fields that need an image."""
+    """None: the images begin at noise alone, or their levels are given. Raises Refusal for what needs an image."""
     if fields.image is not None:
+        if fields.sigmas is not None:
+            return None
         default = VARY_STRENGTH if fields.mask is None else REPAINT_STRENGTH
         return default if fields.strength is None else fields.strength
     for name in ("mask", "strength"):

@@ -41,7 +41,7 @@ from server.http.png_text import with_text_of
 from server.http.routes import EXTRA_HEADERS, Route
 from server.http.service import ImageService, Order, made, read_body
 from server.scheduler.events import Event, Finished, Progress
-from server.scheduler.refusal import Kind, invalid, shown
+from server.scheduler.refusal import Kind, Refusal, invalid, shown
 from server.scheduler.request import Edit, ImageRequest
 from server.scheduler.validate import (
     check_range,
@@ -56,7 +56,7 @@ from server.settings.settings import Settings
 REFUSALS: Sequence[Kind] = (
     "invalid", "not_found", "slow", "too_large", "unsupported", "full", "failed", "unavailable", "timeout",
 )  # fmt: skip
-MAX_DIGITS = 18  # of a class number in a text; no model has as many classes
+MAX_DIGITS = 18  # of a class number in a text, without zeros before it; no model has as many classes
 PICTURES = {
     "image": "image",
     "image[]": "image",
@@ -102,7 +102,10 @@ class OpenAIDialect:
         ]
 
     async def generations(self, http: Request) -> Response:
-        return await self._answer(http, self.read(decoded(await self._body(http)), http.headers))
+        data = decoded(
+            await self._body(http), "send JSON here; /v1/images/edits takes a form with an image to begin at"
+        )
+        return await self._answer(http, self.read(data, http.headers))
 
     async def edits(self, http: Request) -> Response:
         body = await self._body(http)
@@ -207,19 +210,47 @@ def partial_calls(count: int, calls: int) -> tuple[int, ...]:
 
 
 def form_of(body: bytes, content_type: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The fields of a multipart form, each in the type that its field has, and its pictures by name. Raises Refusal."""
+    """The fields of a multipart form, each in the type that its field has, and its pictures by name. What is nested
+    comes as extra_body, an object in JSON, or as extra_body[NAME]. Raises Refusal."""
     data: dict[str, Any] = {}
     pictures: dict[str, bytes] = {}
+    nested: dict[str, Any] = {}
     for part in parts_of(body, content_type):
-        name = PICTURES.get(part.name, part.name)
-        if name in pictures or name in data:
+        name, inner = PICTURES.get(part.name, part.name), _nested_name(part.name)
+        if name in pictures or name in data or inner in nested:
             reason = "one picture is what images begin at" if name == "image" else "send it once"
-            raise invalid(f"the form has {shown(name)} more than once; {reason}", code="malformed_form", param=name)
+            raise _more_than_once(name, reason)
         if part.name in PICTURES:
             pictures[name] = part.content
-        else:
+        elif inner is not None:
+            nested[inner] = _typed(inner, part.text())
+        elif name in ImagesBody.model_fields:
             data[name] = _typed(name, part.text())
-    return data, pictures
+        else:
+            fields = ", ".join((*PICTURES, *ImagesBody.model_fields))
+            message = f"{shown(name)} is not a field of this form; the fields are {fields}"
+            raise invalid(message, code="unknown_field", param=name)
+    return _with_nested(data, nested), pictures
+
+
+def _with_nested(data: dict[str, Any], nested: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a form with those of its parts extra_body[NAME] in extra_body. Raises Refusal."""
+    whole = data.get("extra_body") or {}
+    if not nested or not isinstance(whole, dict):  # what is no object is refused with the other fields
+        return data
+    for name in nested:
+        if name in whole:
+            raise _more_than_once(f"extra_body[{name}]", "send it once")
+    return {**data, "extra_body": {**whole, **nested}}
+
+
+def _nested_name(name: str) -> str | None:
+    """NAME of extra_body[NAME]; None of any other."""
+    return name[len("extra_body[") : -1] if name.startswith("extra_body[") and name.endswith("]") else None
+
+
+def _more_than_once(name: str, reason: str) -> Refusal:
+    return invalid(f"the form has {shown(name)} more than once; {reason}", code="malformed_form", param=name)
 
 
 def _typed(name: str, text: str) -> Any:
@@ -288,7 +319,7 @@ def label_of(fields: ImagesBody, manifest: Manifest) -> int | str | None:
 def _number_or_name(label: int | str, manifest: Manifest) -> int | str:
     """A text of digits that is no class name is a number, because forms and headers have texts alone."""
     if isinstance(label, str) and class_named(label, manifest) is None and label.isascii() and label.isdecimal():
-        return int(label[:MAX_DIGITS])
+        return int(label.lstrip("0")[:MAX_DIGITS] or "0")
     return label
 
 

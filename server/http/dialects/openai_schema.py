@@ -61,7 +61,9 @@ class ImagesBody(BaseModel):
         default=None, gt=0, le=1, description="Of an edit: the share of the network calls that are made."
     )
     extra_body: dict[str, Any] | None = Field(
-        default=None, description=f"An object with {', '.join(EXTRAS)}, for clients that nest them."
+        default=None,
+        description=f"An object with {', '.join(EXTRAS)}, for clients that nest them; of a form, as JSON, "
+        "or each as extra_body[NAME].",
     )
     quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = Field(
         default=None, description=f"{NO_EFFECT} num_inference_steps decides."

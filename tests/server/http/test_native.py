@@ -220,15 +220,42 @@ def test_the_form_of_the_answer_is_what_accept_prefers(body: Any, accept: str, f
 @pytest.mark.parametrize(
     ("body", "accept", "words"),
     [
-        ({}, "text/html", "image/png, image/webp, image/jpeg, application/json, application/x-npy, application/zip or"),
-        ({"format": "png"}, "image/webp", "one image comes as image/png, application/json, application/zip or"),
-        ({"n": 2, "format": "png"}, "image/webp", "several images come as application/json, image/png, application"),
+        ({}, "text/html", "image/png, image/webp, image/jpeg, application/json, application/x-npy or application/zip,"),
+        ({}, "text/*", "which Accept allows; events come where it names text/event-stream"),
+        ({"n": 2}, "text/*;q=0.5, application/json;q=0", "events come where it names text/event-stream"),
+        ({"stream": False}, "text/event-stream", "none of which Accept allows; no events come with stream: false"),
+        ({"stream": False, "n": 2}, "text/*", "application/x-npy or application/zip, none of which Accept allows"),
+        ({"format": "png"}, "image/webp", "one image comes as image/png, application/json or application/zip,"),
+        ({"n": 2, "format": "png"}, "image/webp", "several images come as application/json, image/png or application"),
         ({"stream": True}, "application/json", "a stream comes as text/event-stream, which Accept does not allow"),
     ],
 )
 def test_nothing_is_made_that_accept_does_not_allow(body: Any, accept: str, words: str):
     error = refusal(body, accept)
     assert error.kind == "not_acceptable" and words in error.message
+
+
+@pytest.mark.parametrize(
+    ("body", "accept", "answer"),
+    [
+        ({}, "text/event-stream", "text/event-stream"),
+        ({"stream": None, "n": 2}, "text/event-stream, image/png;q=0.5", "text/event-stream"),
+        ({}, "text/event-stream;q=0.5, image/png", "image/png"),
+        ({}, "text/*, image/webp;q=0.1", "image/webp"),
+        ({}, "image/*;q=0, application/*;q=0, text/event-stream;q=0.1, */*;q=0.5", "text/event-stream"),
+        ({"stream": False}, "text/event-stream, image/png;q=0.1", "image/png"),
+        ({"stream": False}, "text/event-stream, */*;q=0.1", "image/png"),
+        ({"stream": True}, "text/*", "text/event-stream"),
+    ],
+)
+def test_events_come_where_they_are_asked_for(body: Any, accept: str, answer: str):
+    assert read(body, accept).answer == answer
+
+
+@pytest.mark.parametrize("mask", [None, PICTURE])
+def test_levels_of_ones_own_leave_no_strength_to_report(mask: str | None):
+    asked = read({"sigmas": [2, 1, 0.5], "image": PICTURE, "mask": mask})
+    assert asked.edited and asked.strength is None and asked.request.sigmas == (2.0, 1.0, 0.5)
 
 
 @pytest.mark.parametrize(("mask", "strength"), [(None, 0.5), (PICTURE, 1.0)])

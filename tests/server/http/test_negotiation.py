@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.http.negotiation import preferred
+from server.http.negotiation import named, preferred
 
 PNG, WEBP, JSON = "image/png", "image/webp", "application/json"
 OFFERS = (PNG, WEBP, JSON)
@@ -49,6 +49,21 @@ OFFERS = (PNG, WEBP, JSON)
 )
 def test_the_best_offer_that_accept_allows(accept: str, chosen: str | None):
     assert preferred(accept, OFFERS) == chosen
+
+
+@pytest.mark.parametrize(
+    ("accept", "by_name"),
+    [
+        ("image/*, Application/JSON;q=0.1", True),
+        ("application/json", True),
+        ("application/*", False),
+        ("*/*", False),
+        ("", False),
+        ("application/json;q=x", False),
+    ],
+)
+def test_a_type_is_named_or_only_in_a_range(accept: str, by_name: bool):
+    assert named(accept, JSON) is by_name
 
 
 @given(st.text(alphabet=st.sampled_from('aimgepn/*;,q=0.19" \\\tx'), max_size=40) | st.text())

@@ -67,6 +67,9 @@ def test_nothing_is_needed_and_null_means_absent():
         ("tiny", "a prompt of a benchmark", "bag", 0),
         ("tiny", "Bag", 2, 2),
         ("tiny", "Bag", "2", 2),
+        ("tiny", "0000000000000000002", None, 2),
+        ("tiny", "Bag", "0" * 40 + "1", 1),
+        ("tiny", "Bag", "0" * 40, 0),
         ("numbered", "2", None, 2),
         ("plain", "whatever is written here", None, -1),
     ],
@@ -91,6 +94,8 @@ def test_our_own_fields_come_from_the_body_then_from_extra_body_then_from_header
 WRONG: list[tuple[dict[str, Any], str, str, str]] = [
     ({"prompt": "boots"}, "prompt", "unknown_prompt", 'the nearest is "Ankle boot"; a prompt is one of Bag, Ankle'),
     ({"prompt": "7"}, "prompt", "unknown_prompt", "names no class of tiny"),
+    ({"prompt": "1" + "0" * 40}, "prompt", "unknown_prompt", "names no class of tiny"),
+    ({"label": "0" * 40 + "7"}, "label", "unknown_label", "has no class 7;"),
     ({"prompt": "x" * 32_000}, "prompt", "unknown_prompt", "names no class"),
     ({"prompt": "boot", "model": "numbered"}, "prompt", "unknown_prompt", "a number from 0 to 2"),
     ({"label": "boots"}, "label", "unknown_label", "no class"),
@@ -111,6 +116,7 @@ WRONG: list[tuple[dict[str, Any], str, str, str]] = [
     ({"num_inference_steps": 9}, "steps", "out_of_range", "from 1 to 8, not 9"),
     ({"seed": -1}, "seed", "out_of_range", "at least 0"),
     ({"extra_body": {"prompt": "Bag"}}, "extra_body", "unknown_field", "its fields are seed"),
+    ({"extra_body": "x"}, "extra_body", "wrong_type", "an object"),
     ({"extra_body": {"seed": "x"}}, "seed", "wrong_type", "a whole number"),
     ({"promt": "Bag"}, "promt", "unknown_field", "is not a field"),
 ]
@@ -161,6 +167,70 @@ def test_a_form_is_read_in_the_types_of_its_fields():
     asked = DIALECT.read(data, Headers({}), pictures)
     assert asked.edited and asked.request.labels == (1, 1) and asked.request.calls == 4
     assert asked.order.decode is not None and asked.order.decode().known is not None
+
+
+def read_form(fields: Mapping[str, str], files: Mapping[str, Any] | None = None) -> Asked:
+    request = httpx.Request("POST", "http://host", data=fields, files={"image": PICTURE, **(files or {})})
+    data, pictures = form_of(request.read(), request.headers["content-type"])
+    return DIALECT.read(data, Headers({}), pictures)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"extra_body": '{"seed": 7, "steps": 8, "label": "Bag", "strength": 0.5}'},
+        {"extra_body[seed]": "7", "extra_body[num_inference_steps]": "8", "extra_body[label]": "0",
+         "extra_body[strength]": "0.5"},
+        {"extra_body": '{"seed": 7, "steps": 8}', "extra_body[label]": "Bag", "extra_body[strength]": "0.5"},
+        {"extra_body[seed]": "8", "extra_body[steps]": "8", "extra_body[label]": "000", "seed": "7"},
+    ],
+)  # fmt: skip
+def test_a_form_may_nest_our_own_fields(fields: dict[str, str]):
+    request = read_form(fields).request
+    assert (request.seeds, request.steps, request.labels, request.calls) == ((7,), 8, (0,), 4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code", "words"),
+    [
+        ({"extra_body": "{"}, "extra_body", "wrong_type", 'an object, not "{"'),
+        ({"extra_body": "[" * 50_000}, "extra_body", "wrong_type", "an object"),
+        ({"extra_body": "7"}, "extra_body", "wrong_type", "an object, not 7"),
+        ({"extra_body": "7", "extra_body[seed]": "7"}, "extra_body", "wrong_type", "an object, not 7"),
+        ({"extra_body": '{"seed": 7, "seed": 8}'}, None, "malformed_json", '"seed" more than once'),
+        (
+            {"extra_body": '{"seed": 7}', "extra_body[seed]": "7"},
+            "extra_body[seed]",
+            "malformed_form",
+            "more than once",
+        ),
+        ({"extra_body[prompt]": "bag"}, "extra_body", "unknown_field", "its fields are seed"),
+        ({"extra_body[]": "7"}, "extra_body", "unknown_field", "its fields are seed"),
+        ({"extra_body[seed]": "x"}, "seed", "wrong_type", "a whole number"),
+        ({"extra_body[seed": "7"}, "extra_body[seed", "unknown_field", "the fields are image, image[], mask,"),
+        ({"stream": "maybe"}, "stream", "wrong_type", "true or false"),
+    ],
+)
+def test_what_is_wrong_in_a_form_is_named_in_a_sentence(fields: Any, param: str | None, code: str, words: str):
+    with pytest.raises(Refusal) as caught:
+        read_form(fields)
+    error = caught.value
+    assert (error.param, error.code) == (param, code) and words in error.message, error.message
+
+
+@pytest.mark.parametrize("name", ["photo", "image[0]", ""])
+@pytest.mark.parametrize("content", [b"\x89PNG\xff", b"text"])
+def test_an_unknown_part_of_a_form_is_named_and_the_form_s_fields_are_listed(name: str, content: bytes):
+    with pytest.raises(
+        Refusal, match=r"is not a field of this form; the fields are image, image\[\], mask, "
+    ) as caught:
+        read_form({}, {name: content})
+    assert (caught.value.param, caught.value.code) == (name, "unknown_field") and "prompt" in caught.value.message
+
+
+def test_true_and_false_in_a_form_are_read_in_any_case():
+    assert read_form({"stream": "True", "enable_teacache": "FALSE"}).fields.stream is True
+    assert read_form({"stream": "False"}).fields.stream is False
 
 
 @pytest.mark.parametrize(("names", "param"), [(["image", "image[]"], "image"), (["image", "mask", "mask"], "mask")])
@@ -331,5 +401,16 @@ def test_an_edit_without_a_picture_or_a_form_is_refused():
         assert await refused(b"{}", "application/json") == (415, "unsupported_media_type")
         form = httpx.Request("POST", "http://host", files={"mask": PICTURE})
         assert await refused(form.read(), form.headers["content-type"]) == (400, "missing_image")
+
+    play(scenario)
+
+
+def test_a_form_of_generations_is_sent_to_edits():
+    async def scenario(site: Site) -> None:
+        await site.warm()
+        form = httpx.Request("POST", "http://host", files={"image": PICTURE})
+        answer = await site.ask("POST", GENERATIONS, form.read(), {"content-type": form.headers["content-type"]})
+        assert (answer.status_code, code_of(answer)) == (400, "malformed_json")
+        assert "/v1/images/edits takes a form" in answer.json()["error"]["message"]
 
     play(scenario)
