@@ -54,7 +54,11 @@ def remake(path: Path, out: Path, engine: Path | None = None) -> str:
     except Refusal as error:
         raise RemakeError(f"{path} says what this model cannot make: {error.message}") from error
     made = with_text(encode(pixels, "png"), KEYWORD, text)
-    out.write_bytes(made)
+    try:
+        out.write_bytes(made)
+    except OSError as error:
+        message = f"{out} cannot be written: {error.strerror}; --out FILE names a file in a folder that exists"
+        raise RemakeError(message) from error
     return f"wrote {out}: {compared(png, made, pixels)}"
 
 

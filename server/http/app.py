@@ -21,8 +21,9 @@ from server.http.draining import LATE
 from server.http.errors import CLIENT_GONE, STATUS, error_response
 from server.http.gate import FOREIGN, Gate
 from server.http.metrics import Metrics
-from server.http.routes import EXPOSED_HEADERS, REQUEST_HEADERS, Route, by_path
+from server.http.routes import EXPOSED_HEADERS, MODEL_VERSION, REQUEST_HEADERS, Route, by_path, error_texts
 from server.scheduler.refusal import Refusal, shown
+from server.scheduler.validate import no_model
 from server.settings.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class App:
     ) -> None:
         self.routes = by_path(routes)
         self.gate = Gate(settings)
+        self.models = tuple(settings.engines)
         self.metrics = metrics
         self.lifespan = lifespan
         self.inner: ASGIApp = self._gated
@@ -120,8 +122,7 @@ class App:
         http = Request(scope, receive)
         self.gate.check(method, http.headers, route)
         if route is None:
-            message = f"there is nothing at {shown(path)}; images come from POST /v1/generate"
-            raise Refusal("not_found", "not_found", message)
+            raise nothing_at(path, self.models)
         if method not in route.methods:
             message = f"{route.path} answers {' and '.join(route.methods)}, not {shown(method)}"
             raise Refusal("method", "method_not_allowed", message)
@@ -134,7 +135,7 @@ class App:
         headers = {}
         if error.kind == "method":
             headers["Allow"] = ", ".join(route.methods if route else ("GET", "HEAD", "POST"))
-        return error_response(error, headers, as_text=route is not None and route.error_texts)
+        return error_response(error, headers, as_text=error_texts(scope["path"]))
 
 
 class Cors(CORSMiddleware):
@@ -160,6 +161,21 @@ class Cors(CORSMiddleware):
             message = f"pages of other sites may send the headers {', '.join(REQUEST_HEADERS)}, not {shown(others[0])}"
             return Refusal("forbidden", "header_not_allowed", message)
         return Refusal("forbidden", "origin_not_allowed", "public pages may not use a server of a private network")
+
+
+def nothing_at(path: str, models: Sequence[str]) -> Refusal:
+    """Why a path has no route. models: the names of those that are served."""
+    source = "/v1/generate"
+    if error_texts(path):
+        source = f"/v2/models/{models[0]}/infer"
+        match path.split("/"):
+            case ["", "v2", "models", name, *_] if name and name not in models:
+                return no_model(name, models)
+            case ["", "v2", "models", name, "versions", version, *_] if version and version != MODEL_VERSION:
+                message = f"{name} has no version {shown(version)}; it has version {MODEL_VERSION}"
+                return Refusal("not_found", "version_not_found", message)
+    message = f"there is nothing at {shown(path)}; images come from POST {source}"
+    return Refusal("not_found", "not_found", message)
 
 
 async def _run_lifespan(lifespan: AbstractAsyncContextManager[Any] | None, receive: Receive, send: Send) -> None:

@@ -15,7 +15,7 @@ from fewstep import __version__
 from server.http.docs_page import DOCS_HEADERS, docs_page
 from server.http.errors import STATUS, error_type
 from server.http.gate import ANY, AUTHORITY
-from server.http.routes import EVERY_HEADERS, Header, Route
+from server.http.routes import EVERY_HEADERS, Header, Route, error_texts
 from server.scheduler.refusal import Kind
 from server.settings.settings import Settings
 
@@ -153,7 +153,7 @@ def _operation(route: Route, settings: Settings) -> Schema:
     for status in refused_statuses(route, settings):
         text = record({"error": {"type": "string"}})
         own = {"description": TEXTS[status], "content": {JSON: {"schema": text}}}
-        responses[str(status)] = own if route.error_texts else reference("responses", str(status))
+        responses[str(status)] = own if error_texts(route.path) else reference("responses", str(status))
     operation["responses"] = responses
     if settings.api_keys and route.keyless:
         operation["security"] = []

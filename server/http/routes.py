@@ -11,6 +11,7 @@ from server.scheduler.refusal import Kind
 
 Answer = Callable[[Request], Awaitable[Response]]
 Method = Literal["GET", "POST"]
+MODEL_VERSION = "1"  # of each model, in the Open Inference Protocol
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,15 @@ class Route:
     keyless: bool = False  # answers without an API key
     any_host: bool = False  # asked by address: probes
     quiet: bool = False  # logged only when it fails
-    error_texts: bool = False  # errors are {"error": MESSAGE}, as in the Open Inference Protocol
 
     @property
     def methods(self) -> tuple[str, ...]:
         return ("GET", "HEAD") if self.method == "GET" else (self.method,)
+
+
+def error_texts(path: str) -> bool:
+    """Whether errors are {"error": MESSAGE}, as in the Open Inference Protocol: at each of its paths, routes or not."""
+    return path == "/v2" or path.startswith("/v2/")
 
 
 def by_path(routes: Sequence[Route]) -> dict[str, Route]:
@@ -70,13 +75,24 @@ EVERY_HEADERS: Mapping[str, Header] = {  # on answers of any route
     "traceparent": Header("string", "The server's place in the client's trace (W3C Trace Context)."),
     "Retry-After": Header("integer", "Seconds after which the same request may succeed.", always=False),
 }
-EXPOSED_HEADERS = (*EVERY_HEADERS, *IMAGE_HEADERS)
+HEADER_LENGTH = "Inference-Header-Content-Length"
+TENSOR_HEADERS: Mapping[str, Header] = {  # on answers of the Open Inference Protocol
+    HEADER_LENGTH: Header("integer", "Bytes of the JSON, where binary data follows it.", always=False),
+}
+EXPOSED_HEADERS = (*EVERY_HEADERS, *IMAGE_HEADERS, *TENSOR_HEADERS)
 EXTRA_HEADERS: Mapping[str, str] = {  # request headers -> fields of the OpenAI dialect, for gateways that drop those
     "X-Seed": "seed",
     "X-Steps": "num_inference_steps",
     "X-Label": "label",
     "X-Strength": "strength",
 }
+# What OpenAI's package for JavaScript adds to its requests; no effect here.
+OPENAI_HEADERS = (
+    "OpenAI-Organization", "OpenAI-Project", "X-Stainless-Arch", "X-Stainless-Lang", "X-Stainless-OS",
+    "X-Stainless-Package-Version", "X-Stainless-Retry-Count", "X-Stainless-Runtime", "X-Stainless-Runtime-Version",
+    "X-Stainless-Timeout",
+)  # fmt: skip
 REQUEST_HEADERS = (
-    "Accept", "Authorization", "Content-Type", "X-API-Key", "X-Request-Id", "traceparent", *EXTRA_HEADERS,
+    "Accept", "Authorization", "Content-Type", "X-API-Key", "X-Request-Id", "traceparent", "tracestate",
+    *EXTRA_HEADERS, HEADER_LENGTH, *OPENAI_HEADERS,
 )  # fmt: skip

@@ -98,12 +98,11 @@ def check_sigmas(sigmas: Sequence[float], manifest: Manifest) -> tuple[float, ..
     """Levels for a model: 1 to MAX_STEPS, each below the one before, in the range of its own levels. Raises Refusal."""
     known = [sigma for levels in manifest.levels.values() for sigma in levels]
     low, high = min(known), max(known)
-    given = tuple(map(float, sigmas))
-    falling = all(second < first for first, second in pairwise(given))
-    if not 1 <= len(given) <= MAX_STEPS or not falling or not all(low <= sigma <= high for sigma in given):
+    falling = all(second < first for first, second in pairwise(sigmas))
+    if not 1 <= len(sigmas) <= MAX_STEPS or not falling or not all(low <= sigma <= high for sigma in sigmas):
         message = f"sigmas must be 1 to {MAX_STEPS} levels from {high:g} down to {low:g}, each below the one before"
         raise invalid(f"{message}; not {shown(sigmas)}", code="out_of_range", param="sigmas")
-    return given
+    return tuple(map(float, sigmas))  # only now: an integer may be larger than every float
 
 
 def choose_model(name: str | None, manifests: Mapping[str, Manifest]) -> Manifest:
@@ -112,8 +111,13 @@ def choose_model(name: str | None, manifests: Mapping[str, Manifest]) -> Manifes
         return next(iter(manifests.values()))
     if name in manifests:
         return manifests[name]
-    message = f"there is no model {shown(name)} here; this server has {listed(manifests)}"
-    raise Refusal("not_found", "model_not_found", message, "model")
+    raise no_model(name, manifests)
+
+
+def no_model(name: str, served: Iterable[str]) -> Refusal:
+    """The answer to a request for a model of another name than those that are served."""
+    message = f"there is no model {shown(name)} here; this server has {listed(served)}"
+    return Refusal("not_found", "model_not_found", message, "model")
 
 
 def choose_steps(steps: int | None, manifest: Manifest) -> int:

@@ -65,6 +65,13 @@ def changed(**fields: Any) -> str:
         (changed(checkpoint="dddd"), 'the checkpoint "dddd", and tiny has "cccc"; --engine'),
         (changed(sigmas=3), "damaged"),
         (changed(sigmas=[1, 2]), "each below the one before"),
+        (changed(sigmas=[10**400]), "cannot make: sigmas must be"),
+        (changed(sigmas=[float("nan")]), "cannot make: sigmas must be"),
+        (changed(sigmas=[80.0, 10**400]), "cannot make: sigmas must be"),
+        (changed(seed=10**400), "cannot make: seed must be"),
+        (changed(steps=10**400), "cannot make: steps must be"),
+        (changed(label=10**400), "cannot make: tiny has no class"),
+        (changed(noise_version=10**400), "the noise version 10"),
         (changed(noise_version=2), "the noise version 2, and tiny has 1"),
         (changed(seed=-1), "cannot make: seed must be"),
         (changed(label=7), "cannot make: tiny has no class 7"),
@@ -88,6 +95,15 @@ def test_a_missing_file_or_model_ends_in_one_line(tmp_path: Path, capsys: Any):
     path.write_bytes(with_text(encode(np.zeros((8, 8, 1), np.uint8), "png"), KEYWORD, changed(model="absent")))
     assert main(["remake", str(path)]) == 2
     assert "--engine DIR" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_ends_in_a_sentence(made: Path, engine_dir: Path, tmp_path: Path, capsys: Any):
+    out = tmp_path / "absent" / "x.png"
+    assert main(["remake", str(made / "plain.png"), "--engine", str(engine_dir), "--out", str(out)]) == 2
+    said = (
+        f"error: {out} cannot be written: No such file or directory; --out FILE names a file in a folder that exists\n"
+    )
+    assert capsys.readouterr().err == said
 
 
 def test_a_recipe_names_what_a_request_asked_for(engine_dir: Path):

@@ -4,6 +4,7 @@ The specification is KServe's; clients of Triton Inference Server speak it. Erro
 """
 
 import asyncio
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,6 @@ from fewstep import __version__
 from server.http.answers import INLINE_BYTES, image_headers
 from server.http.dialects.inference_schema import (
     BINARY,
-    HEADER_LENGTH,
     INPUTS,
     INTEGERS,
     InferBody,
@@ -32,7 +32,7 @@ from server.http.dialects.native_schema import MIN_TIMEOUT_S
 from server.http.edits import body_limit
 from server.http.fields import parse
 from server.http.openapi import JSON, answers
-from server.http.routes import Route
+from server.http.routes import HEADER_LENGTH, MODEL_VERSION, Route
 from server.http.service import ImageService, Order, made, read_body
 from server.scheduler.events import Finished
 from server.scheduler.refusal import Kind, invalid, shown
@@ -45,6 +45,9 @@ REFUSALS: Sequence[Kind] = (
 )  # fmt: skip
 OUTPUTS: Mapping[str, str] = {"image": "UINT8", "seed": "INT64", "label": "INT64"}
 PARAMETERS = ("binary_data_output", "timeout", "priority")
+INPUT_FIELDS = ("name", "datatype", "shape", "data", "parameters")
+OUTPUT_FIELDS = ("name", "parameters")
+LENGTH = re.compile(r"[0-9]{1,18}")
 Integers = NDArray[np.integer]
 
 
@@ -66,29 +69,33 @@ class InferenceDialect:
     service: ImageService
 
     def routes(self) -> list[Route]:
-        probe: dict[str, Any] = {"keyless": True, "any_host": True, "quiet": True, "error_texts": True}
+        probe: dict[str, Any] = {"keyless": True, "any_host": True, "quiet": True}
         asked = answers(JSON, {"type": "object"})
         ready, served = "A request would be served.", "The name and version of the server."
         return [
-            Route("/v2", "GET", self.server, served, {"operationId": "v2", **asked}, error_texts=True),
+            Route("/v2", "GET", self.server, served, {"operationId": "v2", **asked}),
             Route("/v2/health/live", "GET", self.live, "The process answers.", _named("v2_live"), **probe),
             Route("/v2/health/ready", "GET", self.ready, ready, _named("v2_ready"), ("unavailable",), **probe),
             *(route for name in self.models for route in self._of_model(name)),
         ]
 
     def _of_model(self, name: str) -> list[Route]:
-        path, ready = f"/v2/models/{name}", f"A request for {name} would be served."
-        infer, metadata = infer_operation(name), metadata_operation(name)
+        """Without a version, and with the one that there is: the protocol has both."""
+        path = f"/v2/models/{name}"
+        versioned = self._at(f"{path}/versions/{MODEL_VERSION}", name, f"{name}_version_{MODEL_VERSION}")
+        return [*self._at(path, name, name), *versioned]
+
+    def _at(self, path: str, name: str, operation: str) -> list[Route]:
+        """The routes of a model below a path. operation: what ends the names of their operations."""
+        ready = f"A request for {name} would be served."
+        infer, metadata = infer_operation(operation), metadata_operation(operation)
         return [
-            Route(path, "GET", partial(self.model, name), "The tensors of a model.", metadata, error_texts=True),
+            Route(path, "GET", partial(self.model, name), "The tensors of a model.", metadata),
             Route(
-                f"{path}/ready", "GET", partial(self.ready, model=name), ready, _named(f"v2_ready_{name}"),
-                ("unavailable",), keyless=True, any_host=True, quiet=True, error_texts=True,
+                f"{path}/ready", "GET", partial(self.ready, model=name), ready, _named(f"v2_ready_{operation}"),
+                ("unavailable",), keyless=True, any_host=True, quiet=True,
             ),
-            Route(
-                f"{path}/infer", "POST", partial(self.infer, name), "Make images as tensors.", infer, REFUSALS, True,
-                error_texts=True,
-            ),
+            Route(f"{path}/infer", "POST", partial(self.infer, name), "Make images as tensors.", infer, REFUSALS, True),
         ]  # fmt: skip
 
     async def server(self, http: Request) -> Response:
@@ -122,10 +129,10 @@ class InferenceDialect:
         """What is asked for. header_length: of the JSON, where binary data follows it. Raises Refusal."""
         text, binary = split(body, header_length)
         fields = parse(text, InferBody)
+        check_text("id", fields.id or "")
         parameters = fields.parameters or {}
-        if other := [each for each in parameters if each not in PARAMETERS]:
-            message = f"parameters has {shown(other[0])}; this server knows {', '.join(PARAMETERS)}"
-            raise invalid(message, code="unknown_field", param="parameters")
+        check_names("parameters", parameters, PARAMETERS, "parameters")
+        binary_output = flag("binary_data_output", parameters.get("binary_data_output"), False, "parameters")
         tensors = read_inputs(fields.inputs or [], binary)
         if "seed" not in tensors:
             message = "inputs must have the tensor seed, with one whole number for each image"
@@ -137,7 +144,7 @@ class InferenceDialect:
         return Wanted(
             fields.id,
             Order(request, self._timeout_s(parameters.get("timeout"))),
-            wanted_outputs(fields.outputs, parameters.get("binary_data_output") is True),
+            wanted_outputs(fields.outputs, binary_output),
         )
 
     def _request(self, name: str, tensors: Mapping[str, Integers]) -> ImageRequest:
@@ -156,7 +163,8 @@ class InferenceDialect:
         if type(microseconds) is not int:
             message = f"timeout must be a whole number of microseconds, not {shown(microseconds)}"
             raise invalid(message, code="wrong_type", param="parameters")
-        check_range("timeout (in seconds)", microseconds / 1e6, MIN_TIMEOUT_S, self.settings.timeout_s)
+        least, most = round(1e6 * MIN_TIMEOUT_S), int(1e6 * self.settings.timeout_s)
+        check_range("timeout (in microseconds)", microseconds, least, most)
         return microseconds / 1e6
 
 
@@ -172,10 +180,34 @@ def split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     """The JSON of a body and the binary data behind it. Raises Refusal."""
     if header_length is None:
         return body, b""
-    if not (header_length.isascii() and header_length.isdecimal()) or int(header_length[:18]) > len(body):
+    length = int(header_length) if LENGTH.fullmatch(header_length) else -1
+    if not 0 <= length <= len(body):
         message = f"{HEADER_LENGTH} must be the bytes of the JSON, at most {len(body)}, not {shown(header_length)}"
         raise invalid(message, code="out_of_range", param=HEADER_LENGTH)
-    return body[: int(header_length)], body[int(header_length) :]
+    return body[:length], body[length:]
+
+
+def check_text(name: str, text: str) -> None:
+    """Raises Refusal for a text that cannot be answered, since UTF-8 has no surrogates (RFC 3629, section 3)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        message = f"{name} must be Unicode text, without lone surrogates; not {shown(text)}"
+        raise invalid(message, code="wrong_type", param=name) from error
+
+
+def check_names(where: str, given: Mapping[str, Any], known: Sequence[str], param: str) -> None:
+    """Raises Refusal for a name that would have no effect. where: in words, what holds the names."""
+    if other := [name for name in given if name not in known]:
+        message = f"{where} cannot have {shown(other[0])}; this server knows {', '.join(known)}"
+        raise invalid(message, code="unknown_field", param=param)
+
+
+def flag(name: str, value: Any, default: bool, param: str) -> bool:
+    """default: of a value that is None. Raises Refusal."""
+    if value is not None and type(value) is not bool:
+        raise invalid(f"{name} must be true or false, not {shown(value)}", code="wrong_type", param=param)
+    return default if value is None else value
 
 
 def read_inputs(inputs: Sequence[Mapping[str, Any]], binary: bytes) -> dict[str, Integers]:
@@ -190,7 +222,8 @@ def read_inputs(inputs: Sequence[Mapping[str, Any]], binary: bytes) -> dict[str,
         if not isinstance(datatype, str) or datatype not in INTEGERS:
             message = f"the datatype of {name} must be one of {', '.join(INTEGERS)}, not {shown(datatype)}"
             raise invalid(message, code="wrong_type", param="inputs")
-        size = _parameters(tensor).get("binary_data_size")
+        check_names(f"the input {name}", tensor, INPUT_FIELDS, "inputs")
+        size = _parameter(f"the input {name}", tensor, "binary_data_size", "inputs")
         if size is None:
             values = _from_json(name, tensor.get("data"), INTEGERS[datatype])
         else:
@@ -206,12 +239,16 @@ def read_inputs(inputs: Sequence[Mapping[str, Any]], binary: bytes) -> dict[str,
     return tensors
 
 
-def _parameters(tensor: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of an input or an output. Raises Refusal."""
-    parameters = tensor.get("parameters") or {}
+def _parameter(where: str, tensor: Mapping[str, Any], name: str, param: str) -> Any:
+    """The one parameter that an input or an output may have; None if it is absent. Raises Refusal."""
+    parameters = tensor.get("parameters")
+    if parameters is None:
+        return None
     if not isinstance(parameters, dict):
-        raise invalid(f"parameters must be an object, not {shown(parameters)}", code="wrong_type", param="parameters")
-    return parameters
+        message = f"parameters must be an object, not {shown(parameters)}"
+        raise invalid(message, code="wrong_type", param=param)
+    check_names(f"parameters of {where}", parameters, (name,), param)
+    return parameters.get(name)
 
 
 def _from_json(name: str, data: Any, kind: str) -> Integers:
@@ -241,10 +278,12 @@ def wanted_outputs(outputs: Sequence[Mapping[str, Any]] | None, binary: bool) ->
     wanted: dict[str, bool] = {}
     for output in outputs:
         name = output.get("name")
-        if not isinstance(name, str) or name not in OUTPUTS:
-            message = f"an output is one of {', '.join(OUTPUTS)}, not {shown(name)}"
+        if not isinstance(name, str) or name not in OUTPUTS or name in wanted:
+            message = f"an output is one of {', '.join(OUTPUTS)}, each once, not {shown(name)}"
             raise invalid(message, code="unknown_output", param="outputs")
-        wanted[name] = _parameters(output).get("binary_data", binary) is True
+        check_names(f"the output {name}", output, OUTPUT_FIELDS, "outputs")
+        given = _parameter(f"the output {name}", output, "binary_data", "outputs")
+        wanted[name] = flag(f"binary_data of the output {name}", given, binary, "outputs")
     return wanted
 
 

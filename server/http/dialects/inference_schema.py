@@ -6,10 +6,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from export.manifest import Manifest
-from server.http.openapi import JSON, Schema, answers, described, record, reference
+from server.http.openapi import JSON, Schema, answers, described, headers, record, reference
+from server.http.routes import IMAGE_HEADERS, MODEL_VERSION, TENSOR_HEADERS
 
 BINARY = "application/octet-stream"
-HEADER_LENGTH = "Inference-Header-Content-Length"
 # Of the integers that inputs may hold: little-endian, as in the binary tensor extension.
 INTEGERS: Mapping[str, str] = {
     "INT8": "<i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
@@ -47,7 +47,7 @@ def schemas() -> Schema:
 
 
 def infer_operation(name: str) -> Schema:
-    """Of POST /v2/models/NAME/infer."""
+    """Of POST /v2/models/NAME/infer. name: of the operation."""
     seed = {"name": "seed", "datatype": "INT64", "shape": [2], "data": [7, 8]}
     content = {
         JSON: {"schema": reference("schemas", "InferRequest"), "example": {"inputs": [seed]}},
@@ -57,12 +57,18 @@ def infer_operation(name: str) -> Schema:
     return {
         "operationId": f"infer_{name}",
         "requestBody": {"required": True, "content": content},
-        "responses": {"200": {"description": "The images as tensors.", "content": answered}},
+        "responses": {
+            "200": {
+                "description": "The images as tensors.",
+                "headers": headers({**IMAGE_HEADERS, **TENSOR_HEADERS}),
+                "content": answered,
+            }
+        },
     }
 
 
 def metadata_operation(name: str) -> Schema:
-    """Of GET /v2/models/NAME."""
+    """Of GET /v2/models/NAME. name: of the operation."""
     return {"operationId": f"metadata_{name}", **answers(JSON, reference("schemas", "ModelMetadata"), "The tensors.")}
 
 
@@ -71,7 +77,7 @@ def metadata_body(name: str, manifest: Manifest, backend: str) -> dict[str, Any]
     size = [manifest.resolution, manifest.resolution, manifest.channels]
     return {
         "name": name,
-        "versions": ["1"],
+        "versions": [MODEL_VERSION],
         "platform": f"fewstep_{backend}",
         "inputs": [{"name": each, "datatype": "INT64", "shape": [-1]} for each in INPUTS],
         "outputs": [

@@ -59,6 +59,73 @@ def test_a_client_that_has_closed_its_sending_half_gets_its_answers():
     assert play(scene, more=[Route("/made", "POST", made, "")]) == {"200": 2}
 
 
+class Stream(Response):
+    """Three parts, each after one release of go. It watches for the client's departure as streams of images do."""
+
+    def __init__(self, http: Request, begun: asyncio.Event, go: asyncio.Semaphore, left: asyncio.Event) -> None:
+        super().__init__()
+        self.http, self.begun, self.go, self.left = http, begun, go, left
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        watch = asyncio.create_task(self.watch())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        self.begun.set()
+        for part in (b"a", b"b", b"c"):
+            await self.go.acquire()
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        watch.cancel()
+
+    async def watch(self) -> None:
+        while (await self.http.receive())["type"] != "http.disconnect":
+            pass
+        self.left.set()
+
+
+def play_stream(behind: bytes, leave: bool) -> None:
+    """A stream begins, and its client closes its sending half, or leaves. behind: what else the client has sent."""
+    begun, left, ended, go = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Semaphore(0)
+
+    class Watched(BoundedHttp):
+        def eof_received(self) -> bool:
+            ended.set()
+            return super().eof_received()
+
+    async def stream(http: Request) -> Response:
+        await http.body()
+        return Stream(http, begun, go, left)
+
+    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD.replace(b"/length", b"/stream") + b"\r\n" + behind)
+        await begun.wait()
+        assert b"chunked" in await reader.readuntil(b"\r\n\r\n")
+        writer.close() if leave else writer.write_eof()
+        await ended.wait()
+        go.release()
+        if leave:
+            await left.wait()
+        go.release()
+        go.release()
+        if not leave:
+            assert await reader.readuntil(b"0\r\n\r\n") == b"1\r\na\r\n1\r\nb\r\n1\r\nc\r\n0\r\n\r\n"
+            rest = await reader.read()
+            assert rest.split()[1:2] == ([b"200"] if behind.startswith(HEAD) else [b"400"] if behind else [])
+
+    play(scene, Watched, more=[Route("/stream", "POST", stream, "")])
+
+
+@pytest.mark.parametrize(
+    "behind", [b"", HEAD + b"\r\n", b"nonsense\r\n\r\n"], ids=["alone", "another request", "nonsense"]
+)
+def test_a_stream_goes_on_when_the_client_closes_its_sending_half(behind: bytes):
+    """To its last chunk, without an interim answer within it; then come the answers to what was sent behind it."""
+    play_stream(behind, leave=False)
+
+
+def test_a_client_that_leaves_within_a_stream_is_found_after_the_next_part():
+    play_stream(b"", leave=True)
+
+
 @pytest.mark.parametrize(("version", "half"), [(b"1.1", False), (b"1.0", False), (b"1.0", True)])
 def test_a_client_that_leaves_or_cannot_read_interim_answers_counts_as_gone(version: bytes, half: bool):
     begun, left = asyncio.Event(), asyncio.Event()

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.http.routes import EXPOSED_HEADERS, REQUEST_HEADERS
+from server.http.routes import EXPOSED_HEADERS, HEADER_LENGTH, REQUEST_HEADERS
 from server.settings.settings import Settings, SettingsError
 from tests.server.http.test_gate import BOOM, KEY, PAGE, SITE, post
 from tests.server.in_process import Site, code_of
@@ -52,6 +52,21 @@ def test_a_browser_may_send_what_the_table_lists_from_the_origins_that_are_allow
 
 
 @pytest.mark.parametrize(
+    "asked",
+    [
+        "authorization,content-type,openai-organization,openai-project,x-stainless-arch,x-stainless-lang,x-stainless-os,"
+        "x-stainless-package-version,x-stainless-retry-count,x-stainless-runtime,x-stainless-runtime-version,"
+        "x-stainless-timeout",
+        "traceparent,tracestate",
+        "content-type,inference-header-content-length",
+    ],
+    ids=["openai-js", "traces", "tensors"],
+)
+def test_the_headers_of_known_clients_are_allowed(asked: str):
+    assert preflight(Site(cors_origins=(SITE,)), asked=asked).status_code == 200
+
+
+@pytest.mark.parametrize(
     ("asked", "code", "given"),
     [
         ({"method": "DELETE"}, "method_not_allowed", "DELETE"),
@@ -91,7 +106,7 @@ def test_a_page_of_an_allowed_origin_can_read_every_answer_and_the_headers_of_th
     answer = site.get(path, {**PAGE, **headers})
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (status, SITE)
     assert answer.headers["access-control-expose-headers"].split(", ") == list(EXPOSED_HEADERS)
-    assert {"X-Seed", "X-Request-Id", "Retry-After"} <= set(EXPOSED_HEADERS)
+    assert {"X-Seed", "X-Request-Id", "Retry-After", HEADER_LENGTH} <= set(EXPOSED_HEADERS)
     assert "Origin" in answer.headers["vary"] and "access-control-allow-credentials" not in answer.headers
     other = site.get(path, {**headers, "origin": "https://a.org.evil.example"})
     assert other.status_code == status and "access-control-allow-origin" not in other.headers

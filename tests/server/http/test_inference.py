@@ -13,11 +13,13 @@ from tritonclient.utils import InferenceServerException
 
 from fewstep.noise import random_labels
 from server.http.dialects.inference import InferenceDialect, split
+from server.http.routes import HEADER_LENGTH
 from server.http.service import ImageService
 from server.scheduler.refusal import Refusal
 from server.settings.settings import Settings
 from tests.server.conftest import Server
 from tests.server.fakes import CLASSES, manifest
+from tests.server.in_process import Site
 
 DIALECT = InferenceDialect({"tiny": manifest()}, Settings({"tiny": Path("/nowhere")}), cast(ImageService, None))
 
@@ -73,6 +75,58 @@ def test_what_is_refused_is_an_error_of_the_client_in_our_words(served: Any):
         served.infer("tiny", [tensor("image", [1])])
 
 
+def test_a_model_or_version_that_is_not_served_is_an_error_of_the_client(served: Any):
+    for ask in (lambda: served.infer("nope", [tensor("seed", [1])]), lambda: served.get_model_metadata("nope")):
+        with pytest.raises(InferenceServerException, match='there is no model "nope" here; this server has tiny'):
+            ask()
+    with pytest.raises(InferenceServerException, match='tiny has no version "2"; it has version 1'):
+        served.infer("tiny", [tensor("seed", [1])], model_version="2")
+    with pytest.raises(InferenceServerException, match="there is nothing at"):
+        served.get_model_repository_index()
+    with pytest.raises(InferenceServerException, match='the output image cannot have "classification"'):
+        served.infer("tiny", [tensor("seed", [1])], outputs=[triton.InferRequestedOutput("image", class_count=3)])
+
+
+def test_the_version_that_the_metadata_lists_is_served(served: Any):
+    (version,) = served.get_model_metadata("tiny")["versions"]
+    assert served.is_model_ready("tiny", version) and not served.is_model_ready("tiny", "2")
+    assert served.get_model_metadata("tiny", version) == served.get_model_metadata("tiny")
+    images = [
+        served.infer("tiny", [tensor("seed", [7])], model_version=each).as_numpy("image") for each in ("", version)
+    ]
+    np.testing.assert_array_equal(*images)
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "method", "status"),
+    [
+        ("/v2/models", "", "GET", 401),
+        ("/v2/models/nope/infer", "k" * 16, "POST", 404),
+        ("/v2/models/", "k" * 16, "GET", 404),
+        ("/v2/", "k" * 16, "POST", 405),
+        ("/v2/models/tiny/versions/1/infer", "k" * 16, "GET", 405),
+    ],
+)
+def test_every_error_below_the_protocols_path_is_a_text(path: str, key: str, method: str, status: int):
+    refused = Site(api_keys=("k" * 16,)).get(path, {"x-api-key": key}, method)
+    assert (refused.status_code, list(refused.json())) == (status, ["error"])
+    assert isinstance(refused.json()["error"], str)
+
+
+def test_a_request_that_cannot_be_answered_is_refused_before_the_work(client: httpx.Client):
+    made = client.get("/metrics").text
+    texts = ('{"timeout": 1%s}' % ("0" * 400), '{"timeout": 1e999}')
+    asked = [(f'{{"inputs": [{json.dumps(seeds())}], "parameters": {text}}}', {}) for text in texts]
+    asked += [(f'{{"inputs": [{json.dumps(seeds())}], "id": "\\ud800"}}', {})]
+    asked += [(f'{{"inputs": [{json.dumps(seeds())}]}}', {HEADER_LENGTH: "0" * 18 + "9" * 4400})]
+    for body, headers in asked:
+        answer = client.post("/v2/models/tiny/infer", content=body.encode(), headers=headers)
+        assert (answer.status_code, list(answer.json())) == (400, ["error"]), body
+    images = [[line for line in page.splitlines() if line.startswith("fewstep_images_total")] for page in (
+        made, client.get("/metrics").text)]  # fmt: skip
+    assert images[0] and images[0] == images[1]
+
+
 def test_an_error_is_a_text(client: httpx.Client):
     answer = client.get("/v2/models/tiny/infer")
     assert (answer.status_code, list(answer.json())) == (405, ["error"]) and "POST" in answer.json()["error"]
@@ -81,6 +135,10 @@ def test_an_error_is_a_text(client: httpx.Client):
 
 def seeds(values: Any = (1,), **fields: Any) -> dict[str, Any]:
     return {"name": "seed", "datatype": "INT64", "shape": [len(values)], "data": list(values), **fields}
+
+
+def image(**parameters: Any) -> dict[str, Any]:
+    return {"name": "image", "parameters": parameters}
 
 
 def labels(count: int) -> dict[str, Any]:
@@ -106,12 +164,29 @@ def labels(count: int) -> dict[str, Any]:
         ({"inputs": [seeds([300], datatype="UINT8")]}, "of its datatype"),
         ({"inputs": [seeds(parameters=[1])]}, "parameters must be an object"),
         ({"inputs": [seeds(parameters={"binary_data_size": 8})]}, "a multiple of 8 up to 0, not 8"),
+        ({"inputs": [seeds(parameters={"binary_data_size": 10**400})]}, "a multiple of 8 up to 0, not 10"),
+        ({"inputs": [seeds([10**400])]}, "of its datatype"),
+        ({"inputs": [seeds([float("nan")])]}, "a list of whole numbers"),
+        ({"inputs": [seeds(content="x")]}, 'the input seed cannot have "content"'),
+        (
+            {"inputs": [seeds(parameters={"shared_memory_region": "a"})]},
+            'the input seed cannot have "shared_memory_reg',
+        ),
         ({"inputs": [seeds([1, 2]), labels(3)]}, "labels has 3 entries, but seeds has 2"),
         ({"inputs": 3}, "inputs must be a list with an object for each entry"),
         ({"inputs": [seeds()], "outputs": [{"name": "latent"}]}, "an output is one of image, seed, label"),
         ({"inputs": [seeds()], "parameters": {"sequence_id": 1}}, "this server knows binary_data_output, timeout"),
         ({"inputs": [seeds()], "parameters": {"timeout": "1"}}, "a whole number of microseconds"),
-        ({"inputs": [seeds()], "parameters": {"timeout": 0}}, "from 0.001 to 60, not 0"),
+        ({"inputs": [seeds()], "parameters": {"timeout": 0}}, "from 1000 to 60000000, not 0"),
+        ({"inputs": [seeds()], "parameters": {"timeout": 10**400}}, "from 1000 to 60000000, not 10"),
+        ({"inputs": [seeds()], "parameters": {"timeout": float("inf")}}, "a whole number of microseconds"),
+        ({"inputs": [seeds()], "parameters": {"binary_data_output": 1}}, "binary_data_output must be true or false"),
+        ({"inputs": [seeds()], "id": "\ud800"}, r"id must be Unicode text, without lone surrogates; not .\\ud800"),
+        ({"inputs": [seeds()], "outputs": [image(classification=3)]}, 'the output image cannot have "classification"'),
+        ({"inputs": [seeds()], "outputs": [image(shared_memory_region="a")]}, 'cannot have "shared_memory_region"'),
+        ({"inputs": [seeds()], "outputs": [image(binary_data=1)]}, "binary_data of the output image must be true or"),
+        ({"inputs": [seeds()], "outputs": [{"name": "image", "class_count": 3}]}, 'cannot have "class_count"'),
+        ({"inputs": [seeds()], "outputs": [image(), image()]}, "image, seed, label, each once"),
     ],
 )
 def test_what_is_wrong_is_named_in_a_sentence(body: Any, words: str):
@@ -125,7 +200,7 @@ def test_binary_data_is_read_behind_the_json_and_nothing_is_left():
     assert wanted.order.request.seeds == (5,) and wanted.order.timeout_s == 60.0
     with pytest.raises(Refusal, match="name 8 bytes of binary data, and the body has 9"):
         DIALECT.read("tiny", text + bytes(9), str(len(text)))
-    for length in ("x", "-1", "4", "9" * 40):
+    for length in ("", "x", "-1", "4", "9" * 40, "9" * 5000, "0" * 18 + "9" * 4400, "0" * 18 + "9999", "\xb2"):
         with pytest.raises(Refusal, match="Inference-Header-Content-Length must be"):
             split(b"{}", length)
 
