@@ -176,7 +176,9 @@ def choose_labels(label: int | str | None, manifest: Manifest, seeds: tuple[int,
 
 def class_named(name: str, manifest: Manifest) -> int | None:
     """The index of a class, by its name in any case and any Unicode normal form; None: there is no such class."""
-    return _names(manifest.class_names).get(_plain(name))
+    names, text = _names(manifest.class_names), name.strip()
+    # No step of _plain makes a text shorter, and Unicode's canonical order takes quadratic time in a run of accents.
+    return names.get(_plain(text)) if len(text) <= max(map(len, names), default=0) else None
 
 
 def nearest_class(name: str, manifest: Manifest) -> str | None:

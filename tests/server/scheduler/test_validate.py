@@ -1,5 +1,6 @@
 """From fields to an ImageRequest: every sentence, and every range."""
 
+import unicodedata
 from dataclasses import replace
 from typing import Any
 
@@ -66,6 +67,20 @@ def test_a_name_is_found_in_any_normal_form(label: str, index: int):
 
 def test_of_two_classes_of_one_name_the_first_is_found():
     assert image_request(replace(MODEL, class_names=("Bag", "BAG", "Coat")), label="bag").labels == (0,)
+
+
+def test_a_text_that_is_longer_than_every_class_name_is_not_normalized(monkeypatch: pytest.MonkeyPatch):
+    """Unicode's canonical order takes quadratic time: a text of 60 kB took 1.3 s."""
+    normalize, lengths = unicodedata.normalize, []
+
+    def watched(form: Any, text: str) -> str:
+        lengths.append(len(text))
+        return normalize(form, text)
+
+    assert image_request(CLOTHES, label=" STRASSE ").labels == (1,)
+    monkeypatch.setattr(unicodedata, "normalize", watched)
+    assert refusal(model=CLOTHES, label="a" + "\u0301\u0316" * 1_000).code == "unknown_label"
+    assert max(lengths, default=0) < 100
 
 
 def test_a_model_without_classes_has_no_labels():
