@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -21,6 +22,7 @@ from tests.trainer.tiny import lively
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier, save_classifier
 from trainer.data.format import ImageSet, write_image_set
 from trainer.posterior import mix, parser
+from trainer.posterior_checks import diverged
 from trainer.run.artifacts import describe
 
 PRIOR = UNetConfig(resolution=8, channels=1, width=8, mult=(1,), blocks=1)
@@ -284,6 +286,20 @@ def test_a_weak_reward_is_not_said_to_diverge(weak: str, prior: Path, tmp_path: 
     )
     assert run(prior, tmp_path / "p", "--variance", "small", "--lr", "0.003", "--evaluate", "200") == 0
     assert "diverged" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("elbo", "error", "ess", "said"),
+    [
+        (-1.5, 0.1, 0.1, True),
+        (-1.5, 0.2, 0.1, False),  # within four standard errors of -1
+        (-1.5, 0.1, 0.6, False),  # the samples are the posterior's
+        (math.nan, math.nan, math.nan, True),
+    ],
+)
+def test_divergence_takes_both_a_lower_elbo_and_a_small_sample_size(elbo, error, ess, said):
+    monitors = {"elbo": elbo, "elbo_error": error, "ess": ess, "prior_log_reward": -0.5, "prior_log_reward_error": 0.0}
+    assert diverged(monitors, beta=2.0) is said
 
 
 def test_a_run_that_diverged_says_so(prior: Path, tmp_path: Path, capsys):
