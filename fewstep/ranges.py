@@ -30,7 +30,7 @@ class Range:
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a number"
-        low, high = (f"{bound:,.0f}" if bound == int(bound) else f"{bound:g}" for bound in (self.low, self._top))
+        low, high = (f"{int(bound):,}" if bound == int(bound) else f"{bound:g}" for bound in (self.low, self._top))
         if self.above:
             return f"{kind} above {low}" + (f" and at most {high}" if self.high < math.inf else "")
         return f"{kind} from {low} " + (f"to {high}" if self.high < math.inf else "up")

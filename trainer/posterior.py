@@ -8,13 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 
 from fewstep.card import CheckpointError
-from fewstep.ranges import POSITIVE, SEED, SHARE, Range, RangeError, number, whole
+from fewstep.ranges import COUNT, POSITIVE, SEED, SHARE, Range, RangeError, number, whole
 from trainer.settings import BehaviourMix, MachineError, PosteriorConfig
 
 # torch is imported when the command runs: --help is quick.
 
 REFUSED, INTERRUPTED = 2, 130
 DEFAULT = PosteriorConfig()
+LEVEL = Range(0.001, 10_000)  # in float32 the square of a lower one is lost beside an image
+MOST_UPDATES, MOST_IMAGES = 10**7, 10**6  # images: those that are kept in memory
 
 DESCRIPTION = """\
 Trains a sampler of p(x) r(x)^beta / Z, where p is what a model of yours makes and r says how good an image is, by
@@ -80,32 +82,52 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--reward", required=True, metavar="REWARD", help="see below")
     add("--out", type=Path, required=True, metavar="DIR", help="where everything goes")
-    add("--updates", type=whole(1), default=300, help="batches of trajectories (default 300)")
+    add("--updates", type=whole(1, MOST_UPDATES), default=300, help="batches of trajectories (default 300)")
     add("--batch", type=whole(2, 2**16), default=64, help="trajectories of an update (default 64)")
     add("--steps", type=whole(2, 1000), default=30, help="network calls of an image (default 30)")
-    add("--sigma-max", type=number(POSITIVE), default=80.0, help="highest level (default 80)")
-    add("--sigma-min", type=number(POSITIVE), default=0.05, help="lowest level (default 0.05)")
+    add("--sigma-max", type=number(LEVEL), default=80.0, help="highest level (default 80)")
+    add("--sigma-min", type=number(LEVEL), default=0.05, help="lowest level (default 0.05)")
     add("--variance", choices=("opt", "small", "large"), default="opt", help="of the prior's steps (default opt)")
     add("--rank", type=whole(1, 1024), default=4, help="of the adapter (default 4)")
-    add("--noise", type=number(POSITIVE), default=0.1, help="standard deviation of a measurement (default 0.1)")
+    add("--noise", type=number(LEVEL), default=0.1, help="standard deviation of a measurement (default 0.1)")
     add("--beta", type=number(POSITIVE), default=1.0, help="the target is prior x r^beta (default 1)")
     add("--beta-start", type=number(POSITIVE), help="beta at the start (default: --beta)")
     add("--beta-until", type=number(SHARE), default=0.0, help="share of the run over which beta rises (default 0)")
     add("--log-z", choices=("vargrad", "learned"), default="vargrad", help="of the batch, or a parameter")
     add("--mix", type=mix, default=BehaviourMix(), metavar="NAME=SHARE,...", help=f"of {', '.join(SHARES)}; sums to 1")
     add("--data", type=Path, metavar="ZIP", help="images of the behaviour noised_back")
-    add("--levels", type=whole(1), metavar="K", help="take the gradient of K random steps of an update (default: all)")
     add(
-        "--dead-zone", type=number(Range(0)), default=DEFAULT.dead_zone, help="squared residuals left alone (default 0)"
+        "--levels",
+        type=whole(1, COUNT.high),
+        metavar="K",
+        help="take the gradient of K random steps of an update (default: all)",
+    )
+    add(
+        "--dead-zone",
+        type=number(Range(0, 1000)),
+        default=DEFAULT.dead_zone,
+        help="squared residuals left alone (default 0)",
     )
     add("--clip", type=number(POSITIVE), default=DEFAULT.clip, help="of residuals, in root mean squares (default 3)")
     add("--fixed-variance", action="store_true", help="the posterior's steps keep the variance of the prior's")
     add("--lr", type=number(Range(0, 1, above=True)), help="learning rate (default: 0.016 / root of the pixel values)")
-    add("--warm-start", type=whole(0), default=0, metavar="N", help="first N updates of tilted denoising (default 0)")
-    add("--pool", type=whole(2), default=4096, help="samples of the prior for it (default 4096)")
-    add("--evaluate", type=whole(2), default=1000, metavar="N", help="trajectories behind the monitors (default 1000)")
+    add(
+        "--warm-start",
+        type=whole(0, MOST_UPDATES),
+        default=0,
+        metavar="N",
+        help="first N updates of tilted denoising (default 0)",
+    )
+    add("--pool", type=whole(2, MOST_IMAGES), default=4096, help="samples of the prior for it (default 4096)")
+    add(
+        "--evaluate",
+        type=whole(2, MOST_IMAGES),
+        default=1000,
+        metavar="N",
+        help="trajectories behind the monitors (default 1000)",
+    )
     add("--merged", action="store_true", help="write OUT/merged, a model with the adapter in its weights, as well")
-    add("--seed", type=number(SEED), default=0)
+    add("--seed", type=whole(0, SEED.high), default=0)
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     add("--checkpoint-every", type=number(Range(0)), default=300.0, metavar="SECONDS")
     return made

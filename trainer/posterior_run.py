@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,23 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.adapters import Adapter, AdapterCard, adapted, merged, read_adapter_card, save_adapter, told
-from fewstep.ancestral import Chain, VarianceRule, ancestral_chain, denoising_errors, sample_ancestral, student_chain
-from fewstep.card import Card, CheckpointError
+from fewstep.adapters import Adapter, AdapterCard, adapted, load_adapter, merged, read_adapter_card, save_adapter, told
+from fewstep.ancestral import Chain, VarianceRule, sample_ancestral
+from fewstep.card import WEIGHTS_FILE, Card, CheckpointError
 from fewstep.checkpoint import load_denoiser, save_checkpoint
 from fewstep.noise_torch import noise_for
 from fewstep.outputs import STATE_FILE, check_folder
 from fewstep.pixels import to_pixels
 from fewstep.precond import Denoiser
-from fewstep.ranges import RangeError
-from fewstep.samplers import sample_heun
-from fewstep.schedule import karras_sigmas, solver_sigmas
+from fewstep.schedule import karras_sigmas
+from trainer.data.format import ImageSet
 from trainer.data.loader import batches
 from trainer.data.matching import check_shape
 from trainer.data.named import read_data
 from trainer.methods.rtb import Problem, TrajectoryBalance, evaluate
 from trainer.methods.tilted import prior_pool, tilted_regression
+from trainer.posterior_chain import chain_of_teacher, say, steps_of_student
+from trainer.posterior_checks import (
+    PROBED,
+    check_above_floor,
+    check_counts,
+    content_sha256,
+    diverged,
+    probe,
+    same_run,
+)
 from trainer.posterior_report import Sheet, write_report, write_sheet
+from trainer.report import FILE as REPORT
 from trainer.rewards.named import Reward, reward_of
 from trainer.run.artifacts import describe, environment
 from trainer.run.claim import claim
@@ -40,8 +49,6 @@ from trainer.run.state import settle_state
 from trainer.settings import MachineError, PosteriorConfig
 
 MERGED = "merged"  # the folder below --out
-MEASURED = 256  # images of the prior by which its error is measured
-HEUN_LEVELS = 18
 COLUMNS = 16  # of a sheet
 # A log-ratio is a sum over pixel values, so its gradient grows with the image. 0.002 for 8x8, 0.0003 for 32x32 colour.
 ROOT_LR = 0.016
@@ -73,11 +80,13 @@ class Order:
     device: str | None = None
     checkpoint_s: float = 300.0
 
-    def identity(self, prior: Card) -> dict[str, Any]:
-        """What a run that goes on must share with the one it continues."""
+    def identity(self, prior: Card, reward: Reward) -> dict[str, Any]:
+        """What a run that goes on must share with the one it continues: settings, and the content of files."""
         free = ("prior", "out", "data", "device", "checkpoint_s", "evaluated", "merged")
         named = {name: value for name, value in asdict(self).items() if name not in free}
-        return json.loads(json.dumps({**named, "prior": prior.weights}))
+        data = (self.data,) if self.data else ()
+        contents = {"reward_sha256": content_sha256(reward.files), "data_sha256": content_sha256(data)}
+        return json.loads(json.dumps({**named, "prior": prior.weights, **contents}))
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,7 @@ class Setup:
     denoiser: Denoiser  # the prior's
     network: nn.Module  # the prior's, with an input for y where the posterior is told one
     reward: Reward
+    data: ImageSet | None
     chain: Chain
     device: str
 
@@ -131,12 +141,10 @@ def run(order: Order, command: str) -> bool:
         if not resumed:
             check_folder(order.out)
         setup = set_up(order, device, read_adapter_card(order.out).chain if resumed else None)
-        if order.config.log_z == "vargrad" and order.batch < 2 * setup.groups:
-            raise RangeError(
-                f"--batch {order.batch} gives some of {setup.groups} groups less than two trajectories; choose --batch "
-                f"{2 * setup.groups} or more, or --log-z learned"
-            )
-        return _train(setup, resumed, command)
+        identity = order.identity(setup.card, setup.reward)
+        if resumed and same_run(order.out, identity) and _complete(setup):
+            return True
+        return _train(setup, identity, resumed, command)
 
 
 def set_up(order: Order, device: str, chain: Chain | None) -> Setup:
@@ -147,35 +155,32 @@ def set_up(order: Order, device: str, chain: Chain | None) -> Setup:
     assert isinstance(denoiser.network, nn.Module)
     reward = reward_of(order.reward, card.image_shape, order.noise, device)
     network = told(denoiser.network, card, reward.groups)
+    check_counts(order.batch, order.evaluated, reward.groups or denoiser.classes, order.config.log_z)
+    if chain is None and card.role == "student":
+        chain = steps_of_student(order.prior, card, order.steps)
+    data = read_data(order.data, card.image_shape[1]) if order.data else None
+    if data:
+        check_shape(card, data, "the prior")
+    noise = noise_for(range(PROBED), card.image_shape, device)(0)
+    probe(reward, denoiser, noise, chain.sigmas[0] if chain else order.sigma_max)
     if chain is None:
-        chain = _student(order, card) if card.role == "student" else _ancestral(order, denoiser, card, device)
-    return Setup(order, card, denoiser, network, reward, chain, device)
+        sigmas = karras_sigmas(order.steps, order.sigma_min, order.sigma_max)
+        chain = chain_of_teacher(denoiser, card, sigmas, order.variance, device)
+    return Setup(order, card, denoiser, network, reward, data, chain, device)
 
 
-def _student(order: Order, card: Card) -> Chain:
-    """The student's own steps."""
-    if order.steps not in card.levels or order.steps < 2:
-        listed = ", ".join(str(steps) for steps in sorted(card.levels) if steps > 1)
-        raise RangeError(f"{order.prior} is a student of {listed} steps; choose --steps among them, not {order.steps}")
-    return student_chain(card.levels[order.steps])
+def _complete(setup: Setup) -> bool:
+    """Whether nothing is left to do: trained, evaluated on as many trajectories, and reported. Says so."""
+    order, card = setup.order, read_adapter_card(setup.order.out)
+    if not card.monitors or card.training.get("evaluated") != order.evaluated or not (order.out / REPORT).exists():
+        return False
+    if order.merged and not (order.out / MERGED / WEIGHTS_FILE).exists():
+        write_merged(setup, load_adapter(order.out, setup.network)[0].to(setup.device), order.out / MERGED)
+    print(f"{order.out} is complete: nothing was left to train\n{_closing(setup, card.monitors)}")
+    return True
 
 
-def _ancestral(order: Order, denoiser: Denoiser, card: Card, device: str) -> Chain:
-    sigmas = karras_sigmas(order.steps, order.sigma_min, order.sigma_max)
-    if order.variance != "opt":
-        return ancestral_chain(sigmas, order.variance)
-    _say(f"measuring the prior's error at {order.steps} levels, on {MEASURED} of its samples")
-    labels = torch.arange(MEASURED, device=device) % denoiser.classes if denoiser.classes else None
-    bound = lambda x, sigma: denoiser(x, sigma, labels)  # noqa: E731
-    with torch.no_grad():
-        images = sample_heun(
-            bound, noise_for(range(MEASURED), card.image_shape, device), solver_sigmas(HEUN_LEVELS)
-        ).images
-        noise = noise_for(range(MEASURED, 2 * MEASURED), card.image_shape, device)
-        return ancestral_chain(sigmas, "opt", denoising_errors(bound, images, sigmas, noise))
-
-
-def _train(setup: Setup, resumed: bool, command: str) -> bool:
+def _train(setup: Setup, identity: dict[str, Any], resumed: bool, command: str) -> bool:
     order, out = setup.order, setup.order.out
     generator = torch.Generator().manual_seed(order.seed)
     adapter = Adapter(setup.network, order.rank, setup.chain.steps, generator).to(setup.device)
@@ -188,10 +193,9 @@ def _train(setup: Setup, resumed: bool, command: str) -> bool:
         batch=order.batch, images=order.updates * order.batch, checkpoint_s=order.checkpoint_s, seed=order.seed,
         log_every=max(order.updates // 200, 1), label="posterior",
     )  # fmt: skip
-    identity = order.identity(setup.card)
 
     def card_of(images: int, monitors: dict[str, float]) -> AdapterCard:
-        training = {**identity, "images": images, "environment": environment()}
+        training = {**identity, "images": images, "evaluated": order.evaluated, "environment": environment()}
         return AdapterCard(
             setup.card.weights, order.rank, setup.reward.groups, setup.chain, order.reward, training=training,
             monitors=monitors,
@@ -210,11 +214,12 @@ def _train(setup: Setup, resumed: bool, command: str) -> bool:
 
     done = train(method, _batches(setup, loop), loop, out, save, draw=draw, resume=resumed, identity=identity)
     if not done:
-        _say("interrupted; the same command goes on where it stopped")
+        say("interrupted; the same command goes on where it stopped")
         return False
     final = averaged[0]
-    _say(f"evaluating on {order.evaluated} trajectories")
+    say(f"evaluating on {order.evaluated} trajectories")
     monitors = _evaluated(setup, final)
+    check_above_floor(monitors, setup.reward, order.evaluated)
     save_adapter(out, final, card_of(loop.images or 0, monitors))
     settle_state(out)
     if order.merged:
@@ -226,24 +231,22 @@ def _train(setup: Setup, resumed: bool, command: str) -> bool:
 
 def _warm(setup: Setup, adapter: Adapter, rng: Draws) -> None:
     order, problem = setup.order, setup.problem(adapter)
-    _say(f"warm start: {order.pool} samples of the prior")
+    say(f"warm start: {order.pool} samples of the prior")
     pool = prior_pool(problem, setup.like(order.batch), setup.y(order.batch), order.pool, rng)
     every = max(order.warm_start // 10, 1)
     tilted_regression(
         setup.posterior(adapter), adapter, pool, (setup.chain.sigmas[-1], setup.chain.sigmas[0]), order.warm_start, rng,
         beta=order.config.beta, batch=order.batch, told=bool(setup.groups),
-        said=lambda done, loss: _say(f"warm start  {done} of {order.warm_start}  loss {loss:.3g}")
+        said=lambda done, loss: say(f"warm start  {done} of {order.warm_start}  loss {loss:.3g}")
         if done % every == 0 else None,
     )  # fmt: skip
 
 
 def _batches(setup: Setup, config: LoopConfig) -> Any:
     """trainer.run.loop.Batches: the data where there are some, else zeros, with y."""
-    order, groups = setup.order, setup.groups
-    if order.data is None:
+    order, groups, data = setup.order, setup.groups, setup.data
+    if data is None:
         return lambda seen, device: itertools.repeat((setup.like(order.batch), setup.y(order.batch)))
-    data = read_data(order.data, setup.card.image_shape[1])
-    check_shape(setup.card, data, "the prior")
 
     def stream(seen: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in batches(data, config, seen, device):
@@ -292,14 +295,10 @@ def _closing(setup: Setup, monitors: dict[str, float]) -> str:
         f"ELBO {monitors['elbo']:.3f} <= log Z <= EUBO {monitors['eubo']:.3f}, "
         f"log Z by weights {monitors['log_z']:.3f}, by the prior {monitors['log_z_prior']:.3f}, "
         f"effective sample size {100 * monitors['ess']:.0f} %",
-        f"adapter of {setup.order.prior} in {setup.order.out}; report: {setup.order.out / 'report.html'}",
+        f"adapter of {setup.order.prior} in {setup.order.out}; report: {setup.order.out / REPORT}",
     ]
-    if monitors["elbo"] < setup.order.config.beta * monitors["prior_log_reward"]:  # what an untrained adapter has
+    if diverged(monitors, setup.order.config.beta):
         lines.append(
             "the ELBO is below that of the prior itself: training diverged. Use another --out and a lower --lr"
         )
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from fewstep.ranges import SHARE, Range, RangeError, check_ranges, number, whole
+from fewstep.ranges import SEED, SHARE, Range, RangeError, check_ranges, number, whole
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,7 @@ from fewstep.ranges import SHARE, Range, RangeError, check_ranges, number, whole
         (Range(0, above=True), "a number above 0"),
         (Range(0, 1, above=True), "a number above 0 and at most 1"),
         (Range(0.5, 10_000), "a number from 0.5 to 10,000"),
+        (SEED, "a whole number from 0 to 9,223,372,036,854,775,807"),
     ],
 )
 def test_a_range_reads_as_a_phrase(allowed, sentence):

@@ -1,6 +1,8 @@
 """python -m fewstep posterior: from a prior and a reward to an adapter, stopped and continued, and what is refused."""
 
+import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +21,8 @@ from fewstep.unet_config import UNetConfig
 from tests.trainer.tiny import lively
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier, save_classifier
 from trainer.data.format import ImageSet, write_image_set
+from trainer.posterior import mix, parser
+from trainer.posterior_checks import diverged
 from trainer.run.artifacts import describe
 
 PRIOR = UNetConfig(resolution=8, channels=1, width=8, mult=(1,), blocks=1)
@@ -76,12 +80,12 @@ def test_a_prior_and_a_function_make_an_adapter_with_its_report(prior: Path, tmp
 
 
 def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(prior: Path, tmp_path: Path, capsys):
-    """The reward interrupts the process at its third call, once."""
+    """The reward interrupts the process at its fourth call, once: the first is that before the work."""
     stopping = (
         "import os, signal\nfrom pathlib import Path\n"
         "marker, calls = Path(__file__).with_name('stopped'), []\n\n"
         "def bright(images):\n    calls.append(1)\n"
-        "    if len(calls) == 3 and not marker.exists():\n"
+        "    if len(calls) == 4 and not marker.exists():\n"
         "        marker.touch()\n        os.kill(os.getpid(), signal.SIGINT)\n"
         "    return 5 * images.clamp(-1, 1).mean(dim=(1, 2, 3))\n"
     )
@@ -97,7 +101,10 @@ def test_a_run_that_was_interrupted_ends_where_an_uninterrupted_one_does(prior: 
     ends = [load_adapter(tmp_path / name, network)[0].tensors() for name in ("a", "b")]
     torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-7)
     before = (tmp_path / "b" / "adapter.safetensors").read_bytes()
-    assert run(prior, tmp_path / "b", *mix) == 0  # complete: nothing is trained
+    capsys.readouterr()
+    assert run(prior, tmp_path / "b", *mix) == 0  # complete: nothing is trained, and nothing evaluated
+    said = capsys.readouterr()
+    assert "is complete" in said.out and "ELBO" in said.out and "evaluating" not in said.err
     assert (tmp_path / "b" / "adapter.safetensors").read_bytes() == before
     assert run(prior, tmp_path / "b", *mix, "--rank", "2") == 2
     assert "rank was 4, now 2" in capsys.readouterr().err
@@ -143,21 +150,24 @@ def test_a_student_is_tilted_on_the_chain_of_its_own_steps(prior: Path, tmp_path
     [
         (("--mix", "noised_back=1"), "give --data ZIP"),
         (("--sigma-max", "0.01"), "must be below --sigma-max"),
-        (("--batch", "2", "--variance", "small"), "gives some of 3 groups less than two"),
+        (("--batch", "2"), "gives some of 3 groups less than two"),
+        (("--evaluate", "4"), "--evaluate 4 gives some of 3 groups less than two"),
+        (("--data", "absent.zip"), "absent.zip does not exist"),
         (("--prior", "absent"), "is not a fewstep checkpoint"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_with_nothing_written(more, said: str, prior: Path, tmp_path: Path, capsys):
     save_classifier(tmp_path / "c", NoisyClassifier(ClassifierConfig(8, 1, 3, 0.5, width=8)), {})
     assert run(prior, tmp_path / "p", *more, reward=f"each-class:{tmp_path / 'c'}") == 2
-    assert said in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert said in error and "measuring" not in error
     assert not (tmp_path / "p").exists()
 
 
 def test_a_reward_that_fails_stops_the_run_in_a_sentence(prior: Path, tmp_path: Path, capsys):
     (prior.parent / "bad.py").write_text("def nan(images):\n    return images.sum(dim=(1, 2, 3)) * float('nan')\n")
     assert run(prior, tmp_path / "p", "--variance", "small", reward=f"{prior.parent}/bad.py:nan") == 2
-    assert "returned NaN for 8 of 8 images" in capsys.readouterr().err
+    assert "returned NaN for 2 of 2 images" in capsys.readouterr().err
     assert run(tmp_path / "prior", tmp_path / "prior") == 2
     assert "already holds a model.safetensors" in capsys.readouterr().err
 
@@ -174,3 +184,124 @@ def test_wrong_mixes_are_refused_by_name(text: str, said: str, prior: Path, tmp_
     with pytest.raises(SystemExit, match="2"):
         run(prior, tmp_path / "p", "--mix", text)
     assert said in capsys.readouterr().err
+
+
+def numeric_flags() -> list[argparse.Action]:
+    """Every flag of the command with a type of ours, but the mix, which is no number."""
+    return [action for action in parser()._actions if action.type not in (None, Path, mix)]
+
+
+@pytest.mark.parametrize("action", numeric_flags(), ids=lambda action: action.option_strings[0])
+def test_every_numeric_flag_takes_its_default_and_refuses_what_is_no_such_number(action, tmp_path: Path, capsys):
+    flag, line = action.option_strings[0], ["--prior", "p", "--reward", "r:f", "--out", str(tmp_path / "out")]
+    for text in [str(action.default)] * (action.default is not None) + ["0.5" if flag in SMALL else "3"]:
+        assert getattr(parser().parse_args([*line, flag, text]), action.dest) == float(text)
+    for text in ("-1", "nan", "1e400", "many"):
+        with pytest.raises(SystemExit, match="2"):
+            main(["posterior", *line, f"{flag}={text}"])
+        said = capsys.readouterr().err
+        assert flag in said and text in said
+
+
+SMALL = ("--lr", "--beta-until")  # flags of at most 1
+
+
+def test_a_seed_is_a_whole_number_up_to_its_bound():
+    line = ["--prior", "p", "--reward", "r:f", "--out", "o", "--seed"]
+    assert [parser().parse_args([*line, text]).seed for text in ("0", "7", str(2**63 - 1))] == [0, 7, 2**63 - 1]
+
+
+def test_a_run_takes_a_seed(prior: Path, tmp_path: Path):
+    assert run(prior, tmp_path / "p", "--variance", "small", "--seed", str(2**63 - 1)) == 0
+    assert read_adapter_card(tmp_path / "p").training["seed"] == 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("images.sum(dim=(1, 2, 3)) * float('nan')", "returned NaN for 2 of 2 images"),
+        ("images", r"shape [2, 1, 8, 8] for 2 images"),
+        ("images.mean(dim=(1, 2, 3)) + missing", "mine.py, line 2: NameError: name 'missing' is not defined"),
+    ],
+)
+def test_a_wrong_reward_is_refused_before_the_prior_is_measured(body: str, said: str, prior: Path, tmp_path, capsys):
+    (prior.parent / "mine.py").write_text(f"def bright(images):\n    return {body}\n")
+    assert run(prior, tmp_path / "p") == 2
+    error = capsys.readouterr().err
+    assert said in error and "measuring" not in error
+    assert not (tmp_path / "p").exists()
+
+
+def test_the_measurement_of_the_prior_shows_how_far_it_is(prior: Path, tmp_path: Path, capsys):
+    assert run(prior, tmp_path / "p") == 0
+    assert "measuring  39 of 39 network calls" in capsys.readouterr().err
+
+
+def test_a_changed_reward_is_another_run(prior: Path, tmp_path: Path, capsys):
+    mine = prior.parent / "mine.py"
+    assert run(prior, tmp_path / "p", "--variance", "small") == 0
+    mine.write_text(BRIGHT.replace("5 *", "-5 *"))
+    assert run(prior, tmp_path / "p", "--variance", "small") == 2
+    assert "--reward is not what the run" in capsys.readouterr().err
+    mine.write_text(BRIGHT)
+    merged = ("--variance", "small", "--merged")
+    assert run(prior, tmp_path / "p", *merged) == 0  # the model is written without another evaluation
+    said = capsys.readouterr()
+    assert "is complete" in said.out and "evaluating" not in said.err
+    x, sigma = torch.ones(2, 1, 8, 8), torch.tensor([3.0, 0.3])
+    loaded = load_posterior(prior, tmp_path / "p")
+    torch.testing.assert_close(load_denoiser(tmp_path / "p" / "merged")[0](x, sigma), loaded.posterior(x, sigma))
+    assert run(prior, tmp_path / "p", *merged, "--evaluate", "20") == 0
+    assert "evaluating on 20" in capsys.readouterr().err
+
+
+def test_changed_images_are_another_run(prior: Path, tmp_path: Path, capsys):
+    rng, data, labels = np.random.default_rng(0), tmp_path / "d.zip", np.zeros(12, dtype=np.int32)
+    write = lambda: write_image_set(  # noqa: E731
+        data, ImageSet("d", rng.integers(0, 256, (12, 8, 8, 1), dtype=np.uint8), labels, ("a",), "none", "made")
+    )
+    more = ("--variance", "small", "--mix", "on_policy=0.5,noised_back=0.5", "--data", str(data))
+    write()
+    assert run(prior, tmp_path / "p", *more) == 0
+    write()
+    assert run(prior, tmp_path / "p", *more) == 2
+    assert "--data is not what the run" in capsys.readouterr().err
+    data.unlink()
+    assert run(prior, tmp_path / "p", *more) == 2
+
+
+@pytest.mark.parametrize("value", ["-math.inf", "-1e6"])
+def test_a_reward_that_is_at_its_floor_everywhere_ends_in_a_sentence(value: str, prior: Path, tmp_path: Path, capsys):
+    (prior.parent / "mine.py").write_text(
+        f"import math\n\ndef bright(images):\n    return images.new_full((len(images),), {value})\n"
+    )
+    assert run(prior, tmp_path / "p", "--variance", "small") == 2
+    assert "every one of 32 images" in (said := capsys.readouterr().err) and "nothing to learn" in said
+
+
+@pytest.mark.parametrize("weak", ["0", "0.01 * images.clamp(-1, 1)"])
+def test_a_weak_reward_is_not_said_to_diverge(weak: str, prior: Path, tmp_path: Path, capsys):
+    (prior.parent / "mine.py").write_text(
+        f"def bright(images):\n    return ({weak} + 0 * images).mean(dim=(1, 2, 3))\n"
+    )
+    assert run(prior, tmp_path / "p", "--variance", "small", "--lr", "0.003", "--evaluate", "200") == 0
+    assert "diverged" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("elbo", "error", "ess", "said"),
+    [
+        (-1.5, 0.1, 0.1, True),
+        (-1.5, 0.2, 0.1, False),  # within four standard errors of -1
+        (-1.5, 0.1, 0.6, False),  # the samples are the posterior's
+        (math.nan, math.nan, math.nan, True),
+    ],
+)
+def test_divergence_takes_both_a_lower_elbo_and_a_small_sample_size(elbo, error, ess, said):
+    monitors = {"elbo": elbo, "elbo_error": error, "ess": ess, "prior_log_reward": -0.5, "prior_log_reward_error": 0.0}
+    assert diverged(monitors, beta=2.0) is said
+
+
+def test_a_run_that_diverged_says_so(prior: Path, tmp_path: Path, capsys):
+    assert run(prior, tmp_path / "p", "--variance", "small", "--lr", "0.5") == 0
+    assert "training diverged" in capsys.readouterr().out

@@ -289,7 +289,8 @@ def evaluate(problem: Problem, like: Tensor, y: Tensor, beta: float, rng: Draws)
     """`monitors` of as many trajectories as `like` [B, C, H, W] has rows, and, of as many of the prior,
 
     log_z_prior: log of the mean of r^beta; eubo: the mean of -residual under the posterior's law, by weights r^beta: at
-    least log Z. elbo and eubo bracket log Z, up to the error of sampling. y [B]; the mean over groups of each.
+    least log Z. elbo and eubo bracket log Z, up to the error of sampling. elbo_error and prior_log_reward_error:
+    standard errors of these means. y [B], each of its values at least twice; the mean over groups of each.
     """
     own, own_reward = _residuals(problem, like, y, beta, own_steps(problem, rng), rng)
     prior, prior_reward = _residuals(problem, like, y, beta, prior_steps(problem, rng), rng)
@@ -303,8 +304,20 @@ def evaluate(problem: Problem, like: Tensor, y: Tensor, beta: float, rng: Draws)
             "eubo": (rewards.softmax(0) * -prior[rows]).sum(),
             "prior_ess": effective_share(rewards),
             "prior_log_reward": prior_reward[rows].mean(),
+            "elbo_error": standard_error(own[rows]),
+            "prior_log_reward_error": standard_error(prior_reward[rows]),
         })  # fmt: skip
-    return {name: float(torch.stack([each[name] for each in found]).mean()) for name in found[0]}
+    groups = {name: torch.stack([each[name] for each in found]) for name in found[0]}
+    # the groups are independent: their squared errors add up
+    return {
+        name: float(values.norm() / len(found) if name.endswith("_error") else values.mean())
+        for name, values in groups.items()
+    }
+
+
+def standard_error(values: Tensor) -> Tensor:
+    """Of the mean of values [B], B at least 2."""
+    return values.std() / math.sqrt(len(values))
 
 
 def _residuals(

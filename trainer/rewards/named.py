@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from fewstep.outputs import CLASSIFIER_FILE
 from fewstep.pixels import from_pixels
 from trainer.critics.classifier import load_classifier
 from trainer.methods.rtb import LogReward
-from trainer.rewards.checked import FLOOR, RewardError, checked
+from trainer.rewards.checked import FLOOR, RewardError, blamed, checked
 from trainer.rewards.classes import class_reward, clean_logits, told_class_reward
 from trainer.rewards.linear import Operator, blur, inpainting, measured, super_resolution
 
@@ -39,6 +41,8 @@ class Reward:
     log_reward: LogReward
     groups: int = 0  # values of y the posterior is told; 0: none
     group_names: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()  # whose content decides the reward
+    floor: float = FLOOR  # lower log r are raised to it
 
 
 def reward_of(text: str, shape: tuple[int, int, int], noise: float, device: str, floor: float = FLOOR) -> Reward:
@@ -55,9 +59,11 @@ def reward_of(text: str, shape: tuple[int, int, int], noise: float, device: str,
             raise RewardError(f"--reward {text} lacks its image or its setting; write one of {FORMS}")
         operator, y = _measurement(text, kind, Path(path), setting, shape)
         y = y.to(device)
-        return Reward(checked(measured(operator, y, noise), text, -float("inf")))
+        unbounded = -float("inf")
+        return Reward(checked(measured(operator, y, noise), text, unbounded), files=(Path(path),), floor=unbounded)
     if rest:
-        return Reward(checked(_ours(_function(text)), text, floor))
+        function, file = _function(text)
+        return Reward(checked(_ours(function, text, file), text, floor), files=(file,) if file else (), floor=floor)
     raise RewardError(f"--reward {text} is unknown; write one of {FORMS}")
 
 
@@ -72,16 +78,17 @@ def _classes(text: str, kind: str, rest: str, shape: tuple[int, int, int], devic
             f"--reward {text}: the classifier takes {config.channels}x{config.resolution}x{config.resolution} images, "
             f"and the prior makes {'x'.join(map(str, shape))}"
         )
-    logits = clean_logits(classifier)
+    logits, files = clean_logits(classifier), (Path(folder) / CLASSIFIER_FILE,)
     if kind == "each-class":
         names = tuple(f"class {number}" for number in range(config.classes))
-        return Reward(checked(told_class_reward(logits), text, floor), config.classes, names)
+        return Reward(checked(told_class_reward(logits), text, floor), config.classes, names, files, floor)
     chosen = numbers.split(",")
     if not all(re.fullmatch(r"\d+", number) and int(number) < config.classes for number in chosen):
         raise RewardError(f"--reward {text}: classes are whole numbers from 0 to {config.classes - 1}, not {numbers}")
     if kind == "class" and len(chosen) > 1:
         raise RewardError(f"--reward {text} names several classes; write classes:{rest}")
-    return Reward(checked(class_reward(logits, [int(number) for number in chosen]), text, floor))
+    scored = class_reward(logits, [int(number) for number in chosen])
+    return Reward(checked(scored, text, floor), files=files, floor=floor)
 
 
 def _measurement(
@@ -133,30 +140,60 @@ def _image(text: str, path: Path, *shapes: tuple[int, int, int]) -> Tensor:
     return image
 
 
-def _function(text: str) -> Callable[..., Any]:
+def _function(text: str) -> tuple[Callable[..., Any], Path | None]:
+    """The function, and the file of its module where it has one."""
     place, _, name = text.rpartition(":")
+    if not place or not name:
+        raise RewardError(f"--reward {text} lacks its file or its function; write one of {FORMS}")
+    own = Path(place) if place.endswith(".py") else None
     try:
-        if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            assert spec is not None and spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(place)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise RewardError(f"--reward {text}: {place} cannot be imported ({error}); write one of {FORMS}") from error
+        module = _loaded(own) if own else importlib.import_module(place)
+    except (Exception, SystemExit) as error:  # a file of the user's may raise anything, and may call sys.exit
+        file = own or _found(place)
+        raise RewardError(
+            f"--reward {text}: {place} cannot be imported ({blamed(error, file)}); write one of {FORMS}"
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         raise RewardError(f"--reward {text}: {place} has no function {name}")
-    return function
+    return function, own or _file_of(module)
 
 
-def _ours(function: Callable[..., Any]) -> LogReward:
-    """A function of images, or of images and y, as one of both."""
+def _loaded(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _file_of(module: ModuleType) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file) if file else None
+
+
+def _found(place: str) -> Path | None:
+    """The file of a module that cannot be imported, where there is one."""
+    try:
+        spec = importlib.util.find_spec(place)
+    except Exception:  # it imports the packages around the module, which may raise anything
+        return None
+    return Path(spec.origin) if spec and spec.has_location and spec.origin else None
+
+
+def _ours(function: Callable[..., Any], text: str, file: Path | None) -> LogReward:
+    """A function of images, or of images and y, as one of both. RewardError says where it raises."""
     try:
         parameters = inspect.signature(function).parameters.values()
         places = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
         takes_y = len(places) > 1 and places[1].default is inspect.Parameter.empty
-    except ValueError:  # written in C, without a signature
+    except (ValueError, TypeError):  # written in C, without a signature
         takes_y = False
-    return function if takes_y else lambda images, _: function(images)
+
+    def run(images: Tensor, y: Tensor) -> Tensor:
+        try:
+            return function(images, y) if takes_y else function(images)
+        except (Exception, SystemExit) as error:
+            raise RewardError(f"--reward {text} failed: {blamed(error, file)}") from error
+
+    return run

@@ -214,6 +214,10 @@ def test_training_finds_the_gaussian_posterior_whatever_the_behaviour(mix: str, 
     assert found["log_z"] == pytest.approx(evidence, abs=0.05)
     assert found["log_z_prior"] == pytest.approx(evidence, abs=0.15)
     assert found["ess"] > 0.75
+    again = [evaluate(mine, like[:400], many[:400], 1.0, rng) for _ in range(12)]
+    for name in ("elbo", "prior_log_reward"):  # the spread of a mean over 400 is its standard error
+        spread = torch.tensor([each[name] for each in again]).std()
+        assert again[0][f"{name}_error"] == pytest.approx(float(spread), rel=0.75)
     images = walk(mine, many, start(mine, like, rng), own_steps(mine, rng)).images
     assert float(images.mean()) == pytest.approx(mean, abs=0.06)
     assert float(images.std()) == pytest.approx(std, rel=0.12)  # the prior has 1.7 times as much

@@ -11,7 +11,7 @@ from fewstep.card import CheckpointError, write_atomically
 from fewstep.pixels import encode, to_pixels
 from tests.trainer.tiny import normals
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier, save_classifier
-from trainer.rewards.checked import FLOOR, RewardError, checked
+from trainer.rewards.checked import FLOOR, HOPELESS, RewardError, checked
 from trainer.rewards.classes import class_reward, told_class_reward
 from trainer.rewards.linear import blur, inpainting, measured, super_resolution
 from trainer.rewards.named import reward_of
@@ -126,14 +126,64 @@ def test_any_function_of_images_is_a_reward(tmp_path: Path):
     assert score(f"{tmp_path}/mine.py:told").tolist() == [-2, -2, -2]
     assert score(f"{tmp_path}/mine.py:option").tolist() == [-2, -2, -2]
     assert score("tests.trainer.rewards.own_reward:zero").tolist() == [0, 0, 0]
+    (tmp_path / "undefined.py").write_text("import math\n\nscale = missing\n")
+    (tmp_path / "wrong.py").write_text("import math\ndef f(:\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
     for text, said in {
         f"{tmp_path}/mine.py:number": "has no function number",
         f"{tmp_path}/absent.py:dark": "cannot be imported",
-        "no_such_module:f": "cannot be imported",
+        f"{tmp_path}/undefined.py:f": r"undefined.py, line 3: NameError: name 'missing' is not defined",
+        f"{tmp_path}/wrong.py:f": r"wrong.py, line 2: SyntaxError",
+        f"{tmp_path}/leaves.py:f": r"leaves.py, line 2: SystemExit: 3",
+        "no_such_module:f": "cannot be imported.*ModuleNotFoundError",
+        ".mine:f": "cannot be imported.*TypeError",
+        ":f": "lacks its file or its function",
         "anything": r"unknown; write one of class:DIR:3",
     }.items():
         with pytest.raises(RewardError, match=said):
             reward_of(text, SHAPE, 0.1, "cpu")
+
+
+def test_a_function_that_raises_is_named_with_its_file_and_line(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "def inner(images):\n    raise KeyError('weights')\n\n"
+        "def deep(images):\n    return inner(images)\n\n"
+        "def library(images):\n    return images.view(7, 7)\n\n"
+        "def leaves(images):\n    raise SystemExit(1)\n"
+    )
+    for name, said in {
+        "deep": r"mine.py, line 2: KeyError: 'weights'",
+        "library": r"mine.py, line 8: RuntimeError: shape",
+        "leaves": r"mine.py, line 11: SystemExit: 1",
+    }.items():
+        text = f"{tmp_path}/mine.py:{name}"
+        with pytest.raises(RewardError, match=rf"^--reward .*:{name} failed: .*{said}"):
+            reward_of(text, SHAPE, 0.1, "cpu").log_reward(images(), Y)
+
+
+def test_a_reward_at_its_floor_stops_once_enough_images_are_seen():
+    many, y = torch.zeros(HOPELESS // 2, 1, 1, 1), torch.zeros(HOPELESS // 2, dtype=torch.long)
+    nothing = checked(lambda images, y: torch.full((len(images),), -math.inf), "mine")
+    nothing(many, y)
+    with pytest.raises(RewardError, match=r"mine gives each of the first 4,096 images the floor.*nothing to learn"):
+        nothing(many, y)
+    rare = checked(lambda images, y: torch.where(images[:, 0, 0, 0] > 0, 0.0, -math.inf), "mine")
+    rare(torch.ones(1, 1, 1, 1), y[:1])
+    for _ in range(3):
+        rare(many, y)
+
+
+def test_a_reward_names_the_files_that_decide_it(classifier: Path, picture: Path, tmp_path: Path):
+    (tmp_path / "mine.py").write_text("def f(images):\n    return images.mean(dim=(1, 2, 3))\n")
+    own = Path(__file__).with_name("own_reward.py")
+    for text, file in {
+        f"class:{classifier}:2": classifier / "classifier.safetensors",
+        f"each-class:{classifier}": classifier / "classifier.safetensors",
+        f"deblur:{picture}:0.5": picture,
+        f"{tmp_path}/mine.py:f": tmp_path / "mine.py",
+        "tests.trainer.rewards.own_reward:zero": own,
+    }.items():
+        assert reward_of(text, SHAPE, 0.1, "cpu").files == (file,)
 
 
 def test_impossible_rewards_are_refused_before_the_work(classifier: Path, picture: Path):
