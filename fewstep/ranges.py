@@ -22,9 +22,9 @@ class Range:
     above: bool = False  # `low` itself is not allowed
 
     def __contains__(self, value: object) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             return False
-        if self.whole and not isinstance(value, int):
+        if isinstance(value, float) and (self.whole or not math.isfinite(value)):  # of an integer it may overflow
             return False
         return (self.low < value if self.above else self.low <= value) and value <= self.high
 
@@ -65,7 +65,8 @@ def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
 
 
 def number(allowed: Range) -> Callable[[str], float]:
-    """argparse's type of a number in a range."""
+    """argparse's type of a number in a range, which is none of whole numbers: `whole` is for those."""
+    assert not allowed.whole, "a float is in no range of whole numbers"
     return _typed(allowed, float)
 
 

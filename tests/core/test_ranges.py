@@ -57,3 +57,8 @@ def test_a_field_out_of_range_is_named_with_what_was_given():
 def test_a_flag_out_of_range_is_refused_with_the_range(kind, text):
     with pytest.raises(argparse.ArgumentTypeError, match=f"{text}'? is not a"):
         kind(text)
+
+
+def test_a_whole_number_of_any_length_is_in_or_out_of_a_range():
+    huge = 10**400
+    assert huge not in Range(1, 10**12, whole=True) and huge in Range(1, whole=True) and -huge not in Range(0)
