@@ -41,9 +41,8 @@ from trainer.data.format import DataError, ImageSet, read_image_set
 from trainer.data.matching import check_match
 from trainer.levels.search import SearchConfig, golden_section, is_better
 
-FIRST_SEED = (
-    2**34
-)  # far from those of evaluations (0 ..), of the search for levels (2^33 ..) and of the panel (2^35 ..)
+# Seeds far from those of evaluations (0 ..), of the search for levels (2^33 ..) and of the panel (2^35 ..).
+FIRST_SEED = 2**34
 HELD_OUT = 4  # ranges of seeds that the search does not see
 HIGHEST_TAU = 2.0
 BATCH = 100

@@ -3,7 +3,7 @@
 `fashion128`     our own Fashion-MNIST classifier, shipped with its statistics: the default for 32x32 gray images
 `fashion128-b`   the same, trained on half b of the images, which the panel keeps from networks
 `effl0-pca64`    EfficientNet-Lite0 on any images, projected on 64 principal axes of the reference
-`random-pca64`   random convolutions, which nobody trained, likewise projected
+`random-pca64`   untrained random convolutions, projected likewise
 `pixels-pca64`   the pixels themselves, likewise projected
 `inception-2015` the network of the standard FID, from a weight file of the user's
 

@@ -1,4 +1,4 @@
-"""Features of a network that nobody trained: three layers of random convolutions. PyTorch, inference only.
+"""Features of an untrained network: three layers of random convolutions. PyTorch, inference only.
 
 What a random filter sees was tuned on no image and no label, so neither a student nor a critic can have learnt to
 please it (Saxe et al. 2011: random weights tell textures apart because of the architecture). The weights are drawn by

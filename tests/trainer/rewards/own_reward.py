@@ -1,4 +1,4 @@
-"""A reward of somebody else's module."""
+"""A reward in a module of its own, as a user writes one."""
 
 from torch import Tensor
 
