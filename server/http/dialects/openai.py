@@ -25,7 +25,6 @@ from server.http.dialects.openai_schema import (
     generations_operation,
 )
 from server.http.edits import (
-    INLINE_RESOLUTION,
     REPAINT_STRENGTH,
     VARY_STRENGTH,
     body_limit,
@@ -141,7 +140,7 @@ class OpenAIDialect:
             previews="images" if by_step else "none",
         )
         decode = partial(decode_files, pictures, manifest) if pictures else None
-        order = Order(request, self.settings.timeout_s, decode, manifest.resolution > INLINE_RESOLUTION)
+        order = Order(request, self.settings.timeout_s, decode)
         return Asked(fields, manifest, order, pictures is not None)
 
     async def _answer(self, http: Request, asked: Asked) -> Response:
