@@ -138,7 +138,7 @@ def _decoded(
         raise PictureError(DAMAGED) from error
 
 
-def _opened(data: bytes) -> tuple[Image.Image, Callable[[], None]]:
+def _opened(data: bytes) -> tuple[Image.Image, Callable[[], object]]:
     """A picture whose header has been read and whose size may be, and what checks that its pixels are all there."""
     if data.startswith(SIGNATURE):
         chunks = _png_chunks(data)
@@ -277,7 +277,7 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _middle(image: Image.Image) -> tuple[int, int, int, int]:
-    """The middle square of an image, as a box of it; of two squares, the one that is upper or left once it is upright."""
+    """The middle square of an image, as a box of it; of two, the upper or left one as the upright picture shows it."""
     orientation, side = _orientation(image), min(image.size)
     left = (image.width - side + (orientation in (2, 3, 7, 8))) // 2  # these look from the right,
     top = (image.height - side + (orientation in (3, 4, 6, 7))) // 2  # and these from below
