@@ -37,6 +37,7 @@ TORCH_FREE = (
     "analytic",
     "ancestral",
     "card",
+    "client",
     "consistency",
     "dpmpp",
     "editing",
