@@ -34,13 +34,13 @@ from fewstep.pixels import Pixels
 REPAINTED_FROM = 128  # gray values of a mask from here on are made again; below, the image is kept (as in diffusers)
 MODES = {1: "L", 3: "RGB"}  # Pillow's name by channels
 PREFIX = re.compile("data:image/(?:png|jpeg|webp);base64,", re.IGNORECASE | re.ASCII)
-MAX_PIXELS = 2**24  # such as 4096x4096: a decoded picture takes about 4 bytes for each, twice
+MAX_PIXELS = 2**24  # such as 4096x4096: up to 280 MB while it is decoded, and half a second
 MAX_FILE_BYTES = 3 * 2**20  # of a file, or more where a picture of the model's own size may need more
 OTHER_BYTES = 65_536  # room for what is no pixel: EXIF with its thumbnail, a colour profile, texts
 # Bits of a WebP's header at which width and height begin, counted from byte 20; their mask; what is added to them.
 WEBP_SIZES = {b"VP8X": (32, 56, 2**24 - 1, 1), b"VP8L": (8, 22, 2**14 - 1, 1), b"VP8 ": (48, 64, 2**14 - 1, 0)}
 MAX_SCANS, MAX_SEGMENTS = 100, 1_000  # of a JPEG: each costs time; encoders write about ten and thirty
-MAX_SCANNED = 2**27  # pixels of a JPEG times its scans: ten scans of a large photograph
+MAX_SCANNED = 12 * MAX_PIXELS  # pixels of a JPEG times its scans: encoders write ten
 MAX_RESTARTS = 20_000  # intervals of a JPEG; cameras write one for each row of blocks, or each few blocks
 MAX_CHUNKS = 10_000  # of a PNG; encoders write pixels in pieces of 8 KiB or more
 FLATTEN = "flatten it onto a background first"
