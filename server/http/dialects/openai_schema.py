@@ -102,7 +102,10 @@ def edits_operation() -> Schema:
     """Of POST /v1/images/edits."""
     picture = {"type": "string", "format": "binary"}
     pictures: Mapping[str, Schema] = {
-        "image": {**picture, "description": "A PNG, JPEG or WebP; of another size, its middle square is resized. image[] is the same."},
+        "image": {
+            **picture,
+            "description": "A PNG, JPEG or WebP; of another size, its middle square is resized. image[] is the same.",
+        },
         "mask": {
             **picture,
             "description": "What is transparent is made again; where nothing is, what is white (gray from 128 on).",
