@@ -10,18 +10,17 @@ from fewstep import extras
 extras.name_missing()
 
 import argparse
-import json
 import subprocess
 import sys
 import time
-import urllib.request
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import psutil
 from tqdm import tqdm
 
 from benchmarks.harness import ROOT, percentile_ms, result_file, table, write_result
+from fewstep.client import Client, Wanted
 from fewstep.ranges import whole
 
 COLUMNS = {
@@ -40,10 +39,11 @@ def measure(mode: str, requests: int) -> dict[str, Any]:
             assert server.stdout is not None
             url = server.stdout.readline().split()[-1]
             ready = time.monotonic() - started
-            _generate(url, steps=4, label="Ankle boot", seed=7)
-            first = time.monotonic() - started
-            alone = [_generate(url, steps=4, label=9, seed=seed) for seed in range(requests)]
-            many = _generate(url, steps=4, n=64, seed=0)
+            with Client(url) as client:
+                _generate(client, steps=4, label="Ankle boot", seed=7)
+                first = time.monotonic() - started
+                alone = [_generate(client, steps=4, label=9, seed=seed) for seed in range(requests)]
+                many = _generate(client, steps=4, n=64, seed=0)
             processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
             memory = [process.memory_full_info() for process in processes]
             busy = _cpu_s(processes)
@@ -67,11 +67,10 @@ def measure(mode: str, requests: int) -> dict[str, Any]:
     }
 
 
-def _generate(url: str, **fields: Any) -> float:
-    """Seconds of one answered POST /v1/generate."""
+def _generate(client: Client, **wanted: Unpack[Wanted]) -> float:
+    """Seconds from the request to its images as arrays."""
     started = time.monotonic()
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/v1/generate", json.dumps(fields).encode())) as answer:
-        answer.read()
+    client.generate(**wanted)
     return time.monotonic() - started
 
 

@@ -29,7 +29,7 @@ EXTRAS = {  # the extra that brings a module; of several, the smallest
     "tensorrt_rtx": "rtx",
     "triton": "gpu",
     "diffusers": "dev",
-    "httpx": "dev",
+    "httpx": "client",
     "hypothesis": "dev",
     "schemathesis": "dev",
 }

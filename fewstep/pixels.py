@@ -80,6 +80,12 @@ def text_of(png: bytes, keyword: str) -> str | None:
     return None
 
 
+def png_size(png: bytes) -> tuple[int, int]:
+    """Width and height as the header of a PNG says, which begins at byte 16."""
+    width, height = struct.unpack_from(">II", png, 16)
+    return width, height
+
+
 def _png(pixels: Pixels) -> bytes:
     """A PNG (W3C, third edition) of 8 bits a channel: differences to the row above, Huffman coded, runs shortened.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from export.manifest import Manifest, read_student
 from fewstep.card import CheckpointError
-from fewstep.pixels import KEYWORD, Pixels, encode, text_of, with_text
+from fewstep.pixels import KEYWORD, Pixels, encode, png_size, text_of, with_text
 from server.http.pictures import MODES, PictureError, decode
 from server.scheduler.loading import LoadOptions
 from server.scheduler.local import LocalService
@@ -101,7 +101,7 @@ def compared(old: bytes, new: bytes, pixels: Pixels) -> str:
         return "the same bytes"
     side, _, channels = pixels.shape
     try:
-        before = decode(old, side, channels) if channels in MODES else None
+        before = decode(old, side, channels) if channels in MODES and png_size(old) == (side, side) else None
     except PictureError:
         before = None
     if before is None:

@@ -39,6 +39,7 @@ TORCH_FREE = (
     "analytic",
     "ancestral",
     "card",
+    "client",
     "consistency",
     "dpmpp",
     "editing",

@@ -37,9 +37,9 @@ from schemathesis.core.transport import Response
 from schemathesis.specs.openapi import checks
 
 from benchmarks.harness import ROOT, result_file, write_result
-from benchmarks.load.fuzz_pictures import picture_formats, pngs
+from benchmarks.load.fuzz_pictures import pngs
 from fewstep.ranges import whole
-from server.http.dialects.native_schema import MIN_TIMEOUT_S
+from server.http.dialects.native_schema import MIN_TIMEOUT_S, PICTURE
 
 DEADLINE = (504, "timeout")  # status and code of the answer to a request whose timeout_s has passed
 PATIENT, HURRIED = "patient", "hurried"
@@ -151,12 +151,11 @@ def fuzz(url: str, phase: str, cases: int, number: int) -> Tally:
     longest_s = longest_timeout_s(document)
     if longest_s < PATIENT_S:
         sys.exit(f"the server lets a request take {longest_s:g} s at most; give it --timeout-s {PATIENT_S:g} or more")
-    for name, resolution in picture_formats(document).items():
-        schemathesis.openapi.format(name, pngs(resolution))
+    schemathesis.openapi.format(PICTURE, pngs())
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=url)
     rejection = schema.config.checks.negative_data_rejection
-    rejection.expected_statuses = [*rejection.expected_statuses, "413"]  # too long a text for a picture
+    rejection.expected_statuses = [*rejection.expected_statuses, "413"]  # too long a text
     schema.validate()
     operations = [result.ok() for result in schema.get_all_operations()]  # pyright: ignore[reportAttributeAccessIssue]
     with_input = [operation for operation in operations if operation.path in EXACT]

@@ -17,6 +17,7 @@ from server.http.dialects.inference import InferenceDialect
 from server.http.dialects.native import NativeDialect
 from server.http.dialects.openai import OpenAIDialect
 from server.http.draining import DrainingServer
+from server.http.kept_images import KeptImages
 from server.http.limits import BoundedHttp
 from server.http.metrics import Metrics
 from server.http.openapi import document_routes
@@ -42,10 +43,13 @@ class HttpProcess:
         names, processes = tuple(models), settings.api_processes
         self.admission = Admission(settings.max_queue, names, processes)
         self.pool = WorkerPool(names, workers, self.admission, self._ready, self._replace)
-        native, openai = NativeDialect(models, settings, self.pool), OpenAIDialect(models, settings, self.pool)
+        # The memory of one HTTP process does not reach another, to which a url may lead.
+        kept = KeptImages(settings.url_bytes, settings.url_s) if settings.url_bytes and processes == 1 else None
+        native, openai = NativeDialect(models, settings, self.pool), OpenAIDialect(models, settings, self.pool, kept)
         system = SystemRoutes(settings, self.pool, lambda accept: self.metrics.render(accept))
         inference = InferenceDialect(models, settings, self.pool)
         described = [*native.routes(), *openai.routes(), *inference.routes(), *system.routes()]
+        described += [kept.route()] if kept else []
         schemas = {**native_schema.schemas(models, settings), **openai_schema.schemas(), **inference_schema.schemas()}
         self.routes = [*described, *document_routes(described, schemas, settings)]
         paths = [route.path for route in self.routes]

@@ -24,6 +24,7 @@ STAGES: tuple[Stage, ...] = ("body", "images")
 STATUS_OUTCOMES: dict[int, Outcome] = {429: "rejected", CLIENT_GONE: "cancelled", 503: "unavailable", 504: "timeout"}
 RECORD = "fewstep.record"  # key of the ASGI scope
 REFUSED = "fewstep.refused"  # key of the scope: the Refusal that answers what the parser did not understand
+REFUSED_AT = "fewstep.refused_at"  # key of such a scope: the path, as far as it was read
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")  # goes into logs: no spaces, no control characters
 TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 SAMPLED = 0x01  # the only flag of version 00; others are not passed on

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.http.access import RECORD, REFUSED, Record, continued, log_request, request_id
+from server.http.access import RECORD, REFUSED, REFUSED_AT, Record, continued, log_request, request_id
 from server.http.draining import LATE
 from server.http.errors import CLIENT_GONE, STATUS, error_response
 from server.http.gate import FOREIGN, Gate
@@ -135,18 +135,25 @@ class App:
         headers = {}
         if error.kind == "method":
             headers["Allow"] = ", ".join(route.methods if route else ("GET", "HEAD", "POST"))
-        return error_response(error, headers, as_text=error_texts(scope["path"]))
+        return error_response(error, headers, as_text=error_texts(scope.get(REFUSED_AT, scope["path"])))
 
 
 class Cors(CORSMiddleware):
     """Starlette's, except that a refused preflight request gets an error like that of every refused request."""
 
-    def preflight_response(self, request_headers: Headers) -> Response:
-        response = super().preflight_response(request_headers)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        if scope["method"] == "OPTIONS" and {"origin", "access-control-request-method"} <= set(headers):
+            await self._preflight(headers, scope["path"])(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    def _preflight(self, asked: Headers, path: str) -> Response:
+        response = self.preflight_response(asked)
         if response.status_code < 400:
             return response
         kept = {name: value for name, value in response.headers.items() if not name.startswith("content-")}
-        return error_response(self._refusal(request_headers), kept)
+        return error_response(self._refusal(asked), kept, as_text=error_texts(path))
 
     def _refusal(self, asked: Headers) -> Refusal:
         """Why a preflight request was refused."""

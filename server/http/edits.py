@@ -8,15 +8,14 @@ from numpy.typing import NDArray
 
 from export.manifest import Manifest
 from fewstep.pixels import Pixels
-from server.http.pictures import MODES, PictureError, max_base64
+from server.http.pictures import MODES, PictureError, base64_length, own_bytes
 from server.scheduler.refusal import invalid
 from server.scheduler.request import Edit
 from server.settings.settings import Settings
 
-MIN_BODY_LIMIT = 65_536  # bytes; of a server whose settings name no other
+MIN_BODY_LIMIT = 5 * 2**20  # bytes, of a server whose settings name no other: a photograph as base64, and a mask
 OTHER_FIELDS_BYTES = 4_096  # of a body, beside its pictures
 VARY_STRENGTH, REPAINT_STRENGTH = 0.5, 1.0  # defaults, without and with a mask
-INLINE_RESOLUTION = 64  # larger pictures are decoded off the event loop: 512x512 takes some milliseconds
 
 Decoded = TypeVar("Decoded")
 
@@ -42,10 +41,10 @@ def edit_of(manifest: Manifest, image: Pixels, known: NDArray[np.bool_] | None) 
 
 
 def body_limit(settings: Settings, models: Mapping[str, Manifest]) -> int:
-    """The largest body in bytes: as set, or for 0 what an edit of the largest model needs, and never below 64 KiB."""
+    """The largest body in bytes: as set, or for 0 what an edit of the largest model needs, at least MIN_BODY_LIMIT."""
     return settings.max_body_bytes or max(MIN_BODY_LIMIT, *map(edit_bytes, models.values()))
 
 
 def edit_bytes(manifest: Manifest) -> int:
-    """The largest body that an edit of this model's images needs."""
-    return 2 * max_base64(manifest.resolution) + OTHER_FIELDS_BYTES
+    """The largest body that an edit needs whose pictures have the size of this model's images."""
+    return 2 * base64_length(own_bytes(manifest.resolution)) + OTHER_FIELDS_BYTES

@@ -17,6 +17,7 @@ STATUS: Mapping[Kind, int] = {
     "method": 405,
     "not_acceptable": 406,
     "slow": 408,
+    "gone": 410,
     "too_large": 413,
     "unsupported": 415,
     "misdirected": 421,

@@ -17,6 +17,8 @@ from server.scheduler.refusal import Refusal, invalid, shown
 TYPES: Mapping[type, str] = {
     int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list", dict: "an object",
 }  # fmt: skip
+SEPARATORS = (b",", b":", b"[", b"{")  # each value or name of JSON has one; base64 has none
+MAX_VALUES = 100_000  # JSON of 4 MB that is all brackets would take seconds
 MAX_EXACT_CHARACTERS = 400  # of a number with a point or an exponent that is read exactly
 BOOLEANS: Mapping[str, bool] = {"true": True, "false": False}
 NUMBER = re.compile(r"[+-]?\d{1,400}(\.\d{0,400})?([eE][+-]?\d{1,3})?", re.ASCII)
@@ -34,6 +36,9 @@ def decoded(body: bytes, instead_of_form: str = "send JSON, with pictures as bas
     """A JSON object; an empty body is an empty one. instead_of_form: advice to who sends a form. Raises Refusal."""
     if not body:
         return {}
+    if len(body) > MAX_VALUES and sum(map(body.count, SEPARATORS)) > MAX_VALUES:
+        message = f"the body has more than {MAX_VALUES} values or names; no field needs as many"
+        raise invalid(message, code="malformed_json")
     try:
         data = DECODER.decode(body.decode(json.detect_encoding(body)))
     except (ValueError, RecursionError) as error:

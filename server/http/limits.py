@@ -23,7 +23,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from server.http.access import REFUSED
+from server.http.access import REFUSED, REFUSED_AT
 from server.scheduler.refusal import Refusal
 
 MAX_HEAD_BYTES = 65_536  # of a head, or of everything in a chunked body that is not its content
@@ -98,6 +98,7 @@ class BoundedHttp(HttpToolsProtocol):
     raw: asyncio.Transport  # `transport` is this one in a _Transport
     wrapped: _Transport
     running: RequestResponseCycle | None = None  # whose answer is being made; `cycle` is the last one parsed
+    url = b""  # of the present message, as far as it was read
     around = 0  # bytes of the present message that were not its body: its head, chunk sizes, trailers
     content = 0  # bytes of its body
     reading = False  # whether a body is on its way
@@ -256,7 +257,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self.refused or self.parser.should_upgrade():
             return
         super().on_message_complete()
-        self.around, self.content, self.reading = 0, 0, False
+        self.url, self.around, self.content, self.reading = b"", 0, 0, False
         if self._idle():
             self._start(self.timeout_keep_alive)
 
@@ -303,9 +304,10 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _answer(self, error: Refusal) -> None:
         """Hand the app a request that was not understood; server.http.access answers it with the error."""
+        path = self.url.partition(b"?")[0].decode("latin-1")
         super().on_message_begin()
-        unknown = {"method": "-", "path": "", "raw_path": b"", "query_string": b"", "headers": [], REFUSED: error}
-        scope: Any = {**self.scope, **unknown}
+        unknown = {"method": "-", "path": "", "raw_path": b"", "query_string": b"", "headers": []}
+        scope: Any = {**self.scope, **unknown, REFUSED: error, REFUSED_AT: path}
         app: Any = self.app
         earlier = self.cycle
         self.cycle = RequestResponseCycle(

@@ -29,11 +29,12 @@ EVERY_ROUTE: Sequence[Kind] = ("malformed", "method", "head_too_large", "failed"
 TEXTS: Mapping[int, str] = {
     400: "The request cannot be read, or a field is wrong; `param` names it.",
     401: "An API key is missing or wrong.",
-    403: "The page of another site asked.",
+    403: "The page of another site asked, or the url of an image is not one of this server's.",
     404: "There is no such model.",
     405: "The path answers other methods; Allow names them.",
     406: "Accept allows none of the media types that can be made.",
     408: "The body did not arrive in time.",
+    410: "The image of a url is not kept any more.",
     413: "The body is too large.",
     415: "The body has an encoding that is not read, such as gzip.",
     421: "The Host header names another server.",
@@ -82,9 +83,9 @@ def document_routes(routes: Sequence[Route], schemas: Mapping[str, Any], setting
         return Response(json.dumps(document()), media_type=JSON)
 
     async def docs(http: Request) -> Response:
-        host = http.headers.get("host", "")
-        address = f"{http.url.scheme}://{host if AUTHORITY.fullmatch(host) else '127.0.0.1'}"
-        return Response(docs_page(document(), address), media_type="text/html; charset=utf-8", headers=DOCS_HEADERS)
+        return Response(
+            docs_page(document(), address_of(http)), media_type="text/html; charset=utf-8", headers=DOCS_HEADERS
+        )
 
     own = [
         Route(
@@ -93,6 +94,12 @@ def document_routes(routes: Sequence[Route], schemas: Mapping[str, Any], setting
         Route("/docs", "GET", docs, "The same for people.", answers("text/html")),
     ]
     return own
+
+
+def address_of(http: Request) -> str:
+    """The server's address as its client wrote it, such as http://127.0.0.1:8000."""
+    host = http.headers.get("host", "")
+    return f"{http.url.scheme}://{host if AUTHORITY.fullmatch(host) else '127.0.0.1'}"
 
 
 def answers(media_type: str, schema: Schema | None = None, description: str = "OK") -> Schema:

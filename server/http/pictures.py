@@ -1,22 +1,29 @@
 """Decode an untrusted picture: base64 or a file's bytes -> uint8 pixels of exactly one size, or PictureError.
 
 - PNG, JPEG (baseline or progressive) and WebP are read, known by their first bytes; Pillow decodes. The size is read
-  from the header and checked, after EXIF's orientation has been applied to it, before a pixel is decoded.
+  from the header and checked before a pixel is decoded: at most MAX_PIXELS.
+- A picture of another size is made to fit: its middle square, upright as EXIF says, is resized by Lanczos' filter, or a
+  mask's by taking the nearest pixel. A picture of the right size keeps its pixels.
 - The file must be whole: PNG checksums are right, and its pixels are as many bytes as the header asks for; a JPEG's
   pixels do not depend on what follows them (`_jpeg`); libwebp refuses a WebP that is short.
 - Texts, profiles and gamma are not used. From a PNG they are removed before Pillow reads it, so none is inflated.
   An animated PNG counts as its still image, an animated WebP as its first frame.
 - 16-bit gray is divided by 257 and rounded; 16-bit colour and alpha keep their upper 8 bits. CMYK and YCCK (inverted,
   as Adobe writes them) become RGB without a profile. Colour becomes gray by ITU-R 601-2 luma; gray is repeated as RGB.
-- Alpha must be opaque everywhere. A gray or RGB PNG of 2, 4 or 16 bits must not name a transparent colour at all.
+- Alpha must be opaque everywhere in that square. A gray or RGB PNG of 2, 4 or 16 bits must not name a transparent
+  colour at all.
 """
 
 import base64
+import hashlib
 import io
 import re
 import struct
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +34,15 @@ from fewstep.pixels import Pixels
 REPAINTED_FROM = 128  # gray values of a mask from here on are made again; below, the image is kept (as in diffusers)
 MODES = {1: "L", 3: "RGB"}  # Pillow's name by channels
 PREFIX = re.compile("data:image/(?:png|jpeg|webp);base64,", re.IGNORECASE | re.ASCII)
+MAX_PIXELS = 2**24  # such as 4096x4096: up to 280 MB while it is decoded, and half a second
+MAX_FILE_BYTES = 3 * 2**20  # of a file, or more where a picture of the model's own size may need more
 OTHER_BYTES = 65_536  # room for what is no pixel: EXIF with its thumbnail, a colour profile, texts
 # Bits of a WebP's header at which width and height begin, counted from byte 20; their mask; what is added to them.
 WEBP_SIZES = {b"VP8X": (32, 56, 2**24 - 1, 1), b"VP8L": (8, 22, 2**14 - 1, 1), b"VP8 ": (48, 64, 2**14 - 1, 0)}
-MAX_CANVAS = 2**24  # pixels: Pillow reserves memory for a WebP's canvas when it reads the header
 MAX_SCANS, MAX_SEGMENTS = 100, 1_000  # of a JPEG: each costs time; encoders write about ten and thirty
+MAX_SCANNED = 12 * MAX_PIXELS  # pixels of a JPEG times its scans: encoders write ten
+MAX_RESTARTS = 20_000  # intervals of a JPEG; cameras write one for each row of blocks, or each few blocks
+MAX_CHUNKS = 10_000  # of a PNG; encoders write pixels in pieces of 8 KiB or more
 FLATTEN = "flatten it onto a background first"
 DAMAGED = "is damaged, or of a kind that is not read; save it again as an ordinary PNG, JPEG or WebP"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -42,6 +53,9 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 # Compressed pixels, fill bytes, code.
 JPEG_MARKER = re.compile(rb"(?:[^\xff]++|\xff++\x00)*+(\xff++)([^\x00])", re.DOTALL)
 SOF_READ, SOF_REFUSED = b"\xc0\xc1\xc2", b"\xc3\xc5\xc6\xc7\xc9\xca\xcb\xcd\xce\xcf"  # lossless, arithmetic, ...
+INFLATED_BYTES = 2**20  # of a PNG's pixels, in one piece
+LARGE_PIXELS = 2**20  # a picture of more is decoded while no other such is, so that they take the memory of one
+LARGE_ONES = threading.Lock()
 FILLER = b"\xa5" * 64  # no marker; read as pixels, it differs from the gray that libjpeg puts where none are
 TURNS = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), start=2))  # by EXIF's orientation; 1 is upright
 
@@ -50,28 +64,38 @@ class PictureError(ValueError):
     """Why a picture is refused: the end of a sentence that begins with the field's name."""
 
 
-def max_base64(resolution: int) -> int:
-    """The longest text that is taken: the largest PNG (RGBA of 16 bits that does not shrink) and OTHER_BYTES."""
+def own_bytes(resolution: int) -> int:
+    """The largest file of the model's own size: a PNG (RGBA of 16 bits that does not shrink) and OTHER_BYTES."""
     filtered = resolution * (8 * resolution + 2)  # 2: an interlaced PNG has up to twice as many rows
-    return len("data:image/jpeg;base64,") + 4 * -(-(filtered + filtered // 1_000 + OTHER_BYTES) // 3)
+    return filtered + filtered // 1_000 + OTHER_BYTES
+
+
+def base64_length(size: int) -> int:
+    """The longest text of a file of so many bytes."""
+    return len("data:image/jpeg;base64,") + 4 * -(-size // 3)
+
+
+def from_base64(text: str, resolution: int) -> bytes:
+    """A file from base64 without line breaks, alone or after data:image/png;base64, (or jpeg, or webp)."""
+    most = max(MAX_FILE_BYTES, own_bytes(resolution))
+    if len(text) > base64_length(most):
+        raise PictureError(_too_long(most))
+    prefix = PREFIX.match(text)
+    try:
+        return base64.b64decode(text[prefix.end() :] if prefix else text, validate=True)
+    except ValueError as error:
+        raise PictureError("is not base64 of a picture; send a file's bytes as base64 without line breaks") from error
 
 
 def decode_base64(text: str, resolution: int, channels: int) -> Pixels:
-    """As `decode`, from base64 without line breaks, alone or after data:image/png;base64, (or jpeg, or webp)."""
-    longest = max_base64(resolution)
-    if len(text) > longest:
-        raise PictureError(f"is longer than {longest} characters, which is enough for {resolution}x{resolution} pixels")
-    prefix = PREFIX.match(text)
-    try:
-        data = base64.b64decode(text[prefix.end() :] if prefix else text, validate=True)
-    except ValueError as error:
-        raise PictureError("is not base64 of a picture; send a file's bytes as base64 without line breaks") from error
-    return decode(data, resolution, channels)
+    """As `decode`, from what `from_base64` reads."""
+    return decode(from_base64(text, resolution), resolution, channels)
 
 
 def decode(data: bytes, resolution: int, channels: int) -> Pixels:
     """A PNG, JPEG or WebP file -> uint8 [resolution, resolution, channels], channels 1 or 3. Raises PictureError."""
-    return _decoded(data, resolution, lambda image: _opaque(image).convert(MODES[channels]))
+    lanczos = Image.Resampling.LANCZOS
+    return _decoded(data, resolution, lambda image: _opaque(image).convert(MODES[channels]), lanczos)
 
 
 def decode_mask(data: bytes, resolution: int) -> NDArray[np.bool_]:
@@ -88,23 +112,25 @@ def decode_mask(data: bytes, resolution: int) -> NDArray[np.bool_]:
                 return alpha.point([255] * REPAINTED_FROM + [0] * (256 - REPAINTED_FROM))
         return _opaque(image).convert("L")
 
-    return _decoded(data, resolution, gray)[..., 0] >= REPAINTED_FROM
+    return _decoded(data, resolution, gray, Image.Resampling.NEAREST)[..., 0] >= REPAINTED_FROM
 
 
-def _decoded(data: bytes, resolution: int, converted: Callable[[Image.Image], Image.Image]) -> Pixels:
-    """uint8 [resolution, resolution, C] of the picture that `converted` makes. Raises PictureError."""
+def _decoded(
+    data: bytes, resolution: int, converted: Callable[[Image.Image], Image.Image], filter: Image.Resampling
+) -> Pixels:
+    """uint8 [resolution, resolution, C] of the middle square that `converted` makes. Raises PictureError."""
+    most = max(MAX_FILE_BYTES, own_bytes(resolution))
+    if len(data) > most:
+        raise PictureError(_too_long(most))
     try:
-        if data.startswith(SIGNATURE):
-            image = _png(data, resolution)
-        elif data.startswith(b"\xff\xd8\xff"):
-            image = _jpeg(data, resolution)
-        elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-            image = _webp(data, resolution)
-        else:
-            raise PictureError("is not a PNG, JPEG or WebP; other formats are not read")
-        pixels = converted(image)
+        image, check = _opened(data)
+        with LARGE_ONES if image.width * image.height > LARGE_PIXELS else nullcontext():
+            check()
+            pixels = converted(image.crop(_middle(image)))
         if (orientation := _orientation(image)) in TURNS:
             pixels = pixels.transpose(TURNS[orientation])
+        if pixels.width != resolution:
+            pixels = pixels.resize((resolution, resolution), filter)
         return np.array(pixels).reshape(resolution, resolution, -1)
     except PictureError:
         raise
@@ -112,32 +138,58 @@ def _decoded(data: bytes, resolution: int, converted: Callable[[Image.Image], Im
         raise PictureError(DAMAGED) from error
 
 
-def _png(data: bytes, resolution: int) -> Image.Image:
-    chunks = _png_chunks(data)
-    kept = b"".join(chunk for name in PNG_KEPT for chunk in chunks.get(name, []))
-    image = PngImagePlugin.PngImageFile(io.BytesIO(SIGNATURE + kept))
-    _check_size(image.size, _orientation(image), resolution)
+def _opened(data: bytes) -> tuple[Image.Image, Callable[[], object]]:
+    """A picture whose header has been read and whose size may be, and what checks that its pixels are all there."""
+    if data.startswith(SIGNATURE):
+        chunks = _png_chunks(data)
+        kept = b"".join(chunk for name in PNG_KEPT for chunk in chunks.get(name, []))
+        image = PngImagePlugin.PngImageFile(io.BytesIO(SIGNATURE + kept))
+        check = partial(_check_png, image, chunks)
+    elif data.startswith(b"\xff\xd8\xff"):
+        image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+        check = partial(_check_jpeg, image, data)
+    elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        _check_size(_webp_size(data))  # Pillow reserves memory for the canvas when it reads the header
+        image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
+        check = image.load
+    else:
+        raise PictureError("is not a PNG, JPEG or WebP; other formats are not read")
+    _check_size(image.size)
+    return image, check
+
+
+def _check_png(image: Image.Image, chunks: Mapping[bytes, Sequence[bytes]]) -> None:
     header, stream = chunks[b"IHDR"][0], b"".join(chunk[8:-4] for chunk in chunks[b"IDAT"])
     depth, colour, interlaced = header[16], header[17], header[20]
     length = 0
     for x, y, right, down in ADAM7 if interlaced else ((0, 0, 1, 1),):
-        columns, rows = len(range(x, resolution, right)), len(range(y, resolution, down))
+        columns, rows = len(range(x, image.width, right)), len(range(y, image.height, down))
         length += rows * (1 + -(-columns * depth * PNG_SAMPLES[colour] // 8)) if columns else 0  # 1: the filter
-    inflate = zlib.decompressobj()
-    if len(inflate.decompress(stream, length + 1)) != length or not inflate.eof:
+    if not _inflates_to(stream, length):
         raise PictureError("is damaged: it does not hold the pixels that its header announces")
     if b"tRNS" in chunks and colour in (0, 2) and depth in (2, 4, 16):  # Pillow compares it with scaled levels
         raise PictureError(f"names a transparent colour; {FLATTEN}")
     if colour == 3 and np.asarray(image).max() >= (len(chunks[b"PLTE"][0]) - 12) // 3:
         raise PictureError("is damaged: its palette is too short")
-    return image
+
+
+def _inflates_to(stream: bytes, length: int) -> bool:
+    """Whether a zlib stream is whole and holds exactly so many bytes; no more of them are kept than one piece."""
+    inflate, left = zlib.decompressobj(), length + 1
+    while left and not inflate.eof:
+        piece = inflate.decompress(stream, min(left, INFLATED_BYTES))
+        stream = inflate.unconsumed_tail
+        if not piece and not stream:
+            break
+        left -= len(piece)
+    return inflate.eof and left == 1
 
 
 def _png_chunks(data: bytes) -> dict[bytes, list[bytes]]:
     """Whole chunks by name, up to the end of the image: every one of the pixels', the first of the others."""
     chunks: dict[bytes, list[bytes]] = {}
     at = len(SIGNATURE)
-    while b"IEND" not in chunks:
+    for _ in range(MAX_CHUNKS):
         length, name = struct.unpack_from("!I4s", data, at) if len(data) >= at + 8 else (0, b"")
         chunk = data[at : at + length + 12]  # length, name, content, and the checksum of the latter two
         if len(chunk) < length + 12:
@@ -147,21 +199,26 @@ def _png_chunks(data: bytes) -> dict[bytes, list[bytes]]:
         if name == b"IDAT" or name not in chunks:
             chunks.setdefault(name, []).append(chunk)
         at += len(chunk)
-    return chunks
+        if name == b"IEND":
+            return chunks
+    raise PictureError(f"has more than {MAX_CHUNKS} chunks; save it again as an ordinary PNG")
 
 
-def _jpeg(data: bytes, resolution: int) -> Image.Image:
+def _check_jpeg(image: Image.Image, data: bytes) -> None:
     """libjpeg makes missing pixels up without an error. Decoding again, with other bytes in their place, finds them."""
-    filled = _with_filler(data, (resolution // 8 + 1) ** 2)
-    image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
-    _check_size(image.size, _orientation(image), resolution)
-    if image.tobytes() != JpegImagePlugin.JpegImageFile(io.BytesIO(filled)).tobytes():
+    filled = _with_filler(data, *image.size)
+    if _digest(image) != _digest(JpegImagePlugin.JpegImageFile(io.BytesIO(filled))):
         raise PictureError("is damaged: some of its pixels are missing")
-    return image
 
 
-def _with_filler(data: bytes, blocks: int) -> bytes:
+def _digest(image: Image.Image) -> bytes:
+    """Of the pixels; comparing them themselves would hold two copies more."""
+    return hashlib.sha256(image.tobytes()).digest()
+
+
+def _with_filler(data: bytes, width: int, height: int) -> bytes:
     """The same JPEG with FILLER behind the compressed pixels of each scan and restart interval, where none is read."""
+    blocks, most_scans = (width // 8 + 1) * (height // 8 + 1), min(MAX_SCANS, MAX_SCANNED // (width * height))
     parts, at, restarts = [data[:2]], 2, -1  # restarts: in the scan at this place; -1 outside of one
     segments, components, scanned = 0, 0, []  # scanned: the components of each scan
     while (marker := JPEG_MARKER.match(data, at)) and segments < MAX_SEGMENTS:
@@ -170,6 +227,8 @@ def _with_filler(data: bytes, blocks: int) -> bytes:
         if 0xD0 <= code <= 0xD7:
             if code != 0xD0 + restarts % 8 or restarts > blocks:
                 raise PictureError("is damaged: some of its pixels are missing")
+            if restarts > MAX_RESTARTS:
+                raise PictureError(f"has more than {MAX_RESTARTS} restart intervals; save it without them")
             restarts, at = restarts + 1, start
             parts.append(data[at - 2 : at])
             continue
@@ -189,22 +248,18 @@ def _with_filler(data: bytes, blocks: int) -> bytes:
             if len(set(b"".join(scanned))) < components:
                 raise PictureError("is damaged: some of its colours are missing")
             return b"".join(parts)
-        if len(scanned) > MAX_SCANS:
+        if len(scanned) > most_scans:
             break
     if marker:
-        raise PictureError(f"has more than {MAX_SCANS} scans or {MAX_SEGMENTS} segments; save it as a baseline JPEG")
+        raise PictureError(f"has more than {most_scans} scans or {MAX_SEGMENTS} segments; save it as a baseline JPEG")
     raise PictureError("is cut off before its end")
 
 
-def _webp(data: bytes, resolution: int) -> Image.Image:
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Of the canvas, as the header says."""
     head = int.from_bytes(data[20:30], "little")
     width_at, height_at, mask, added = WEBP_SIZES[data[12:16]]
-    size = (head >> width_at & mask) + added, (head >> height_at & mask) + added
-    if size[0] * size[1] > MAX_CANVAS:
-        _check_size(size, 1, resolution)
-    image = WebPImagePlugin.WebPImageFile(io.BytesIO(data))
-    _check_size(image.size, _orientation(image), resolution)
-    return image
+    return (head >> width_at & mask) + added, (head >> height_at & mask) + added
 
 
 def _orientation(image: Image.Image) -> int:
@@ -215,10 +270,22 @@ def _orientation(image: Image.Image) -> int:
     return value if value in TURNS else 1
 
 
-def _check_size(size: tuple[int, int], orientation: int, resolution: int) -> None:
-    width, height = size if orientation < 5 else size[::-1]  # from 5 on, rows become columns
-    if (width, height) != (resolution, resolution):
-        raise PictureError(f"has {width}x{height} pixels; this model's images have {resolution}x{resolution}")
+def _check_size(size: tuple[int, int]) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise PictureError(f"has {width}x{height} pixels; a picture has at most {MAX_PIXELS}, such as 4096x4096")
+
+
+def _middle(image: Image.Image) -> tuple[int, int, int, int]:
+    """The middle square of an image, as a box of it; of two, the upper or left one as the upright picture shows it."""
+    orientation, side = _orientation(image), min(image.size)
+    left = (image.width - side + (orientation in (2, 3, 7, 8))) // 2  # these look from the right,
+    top = (image.height - side + (orientation in (3, 4, 6, 7))) // 2  # and these from below
+    return left, top, left + side, top + side
+
+
+def _too_long(most: int) -> str:
+    return f"has more than {most} bytes; save it smaller: it is resized to the size of the model's images anyway"
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -57,7 +57,6 @@ class Order:
     request: ImageRequest  # without its pictures
     timeout_s: float
     decode: Callable[[], Edit] | None = None  # decodes its pictures, once it has been admitted; may raise Refusal
-    large: bool = False  # whether that takes so long that it must not be done on the event loop
 
 
 async def made(service: ImageService, order: Order, http: Request) -> Finished:
@@ -75,11 +74,10 @@ async def made(service: ImageService, order: Order, http: Request) -> Finished:
 
 
 async def with_edit(order: Order) -> ImageRequest:
-    """The request with its decoded pictures, if it has any. Raises Refusal."""
+    """The request with its decoded pictures, if it has any; a small file may take a second. Raises Refusal."""
     if order.decode is None:
         return order.request
-    edit = await asyncio.to_thread(order.decode) if order.large else order.decode()
-    return replace(order.request, edit=edit)
+    return replace(order.request, edit=await asyncio.to_thread(order.decode))
 
 
 async def finished(service: ImageService, asked: ImageRequest, timeout_s: float, http: Request) -> Finished:
@@ -145,5 +143,5 @@ async def read_body(http: Request, limit: int, limit_s: float) -> bytes:
 
 
 def _too_large(limit: int) -> Refusal:
-    message = f"the body is larger than {limit} bytes, which is enough for every field"
+    message = f"the body is larger than {limit} bytes; save pictures smaller, or raise the server's max_body_bytes"
     return Refusal("too_large", "body_too_large", message)

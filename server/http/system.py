@@ -39,6 +39,7 @@ class SystemRoutes:
         return [
             Route("/livez", "GET", self.livez, "The process answers.", TEXT, **probe),
             Route("/readyz", "GET", self.readyz, ready, TEXT, ("unavailable",), **probe),
+            Route("/health", "GET", self.readyz, f"{ready} The same as /readyz.", TEXT, ("unavailable",), **probe),
             Route("/metrics", "GET", self.show_metrics, "Prometheus metrics.", TEXT, **metrics),
             Route("/", "GET", self.page, "A page to try the models with.", answers("text/html"), keyless=True),
         ]

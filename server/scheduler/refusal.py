@@ -16,10 +16,11 @@ Kind = Literal[
     "head_too_large",  # the headers are
     "slow",  # the body did not arrive in time
     "unsupported",  # of a media type or an encoding that is not read
+    "gone",  # an image is not kept any more
     "not_acceptable",  # no media type that is made is accepted
     "method",  # the path answers other methods
     "unauthorized",  # no API key, or not one of this server's
-    "forbidden",  # a page of another site asks
+    "forbidden",  # a page of another site asks, or a url is not one of ours
     "misdirected",  # the request is for a server of another name
 ]
 SHOWN_CHARACTERS = 60

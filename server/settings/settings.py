@@ -175,7 +175,10 @@ class Settings:
     max_queue: int = _setting(256, "limits", "images that may wait for a slot; beyond, 429", high=1_000_000)
     max_images: int = _setting(64, "limits", "images one request may ask for", low=1, high=256)
     max_body_bytes: int = _setting(0, "limits", "largest request body; beyond, 413; 0: what an image and a mask need, "
-        "at least 65536", low=1_024, high=2**30, off=True)
+        "at least 5242880", low=1_024, high=2**30, off=True)
+    url_bytes: int = _setting(67_108_864, "limits", "bytes of images that are kept for response_format url; 0: no "
+        "urls, as behind a proxy that spreads requests over several servers", low=1_048_576, high=2**34, off=True)
+    url_s: float = _setting(300.0, "limits", "seconds for which the url of an image is valid", low=1, high=86_400)
     timeout_s: float = _setting(60.0, "limits", "seconds a request may take, and the most it may ask for; beyond, 504",
         low=0.1, high=86_400)
 

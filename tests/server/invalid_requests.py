@@ -16,6 +16,18 @@ def square(side: int = 32) -> str:
     return png(np.zeros((side, side, 1), np.uint8))
 
 
+def huge_png(width: int, height: int) -> str:
+    """A whole PNG of that size, one bit a pixel, compressed so far that it fits into a body."""
+    packer = zlib.compressobj(9)
+    row = bytes(1 + width // 8)
+    pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    chunks = b""
+    for name, content in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
+        chunks += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunks).decode()
+
+
 def bodies(name: str, values: Sequence[str], before: str = "") -> list[str]:
     """A body with each of these values, JSON texts, under a name. before: the fields that stand before it."""
     return [f"{{{before}{json.dumps(name)}: {value}}}" for value in values]
@@ -29,11 +41,11 @@ FIELDS = {
     "label": ["-1", "10", '"Toaster"', '""', "1.5", "true", "[1]", '{"a": 1}', "NaN"],
     "format": ['"bmp"', '"PNG "', '""', "1", "true", "[]"],
     "timeout_s": ["0", "-1", "1e9", '"5"', "true", "[]", "NaN", "Infinity"],
-    "image": ['""', '"x"', '"////"', "1", "true", "[]", '"data:image/png;base64,"', f'"{square(16)}"'],
+    "image": ['""', '"x"', '"////"', "1", "true", "[]", '"data:image/png;base64,"', f'"{huge_png(4_097, 4_096)}"'],
 }
 FIELDS_OF_EDITS = {
     "strength": ["0", "-1", "1.01", '"1"', "true", "[]", "NaN"],
-    "mask": ['""', '"x"', "1", "false", "{}", f'"{square(16)}"'],
+    "mask": ['""', '"x"', "1", "false", "{}", f'"{huge_png(4_097, 4_096)}"'],
 }
 UNKNOWN = ("size", "width", "prompt", "num_inference_steps", "Steps", "", "\n", "__class__")
 INVALID = (
@@ -41,15 +53,3 @@ INVALID = (
     | {name: bodies(name, ["0.5", '"x"']) + bodies(name, values, EDIT) for name, values in FIELDS_OF_EDITS.items()}
     | {name: bodies(name, ["1", "null", '"512x512"']) for name in UNKNOWN}
 )
-
-
-def huge_png(width: int, height: int) -> str:
-    """A whole PNG of that size, one bit a pixel, compressed so far that it fits into a body."""
-    packer = zlib.compressobj(9)
-    row = bytes(1 + width // 8)
-    pixels = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    chunks = b""
-    for name, content in ((b"IHDR", header), (b"IDAT", pixels), (b"IEND", b"")):
-        chunks += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + chunks).decode()

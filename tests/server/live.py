@@ -136,7 +136,7 @@ def failed(answer: httpx.Response) -> bool:
 
 def decoded(answer: httpx.Response) -> list[bytes]:
     """The images of a JSON answer."""
-    return [base64.b64decode(entry["b64"]) for entry in answer.json()["data"]]
+    return [base64.b64decode(entry["b64_json"]) for entry in answer.json()["data"]]
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def images(client: httpx.Client, steps: int) -> np.ndarray:
     body = {"n": len(SEEDS), "seed": SEEDS[0], "label": LABEL, "steps": steps, "format": "npy"}
     response = client.post("/v1/generate", json=body)
     response.raise_for_status()
-    return np.stack([np.load(io.BytesIO(base64.b64decode(entry["b64"]))) for entry in response.json()["data"]])
+    return np.stack([np.load(io.BytesIO(base64.b64decode(entry["b64_json"]))) for entry in response.json()["data"]])
 
 
 def test_a_server_on_a_gpu_makes_the_images_of_the_cpu():

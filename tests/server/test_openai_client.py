@@ -78,6 +78,28 @@ def test_other_formats_are_what_they_say(client: openai.OpenAI, name: Any, media
     assert picture(whole.data[0]).startswith(media) and len(picture(small.data[0])) < len(picture(whole.data[0]))
 
 
+def test_a_url_leads_to_the_image_without_a_key(client: openai.OpenAI, server: Live):
+    kept = client.images.generate(prompt="Bag", n=2, response_format="url", extra_body={"seed": 3})
+    whole = client.images.generate(prompt="Bag", n=2, extra_body={"seed": 3})
+    assert kept.data and whole.data and [entry.b64_json for entry in kept.data] == [None, None]
+    with httpx.Client() as plain:
+        for entry, expected in zip(kept.data, whole.data, strict=True):
+            assert entry.url is not None and entry.url.startswith(f"{server.server.url}/v1/images/kept?image=")
+            found, head = plain.get(entry.url), plain.head(entry.url)
+            assert (found.status_code, found.headers["content-type"], found.content) == (
+                200,
+                "image/png",
+                picture(expected),
+            )
+            assert (head.status_code, head.headers["content-length"], head.content) == (
+                200,
+                str(len(found.content)),
+                b"",
+            )
+            changed = plain.get(entry.url.replace("image=", "image=0"))
+            assert (changed.status_code, changed.json()["error"]["code"]) == (403, "wrong_signature")
+
+
 def test_an_edit_changes_what_the_mask_leaves_transparent(client: openai.OpenAI, server: Live):
     boot = server.image(of(40, label="Ankle boot"))
     mask = np.full((32, 32, 4), 255, np.uint8)

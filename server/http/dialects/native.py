@@ -28,7 +28,6 @@ from server.http.dialects.native_schema import (
     models_operation,
 )
 from server.http.edits import (
-    INLINE_RESOLUTION,
     REPAINT_STRENGTH,
     VARY_STRENGTH,
     body_limit,
@@ -42,7 +41,7 @@ from server.http.event_stream import MEDIA_TYPE as EVENTS
 from server.http.fields import parse
 from server.http.negotiation import named, preferred
 from server.http.openapi import JSON
-from server.http.pictures import MODES, REPAINTED_FROM, decode_base64
+from server.http.pictures import MODES, decode_base64, decode_mask, from_base64
 from server.http.png_text import with_text_of, with_texts
 from server.http.routes import Route
 from server.http.service import ImageService, Order, made, read_body
@@ -142,7 +141,7 @@ class Asked:
         if fields.image is None:
             return Order(self.request, self.timeout_s)
         decode = partial(decode_edit, fields.image, fields.mask, manifest)
-        return Order(self.request, self.timeout_s, decode, manifest.resolution > INLINE_RESOLUTION)
+        return Order(self.request, self.timeout_s, decode)
 
 
 def count_images(fields: GenerateBody, most: int) -> int:
@@ -223,7 +222,7 @@ def events_of(asked: Asked, settings: Settings, event: Event) -> Iterable[bytes]
         last, image = event.step == event.of, event.preview
         if last:
             image = with_text_of(request, event.image, image, asked.manifest, edited=asked.edited)
-        yield message("image" if last else "preview", {**data, "b64": image})
+        yield message("image" if last else "preview", {**data, "b64_json": image})
     elif isinstance(event, Finished):
         yield message("images", images_body(asked, event, settings))
 
@@ -248,8 +247,8 @@ def decode_edit(image: str, mask: str | None, manifest: Manifest) -> Edit:
     pixels = decode_picture("image", lambda: decode_base64(image, side, manifest.channels))
     if mask is None:
         return edit_of(manifest, pixels, None)
-    levels = decode_picture("mask", lambda: decode_base64(mask, side, 1)[..., 0])
-    return edit_of(manifest, pixels, levels < REPAINTED_FROM)
+    again = decode_picture("mask", lambda: decode_mask(from_base64(mask, side), side))
+    return edit_of(manifest, pixels, ~again)
 
 
 def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, Any]:
@@ -269,7 +268,7 @@ def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, A
         "timings_ms": timings_ms(done),
         "data": [
             {
-                "b64": image,
+                "b64_json": image,
                 "seed": seed,
                 "label": label if manifest.classes else None,
                 "class_name": names[label] if names else None,

@@ -11,13 +11,14 @@ from fewstep.schedule import MAX_STEPS
 from server.http.edits import REPAINT_STRENGTH, VARY_STRENGTH
 from server.http.event_stream import MEDIA_TYPE as EVENTS
 from server.http.openapi import EVENT_SCHEMA, JSON, Schema, answers, headers, record, reference
-from server.http.pictures import MODES, REPAINTED_FROM, max_base64
+from server.http.pictures import MODES, REPAINTED_FROM
 from server.http.routes import IMAGE_HEADERS
 from server.scheduler.validate import SEED_LIMIT, choose_steps
 from server.settings.settings import Settings
 
 MIN_TIMEOUT_S = 0.001
 ZIP = "application/zip"
+PICTURE = "picture"  # format of a string that is a whole file, as base64
 EXCLUSIVE = (("seed", "seeds"), ("label", "labels"), ("steps", "sigmas"), ("strength", "sigmas"))
 SYNTAX_CHARACTERS = frozenset(r"^$\.*+?()[]{}|/")  # of ECMA's regular expressions, which JSON Schema has
 
@@ -60,7 +61,8 @@ class GenerateBody(BaseModel):
     timeout_s: float | None = Field(default=None, description="Seconds in which the answer is wanted; later it is 504.")
     image: str | None = Field(
         default=None,
-        description="The picture that every image of the request begins at, as base64 of a PNG, JPEG or WebP.",
+        description="The picture that every image of the request begins at, as base64 of a PNG, JPEG or WebP. Of "
+        "another size, its middle square is resized.",
     )
     strength: float | None = Field(
         default=None,
@@ -71,7 +73,8 @@ class GenerateBody(BaseModel):
     )
     mask: str | None = Field(
         default=None,
-        description=f"A picture: gray from {REPAINTED_FROM} on is made again, below it the image stays as it was.",
+        description=f"A picture: what is transparent is made again; where nothing is, gray from {REPAINTED_FROM} on. "
+        "The rest of the image stays as it was.",
     )
 
 
@@ -217,20 +220,10 @@ def _letter(letter: str) -> str:
     return escaped[0] if len(escaped) == 1 else f"(?:{'|'.join(escaped)})"
 
 
-def picture_format(manifest: Manifest) -> str:
-    """The format of a string that is a picture this model begins at."""
-    return f"picture-{manifest.resolution}x{manifest.resolution}"
-
-
 def _picture(manifest: Manifest) -> Schema:
     if manifest.channels not in MODES:
         return {"type": "null"}
-    encoded: Schema = {
-        "type": "string",
-        "format": picture_format(manifest),
-        "contentEncoding": "base64",
-        "maxLength": max_base64(manifest.resolution),
-    }
+    encoded: Schema = {"type": "string", "format": PICTURE, "contentEncoding": "base64"}
     return {"anyOf": [encoded, {"type": "null"}]}
 
 
@@ -239,7 +232,7 @@ def _images() -> Schema:
     whole: Schema = {"type": "integer", "minimum": 0}
     milliseconds: Schema = {"type": "number", "minimum": 0}
     image = {
-        "b64": {**text, "contentEncoding": "base64"},
+        "b64_json": {**text, "contentEncoding": "base64"},
         "seed": whole,
         "label": {"type": ["integer", "null"]},
         "class_name": {"type": ["string", "null"]},

@@ -25,7 +25,6 @@ from server.http.dialects.openai_schema import (
     generations_operation,
 )
 from server.http.edits import (
-    INLINE_RESOLUTION,
     REPAINT_STRENGTH,
     VARY_STRENGTH,
     body_limit,
@@ -35,7 +34,9 @@ from server.http.edits import (
 )
 from server.http.event_stream import KEEPALIVE_S, message, streamed
 from server.http.fields import decoded, typed, validated
+from server.http.kept_images import KeptImages
 from server.http.multipart import parts_of
+from server.http.openapi import address_of
 from server.http.pictures import decode, decode_mask
 from server.http.png_text import with_text_of
 from server.http.routes import EXTRA_HEADERS, Route
@@ -91,6 +92,7 @@ class OpenAIDialect:
     models: Mapping[str, Manifest]  # what is served, by name; the first is the default
     settings: Settings
     service: ImageService
+    kept: KeptImages | None = None  # for answers with urls
     keepalive_s: float = KEEPALIVE_S
 
     def routes(self) -> list[Route]:
@@ -124,6 +126,8 @@ class OpenAIDialect:
         manifest = choose_model(fields.model, self.models)
         check_range("n", 1 if fields.n is None else fields.n, 1, self.settings.max_images)
         check_output(fields, manifest)
+        if fields.response_format == "url":
+            self._check_urls(fields)
         if pictures is None and fields.strength is not None:
             message = "strength belongs to /v1/images/edits, where there is a picture to begin at"
             raise invalid(message, code="missing_image", param="strength")
@@ -141,7 +145,7 @@ class OpenAIDialect:
             previews="images" if by_step else "none",
         )
         decode = partial(decode_files, pictures, manifest) if pictures else None
-        order = Order(request, self.settings.timeout_s, decode, manifest.resolution > INLINE_RESOLUTION)
+        order = Order(request, self.settings.timeout_s, decode)
         return Asked(fields, manifest, order, pictures is not None)
 
     async def _answer(self, http: Request, asked: Asked) -> Response:
@@ -150,7 +154,31 @@ class OpenAIDialect:
             return await streamed(self.service, asked.order, http, Events(asked), headers, self.keepalive_s)
         done = await made(self.service, asked.order, http)
         headers = image_headers(asked.request, asked.manifest, self.settings, done)
-        return await json_answer(lambda: images_body(asked, done), done.images, headers)
+        if asked.fields.response_format == "url":
+            linked = self._linked(asked, done, address_of(http))
+            return await json_answer(lambda: images_body(asked, done, linked), (), headers)
+        return await json_answer(lambda: images_body(asked, done, entries(asked, done)), done.images, headers)
+
+    def _check_urls(self, fields: ImagesBody) -> None:
+        """Raises Refusal where no url can lead to an image."""
+        if fields.stream:
+            reason = "the events of a stream carry their images"
+        elif self.settings.api_processes > 1:
+            reason = f"a url would lead to one of the {self.settings.api_processes} HTTP processes of this server"
+        elif self.kept is None:
+            reason = "this server keeps no images that a url could lead to"
+        else:
+            return
+        message = f"response_format must be b64_json: {reason}"
+        raise invalid(message, code="unsupported_response_format", param="response_format")
+
+    def _linked(self, asked: Asked, done: Finished, address: str) -> list[dict[str, Any]]:
+        """What is said of the images, with urls in place of their bytes. Raises Refusal."""
+        assert self.kept is not None and asked.request.format != "pixels"
+        found = entries(asked, done)
+        urls = self.kept.keep([entry.pop("b64_json") for entry in found], asked.request.format, address)
+        self.kept.drop_in_time()
+        return [{"url": url, **entry} for url, entry in zip(urls, found, strict=True)]
 
 
 class Events:
@@ -285,9 +313,6 @@ def check_output(fields: ImagesBody, manifest: Manifest) -> None:
     if fields.size not in (None, "auto", size):
         message = f"size must be auto or {size}, the size of this model's images, not {shown(fields.size)}"
         raise invalid(message, code="unsupported_size", param="size")
-    if fields.response_format == "url":
-        message = "response_format must be b64_json: this server keeps no images that a url could lead to"
-        raise invalid(message, code="unsupported_response_format", param="response_format")
     if fields.output_compression not in (None, 100) and fields.output_format in (None, "png"):
         message = f"output_compression must be 100 with png, not {fields.output_compression}; ask for jpeg or webp"
         raise invalid(message, code="out_of_range", param="output_compression")
@@ -371,12 +396,17 @@ def image_entry(asked: Asked, index: int, image: Any) -> dict[str, Any]:
     }
 
 
-def images_body(asked: Asked, done: Finished) -> dict[str, Any]:
-    """The answer without stream."""
+def entries(asked: Asked, done: Finished) -> list[dict[str, Any]]:
+    """What is said of each image."""
+    return [image_entry(asked, index, image) for index, image in enumerate(done.images)]
+
+
+def images_body(asked: Asked, done: Finished, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The answer without stream. data: what is said of each image."""
     request = asked.request
     return {
         "created": int(time.time()),
-        "data": [image_entry(asked, index, image) for index, image in enumerate(done.images)],
+        "data": data,
         **about(asked),
         "usage": usage(request.images, request.calls),
         "model": request.model,

@@ -39,7 +39,8 @@ class ImagesBody(BaseModel):
         description="Quality of jpeg and webp; absent: 100 for jpeg, and webp is lossless. With png, 100 alone.",
     )
     response_format: Literal["b64_json", "url"] | None = Field(
-        default=None, description="b64_json; url is refused, because the server keeps no images."
+        default=None,
+        description="b64_json; or url: signed, valid for some minutes, of one HTTP process only, and not of a stream.",
     )
     stream: bool | None = Field(default=None, description="true: the answer is a stream of server-sent events.")
     partial_images: int | None = Field(
@@ -101,7 +102,10 @@ def edits_operation() -> Schema:
     """Of POST /v1/images/edits."""
     picture = {"type": "string", "format": "binary"}
     pictures: Mapping[str, Schema] = {
-        "image": {**picture, "description": "A PNG, JPEG or WebP of the model's size; image[] is the same."},
+        "image": {
+            **picture,
+            "description": "A PNG, JPEG or WebP; of another size, its middle square is resized. image[] is the same.",
+        },
         "mask": {
             **picture,
             "description": "What is transparent is made again; where nothing is, what is white (gray from 128 on).",
@@ -123,18 +127,19 @@ def _response() -> Schema:
     text: Schema = {"type": "string"}
     whole: Schema = {"type": "integer", "minimum": 0}
     milliseconds: Schema = {"type": "number", "minimum": 0}
+    said = {"revised_prompt": {"type": ["string", "null"]}, "seed": whole, "label": {"type": ["integer", "null"]}}
     image = {
-        "b64_json": {**text, "contentEncoding": "base64"},
-        "revised_prompt": {"type": ["string", "null"]},
-        "seed": whole,
-        "label": {"type": ["integer", "null"]},
+        "anyOf": [
+            record({"b64_json": {**text, "contentEncoding": "base64"}, **said}),
+            record({"url": {**text, "format": "uri"}, **said}),
+        ]
     }
     tokens = record({"text_tokens": whole, "image_tokens": whole})
     usage = {"input_tokens": whole, "input_tokens_details": tokens, "output_tokens": whole, "total_tokens": whole}
     return record(
         {
             "created": whole,
-            "data": {"type": "array", "minItems": 1, "items": record(image)},
+            "data": {"type": "array", "minItems": 1, "items": image},
             "background": {"const": "opaque"},
             "output_format": {"enum": [name for name in MEDIA_TYPES if name != "npy"]},
             "quality": text,

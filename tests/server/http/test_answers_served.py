@@ -34,7 +34,7 @@ def test_images_of_lists_are_those_of_single_requests_to_the_byte(client: httpx.
     assert [entry["calls"] for entry in body["data"]] == LISTS["steps"]
     for index, entry in enumerate(body["data"]):
         fields = {name[:-1] if name != "steps" else name: values[index] for name, values in LISTS.items()}
-        assert base64.b64decode(entry["b64"]) == generate(client, "image/png", **fields).content
+        assert base64.b64decode(entry["b64_json"]) == generate(client, "image/png", **fields).content
 
 
 def test_several_images_come_as_an_array_a_sheet_or_a_zip(client: httpx.Client):
@@ -78,7 +78,7 @@ def test_a_png_says_what_it_was_made_of(client: httpx.Client):
     assert text(seed=5, label=1, steps=2) == made
     assert text(seed=5, label=1, sigmas=[80, 1.5]) == {**made, "sigmas": [80.0, 1.5]}
     entries = generate(client, seeds=[6, 5], label=1, steps=[4, 2]).json()["data"]
-    assert [json.loads(text_of(base64.b64decode(each["b64"]), KEYWORD) or "") for each in entries] == [
+    assert [json.loads(text_of(base64.b64decode(each["b64_json"]), KEYWORD) or "") for each in entries] == [
         {**made, "seed": 6, "steps": 4}, made,
     ]  # fmt: skip
     picture = base64.b64encode(generate(client, seed=1).content).decode()
@@ -100,10 +100,10 @@ def test_a_stream_has_the_previews_of_every_image_and_then_the_json(client: http
     assert sorted((each["image"], each["call"], each["calls"]) for _, each in previews) == [
         (0, 1, 4), (0, 2, 4), (0, 3, 4), (1, 1, 2),
     ]  # fmt: skip
-    assert all(base64.b64decode(each["b64"]).startswith(b"\x89PNG") for _, each in previews)
+    assert all(base64.b64decode(each["b64_json"]).startswith(b"\x89PNG") for _, each in previews)
     plain = generate(client, seeds=[7, 8], steps=[4, 2], label=1).json()
     assert last["data"] == plain["data"]
-    assert (first["image"], first["call"], first["b64"]) == (1, 2, plain["data"][1]["b64"]), (
+    assert (first["image"], first["call"], first["b64_json"]) == (1, 2, plain["data"][1]["b64_json"]), (
         "it had fewer calls to make"
     )
     assert events(generate(client, "text/event-stream", seed=7, steps=1).text)[0][0] == "images"

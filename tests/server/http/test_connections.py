@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from server.http.errors import CLIENT_GONE
-from server.http.limits import INTERIM, BoundedHttp, _Transport
+from server.http.limits import INTERIM, MAX_HEAD_BYTES, BoundedHttp, _Transport
 from server.http.routes import Route
 from server.http.service import read_body
 from tests.server.http.over_tcp import CHUNKED, HEAD, MAX_BODY, answer, play, refusal
@@ -261,6 +261,30 @@ def test_what_cannot_be_parsed_gets_one_answer_in_our_shape_and_is_counted(
     assert play(scene) == {str(status): 1}
     assert f"code={code}" in caplog.text
     assert play(behind_another) == {"200": 1, str(status): 1}
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"POST /v2/models/tiny/infer?a=b HTTP/1.1\r\nNo colon\r\n\r\n",
+        b"POST /v2/models/tiny/infer HTTP/1.1\r\nX: " + bytes(2 * MAX_HEAD_BYTES).replace(b"\0", b"x"),
+        b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: localhost\r\n" + CHUNKED + b"zz\r\n",
+    ],
+    ids=["head", "large head", "body"],
+)
+def test_below_v2_what_cannot_be_parsed_is_a_text_and_elsewhere_on_the_connection_it_is_not(sent: bytes):
+    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(sent)
+        status, body = await answer(reader)
+        assert status in (400, 431) and isinstance(json.loads(body)["error"], str)
+
+    async def later(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n\x16\x03")
+        assert (await answer(reader))[0] == 200
+        assert await refusal(reader) == (400, "malformed_http")
+
+    play(scene)
+    play(later)
 
 
 def test_each_of_the_requests_on_a_connection_learns_that_its_client_has_left():

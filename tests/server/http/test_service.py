@@ -211,7 +211,7 @@ def test_many_large_images_become_json_off_the_event_loop_and_one_small_one_on_i
             submit = await worker.taken()
             await worker.send(Finished(submit.id, "png", images, 0.0, 0.0, 0.0))
             data = (await task).json()["data"]
-            assert [base64.b64decode(entry["b64"]) for entry in data] == list(images)
+            assert [base64.b64decode(entry["b64_json"]) for entry in data] == list(images)
 
     play(scenario)
     assert threads == [False, True]
