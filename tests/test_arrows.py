@@ -36,6 +36,7 @@ TORCH_FREE = (
     "__main__",
     "analytic",
     "ancestral",
+    "blend",
     "card",
     "consistency",
     "dpmpp",

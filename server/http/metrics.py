@@ -49,7 +49,7 @@ REASONS = (  # the codes of all refusals; a test reads them from the source
     "header_not_allowed",
     "headers_too_large", "host_not_allowed", "internal_error", "invalid_api_key", "invalid_image", "malformed_form",
     "malformed_http", "malformed_json", "method_not_allowed", "missing_api_key", "missing_image", "missing_input",
-    "missing_stream", "model_failing", "model_not_found", "network_error", "network_not_finite", "not_acceptable",
+    "missing_seed", "missing_stream", "model_failing", "model_not_found", "network_error", "network_not_finite", "not_acceptable",
     "not_found", "not_ready", "origin_not_allowed", "out_of_range", "queue_full", "timeout", "unknown_background",
     "unknown_field", "unknown_format", "unknown_input", "unknown_label", "unknown_moderation", "unknown_output",
     "unknown_output_format", "unknown_prompt", "unknown_quality", "unknown_response_format", "unsupported_encoding",
