@@ -219,7 +219,9 @@ def events_of(asked: Asked, settings: Settings, event: Event) -> Iterable[bytes]
     """What a stream sends for an event of its request."""
     request = asked.request
     if isinstance(event, Progress):
-        data = {"image": event.image, "seed": request.seeds[event.image], "call": event.step, "calls": event.of}
+        label = request.labels[event.image] if asked.manifest.classes else None
+        data = {"image": event.image, "seed": request.seeds[event.image], "label": label}
+        data |= {"call": event.step, "calls": event.of}
         last, image = event.step == event.of, event.preview
         if last:
             image = with_text_of(request, event.image, image, asked.manifest, edited=asked.edited)
