@@ -1,4 +1,4 @@
-"""The page to try the models with: a folder of files, each served as it is. Nothing is built, nothing comes from elsewhere.
+"""The page to try the models with: a folder of files, each served as it is. Nothing is built or comes from elsewhere.
 
 `/` is the page itself; the files beside it are at /page/NAME. All are read when the server starts.
 """

@@ -167,9 +167,8 @@ def choose_blends(seed_to: int | None, mix: float | Sequence[float] | None, imag
         return ()
     check_range("seed_to", seed_to, 0, SEED_LIMIT - 1)
     if mix is None:
-        mixes = evenly(images)
-    else:
-        mixes = tuple(mix) if isinstance(mix, Sequence) else (mix,) * images
+        mix = evenly(images)
+    mixes = mix if isinstance(mix, Sequence) else (mix,) * images
     for each in mixes:
         check_range("mix", each, 0.0, 1.0)
     return tuple(Blend(seed_to, float(each)) for each in mixes)

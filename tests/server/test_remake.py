@@ -21,7 +21,12 @@ from server.scheduler.validate import image_request
 def made(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three images as the server answers them: with levels of the model, with others, and in a mixed request."""
     folder, manifest = tmp_path_factory.mktemp("images"), read_student(engine_dir, "tiny")
-    fields = {"plain": {"steps": 4}, "levels": {"sigmas": [80.0, 2.5]}, "mixed": {"steps": [8, 2]}, "between": {"seed_to": 9, "mix": 0.3}}
+    fields = {
+        "plain": {"steps": 4},
+        "levels": {"sigmas": [80.0, 2.5]},
+        "mixed": {"steps": [8, 2]},
+        "between": {"seed_to": 9, "mix": 0.3},
+    }
     with LocalService.open({"tiny": engine_dir}, LoadOptions(mode="exact")) as service:
         for name, asked in fields.items():
             request = image_request(manifest, seed=7, label="coat", **asked)

@@ -101,8 +101,8 @@ class NativeDialect:
         strength = strength_of(fields)
         request = image_request(
             manifest, steps=fields.steps, sigmas=fields.sigmas, seed=fields.seed, seeds=fields.seeds, images=images,
-            seed_to=fields.seed_to, mix=fields.mix, label=fields.label, labels=fields.labels, format=format, strength=strength,
-            previews="images" if answer == EVENTS else "none",
+            seed_to=fields.seed_to, mix=fields.mix, label=fields.label, labels=fields.labels, format=format,
+            strength=strength, previews="images" if answer == EVENTS else "none",
         )  # fmt: skip
         return Asked(fields, manifest, timeout_s, strength, answer, request)
 
@@ -150,7 +150,9 @@ def count_images(fields: GenerateBody, most: int) -> int:
     for first, second in EXCLUSIVE:
         if getattr(fields, first) is not None and getattr(fields, second) is not None:
             raise invalid(f"give {first} or {second}, not both", code="conflict", param=second)
-    lists = {name: value for name in ("seeds", "labels", "steps", "mix") if isinstance(value := getattr(fields, name), list)}
+    lists = {
+        name: value for name in ("seeds", "labels", "steps", "mix") if isinstance(value := getattr(fields, name), list)
+    }
     if fields.n is not None:
         check_range("n", fields.n, 1, most)
     for name, entries in lists.items():

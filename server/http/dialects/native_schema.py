@@ -165,7 +165,9 @@ def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -
         for field, described in schema["properties"].items()
     }
     required = {} if default else {"required": ["model"]}
-    conditions: Schema = {"allOf": [reference("schemas", "ImageCount"), _with_image(), _with_seed_to(), *map(_not_both, EXCLUSIVE)]}
+    conditions: Schema = {
+        "allOf": [reference("schemas", "ImageCount"), _with_image(), _with_seed_to(), *map(_not_both, EXCLUSIVE)]
+    }
     return {"type": "object", "properties": properties, "additionalProperties": False, **required, **conditions}
 
 

@@ -15,9 +15,9 @@ export class Batch {
     this.tiles = Array.from({ length: count }, (_, i) => new Tile({ ...actions, zoom }, headings[i] ?? null));
     this.title = element("h2", {}, title);
     this.meta = element("p", { class: "meta" });
-    this.all = button("Download all", () => this.#download(), { title: "A zip of these images", "aria-label": `Download all of ${title}` });
-    const again = button("Use these settings", actions.settings, { "aria-label": `Use the settings of ${title}` });
-    const remove = button("Remove", () => this.#remove(), { "aria-label": `Remove ${title}` });
+    this.all = button("Download all", () => this.#download(), { title: "A zip of these images", "aria-label": `Download all: ${title}` });
+    const again = button("Use these settings", actions.settings, { "aria-label": `Use these settings: ${title}` });
+    const remove = button("Remove", () => this.#remove(), { "aria-label": `Remove: ${title}` });
     this.grid = element("div", { class: headings.length ? "grid strip" : "grid" }, ...this.tiles.map((tile) => tile.element));
     this.element = element(
       "section", { class: player ? "batch film" : "batch", "aria-label": title },

@@ -117,7 +117,9 @@ def test_a_name_with_quotes_reaches_the_server_whole(language: str, server: Serv
     """The server refuses it and says it; what it says of a name is what it has received."""
     fields = {"model": "fashion", "seed": "7", "label": NAMED}
     program = snippet(language, fields, server.url, needs_key=True)
-    done = run(language, program.replace("curl -f ", "curl --fail-with-body ").replace("-o fewstep-7.png", ""), tmp_path)
+    done = run(
+        language, program.replace("curl -f ", "curl --fail-with-body ").replace("-o fewstep-7.png", ""), tmp_path
+    )
     assert done.returncode != 0
     if language != "Python":  # which says the status alone
         assert "has no class" in done.stdout + done.stderr and "$HOME" in done.stdout + done.stderr
