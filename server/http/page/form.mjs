@@ -94,7 +94,7 @@ export function bodyOf({ model, steps, label, seed, seedTo, count }, named) {
   return { model, steps, n: count > 1 ? count : undefined, seed, seed_to: seedTo, label: given };
 }
 
-/** Fill the form from the page's address; returns the name of the model it wants and the map's place. */
+/** Fill the form from the page's address; returns the model and the class that it wants, the map's place, and whether it has a seed. */
 export function readAddress() {
   const given = fromAddress(location.search);
   if (given.view) $(`view-${given.view}`).checked = true;
@@ -107,7 +107,7 @@ export function readAddress() {
     $("label").append(new Option(given.label));  // `describe` keeps it if the model has it
     $("label").value = given.label;
   }
-  return { model: given.model, place: { x: given.x ?? 0, y: given.y ?? 0 }, seeded: given.seed !== undefined };
+  return { model: given.model, label: given.label, place: { x: given.x ?? 0, y: given.y ?? 0 }, seeded: given.seed !== undefined };
 }
 
 /** Put values into the address, without a step in the browser's history. */

@@ -20,7 +20,6 @@ let models = [], model = null;
 let running = null;  // AbortController of what is being made
 let place = { x: 0, y: 0 };  // of the map's window
 let writing;  // timer
-let pressed = false;  // whether somebody has asked for something yet, or the page has by itself
 
 // What happens, told in words.
 
@@ -51,20 +50,20 @@ function tell(text, done = 0, all = 0) {
   $("busy").value = done;
 }
 
-/** Run what makes images. One at a time: a second press of a button ends the first. */
+/** Run what makes images; whether it came to its end. One at a time: a second press of a button ends the first. */
 async function busy(work) {
   running?.abort();
-  if (pressed && matchMedia("(max-width: 52rem)").matches) $("results").scrollIntoView({ block: "start" });
   const own = new AbortController();
   running = own;
   forgive();
   $("cancel").hidden = false;
   tell("Asking the server…");
   try {
-    if (model === null) await load();
     await work(own.signal);
+    return true;
   } catch (error) {
     if (running === own && error.name !== "AbortError") complain(error);
+    return false;
   } finally {
     if (running === own) {
       running = null;
@@ -86,7 +85,10 @@ function cancel() {
 
 const actionsFor = (from, values) => ({
   zoom: (image, all) => enlarge(image, all, actionsFor(from, values)),
-  edit: from.edits ? (image) => edit(image, from, document.activeElement).catch(complain) : null,
+  edit: from.edits ? (image) => {
+    if (from !== model) pick(from);
+    edit(image, from, document.activeElement).catch(complain);
+  } : null,
   reuse: (image) => {
     reuseSeed(image.seed);
     $("seed").focus();
@@ -197,8 +199,7 @@ function makeWorld(values) {
 /** What Generate does. */
 async function submit() {
   try {
-    if (model === null) await busy(load);
-    if (model === null) return;
+    if (model === null && !(await busy(load))) return;
     refreshSeeds();
     forgive();
     const values = valuesOf(model);
@@ -274,7 +275,10 @@ async function load() {
   models = await listModels();
   $("model").replaceChildren(...models.map((each) => new Option(each.id, each.id)));
   $("model-field").hidden = models.length === 1;
-  pick(models.find((each) => each.id === wanted) ?? models[0]);
+  pick(models.find((each) => each.id === wanted.model) ?? models[0]);
+  startMeter();
+  if (wanted.model && wanted.model !== model.id) throw new Refused(`There is no model “${wanted.model}” here; this is ${model.id}.`, "model");
+  if (wanted.label && wanted.label !== $("label").value) throw new Refused(`${model.id} has no class “${wanted.label}”.`, "label");
 }
 
 function pick(chosen) {
@@ -294,10 +298,11 @@ function changeView() {
 }
 
 function keyed(event) {
+  if ($("viewer").open) return;  // it has keys of its own
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
     submit();
-  } else if (event.key === "Escape" && !$("viewer").open) {
+  } else if (event.key === "Escape") {
     if (running !== null) cancel();
     else if (isEditing()) closeEditor();
     else cancel();
@@ -319,15 +324,20 @@ $("copy").append(copyPanel(() => {
   if (values.view === "strip") values.steps = Math.max(...STRIP_STEPS.filter((steps) => model.steps.includes(steps)));
   return bodyOf(values, named());
 }).panel);
-$("form").addEventListener("submit", (event) => { event.preventDefault(); submit(); });
+$("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (matchMedia("(max-width: 52rem)").matches) $("results").scrollIntoView();  // they are below the form
+  submit();
+});
 $("form").addEventListener("input", forgive);
 for (const radio of document.querySelectorAll("[name=view]")) radio.addEventListener("change", changeView);
 $("steps").addEventListener("input", () => { showSteps(); redraw(); });
 $("model").addEventListener("change", () => pick(models.find((each) => each.id === $("model").value)));
 $("key").addEventListener("input", () => useKey($("key").value.trim()));
 for (const id of ["seed", "seed-to"]) $(id).addEventListener("input", () => { $("fresh").checked = false; });
+$("map-stop").addEventListener("click", cancel);
 $("dice").addEventListener("click", () => {
-  $("seed").value = drawSeed();
+  reuseSeed(drawSeed());
   if (viewNow() === "map") submit();
 });
 $("cancel").addEventListener("click", cancel);
@@ -342,18 +352,20 @@ document.addEventListener("paste", (event) => {
   const file = fileIn(event.clipboardData);
   if (file) (isMask(event) ? openMask : openPicture)(file);
 });
-document.addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
+document.addEventListener("dragover", (event) => {
+  if (!event.dataTransfer.types.includes("Files")) return;
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
 document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) document.body.classList.remove("dropping"); });
 document.addEventListener("drop", dropped);
 
-const { model: wanted, place: first, seeded } = readAddress();
-place = first;
+const wanted = readAddress();
+place = wanted.place;
 showView();
-if (seeded && $("fresh").checked) {  // the link's seed is used once
+if (wanted.seeded && $("fresh").checked) {  // the link's seed is used once
   $("fresh").checked = false;
   submit().finally(() => { $("fresh").checked = true; });
 } else {
   submit();
 }
-pressed = true;
-startMeter();

@@ -7,7 +7,6 @@ import { plural } from "./words.mjs";
 import { World } from "./world.mjs";
 
 const AT_ONCE = 8;  // requests; browsers open six connections to a server
-const PAN_SHARE = 0.25;  // of the window, with an arrow key
 
 let shown = null;  // { world, place: { x, y }, scale, abort, failed }
 let onChange = () => {}, onFailure = () => {};
@@ -30,7 +29,7 @@ export function prepareMap(changed, failed) {
     const [dx, dy] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] ?? [0, 0];
     if (!shown || (dx === 0 && dy === 0)) return;
     event.preventDefault();
-    moveTo(shown.place.x + dx * PAN_SHARE * canvas.width, shown.place.y + dy * PAN_SHARE * canvas.height);
+    moveTo(shown.place.x + dx * shown.world.stride, shown.place.y + dy * shown.world.stride);  // a tile, so that one finds back
   });
   $("map-scale").addEventListener("input", () => shown && rescale());
   $("map-save").addEventListener("click", () => $("map").toBlob((blob) => save(blob, `world-${shown.world.seed}-${shown.place.x}-${shown.place.y}.png`)));
@@ -56,6 +55,7 @@ export function showMap(body, seed, model, place) {
 export function stopMap() {
   const busy = shown !== null && $("map-busy").value < $("map-busy").max;
   shown?.abort.abort();
+  $("map-stop").hidden = true;
   return busy;
 }
 
@@ -102,6 +102,7 @@ function draw() {
 function say(done, all) {
   $("map-busy").max = all;
   $("map-busy").value = done;
+  $("map-stop").hidden = done === all;
   $("map-said").textContent = `${done} of ${plural(all, "tile")} at ${shown.place.x}, ${shown.place.y}`;
 }
 

@@ -20,12 +20,13 @@ export function startMeter() {
       const counters = countersIn(await readMetrics());
       readings = [...readings, { at: performance.now(), counters }].slice(-KEPT);
       if (readings.length > 1) show(rates(readings));
-    } catch {
+    } catch (error) {
       readings = [];
+      if (error.field === "key") clearInterval(timer);  // /metrics needs a key that the page does not have
       $("meter").hidden = true;
     }
   }
-  setInterval(read, EVERY_MS);
+  const timer = setInterval(read, EVERY_MS);
   read();
 }
 

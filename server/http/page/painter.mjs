@@ -100,6 +100,7 @@ function placeOf(event) {
 const brush = () => Number($("brush").value);
 
 function pressed(event) {
+  if (event.button !== 0) return;
   $("canvas").setPointerCapture(event.pointerId);
   edited.last = placeOf(event);
   change(() => edited.mask.dot(edited.last.x, edited.last.y, brush()));
@@ -150,7 +151,11 @@ export function prepareEditor() {
   $("canvas").addEventListener("pointerdown", pressed);
   $("canvas").addEventListener("pointermove", moved);
   $("canvas").addEventListener("keydown", keyed);
-  for (const name of ["focus", "blur"]) $("canvas").addEventListener(name, redraw);
+  $("canvas").addEventListener("focus", redraw);
+  $("canvas").addEventListener("blur", () => {
+    if (edited) edited.down = false;
+    redraw();
+  });
   $("strength").addEventListener("input", () => { edited.touched = true; redraw(); });
   $("brush").addEventListener("input", redraw);
   $("half").addEventListener("click", () => change(() => edited.mask.lowerHalf()));

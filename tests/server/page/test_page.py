@@ -269,6 +269,19 @@ def test_what_is_wrong_is_said_in_the_words_of_the_labels(page: Browser, field: 
     assert page.count(".batch") == 1
 
 
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("?class=Hat", "fashion has no class “Hat”."),
+        ("?model=faces", "There is no model “faces” here; this is fashion."),
+    ],
+)
+def test_a_link_to_what_is_not_there_says_so(page: Browser, server: Server, address: str, said: str):
+    page.open(f"{server.url}/{address}")
+    page.until("!document.getElementById('error').hidden")
+    assert (page.text("#error"), page.count(".batch")) == (said, 0)
+
+
 def test_tiles_wait_are_cancelled_and_leave_the_servers_slots(browser: Browser, tmp_path: Path):
     with live(tmp_path, "--capacity", "2") as running:
         visit(browser, running.server, "?seed=7&keep=1&n=1&steps=2")
