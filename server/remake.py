@@ -68,6 +68,8 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         recipe = json.loads(text)
         complete = all(type(recipe[name]) in kinds for name, kinds in KINDS.items())
         levels = recipe.get("sigmas") or []
+        seed_to, mix = recipe.get("seed_to", 0), recipe.get("mix", 0.0)
+        complete = complete and type(seed_to) is int and type(mix) in (int, float)
         complete = complete and type(levels) is list and all(type(level) in (int, float) for level in levels)
     except (ValueError, TypeError, KeyError, RecursionError):
         complete, recipe = False, {}
@@ -91,7 +93,10 @@ def requested(path: Path, recipe: dict[str, Any], manifest: Manifest) -> ImageRe
             raise RemakeError(f"{path} {message}; --engine DIR names the engine that made it")
     sigmas = recipe.get("sigmas")
     steps = None if sigmas else recipe["steps"]
-    request = image_request(manifest, steps=steps, sigmas=sigmas, seed=recipe["seed"], label=recipe["label"])
+    request = image_request(
+        manifest, steps=steps, sigmas=sigmas, seed=recipe["seed"], label=recipe["label"],
+        seed_to=recipe.get("seed_to"), mix=recipe.get("mix"),
+    )  # fmt: skip
     return replace(request, format="pixels")
 
 

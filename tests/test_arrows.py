@@ -38,6 +38,7 @@ TORCH_FREE = (
     "commands.train",
     "analytic",
     "ancestral",
+    "blend",
     "card",
     "client",
     "consistency",

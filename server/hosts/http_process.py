@@ -21,6 +21,7 @@ from server.http.kept_images import KeptImages
 from server.http.limits import BoundedHttp
 from server.http.metrics import Metrics
 from server.http.openapi import document_routes
+from server.http.page_files import page_routes
 from server.http.system import SystemRoutes
 from server.processes.admission import Admission
 from server.processes.control import Control
@@ -51,7 +52,7 @@ class HttpProcess:
         described = [*native.routes(), *openai.routes(), *inference.routes(), *system.routes()]
         described += [kept.route()] if kept else []
         schemas = {**native_schema.schemas(models, settings), **openai_schema.schemas(), **inference_schema.schemas()}
-        self.routes = [*described, *document_routes(described, schemas, settings)]
+        self.routes = [*described, *document_routes(described, schemas, settings), *page_routes()]
         paths = [route.path for route in self.routes]
         self.metrics = Metrics(models, paths, self.pool, lambda: facts(models, self.pool, settings), processes)
 

@@ -37,4 +37,6 @@ def recipe(request: ImageRequest, index: int, manifest: Manifest, *, edited: boo
     }
     if request.levels(index) != manifest.levels.get(text["steps"]):
         text["sigmas"] = request.levels(index)
+    if request.blends:
+        text["seed_to"], text["mix"] = request.blends[index]
     return {**text, "edit": True} if edited else text

@@ -2,25 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from server.http.openapi import answers
+from server.http.page_files import INDEX, page_file
 from server.http.routes import Route
 from server.http.service import ImageService
 from server.settings.settings import Settings
 
-PAGE = (Path(__file__).parent / "page" / "index.html").read_bytes()
-PAGE_HEADERS = {
-    # The page is one file; it may talk to this server and to nothing else.
-    "Content-Security-Policy": "default-src 'none'; img-src data:; connect-src 'self'; "
-    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-cache",
-}
 TEXT = answers("text/plain")
 
 
@@ -41,7 +33,7 @@ class SystemRoutes:
             Route("/readyz", "GET", self.readyz, ready, TEXT, ("unavailable",), **probe),
             Route("/health", "GET", self.readyz, f"{ready} The same as /readyz.", TEXT, ("unavailable",), **probe),
             Route("/metrics", "GET", self.show_metrics, "Prometheus metrics.", TEXT, **metrics),
-            Route("/", "GET", self.page, "A page to try the models with.", answers("text/html"), keyless=True),
+            Route("/", "GET", page_file(INDEX), "A page to try the models with.", answers("text/html"), keyless=True),
         ]
 
     async def livez(self, http: Request) -> Response:
@@ -54,6 +46,3 @@ class SystemRoutes:
     async def show_metrics(self, http: Request) -> Response:
         page, media_type = self.render(http.headers.get("accept", ""))
         return Response(page, media_type=media_type)
-
-    async def page(self, http: Request) -> Response:
-        return Response(PAGE, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)

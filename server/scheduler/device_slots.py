@@ -14,10 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fewstep.blend import Blend, weights
+from fewstep.noise import STREAM_LATENT, STREAM_NOISE
 from fewstep.pixels import Pixels
 from fewstep.schedule import MAX_STEPS
 from fewstep.step import Levels, levels_of
 from kernels.initial_noise import initial_noise
+from kernels.philox import normals_reference
 from kernels.rows import KNOWN, STARTED, Inpainting, RowsUpload, layout
 from kernels.step import step, to_pixels_reference
 from server.scheduler.slots import Image, ImageKey, Start, Tick, nothing
@@ -71,6 +74,7 @@ class DeviceSlotTable:
         self.labels = np.zeros(capacity, np.int64)
         self.flags = np.zeros(capacity, np.int64)
         self.previews = np.zeros(capacity, bool)
+        self.blends: dict[int, Blend] = {}  # by slot, of the few images that mix the noise of another seed into theirs
 
     @property
     def free(self) -> int:
@@ -101,6 +105,8 @@ class DeviceSlotTable:
             seed=self.seeds[slots].view(np.int64), label=self.labels[slots], flags=self.flags[slots],
         )  # fmt: skip
         initial_noise(self.x, sent, self.network, inpainting=self.inpainting)
+        self.blends |= {int(slot): image.blend for slot, image in zip(slots, images, strict=True) if image.blend}
+        self._blend(slots, rows, self.calls[slots], levels.sigma, levels.c_in)
         self.row[slots] = rows
         for slot, image in zip(slots, images, strict=True):
             self.keys[slot] = image.key
@@ -148,6 +154,7 @@ class DeviceSlotTable:
             self.x, output, sent, self.network, self.pixels, self.broken,
             stamp=self.stamp, inpainting=self.inpainting,
         )  # fmt: skip
+        self._blend(slots[~last], target[~last], made[~last], before.sigma_next[~last], after.c_in[~last])
         meanwhile()
         pixels, sound = self._read(len(slots), int(np.count_nonzero(last)))
 
@@ -165,6 +172,35 @@ class DeviceSlotTable:
         self.row[slots] = target
         self._release(slots[last | ~sound])
         return Tick(finished, broken, len(slots), batch, previews)
+
+    def _blend(
+        self, slots: NDArray[np.int64], target: NDArray[np.int64], call: NDArray[np.int64],
+        sigma: NDArray[np.float32], c_in: NDArray[np.float32],
+    ) -> None:  # fmt: skip
+        """Mix the noise of other seeds into that which x and the network's input have just been given.
+
+        For the few that asked, and after the kernel: it draws for one seed only.
+        """
+        places = [place for place, slot in enumerate(slots) if int(slot) in self.blends]
+        if not places:
+            return
+        blends, device = [self.blends[int(slots[place])] for place in places], self.x.device
+        slot, row, step = (torch.from_numpy(each[places]).to(device) for each in (slots, target, call))
+        level, scale = (torch.from_numpy(each[places]).to(device)[:, None, None, None] for each in (sigma, c_in))
+        pairs = torch.tensor([weights(each.mix) for each in blends], device=device)[:, :, None, None, None]
+        seed = torch.from_numpy(self.seeds[slots[places]].view(np.int64)).to(device)
+        seed_to = torch.tensor([each.seed for each in blends], device=device)
+
+        def mixed(stream: int, shape: tuple[int, ...], less: float) -> Tensor:
+            own, other = (normals_reference(each, step, stream, shape) for each in (seed, seed_to))
+            return (pairs[:, 0] - less) * own + pairs[:, 1] * other
+
+        channels, size = self.x.shape[1], tuple(self.x.shape[2:])
+        self.x[slot] += level * mixed(STREAM_NOISE, (channels, *size), less=1)  # once its own noise is there already
+        given = self.network.x
+        given[row, :channels] = (scale * self.x[slot]).to(given.dtype)
+        if extra := given.shape[1] - channels:
+            given[row, channels:] = mixed(STREAM_LATENT, (extra, *size), less=0).to(given.dtype)
 
     def _denoised(
         self, output: Tensor, slots: NDArray[np.int64], c_skip: NDArray[np.float32], c_out: NDArray[np.float32]
@@ -198,4 +234,5 @@ class DeviceSlotTable:
     def _release(self, slots: Sequence[int] | NDArray[np.int64]) -> None:
         for slot in slots:
             self.keys[slot] = None
+            self.blends.pop(int(slot), None)
             self.row[slot] = _FREE

@@ -304,7 +304,8 @@ def _images(number: int, flight: _Flight, count: int) -> list[Image]:
     request = flight.request
     start = request.edit.start() if request.edit else None
     preview = request.previews != "none"
+    blends = request.blends or (None,) * request.images
     return [
-        Image(ImageKey(number, i), request.seeds[i], request.labels[i], request.levels(i), start, preview)
+        Image(ImageKey(number, i), request.seeds[i], request.labels[i], request.levels(i), start, preview, blends[i])
         for i in range(flight.granted, flight.granted + count)
     ]

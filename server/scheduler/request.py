@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 from msgspec import Struct
 
+from fewstep.blend import Blend
 from fewstep.pixels import Format, from_pixels
 from server.scheduler.slots import Start
 
@@ -44,6 +45,7 @@ class ImageRequest:
     previews: Previews = "none"  # whether Progress is sent after each call, and whether with the denoised image
     quality: int | None = None  # of WebP and JPEG, see fewstep.pixels.encode
     schedules: tuple[tuple[float, ...], ...] = ()  # the levels of each image where they differ; `sigmas`: the longest
+    blends: tuple[Blend, ...] = ()  # of each image: another seed, whose noise is mixed in; empty: none is
 
     @property
     def images(self) -> int:

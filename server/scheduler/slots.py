@@ -14,7 +14,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from fewstep.noise import normals
+from fewstep.blend import Blend, blend
+from fewstep.noise import STREAM_LATENT, normals
 from fewstep.pixels import Pixels, to_pixels
 from fewstep.precond import Network
 from fewstep.schedule import MAX_STEPS
@@ -47,6 +48,7 @@ class Image(Struct, frozen=True, eq=False):
     sigmas: tuple[float, ...]  # one network call per level
     start: Start | None = None  # None: it begins at noise alone
     preview: bool = False  # hand out its denoised image after every call but the last
+    blend: Blend | None = None  # mixes the noise of another seed into its own
 
 
 class Tick(Struct, frozen=True):
@@ -113,7 +115,7 @@ class SlotTable:
         self.capacity = capacity = self.buckets[-1]
         self.images: list[Image] = []  # in flight
         self.ahead: list[Rows | None] = []  # their normals of steps 1, 2 and so on; None: drawn call by call
-        self.special = False  # whether some of them may begin at an image or hand out previews
+        self.special = False  # whether some of them may begin at an image, hand out previews or mix two noises
         self.begun = 0  # images whose row of x is set; those behind have been admitted since the last tick
         # By row.
         self.rows = np.arange(capacity)
@@ -141,7 +143,7 @@ class SlotTable:
         slots = slice(first, first + len(images))
         self.images += images
         self.ahead += [None] * len(images)
-        self.special |= any(image.start or image.preview for image in images)
+        self.special |= any(image.start or image.preview or image.blend for image in images)
         for slot, image in enumerate(images, start=first):
             self.levels[slot, : len(image.sigmas)] = levels_of(image.sigmas, self.sigma_data)
         self.step[slots] = 0
@@ -225,7 +227,11 @@ class SlotTable:
         if not wanted:
             return np.empty((0, *self.shape), np.float32)
         rows, steps = zip(*wanted, strict=True)
-        return normals(self._seeds(rows), np.array(steps), self.shape)
+        indices = np.array(steps)
+        noise = normals(self._seeds(rows), indices, self.shape)
+        if self.special:
+            blend(noise, [self.images[row].blend for row in rows], indices)
+        return noise
 
     def _seeds(self, rows: Iterable[int]) -> NDArray[np.uint64]:
         return np.array([self.images[row].seed for row in rows], np.uint64)
@@ -244,6 +250,8 @@ class SlotTable:
         z = None
         if self.latent_shape[0]:
             z = latent(self._seeds(range(count)), self.step[:count], self.latent_shape)
+            if self.special:
+                blend(z, [image.blend for image in self.images], self.step[:count], STREAM_LATENT)
         write_network_input(self.x[:count], levels.c_in, z, out=self.input[:count])
         self.c_noise[:count] = levels.c_noise
         if self.used > count:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from export.manifest import Manifest
+from fewstep.blend import Blend, evenly
 from fewstep.editing import calls_for
 from fewstep.noise import random_labels
 from fewstep.schedule import MAX_STEPS
@@ -31,6 +32,8 @@ def image_request(
     sigmas: Sequence[float] | None = None,
     seed: int | None = None,
     seeds: Sequence[int] | None = None,
+    seed_to: int | None = None,
+    mix: float | Sequence[float] | None = None,
     images: int | None = None,
     label: int | str | None = None,
     labels: Sequence[int | str | None] | None = None,
@@ -44,17 +47,25 @@ def image_request(
     the lists have entries, and for each image, or entry that is None, a class drawn from its seed.
 
     steps: one step count, or that of each image. sigmas: the levels of all images instead. strength: the share of the
-    step count's calls that are made, the last ones; None: all. Raises Refusal.
+    step count's calls that are made, the last ones; None: all. seed_to: all images have the noise between that of
+    seed and that of seed_to, mix of the way, or mix[i]; None: evenly from one to the other. Raises Refusal.
     """
     if strength is not None and not 0 < strength <= 1:  # NaN is not
         message = f"strength must be above 0 and at most 1, not {shown(strength)}"
         raise invalid(message, code="out_of_range", param="strength")
-    each = {"seeds": seeds, "labels": labels, "steps": steps if isinstance(steps, Sequence) else None}
+    each = {
+        "seeds": seeds, "labels": labels, "steps": steps if isinstance(steps, Sequence) else None,
+        "mix": mix if isinstance(mix, Sequence) else None,
+    }  # fmt: skip
     images = image_count(images, {name: len(entries) for name, entries in each.items() if entries is not None})
     if format == "jpeg" and manifest.channels not in JPEG_CHANNELS:
         message = f"{manifest.name} makes images of {manifest.channels} channels, which JPEG cannot hold; ask for png"
         raise invalid(message, code="unsupported_format", param="format")
-    chosen = choose_seeds(seed, images) if seeds is None else checked_seeds(seeds)
+    blends = choose_blends(seed_to, mix, images)
+    if blends:
+        chosen = choose_seeds(seed, 1) * images
+    else:
+        chosen = choose_seeds(seed, images) if seeds is None else checked_seeds(seeds)
     if sigmas is not None:
         schedules = (check_sigmas(sigmas, manifest),)
         largest = len(sigmas)
@@ -72,6 +83,7 @@ def image_request(
         labels=choose_labels(label, manifest, chosen) if labels is None else each_label(labels, manifest, chosen),
         sigmas=max(schedules, key=len),
         schedules=schedules if len(set(schedules)) > 1 else (),
+        blends=blends,
         format=format,
         edit=edit,
         previews=previews,
@@ -144,6 +156,22 @@ def choose_seeds(seed: int | None, images: int) -> tuple[int, ...]:
         )
         raise invalid(message, code="out_of_range", param="seed")
     return tuple(range(seed, seed + images))
+
+
+def choose_blends(seed_to: int | None, mix: float | Sequence[float] | None, images: int) -> tuple[Blend, ...]:
+    """How the noise of each image is mixed; empty without seed_to. Raises Refusal."""
+    if seed_to is None:
+        if mix is not None:
+            message = "mix needs seed_to: the seed that the images are on the way to"
+            raise invalid(message, code="missing_seed", param="mix")
+        return ()
+    check_range("seed_to", seed_to, 0, SEED_LIMIT - 1)
+    if mix is None:
+        mix = evenly(images)
+    mixes = mix if isinstance(mix, Sequence) else (mix,) * images
+    for each in mixes:
+        check_range("mix", each, 0.0, 1.0)
+    return tuple(Blend(seed_to, float(each)) for each in mixes)
 
 
 def checked_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
@@ -228,6 +256,9 @@ def check_request(request: ImageRequest, manifests: Mapping[str, Manifest]) -> N
     if request.schedules and (len(request.schedules) != len(seeds) or len(sigmas) != max(map(len, request.schedules))):
         message = "a request with schedules has one for each image, and sigmas is the longest of them"
         raise invalid(message, code="out_of_range", param="schedules")
+    if request.blends and len(request.blends) != len(seeds):
+        message = f"a request with blends has one for each image, not {len(request.blends)} for {len(seeds)}"
+        raise invalid(message, code="out_of_range", param="blends")
     short = all(1 <= len(schedule) <= MAX_STEPS for schedule in schedules)
     if not short or not all(0 < sigma < math.inf for schedule in schedules for sigma in schedule):
         message = f"sigmas must be 1 to {MAX_STEPS} levels above 0, not {shown(sigmas)}"

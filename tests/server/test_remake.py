@@ -21,7 +21,12 @@ from server.scheduler.validate import image_request
 def made(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three images as the server answers them: with levels of the model, with others, and in a mixed request."""
     folder, manifest = tmp_path_factory.mktemp("images"), read_student(engine_dir, "tiny")
-    fields = {"plain": {"steps": 4}, "levels": {"sigmas": [80.0, 2.5]}, "mixed": {"steps": [8, 2]}}
+    fields = {
+        "plain": {"steps": 4},
+        "levels": {"sigmas": [80.0, 2.5]},
+        "mixed": {"steps": [8, 2]},
+        "between": {"seed_to": 9, "mix": 0.3},
+    }
     with LocalService.open({"tiny": engine_dir}, LoadOptions(mode="exact")) as service:
         for name, asked in fields.items():
             request = image_request(manifest, seed=7, label="coat", **asked)
@@ -30,7 +35,7 @@ def made(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["plain", "levels", "mixed"])
+@pytest.mark.parametrize("name", ["plain", "levels", "mixed", "between"])
 def test_the_image_made_again_has_the_same_bytes(made: Path, engine_dir: Path, name: str, capsys: Any):
     path = made / f"{name}.png"
     assert main(["remake", str(path), "--engine", str(engine_dir)]) == 0

@@ -100,8 +100,8 @@ class NativeDialect:
         strength = strength_of(fields)
         request = image_request(
             manifest, steps=fields.steps, sigmas=fields.sigmas, seed=fields.seed, seeds=fields.seeds, images=images,
-            label=fields.label, labels=fields.labels, format=format, strength=strength,
-            previews="images" if answer == EVENTS else "none",
+            seed_to=fields.seed_to, mix=fields.mix, label=fields.label, labels=fields.labels, format=format,
+            strength=strength, previews="images" if answer == EVENTS else "none",
         )  # fmt: skip
         return Asked(fields, manifest, timeout_s, strength, answer, request)
 
@@ -149,7 +149,9 @@ def count_images(fields: GenerateBody, most: int) -> int:
     for first, second in EXCLUSIVE:
         if getattr(fields, first) is not None and getattr(fields, second) is not None:
             raise invalid(f"give {first} or {second}, not both", code="conflict", param=second)
-    lists = {name: value for name in ("seeds", "labels", "steps") if isinstance(value := getattr(fields, name), list)}
+    lists = {
+        name: value for name in ("seeds", "labels", "steps", "mix") if isinstance(value := getattr(fields, name), list)
+    }
     if fields.n is not None:
         check_range("n", fields.n, 1, most)
     for name, entries in lists.items():
@@ -218,7 +220,9 @@ def events_of(asked: Asked, settings: Settings, event: Event) -> Iterable[bytes]
     """What a stream sends for an event of its request."""
     request = asked.request
     if isinstance(event, Progress):
-        data = {"image": event.image, "seed": request.seeds[event.image], "call": event.step, "calls": event.of}
+        label = request.labels[event.image] if asked.manifest.classes else None
+        data = {"image": event.image, "seed": request.seeds[event.image], "label": label}
+        data |= {"call": event.step, "calls": event.of}
         last, image = event.step == event.of, event.preview
         if last:
             image = with_text_of(request, event.image, image, asked.manifest, edited=asked.edited)

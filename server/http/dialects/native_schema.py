@@ -19,7 +19,8 @@ from server.settings.settings import Settings
 MIN_TIMEOUT_S = 0.001
 ZIP = "application/zip"
 PICTURE = "picture"  # format of a string that is a whole file, as base64
-EXCLUSIVE = (("seed", "seeds"), ("label", "labels"), ("steps", "sigmas"), ("strength", "sigmas"))
+EXCLUSIVE = (("seed", "seeds"), ("seeds", "seed_to"), ("label", "labels"), ("steps", "sigmas"), ("strength", "sigmas"))
+MIX: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 SYNTAX_CHARACTERS = frozenset(r"^$\.*+?()[]{}|/")  # of ECMA's regular expressions, which JSON Schema has
 
 
@@ -42,6 +43,16 @@ class GenerateBody(BaseModel):
         description="Image i has the noise of seed + i; the same seed gives the same image. Absent: drawn, returned.",
     )
     seeds: list[int] | None = Field(default=None, description="In place of seed: the seed of each image.")
+    seed_to: int | None = Field(
+        default=None,
+        ge=0,
+        le=SEED_LIMIT - 1,
+        description="Another seed: the noise of every image is then on the way from that of seed to that of this one.",
+    )
+    mix: float | list[float] | None = Field(
+        default=None,
+        description="With seed_to: how far on the way, 0 to 1, or that of each image; absent: evenly from 0 to 1.",
+    )
     label: int | str | None = Field(
         default=None, description="Class index, or class name in any case; absent: each image draws its own."
     )
@@ -136,6 +147,8 @@ def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -
             "type": ["array", "null"],
             "items": {"type": "integer", "minimum": 0, "maximum": SEED_LIMIT - 1},
         },
+        "seed_to": {"type": ["integer", "null"], "minimum": 0, "maximum": SEED_LIMIT - 1},
+        "mix": {"anyOf": [MIX, {"type": "array", "items": MIX}, {"type": "null"}]},
         "label": _label(manifest),
         "labels": {"type": ["array", "null"], "items": _label(manifest)},
         "format": {"enum": [*MEDIA_TYPES, None]},
@@ -155,7 +168,9 @@ def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -
         for field, described in schema["properties"].items()
     }
     required = {} if default else {"required": ["model"]}
-    conditions: Schema = {"allOf": [reference("schemas", "ImageCount"), _with_image(), *map(_not_both, EXCLUSIVE)]}
+    conditions: Schema = {
+        "allOf": [reference("schemas", "ImageCount"), _with_image(), _with_seed_to(), *map(_not_both, EXCLUSIVE)]
+    }
     return {"type": "object", "properties": properties, "additionalProperties": False, **required, **conditions}
 
 
@@ -169,21 +184,30 @@ def _with_image() -> Schema:
     }
 
 
+def _with_seed_to() -> Schema:
+    """mix needs the seed that the images are on the way to."""
+    return {"anyOf": [_seed_to_given(), {"properties": {"mix": {"type": "null"}}}]}
+
+
+def _seed_to_given() -> Schema:
+    return {"properties": {"seed_to": {"type": "integer"}}, "required": ["seed_to"]}
+
+
 def _not_both(names: tuple[str, str]) -> Schema:
     return {"anyOf": [{"properties": {name: {"type": "null"}}} for name in names]}
 
 
 def _image_count(max_images: int) -> Schema:
-    """Lists have an entry for each image, and the last image's seed, seed + n - 1, is a seed, too."""
+    """Lists have an entry for each image; without seed_to, the last image's seed, seed + n - 1, is a seed, too."""
 
     def branch(n: int) -> Schema:
         entries: Schema = {"minItems": n, "maxItems": n}  # of what is no list they say nothing
         properties = {
             "n": {"enum": [n, None]},
-            **dict.fromkeys(("seeds", "labels", "steps"), entries),
-            "seed": {"maximum": SEED_LIMIT - n},
+            **dict.fromkeys(("seeds", "labels", "steps", "mix"), entries),
         }
-        return {"properties": properties}
+        seed: Schema = {"properties": {"seed": {"maximum": SEED_LIMIT - n}}}
+        return {"properties": properties, "anyOf": [seed, _seed_to_given()]}
 
     return {"anyOf": [branch(n) for n in range(1, max_images + 1)]}
 

@@ -111,6 +111,12 @@ WRONG = [
     ({"seeds": [1, 2], "seed": 3}, "seeds", "conflict", "seed or seeds, not both"),
     ({"labels": [1, "shoe"]}, "labels", "unknown_label", 'no class "shoe"'),
     ({"labels": [1], "label": 1}, "labels", "conflict", "label or labels"),
+    ({"seeds": [1, 2], "seed_to": 3}, "seed_to", "conflict", "seeds or seed_to, not both"),
+    ({"seed_to": 2**63}, "seed_to", "out_of_range", "at most 9223372036854775807, not 9223372036854775808"),
+    ({"mix": 0.5}, "mix", "missing_seed", "mix needs seed_to"),
+    ({"seed_to": 3, "mix": 1.5}, "mix", "out_of_range", "mix must be from 0 to 1, not 1.5"),
+    ({"seed_to": 3, "mix": [0, -0.1]}, "mix", "out_of_range", "mix must be from 0 to 1, not -0.1"),
+    ({"seed_to": 3, "mix": [0, 1], "n": 3}, "mix", "out_of_range", "has 2 entries, but n is 3"),
     ({"labels": 1}, "labels", "wrong_type", "a list with a whole number or a string for each entry"),
     ({"sigmas": [80.0, 1.0], "steps": 2}, "sigmas", "conflict", "steps or sigmas"),
     ({"sigmas": [1.0], "image": "", "strength": 1}, "sigmas", "conflict", "strength or sigmas"),
@@ -365,3 +371,13 @@ def test_each_image_has_its_own_seed_class_and_step_count():
     edit = read({"image": PICTURE, "strength": 0.5, "steps": [4, 2]}).request
     assert edit.schedules == (LEVELS[4][-2:], LEVELS[2][-1:])
     assert read({"steps": [2, 2]}).request.schedules == () and read({"steps": [2, 2]}).request.images == 2
+
+
+def test_between_two_seeds_all_images_have_the_first_and_their_own_mix():
+    request = read({"seed": 7, "seed_to": 9, "n": 3}).request
+    assert (request.seeds, len(set(request.labels))) == ((7, 7, 7), 1)
+    assert request.blends == ((9, 0.0), (9, 0.5), (9, 1.0))
+    assert read({"seed": 2**63 - 1, "seed_to": 9, "n": 64}).request.seeds == (2**63 - 1,) * 64
+    assert read({"seed_to": 9, "mix": [0.25, 1]}).request.blends == ((9, 0.25), (9, 1.0))
+    assert read({"seed_to": 9, "mix": 0.25, "n": 2}).request.blends == ((9, 0.25), (9, 0.25))
+    assert (read({"seed_to": 9}).request.blends, read({"seed": 9}).request.blends) == (((9, 0.5),), ())

@@ -120,6 +120,8 @@ near_values: dict[str, st.SearchStrategy[Any]] = {
     | st.sampled_from(["4", True, 4.5, [4], [1, 8.0], [4, 9], [2, None], [], {}]),
     "sigmas": st.sampled_from([None, [80], [80, 1.5], [80.5], [1e-9], [], [1, 1], [True], "1", [*range(10, 2, -1)]]),
     "seeds": st.sampled_from([None, [], [7], [7, 7], [2**63 - 1, 0.0], [2**63], [-1], [None], 7, [1, 2, 3, 4, 5, 6]]),
+    "seed_to": st.sampled_from([None, 7, 2**63 - 1, 2**63, -1, 1.5, [7]]),
+    "mix": st.sampled_from([None, 0, 0.5, 1.0, 1.01, -0.1, True, "1", [], [0.5], [0, 1], [0, None], [2]]),
     "labels": st.sampled_from([None, [], [0], [" bag", None], [None], [3], ["boot"], "Bag", [True], [2, 1.0, 0]]),
     "stream": st.sampled_from([True, False, None, "true", 1]),
     "n": st.integers(0, 6) | st.none() | st.sampled_from(["2", 2.0, 1e30, -0.0]),
@@ -152,6 +154,8 @@ def accepts(body: bytes) -> None:
 @example({"seed": 2**63 - 5, "n": 5})
 @example({"seed": 2**63 - 4, "n": 5})
 @example({"seed": 2**63 - 1, "n": None})
+@example({"seed": 2**63 - 1, "n": 2, "seed_to": 3})
+@example({"seed": 2**63 - 1, "n": 2, "seed_to": None})
 @example({"model": "named", "label": "e\u0301LAN (1+1) "})
 @example({"model": "named", "label": "T-SHIRT/top"})
 def test_the_document_calls_valid_exactly_what_the_server_takes(wanted: dict[str, Any]):

@@ -1,0 +1,91 @@
+// A world without end, made of tiles that continue their neighbours.
+//
+// Tile (i, j) covers side x side pixels from (i * stride, j * stride) on, stride = side - overlap, so neighbours share
+// `overlap` pixels. What a tile continues depends on whether i and j are even, not on the order of panning:
+//
+//     i and j even    from noise alone
+//     one is odd      its two neighbours in that direction; the pixels shared with them are kept
+//     both are odd    its four neighbours; a border of `overlap` pixels is kept
+//
+// So a tile needs at most four others that need two each, and the pixels of a place follow from the world's seed, the
+// class, the step count and the model.
+
+import { seedAt } from "./seeds.mjs";
+
+export const KEPT_TILES = 1500;
+
+export class World {
+  /**
+   * make: an async function of { seed, label, start }, start null or { rgba, known } (known: Uint8Array, 1 where a pixel
+   * is kept), that returns { rgba, label }. label: of every tile; null: a tile that begins at noise has that of its
+   * seed, the others that of a neighbour.
+   */
+  constructor({ side, seed, label, make }) {
+    Object.assign(this, { side, seed, label, make });
+    this.overlap = Math.floor(side / 4);
+    this.stride = side - this.overlap;
+    this.tiles = new Map();  // "i,j" -> promise, in the order of their last use
+  }
+
+  /** [i, j] of all tiles that cover some of a rectangle of pixels, the nearest to its centre first. */
+  covering({ x, y, width, height }) {
+    const first = (from) => Math.ceil((from - this.side + 1) / this.stride);
+    const last = (from, length) => Math.floor((from + length - 1) / this.stride);
+    const found = [];
+    for (let j = first(y); j <= last(y, height); j++) {
+      for (let i = first(x); i <= last(x, width); i++) found.push([i, j]);
+    }
+    const middle = (i, from, length) => i * this.stride + this.side / 2 - from - length / 2;
+    const distance = ([i, j]) => Math.hypot(middle(i, x, width), middle(j, y, height));
+    return found.sort((a, b) => distance(a) - distance(b));
+  }
+
+  /** A promise of { rgba, label } of one tile. A tile that failed is made anew when it is asked for again. */
+  tile(i, j) {
+    const name = `${i},${j}`;
+    const known = this.tiles.get(name);
+    const promise = known ?? this.#made(i, j);
+    this.tiles.delete(name);
+    this.tiles.set(name, promise);
+    if (known === undefined) {
+      promise.catch(() => this.tiles.delete(name));
+      if (this.tiles.size > KEPT_TILES) this.tiles.delete(this.tiles.keys().next().value);
+    }
+    return promise;
+  }
+
+  async #made(i, j) {
+    const places = neighbours(i, j);
+    const tiles = await Promise.all(places.map(([di, dj]) => this.tile(i + di, j + dj)));
+    const start = places.length === 0 ? null : this.#start(places, tiles);
+    const label = this.label ?? tiles[0]?.label ?? null;
+    const { rgba, label: drawn } = await this.make({ seed: seedAt(this.seed, i, j), label, start });
+    return { rgba, label: label ?? drawn };
+  }
+
+  /** What a tile begins at: its neighbours' pixels where they share some, mid gray elsewhere, which stands for nothing. */
+  #start(places, tiles) {
+    const { side, stride } = this;
+    const rgba = new Uint8ClampedArray(4 * side * side).fill(128), known = new Uint8Array(side * side);
+    for (let at = 0; at < known.length; at++) rgba[4 * at + 3] = 255;
+    places.forEach(([di, dj], k) => {
+      for (let y = 0; y < side; y++) {
+        for (let x = 0; x < side; x++) {
+          const from = [x - di * stride, y - dj * stride];
+          if (from.some((value) => value < 0 || value >= side)) continue;
+          const source = 4 * (from[1] * side + from[0]), at = y * side + x;
+          rgba.set(tiles[k].rgba.subarray(source, source + 4), 4 * at);
+          known[at] = 1;
+        }
+      }
+    });
+    return { rgba, known };
+  }
+}
+
+/** Where the tiles are that a tile continues. */
+export function neighbours(i, j) {
+  const across = i % 2 === 0 ? [] : [[-1, 0], [1, 0]];
+  const down = j % 2 === 0 ? [] : [[0, -1], [0, 1]];
+  return [...across, ...down];
+}

@@ -1,0 +1,46 @@
+"""The page to try the models with: a folder of files, each served as it is. Nothing is built or comes from elsewhere.
+
+`/` is the page itself; the files beside it are at /page/NAME. All are read when the server starts.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.http.routes import Answer, Route
+
+FOLDER = Path(__file__).parent / "page"
+INDEX = FOLDER / "index.html"
+MEDIA_TYPES: Mapping[str, str] = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8",
+}
+HEADERS: Mapping[str, str] = {
+    # The page may load its own files and talk to this server, and to nothing else; no script or style is inline.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
+
+
+def page_file(path: Path) -> Answer:
+    """What answers with a file of the page."""
+    content, media_type = path.read_bytes(), MEDIA_TYPES[path.suffix]
+
+    async def answer(http: Request) -> Response:
+        return Response(content, media_type=media_type, headers=HEADERS)
+
+    return answer
+
+
+def page_routes() -> list[Route]:
+    """/page/NAME of each file but the page itself. They answer without a key: the page is where one is typed."""
+    files = [path for path in sorted(FOLDER.iterdir()) if path.suffix in MEDIA_TYPES and path != INDEX]
+    return [
+        Route(f"/page/{path.name}", "GET", page_file(path), "A file of the page.", keyless=True, quiet=True)
+        for path in files
+    ]
