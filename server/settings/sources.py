@@ -148,7 +148,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m server",
+        prog="fewstep serve",
         description="Serve students over HTTP. Each flag is also an environment variable (--max-queue: "
         "FEWSTEP_MAX_QUEUE) and a key of the file that --config names (max_queue); flags win over the "
         "environment, which wins over the file.",
