@@ -28,6 +28,7 @@ EXTRAS = {  # the extra that brings a module; of several, the smallest
     "openvino": "openvino",
     "tensorrt_rtx": "rtx",
     "triton": "gpu",
+    "pyarrow": "parquet",
     "diffusers": "dev",
     "httpx": "dev",
     "hypothesis": "dev",
