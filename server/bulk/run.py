@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -44,6 +45,9 @@ def run(order: Order, engine: Path, out: Path, options: LoadOptions, progress: P
         except (Refusal, CheckpointError):
             if journal.is_empty():  # the engine cannot be used: other options begin anew
                 journal.remove()
+                if kind.is_folder:
+                    with suppress(OSError):  # it is not empty
+                        out.rmdir()
             raise
     journal.remove()
     return made
