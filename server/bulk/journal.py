@@ -62,9 +62,10 @@ class Journal:
         return self.chunk_path(number).exists()
 
     def keep(self, number: int, pixels: Pixels) -> None:
-        """Whole or not at all, also when the machine loses power."""
+        """uint8 [B, H, W, C], contiguous: whole or not at all, also when the machine loses power."""
         with replacing(self.chunk_path(number)) as file:
-            np.lib.format.write_array(file, pixels, allow_pickle=False)
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(pixels))
+            file.write(pixels.data)  # NumPy's own writing does not say why it fails
 
     def read(self, number: int) -> Pixels:
         """uint8 [B, H, W, C]. Raises BulkError for a file that is damaged."""
