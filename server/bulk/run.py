@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from zipfile import BadZipFile
 
 from fewstep.card import CheckpointError
 from fewstep.outputs import check_writable
@@ -70,11 +71,11 @@ def is_complete(order: Order, out: Path) -> bool:
         raise BulkError(f"--out {out} is {what[0]}, and --format {order.output} writes {what[1]}; name another place")
     try:
         recipe = kind.recipe(out)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, BadZipFile) as error:
         raise BulkError(
             f"--out {out} exists and cannot be read ({error}); it is left as it is. Name another"
         ) from error
-    if recipe is None:
+    if not isinstance(recipe, dict):
         if kind.is_folder and (journal_folder(out, kind).exists() or not any(out.iterdir())):
             return False
         raise BulkError(f"--out {out} exists and is none of this command's; it is left as it is. Name another place")
@@ -102,6 +103,7 @@ class _Writer:
         made, workers = 0, min(maker.options.processes, len(chunks))
         with ThreadPoolExecutor(1, "write") as pool:
             writing = [pool.submit(self._write, number) for number in self.files if not self.missing[number]]
+            # Without chunks to make, no process starts and no engine is loaded.
             for images, chunk in maker.make(chunks) if workers == 1 else maker.make_in(workers, chunks):
                 made += images
                 if chunk is not None:

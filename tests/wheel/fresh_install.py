@@ -15,13 +15,14 @@ import pytest
 from fewstep.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 800  # of pip on a busy machine; a quiet one takes 30 s
+pytestmark = pytest.mark.timeout(2 * TIMEOUT_S)
 ALONE = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" and not name.startswith("FEWSTEP_")}
 
 
 def ran(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(word) for word in words], cwd=cwd, env=ALONE, capture_output=True, text=True, timeout=280
-    )
+    argv = [str(word) for word in words]
+    return subprocess.run(argv, cwd=cwd, env=ALONE, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
 @pytest.fixture(scope="session")
@@ -91,10 +92,10 @@ def test_a_server_answers_with_the_images_that_generate_makes(place: Path, fewst
             assert b"<html" in page.read()
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "posterior"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(place: Path, fewstep: Path, command: str):
     done = ran(fewstep, command, "--help", cwd=place)
-    assert done.returncode == 0 and done.stdout.startswith(f"usage: fewstep {command}"), done.stdout + done.stderr
+    assert done.returncode == 0 and f"fewstep {command}" in done.stdout.splitlines()[0], done.stdout + done.stderr
 
 
 def test_what_needs_an_extra_says_how_to_install_it_here(place: Path, fewstep: Path):

@@ -153,6 +153,8 @@ def test_two_runs_at_once_are_refused(generate: Generate, tmp_path: Path):
         ("o.png", ("--seeds", "0-4096"), "holds at most 4,096 images"),
         ("full", (), "exists and is none of this command's"),
         ("full/file.npz", (), "cannot be read"),
+        ("full/file.zip", (), "cannot be read"),
+        ("full/file.png", (), "exists and is none of this command's"),
         ("full/file.npz/o", (), "is not a folder; name another place"),
     ],
 )
@@ -160,7 +162,8 @@ def test_what_cannot_be_made_is_said_in_a_sentence(
     generate: Generate, tmp_path: Path, out: str, options: tuple[str, ...], words: str
 ):
     (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file.npz").write_bytes(b"something of the user's")
+    for suffix in ("npz", "zip", "png"):
+        (tmp_path / "full" / f"file.{suffix}").write_bytes(b"something of the user's")
     before = contents(tmp_path / "full")
     refused = generate(tmp_path / out, *options)
     assert refused.code == 2 and words in refused.errors.splitlines()[-1]
