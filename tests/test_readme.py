@@ -152,7 +152,7 @@ def test_the_folder_table_lists_every_top_level_folder():
 
 
 def commands() -> Iterator[str]:
-    """Every `python ...` and `fewstep ...` of a block or in backticks, without comments, variables and what && joins."""
+    """Every `python ...` and `fewstep ...` of a block or in backticks, without comments, variables and &&."""
     for page in WITH_COMMANDS:
         text = (ROOT / page).read_text()
         blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
