@@ -6,7 +6,7 @@ OUT ?= runs/mine
 BUDGET ?= 10h
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve train fashion photos-given train-env test bench lint format clean
+.PHONY: help serve train fashion photos-given train-env test wheel wheel-test bench lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -27,6 +27,12 @@ train-env: .venv/training ## what training and exporting need; then: . .venv/bin
 
 test: .venv/developing ## the whole CPU suite
 	.venv/bin/python -m pytest -n 2 --dist loadfile
+
+wheel: .venv/serving ## dist/fewstep-*.whl, which pip installs without the checkout
+	.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+wheel-test: .venv/developing ## build it, install it in a new environment, serve and generate; needs a package index
+	.venv/bin/python -m pytest tests/wheel/fresh_install.py
 
 bench: .venv/benchmarking ## latency against quality, student against EDM's solvers, in five minutes
 	.venv/bin/python benchmarks/latency.py

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from fewstep import application
 from fewstep.card import CheckpointError, write_atomically
 from fewstep.outputs import check_file, check_folder
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = application.ROOT
+WORK = Path() if application.INSTALLED else ROOT  # results, data and caches are below, unless an option says otherwise
 FORMAT = 1
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.generators import BACKENDS, Generator, load_generator
-from benchmarks.harness import ROOT
+from benchmarks.harness import ROOT, WORK
 from fewstep.card import CheckpointError
 from fewstep.metrics.cache import Cache
 from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, INCEPTION, load_feature_net
@@ -23,7 +23,7 @@ from trainer.data.sources.fashion import CLASS_NAMES, LICENCE
 from trainer.data.sources.idx import pad_to_power_of_two
 
 MODELS = ROOT / "models" / "fashion"
-DATA, FIXTURE = ROOT / "runs/data/fashion.zip", ROOT / "tests/fixtures/fashion-2000.png"
+DATA, FIXTURE = WORK / "runs/data/fashion.zip", ROOT / "tests/fixtures/fashion-2000.png"
 SHIPPED = "student"  # the name of the shipped one
 
 
@@ -45,11 +45,11 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     """Real images, threads and cache."""
     add = parser.add_argument
     add("--data", type=Path, default=DATA, metavar="ZIP", help="the training images")
-    add("--held-out", type=Path, default=ROOT / "runs/data/fashion-test.zip", metavar="ZIP",
+    add("--held-out", type=Path, default=WORK / "runs/data/fashion-test.zip", metavar="ZIP",
         help="real images that nobody was trained on")  # fmt: skip
     add("--threads", type=whole(0), default=0, help="0: as many as there are cores")
     add(
-        "--cache", type=Path, default=ROOT / "runs/quality", metavar="DIR", help="finished cells (default runs/quality)"
+        "--cache", type=Path, default=WORK / "runs/quality", metavar="DIR", help="finished cells (default runs/quality)"
     )
 
 

@@ -27,7 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.harness import ROOT, peak_memory_mb, percentile_ms, result_file, table, time_interleaved, write_result
+from benchmarks.harness import (
+    ROOT,
+    WORK,
+    peak_memory_mb,
+    percentile_ms,
+    result_file,
+    table,
+    time_interleaved,
+    write_result,
+)
 from benchmarks.methods import tuned_methods
 from benchmarks.plots import STYLES, draw_quality_against_latency
 from export.engine import Engine, load_engine
@@ -227,7 +236,7 @@ def main() -> None:
     parser.add_argument("--batch", type=whole(1), default=32, help="batch for images/s and memory (default 32)")
     parser.add_argument("--threads", type=whole(0), default=0, help="0: as many as there are cores")
     parser.add_argument(
-        "--out", type=result_file, default=ROOT / "build" / "latency.json", help="JSON; the PNG lies beside it"
+        "--out", type=result_file, default=WORK / "build" / "latency.json", help="JSON; the PNG lies beside it"
     )
     parser.add_argument("--smoke", action="store_true", help="four methods, 100 images, 3 rounds")
     parser.add_argument(

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from benchmarks.cells import Task
 from benchmarks.generators import Generator, load_sampled
-from benchmarks.harness import ROOT, cell_text, result_file, table, write_result
+from benchmarks.harness import WORK, cell_text, result_file, table, write_result
 from benchmarks.inputs import MODELS, NamedFolders, add_data_options, load_data, run_cached
 from benchmarks.methods import SOLVERS, Method, dpdm_method, tuned_methods
 from benchmarks.quality import Series
@@ -363,13 +363,13 @@ def main() -> None:
     add("--calls", type=whole(1), nargs="+", default=list(CALLS), help="of the students (default 1 2 4 8)")
     add("--images", type=whole(4, announced.IMAGES), default=announced.IMAGES, help="N per range (default 10000)")
     add("--ranges", type=whole(1, 100), default=announced.RANGES, help=f"of seeds (default {announced.RANGES})")
-    add("--out", type=result_file, default=ROOT / "build/panel.json", metavar="JSON")
+    add("--out", type=result_file, default=WORK / "build/panel.json", metavar="JSON")
     add("--smoke", action="store_true", help="12 images, two ranges, one and two calls, part of the data")
     add_data_options(parser)
     args = parser.parse_args()
     if args.smoke:
         if args.out == parser.get_default("out"):
-            args.out = ROOT / "build/panel-smoke.json"
+            args.out = WORK / "build/panel-smoke.json"
         args.images, args.ranges, args.calls, args.solver = 12, 2, [1, 2], ["euler:2"]
     run_cached(run, args)
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from benchmarks.cells import Task, fill, read_cell, verify
 from benchmarks.earlier import with_earlier
 from benchmarks.generators import Generator
-from benchmarks.harness import ROOT, result_file, write_result
+from benchmarks.harness import WORK, result_file, write_result
 from benchmarks.inputs import add_common_options, load_data, load_generators, load_references, run_cached
 from benchmarks.methods import NFE, SOLVERS, Method, dpdm_method, family_names, tuned_methods
 from benchmarks.plots import draw_quality_against_nfe
@@ -191,7 +191,7 @@ def arguments() -> argparse.ArgumentParser:
         default=2000,
         help="images per cell kept for precision, recall, neighbours (default 2000)",
     )
-    add("--out", type=result_file, default=ROOT / "build/quality.json", help="JSON; the pictures lie beside it")
+    add("--out", type=result_file, default=WORK / "build/quality.json", help="JSON; the pictures lie beside it")
     add("--grids", type=Path, metavar="DIR", help="also draw the first 64 images of every cell of the first seed range")
     add("--smoke", action="store_true", help="12 images, two ranges, few calls, part of the data, a cache of its own")
     return parser

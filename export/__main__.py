@@ -1,6 +1,8 @@
-"""python -m export --model DIR --out DIR [--dtype D] [--backend B ...]   export a checkpoint, with proof
-python -m export verify DIR [--backend B] [--record]                     repeat the proof on an existing engine
-python -m export plan DIR --backend tensorrt|tensorrt-rtx                build the plan that TensorRT runs
+"""fewstep export --model DIR --out DIR [--dtype D] [--backend B ...]   export a checkpoint, with proof
+fewstep export verify DIR [--backend B] [--record]                     repeat the proof on an existing engine
+fewstep export plan DIR --backend tensorrt|tensorrt-rtx                build the plan that TensorRT runs
+
+`python -m export` is the same in a checkout.
 
 Exit code 0: done. 2: refused, the reason is on stderr. 130, 143: interrupted. Unless 0, nothing was written.
 """
@@ -45,9 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _export(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m export", description="Export a checkpoint's network as an engine directory.",
-        epilog="python -m export verify DIR repeats the proof of an existing engine; "
-        "python -m export plan DIR builds a plan for TensorRT.",
+        prog="fewstep export", description="Export a checkpoint's network as an engine directory.",
+        epilog="fewstep export verify DIR repeats the proof of an existing engine; "
+        "fewstep export plan DIR builds a plan for TensorRT.",
     )  # fmt: skip
     parser.add_argument("--model", type=Path, required=True, help="folder with model.safetensors and card.json")
     parser.add_argument("--out", type=Path, required=True, help="engine directory to write or to replace")
@@ -77,7 +79,7 @@ def _export(arguments: Sequence[str]) -> int:
 
 def _verify(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m export verify", description="Compare an engine with its checkpoint again."
+        prog="fewstep export verify", description="Compare an engine with its checkpoint again."
     )
     parser.add_argument("engine", type=Path, help="engine directory")
     parser.add_argument("--model", type=Path, help="checkpoint folder (default: the engine's parent folder)")
@@ -97,7 +99,7 @@ def _verify(arguments: Sequence[str]) -> int:
 
 
 def _plan(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m export plan", description="Build a TensorRT plan of an engine.")
+    parser = argparse.ArgumentParser(prog="fewstep export plan", description="Build a TensorRT plan of an engine.")
     parser.add_argument("engine", type=Path, help="engine directory; the plan goes into its folder `plans`")
     parser.add_argument("--backend", choices=(BACKEND_TENSORRT, BACKEND_TENSORRT_RTX), required=True)
     parser.add_argument(

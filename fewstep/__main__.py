@@ -1,18 +1,24 @@
-"""The `fewstep` commands: train, posterior, remake."""
+"""The `fewstep` command: serve, generate, train, posterior, export, bench, remake."""
 
 import argparse
 import sys
 import time
 from collections.abc import Sequence
+from importlib import import_module
 
-from fewstep import extras
+from fewstep import application, extras
 
 INTERRUPTED = 130
 COMMANDS = {
+    "serve": "a server of one or several models",
+    "generate": "images of many seeds into a folder, a sheet, or a file of a data set",
     "train": "from pictures to a student that can be served",
     "posterior": "from a prior and a reward to a sampler of their posterior",
+    "export": "from a checkpoint to an engine, with proof that both make the same images",
+    "bench": "how fast a model is here, and how good",
     "remake": "make an image of the server again, from its PNG alone",
 }
+RESUMED = ("train", "posterior", "generate")  # the same command goes on where it was stopped
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,11 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     given = list(sys.argv[1:] if arguments is None else arguments)
     command = _parser().parse_args(given[:1]).command
+    application.put_on_path()
     try:
         with extras.named():
             return _run(command, given[1:], began)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        goes_on = "; the same command goes on where it stopped" if command in RESUMED else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -37,17 +45,15 @@ def _run(command: str, arguments: list[str], began: float) -> int:
         from trainer import posterior
 
         return posterior.main(arguments)
-    from fewstep.commands import remake
-
-    return remake.main(arguments)
+    return import_module(f"fewstep.commands.{command}").main(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {name:<12}{says}" for name, says in COMMANDS.items())
     parser = argparse.ArgumentParser(
-        prog="python -m fewstep",
+        prog="fewstep",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"commands:\n{listed}\n\n`python -m fewstep COMMAND --help` lists the options of one.",
+        epilog=f"commands:\n{listed}\n\n`fewstep COMMAND --help` lists the options of one.",
     )
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     return parser

@@ -26,6 +26,7 @@ FLOORS = {
     "settings": (),
     "processes": ("server.scheduler", "server.settings"),
     "http": ("server.scheduler", "server.settings", "server.processes.pool", "server.processes.shared"),
+    "bulk": ("server.scheduler", "server.settings", "server.http.png_text"),
     "hosts": ("server",),
 }
 POOL_READERS = ("server.http.draining", "server.http.metrics")  # of http, these alone may import processes
@@ -34,10 +35,15 @@ POOL_READERS = ("server.http.draining", "server.http.metrics")  # of http, these
 NOT_THE_SCHEDULERS = {"fastapi", "starlette", "pydantic", "PIL", "litserve", "torch", "uvicorn"}
 TORCH_FREE = (
     "__main__",
+    "commands.bench",
+    "commands.export",
+    "commands.generate",
     "commands.remake",
+    "commands.serve",
     "commands.train",
     "analytic",
     "ancestral",
+    "application",
     "blend",
     "card",
     "client",

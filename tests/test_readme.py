@@ -28,7 +28,7 @@ BESIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md", "benchmarks
 PAGES = [ROOT / "README.md", *(ROOT / name for name in BESIDE), *(ROOT / "docs").rglob("*.md")]
 PAGES += (ROOT / "models").rglob("*.md")
 WITH_COMMANDS = ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", *(f"docs/{name}.md" for name in (
-    "training", "quality", "engines", "load",
+    "training", "quality", "engines", "load", "deployment",
 )))  # fmt: skip
 
 
@@ -152,7 +152,7 @@ def test_the_folder_table_lists_every_top_level_folder():
 
 
 def commands() -> Iterator[str]:
-    """Every `python ...` in a block or between backticks, without comments, variables and what && joins."""
+    """Every `python ...` and `fewstep ...` of a block or in backticks, without comments, variables and &&."""
     for page in WITH_COMMANDS:
         text = (ROOT / page).read_text()
         blocks = re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)
@@ -160,6 +160,8 @@ def commands() -> Iterator[str]:
         lines += re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
         for part in (part for line in lines for part in line.split("&&")):
             words = re.sub(r"^([A-Z]+=\S+ )*(\.venv/bin/)?|\.\.\.$", "", " ".join(part.split()))
+            if words.startswith("fewstep "):
+                words = f"python -m {words}"
             if words.startswith("python ") and "venv" not in words:
                 yield words.strip()
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fewstep.application import command_of
 from fewstep.card import CheckpointError, file_sha256, read_card
 from fewstep.checkpoint import load_checkpoint, save_checkpoint
 from fewstep.outputs import STATE_FILE
@@ -410,7 +411,7 @@ def command(order: Order) -> str:
 
 
 def serve_command(out: Path) -> str:
-    return f"python -m server --engine {shlex.quote(str(out / STUDENT / 'engine'))}"
+    return f"{command_of('server')} --engine {shlex.quote(str(out / STUDENT / 'engine'))}"
 
 
 def ending(run: Run, planned: Plan) -> str:

@@ -11,7 +11,7 @@ REFUSED = 2
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0 the image was made again, 2 refused with a sentence on stderr."""
     parser = argparse.ArgumentParser(
-        prog="python -m fewstep remake",
+        prog="fewstep remake",
         description="Makes an image again from the seed, step count, class and model that its PNG names, and compares.",
     )
     parser.add_argument("image", type=Path, metavar="IMAGE.png")

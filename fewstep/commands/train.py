@@ -81,7 +81,7 @@ def _train(args: argparse.Namespace, began: float) -> int:
     if code == 0 and args.serve and not args.dry_run:
         print(serve_command(args.out), flush=True)
         engine = str(args.out / STUDENT / "engine")
-        os.execv(sys.executable, [sys.executable, "-m", "server", "--engine", engine])
+        os.execv(sys.executable, [sys.executable, "-m", "fewstep", "serve", "--engine", engine])
     return code
 
 

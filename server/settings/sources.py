@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from export.manifest import read_manifest
+from export.manifest import ENGINE_FILE, Manifest, read_manifest, read_student
 from server.settings.settings import (
     MODEL_NAME,
     MODELS,
@@ -148,7 +148,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m server",
+        prog="fewstep serve",
         description="Serve students over HTTP. Each flag is also an environment variable (--max-queue: "
         "FEWSTEP_MAX_QUEUE) and a key of the file that --config names (max_queue); flags win over the "
         "environment, which wins over the file.",
@@ -230,6 +230,20 @@ def model_engine(name: str, models: Path = MODELS) -> Path:
         return models / name / "engine"
     known = f"the models with an engine are: {', '.join(names)}" if names else f"no folder in {models} has an engine"
     raise SettingsError(f"there is no model {shown(name)}; {known}. --engine DIR serves an engine from anywhere")
+
+
+def named_engine(text: str) -> tuple[Path, Manifest]:
+    """The engine that a person means: a directory, that of a model's folder, or a shipped model's; and its manifest.
+
+    Raises SettingsError or CheckpointError.
+    """
+    for folder in (Path(checked_path(text, "--model")), Path(text, "engine")):
+        if (folder / ENGINE_FILE).is_file():
+            return folder, read_student(folder, read_manifest(folder).name)
+    if "/" in text:
+        read_manifest(Path(text))  # says what is missing there
+    folder = model_engine(text)
+    return folder, read_student(folder, text)
 
 
 def _listed_keys(environment: Mapping[str, str]) -> list[str]:

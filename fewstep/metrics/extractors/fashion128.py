@@ -13,10 +13,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from fewstep import application
 from fewstep.card import CheckpointError
 from fewstep.metrics.frechet import Moments
 
-FOLDER = Path(__file__).resolve().parents[3] / "models" / "fashion" / "classifier"
+FOLDER = application.ROOT / "models" / "fashion" / "classifier"
 FOLDER_B = FOLDER.with_name("classifier-b")
 FORMAT = 1
 

@@ -1,0 +1,1 @@
+"""One command per question; `python benchmarks/NAME.py --help` says which."""

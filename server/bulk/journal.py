@@ -1,0 +1,108 @@
+"""What a bulk run has done so far: a folder beside its output, or inside it where that is a folder.
+
+order.json         the recipe, and how many images a chunk has
+chunk-000012.npy   uint8 [B, H, W, C], the images of a chunk; written whole or not at all
+written-000003     the output's file (of a folder: the images of its chunk) number 3 is complete; its chunks are gone
+lock               held by the process that works here
+
+A chunk's seeds follow from its number. So an image is in one chunk, and nobody can count it twice or leave it out.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fewstep.card import replacing, write_atomically
+from fewstep.pixels import Pixels
+from server.bulk.order import differences
+
+ORDER = "order.json"
+
+
+class BulkError(Exception):
+    """Why a bulk run cannot begin or go on: a sentence."""
+
+
+class Journal:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self, recipe: dict[str, Any], chunk: int) -> int:
+        """Note what is made, or read it where a run was interrupted. Returns the images of a chunk.
+
+        Raises BulkError when another order was begun here.
+        """
+        path = self.folder / ORDER
+        if not path.exists():
+            write_atomically(path, json.dumps({"recipe": recipe, "chunk": chunk}, indent=2).encode())
+            return chunk
+        try:
+            begun = json.loads(path.read_text("utf-8"))
+            before, chunk = dict(begun["recipe"]), int(begun["chunk"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise BulkError(f"{path} is damaged; remove {self.folder} to begin anew") from error
+        if changed := differences(before, recipe):
+            raise BulkError(
+                f"{self.folder} holds an unfinished run of other settings: {'; '.join(changed)}. Give those, name "
+                "another --out, or remove that folder to begin anew"
+            )
+        return chunk
+
+    def chunk_path(self, number: int) -> Path:
+        return self.folder / f"chunk-{number:06d}.npy"
+
+    def has(self, number: int) -> bool:
+        return self.chunk_path(number).exists()
+
+    def keep(self, number: int, pixels: Pixels) -> None:
+        """uint8 [B, H, W, C], contiguous: whole or not at all, also when the machine loses power."""
+        with replacing(self.chunk_path(number)) as file:
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(pixels))
+            file.write(pixels.data)  # NumPy's own writing does not say why it fails
+
+    def read(self, number: int) -> Pixels:
+        """uint8 [B, H, W, C]. Raises BulkError for a file that is damaged."""
+        try:
+            return np.load(self.chunk_path(number), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            path = self.chunk_path(number)
+            raise BulkError(f"{path} is damaged ({error}); remove it, and the same command makes it again") from error
+
+    def is_written(self, file: int) -> bool:
+        return (self.folder / f"written-{file:06d}").exists()
+
+    def written(self, file: int, chunks: range) -> None:
+        """A file of the output is complete: its chunks are not needed any more."""
+        (self.folder / f"written-{file:06d}").touch()
+        for number in chunks:
+            self.chunk_path(number).unlink(missing_ok=True)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """While open, no other process works here. Raises BulkError when one does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BulkError(
+                f"another process is at work in {self.folder}; wait for it, or name another --out"
+            ) from None
+        else:
+            yield
+        finally:
+            os.close(descriptor)
+
+    def is_empty(self) -> bool:
+        """Whether nothing has been made yet."""
+        return not any(self.folder.glob("chunk-*.npy")) and not any(self.folder.glob("written-*"))
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

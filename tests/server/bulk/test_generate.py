@@ -1,0 +1,198 @@
+"""`fewstep generate`: the server's bytes, six kinds of output, and what is refused."""
+
+import errno
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.manifest import read_student
+from fewstep.noise import random_labels
+from fewstep.pixels import KEYWORD, text_of
+from server.bulk.journal import Journal
+from server.bulk.order import chunk_size
+from tests.server.bulk.conftest import Generate, contents
+from tests.server.conftest import serving
+from trainer.data.sources.edm_zip import read_edm_zip
+
+
+def decoded(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))[..., None]
+
+
+def test_the_images_are_those_of_a_server_in_exact_mode_to_the_byte(
+    generate: Generate, engine_dir: Path, tmp_path: Path
+):
+    made = generate(tmp_path / "out", "--steps", "3", seeds="40-52,7")
+    assert made.code == 0, made.errors
+    with serving(engine_dir, "--mode", "exact") as server, server.client() as client:
+        for seed in (*range(40, 53), 7):
+            png = client.post("/v1/generate", json={"seed": seed, "steps": 3}).content
+            assert (tmp_path / "out" / f"{seed:06d}.png").read_bytes() == png, seed
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {f"{s:06d}.png" for s in (*range(40, 53), 7)}
+
+
+def test_every_kind_of_output_has_the_same_pixels_seeds_and_classes(
+    generate: Generate, engine_dir: Path, tmp_path: Path
+):
+    names = ("folder", "a.npz", "s.zip", "shards")
+    for name in names:
+        options = ("--format", "webdataset", "--per-file", "60") if name == "shards" else ()
+        assert generate(tmp_path / name, "--label", "balanced", *options).code == 0
+    with np.load(tmp_path / "a.npz") as archive:
+        pixels, labels = archive["images"], archive["labels"]
+        assert archive["seeds"].tolist() == list(range(100)) and labels.tolist() == [s % 3 for s in range(100)]
+    assert pixels.shape == (100, 8, 8, 1) and len(np.unique(pixels, axis=0)) == 100
+    images = [decoded((tmp_path / "folder" / f"{seed:06d}.png").read_bytes()) for seed in range(100)]
+    assert np.array_equal(np.stack(images), pixels)
+    edm = read_edm_zip(tmp_path / "s.zip")
+    assert np.array_equal(edm.images, pixels) and np.array_equal(edm.labels, labels)
+    shards = sorted((tmp_path / "shards").glob("*.tar"))
+    assert [path.name for path in shards] == ["tiny-000000.tar", "tiny-000001.tar"]
+    members = {m.name: a.extractfile(m).read() for a in map(tarfile.open, shards) for m in a}  # pyright: ignore[reportOptionalMemberAccess]
+    assert len(members) == 300
+    for seed in range(100):
+        name = f"{seed:06d}"
+        assert np.array_equal(decoded(members[f"{name}.png"]), pixels[seed])
+        assert int(members[f"{name}.cls"]) == labels[seed] and json.loads(members[f"{name}.json"])["seed"] == seed
+
+
+def test_parquet_has_a_row_for_each_seed(generate: Generate, tmp_path: Path):
+    table = pytest.importorskip("pyarrow.parquet", reason="needs the extra [parquet]")
+    assert generate(tmp_path / "s.parquet", "--label", "balanced").code == 0
+    assert generate(tmp_path / "folder", "--label", "balanced").code == 0
+    rows = table.read_table(tmp_path / "s.parquet").to_pylist()
+    assert [row["seed"] for row in rows] == list(range(100)) and [row["label"] for row in rows] == [0, 1, 2] * 33 + [0]
+    for row in rows:
+        assert row["image"]["bytes"] == (tmp_path / "folder" / row["image"]["path"]).read_bytes()
+    assert generate(tmp_path / "s.parquet", "--label", "balanced").said.endswith("is complete: 100 images of tiny\n")
+
+
+def test_a_sheet_shows_the_images_in_the_order_of_their_seeds(generate: Generate, tmp_path: Path):
+    assert generate(tmp_path / "g.png", seeds="0-9").code == 0 and generate(tmp_path / "a.npz", seeds="0-9").code == 0
+    sheet = decoded((tmp_path / "g.png").read_bytes())
+    assert sheet.shape == (26, 35, 1)  # 4 columns, 3 rows, a pixel between them
+    with np.load(tmp_path / "a.npz") as archive:
+        assert np.array_equal(sheet[9:17, 9:17], archive["images"][5])
+
+
+@pytest.mark.parametrize(
+    ("label", "classes"), [("random", random_labels(range(9), 3).tolist()), ("coat", [2] * 9), ("1", [1] * 9)]
+)
+def test_a_label_is_drawn_or_given_by_name_or_number(
+    generate: Generate, tmp_path: Path, label: str, classes: list[int]
+):
+    assert generate(tmp_path / "o", "--label", label, seeds="0-8").code == 0
+    texts = [text_of(path.read_bytes(), KEYWORD) or "" for path in sorted((tmp_path / "o").glob("*.png"))]
+    assert [json.loads(text)["label"] for text in texts] == classes
+
+
+def test_the_same_command_does_nothing_again_and_another_is_refused(generate: Generate, tmp_path: Path):
+    for out in (tmp_path / "o", tmp_path / "o.npz", tmp_path / "o.zip", tmp_path / "o.png"):
+        assert generate(out).code == 0
+        before = contents(out)
+        again = generate(out)
+        assert again.code == 0 and again.said == f"{out} is complete: 100 images of tiny\n"
+        other = generate(out, "--steps", "2", "--label", "bag")
+        assert other.code == 2
+        assert "is complete, of other settings: --steps was 4, now 2; --label was random, now 0" in other.errors
+        assert contents(out) == before
+
+
+def test_a_full_disk_is_said_and_the_same_command_goes_on(
+    generate: Generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, sync, calls = tmp_path / "o.zip", os.fsync, []
+
+    def full(file: int) -> None:
+        calls.append(file)
+        if len(calls) > 6:  # the order is noted, and five chunks
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        failed = generate(out)
+    assert failed.code == 2 and "the disk is full. What is finished is kept; free some room" in failed.errors
+    other = generate(out, "--steps", "2")
+    assert other.code == 2 and "holds an unfinished run of other settings: --steps was 4, now 2" in other.errors
+    ended = generate(out)
+    assert ended.code == 0 and "100 images of tiny; 60 of them made now" in ended.said
+    assert generate(tmp_path / "straight.zip").code == 0
+    assert out.read_bytes() == (tmp_path / "straight.zip").read_bytes() and not Path(f"{out}.part").exists()
+
+
+def test_two_runs_at_once_are_refused(generate: Generate, tmp_path: Path):
+    with Journal(tmp_path / "o.zip.part").claimed():
+        second = generate(tmp_path / "o.zip")
+    assert second.code == 2 and "another process is at work in" in second.errors
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "words"),
+    [
+        ("o.foo", (), "ends in .foo, which means no format; end it in .png, .npz"),
+        ("o.zip", ("--format", "npz"), "--format npz writes a file that ends in .npz"),
+        ("o.zip", ("--per-file", "9"), "--per-file is of --format webdataset"),
+        ("o", ("--label", "boat"), 'no class "boat"; a class is a number from 0 to 2'),
+        ("o", ("--steps", "7"), "has no levels for 7 steps"),
+        ("o", ("--model", "absent"), "there is no model 'absent'; the models with an engine are: "),
+        ("o", ("--model", "no/where"), "no/where holds no engine.json"),
+        ("o", ("--backend", "foo"), "there is no backend 'foo'"),
+        ("o", ("--seeds", "5-3"), "ends before it begins; write 3-5"),
+        ("o", ("--seeds", "0-9,4"), "names the seed 4 twice"),
+        ("o", ("--seeds", "a"), "'a' are no seeds; write 7, 0-63"),
+        ("o", ("--seeds", f"{2**63}"), "is too large; seeds are from 0 to"),
+        ("o", ("--seeds", f"0-{2**63 - 1}"), "at most 1,000,000,000 images"),
+        ("o.png", ("--seeds", "0-4096"), "holds at most 4,096 images"),
+        ("full", (), "exists and is none of this command's"),
+        ("full/file.npz", (), "cannot be read"),
+        ("full/file.zip", (), "cannot be read"),
+        ("full/file.png", (), "exists and is none of this command's"),
+        ("full/file.npz/o", (), "is not a folder; name another place"),
+    ],
+)
+def test_what_cannot_be_made_is_said_in_a_sentence(
+    generate: Generate, tmp_path: Path, out: str, options: tuple[str, ...], words: str
+):
+    (tmp_path / "full").mkdir()
+    for suffix in ("npz", "zip", "png"):
+        (tmp_path / "full" / f"file.{suffix}").write_bytes(b"something of the user's")
+    before = contents(tmp_path / "full")
+    refused = generate(tmp_path / out, *options)
+    assert refused.code == 2 and words in refused.errors.splitlines()[-1]
+    assert contents(tmp_path / "full") == before and [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_progress_is_shown_from_the_start(generate: Generate, tmp_path: Path):
+    lines = generate(tmp_path / "o.npz").errors.splitlines()
+    assert lines[:2] == ["generate  loading tiny", "generate    0 %  0 of 100 images  0 images/s"]
+    assert lines[-1].startswith("generate  100 %  100 of 100 images")
+
+
+@pytest.mark.parametrize(("images", "capacity", "size"), [(1, 8, 8), (600, 8, 16), (10**6, 8, 256), (10**6, 300, 300)])
+def test_a_chunk_is_whole_network_calls(images: int, capacity: int, size: int):
+    assert chunk_size(images, capacity) == size
+
+
+def test_an_engine_that_was_exported_anew_does_not_go_on_with_the_images_of_the_old_one(
+    generate: Generate, engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert read_student(engine_dir, "tiny").checkpoint == "c" * 64
+    assert generate(tmp_path / "o.npz").code == 0
+    from server.settings import sources
+
+    def exported_anew(folder: Path, name: str) -> Any:
+        from dataclasses import replace
+
+        return replace(read_student(folder, name), checkpoint="d" * 64)
+
+    monkeypatch.setattr(sources, "read_student", exported_anew)
+    other = generate(tmp_path / "o.npz")
+    assert other.code == 2 and "the model's checkpoint was cccc" in other.errors
