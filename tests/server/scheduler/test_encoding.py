@@ -95,7 +95,7 @@ def test_the_engine_thread_encodes_so_many_small_images_and_no_more():
     encoders.flush()
     encoders.close()
     assert by.pop(threading.current_thread()) == list(range(encoding.INLINE_IMAGES))
-    assert sorted(sum(by.values(), [])) == [encoding.INLINE_IMAGES, encoding.INLINE_IMAGES + 1]
+    assert sorted(itertools.chain(*by.values())) == [encoding.INLINE_IMAGES, encoding.INLINE_IMAGES + 1]
 
 
 def test_an_image_that_cannot_be_written_fails_its_request_and_a_preview_is_left_out(monkeypatch: pytest.MonkeyPatch):
