@@ -62,24 +62,24 @@ def _rounds(even: Pair, odd: Pair, keys: NDArray[np.uint64], crossed: Pair) -> P
     """A round for each of the keys, which broadcast to words 0 and 2, in even, and 1 and 3, in odd; returns those two.
 
     even is overwritten with words 0 and 2. Words 1 and 3 are the low halves of what is returned, which is odd or
-    crossed: the other product's high halves enter the next even with them, and no mask or shift is computed.
+    crossed. The high halves of a round's products meet the low halves of the last one's: no mask or shift is computed.
     """
-    even0, even1 = even[0, ...], even[1, ...]
-    mixed = even.view(np.uint32)[..., _LOW_HALVES]
-    ways = [
-        (new[1, ...], new[0, ...], *(pair.view(np.uint32)[..., part] for pair, part in halves))
-        for new, halves in (
-            (crossed, ((crossed, _HIGH_HALVES), (odd, _LOW_HALVES))),
-            (odd, ((odd, _HIGH_HALVES), (crossed, _LOW_HALVES))),
-        )
-    ]
-    for number, key in enumerate(keys):
-        product0, product1, high, low = ways[number % 2]
-        np.multiply(even0, _M0, out=product0)  # each product feeds the other half
-        np.multiply(even1, _M1, out=product1)
+    (even0, even1, mixed, _), new, old = map(_parts, (even, crossed, odd))
+    for key in keys:
+        product0, product1, _, high = new
+        _, _, low, _ = old
+        np.multiply(even0, _M0, out=product1)  # each product feeds the other half
+        np.multiply(even1, _M1, out=product0)
         np.bitwise_xor(high, low, out=mixed)
         np.bitwise_xor(even, key, out=even)
+        new, old = old, new
     return crossed if len(keys) % 2 else odd
+
+
+def _parts(pair: Pair) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint32]]:
+    """Views of its two words, and of the low and the high halves of both."""
+    halves = pair.view(np.uint32)
+    return pair[0, ...], pair[1, ...], halves[..., _LOW_HALVES], halves[..., _HIGH_HALVES]
 
 
 class _Work(threading.local):

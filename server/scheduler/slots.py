@@ -147,7 +147,7 @@ class SlotTable:
         for slot, image in enumerate(images, start=first):
             self.levels[slot, : len(image.sigmas)] = levels_of(image.sigmas, self.sigma_data)
         self.step[slots] = 0
-        self.seeds[slots] = [image.seed for image in images]
+        self.seeds[slots] = np.array([image.seed for image in images], np.uint64)
         self.drawn[slots] = False
         labels = np.array([image.label for image in images])
         self.onehot[slots] = labels[:, None] == np.arange(self.classes)  # a row of zeros for -1, no class
