@@ -17,8 +17,10 @@ Integers agree exactly everywhere; normals to 1e-6, because log and cos differ i
 """
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +37,9 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW, _HALF, _M0, _M1 = (np.array(value, np.uint64) for value in (0xFFFFFFFF, 32, *MULTIPLIERS))
 _WEYL = np.multiply.outer(np.arange(ROUNDS, dtype=np.uint64), np.array(WEYL, np.uint64))  # added to the key by round
 _FEW = 12  # seeds for which Python's integers are faster than numpy's fixed cost
-CHUNK = 8192  # blocks made at a time: the working set stays in one core's cache
+CHUNK = 16384  # blocks made at a time: the working set stays in one core's cache
+# Where the two halves of a 64-bit word stand in memory, as slices of its 32-bit words.
+_LOW_HALVES, _HIGH_HALVES = (slice(at, None, 2) for at in ((0, 1) if sys.byteorder == "little" else (1, 0)))
 
 Words = tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]
 Pair = NDArray[np.uint64]  # [2, ...]: two of the four words of every block, each below 2^32
@@ -45,7 +49,7 @@ def philox4x32(key: Sequence[NDArray], counter: Sequence[NDArray]) -> Words:
     """Philox 4x32-10. key: two, counter: four integer arrays that broadcast together; uses their low 32 bits."""
     k0, k1, c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(word).astype(np.uint64) for word in (*key, *counter)))
     even, odd = np.stack([c0, c2]) & _LOW, np.stack([c1, c3]) & _LOW
-    _rounds(even, odd, _round_keys(np.stack([k0, k1])), np.empty_like(even))
+    odd = _rounds(even, odd, _round_keys(np.stack([k0, k1])), np.empty_like(even))
     return tuple(word.astype(np.uint32) for word in (even[0], odd[0], even[1], odd[1]))  # pyright: ignore[reportReturnType]
 
 
@@ -54,16 +58,28 @@ def _round_keys(key: Pair) -> NDArray[np.uint64]:
     return (key + _WEYL.reshape(ROUNDS, 2, *(1,) * (key.ndim - 1))) & _LOW
 
 
-def _rounds(even: Pair, odd: Pair, keys: NDArray[np.uint64], crossed: Pair) -> None:
-    """A round for each of the keys, in place; they broadcast to words 0 and 2, in even, and 1 and 3, in odd."""
-    (even0, even1), (crossed0, crossed1) = ((pair[0, ...], pair[1, ...]) for pair in (even, crossed))
+def _rounds(even: Pair, odd: Pair, keys: NDArray[np.uint64], crossed: Pair) -> Pair:
+    """A round for each of the keys, which broadcast to words 0 and 2, in even, and 1 and 3, in odd; returns those two.
+
+    even is overwritten with words 0 and 2. Words 1 and 3 are the low halves of what is returned, which is odd or
+    crossed. The high halves of a round's products meet the low halves of the last one's: no mask or shift is computed.
+    """
+    (even0, even1, mixed, _), new, old = map(_parts, (even, crossed, odd))
     for key in keys:
-        np.multiply(even0, _M0, out=crossed1)  # each product feeds the other half
-        np.multiply(even1, _M1, out=crossed0)
-        np.right_shift(crossed, _HALF, out=even)
-        np.bitwise_xor(even, odd, out=even)
+        product0, product1, _, high = new
+        _, _, low, _ = old
+        np.multiply(even0, _M0, out=product1)  # each product feeds the other half
+        np.multiply(even1, _M1, out=product0)
+        np.bitwise_xor(high, low, out=mixed)
         np.bitwise_xor(even, key, out=even)
-        np.bitwise_and(crossed, _LOW, out=odd)
+        new, old = old, new
+    return crossed if len(keys) % 2 else odd
+
+
+def _parts(pair: Pair) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint32]]:
+    """Views of its two words, and of the low and the high halves of both."""
+    halves = pair.view(np.uint32)
+    return pair[0, ...], pair[1, ...], halves[..., _LOW_HALVES], halves[..., _HIGH_HALVES]
 
 
 class _Work(threading.local):
@@ -91,19 +107,25 @@ def _words(
     a row and a block is computed for each of their pairs.
     """
     even, odd, crossed = work[:3]
-    keys = _round_keys(np.stack([seeds & _LOW, seeds >> _HALF])[:, :, None])  # [rounds, 2, B, 1]
-    of_block = np.arange(blocks.start, blocks.stop, dtype=np.uint64) * _M0
-    of_stream = np.uint64(stream) * _M1
-    of_row = ((of_stream >> _HALF) ^ keys[0, 0] ^ (steps[:, None] & _LOW)) * _M0
-    np.bitwise_xor(of_block >> _HALF, np.uint64(NOISE_VERSION) ^ keys[0, 1], out=even[1])
+    keys = _round_keys(np.array([seeds & _LOW, seeds >> _HALF])[:, :, None])  # [rounds, 2, B, 1]
+    block_high, block_low = _of_blocks(blocks)
+    of_stream = stream * MULTIPLIERS[1]
+    of_row = ((steps[:, None] & _LOW) ^ keys[0, 0] ^ (of_stream >> 32)) * _M0
+    np.bitwise_xor(block_high, keys[0, 1], out=even[1])
     np.multiply(even[1], _M1, out=crossed[0])
     np.right_shift(crossed[0], _HALF, out=even[0])
-    even[0] ^= (of_stream & _LOW) ^ keys[1, 0]
-    np.bitwise_xor(of_block & _LOW, (of_row >> _HALF) ^ keys[1, 1], out=even[1])
-    np.bitwise_and(crossed[0], _LOW, out=odd[0])
-    odd[1] = of_row & _LOW
-    _rounds(even, odd, keys[2:], crossed)
-    return even, odd
+    even[0] ^= keys[1, 0] ^ (of_stream & 0xFFFFFFFF)
+    np.bitwise_xor(block_low, (of_row >> _HALF) ^ keys[1, 1], out=even[1])
+    np.copyto(odd[0], crossed[0])
+    odd[1] = of_row
+    return even, _rounds(even, odd, keys[2:], crossed)
+
+
+@lru_cache(maxsize=16)
+def _of_blocks(blocks: range) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """What the first two rounds make of the block numbers: word 3 before the key enters, and word 1. [len(blocks)]."""
+    product = np.arange(blocks.start, blocks.stop, dtype=np.uint64) * _M0
+    return product >> _HALF ^ np.uint64(NOISE_VERSION), product & _LOW
 
 
 def random_words(seeds: NDArray[np.uint64], steps: NDArray, stream: int, blocks: int) -> NDArray[np.uint32]:

@@ -29,7 +29,7 @@ from export.manifest import read_manifest
 from fewstep.noise import random_labels
 from fewstep.ranges import POSITIVE, number, whole
 from server.processes.worker import freeze_heap
-from server.scheduler.loading import call_once, slot_table
+from server.scheduler.loading import slot_table
 from server.scheduler.loop import EngineLoop, QueueInbox
 from server.scheduler.model import Model, ModelInfo
 from server.scheduler.request import Submit
@@ -76,6 +76,19 @@ def measure(engine: AnyEngine, capacity: int, round_s: float, rounds: int) -> Al
 def back_to_back(engine: AnyEngine, capacity: int) -> Callable[[], object]:
     """One network call over a full batch, and nothing else."""
     return lambda: call_once(cast(Engine, engine), capacity)
+
+
+def call_once(engine: Engine, batch: int) -> None:
+    """A network call of a batch size, with any input and without the step: what a tick is measured against."""
+    manifest = engine.manifest
+    if engine.on_device and engine.device == "cuda":
+        import torch
+
+        engine.on_device.run(batch)
+        torch.cuda.synchronize(engine.on_device.device)
+        return
+    x = np.zeros((batch, *manifest.input_shape), np.float32)
+    engine.network(x, np.zeros(batch, np.float32), np.zeros((batch, manifest.classes), np.float32))
 
 
 def through_the_loop(engine: AnyEngine, capacity: int) -> Callable[[], object]:

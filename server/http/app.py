@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 INTERNAL = Refusal("failed", "internal_error", "the server made a mistake; its log has the details")
 PREFLIGHT_S = 600  # how long a browser may remember what CORS allows
+REQUEST_ID, TRACEPARENT = ID_HEADERS = (b"x-request-id", b"traceparent")
 CORS_METHODS = ("GET", "HEAD", "POST")
 
 
@@ -63,9 +64,9 @@ class App:
         if scope["type"] == "lifespan":
             await _run_lifespan(self.lifespan, receive, send)
             return
-        headers = Headers(scope=scope)
-        trace = continued(headers.get("traceparent"))
-        record = Record(request_id(headers.get("x-request-id")), trace, scope["method"])
+        given = {name: value.decode("latin-1") for name, value in reversed(scope["headers"]) if name in ID_HEADERS}
+        trace = continued(given.get(TRACEPARENT))
+        record = Record(request_id(given.get(REQUEST_ID)), trace, scope["method"])
         scope[RECORD] = record
         route = self.route(scope["path"])
 
@@ -74,8 +75,8 @@ class App:
                 record.status = message["status"]
                 message["headers"] = [
                     *message.get("headers", ()),
-                    (b"x-request-id", record.request_id.encode()),
-                    (b"traceparent", record.trace.traceparent.encode()),
+                    (REQUEST_ID, record.request_id.encode()),
+                    (TRACEPARENT, record.trace.traceparent.encode()),
                 ]
             await send(message)
 

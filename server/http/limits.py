@@ -24,6 +24,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from server.http.access import REFUSED, REFUSED_AT
+from server.http.departure import DEPARTURE, Departure
 from server.scheduler.refusal import Refusal
 
 MAX_HEAD_BYTES = 65_536  # of a head, or of everything in a chunked body that is not its content
@@ -121,9 +122,12 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self.running is not None and not self.running.response_complete:  # uvicorn tells only the last one
-            self.running.disconnected = True
-            self.running.message_event.set()
+        for cycle in {self.running, self.cycle}:
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True  # uvicorn tells only the last one
+                cycle.message_event.set()
+                if DEPARTURE in cycle.scope:
+                    cycle.scope[DEPARTURE].happened()
         self._stop()
         if self.writing is not None:
             self.writing.cancel()
@@ -228,6 +232,8 @@ class BoundedHttp(HttpToolsProtocol):
         if self.parser.get_method() == b"CONNECT":
             self._refuse(NO_PROXY)
             return
+        scope: Any = self.scope
+        scope[DEPARTURE] = Departure(self.flow.resume_reading)
         super().on_headers_complete()
         self.cycle.receive = self._receive(self.cycle, self.cycle.receive)
         self._stop()

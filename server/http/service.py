@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 
+from server.http import departure
 from server.http.access import record_of
 from server.scheduler.events import Event, Failed, Finished
 from server.scheduler.model import ModelInfo
@@ -103,21 +104,14 @@ class Watch:
         self.stream = stream
         message = f"the images were not ready after {timeout_s:g} s; ask for fewer or retry later"
         late = Failed.of(-1, Refusal("timeout", "timeout", message))
-        loop = asyncio.get_running_loop()
-        self.timer = loop.call_later(timeout_s, stream.put, late)
-        self.departure = loop.create_task(_departed(http, stream))
+        self.timer = asyncio.get_running_loop().call_later(timeout_s, stream.put, late)
+        self.forget_client = departure.watch(http, stream.cancel)
 
     def close(self) -> None:
         """Always call it: what still runs of the request is cancelled."""
         self.timer.cancel()
-        self.departure.cancel()
+        self.forget_client()
         self.stream.cancel()
-
-
-async def _departed(http: Request, stream: Stream) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        continue
-    stream.cancel()
 
 
 async def read_body(http: Request, limit: int, limit_s: float) -> bytes:
@@ -129,11 +123,15 @@ async def read_body(http: Request, limit: int, limit_s: float) -> bytes:
         if name in CODINGS and coding.strip().lower() not in (b"", b"identity", b"chunked"):
             header = f"{CODINGS[name]}: {shown(coding.decode('latin-1'))}"
             raise Refusal("unsupported", "unsupported_encoding", f"the body must be sent as it is, not with {header}")
-    body = bytearray()
+    body, more = bytearray(), True
     try:
         async with asyncio.timeout(limit_s):
-            async for chunk in http.stream():
-                body += chunk
+            while more:
+                message = await http.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
+                more = message.get("more_body", False)
                 if len(body) > limit:
                     raise _too_large(limit)
     except TimeoutError as error:

@@ -9,8 +9,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from export.manifest import Manifest, read_manifest
 from fewstep.card import CheckpointError
 from fewstep.pixels import encode
@@ -168,19 +166,6 @@ def slot_table(engine: "Engine", buckets: Sequence[int]) -> Slots:
     return SlotTable(
         engine.network, manifest.image_shape, manifest.classes, manifest.sigma_data, buckets, manifest.extra
     )
-
-
-def call_once(engine: "Engine", batch: int) -> None:
-    """A network call of a batch size, with any input and without the step: what a tick is measured against."""
-    manifest = engine.manifest
-    if engine.on_device and engine.device == "cuda":
-        import torch
-
-        engine.on_device.run(batch)
-        torch.cuda.synchronize(engine.on_device.device)
-        return
-    x = np.zeros((batch, *manifest.input_shape), np.float32)
-    engine.network(x, np.zeros(batch, np.float32), np.zeros((batch, manifest.classes), np.float32))
 
 
 def tick_of(table: Slots, images: int) -> Tick:

@@ -6,8 +6,9 @@ import math
 import queue
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from fewstep.pixels import Pixels
 from server.scheduler.events import Failed, Finished, Health, Progress
@@ -57,8 +58,7 @@ class QueueInbox:
         return None
 
 
-@dataclass
-class _Flight:
+class _Flight(Struct, eq=False):
     """A request between its arrival and its end."""
 
     request: ImageRequest
@@ -143,11 +143,11 @@ class EngineLoop:
         return max(0.0, min(times) - self.clock()) if times else None
 
     def _submit(self, message: Submit) -> None:
-        model = self.models[name := message.request.model]
+        request = message.request
+        model = self.models[name := request.model]
         if not model.busy:  # device time that it did not ask for is not saved up
             self.used_s[name] = max(self.used_s[name], self.virtual_s)
-        self.flights[message.id] = _Flight(message.request, message.accepted_s, message.deadline_s)
-        request = message.request
+        self.flights[message.id] = _Flight(request, message.accepted_s, message.deadline_s)
         model.wait(message.id, request.images, message.accepted_s, message.deadline_s, request.calls)
         if model.failing:
             self._release_waiting(name)

@@ -5,7 +5,7 @@ No threads, no clock, no HTTP. Rows differ in level, step count, seed and label;
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import NamedTuple, Protocol
@@ -122,6 +122,8 @@ class SlotTable:
         self.x = np.zeros((capacity, *shape), np.float32)
         self.levels = np.zeros((capacity, MAX_STEPS, len(Levels._fields)), np.float32)
         self.step = np.zeros(capacity, np.int64)  # index of the next network call
+        self.seeds = np.zeros(capacity, np.uint64)
+        self.drawn = np.zeros(capacity, np.bool_)  # where `ahead` is not None
         # What the network sees. Before a call, rows behind the images are zero: a batch is padded by taking more.
         self.input = np.zeros((capacity, shape[0] + extra, *shape[1:]), np.float32)
         self.c_noise = np.zeros(capacity, np.float32)
@@ -147,6 +149,8 @@ class SlotTable:
         for slot, image in enumerate(images, start=first):
             self.levels[slot, : len(image.sigmas)] = levels_of(image.sigmas, self.sigma_data)
         self.step[slots] = 0
+        self.seeds[slots] = np.array([image.seed for image in images], np.uint64)
+        self.drawn[slots] = False
         labels = np.array([image.label for image in images])
         self.onehot[slots] = labels[:, None] == np.arange(self.classes)  # a row of zeros for -1, no class
         self.used = max(self.used, len(self.images))
@@ -204,9 +208,16 @@ class SlotTable:
         new, calls = range(self.begun, len(sigma)), [len(image.sigmas) for image in self.images[self.begun :]]
         few = sum(calls) * math.prod(self.shape) <= FEW_NORMALS
         later = [(row, step) for row, count in zip(new, calls, strict=True) for step in range(1, count)] if few else []
-        steps, going = self.step[: len(sigma)].tolist(), more.nonzero()[0].tolist()
-        now = [(row, steps[row] + 1) for row in going if self.ahead[row] is None and not (few and row in new)]
-        drawn = self._normals([*((row, 0) for row in new), *later, *now])
+        going = more.nonzero()[0]
+        waiting = ~self.drawn[going]  # for normals that are drawn now
+        if few:
+            waiting &= going < new.start
+        now = going[waiting]
+        of_new = np.array([*((row, 0) for row in new), *later], np.int64).reshape(-1, 2)
+        rows, steps = np.concatenate([of_new, np.column_stack([now, self.step[now] + 1])]).T
+        drawn = normals(self.seeds[rows], steps, self.shape)
+        if self.special:
+            blend(drawn, [self.images[row].blend for row in rows], steps)
         if new:
             self._begin(new, drawn[: len(new)], sigma)
             drawn = drawn[len(new) :]
@@ -214,27 +225,16 @@ class SlotTable:
             for row, count in zip(new, calls, strict=True):
                 self.ahead[row] = drawn[: count - 1].copy()  # a view would keep all of what was drawn
                 drawn = drawn[count - 1 :]
+            self.drawn[new.start : new.stop] = True
         if len(now) == len(going):
             return drawn
-        noise, drawn_now = np.empty((len(going), *self.shape), np.float32), iter(drawn)
-        for place, row in enumerate(going):
-            ahead = self.ahead[row]
-            noise[place] = next(drawn_now) if ahead is None else ahead[steps[row]]
+        noise = np.empty((len(going), *self.shape), np.float32)
+        noise[waiting] = drawn
+        for place in (~waiting).nonzero()[0]:
+            ahead = self.ahead[row := going[place]]
+            assert ahead is not None
+            noise[place] = ahead[self.step[row]]
         return noise
-
-    def _normals(self, wanted: Sequence[tuple[int, int]]) -> Rows:
-        """Unit normals for pairs of row and step."""
-        if not wanted:
-            return np.empty((0, *self.shape), np.float32)
-        rows, steps = zip(*wanted, strict=True)
-        indices = np.array(steps)
-        noise = normals(self._seeds(rows), indices, self.shape)
-        if self.special:
-            blend(noise, [self.images[row].blend for row in rows], indices)
-        return noise
-
-    def _seeds(self, rows: Iterable[int]) -> NDArray[np.uint64]:
-        return np.array([self.images[row].seed for row in rows], np.uint64)
 
     def _begin(self, new: range, noise: Rows, sigma: NDArray[np.float32]) -> None:
         """Set the rows of new images: their initial noise, on the image that an edit begins at."""
@@ -242,14 +242,14 @@ class SlotTable:
         if self.special:
             starts = [image.start for image in self.images[rows]]
             image = np.stack([np.zeros(self.shape, np.float32) if s is None else s.image for s in starts])
-        self.x[rows] = begin(self._seeds(new), sigma[rows], self.shape, noise=noise, image=image)
+        self.x[rows] = begin(self.seeds[rows], sigma[rows], self.shape, noise=noise, image=image)
         self.begun = new.stop
 
     def _arguments(self, count: int, batch: int, levels: Levels) -> tuple[NDArray[np.float32], ...]:
         """What F is called with, of the images in flight, in a batch padded with zeros."""
         z = None
         if self.latent_shape[0]:
-            z = latent(self._seeds(range(count)), self.step[:count], self.latent_shape)
+            z = latent(self.seeds[:count], self.step[:count], self.latent_shape)
             if self.special:
                 blend(z, [image.blend for image in self.images], self.step[:count], STREAM_LATENT)
         write_network_input(self.x[:count], levels.c_in, z, out=self.input[:count])
@@ -280,7 +280,7 @@ class SlotTable:
         rows = stays.nonzero()[0]
         first = int(np.count_nonzero(rows == self.rows[: len(rows)]))  # that is moved
         if first < len(rows):
-            for array in (self.x, self.levels, self.step, self.onehot):
+            for array in (self.x, self.levels, self.step, self.seeds, self.drawn, self.onehot):
                 array[first : len(rows)] = array[rows[first:]]
 
 

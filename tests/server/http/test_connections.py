@@ -11,6 +11,7 @@ import pytest
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from server.http.departure import watch
 from server.http.errors import CLIENT_GONE
 from server.http.limits import INTERIM, MAX_HEAD_BYTES, BoundedHttp, _Transport
 from server.http.routes import Route
@@ -67,19 +68,14 @@ class Stream(Response):
         self.http, self.begun, self.go, self.left = http, begun, go, left
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        watch = asyncio.create_task(self.watch())
+        forget = watch(self.http, self.left.set)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         self.begun.set()
         for part in (b"a", b"b", b"c"):
             await self.go.acquire()
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-        watch.cancel()
-
-    async def watch(self) -> None:
-        while (await self.http.receive())["type"] != "http.disconnect":
-            pass
-        self.left.set()
+        forget()
 
 
 def play_stream(behind: bytes, leave: bool) -> None:

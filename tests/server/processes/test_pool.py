@@ -1,6 +1,8 @@
 """Several workers and models behind the route: who gets a request, and what becomes of it when a worker dies."""
 
 import asyncio
+import gc
+from collections import Counter
 
 import pytest
 
@@ -228,3 +230,34 @@ def test_answers_that_cannot_be_read_are_the_end_of_that_worker_and_its_requests
 
     play(scenario, workers=2)
     assert "answers cannot be read; it is given up" in caplog.text
+
+
+def test_nothing_is_left_of_workers_that_have_died():
+    """Of twenty deaths, each with requests in flight that another life of the worker answers."""
+
+    def ours() -> Counter[str]:
+        gc.collect()
+        names = (f"{type(each).__module__}.{type(each).__name__}" for each in gc.get_objects())
+        return Counter(name for name in names if name.startswith("server."))
+
+    async def scenario(stage: Stage) -> None:
+        await stage.ready()
+        before: Counter[str] = Counter()
+        for _ in range(21):
+            tasks = [stage.post(b'{"n": 2}') for _ in range(3)]
+            for _ in tasks:
+                await stage.taken()
+            stage.workers[0].send(Stats({"tiny": ModelStats(calls_by_fill={(6, 6): 1})}, rss_bytes=1))
+            await stage.until(lambda: 0 in stage.pool.stats)
+            await stage.die(0)
+            await stage.start(0)
+            await stage.warm(0)
+            for _ in tasks:
+                stage.workers[0].send(done(await stage.taken()))
+            await asyncio.gather(*tasks)
+            del tasks
+            before = before or ours()
+        assert stage.pool.restarts == 21 and before["server.processes.pool.Worker"] == 1
+        assert ours() == before
+
+    play(scenario)

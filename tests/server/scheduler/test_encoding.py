@@ -81,16 +81,21 @@ def test_a_failure_waits_for_what_is_still_being_encoded(monkeypatch: pytest.Mon
     assert [type(event) for event in emitted] == [Health, Progress, Failed]
 
 
-@pytest.mark.parametrize(("images", "inline"), [(encoding.INLINE_IMAGES, True), (encoding.INLINE_IMAGES + 1, False)])
-def test_the_engine_thread_encodes_few_small_images_and_no_more(images: int, inline: bool):
-    emitted_by: list[threading.Thread] = []
-    encoders = Encoders(lambda events: emitted_by.append(threading.current_thread()), lambda error: None)
+def test_the_engine_thread_encodes_so_many_small_images_and_no_more():
+    by: dict[threading.Thread, list[int]] = {}
+    encoders = Encoders(
+        lambda events: by.setdefault(threading.current_thread(), []).extend(
+            event.id for event in events if isinstance(event, Finished)
+        ),
+        lambda error: None,
+    )
     encoders.start()
-    for number in range(images):
+    for number in range(encoding.INLINE_IMAGES + 2):
         encoders.deliver(finished(number, SMALL))
     encoders.flush()
     encoders.close()
-    assert (emitted_by == [threading.current_thread()]) == inline
+    assert by.pop(threading.current_thread()) == list(range(encoding.INLINE_IMAGES))
+    assert sorted(itertools.chain(*by.values())) == [encoding.INLINE_IMAGES, encoding.INLINE_IMAGES + 1]
 
 
 def test_an_image_that_cannot_be_written_fails_its_request_and_a_preview_is_left_out(monkeypatch: pytest.MonkeyPatch):
