@@ -1,20 +1,25 @@
 """The command `python -m fewstep posterior`: from a prior and a reward to an adapter that samples their posterior."""
 
-import argparse
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
+from fewstep.ancestral import VarianceRule
 from fewstep.card import CheckpointError
-from fewstep.ranges import COUNT, POSITIVE, SEED, SHARE, Range, RangeError, number, whole
-from trainer.settings import BehaviourMix, MachineError, PosteriorConfig
+from fewstep.command_line import FlagsOf, Flat, Hidden, Switch, arg, parse, value_of
+from fewstep.ranges import SEED, Range, RangeError, check_ranges
+from fewstep.subcommands import REFUSED, refuse
+from trainer.settings import RATE, BehaviourMix, MachineError, PosteriorConfig
 
 # torch is imported when the command runs: --help is quick.
 
-REFUSED, INTERRUPTED = 2, 130
-DEFAULT = PosteriorConfig()
+PROG = "python -m fewstep posterior"
+INTERRUPTED = 130
+DIR = arg(metavar="DIR")
+SHARES = tuple(field.name for field in fields(BehaviourMix))
 LEVEL = Range(0.001, 10_000)  # in float32 the square of a lower one is lost beside an image
 MOST_UPDATES, MOST_IMAGES = 10**7, 10**6  # images: those that are kept in memory
 
@@ -37,26 +42,116 @@ rewards:
 """
 
 
+@dataclass(frozen=True)
+class Order:
+    """What the command line asks for."""
+
+    prior: Annotated[Path, DIR]
+    """A teacher; or a student, on the chain of its own steps."""
+    reward: Annotated[str, arg(metavar="REWARD")]
+    """See above."""
+    out: Annotated[Path, DIR]
+    """Where everything goes."""
+    config: Hidden[PosteriorConfig] = PosteriorConfig()
+    lr: Annotated[float | None, RATE] = None
+    """Learning rate (default: 0.016 / root of the pixel values)."""
+    data: Annotated[Path | None, arg(metavar="ZIP")] = None
+    """Images of the behaviour noised_back."""
+    updates: Annotated[int, Range(1, MOST_UPDATES, whole=True)] = 300
+    """Batches of trajectories."""
+    batch: Annotated[int, Range(2, 2**16, whole=True)] = 64
+    """Trajectories of an update."""
+    steps: Annotated[int, Range(2, 1000, whole=True)] = 30
+    """Network calls of an image."""
+    sigma_min: Annotated[float, LEVEL] = 0.05
+    """Lowest level."""
+    sigma_max: Annotated[float, LEVEL] = 80.0
+    """Highest level."""
+    variance: VarianceRule = "opt"
+    """Of the prior's steps."""
+    rank: Annotated[int, Range(1, 1024, whole=True)] = 4
+    """Of the adapter."""
+    noise: Annotated[float, LEVEL] = 0.1
+    """Standard deviation of a measurement."""
+    warm_start: Annotated[int, Range(0, MOST_UPDATES, whole=True)] = 0
+    """First so many updates of tilted denoising."""
+    pool: Annotated[int, Range(2, MOST_IMAGES, whole=True)] = 4096
+    """Samples of the prior for the warm start."""
+    evaluated: Annotated[int, Range(2, MOST_IMAGES, whole=True), arg(name="evaluate")] = 1000
+    """Trajectories behind the monitors."""
+    merged: Switch[bool] = False
+    """Write OUT/merged, a model with the adapter in its weights, as well."""
+    seed: Annotated[int, SEED] = 0
+    """Another one: another run."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Default: cuda where there is one."""
+    checkpoint_s: Annotated[float, Range(0), arg(name="checkpoint-every", metavar="SECONDS")] = 300.0
+    """Seconds between checkpoints."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.sigma_min >= self.sigma_max:
+            low, high = f"{self.sigma_min:g}", f"{self.sigma_max:g}"
+            raise RangeError(f"--sigma-min must be below --sigma-max, and {low} is not below {high}")
+        if self.config.mix.noised_back and not self.data:
+            raise RangeError("--mix with noised_back needs images: give --data ZIP")
+
+
+def mix(text: str) -> BehaviourMix:
+    """A mix such as on_policy=0.7,prior=0.3; what is not named has no share. Raises ValueError."""
+    shares = dict.fromkeys(SHARES, 0.0)
+    for part in text.split(","):
+        name, _, share = part.partition("=")
+        if name not in shares:
+            raise ValueError(f"{name!r} is no behaviour; the behaviours are {', '.join(SHARES)}")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise ValueError(f"{part!r} has no share; write {name}=0.5") from None
+    return BehaviourMix(**shares)
+
+
+def show_mix(shares: BehaviourMix) -> str:
+    return ",".join(f"{name}={share:g}" for name, share in vars(shares).items() if share)
+
+
+TARGET = FlagsOf(
+    PosteriorConfig,
+    ("beta", "beta_start", "beta_until", "log_z", "mix", "levels", "dead_zone", "clip"),
+    defaults=True,
+    values={"mix": value_of(mix, "NAME=SHARE,...", show_mix)},
+)
+
+
+@dataclass(frozen=True)
+class PosteriorCommand:
+    asked: Flat[Order]
+    target: Annotated[Mapping[str, Any], TARGET]
+    """The target, and whose trajectories are learned from."""
+    fixed_variance: Switch[bool] = False
+    """The posterior's steps keep the variance of the prior's."""
+
+    @property
+    def order(self) -> Order:
+        """Raises RangeError."""
+        beta = {"beta_start": self.target["beta"]} if "beta" in self.target else {}
+        config = PosteriorConfig(**{**beta, **self.target}, learn_variance=not self.fixed_variance)
+        return replace(self.asked, config=config)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0 complete, 2 refused with a sentence on stderr, 130 interrupted."""
-    args = parser().parse_args(arguments)
+    asked = parse(PosteriorCommand, arguments, PROG, f"{DESCRIPTION}\n{REWARDS}")
     try:
-        config = config_of(args)
+        order = asked.order
     except RangeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
+        refuse(str(error))
     from trainer.data.format import DataError
-    from trainer.posterior_run import Order, run
+    from trainer.posterior_run import run
     from trainer.rewards.checked import RewardError
     from trainer.run.loop import DivergedError
 
-    order = Order(
-        prior=args.prior, reward=args.reward, out=args.out, data=args.data, updates=args.updates, batch=args.batch,
-        steps=args.steps, sigma_min=args.sigma_min, sigma_max=args.sigma_max, variance=args.variance, rank=args.rank,
-        noise=args.noise, warm_start=args.warm_start, pool=args.pool, evaluated=args.evaluate, merged=args.merged,
-        seed=args.seed, device=args.device, checkpoint_s=args.checkpoint_every, config=config, lr=args.lr,
-    )  # fmt: skip
-    command = shlex.join(["python", "-m", "fewstep", "posterior", *arguments])
+    command = shlex.join([*PROG.split(), *arguments])
     try:
         return 0 if run(order, command) else INTERRUPTED
     except KeyboardInterrupt:
@@ -65,104 +160,3 @@ def main(arguments: Sequence[str]) -> int:
     except (CheckpointError, DataError, RewardError, RangeError, MachineError, DivergedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m fewstep posterior", description=DESCRIPTION, epilog=REWARDS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = made.add_argument
-    add(
-        "--prior",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="a teacher; or a student, on the chain of its own steps",
-    )
-    add("--reward", required=True, metavar="REWARD", help="see below")
-    add("--out", type=Path, required=True, metavar="DIR", help="where everything goes")
-    add("--updates", type=whole(1, MOST_UPDATES), default=300, help="batches of trajectories (default 300)")
-    add("--batch", type=whole(2, 2**16), default=64, help="trajectories of an update (default 64)")
-    add("--steps", type=whole(2, 1000), default=30, help="network calls of an image (default 30)")
-    add("--sigma-max", type=number(LEVEL), default=80.0, help="highest level (default 80)")
-    add("--sigma-min", type=number(LEVEL), default=0.05, help="lowest level (default 0.05)")
-    add("--variance", choices=("opt", "small", "large"), default="opt", help="of the prior's steps (default opt)")
-    add("--rank", type=whole(1, 1024), default=4, help="of the adapter (default 4)")
-    add("--noise", type=number(LEVEL), default=0.1, help="standard deviation of a measurement (default 0.1)")
-    add("--beta", type=number(POSITIVE), default=1.0, help="the target is prior x r^beta (default 1)")
-    add("--beta-start", type=number(POSITIVE), help="beta at the start (default: --beta)")
-    add("--beta-until", type=number(SHARE), default=0.0, help="share of the run over which beta rises (default 0)")
-    add("--log-z", choices=("vargrad", "learned"), default="vargrad", help="of the batch, or a parameter")
-    add("--mix", type=mix, default=BehaviourMix(), metavar="NAME=SHARE,...", help=f"of {', '.join(SHARES)}; sums to 1")
-    add("--data", type=Path, metavar="ZIP", help="images of the behaviour noised_back")
-    add(
-        "--levels",
-        type=whole(1, COUNT.high),
-        metavar="K",
-        help="take the gradient of K random steps of an update (default: all)",
-    )
-    add(
-        "--dead-zone",
-        type=number(Range(0, 1000)),
-        default=DEFAULT.dead_zone,
-        help="squared residuals left alone (default 0)",
-    )
-    add("--clip", type=number(POSITIVE), default=DEFAULT.clip, help="of residuals, in root mean squares (default 3)")
-    add("--fixed-variance", action="store_true", help="the posterior's steps keep the variance of the prior's")
-    add("--lr", type=number(Range(0, 1, above=True)), help="learning rate (default: 0.016 / root of the pixel values)")
-    add(
-        "--warm-start",
-        type=whole(0, MOST_UPDATES),
-        default=0,
-        metavar="N",
-        help="first N updates of tilted denoising (default 0)",
-    )
-    add("--pool", type=whole(2, MOST_IMAGES), default=4096, help="samples of the prior for it (default 4096)")
-    add(
-        "--evaluate",
-        type=whole(2, MOST_IMAGES),
-        default=1000,
-        metavar="N",
-        help="trajectories behind the monitors (default 1000)",
-    )
-    add("--merged", action="store_true", help="write OUT/merged, a model with the adapter in its weights, as well")
-    add("--seed", type=whole(0, SEED.high), default=0)
-    add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    add("--checkpoint-every", type=number(Range(0)), default=300.0, metavar="SECONDS")
-    return made
-
-
-SHARES = tuple(field.name for field in fields(BehaviourMix))
-
-
-def mix(text: str) -> BehaviourMix:
-    """argparse's type of a mix such as on_policy=0.7,prior=0.3; what is not named has no share."""
-    shares = dict.fromkeys(SHARES, 0.0)
-    for part in text.split(","):
-        name, _, share = part.partition("=")
-        if name not in shares:
-            raise argparse.ArgumentTypeError(f"{name!r} is no behaviour; the behaviours are {', '.join(SHARES)}")
-        try:
-            shares[name] = float(share)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{part!r} has no share; write {name}=0.5") from None
-    try:
-        return BehaviourMix(**shares)
-    except RangeError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def config_of(args: argparse.Namespace) -> PosteriorConfig:
-    """Raises RangeError."""
-    if args.mix.noised_back and not args.data:
-        raise RangeError("--mix with noised_back needs images: give --data ZIP")
-    if args.sigma_min >= args.sigma_max:
-        raise RangeError(
-            f"--sigma-min must be below --sigma-max, and {args.sigma_min:g} is not below {args.sigma_max:g}"
-        )
-    return PosteriorConfig(
-        mix=args.mix, log_z=args.log_z, beta=args.beta, beta_start=args.beta_start or args.beta,
-        beta_until=args.beta_until, levels=args.levels, dead_zone=args.dead_zone, clip=args.clip,
-        learn_variance=not args.fixed_variance,
-    )  # fmt: skip

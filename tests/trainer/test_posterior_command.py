@@ -1,6 +1,5 @@
 """python -m fewstep posterior: from a prior and a reward to an adapter, stopped and continued, and what is refused."""
 
-import argparse
 import json
 import math
 from dataclasses import replace
@@ -16,12 +15,14 @@ from fewstep.adapters import load_adapter, load_posterior, read_adapter_card
 from fewstep.ancestral import sample_ancestral, student_chain
 from fewstep.card import Card, Dataset, read_card
 from fewstep.checkpoint import load_denoiser, save_checkpoint
+from fewstep.command_line import parse
 from fewstep.noise_torch import noise_for
 from fewstep.unet_config import UNetConfig
+from tests.trainer.flags import numeric_flags
 from tests.trainer.tiny import lively
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier, save_classifier
 from trainer.data.format import ImageSet, write_image_set
-from trainer.posterior import mix, parser
+from trainer.posterior import PROG, Order, PosteriorCommand
 from trainer.posterior_checks import diverged
 from trainer.run.artifacts import describe
 
@@ -186,16 +187,16 @@ def test_wrong_mixes_are_refused_by_name(text: str, said: str, prior: Path, tmp_
     assert said in capsys.readouterr().err
 
 
-def numeric_flags() -> list[argparse.Action]:
-    """Every flag of the command with a type of ours, but the mix, which is no number."""
-    return [action for action in parser()._actions if action.type not in (None, Path, mix)]
+def order(*more: str) -> Order:
+    return parse(PosteriorCommand, ["--prior", "p", "--reward", "r:f", "--out", "o", *more], PROG).order
 
 
-@pytest.mark.parametrize("action", numeric_flags(), ids=lambda action: action.option_strings[0])
-def test_every_numeric_flag_takes_its_default_and_refuses_what_is_no_such_number(action, tmp_path: Path, capsys):
-    flag, line = action.option_strings[0], ["--prior", "p", "--reward", "r:f", "--out", str(tmp_path / "out")]
-    for text in [str(action.default)] * (action.default is not None) + ["0.5" if flag in SMALL else "3"]:
-        assert getattr(parser().parse_args([*line, flag, text]), action.dest) == float(text)
+@pytest.mark.parametrize(("flag", "default"), numeric_flags(PosteriorCommand))
+def test_every_numeric_flag_takes_its_default_and_refuses_what_is_no_such_number(flag, default, tmp_path: Path, capsys):
+    line = ["--prior", "p", "--reward", "r:f", "--out", str(tmp_path / "out")]
+    if default is not None:
+        assert order(flag, str(default)) == order()
+    assert order(flag, "0.5" if flag in SMALL else "3") != order()
     for text in ("-1", "nan", "1e400", "many"):
         with pytest.raises(SystemExit, match="2"):
             main(["posterior", *line, f"{flag}={text}"])
@@ -207,8 +208,12 @@ SMALL = ("--lr", "--beta-until")  # flags of at most 1
 
 
 def test_a_seed_is_a_whole_number_up_to_its_bound():
-    line = ["--prior", "p", "--reward", "r:f", "--out", "o", "--seed"]
-    assert [parser().parse_args([*line, text]).seed for text in ("0", "7", str(2**63 - 1))] == [0, 7, 2**63 - 1]
+    assert [order("--seed", text).seed for text in ("0", "7", str(2**63 - 1))] == [0, 7, 2**63 - 1]
+
+
+def test_beta_starts_where_it_ends_unless_that_is_given():
+    assert order("--beta", "2").config.beta_start == 2 and order().config.beta_start == 1
+    assert order("--beta", "2", "--beta-start", "0.5").config.beta_start == 0.5
 
 
 def test_a_run_takes_a_seed(prior: Path, tmp_path: Path):
