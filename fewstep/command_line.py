@@ -71,8 +71,9 @@ def parse(
     except _Refused as refused:
         flags = functools.partial(_flags, command, prog)
         refuse(sentence(refused.event, flags, earlier or {}))
-    except SystemExit:  # --help
-        _print(_plain(said.getvalue(), description))
+    except SystemExit:  # --help, or a script for the shell (--tyro-write-completion)
+        text = said.getvalue()
+        _print(_plain(text, description) if text.startswith("usage:") else text)
         raise
 
 

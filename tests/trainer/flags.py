@@ -19,7 +19,7 @@ def settings(command: type) -> Iterator[tuple[type, str]]:
         inner: Any = get_args(kind)[0] if notes else kind
         if subset:
             yield from ((subset.config, each) for each in subset.names)
-        elif is_dataclass(inner) and not issubclass(inner, PosteriorConfig):  # that is no flag, but `FlagsOf` it
+        elif is_dataclass(inner) and inner is not PosteriorConfig:  # of which only `FlagsOf` has flags
             yield from settings(inner)
         else:
             yield command, name

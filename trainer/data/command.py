@@ -51,7 +51,7 @@ Licence = Annotated[str, arg(metavar="TEXT")]
 
 def run(arguments: Sequence[str]) -> None:
     """Raises DataError or OSError."""
-    kind, rest = subcommand(arguments, PROG, KINDS, "Turn images into a dataset zip, or look into one.")
+    kind, rest = subcommand(arguments, PROG, KINDS, (__doc__ or "").strip())
     asked = parse(FLAGS[kind], rest, f"{PROG} {kind}", KINDS[kind])
     if isinstance(asked, Show):
         _show(asked)
