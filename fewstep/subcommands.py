@@ -32,6 +32,10 @@ def subcommand(arguments: Sequence[str], prog: str, commands: Mapping[str, str],
     refuse(f"{said}; {_nearest(name, commands)} ({prog} --help)")
 
 
+def as_sentence(phrase: str) -> str:
+    return f"{phrase[0].upper()}{phrase[1:]}."
+
+
 def _nearest(name: str, commands: Mapping[str, str]) -> str:
     near = difflib.get_close_matches(name, commands, n=1)
     return f"did you mean {near[0]}?" if near else f"choose {', '.join(commands)}"

@@ -2,15 +2,15 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from fewstep import extras
 from fewstep.card import CheckpointError, read_card
 from fewstep.ranges import RangeError
-from fewstep.subcommands import REFUSED, subcommand
+from fewstep.subcommands import REFUSED, as_sentence, subcommand
 from trainer.recipes.by_name import UnknownRecipeError, recipe
 from trainer.settings import MachineError
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trainer.options import Images, RunOptions
 
 # torch, tyro and other packages of [train] are imported when a command runs: the list of commands works without them.
+T = TypeVar("T")
 INTERRUPTED = 130
 CACHE = Path("runs/data")
 PROG = "python -m trainer"
@@ -70,11 +71,16 @@ def _run(name: str, arguments: Sequence[str]) -> int | None:
     return commands[name](arguments)
 
 
-def _teacher(arguments: Sequence[str]) -> int:
+def _parse(command: type[T], name: str, arguments: Sequence[str], earlier: Mapping[str, str] | None = None) -> T:
     from fewstep.command_line import parse
+
+    return parse(command, arguments, f"{PROG} {name}", as_sentence(COMMANDS[name]), earlier)
+
+
+def _teacher(arguments: Sequence[str]) -> int:
     from trainer.options import TeacherCommand
 
-    asked = parse(TeacherCommand, arguments, f"{PROG} teacher", "Train an EDM teacher.")
+    asked = _parse(TeacherCommand, "teacher", arguments)
     from trainer.commands import train_teacher
 
     return _run_training(
@@ -83,12 +89,10 @@ def _teacher(arguments: Sequence[str]) -> int:
 
 
 def _student(arguments: Sequence[str]) -> int:
-    from fewstep.command_line import parse
     from trainer.options import StudentCommand
     from trainer.switches import EARLIER
 
-    description = "Distil a teacher into a few-step student."
-    asked = parse(StudentCommand, arguments, f"{PROG} student", description, EARLIER)
+    asked = _parse(StudentCommand, "student", arguments, EARLIER)
     from trainer.commands import train_student
 
     request = replace(asked.distillation, switches=asked.switches)
@@ -98,31 +102,27 @@ def _student(arguments: Sequence[str]) -> int:
 
 
 def _classifier(arguments: Sequence[str]) -> int:
-    from fewstep.command_line import parse
     from trainer.options import ClassifierCommand
 
-    asked = parse(ClassifierCommand, arguments, f"{PROG} classifier", "Train a classifier of noised images.")
+    asked = _parse(ClassifierCommand, "classifier", arguments)
     from trainer.classify import train_classifier
 
     return _run_training(asked.run, lambda: train_classifier(asked.run, _images(asked.run, asked.images)))
 
 
 def _average(arguments: Sequence[str]) -> None:
-    from fewstep.command_line import parse
     from trainer.options import AverageCommand
 
-    description = "Another average of a run, from the averages that it stored."
-    asked = parse(AverageCommand, arguments, f"{PROG} average", description)
+    asked = _parse(AverageCommand, "average", arguments)
     from trainer.average import average
 
     average(asked.model, asked.width, asked.out)
 
 
 def _publish(arguments: Sequence[str]) -> None:
-    from fewstep.command_line import parse
     from trainer.options import PublishCommand
 
-    asked = parse(PublishCommand, arguments, f"{PROG} publish", "Copy a checkpoint in half precision, ready to ship.")
+    asked = _parse(PublishCommand, "publish", arguments)
     from trainer.publish import publish
 
     publish(asked.model, asked.out)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import MISSING, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -20,7 +20,7 @@ def settings(command: type) -> Iterator[tuple[type, str]]:
         if subset:
             yield from ((subset.config, each) for each in subset.names)
         elif is_dataclass(inner) and inner is not PosteriorConfig:  # of which only `FlagsOf` has flags
-            yield from settings(inner)
+            yield from settings(cast(type, inner))
         else:
             yield command, name
 

@@ -19,7 +19,7 @@ from fewstep.command_line import Flat, Positional, Switch, arg, parse, value_of
 from fewstep.outputs import check_file
 from fewstep.pixels import encode, grid
 from fewstep.ranges import COUNT, Range, check_ranges
-from fewstep.subcommands import subcommand
+from fewstep.subcommands import as_sentence, subcommand
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.named import READERS
 from trainer.data.sources.edm_zip import read_edm_zip
@@ -52,7 +52,7 @@ Licence = Annotated[str, arg(metavar="TEXT")]
 def run(arguments: Sequence[str]) -> None:
     """Raises DataError or OSError."""
     kind, rest = subcommand(arguments, PROG, KINDS, (__doc__ or "").strip())
-    asked = parse(FLAGS[kind], rest, f"{PROG} {kind}", KINDS[kind])
+    asked = parse(FLAGS[kind], rest, f"{PROG} {kind}", as_sentence(KINDS[kind]))
     if isinstance(asked, Show):
         _show(asked)
     else:
@@ -81,26 +81,31 @@ class Digits:
     """a: for networks, b: for the judges of the panel."""
 
     def read(self, kind: str) -> ImageSet:
-        return _half(READERS[kind](None, self.split), self.half)
+        return self.halved(READERS[kind](None, self.split))
+
+    def halved(self, images: ImageSet) -> ImageSet:
+        return halved(images, self.half) if self.half else images
 
 
 @dataclass(frozen=True)
 class Named:
-    output: Flat[Output]
-    split: Split = "train"
-    """The images that networks are trained with, or those that are held out."""
-    half: Half | None = None
-    """a: for networks, b: for the judges of the panel."""
+    chosen: Flat[Digits]
     source: Path | None = None
     """Where its files are."""
 
+    @property
+    def output(self) -> Output:
+        return self.chosen.output
+
     def read(self, kind: str) -> ImageSet:
-        return _half(READERS[kind](self.source, self.split), self.half)
+        return self.chosen.halved(READERS[kind](self.source, self.chosen.split))
 
 
 @dataclass(frozen=True)
 class Emoji:
-    named: Flat[Named]
+    chosen: Flat[Digits]
+    source: Path | None = None
+    """Where its files are."""
     resolution: Annotated[int, SIDE] = 32
     """Side in pixels."""
     skin_tones: Switch[bool] = False
@@ -111,12 +116,11 @@ class Emoji:
 
     @property
     def output(self) -> Output:
-        return self.named.output
+        return self.chosen.output
 
-    def read(self, kind: str) -> ImageSet:
-        chosen = self.named
-        images = read_emoji(chosen.source, chosen.split, resolution=self.resolution, skin_tones=self.skin_tones)
-        return _half(images, chosen.half)
+    def read(self, _kind: str) -> ImageSet:
+        split, side = self.chosen.split, self.resolution
+        return self.chosen.halved(read_emoji(self.source, split, resolution=side, skin_tones=self.skin_tones))
 
 
 @dataclass(frozen=True)
@@ -187,10 +191,6 @@ FLAGS: dict[str, type[Digits | Named | Emoji | Folder | EdmZip | Idx | Show]] = 
     "digits": Digits, "fashion": Named, "sprites": Named, "emoji": Emoji, "folder": Folder, "edm-zip": EdmZip,
     "idx": Idx, "show": Show,
 }  # fmt: skip
-
-
-def _half(images: ImageSet, half: Half | None) -> ImageSet:
-    return halved(images, half) if half else images
 
 
 def _write(output: Output, make: Callable[[], ImageSet]) -> None:
