@@ -149,8 +149,6 @@ def test_a_student_is_tilted_on_the_chain_of_its_own_steps(prior: Path, tmp_path
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--mix", "noised_back=1"), "give --data ZIP"),
-        (("--sigma-max", "0.01"), "must be below --sigma-max"),
         (("--batch", "2"), "gives some of 3 groups less than two"),
         (("--evaluate", "4"), "--evaluate 4 gives some of 3 groups less than two"),
         (("--data", "absent.zip"), "absent.zip does not exist"),
@@ -174,17 +172,21 @@ def test_a_reward_that_fails_stops_the_run_in_a_sentence(prior: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("flag", "text", "said"),
     [
-        ("on_policy=0.5", "must sum to 1"),
-        ("own=1", "'own' is no behaviour"),
-        ("prior", "write prior=0.5"),
+        ("--mix", "on_policy=0.5", "must sum to 1"),
+        ("--mix", "own=1", "'own' is no behaviour"),
+        ("--mix", "prior", "write prior=0.5"),
+        ("--mix", "noised_back=1", "give --data ZIP"),
+        ("--sigma-max", "0.01", "must be below --sigma-max"),
     ],
 )
-def test_wrong_mixes_are_refused_by_name(text: str, said: str, prior: Path, tmp_path: Path, capsys):
+def test_wrong_values_are_refused_by_name(flag: str, text: str, said: str, prior: Path, tmp_path: Path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        run(prior, tmp_path / "p", "--mix", text)
-    assert said in capsys.readouterr().err
+        run(prior, tmp_path / "p", flag, text)
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "p").exists()
 
 
 def order(*more: str) -> Order:
