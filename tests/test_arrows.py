@@ -39,6 +39,7 @@ TORCH_FREE = (
     "analytic",
     "ancestral",
     "card",
+    "command_line",
     "consistency",
     "dpmpp",
     "editing",
@@ -67,6 +68,7 @@ TORCH_FREE = (
     "samplers",
     "schedule",
     "step",
+    "subcommands",
     "unet_config",
     "unipc",
 )

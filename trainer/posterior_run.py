@@ -26,7 +26,6 @@ from trainer.data.matching import check_shape
 from trainer.data.named import read_data
 from trainer.methods.rtb import Problem, TrajectoryBalance, evaluate
 from trainer.methods.tilted import prior_pool, tilted_regression
-from trainer.posterior import Order
 from trainer.posterior_chain import chain_of_teacher, say, steps_of_student
 from trainer.posterior_checks import (
     PROBED,
@@ -37,6 +36,7 @@ from trainer.posterior_checks import (
     probe,
     same_run,
 )
+from trainer.posterior_options import Order
 from trainer.posterior_report import Sheet, write_report, write_sheet
 from trainer.report import FILE as REPORT
 from trainer.rewards.named import Reward, reward_of

@@ -22,8 +22,9 @@ from tests.trainer.flags import numeric_flags
 from tests.trainer.tiny import lively
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier, save_classifier
 from trainer.data.format import ImageSet, write_image_set
-from trainer.posterior import PROG, Order, PosteriorCommand
+from trainer.posterior import PROG
 from trainer.posterior_checks import diverged
+from trainer.posterior_options import Order, PosteriorCommand
 from trainer.run.artifacts import describe
 
 PRIOR = UNetConfig(resolution=8, channels=1, width=8, mult=(1,), blocks=1)
