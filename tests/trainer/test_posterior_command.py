@@ -194,7 +194,7 @@ def order(*more: str) -> Order:
     return parse(PosteriorCommand, ["--prior", "p", "--reward", "r:f", "--out", "o", *more], PROG).order
 
 
-@pytest.mark.parametrize(("flag", "default"), numeric_flags(PosteriorCommand))
+@pytest.mark.parametrize(("flag", "default"), list(numeric_flags(PosteriorCommand)))
 def test_every_numeric_flag_takes_its_default_and_refuses_what_is_no_such_number(flag, default, tmp_path: Path, capsys):
     line = ["--prior", "p", "--reward", "r:f", "--out", str(tmp_path / "out")]
     if default is not None:
