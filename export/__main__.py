@@ -7,7 +7,6 @@ fewstep export plan DIR --backend tensorrt|tensorrt-rtx                build the
 Exit code 0: done. 2: refused, the reason is on stderr. 130, 143: interrupted. Unless 0, nothing was written.
 """
 
-import argparse
 import importlib
 import signal
 import sys
@@ -16,18 +15,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export.manifest import BACKEND_TENSORRT, BACKEND_TENSORRT_RTX, BACKENDS, DTYPE_NAMES, Manifest
+from export.manifest import Manifest
 from fewstep import extras
 from fewstep.card import CheckpointError
-from fewstep.ranges import whole
+from fewstep.subcommands import REFUSED
 
 if TYPE_CHECKING:
     from export.build import Proof
+    from export.options import ProofOptions
     from export.verify import Gap
 
-# What a command needs of torch is imported when it runs: --help is quick and works without it.
+# What a command needs of torch is imported when it runs: --help is quick.
 
-REFUSED = 2
+PROG = "fewstep export"
+EXPORT = f"""Export a checkpoint's network as an engine directory.
+
+{PROG} verify DIR repeats the proof of an existing engine; {PROG} plan DIR builds a plan for TensorRT."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,99 +49,64 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="fewstep export", description="Export a checkpoint's network as an engine directory.",
-        epilog="fewstep export verify DIR repeats the proof of an existing engine; "
-        "fewstep export plan DIR builds a plan for TensorRT.",
-    )  # fmt: skip
-    parser.add_argument("--model", type=Path, required=True, help="folder with model.safetensors and card.json")
-    parser.add_argument("--out", type=Path, required=True, help="engine directory to write or to replace")
-    parser.add_argument("--name", help="what the engine is called (default: the model folder's name)")
-    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="float32", help="what the network computes in")
-    parser.add_argument(
-        "--backend", nargs="+", choices=BACKENDS, metavar="B",
-        help=f"backends to prove, the one that is served first: {', '.join(BACKENDS)} "
-        "(default: onnxruntime-cpu; where there is a GPU, torch before it)",
-    )  # fmt: skip
-    options = _parse(parser, arguments)
+    from export.options import ExportCommand
+    from fewstep.command_line import parse
+
+    asked = parse(ExportCommand, arguments, PROG, EXPORT)
+    _use_threads(asked.proof)
     from export.build import backends_here, export_checkpoint
     from export.verify import Gap
 
     start = time.perf_counter()
     manifest = export_checkpoint(
-        options.model, options.out, options.name,
-        backends=options.backend or backends_here(), dtype=options.dtype, buckets=options.buckets,
-        threads=options.threads,
+        asked.model, asked.out, asked.name, backends=asked.backend or backends_here(), dtype=asked.dtype,
+        buckets=asked.proof.buckets, threads=asked.proof.threads,
     )  # fmt: skip
     proofs = {manifest.backend: manifest.parity} | {name: proof["parity"] for name, proof in manifest.proofs.items()}
     for backend, parity in proofs.items():
         print(f"{backend}:\n{gap_table({steps: Gap(**fields) for steps, fields in parity.items()})}")
-    print(_summary(manifest, options.out, time.perf_counter() - start))
+    print(_summary(manifest, asked.out, time.perf_counter() - start))
     return 0
 
 
 def _verify(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="fewstep export verify", description="Compare an engine with its checkpoint again."
-    )
-    parser.add_argument("engine", type=Path, help="engine directory")
-    parser.add_argument("--model", type=Path, help="checkpoint folder (default: the engine's parent folder)")
-    parser.add_argument("--backend", choices=BACKENDS, metavar="B", help="default: the manifest's")
-    parser.add_argument("--record", action="store_true", help="write what was measured into engine.json")
-    options = _parse(parser, arguments)
+    from export.options import VerifyCommand
+    from fewstep.command_line import parse
+
+    asked = parse(VerifyCommand, arguments, f"{PROG} verify", "Compare an engine with its checkpoint again.")
+    _use_threads(asked.proof)
     from export.build import verify_engine
 
-    model = options.model or options.engine.resolve().parent
+    model = asked.model or asked.engine.resolve().parent
     proof = verify_engine(
-        options.engine, model, options.backend,
-        buckets=options.buckets, threads=options.threads, record=options.record,
+        asked.engine, model, asked.backend,
+        buckets=asked.proof.buckets, threads=asked.proof.threads, record=asked.record,
     )  # fmt: skip
     print(gap_table(proof.parity))
-    print(f"{options.engine} is within {_bounds(proof)} of eager PyTorch: {_facts(proof.facts)}")
+    print(f"{asked.engine} is within {_bounds(proof)} of eager PyTorch: {_facts(proof.facts)}")
     return 0
 
 
 def _plan(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="fewstep export plan", description="Build a TensorRT plan of an engine.")
-    parser.add_argument("engine", type=Path, help="engine directory; the plan goes into its folder `plans`")
-    parser.add_argument("--backend", choices=(BACKEND_TENSORRT, BACKEND_TENSORRT_RTX), required=True)
-    parser.add_argument(
-        "--refit-from", type=Path, metavar="DIR", help="an engine of the same architecture whose plan takes the weights"
-    )
-    options = _parse(parser, arguments)
+    from export.options import PlanCommand
+    from fewstep.command_line import parse
+
+    asked = parse(PlanCommand, arguments, f"{PROG} plan", "Build a TensorRT plan of an engine.")
+    _use_threads(asked.proof)
     from export.plans import make_plan
 
     start = time.perf_counter()
-    print(f"building the plan for {options.backend} ...", flush=True)
-    path = make_plan(options.engine, options.backend, options.buckets, options.refit_from)
+    print(f"building the plan for {asked.backend} ...", flush=True)
+    path = make_plan(asked.engine, asked.backend, asked.proof.buckets, asked.refit_from)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB; took {time.perf_counter() - start:.0f} s")
     return 0
 
 
-def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    parser.add_argument(
-        "--threads",
-        type=whole(0, 1024),
-        default=0,
-        help="cores for the proof (default: all; 1 is faster on a busy machine)",
-    )
-    parser.add_argument(
-        "--buckets", type=_integers, metavar="N,N,...", help="batch sizes that backends of fixed shapes prepare"
-    )
-    options = parser.parse_args(arguments)
-    if options.threads > 0:
+def _use_threads(proof: "ProofOptions") -> None:
+    if proof.threads > 0:
         import torch
 
-        torch.set_num_threads(options.threads)
-    return options
-
-
-def _integers(text: str) -> tuple[int, ...]:
-    """argparse's type for a list."""
-    try:
-        return tuple(whole(1, 2**16)(part) for part in text.split(","))
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers such as 1,2,4,8") from error
+        torch.set_num_threads(proof.threads)
 
 
 def gap_table(gaps: "Mapping[str, Gap]") -> str:

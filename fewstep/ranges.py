@@ -2,10 +2,9 @@
 
 import argparse
 import math
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 N = TypeVar("N", int, float)
 
@@ -47,16 +46,42 @@ SEED = Range(0, 2**63 - 1, whole=True)
 
 
 def check_ranges(config: object, **ranges: Range) -> None:
-    """Raise RangeError for a field of `config` out of its range. None is not checked; of a tuple, every entry is."""
-    for name, allowed in ranges.items():
-        value = getattr(config, name)
-        check_range(f"--{name.replace('_', '-')}", value, allowed)
+    """Raise RangeError for a field of `config` out of its range: of its annotation (`ranges_of`), or named here.
+
+    None is not checked; of a tuple, every entry is.
+    """
+    for name, allowed in (ranges_of(type(config)) | ranges).items():
+        check_range(flag_of(type(config), name), getattr(config, name), allowed)
+
+
+def check_given(config: type, given: Mapping[str, object]) -> None:
+    """Raise RangeError for a value out of the range that the field of its name has in a dataclass."""
+    ranges = ranges_of(config)
+    for name in given.keys() & ranges.keys():
+        check_range(flag_of(config, name), given[name], ranges[name])
+
+
+def ranges_of(config: type) -> dict[str, Range]:
+    """The ranges of a dataclass's fields that are annotated with one, such as `Annotated[float, SHARE]`."""
+    notes = {name: _notes(config, name) for name in getattr(config, "__dataclass_fields__", ())}
+    return {name: note for name, found in notes.items() for note in found if isinstance(note, Range)}
+
+
+def flag_of(config: type, name: str) -> str:
+    """The flag of a field: its own name, unless its annotation has another (`tyro.conf.arg(name=...)`)."""
+    named = (note.name for note in _notes(config, name) if getattr(note, "name", None))
+    return f"--{next(named, name).replace('_', '-')}"
+
+
+def _notes(config: type, name: str) -> tuple[Any, ...]:
+    return getattr(config.__dataclass_fields__[name].type, "__metadata__", ())
 
 
 def check_range(name: str, value: object, allowed: Range) -> None:
     for number in value if isinstance(value, tuple) else (value,):
         if number is not None and number not in allowed:
-            raise RangeError(f"{name} must be {allowed}, not {number}")
+            said = f"{number:g}" if isinstance(number, float) else number
+            raise RangeError(f"{name} must be {allowed}, not {said}")
 
 
 def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
@@ -68,16 +93,6 @@ def number(allowed: Range) -> Callable[[str], float]:
     """argparse's type of a number in a range, which is none of whole numbers: `whole` is for those."""
     assert not allowed.whole, "a float is in no range of whole numbers"
     return _typed(allowed, float)
-
-
-def duration(text: str) -> float:
-    """argparse's type of a time with a unit: 90s, 30m or 6h -> seconds, above 0."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not match or not float(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a duration above 0; write 90s, 30m or 6h")
-    if not match[2]:
-        raise argparse.ArgumentTypeError(f"{text!r} has no unit; write {text}s, {text}m or {text}h")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def _typed(allowed: Range, kind: Callable[[str], N]) -> Callable[[str], N]:

@@ -47,6 +47,7 @@ TORCH_FREE = (
     "blend",
     "card",
     "client",
+    "command_line",
     "consistency",
     "dpmpp",
     "editing",
@@ -75,6 +76,7 @@ TORCH_FREE = (
     "samplers",
     "schedule",
     "step",
+    "subcommands",
     "unet_config",
     "unipc",
 )

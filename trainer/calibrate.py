@@ -8,84 +8,66 @@ the same seeds, so that the objective is smooth and has no sampling noise. The r
 other seeds.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from fewstep.card import CARD_FILE, read_card
-from fewstep.ranges import whole
+from fewstep.command_line import Switch, arg, parse, whole_numbers
+from fewstep.ranges import Range, check_ranges
 from fewstep.schedule import MAX_STEPS
 
 if TYPE_CHECKING:
-    from trainer.levels.calibration import CalibrationConfig
     from trainer.levels.search import Trial
-    from trainer.run.compute import Compute
 
 CACHE = Path("runs/data")
 INTERRUPTED = 130
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register `calibrate`. It sets `run`: a function of the parsed arguments that returns the exit status."""
-    parser = subparsers.add_parser(
-        "calibrate", help="find better levels for a trained student", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add_options(parser)
-    parser.add_argument("--teacher", type=Path, required=True, metavar="DIR", help="the student's teacher")
-    parser.add_argument("--data", type=Path, metavar="PATH", help="real images (default: the recipe's)")
-    parser.add_argument("--recipe", metavar="NAME", help="the recipe of the real images (default: the one in the card)")
-    parser.set_defaults(run=_run)
+@dataclass(frozen=True)
+class CalibrateCommand:
+    model: Annotated[Path, arg(metavar="DIR")]
+    """The student; its card is rewritten."""
+    teacher: Annotated[Path, arg(metavar="DIR")]
+    """The student's teacher."""
+    data: Annotated[Path | None, arg(metavar="PATH")] = None
+    """Real images (default: the recipe's)."""
+    recipe: Annotated[str | None, arg(metavar="NAME")] = None
+    """The recipe of the real images (default: the one in the card)."""
+    images: Annotated[int, Range(2, 10**9, whole=True)] = 1000
+    """Generated for every list."""
+    steps: Annotated[tuple[int, ...], whole_numbers(Range(1, MAX_STEPS, whole=True), "2,3,4")] = ()
+    """Only these step counts (default: all)."""
+    seed: Annotated[int, Range(0, 2**32, whole=True)] = 0
+    """Another number: other seeds for the images."""
+    compile: Switch[bool] = False
+    """Takes a minute; for long searches."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is faster where the hardware has it."""
+    device: Annotated[str | None, arg(metavar="{cpu,cuda}")] = None
+    """cuda where there is one, unless given."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Register the options of the search."""
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="the student; its card is rewritten")
-    parser.add_argument(
-        "--images", type=whole(2), default=1000, metavar="N", help="generated for every list (default 1000)"
-    )
-    parser.add_argument("--steps", type=_counts, default=(), metavar="1,2,...", help="only these (default: all)")
-    parser.add_argument("--seed", type=whole(0, 2**32), default=0, help="another number: other seeds for the images")
-    parser.add_argument("--compile", action="store_true", help="takes a minute; for long searches")
-    parser.add_argument(
-        "--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 is faster where the hardware has it"
-    )
-    parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(whole(1, MAX_STEPS)(part) for part in text.split(","))
-    except argparse.ArgumentTypeError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of step counts from 1 to {MAX_STEPS}; write 2,3,4"
-        ) from None
-
-
-def _run(args: argparse.Namespace) -> int:
+def run(arguments: Sequence[str]) -> int:
+    """Returns the exit status. Raises CheckpointError, DataError, MachineError or OSError."""
+    asked = parse(CalibrateCommand, arguments, "python -m trainer calibrate", __doc__ or "")
     from trainer.data.named import load_recipe_dataset, read_data
-    from trainer.levels.calibration import calibrate, steps_to_search, teacher_space
-
-    steps, config = steps_to_search(card := read_card(args.model), args.steps, args.model), searching(args)
-    name = args.recipe or card.training.get("recipe", "")
-    data = read_data(args.data, card.image_shape[1]) if args.data else load_recipe_dataset(name, CACHE)
-    space, facts = teacher_space(args.model, args.teacher, data, compute := computing(args))
-    trials = calibrate(args.model, space, facts, data, steps, config, compute)
-    return report(trials, steps, args.model)
-
-
-def computing(args: argparse.Namespace) -> "Compute":
+    from trainer.levels.calibration import CalibrationConfig, calibrate, steps_to_search, teacher_space
     from trainer.run.compute import Compute, usable_device
 
-    return Compute(usable_device(args.device), args.precision, args.compile)
-
-
-def searching(args: argparse.Namespace) -> "CalibrationConfig":
-    from trainer.levels.calibration import CalibrationConfig
-
-    return CalibrationConfig(args.images, args.seed)
+    steps = steps_to_search(card := read_card(asked.model), asked.steps, asked.model)
+    name = asked.recipe or card.training.get("recipe", "")
+    data = read_data(asked.data, card.image_shape[1]) if asked.data else load_recipe_dataset(name, CACHE)
+    compute = Compute(usable_device(asked.device), asked.precision, asked.compile)
+    space, facts = teacher_space(asked.model, asked.teacher, data, compute)
+    config = CalibrationConfig(asked.images, asked.seed)
+    trials = calibrate(asked.model, space, facts, data, steps, config, compute)
+    return report(trials, steps, asked.model)
 
 
 def report(trials: "dict[int, Trial]", steps: Sequence[int], model: Path) -> int:

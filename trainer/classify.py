@@ -17,11 +17,12 @@ from trainer.critics.classifier import (
 )
 from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
+from trainer.options import RunOptions
 from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
 from trainer.run.compute import Compute, move_to_device, usable_device, worth_compiling
 from trainer.run.loop import Clock, train
-from trainer.runs import RunOptions, loop_config, own_folder
+from trainer.runs import loop_config, own_folder
 
 
 def train_classifier(options: RunOptions, data: ImageSet) -> bool:

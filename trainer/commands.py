@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,14 +23,15 @@ from trainer.methods.endpoints import Endpoints, load_or_make
 from trainer.methods.gan import Adversarial
 from trainer.methods.rivals import diff_instruct, tied
 from trainer.methods.self_distillation import Progressive
+from trainer.options import Distillation, RunOptions
 from trainer.recipes.by_name import recipe
 from trainer.recipes.recipe import Recipe
 from trainer.run.artifacts import describe
 from trainer.run.compute import Compute, move_to_device, runner
 from trainer.run.distributed import rank
 from trainer.run.state import load_network
-from trainer.runs import RunOptions, compute_for, fit_to_data, loop_config, own_folder, run_method
-from trainer.settings import AdversarialConfig, ConsistencyConfig, MethodName, ProgressiveConfig, StudentConfig
+from trainer.runs import compute_for, fit_to_data, loop_config, own_folder, run_method
+from trainer.settings import AdversarialConfig, ConsistencyConfig, ProgressiveConfig, StudentConfig
 from trainer.switches import (
     ADVERSARIAL,
     CONSISTENCY,
@@ -93,19 +93,6 @@ OWN_SWITCHES = {
     "adversarial": ADVERSARIAL,
 }
 Settings = StudentConfig | ConsistencyConfig | ProgressiveConfig | AdversarialConfig
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """What a student run adds to RunOptions."""
-
-    teacher: Path
-    method: MethodName = "dpdm"
-    switches: dict[str, Any] = field(default_factory=dict)  # as trainer.switches.read_switches
-    start: Path | None = None  # a student to continue from, under other settings
-    lists: Path | None = None  # a student whose served level lists are to be trained
-    kept: Path | None = None  # a student that the anchored calls of progressive distillation imitate
-    critics: tuple[Path, ...] = ()  # classifiers of noised images (trainer.critics.classifier)
 
 
 def train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:

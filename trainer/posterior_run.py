@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.adapters import Adapter, AdapterCard, adapted, load_adapter, merged, read_adapter_card, save_adapter, told
-from fewstep.ancestral import Chain, VarianceRule, sample_ancestral
+from fewstep.ancestral import Chain, sample_ancestral
 from fewstep.card import WEIGHTS_FILE, Card, CheckpointError
 from fewstep.checkpoint import load_denoiser, save_checkpoint
 from fewstep.noise_torch import noise_for
@@ -36,6 +36,7 @@ from trainer.posterior_checks import (
     probe,
     same_run,
 )
+from trainer.posterior_options import Order
 from trainer.posterior_report import Sheet, write_report, write_sheet
 from trainer.report import FILE as REPORT
 from trainer.rewards.named import Reward, reward_of
@@ -46,47 +47,12 @@ from trainer.run.distributed import ranks
 from trainer.run.draws import Draws
 from trainer.run.loop import Clock, LoopConfig, train
 from trainer.run.state import settle_state
-from trainer.settings import MachineError, PosteriorConfig
+from trainer.settings import MachineError
 
 MERGED = "merged"  # the folder below --out
 COLUMNS = 16  # of a sheet
 # A log-ratio is a sum over pixel values, so its gradient grows with the image. 0.002 for 8x8, 0.0003 for 32x32 colour.
 ROOT_LR = 0.016
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the command line asks for."""
-
-    prior: Path
-    reward: str
-    out: Path
-    config: PosteriorConfig = PosteriorConfig()
-    lr: float | None = None  # None: by the number of pixel values
-    data: Path | None = None
-    updates: int = 300
-    batch: int = 64
-    steps: int = 30  # network calls of an image
-    sigma_min: float = 0.05
-    sigma_max: float = 80.0
-    variance: VarianceRule = "opt"
-    rank: int = 4
-    noise: float = 0.1  # standard deviation of a measurement
-    warm_start: int = 0  # updates of tilted denoising
-    pool: int = 4096
-    evaluated: int = 1000
-    merged: bool = False
-    seed: int = 0
-    device: str | None = None
-    checkpoint_s: float = 300.0
-
-    def identity(self, prior: Card, reward: Reward) -> dict[str, Any]:
-        """What a run that goes on must share with the one it continues: settings, and the content of files."""
-        free = ("prior", "out", "data", "device", "checkpoint_s", "evaluated", "merged")
-        named = {name: value for name, value in asdict(self).items() if name not in free}
-        data = (self.data,) if self.data else ()
-        contents = {"reward_sha256": content_sha256(reward.files), "data_sha256": content_sha256(data)}
-        return json.loads(json.dumps({**named, "prior": prior.weights, **contents}))
 
 
 @dataclass(frozen=True)
@@ -141,10 +107,19 @@ def run(order: Order, command: str) -> bool:
         if not resumed:
             check_folder(order.out)
         setup = set_up(order, device, read_adapter_card(order.out).chain if resumed else None)
-        identity = order.identity(setup.card, setup.reward)
+        identity = _identity(order, setup.card, setup.reward)
         if resumed and same_run(order.out, identity) and _complete(setup):
             return True
         return _train(setup, identity, resumed, command)
+
+
+def _identity(order: Order, prior: Card, reward: Reward) -> dict[str, Any]:
+    """What a run that goes on must share with the one it continues: settings, and the content of files."""
+    free = ("prior", "out", "data", "device", "checkpoint_s", "evaluated", "merged")
+    named = {name: value for name, value in asdict(order).items() if name not in free}
+    data = (order.data,) if order.data else ()
+    contents = {"reward_sha256": content_sha256(reward.files), "data_sha256": content_sha256(data)}
+    return json.loads(json.dumps({**named, "prior": prior.weights, **contents}))
 
 
 def set_up(order: Order, device: str, chain: Chain | None) -> Setup:

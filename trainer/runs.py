@@ -4,21 +4,21 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from fewstep.card import Card, CheckpointError, read_card
 from fewstep.checkpoint import NetworkModule, save_checkpoint
 from fewstep.outputs import STATE_FILE, check_folder, check_writable
-from fewstep.ranges import COUNT, POSITIVE, SEED, Range, check_range, check_ranges
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
-from trainer.recipes.recipe import NetworkSize, Recipe
+from trainer.options import RunOptions
+from trainer.recipes.recipe import Recipe
 from trainer.run.artifacts import environment, write_sheet
 from trainer.run.claim import claim
 from trainer.run.compute import Compute, Precision, faster_precision, step_seconds, usable_device, worth_compiling
@@ -28,34 +28,6 @@ from trainer.run.state import settle_state
 
 CPU_PROBE = 16  # images of the batch that two precisions are timed with
 LOGGED = 200  # points of a curve, at least, where the length of a run is known
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Options of the command line; all other settings come from the recipe."""
-
-    recipe: str
-    out: Path
-    images: int | None = None
-    budget_s: float | None = None
-    batch: int | None = None
-    seed: int = 0
-    resume: bool = False
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
-    device: str | None = None
-    checkpoint_s: float = 300.0
-    snapshot_images: int | None = None
-    network: NetworkSize = "small"
-    label: str | None = None  # names the run in progress lines; None: the folder's name
-    sheets: bool = True  # sample sheets beside the checkpoints
-
-    def __post_init__(self) -> None:
-        """Raises RangeError."""
-        check_ranges(self, images=COUNT, batch=Range(1, 2**20, whole=True), seed=SEED)
-        check_range("--budget", self.budget_s, POSITIVE)
-        check_range("--checkpoint-every", self.checkpoint_s, Range(0))
-        check_range("--snapshot-every", self.snapshot_images, COUNT)
 
 
 def run_method(
@@ -132,7 +104,7 @@ def compute_for(options: RunOptions, network: NetworkModule, config: LoopConfig)
     device, rows = usable_device(options.device), config.batch // ranks()
     precision = _decide_precision(options, network, device, rows)
     compile = _decide_compile(options, config, device, lambda: step_seconds(network, device, rows, precision))
-    if rank() == 0:
+    if rank() == 0 and options.announces:
         how = "compiled, so the first updates take minutes" if compile else "eager"
         print(f"device {device}, {precision}, {how}", file=sys.stderr, flush=True)
     return Compute(device, precision, compile)

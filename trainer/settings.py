@@ -1,8 +1,12 @@
-"""Every setting of training: frozen values and their defaults. Without torch, so that `--help` is quick."""
+"""Every setting of training: frozen values, their defaults and their ranges. Without torch, so that `--help` is quick.
+
+What stands under a field is the help of its flag (fewstep.command_line); the range of its annotation is checked when a
+configuration is made.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from fewstep.ranges import COUNT, POSITIVE, SHARE, Range, RangeError, check_range, check_ranges
 from fewstep.schedule import MAX_STEPS, SIGMA_MAX, SIGMA_MIN, student_levels
@@ -17,9 +21,14 @@ Solver = Literal["heun", "euler"]
 Metric = Literal["pseudo-huber", "l2"]
 TrainedSteps = Literal["all", "first", "rest"]
 Lists = tuple[tuple[float, ...], ...]
+Split = Literal["train", "test"]  # of a data set's images
+Half = Literal["a", "b"]  # of its training images
 WIDEST = 0.28  # largest width of an average (trainer.run.ema): a uniform mean over the whole run has 1 / sqrt(12)
 RATE = Range(0, 1, above=True)
 BELOW_ONE = Range(0, 0.999)
+STEPS = Range(1, MAX_STEPS, whole=True)
+LEVEL = Range(0, 10_000, above=True)
+WIDTH = Range(0, WIDEST, above=True)
 
 
 class MachineError(ValueError):
@@ -28,37 +37,36 @@ class MachineError(ValueError):
 
 @dataclass(frozen=True)
 class AdamConfig:
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup: float = 0.02  # fraction of the run over which the rate rises
-    decay_from: float = 0.0  # fraction of the run after which it falls, linearly
-    final: float = 1.0  # the rate at the end, as a fraction of `lr`
-    clip: float = 10.0  # largest gradient norm
+    lr: Annotated[float, RATE] = 1e-3
+    betas: Annotated[tuple[float, float], Range(0, 0.99999)] = (0.9, 0.999)
+    warmup: Annotated[float, SHARE] = 0.02  # fraction of the run over which the rate rises
+    decay_from: Annotated[float, SHARE] = 0.0  # fraction of the run after which it falls, linearly
+    final: Annotated[float, SHARE] = 1.0  # the rate at the end, as a fraction of `lr`
+    clip: Annotated[float, POSITIVE] = 10.0  # largest gradient norm
 
     def __post_init__(self) -> None:
-        check_ranges(self, lr=RATE, warmup=SHARE, decay_from=SHARE, final=SHARE, clip=POSITIVE)
-        check_ranges(self, betas=Range(0, 0.99999))
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
 class NoiseDistribution:
     """ln sigma ~ N(mean, std^2)."""
 
-    mean: float = -1.2
-    std: float = 1.2
+    mean: Annotated[float, Range(-10, 10)] = -1.2
+    std: Annotated[float, Range(0, 10)] = 1.2
 
     def __post_init__(self) -> None:
-        check_ranges(self, mean=Range(-10, 10), std=Range(0, 10))
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
     noise: NoiseDistribution = NoiseDistribution()
     adam: AdamConfig = AdamConfig(lr=1e-3, betas=(0.9, 0.99), final=0.02)
-    ema_width: float = 0.06  # width of the average that is served (trainer.run.ema)
+    ema_width: Annotated[float, WIDTH] = 0.06  # width of the average that is served (trainer.run.ema)
 
     def __post_init__(self) -> None:
-        _check_average(self)
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -66,14 +74,14 @@ class BehaviourMix:
     """Whose trajectories a posterior is trained on, as shares of the updates that sum to 1. Balance may be asked of any
     trajectory, so all of them are right; they differ in what is learned first."""
 
-    on_policy: float = 1.0  # the posterior's own
-    explore: float = 0.0  # its own, with wider steps
-    replay: float = 0.0  # ends of earlier ones, noised back along another path
-    noised_back: float = 0.0  # data, noised back
-    prior: float = 0.0  # the prior's
+    on_policy: Annotated[float, SHARE] = 1.0  # the posterior's own
+    explore: Annotated[float, SHARE] = 0.0  # its own, with wider steps
+    replay: Annotated[float, SHARE] = 0.0  # ends of earlier ones, noised back along another path
+    noised_back: Annotated[float, SHARE] = 0.0  # data, noised back
+    prior: Annotated[float, SHARE] = 0.0  # the prior's
 
     def __post_init__(self) -> None:
-        check_ranges(self, on_policy=SHARE, explore=SHARE, replay=SHARE, noised_back=SHARE, prior=SHARE)
+        check_ranges(self)
         total = self.on_policy + self.explore + self.replay + self.noised_back + self.prior
         if abs(total - 1) > 1e-6:
             raise RangeError(f"the shares of --mix must sum to 1, not {total:g}")
@@ -84,28 +92,33 @@ class PosteriorConfig:
     """The switches of relative trajectory balance (trainer.methods.rtb)."""
 
     mix: BehaviourMix = BehaviourMix()
-    log_z: Literal["vargrad", "learned"] = "vargrad"  # of the batch, or a parameter
-    log_z_lr: float = 0.05
-    beta: float = 1.0  # the target is prior x r^beta
-    beta_start: float = 1.0  # beta rises from here, linearly,
-    beta_until: float = 0.0  # until this share of the run
-    explore_noise: float = 0.1  # steps of exploration are wider by this share, falling to 0
-    explore_until: float = 0.8  # at this share of the run
-    replay_size: int = 4096  # trajectory ends that are kept
-    replay_from: float = 0.3  # of the run; replayed updates before are on-policy
-    replay_power: float = 0.0  # ends are drawn in proportion to r^this
-    levels: int | None = None  # steps of the chain whose gradient is taken, drawn anew in every update; None: all
-    dead_zone: float = 0.0  # trajectories with a smaller squared residual are left alone
-    clip: float = 3.0  # of residuals, in units of their root mean square
+    """Shares of the behaviours on_policy, explore, replay, noised_back and prior; they sum to 1."""
+    log_z: Literal["vargrad", "learned"] = "vargrad"
+    """log Z: of the batch, or a parameter that is learned."""
+    log_z_lr: Annotated[float, RATE] = 0.05
+    beta: Annotated[float, POSITIVE] = 1.0
+    """The target is prior x r^beta."""
+    beta_start: Annotated[float, POSITIVE] = 1.0
+    """beta at the start of the run (default: --beta)."""
+    beta_until: Annotated[float, SHARE] = 0.0
+    """Share of the run over which beta rises, linearly."""
+    explore_noise: Annotated[float, SHARE] = 0.1  # steps of exploration are wider by this share, falling to 0
+    explore_until: Annotated[float, SHARE] = 0.8  # at this share of the run
+    replay_size: Annotated[int, COUNT] = 4096  # trajectory ends that are kept
+    replay_from: Annotated[float, SHARE] = 0.3  # of the run; replayed updates before are on-policy
+    replay_power: Annotated[float, Range(0, 10)] = 0.0  # ends are drawn in proportion to r^this
+    levels: Annotated[int | None, COUNT] = None
+    """Take the gradient of so many steps of the chain, drawn anew in every update (default: all)."""
+    dead_zone: Annotated[float, Range(0, 1000)] = 0.0
+    """Trajectories with a smaller squared residual are left alone."""
+    clip: Annotated[float, POSITIVE] = 3.0
+    """Largest residual, in units of their root mean square."""
     learn_variance: bool = True  # one factor on the variance of every step
     adam: AdamConfig = AdamConfig(2e-3, (0.9, 0.99), warmup=0.05, decay_from=0.6, final=0.05, clip=1.0)
-    ema_width: float = 0.05
+    ema_width: Annotated[float, WIDTH] = 0.05
 
     def __post_init__(self) -> None:
-        check_ranges(self, log_z_lr=RATE, beta=POSITIVE, beta_start=POSITIVE, beta_until=SHARE, explore_noise=SHARE)
-        check_ranges(self, explore_until=SHARE, replay_size=COUNT, replay_from=SHARE, replay_power=Range(0, 10))
-        check_ranges(self, levels=COUNT, dead_zone=Range(0, 1000), clip=POSITIVE)
-        check_ranges(self, ema_width=Range(0, WIDEST, above=True))
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -113,12 +126,12 @@ class AdversaryConfig:
     """The adversarial term of DMD2."""
 
     # Weight of this term relative to the divergence, both as means over pixels; DMD2 uses 3e-3, and 0 turns it off.
-    weight: float = 0.0
+    weight: Annotated[float, Range(0, 1000)] = 0.0
     noise: NoiseDistribution = NoiseDistribution(-0.5, 1.2)  # levels at which real images and outputs are compared
     adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
 
     def __post_init__(self) -> None:
-        check_ranges(self, weight=Range(0, 1000))
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -126,36 +139,47 @@ class StudentConfig:
     """The switches of DPDM. docs/adr/0003, 0009 and 0012 explain the defaults."""
 
     renoise: Rule = "hybrid"
-    steps: tuple[int, ...] = tuple(range(1, MAX_STEPS + 1))  # step counts whose levels are trained and served
-    sigma_min: float = 0.01  # lowest of the Karras levels that each list is taken from
-    sigma_max: float = 2.5  # the top level, whose input is pure noise (Diff-Instruct); 80 in the paper
-    lists: tuple[tuple[float, ...], ...] = ()  # the level list of each of `steps`, where they are not Karras'
+    """Levels to which outputs are noised."""
+    steps: Annotated[tuple[int, ...], STEPS] = tuple(range(1, MAX_STEPS + 1))  # whose levels are trained and served
+    sigma_min: Annotated[float, POSITIVE] = 0.01  # lowest of the Karras levels that each list is taken from
+    sigma_max: Annotated[float, LEVEL] = 2.5
+    """The student's top level, whose input is pure noise; 80 in the paper."""
+    lists: Lists = ()  # the level list of each of `steps`, where they are not Karras'
     # Lowest level to which outputs are noised. Below it the errors of the two score networks dominate.
-    floor: float = 0.05
-    top: float = 0.3  # share of each longer list's draws spent on its top level
-    loss: Literal["kl", "sid"] = "kl"  # the divergence between outputs and data that is minimised
-    alpha: float = 1.0  # of the SiD loss
+    floor: Annotated[float, POSITIVE] = 0.05
+    top: Annotated[float, BELOW_ONE] = 0.3
+    """Share of each longer list's draws spent on its top level."""
+    loss: Literal["kl", "sid"] = "kl"
+    """Divergence between outputs and data: KL (DPDM) or Fisher (SiD)."""
+    alpha: Annotated[float, Range(0, 10)] = 1.0
+    """Of the SiD loss: 0.5, 1.0 or 1.2."""
     weight: Weight = "l1"
-    objective: Objective = "marginal"  # what outputs are matched to: p(x0), or with "ncvsd" p(x0 | x_t)
-    auxiliary_sees_level: bool = True  # the level of the student's input is an input of the auxiliary
-    auxiliary_updates: int = 1  # per student update
-    auxiliary_first: float = 0.0  # fraction of the run, at its start, in which only the auxiliary is trained
-    simulate: float = 0.0  # share of updates whose input is the student's own trajectory
-    simulate_from: float = 0.5  # fraction of the run before the first of them: early trajectories are poor inputs
-    warm: float = 0.0  # fraction of the run, at its start, in which the top level regresses on teacher endpoints
-    warm_pairs: int = 4096
+    """Normalise the gradient by the teacher's error, or not."""
+    objective: Objective = "marginal"
+    """What outputs are matched to: p(x0), or p(x0 | x_t)."""
+    auxiliary_sees_level: bool = True
+    """The level of the student's input is an input of the auxiliary, or not."""
+    auxiliary_updates: Annotated[int, Range(1, 1000, whole=True)] = 1
+    """Updates of the auxiliary per student update."""
+    auxiliary_first: Annotated[float, SHARE] = 0.0
+    """Share of the run, at its start, in which only the auxiliary is trained."""
+    simulate: Annotated[float, SHARE] = 0.0
+    """Share of updates whose input is the student's own trajectory."""
+    simulate_from: Annotated[float, SHARE] = 0.5  # early trajectories are poor inputs
+    """Share of the run before the first of them."""
+    warm: Annotated[float, SHARE] = 0.0
+    """Share of the run, at its start, in which the top level regresses on stored teacher endpoints."""
+    warm_pairs: Annotated[int, COUNT] = 4096
+    """Endpoints to store for --warm."""
     adversary: AdversaryConfig = AdversaryConfig()  # of `--method dmd2` alone
     adam: AdamConfig = AdamConfig(5e-5, (0.0, 0.999), decay_from=0.4, final=0.05)
     # The auxiliary must follow a changing student: with equal rates it lags, and the outputs oscillate (ADR 0003).
     auxiliary_adam: AdamConfig = AdamConfig(5e-4, (0.0, 0.999), decay_from=0.4, final=0.05)
-    ema_width: float = 0.15  # student and auxiliary oscillate slowly (docs/log.md, averages)
+    ema_width: Annotated[float, WIDTH] = 0.15  # student and auxiliary oscillate slowly (docs/log.md, averages)
 
     def __post_init__(self) -> None:
-        _check_average(self)
-        _check_steps(self)
-        check_ranges(self, alpha=Range(0, 10), auxiliary_updates=Range(1, 1000, whole=True), warm_pairs=COUNT)
-        check_ranges(self, auxiliary_first=SHARE, simulate=SHARE, simulate_from=SHARE, warm=SHARE, top=BELOW_ONE)
-        check_ranges(self, floor=POSITIVE)
+        check_ranges(self)
+        _check_top(self)
 
     @property
     def level_lists(self) -> dict[int, tuple[float, ...]]:
@@ -168,46 +192,48 @@ class StudentConfig:
 class ConsistencyConfig:
     """The switches of consistency distillation. N and the solver are the paper's for CIFAR-10 (Appendix C)."""
 
-    intervals: int = 18  # N: Karras levels above the final zero
-    sigma_min: float = SIGMA_MIN
-    sigma_max: float = SIGMA_MAX
-    solver: Solver = "heun"  # of the teacher's ODE over one interval
+    intervals: Annotated[int, Range(1, 10_000, whole=True)] = 18
+    """Intervals of the teacher's ODE: Karras levels above the final zero."""
+    sigma_min: Annotated[float, POSITIVE] = SIGMA_MIN
+    sigma_max: Annotated[float, LEVEL] = SIGMA_MAX
+    solver: Solver = "heun"
+    """Of the teacher's ODE over one interval."""
     metric: Metric = "pseudo-huber"
+    """Distance of outputs and targets."""
     # One over the width of the interval (Song & Dhariwal 2024), or 1 as in the paper, whose runs are a thousand times
     # longer than a CPU's: in a short run with weight 1 the student drifts away from the ends of the teacher's ODE.
     weight: Literal["inverse", "constant"] = "inverse"
-    target_halflife: float = 0.0  # images, of the average that makes the targets; 0: the student itself
-    steps: tuple[int, ...] = tuple(range(1, MAX_STEPS + 1))  # step counts served
+    target_halflife: Annotated[float, Range(0)] = 0.0
+    """Images, of the average that makes the targets; 0: the student itself."""
+    steps: Annotated[tuple[int, ...], STEPS] = tuple(range(1, MAX_STEPS + 1))  # step counts served
     adam: AdamConfig = AdamConfig(4e-4, (0.9, 0.999), decay_from=0.4, final=0.05, clip=100.0)  # norms are about 50
-    ema_width: float = 0.06
+    ema_width: Annotated[float, WIDTH] = 0.06
 
     def __post_init__(self) -> None:
-        _check_average(self)
-        _check_steps(self)
-        check_ranges(self, intervals=Range(1, 10_000, whole=True), target_halflife=Range(0))
+        check_ranges(self)
+        _check_top(self)
 
 
 @dataclass(frozen=True)
 class ProgressiveConfig:
     """The switches of progressive distillation. docs/log.md (self-distillation) explains the defaults."""
 
-    further: tuple[float, ...] = (0.1, 0.05)  # levels of the further calls that a list's last call learns to replace
-    # Only lists of up to this many calls learn it; longer lists are anchored. None: all lists learn.
-    further_for: int | None = None
-    # Pixels of a target within this margin of black or white (-1, 1) are set to black or white, and the error is taken
-    # after clipping, because images are clipped in the end. 0: targets stay as they are. docs/log.md, saturated targets
-    saturate: float = 0.0
-    top: float = 0.65  # share of each longer list's updates spent on its top level
-    anchor_weight: float = 1.0  # weight of the updates that keep a level as it is
-    simulate: float = 0.0  # share of the updates below the top whose input is the student's own trajectory
-    lists: tuple[tuple[float, ...], ...] = ()  # the lists that `start` and the result serve, ascending in length
+    further: Annotated[tuple[float, ...], POSITIVE] = (0.1, 0.05)
+    """Levels of the further calls that every list's last call learns to replace, highest first: 0.1,0.05."""
+    further_for: Annotated[int | None, Range(1, MAX_STEPS, whole=True)] = None
+    """Only lists of up to so many calls learn it; longer lists are anchored (default: all learn)."""
+    # The error is taken after clipping, because images are clipped in the end. docs/log.md, saturated targets
+    saturate: Annotated[float, SHARE] = 0.0
+    """Targets this close to black or white (-1, 1) are set to it; 0: they stay as they are."""
+    top: Annotated[float, BELOW_ONE] = 0.65  # share of each longer list's updates spent on its top level
+    anchor_weight: Annotated[float, POSITIVE] = 1.0  # weight of the updates that keep a level as it is
+    simulate: Annotated[float, SHARE] = 0.0  # of the updates below the top: input is the student's own trajectory
+    lists: Lists = ()  # the lists that `start` and the result serve, ascending in length
     adam: AdamConfig = AdamConfig(2e-4, (0.9, 0.99), decay_from=0.3, final=0.05)
-    ema_width: float = 0.15
+    ema_width: Annotated[float, WIDTH] = 0.15
 
     def __post_init__(self) -> None:
-        _check_average(self)
-        check_ranges(self, further=POSITIVE, further_for=Range(1, MAX_STEPS, whole=True), anchor_weight=POSITIVE)
-        check_ranges(self, saturate=SHARE, top=BELOW_ONE, simulate=SHARE)
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -215,42 +241,40 @@ class AdversarialConfig:
     """The switches of adversarial continuation. docs/log.md (critics on classifiers) explains the defaults."""
 
     lists: Lists = ()  # the level lists of `start` that are trained, ascending in length
-    # Which calls are trained against the critics: all; the first one of the list of one call, while all lower levels
-    # are anchored; or all but the first, while the top level is anchored. docs/log.md, one call against critics
+    # "first": the list of one call, while all lower levels are anchored. docs/log.md, one call against critics
     trained_steps: TrainedSteps = "all"
-    clip: bool = False  # critics see the last outputs of a list clipped to [-1, 1], as viewers do
-    fall: float = 0.5  # rows of a batch at a list's second step, as a fraction of those at its first; and so on
-    simulate: float = 0.5  # share of the rows below the first step whose input is the student's own trajectory
-    spread: float = 10.0  # a last output is noised to between once and this many times the classifiers' lowest level
-    first: float = 0.1  # fraction of the run, at its start, in which only the critics are trained
-    # Share of the updates without critics, in which the student imitates `start`. With trained_steps "all", half of
-    # them self-distil the list of one call (its output learns what `start` makes of it with a further call at
-    # `self_distill_level`), and half anchor the lower levels of all lists but the longest. With "rest" the first half
-    # anchors the top level; with "first" all of them anchor the lower levels of all lists.
-    imitation_share: float = 0.4
-    imitation_weight: float = 0.05  # weight of the loss of these updates
-    self_distill_level: float = 0.05  # level of the further call (docs/log.md, self-distillation)
+    """All calls; the first where it is the only one (others are anchored); or the rest (the first is anchored)."""
+    clip: bool = False
+    """Critics see the last outputs of a list clipped to [-1, 1], as viewers do, or not."""
+    # Rows of a batch at a list's second step, as a fraction of those at its first; and so on.
+    fall: Annotated[float, RATE] = 0.5
+    # Share of the rows below the first step whose input is the student's own trajectory.
+    simulate: Annotated[float, SHARE] = 0.5
+    # A last output is noised to between once and this many times the classifiers' lowest level.
+    spread: Annotated[float, Range(1, 10_000)] = 10.0
+    first: Annotated[float, SHARE] = 0.1  # fraction of the run, at its start, in which only the critics are trained
+    # In updates without critics the student imitates `start`. With trained_steps "all", half of them self-distil the
+    # list of one call (its output learns what `start` makes of it with a further call at `self_distill_level`), and
+    # half anchor the lower levels of all lists but the longest. With "rest" the first half anchors the top level; with
+    # "first" all of them anchor the lower levels of all lists.
+    imitation_share: Annotated[float, BELOW_ONE] = 0.4
+    """Share of updates without critics, which self-distil or anchor calls of --init."""
+    imitation_weight: Annotated[float, POSITIVE] = 0.05  # weight of the loss of these updates
+    self_distill_level: Annotated[float, POSITIVE] = 0.05  # level of the further call (docs/log.md, self-distillation)
     # Unit of the error of self-distillation and of the anchored top level: how far a call at `self_distill_level` moves
     # a pixel. The unit of the lower levels is the error of `start` on noised images.
-    self_distill_unit: float = 0.04
+    self_distill_unit: Annotated[float, POSITIVE] = 0.04
     adam: AdamConfig = AdamConfig(4e-6, (0.9, 0.99), warmup=0.02, decay_from=0.3, final=0.1, clip=1.0)
     critic_adam: AdamConfig = AdamConfig(1e-3, (0.5, 0.99), warmup=0.0)
-    ema_width: float = 0.2  # under critics the student oscillates over longer times than a short average covers
+    # Under critics the student oscillates over longer times than a short average covers.
+    ema_width: Annotated[float, WIDTH] = 0.2
 
     def __post_init__(self) -> None:
-        _check_average(self)
-        check_ranges(self, fall=Range(0, 1, above=True), simulate=SHARE, first=SHARE, imitation_share=BELOW_ONE)
-        check_ranges(self, spread=Range(1, 10_000), imitation_weight=POSITIVE)
-        check_ranges(self, self_distill_level=POSITIVE, self_distill_unit=POSITIVE)
+        check_ranges(self)
 
 
-def _check_average(config: TeacherConfig | StudentConfig | ConsistencyConfig | ProgressiveConfig | AdversarialConfig):
-    check_ranges(config, ema_width=Range(0, WIDEST, above=True))
-
-
-def _check_steps(config: StudentConfig | ConsistencyConfig) -> None:
-    check_ranges(config, steps=Range(1, MAX_STEPS, whole=True), sigma_min=POSITIVE)
-    check_range("--sigma-max", config.sigma_max, Range(config.sigma_min, 10_000, above=True))
+def _check_top(config: StudentConfig | ConsistencyConfig) -> None:
+    check_range("--sigma-max", config.sigma_max, Range(config.sigma_min, LEVEL.high, above=True))
 
 
 def served_lists(steps: Sequence[int], sigma_min: float, sigma_max: float = SIGMA_MAX) -> tuple[tuple[float, ...], ...]:

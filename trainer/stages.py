@@ -20,22 +20,23 @@ from fewstep.checkpoint import load_checkpoint, save_checkpoint
 from fewstep.outputs import STATE_FILE
 from trainer import report
 from trainer.classify import train_classifier
-from trainer.commands import Distillation, train_student, train_teacher
+from trainer.commands import train_student, train_teacher
 from trainer.critics.classifier import classifier_hash
 from trainer.data.command import describe_unread
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.named import READERS
 from trainer.data.sources.given import read_given
-from trainer.data.sources.selection import Half, halved
+from trainer.data.sources.selection import halved
 from trainer.journal import Done, Journal, settings_hash
+from trainer.options import Distillation, Order, RunOptions
 from trainer.plan import COMPILED_FROM_S, Plan, Rehearsal, describe, images_seen, plan, rehearse, too_few
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import NetworkSize, Recipe, Stage
 from trainer.run.claim import claim
-from trainer.run.compute import usable_device, worth_compiling
+from trainer.run.compute import worth_compiling
 from trainer.run.progress import format_seconds
 from trainer.run.state import read_facts, settle_state
-from trainer.runs import RunOptions, fit_to_data
+from trainer.runs import fit_to_data
 
 DATA, EXPORT, REPORT = "data", "export", "report"
 DATA_FILE = "data.zip"
@@ -43,34 +44,6 @@ STUDENT = "student"  # folder of the exported student, with its engine inside
 INTERRUPTED = 130
 
 Export = Callable[[Path, Path], dict[str, Any]]  # (checkpoint folder, engine folder) -> measurements
-
-
-@dataclass(frozen=True)
-class Order:
-    """The options of the command line. None: not given."""
-
-    photos: str  # a path or a recipe's name
-    out: Path
-    budget_s: float | None = None
-    size: int | None = None
-    network: NetworkSize | None = None
-    device: str | None = None
-    seed: int | None = None
-    half: Half | None = None  # of a recipe's training images; None: all of them
-
-    def facts(self) -> dict[str, Any]:
-        """The options that decide the result, JSON-able."""
-        given = asdict(self) | {"photos": self.photos if self.names_recipe else str(Path(self.photos).resolve())}
-        return {name: value for name, value in given.items() if value is not None and name not in ("out", "device")}
-
-    @property
-    def where(self) -> str:
-        return usable_device(self.device)
-
-    @property
-    def names_recipe(self) -> bool:
-        """Whether `photos` is a recipe's name. A file or folder of that name has precedence."""
-        return self.photos in RECIPES and not Path(self.photos).exists()
 
 
 @dataclass(frozen=True)
@@ -88,7 +61,7 @@ class Run:
         options = RunOptions(
             self.recipe_name, out, images=images, batch=self.batches[stage.name], label=label,
             seed=(self.order.seed or 0) + stage.seed, resume=(out / STATE_FILE).exists(), device=self.order.where,
-            network=self.network, compile="on" if self.compiles else "off",
+            network=self.network, compile="on" if self.compiles else "off", announces=False,  # the plan says how
         )  # fmt: skip
         if plan is None:
             return replace(options, sheets=False)

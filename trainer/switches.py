@@ -1,25 +1,17 @@
-"""The student's variants on the command line: one flag per field of its configuration that the literature varies."""
+"""The settings of a method that are given on the command line or by a recipe, applied to its configuration."""
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from fewstep.card import Card, read_card
-from fewstep.ranges import SHARE, Range, RangeError, number, whole
-from fewstep.schedule import MAX_STEPS, SIGMA_MAX, check_levels
+from fewstep.ranges import RangeError
+from fewstep.schedule import SIGMA_MAX
 from trainer.settings import (
-    METHODS,
-    RULES,
     AdversarialConfig,
     ConsistencyConfig,
-    Metric,
-    Objective,
     ProgressiveConfig,
-    Solver,
     StudentConfig,
-    TrainedSteps,
-    Weight,
     further_levels,
     seen_lists,
 )
@@ -32,99 +24,16 @@ PROGRESSIVE = (*FURTHER, "top", "simulate", "lr")  # with those of DPDM that it 
 CRITICS = ("trained_steps", "clip", "imitation_share")  # of --method adversarial only
 OWNERS = dict.fromkeys(FURTHER, "progressive") | dict.fromkeys(CRITICS, "adversarial")
 OWNERS |= dict.fromkeys(TRAJECTORY, "consistency")
-RATE = number(Range(0, 1, above=True))
 ADVERSARIAL = (*CRITICS, "simulate", "lr")  # with those of DPDM that it takes
+# What is said of flags and values of earlier versions.
+GONE = "was removed: docs/log.md says what was measured"
+EARLIER = dict.fromkeys(("--guide", "--guidance", "--gan", "--gan-from", "--gan-scales", "--gan-sees-level"), GONE)
+EARLIER |= {"--play": "is called --trained-steps today", "--keep": "is called --imitation-share today"}
+EARLIER |= {"posterior": "is called ncvsd today"}
 
 
 class SwitchError(RangeError):
     """Flags that contradict each other."""
-
-
-def add_switches(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--method", choices=METHODS, default="dpdm",
-        help="dpdm; a rival trained by the same loop; progressive: --init imitates itself with further calls; or "
-        "adversarial: --init is trained on against --critic",
-    )  # fmt: skip
-    group = parser.add_argument_group("DPDM variants (default: the recipe's)")
-    group.add_argument("--renoise", choices=RULES, help="levels to which outputs are noised")
-    group.add_argument("--loss", choices=("kl", "sid"), help="divergence: KL (DPDM) or Fisher (SiD)")
-    group.add_argument("--alpha", type=number(Range(0, 10)), metavar="A", help="of the SiD loss: 0.5, 1.0 or 1.2")
-    group.add_argument(
-        "--weight", choices=get_args(Weight), help="normalise the gradient by the teacher's error, or not"
-    )
-    group.add_argument("--objective", choices=get_args(Objective), help="match p(x0), or p(x0 | x_t)")
-    group.add_argument(
-        "--auxiliary-sees-level", action=argparse.BooleanOptionalAction, help="give it the student's level, or not"
-    )
-    group.add_argument("--auxiliary-updates", type=whole(1, 1000), metavar="N", help="per student update")
-    group.add_argument(
-        "--auxiliary-first", type=number(SHARE), metavar="SHARE", help="of the run: only the auxiliary learns"
-    )
-    group.add_argument("--simulate", type=number(SHARE), metavar="P", help="share of updates on own trajectories")
-    group.add_argument(
-        "--simulate-from", type=number(SHARE), metavar="SHARE", help="of the run before the first of them"
-    )
-    group.add_argument(
-        "--warm", type=number(SHARE), metavar="SHARE", help="of the run: regress on stored teacher endpoints"
-    )
-    group.add_argument("--warm-pairs", type=whole(1), metavar="N", help="endpoints to store for --warm (4096)")
-    group.add_argument(
-        "--sigma-max",
-        type=number(Range(0, 10_000, above=True)),
-        metavar="S",
-        help="the student's top level; 80 in the paper",
-    )
-    group.add_argument(
-        "--top", type=number(SHARE), metavar="SHARE", help="of each longer list's draws: at its top level"
-    )
-    group.add_argument("--lr", type=RATE, help="of the student, by --method progressive, too")
-    group.add_argument("--auxiliary-lr", type=RATE, help="of the auxiliary and the adversarial head")
-    group = parser.add_argument_group("progressive distillation of --init by itself")
-    group.add_argument(
-        "--further", type=_levels, metavar="SIGMA,...",
-        help="levels of the calls that every list's last call learns to replace (0.1,0.05)",
-    )  # fmt: skip
-    group.add_argument(
-        "--further-for",
-        type=whole(1, MAX_STEPS),
-        metavar="K",
-        help="only lists of up to K calls learn it; others are anchored",
-    )
-    group.add_argument(
-        "--saturate", type=number(SHARE), metavar="MARGIN",
-        help="targets this close to black or white (-1, 1) are set to it",
-    )  # fmt: skip
-    group = parser.add_argument_group("consistency distillation")
-    group.add_argument("--intervals", type=whole(1, 10_000), metavar="N", help="of the teacher's ODE (18)")
-    group.add_argument("--solver", choices=get_args(Solver), help="of that ODE (heun)")
-    group.add_argument("--metric", choices=get_args(Metric), help="distance of outputs and targets (pseudo-huber)")
-    group.add_argument(
-        "--target-halflife", type=number(Range(0)), metavar="IMAGES",
-        help="of the average that makes the targets; 0: the student itself",
-    )  # fmt: skip
-    group = parser.add_argument_group("critics of --method adversarial")
-    group.add_argument(
-        "--trained-steps", choices=get_args(TrainedSteps),
-        help="all calls; the first where it is the only one (others are anchored); or the rest (the first is anchored)",
-    )  # fmt: skip
-    group.add_argument(
-        "--imitation-share", type=number(SHARE), metavar="P",
-        help="share of updates without critics, which self-distil or anchor calls of --init",
-    )  # fmt: skip
-    group.add_argument(
-        "--clip", action=argparse.BooleanOptionalAction, help="critics see last outputs clipped, as viewers do, or not"
-    )
-
-
-def read_switches(args: argparse.Namespace) -> dict[str, Any]:
-    """The switches on the command line, by flag name."""
-    names = (
-        "renoise", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates",
-        "auxiliary_first", "simulate", "simulate_from", "warm", "warm_pairs", "sigma_max", "top", "lr", "auxiliary_lr",
-        *FURTHER, *CRITICS, *TRAJECTORY,
-    )  # fmt: skip
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def with_lists(config: StudentConfig, folder: Path | None) -> StudentConfig:
@@ -221,12 +130,3 @@ def adversarial(config: AdversarialConfig, switches: dict[str, Any], start: Card
     if "lr" in switches:
         config = replace(config, adam=replace(config.adam, lr=switches["lr"]))
     return replace(config, lists=lists, **{name: switches[name] for name in ADVERSARIAL[:-1] if name in switches})
-
-
-def _levels(text: str) -> tuple[float, ...]:
-    try:
-        levels = tuple(float(part) for part in text.split(","))
-        check_levels(levels)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} are no levels: write 0.1,0.05 ({error})") from None
-    return levels

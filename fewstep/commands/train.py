@@ -1,19 +1,22 @@
 """`fewstep train`: from pictures to a student that can be served."""
 
-import argparse
 import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fewstep.card import CheckpointError
-from fewstep.ranges import RangeError, duration, whole
+from fewstep.ranges import RangeError
+from fewstep.subcommands import REFUSED
+
+if TYPE_CHECKING:
+    from trainer.options import TrainCommand
 
 # The rooms above the core are imported when the command runs, so that --help is quick.
 
-REFUSED = 2
 PRESETS = {"quick": 600.0, "good": 2 * 3600.0, "overnight": 8 * 3600.0}
 TIMED_IMAGES = 5  # behind each time of an engine
 
@@ -36,51 +39,27 @@ training images of 32: about 200,000 for a teacher to be usable, 1,000,000 to be
 def main(arguments: Sequence[str], began: float) -> int:
     """Returns the exit status: 0 complete, 2 refused with a sentence on stderr. began: monotonic start of the program,
     from which the budget counts."""
-    return _train(_parser().parse_args(arguments), began)
+    from fewstep.command_line import parse
+    from trainer.options import TrainCommand
+
+    return _train(parse(TrainCommand, arguments, "fewstep train", f"{TRAIN}\n{SIZES}"), began)
 
 
-def _parser() -> argparse.ArgumentParser:
-    train = argparse.ArgumentParser(
-        prog="python -m fewstep train", description=TRAIN, epilog=SIZES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    train.add_argument("photos", metavar="PHOTOS", help="pictures, or a recipe's name")
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes")
-    length = train.add_mutually_exclusive_group()
-    length.add_argument("--preset", choices=PRESETS, help="a budget: 10 minutes, 2 hours (the default) or 8 hours")
-    length.add_argument("--budget", type=duration, metavar="TIME", help="for the whole command: 90s, 30m, 6h")
-    train.add_argument(
-        "--half", choices=("a", "b"), help="of a recipe's pictures; a leaves b to the judges of the panel"
-    )
-    train.add_argument("--size", type=int, choices=(32, 64), help="side of the images in pixels (default: 32)")
-    train.add_argument("--network", choices=("small", "large"), help="default: small on a CPU, large on a GPU")
-    train.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    train.add_argument("--seed", type=whole(0, 2**31), metavar="N", help="another one: another run (default: 0)")
-    train.add_argument("--dry-run", action="store_true", help="measure, print the plan, and write nothing")
-    train.add_argument(
-        "--from", dest="first", metavar="STAGE",
-        help="make this stage and what follows anew: data, teacher, dpdm (and a recipe's own), export, report",
-    )  # fmt: skip
-    train.add_argument("--serve", action="store_true", help="then serve the student")
-    return train
-
-
-def _train(args: argparse.Namespace, began: float) -> int:
+def _train(asked: "TrainCommand", began: float) -> int:
     from trainer.data.format import DataError
     from trainer.run.loop import DivergedError
     from trainer.settings import MachineError
-    from trainer.stages import STUDENT, Order, serve_command, train
+    from trainer.stages import STUDENT, serve_command, train
 
-    budget = PRESETS[args.preset] if args.preset else args.budget
-    order = Order(args.photos, args.out, budget, args.size, args.network, args.device, args.seed, args.half)
+    order = replace(asked.order, budget_s=PRESETS[asked.preset]) if asked.preset else asked.order
     try:
-        code = train(order, PRESETS["good"], _export, began, args.first, args.dry_run)
+        code = train(order, PRESETS["good"], _export, began, asked.first, asked.dry_run)
     except (CheckpointError, DataError, MachineError, RangeError, DivergedError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
-    if code == 0 and args.serve and not args.dry_run:
-        print(serve_command(args.out), flush=True)
-        engine = str(args.out / STUDENT / "engine")
+    if code == 0 and asked.serve and not asked.dry_run:
+        print(serve_command(order.out), flush=True)
+        engine = str(order.out / STUDENT / "engine")
         os.execv(sys.executable, [sys.executable, "-m", "fewstep", "serve", "--engine", engine])
     return code
 

@@ -1,6 +1,5 @@
 """trainer student --method adversarial: its folders, its switches, and what it refuses."""
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,16 +7,18 @@ from pathlib import Path
 import pytest
 
 from fewstep.card import CheckpointError, read_card
+from fewstep.command_line import parse
 from fewstep.ranges import RangeError
 from tests.trainer.tiny import TINY_RECIPE, run_options
 from trainer.classify import train_classifier
-from trainer.commands import Distillation, train_student, train_teacher
+from trainer.commands import train_student, train_teacher
 from trainer.critics.classifier import classifier_hash
 from trainer.data.format import ImageSet
 from trainer.data.named import load_recipe_dataset
+from trainer.options import Distillation, StudentCommand
 from trainer.recipes.by_name import RECIPES
 from trainer.settings import AdversarialConfig
-from trainer.switches import SwitchError, add_switches, adversarial, read_switches
+from trainer.switches import SwitchError, adversarial
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +69,8 @@ def test_steps_that_cannot_be_trained_are_refused(trained, levels, steps, messag
 
 
 def test_its_switches_reach_the_method_and_the_card(trained, tmp_path):
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    add_switches(parser)
-    switches = read_switches(parser.parse_args(["--trained-steps", "first", "--clip"]))
+    line = "--recipe digits --teacher t --out o --trained-steps first --clip"
+    switches = parse(StudentCommand, line.split(), "student").switches
     assert switches == {"trained_steps": "first", "clip": True}
     data, folders = trained
     assert train_student(run_options(tmp_path), data, request(folders, switches=switches))

@@ -9,9 +9,10 @@ from fewstep.card import CheckpointError, Dataset, read_card
 from fewstep.checkpoint import load_denoiser, save_checkpoint
 from fewstep.ranges import RangeError
 from tests.trainer.tiny import lively, run_options
-from trainer.commands import Distillation, train_student, train_teacher
+from trainer.commands import train_student, train_teacher
 from trainer.data.format import DataError
 from trainer.data.matching import check_images
+from trainer.options import Distillation
 from trainer.publish import publish
 
 pytestmark = pytest.mark.usefixtures("tiny_recipe")

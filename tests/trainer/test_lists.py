@@ -7,9 +7,10 @@ import torch
 
 from fewstep.card import CARD_FILE, Card, CheckpointError, Dataset, card_to_json, read_card
 from tests.trainer.tiny import TINY_RECIPE, draws, run_options
-from trainer.commands import Distillation, train_student
+from trainer.commands import train_student
 from trainer.data.format import ImageSet
 from trainer.levels.renoise import LevelLists, renoise_levels
+from trainer.options import Distillation
 from trainer.settings import StudentConfig, served_lists
 from trainer.switches import SwitchError, apply_switches, with_lists
 

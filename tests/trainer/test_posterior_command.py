@@ -1,6 +1,5 @@
 """python -m fewstep posterior: from a prior and a reward to an adapter, stopped and continued, and what is refused."""
 
-import argparse
 import json
 import math
 from dataclasses import replace
@@ -16,13 +15,16 @@ from fewstep.adapters import load_adapter, load_posterior, read_adapter_card
 from fewstep.ancestral import sample_ancestral, student_chain
 from fewstep.card import Card, Dataset, read_card
 from fewstep.checkpoint import load_denoiser, save_checkpoint
+from fewstep.command_line import parse
 from fewstep.noise_torch import noise_for
 from fewstep.unet_config import UNetConfig
+from tests.trainer.flags import numeric_flags
 from tests.trainer.tiny import lively
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier, save_classifier
 from trainer.data.format import ImageSet, write_image_set
-from trainer.posterior import mix, parser
+from trainer.posterior import PROG
 from trainer.posterior_checks import diverged
+from trainer.posterior_options import Order, PosteriorCommand
 from trainer.run.artifacts import describe
 
 PRIOR = UNetConfig(resolution=8, channels=1, width=8, mult=(1,), blocks=1)
@@ -148,8 +150,6 @@ def test_a_student_is_tilted_on_the_chain_of_its_own_steps(prior: Path, tmp_path
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--mix", "noised_back=1"), "give --data ZIP"),
-        (("--sigma-max", "0.01"), "must be below --sigma-max"),
         (("--batch", "2"), "gives some of 3 groups less than two"),
         (("--evaluate", "4"), "--evaluate 4 gives some of 3 groups less than two"),
         (("--data", "absent.zip"), "absent.zip does not exist"),
@@ -173,29 +173,33 @@ def test_a_reward_that_fails_stops_the_run_in_a_sentence(prior: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("flag", "text", "said"),
     [
-        ("on_policy=0.5", "must sum to 1"),
-        ("own=1", "'own' is no behaviour"),
-        ("prior", "write prior=0.5"),
+        ("--mix", "on_policy=0.5", "must sum to 1"),
+        ("--mix", "own=1", "'own' is no behaviour"),
+        ("--mix", "prior", "write prior=0.5"),
+        ("--mix", "noised_back=1", "give --data ZIP"),
+        ("--sigma-max", "0.01", "must be below --sigma-max"),
     ],
 )
-def test_wrong_mixes_are_refused_by_name(text: str, said: str, prior: Path, tmp_path: Path, capsys):
+def test_wrong_values_are_refused_by_name(flag: str, text: str, said: str, prior: Path, tmp_path: Path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        run(prior, tmp_path / "p", "--mix", text)
-    assert said in capsys.readouterr().err
+        run(prior, tmp_path / "p", flag, text)
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("error: ") and error.count("\n") == 1
+    assert not (tmp_path / "p").exists()
 
 
-def numeric_flags() -> list[argparse.Action]:
-    """Every flag of the command with a type of ours, but the mix, which is no number."""
-    return [action for action in parser()._actions if action.type not in (None, Path, mix)]
+def order(*more: str) -> Order:
+    return parse(PosteriorCommand, ["--prior", "p", "--reward", "r:f", "--out", "o", *more], PROG).order
 
 
-@pytest.mark.parametrize("action", numeric_flags(), ids=lambda action: action.option_strings[0])
-def test_every_numeric_flag_takes_its_default_and_refuses_what_is_no_such_number(action, tmp_path: Path, capsys):
-    flag, line = action.option_strings[0], ["--prior", "p", "--reward", "r:f", "--out", str(tmp_path / "out")]
-    for text in [str(action.default)] * (action.default is not None) + ["0.5" if flag in SMALL else "3"]:
-        assert getattr(parser().parse_args([*line, flag, text]), action.dest) == float(text)
+@pytest.mark.parametrize(("flag", "default"), list(numeric_flags(PosteriorCommand)))
+def test_every_numeric_flag_takes_its_default_and_refuses_what_is_no_such_number(flag, default, tmp_path: Path, capsys):
+    line = ["--prior", "p", "--reward", "r:f", "--out", str(tmp_path / "out")]
+    if default is not None:
+        assert order(flag, str(default)) == order()
+    assert order(flag, "0.5" if flag in SMALL else "7") != order()
     for text in ("-1", "nan", "1e400", "many"):
         with pytest.raises(SystemExit, match="2"):
             main(["posterior", *line, f"{flag}={text}"])
@@ -207,8 +211,12 @@ SMALL = ("--lr", "--beta-until")  # flags of at most 1
 
 
 def test_a_seed_is_a_whole_number_up_to_its_bound():
-    line = ["--prior", "p", "--reward", "r:f", "--out", "o", "--seed"]
-    assert [parser().parse_args([*line, text]).seed for text in ("0", "7", str(2**63 - 1))] == [0, 7, 2**63 - 1]
+    assert [order("--seed", text).seed for text in ("0", "7", str(2**63 - 1))] == [0, 7, 2**63 - 1]
+
+
+def test_beta_starts_where_it_ends_unless_that_is_given():
+    assert order("--beta", "2").config.beta_start == 2 and order().config.beta_start == 1
+    assert order("--beta", "2", "--beta-start", "0.5").config.beta_start == 0.5
 
 
 def test_a_run_takes_a_seed(prior: Path, tmp_path: Path):

@@ -1,6 +1,5 @@
 """trainer student --method progressive: its folders, its switches, and what it refuses."""
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,22 +7,24 @@ import pytest
 
 from fewstep.card import CheckpointError, read_card
 from fewstep.checkpoint import load_denoiser
+from fewstep.command_line import parse
+from fewstep.ranges import RangeError
 from tests.trainer.tiny import run_options
-from trainer.commands import Distillation, train_student
+from trainer.commands import train_student
 from trainer.data.format import ImageSet
+from trainer.options import Distillation, StudentCommand
 from trainer.publish import publish
-from trainer.switches import RangeError, add_switches, read_switches
 
 
-def test_the_flag_lists_levels():
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    add_switches(parser)
-    assert read_switches(parser.parse_args(["--further", "0.1,0.05"])) == {"further": (0.1, 0.05)}
-    assert read_switches(parser.parse_args(["--further-for", "1"])) == {"further_for": 1}
-    assert read_switches(parser.parse_args(["--saturate", "0.02"])) == {"saturate": 0.02}
+def test_the_flag_lists_levels(capsys):
+    given = ["--recipe", "digits", "--teacher", "t", "--out", "o"]
+    switches = lambda *more: parse(StudentCommand, [*given, *more], "student").switches  # noqa: E731
+    assert switches("--further", "0.1,0.05") == {"further": (0.1, 0.05)}
+    assert switches("--further-for", "1", "--saturate", "0.02") == {"further_for": 1, "saturate": 0.02}
     for text in ("0.05,0.1", "few", "0.1,-1", ""):
-        with pytest.raises(argparse.ArgumentError, match="are no levels: write"):
-            parser.parse_args([f"--further={text}"])
+        with pytest.raises(SystemExit, match="2"):
+            switches(f"--further={text}")
+        assert f"--further: {text!r} are no levels: write 0.1,0.05" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("tiny_recipe")

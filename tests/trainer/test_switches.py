@@ -1,6 +1,5 @@
 """The command line's switches: each sets what it names, contradictions are said, a resumed run has to repeat them."""
 
-import argparse
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,17 @@ from typing import Any
 import pytest
 
 from fewstep.card import CheckpointError, read_card
+from fewstep.command_line import parse
 from fewstep.ranges import RangeError
 from tests.trainer.tiny import TINY_RECIPE, run_options
 from trainer import commands
-from trainer.commands import Distillation, train_student
+from trainer.__main__ import main
+from trainer.commands import train_student
 from trainer.data.format import ImageSet
 from trainer.methods.rivals import tied
+from trainer.options import DPDM, Distillation, StudentCommand
 from trainer.settings import StudentConfig
-from trainer.switches import SwitchError, add_switches, apply_switches, read_switches
+from trainer.switches import SwitchError, apply_switches
 
 # flag -> the fields it sets, and nothing else
 SETS: dict[str, dict[str, Any]] = {
@@ -43,14 +45,11 @@ OWN = {"weight": "one", "auxiliary_lr": 0.002}  # of the run that is resumed bel
 SAME = ("--renoise tied", "--weight one", "--auxiliary-lr 0.002", "--no-auxiliary-sees-level", "--sigma-max 80")
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(exit_on_error=False)
-    add_switches(made)
-    return made
+REQUIRED = ("--recipe", "digits", "--teacher", "t", "--out", "o")
 
 
 def parsed(line: str) -> dict[str, Any]:
-    return read_switches(parser().parse_args(line.split()))
+    return parse(StudentCommand, [*REQUIRED, *line.split()], "student").switches
 
 
 def flat(fields: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -68,11 +67,8 @@ def test_a_switch_sets_what_it_names_and_nothing_else(line, base):
 
 
 def test_every_switch_is_in_the_table():
-    others = {"-h", "--help", "--method", "--further", "--further-for", "--saturate"}  # test_progressive_command.py
-    others |= {"--intervals", "--solver", "--metric", "--target-halflife"}  # methods/test_consistency.py
-    others |= {"--trained-steps", "--imitation-share", "--clip", "--no-clip"}  # test_adversarial_command.py
-    flags = {option for action in parser()._actions for option in action.option_strings} - others
-    assert flags == {word for line in SETS for word in line.split() if word.startswith("--")}
+    named = {word.removeprefix("--").removeprefix("no-") for line in SETS for word in line.split() if word[:2] == "--"}
+    assert {name.replace("-", "_") for name in named} == {*DPDM.names, "lr", "auxiliary_lr"}
 
 
 def test_without_switches_the_recipe_stands():
@@ -103,10 +99,23 @@ def test_a_top_level_lies_above_the_lowest_one():
         apply_switches(StudentConfig(), parsed("--sigma-max 0.005"))
 
 
-@pytest.mark.parametrize("line", ["--warm 2", "--simulate -0.1", "--auxiliary-first nan", "--top half"])
-def test_a_share_is_between_zero_and_one(line):
-    with pytest.raises(argparse.ArgumentError, match="is not a number from 0 to 1"):
-        parsed(line)
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--play first", "--play is called --trained-steps today"),
+        ("--keep=0.3", "--keep is called --imitation-share today"),
+        ("--guide 1", "--guide was removed: docs/log.md says what was measured"),
+        ("--objective posterior", "--objective posterior is called ncvsd today"),
+        ("--simulat 1", "there is no flag --simulat; did you mean --simulate?"),
+        ("--warm 2", "--warm must be a number from 0 to 1, not 2"),
+        ("--simulate -0.1", "--simulate must be a number from 0 to 1, not -0.1"),
+        ("--top half", "--top: 'half' is not a number"),
+    ],
+)
+def test_what_is_no_switch_or_no_value_of_one_is_refused_in_a_sentence(line, sentence, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["student", *REQUIRED, *line.split()])
+    assert capsys.readouterr().err == f"error: {sentence}\n"
 
 
 @pytest.fixture(scope="module")

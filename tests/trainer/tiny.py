@@ -7,9 +7,9 @@ import torch
 
 from fewstep.network import UNet
 from fewstep.unet_config import UNetConfig
+from trainer.options import RunOptions
 from trainer.recipes.recipe import Recipe
 from trainer.run.draws import Draws
-from trainer.runs import RunOptions
 from trainer.settings import StudentConfig
 
 TINY = UNetConfig(resolution=8, channels=1, classes=10, width=16, mult=(1,), blocks=1)

@@ -6,159 +6,219 @@ python -m trainer data folder PHOTOS --resolution 64 --licence "CC0-1.0" --out p
 python -m trainer data show fashion.zip --png sheet.png
 """
 
-import argparse
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.card import write_atomically
+from fewstep.command_line import Flat, Positional, Switch, arg, parse, value_of
 from fewstep.outputs import check_file
 from fewstep.pixels import encode, grid
-from fewstep.ranges import whole
+from fewstep.ranges import COUNT, Range, check_ranges
+from fewstep.subcommands import as_sentence, subcommand
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.named import READERS
 from trainer.data.sources.edm_zip import read_edm_zip
 from trainer.data.sources.emoji import read_emoji
 from trainer.data.sources.folder import read_folder
 from trainer.data.sources.idx import read_idx
-from trainer.data.sources.selection import HALVES, SPLITS, halved, limit_images
+from trainer.data.sources.selection import halved, limit_images
+from trainer.settings import Half, Split
 
 SHEET_COLUMNS = 16
 SHEET_TILE = 32  # smaller images are enlarged to about this many pixels
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register `data` and its kinds. Each sets `run`, a function of the parsed arguments that raises DataError."""
-    parser = subparsers.add_parser(
-        "data", help="make a dataset zip, or look into one", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
-
-    help_of = {
-        "digits": "scikit-learn's handwritten digits, 8x8 gray",
-        "fashion": "Fashion-MNIST, 32x32 gray",
-        "sprites": "Dungeon Crawl tiles, 32x32 RGB",
-        "emoji": "Noto emoji, 32x32 RGB",
-    }
-    for name, text in help_of.items():
-        recipe = kinds.add_parser(name, help=text)
-        recipe.add_argument("--split", choices=SPLITS, default="train")
-        recipe.add_argument("--half", choices=HALVES, help="a: for networks, b: for the judges of the panel")
-        if name != "digits":
-            recipe.add_argument("--source", type=Path, metavar="PATH", help="where its files are")
-        if name == "emoji":
-            recipe.add_argument("--resolution", type=whole(1, 4096), default=32, metavar="N", help="side in pixels")
-            recipe.add_argument("--skin-tones", action="store_true", help="also the five tones of each person")
-        _add_output(recipe, _make_recipe)
-
-    folder = kinds.add_parser("folder", help="a folder of images; each subfolder is a class")
-    folder.add_argument("path", type=Path, metavar="PATH")
-    _add_shape(folder)
-    _add_output(folder, _make_folder, licence=True)
-
-    edm = kinds.add_parser("edm-zip", help="a dataset zip of EDM or StyleGAN")
-    edm.add_argument("path", type=Path, metavar="PATH")
-    _add_shape(edm)
-    _add_class_names(edm)
-    _add_output(edm, _make_edm, licence=True)
-
-    idx = kinds.add_parser("idx", help="a pair of IDX files, as MNIST has them")
-    idx.add_argument("images", type=Path, metavar="IMAGES")
-    idx.add_argument("labels", type=Path, metavar="LABELS")
-    idx.add_argument("--pad", action="store_true", help="zeros around, to the next power of two: 28 to 32")
-    _add_class_names(idx)
-    _add_output(idx, _make_idx, licence=True)
-
-    show = kinds.add_parser("show", help="what a dataset zip holds")
-    show.add_argument("path", type=Path, metavar="FILE.zip")
-    show.add_argument("--png", type=Path, metavar="FILE.png", help="also draw a contact sheet")
-    show.set_defaults(run=_show)
+PROG = "python -m trainer data"
+KINDS = {
+    "digits": "scikit-learn's handwritten digits, 8x8 gray",
+    "fashion": "Fashion-MNIST, 32x32 gray",
+    "sprites": "Dungeon Crawl tiles, 32x32 RGB",
+    "emoji": "Noto emoji, 32x32 RGB",
+    "folder": "a folder of images; each subfolder is a class",
+    "edm-zip": "a dataset zip of EDM or StyleGAN",
+    "idx": "a pair of IDX files, as MNIST has them",
+    "show": "what a dataset zip holds",
+}
+SIDE = Range(1, 4096, whole=True)
+NAMES = value_of(lambda text: tuple(name.strip() for name in text.split(",") if text), "A,B,...", ",".join)
+Licence = Annotated[str, arg(metavar="TEXT")]
 
 
-def _add_shape(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--resolution", type=whole(1, 4096), metavar="N", help="crop and resize to N x N pixels")
-    parser.add_argument("--gray", action="store_true", help="one channel instead of three")
-
-
-def _add_class_names(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--class-names", default="", metavar="A,B,...", help="names of classes 0, 1, ...")
-
-
-def _add_output(
-    parser: argparse.ArgumentParser, make: Callable[[argparse.Namespace], ImageSet], *, licence: bool = False
-) -> None:
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.zip")
-    parser.add_argument("--limit", type=whole(1), metavar="N", help="only N images, evenly spread over all")
-    parser.add_argument("--name", help="name of the dataset (default: after its source)")
-    if licence:
-        parser.add_argument("--licence", default="not stated", metavar="TEXT", help="stored in every model's card")
-    parser.set_defaults(run=functools.partial(_write, make=make))
-
-
-def _make_recipe(args: argparse.Namespace) -> ImageSet:
-    if args.kind == "emoji":
-        images = read_emoji(args.source, args.split, resolution=args.resolution, skin_tones=args.skin_tones)
+def run(arguments: Sequence[str]) -> None:
+    """Raises DataError or OSError."""
+    kind, rest = subcommand(arguments, PROG, KINDS, (__doc__ or "").strip())
+    asked = parse(FLAGS[kind], rest, f"{PROG} {kind}", as_sentence(KINDS[kind]))
+    if isinstance(asked, Show):
+        _show(asked)
     else:
-        images = READERS[args.kind](getattr(args, "source", None), args.split)
-    return halved(images, args.half) if args.half else images
+        _write(asked.output, lambda: asked.read(kind))
 
 
-def _make_folder(args: argparse.Namespace) -> ImageSet:
-    return read_folder(args.path, licence=args.licence, resolution=args.resolution, gray=args.gray, limit=args.limit)
+@dataclass(frozen=True)
+class Output:
+    out: Annotated[Path, arg(metavar="FILE.zip")]
+    """The dataset zip."""
+    limit: Annotated[int | None, COUNT] = None
+    """Only so many images, evenly spread over all."""
+    name: Annotated[str | None, arg(metavar="TEXT")] = None
+    """Name of the dataset (default: after its source)."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
-def _make_edm(args: argparse.Namespace) -> ImageSet:
-    return read_edm_zip(
-        args.path, licence=args.licence, resolution=args.resolution, gray=args.gray or None, limit=args.limit,
-        class_names=_split_names(args.class_names),
-    )  # fmt: skip
+@dataclass(frozen=True)
+class Digits:
+    output: Flat[Output]
+    split: Split = "train"
+    """The images that networks are trained with, or those that are held out."""
+    half: Half | None = None
+    """a: for networks, b: for the judges of the panel."""
+
+    def read(self, kind: str) -> ImageSet:
+        return self.halved(READERS[kind](None, self.split))
+
+    def halved(self, images: ImageSet) -> ImageSet:
+        return halved(images, self.half) if self.half else images
 
 
-def _make_idx(args: argparse.Namespace) -> ImageSet:
-    return read_idx(
-        args.images,
-        args.labels,
-        licence=args.licence,
-        pad=args.pad,
-        class_names=_split_names(args.class_names),
-    )
+@dataclass(frozen=True)
+class Named:
+    chosen: Flat[Digits]
+    source: Path | None = None
+    """Where its files are."""
+
+    @property
+    def output(self) -> Output:
+        return self.chosen.output
+
+    def read(self, kind: str) -> ImageSet:
+        return self.chosen.halved(READERS[kind](self.source, self.chosen.split))
 
 
-def _split_names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",")) if text else ()
+@dataclass(frozen=True)
+class Emoji:
+    chosen: Flat[Digits]
+    source: Path | None = None
+    """Where its files are."""
+    resolution: Annotated[int, SIDE] = 32
+    """Side in pixels."""
+    skin_tones: Switch[bool] = False
+    """Also the five tones of each person."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    @property
+    def output(self) -> Output:
+        return self.chosen.output
+
+    def read(self, _kind: str) -> ImageSet:
+        split, side = self.chosen.split, self.resolution
+        return self.chosen.halved(read_emoji(self.source, split, resolution=side, skin_tones=self.skin_tones))
 
 
-def _write(args: argparse.Namespace, make: Callable[[argparse.Namespace], ImageSet]) -> None:
-    check_file(args.out, ".zip")
-    if args.out.exists():
-        read_image_set(args.out)  # a data set may be replaced, another zip may not
-    images = limit_images(make(args), args.limit)
-    if args.name:
-        images = replace(images, name=args.name)
+@dataclass(frozen=True)
+class Folder:
+    path: Positional[Path]
+    """The folder."""
+    output: Flat[Output]
+    resolution: Annotated[int | None, SIDE] = None
+    """Crop and resize to a square of so many pixels a side."""
+    gray: Switch[bool] = False
+    """One channel instead of three."""
+    licence: Licence = "not stated"
+    """Stored in every model's card."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def read(self, _kind: str) -> ImageSet:
+        return read_folder(
+            self.path, licence=self.licence, resolution=self.resolution, gray=self.gray, limit=self.output.limit
+        )
+
+
+@dataclass(frozen=True)
+class EdmZip:
+    folder: Flat[Folder]
+    class_names: Annotated[tuple[str, ...], NAMES] = ()
+    """Names of classes 0, 1, ..."""
+
+    @property
+    def output(self) -> Output:
+        return self.folder.output
+
+    def read(self, _kind: str) -> ImageSet:
+        given = self.folder
+        return read_edm_zip(
+            given.path, licence=given.licence, resolution=given.resolution, gray=given.gray or None,
+            limit=given.output.limit, class_names=self.class_names,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Idx:
+    images: Annotated[Positional[Path], arg(metavar="IMAGES")]
+    labels: Annotated[Positional[Path], arg(metavar="LABELS")]
+    output: Flat[Output]
+    pad: Switch[bool] = False
+    """Zeros around, to the next power of two: 28 to 32."""
+    class_names: Annotated[tuple[str, ...], NAMES] = ()
+    """Names of classes 0, 1, ..."""
+    licence: Licence = "not stated"
+    """Stored in every model's card."""
+
+    def read(self, _kind: str) -> ImageSet:
+        return read_idx(
+            self.images, self.labels, licence=self.licence, pad=self.pad, class_names=self.class_names
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Show:
+    path: Annotated[Positional[Path], arg(metavar="FILE.zip")]
+    png: Annotated[Path | None, arg(metavar="FILE.png")] = None
+    """Also draw a contact sheet."""
+
+
+FLAGS: dict[str, type[Digits | Named | Emoji | Folder | EdmZip | Idx | Show]] = {
+    "digits": Digits, "fashion": Named, "sprites": Named, "emoji": Emoji, "folder": Folder, "edm-zip": EdmZip,
+    "idx": Idx, "show": Show,
+}  # fmt: skip
+
+
+def _write(output: Output, make: Callable[[], ImageSet]) -> None:
+    check_file(output.out, ".zip")
+    if output.out.exists():
+        read_image_set(output.out)  # a data set may be replaced, another zip may not
+    images = limit_images(make(), output.limit)
+    if output.name:
+        images = replace(images, name=output.name)
     try:
-        write_image_set(args.out, images)
+        write_image_set(output.out, images)
     except OSError as error:
-        raise DataError(f"{args.out} cannot be written ({error})") from error
+        raise DataError(f"{output.out} cannot be written ({error})") from error
     print(describe(images).encode(errors="backslashreplace").decode())
-    print(f"wrote {args.out}, {args.out.stat().st_size / 1e6:.1f} MB")
+    print(f"wrote {output.out}, {output.out.stat().st_size / 1e6:.1f} MB")
 
 
-def _show(args: argparse.Namespace) -> None:
-    if args.png:
-        check_file(args.png, ".png")
-    images = read_image_set(args.path, verify=True)
+def _show(asked: Show) -> None:
+    if asked.png:
+        check_file(asked.png, ".png")
+    images = read_image_set(asked.path, verify=True)
     print(describe(images))
-    if args.png:
+    if asked.png:
         try:
-            write_atomically(args.png, encode(contact_sheet(images), "png"))
+            write_atomically(asked.png, encode(contact_sheet(images), "png"))
         except OSError as error:
-            raise DataError(f"{args.png} cannot be written ({error})") from error
-        print(f"wrote {args.png}")
+            raise DataError(f"{asked.png} cannot be written ({error})") from error
+        print(f"wrote {asked.png}")
 
 
 def describe(images: ImageSet) -> str:

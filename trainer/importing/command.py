@@ -8,35 +8,42 @@ running the code inside it; a folder as a UNet2DModel of diffusers with its sche
 Exit code 2: refused, the reason is on stderr, nothing was written.
 """
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from fewstep.card import CheckpointError
+from fewstep.command_line import Positional, arg, parse
 from fewstep.outputs import check_folder
-from fewstep.ranges import Range, number
+from fewstep.ranges import Range, check_ranges
 from trainer.importing.teacher import UNKNOWN, Provenance, save_teacher
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register `import`. It sets `run`, a function of the parsed arguments that raises CheckpointError or OSError."""
-    parser = subparsers.add_parser(
-        "import", help="turn a pretrained EDM or diffusers model into a teacher", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("source", type=Path, metavar="FILE_OR_DIR", help="an EDM network pickle, or a diffusers folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--data-name", metavar="TEXT", help="what it was trained on (default: what the file says)")
-    parser.add_argument("--licence", default=UNKNOWN, metavar="TEXT", help="of the training images, kept in the card")
-    parser.add_argument("--weights-licence", default=UNKNOWN, metavar="TEXT", help="of the file, kept in the card")
-    parser.add_argument("--class-names", type=Path, metavar="FILE", help="names of classes 0, 1, ..., one a line")
-    parser.add_argument(
-        "--sigma-data", type=number(Range(0, 10, above=True)), metavar="X",
-        help="standard deviation of the training images in [-1, 1] (default: 0.5; an EDM pickle stores it)",
-    )  # fmt: skip
-    parser.set_defaults(run=_import)
+@dataclass(frozen=True)
+class ImportCommand:
+    source: Annotated[Positional[Path], arg(metavar="FILE_OR_DIR")]
+    """An EDM network pickle, or a diffusers folder."""
+    out: Annotated[Path, arg(metavar="DIR")]
+    """The checkpoint folder."""
+    data_name: Annotated[str | None, arg(metavar="TEXT")] = None
+    """What it was trained on (default: what the file says)."""
+    licence: Annotated[str, arg(metavar="TEXT")] = UNKNOWN
+    """Of the training images, kept in the card."""
+    weights_licence: Annotated[str, arg(metavar="TEXT")] = UNKNOWN
+    """Of the file, kept in the card."""
+    class_names: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Names of classes 0, 1, ..., one a line."""
+    sigma_data: Annotated[float | None, Range(0, 10, above=True)] = None
+    """Standard deviation of the training images in [-1, 1] (default: 0.5; an EDM pickle stores it)."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
-def _import(args: argparse.Namespace) -> None:
+def run(arguments: Sequence[str]) -> None:
+    """Raises CheckpointError or OSError."""
+    args = parse(ImportCommand, arguments, "python -m trainer import", __doc__ or "")
     from trainer.importing.diffusers_folder import import_diffusers
     from trainer.importing.edm_weights import import_edm
 
@@ -47,7 +54,7 @@ def _import(args: argparse.Namespace) -> None:
         weights_licence=args.weights_licence,
         class_names=_names(args.class_names) if args.class_names else (),
     )
-    source: Path = args.source
+    source = args.source
     if source.is_dir():
         sigma_data = 0.5 if args.sigma_data is None else args.sigma_data
         teacher = import_diffusers(source, sigma_data)

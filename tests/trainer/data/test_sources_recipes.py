@@ -7,6 +7,7 @@ import json
 import tarfile
 import zlib
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from trainer.data.sources import emoji, fashion, sprites
 from trainer.data.sources.digits import read_digits
 from trainer.data.sources.emoji import read_emoji
 from trainer.data.sources.fashion import DEBIAN_FOLDER, read_fashion
-from trainer.data.sources.selection import SPLITS, Item, Split, halved, in_split, select, spread
+from trainer.data.sources.selection import Item, halved, in_split, select, spread
 from trainer.data.sources.sprites import read_sprites
+from trainer.settings import Split
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -69,7 +71,7 @@ def test_digits_are_spread_over_the_whole_range_and_hold_out_a_tenth():
 
 @pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="dataset-fashion-mnist is not installed")
 def test_the_installed_fashion_mnist_has_6000_or_1000_images_a_class():
-    for split, each in zip(SPLITS, (6000, 1000), strict=True):
+    for split, each in zip(get_args(Split), (6000, 1000), strict=True):
         images = read_fashion(split=split)
         assert images.images.shape == (10 * each, 32, 32, 1)
         assert np.bincount(images.labels).tolist() == [each] * 10
@@ -109,7 +111,7 @@ SPRITES = {
 def non_empty_splits(source: Path) -> list[ImageSet]:
     """Both splits together are all sprites; with so few of them, one may be empty, which is refused."""
     found = []
-    for split in SPLITS:
+    for split in get_args(Split):
         with contextlib.suppress(DataError):
             found.append(read_sprites(source, split))
     return found

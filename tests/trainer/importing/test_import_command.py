@@ -1,6 +1,5 @@
 """`import` on the command line: what it writes, what it prints, and that a refusal writes nothing."""
 
-import argparse
 import os
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,11 @@ from fewstep.card import CheckpointError, read_card
 from fewstep.checkpoint import load_denoiser
 from tests.trainer.importing.edm_pickles import Persistent, snapshot, write
 from tests.trainer.importing.edm_reference import NETWORKS, reference
-from trainer.importing.command import add_parser
+from trainer.importing import command
 
 
 def run(*arguments: object) -> None:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers(required=True))
-    args = parser.parse_args(["import", *map(str, arguments)])
-    args.run(args)
+    command.run([str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

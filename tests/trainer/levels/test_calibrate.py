@@ -1,6 +1,5 @@
 """Calibration: a student with a planted best level, and the command on a real folder."""
 
-import argparse
 import math
 from dataclasses import replace
 from functools import partial
@@ -135,23 +134,9 @@ def models(folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def run(model: Path, teacher: Path, data: Path, *more: str) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_parser(parser.add_subparsers())
-    asked = [
-        "calibrate",
-        "--model",
-        str(model),
-        "--teacher",
-        str(teacher),
-        "--data",
-        str(data),
-        "--device",
-        "cpu",
-        "--precision",
-        "bf16",
-    ]
-    args = parser.parse_args([*asked, "--images", "12", *more])
-    return args.run(args)
+    paths = ["--model", model, "--teacher", teacher, "--data", data]
+    asked = [*map(str, paths), "--device", "cpu", "--precision", "bf16", "--images", "12"]
+    return command.run([*asked, *more])
 
 
 def test_command_leaves_a_valid_card_and_the_weights_alone(models, fashion_2000_zip, capsys):

@@ -23,11 +23,12 @@ from fewstep.samplers import sample_dpdm, sample_euler, sample_heun
 from fewstep.schedule import solver_sigmas
 from tests.trainer.methods.test_dpdm import energy_distance
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals, run_options
-from trainer.commands import Distillation, train_student
+from trainer.commands import train_student
 from trainer.data.format import ImageSet, sigma_data
 from trainer.data.loader import batches
 from trainer.methods.consistency import Consistency, pseudo_huber, solver_step, squared_distance
 from trainer.methods.edm import Teacher
+from trainer.options import Distillation
 from trainer.run.compute import Compute
 from trainer.run.ema import average_of, blend, power_decay
 from trainer.run.loop import LoopConfig, train

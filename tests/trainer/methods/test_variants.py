@@ -15,10 +15,11 @@ from fewstep.checkpoint import load_denoiser, save_checkpoint
 from fewstep.network import UNet
 from fewstep.unet_config import UNetConfig
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals, run_options
-from trainer.commands import Distillation, train_student
+from trainer.commands import train_student
 from trainer.methods.dpdm import Student
 from trainer.methods.endpoints import FILE, Endpoints
 from trainer.methods.rivals import diff_instruct
+from trainer.options import Distillation
 from trainer.run.compute import Compute
 from trainer.run.state import STATE_FILE
 from trainer.settings import StudentConfig

@@ -10,15 +10,15 @@ import torch
 
 from fewstep.card import Card, CheckpointError
 from fewstep.checkpoint import load_denoiser
-from trainer.commands import Distillation, train_student, train_teacher
+from trainer.commands import train_student, train_teacher
 from trainer.data.format import DataError, ImageSet, sigma_data, write_image_set
 from trainer.data.loader import batches as endless
 from trainer.data.matching import check_match
 from trainer.methods.dpdm import Student
 from trainer.methods.edm import Teacher
+from trainer.options import Distillation, RunOptions
 from trainer.recipes.by_name import UnknownRecipeError
 from trainer.run.loop import DivergedError, LoopConfig
-from trainer.runs import RunOptions
 
 
 @pytest.fixture(scope="module")

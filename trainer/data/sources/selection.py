@@ -4,18 +4,15 @@ import hashlib
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.format import DataError, ImageSet
+from trainer.settings import Half, Split
 
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 HELD_OUT_ONE_IN = 10
-Half = Literal["a", "b"]
-HALVES: tuple[Half, ...] = get_args(Half)
 
 
 class Item(NamedTuple):
