@@ -23,9 +23,9 @@ from trainer.commands import Distillation, train_student, train_teacher
 from trainer.critics.classifier import classifier_hash
 from trainer.data.command import describe_unread
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
-from trainer.data.named import READERS
+from trainer.data.named import READERS, read_recipe
 from trainer.data.sources.given import read_given
-from trainer.data.sources.selection import Half, halved
+from trainer.data.sources.selection import Half
 from trainer.journal import Done, Journal, settings_hash
 from trainer.plan import COMPILED_FROM_S, Plan, Rehearsal, describe, images_seen, plan, rehearse, too_few
 from trainer.recipes.by_name import RECIPES
@@ -238,8 +238,7 @@ def _pictures(order: Order) -> ImageSet:
         raise DataError(f"the recipe {order.photos} has no pictures of its own; name a folder of pictures")
     if order.size:
         raise DataError(f"the pictures of {order.photos} have a size of their own; leave --size out")
-    images = READERS[order.photos](None, "train")
-    return halved(images, order.half) if order.half else images
+    return read_recipe(order.photos, None, half=order.half)
 
 
 def _prepare(order: Order, journal: Journal) -> None:

@@ -20,7 +20,8 @@ from fewstep.outputs import check_file
 from fewstep.pixels import encode, grid
 from fewstep.ranges import whole
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
-from trainer.data.named import READERS
+from trainer.data.named import read_recipe
+from trainer.data.sources.earth import read_earth
 from trainer.data.sources.edm_zip import read_edm_zip
 from trainer.data.sources.emoji import read_emoji
 from trainer.data.sources.folder import read_folder
@@ -44,6 +45,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "fashion": "Fashion-MNIST, 32x32 gray",
         "sprites": "Dungeon Crawl tiles, 32x32 RGB",
         "emoji": "Noto emoji, 32x32 RGB",
+        "earth": "crops of NASA's Blue Marble, 64x64 RGB",
     }
     for name, text in help_of.items():
         recipe = kinds.add_parser(name, help=text)
@@ -54,6 +56,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         if name == "emoji":
             recipe.add_argument("--resolution", type=whole(1, 4096), default=32, metavar="N", help="side in pixels")
             recipe.add_argument("--skin-tones", action="store_true", help="also the five tones of each person")
+        if name == "earth":
+            recipe.add_argument("--per-class", type=whole(1), metavar="N", help="crops of each class")
         _add_output(recipe, _make_recipe)
 
     folder = kinds.add_parser("folder", help="a folder of images; each subfolder is a class")
@@ -101,11 +105,12 @@ def _add_output(
 
 
 def _make_recipe(args: argparse.Namespace) -> ImageSet:
+    if args.kind == "earth":
+        return read_earth(args.source, args.split, args.half, per_class=args.per_class)
     if args.kind == "emoji":
         images = read_emoji(args.source, args.split, resolution=args.resolution, skin_tones=args.skin_tones)
-    else:
-        images = READERS[args.kind](getattr(args, "source", None), args.split)
-    return halved(images, args.half) if args.half else images
+        return halved(images, args.half) if args.half else images
+    return read_recipe(args.kind, getattr(args, "source", None), args.split, args.half)
 
 
 def _make_folder(args: argparse.Namespace) -> ImageSet:

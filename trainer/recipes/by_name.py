@@ -1,6 +1,7 @@
 """The recipes by name."""
 
 from trainer.recipes.digits import DIGITS
+from trainer.recipes.earth import EARTH
 from trainer.recipes.emoji import EMOJI
 from trainer.recipes.fashion import FASHION
 from trainer.recipes.photos import PHOTOS, PHOTOS_64
@@ -12,6 +13,7 @@ RECIPES: dict[str, Recipe] = {
     "fashion": FASHION,
     "sprites": SPRITES,
     "emoji": EMOJI,
+    "earth": EARTH,
     "photos": PHOTOS,
     "photos-64": PHOTOS_64,
 }
