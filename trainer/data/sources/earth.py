@@ -82,10 +82,10 @@ def read_planet(source: Path) -> Planet:
         name: flatten(decode(files[name], where := f"{source}: {name}"), where, gray=name != COLOURS) for name in wanted
     }
     width, height = maps[COLOURS].size
-    if width != 2 * height or height < 2 * SIDE:
+    if width != 2 * height or width < STRIPS * SIDE:
         raise DataError(
-            f"{source}: {COLOURS} is {width}x{height}; a map of the Earth is twice as wide as high, and {4 * SIDE} "
-            "pixels wide or more"
+            f"{source}: {COLOURS} is {width}x{height}; a map of the Earth is twice as wide as high, and "
+            f"{STRIPS * SIDE} pixels wide or more"
         )
     water, relief = (_resized(maps[name], (width, height)) for name in (WATER, HEIGHT))
     return Planet(to_array(maps[COLOURS]), water > 127, relief)
