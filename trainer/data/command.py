@@ -58,6 +58,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
             recipe.add_argument("--skin-tones", action="store_true", help="also the five tones of each person")
         if name == "earth":
             recipe.add_argument("--per-class", type=whole(1), metavar="N", help="crops of each class")
+            recipe.add_argument("--seed", type=whole(0), default=0, metavar="N", help="other crops of the same strips")
         _add_output(recipe, _make_recipe)
 
     folder = kinds.add_parser("folder", help="a folder of images; each subfolder is a class")
@@ -106,7 +107,7 @@ def _add_output(
 
 def _make_recipe(args: argparse.Namespace) -> ImageSet:
     if args.kind == "earth":
-        return read_earth(args.source, args.split, args.half, per_class=args.per_class)
+        return read_earth(args.source, args.split, args.half, per_class=args.per_class, seed=args.seed)
     if args.kind == "emoji":
         images = read_emoji(args.source, args.split, resolution=args.resolution, skin_tones=args.skin_tones)
         return halved(images, args.half) if args.half else images

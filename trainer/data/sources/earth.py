@@ -42,9 +42,10 @@ class Planet(NamedTuple):
 
 
 def read_earth(
-    source: Path | None = None, split: Split = "train", half: Half | None = None, *, per_class: int | None = None
-) -> ImageSet:
-    """RGB [6 * per_class, 64, 64, 3], sorted by class; the same crops every time.
+    source: Path | None = None, split: Split = "train", half: Half | None = None, *, per_class: int | None = None,
+    seed: int = 0,
+) -> ImageSet:  # fmt: skip
+    """RGB [6 * per_class, 64, 64, 3], sorted by class. Another seed draws other crops of the same strips.
 
     per_class: 6,000 for training and 2,000 held out unless given; a class with fewer places has fewer crops.
     Raises DataError.
@@ -53,18 +54,18 @@ def read_earth(
     planet = read_planet(source)
     places = classes_of_places(*planet, SIDE)
     places[~_open_places(places.shape, split, half)] = -1
-    rng = np.random.default_rng([SPLITS.index(split), HALVES.index(half) + 1 if half else 0])
+    rng = np.random.default_rng([SPLITS.index(split), HALVES.index(half) + 1 if half else 0, seed])
     crops, labels = [], []
     for label, name in enumerate(CLASS_NAMES):
         found = np.flatnonzero(places == label)
         if not len(found):
             raise DataError(f"{source} shows no {name} in the {_what(split, half)}: it is not the Earth. {ADVICE}")
         drawn = rng.choice(found, min(per_class or PER_CLASS[split], len(found)), replace=False)
-        crops += [_crop(planet.colours, divmod(int(place), places.shape[1]), rng.integers(8)) for place in drawn]
+        crops += [_crop(planet.colours, divmod(int(place), places.shape[1]), int(rng.integers(8))) for place in drawn]
         labels += [label] * len(drawn)
     name = f"earth-{half}" if half else "earth"
-    source_name = f"three-globe, {_what(split, half)}"
-    return ImageSet(name, np.stack(crops), np.array(labels, np.int32), CLASS_NAMES, LICENCE, source_name)
+    origin = f"three-globe, {_what(split, half)}" + (f", seed {seed}" if seed else "")
+    return ImageSet(name, np.stack(crops), np.array(labels, np.int32), CLASS_NAMES, LICENCE, origin)
 
 
 def _what(split: Split, half: Half | None) -> str:
