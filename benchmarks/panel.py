@@ -42,7 +42,7 @@ from fewstep.metrics.extractors.by_name import FeatureNet, load_feature_net
 from fewstep.metrics.panel import METRICS, SPACES, Labels, Panel, Pixels, compare, judge, matched, seed_ranges
 from fewstep.ranges import whole
 from trainer.data.format import ImageSet, read_image_set
-from trainer.data.named import HALVED_BY_PLACE
+from trainer.data.named import HALVED_BY_READER
 from trainer.data.sources.selection import halved
 
 STUDENT, REAL = "student", "real"
@@ -101,8 +101,8 @@ class Halves(NamedTuple):
 
     @staticmethod
     def of(train: ImageSet) -> "Halves":
-        """A data set whose halves are of places was halved when it was made, if at all: networks may have all of it."""
-        if train.name.removesuffix("-a").removesuffix("-b") in HALVED_BY_PLACE:
+        """Where the reader of a data set makes its halves, networks may be trained on all of `train`."""
+        if train.name.removesuffix("-a").removesuffix("-b") in HALVED_BY_READER:
             return Halves(train, None)
         return Halves(halved(train, "a"), halved(train, "b"))
 

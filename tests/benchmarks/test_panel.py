@@ -38,7 +38,7 @@ def test_a_network_of_half_b_is_refused_and_one_of_all_images_is_warned_of(capsy
         trained_on(card_of(HALVES.b), Path("runs/s"), TRAIN, HALVES)  # type: ignore[arg-type]
 
 
-def test_a_data_set_that_is_halved_by_place_has_no_half_that_is_refused(capsys):
+def test_a_data_set_whose_reader_makes_the_halves_has_no_half_that_is_refused(capsys):
     crops = replace(TRAIN, name="earth")
     halves = Halves.of(crops)
     assert halves.a is crops and halves.b is None

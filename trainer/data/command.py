@@ -45,6 +45,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "fashion": "Fashion-MNIST, 32x32 gray",
         "sprites": "Dungeon Crawl tiles, 32x32 RGB",
         "emoji": "Noto emoji, 32x32 RGB",
+        "emoji64": "Noto, Twemoji and Fluent emoji, 64x64 RGB",
         "earth": "crops of NASA's Blue Marble, 64x64 RGB",
     }
     for name, text in help_of.items():

@@ -8,6 +8,7 @@ from trainer.data.format import DataError, ImageSet, read_image_set, write_image
 from trainer.data.sources.digits import read_digits
 from trainer.data.sources.earth import read_earth
 from trainer.data.sources.emoji import read_emoji
+from trainer.data.sources.emoji64 import read_emoji64
 from trainer.data.sources.fashion import read_fashion
 from trainer.data.sources.given import read_given
 from trainer.data.sources.selection import Half, Split, halved
@@ -19,10 +20,15 @@ READERS: dict[str, Callable[[Path | None, Split], ImageSet]] = {
     "fashion": read_fashion,
     "sprites": read_sprites,
     "emoji": read_emoji,
+    "emoji64": read_emoji64,
     "earth": read_earth,
 }
-# The halves of these are of places and not of pictures, because pictures of neighbouring places overlap.
-HALVED_BY_PLACE: dict[str, Callable[[Path | None, Split, Half | None], ImageSet]] = {"earth": read_earth}
+# The halves of these are of places or concepts and not of pictures: neighbouring crops overlap, and the drawings of a
+# concept are alike.
+HALVED_BY_READER: dict[str, Callable[[Path | None, Split, Half | None], ImageSet]] = {
+    "emoji64": read_emoji64,
+    "earth": read_earth,
+}
 
 
 def read_recipe(name: str, source: Path | None, split: Split = "train", half: Half | None = None) -> ImageSet:
@@ -30,8 +36,8 @@ def read_recipe(name: str, source: Path | None, split: Split = "train", half: Ha
 
     Raises DataError: what to install.
     """
-    if half and name in HALVED_BY_PLACE:
-        return HALVED_BY_PLACE[name](source, split, half)
+    if half and name in HALVED_BY_READER:
+        return HALVED_BY_READER[name](source, split, half)
     images = READERS[name](source, split)
     return halved(images, half) if half else images
 

@@ -3,6 +3,7 @@
 from trainer.recipes.digits import DIGITS
 from trainer.recipes.earth import EARTH
 from trainer.recipes.emoji import EMOJI
+from trainer.recipes.emoji64 import EMOJI_64
 from trainer.recipes.fashion import FASHION
 from trainer.recipes.photos import PHOTOS, PHOTOS_64
 from trainer.recipes.recipe import Recipe
@@ -13,6 +14,7 @@ RECIPES: dict[str, Recipe] = {
     "fashion": FASHION,
     "sprites": SPRITES,
     "emoji": EMOJI,
+    "emoji64": EMOJI_64,
     "earth": EARTH,
     "photos": PHOTOS,
     "photos-64": PHOTOS_64,
