@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fewstep.card import CheckpointError, file_sha256, read_card
+from fewstep.card import CheckpointError, file_sha256, read_card, write_atomically
 from fewstep.checkpoint import load_checkpoint, save_checkpoint
 from fewstep.outputs import STATE_FILE
-from trainer import report
+from trainer import model_card, report
 from trainer.classify import train_classifier
 from trainer.commands import Distillation, train_student, train_teacher
 from trainer.critics.classifier import classifier_hash
@@ -391,6 +391,8 @@ def _report(run: Run, planned: Plan) -> None:
         out, run.data, planned, run.recipe, run.journal, command(run.order), serve_command(out), run.order.where
     )
     facts = report.write(contents)
+    text = model_card.model_card(read_card(out / STUDENT), out.resolve().name, facts)
+    write_atomically(out / STUDENT / model_card.FILE, text.encode())
     parents = {EXPORT: run.journal.stages[EXPORT].result}
     settings, seconds = settings_hash(planned.report_images), round(time.monotonic() - began, 2)
     run.journal.stages[REPORT] = Done(settings, parents, file_sha256(out / report.FILE), seconds, facts=facts)
