@@ -1,150 +1,56 @@
 """The `fewstep` commands: train, posterior, remake."""
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from fewstep import extras
-from fewstep.card import CheckpointError
-from fewstep.ranges import RangeError, duration, whole
 
-# The rooms above the core are imported when a command runs: this file is the command, and --help is quick.
-
-REFUSED, INTERRUPTED = 2, 130
-PRESETS = {"quick": 600.0, "good": 2 * 3600.0, "overnight": 8 * 3600.0}
-TIMED_IMAGES = 5  # behind each time of an engine
-
-TRAIN = """\
-From pictures to a student that makes more of their kind in one to eight steps: reads them, trains a teacher, distils
-it, exports the student, and writes a report. What a budget buys on this machine is measured and said before the work.
-
-PHOTOS is a folder of pictures (each subfolder a class), a zip of one, EDM's dataset zip, a data set made by
-`python -m trainer data`, an IDX file of images, or the name of a recipe: digits, fashion, sprites, emoji.
-
-Stop it at any time: the same command goes on where it stopped. OUT/stages.json says what is complete.
-"""
-SIZES = """\
-sizes: the small network for 64 pixels (1.9 M parameters) trained at 109 images/s on two cores. 64 pixels need twice the
-training images of 32: about 200,000 for a teacher to be usable, 1,000,000 to be good (docs/training.md).
-300 pictures are memorised; 2,000 or more are better. Gray pictures become RGB.
-"""
+INTERRUPTED = 130
+COMMANDS = {
+    "train": "from pictures to a student that can be served",
+    "posterior": "from a prior and a reward to a sampler of their posterior",
+    "remake": "make an image of the server again, from its PNG alone",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 complete, 2 refused with a sentence on stderr, 130 interrupted."""
     began = time.monotonic()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    command = _parser().parse_args(given[:1]).command
     try:
         with extras.named():
-            if given[:1] == ["posterior"]:  # its options are its own
-                from trainer.posterior import main as posterior
-
-                return posterior(given[1:])
-            args = _parser().parse_args(given)
-            return _remake(args) if args.command == "remake" else _train(args, began)
+            return _run(command, given[1:], began)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return INTERRUPTED
 
 
+def _run(command: str, arguments: list[str], began: float) -> int:
+    if command == "train":
+        from fewstep.commands import train
+
+        return train.main(arguments, began)
+    if command == "posterior":
+        from trainer import posterior
+
+        return posterior.main(arguments)
+    from fewstep.commands import remake
+
+    return remake.main(arguments)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fewstep", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    remake = commands.add_parser(
-        "remake", help="make an image of the server again, from its PNG alone",
-        description="Makes an image again from the seed, step count, class and model that its PNG names, and compares.",
-    )  # fmt: skip
-    remake.add_argument("image", type=Path, metavar="IMAGE.png")
-    remake.add_argument("--out", type=Path, metavar="FILE", help="default: IMAGE.remade.png beside it")
-    remake.add_argument("--engine", type=Path, metavar="DIR", help="default: the checkout's model of that name")
-    commands.add_parser("posterior", help="from a prior and a reward to a sampler of their posterior")
-    train = commands.add_parser(
-        "train", help="from pictures to a student that can be served", description=TRAIN, epilog=SIZES,
+    listed = "\n".join(f"  {name:<12}{says}" for name, says in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m fewstep",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    train.add_argument("photos", metavar="PHOTOS", help="pictures, or a recipe's name")
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything goes")
-    length = train.add_mutually_exclusive_group()
-    length.add_argument("--preset", choices=PRESETS, help="a budget: 10 minutes, 2 hours (the default) or 8 hours")
-    length.add_argument("--budget", type=duration, metavar="TIME", help="for the whole command: 90s, 30m, 6h")
-    train.add_argument(
-        "--half", choices=("a", "b"), help="of a recipe's pictures; a leaves b to the judges of the panel"
+        epilog=f"commands:\n{listed}\n\n`python -m fewstep COMMAND --help` lists the options of one.",
     )
-    train.add_argument("--size", type=int, choices=(32, 64), help="side of the images in pixels (default: 32)")
-    train.add_argument("--network", choices=("small", "large"), help="default: small on a CPU, large on a GPU")
-    train.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
-    train.add_argument("--seed", type=whole(0, 2**31), metavar="N", help="another one: another run (default: 0)")
-    train.add_argument("--dry-run", action="store_true", help="measure, print the plan, and write nothing")
-    train.add_argument(
-        "--from", dest="first", metavar="STAGE",
-        help="make this stage and what follows anew: data, teacher, dpdm (and a recipe's own), export, report",
-    )  # fmt: skip
-    train.add_argument("--serve", action="store_true", help="then serve the student")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     return parser
-
-
-def _remake(args: argparse.Namespace) -> int:
-    from server.remake import RemakeError, remake
-
-    try:
-        print(remake(args.image, args.out or args.image.with_suffix(".remade.png"), args.engine))
-    except (RemakeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    return 0
-
-
-def _train(args: argparse.Namespace, began: float) -> int:
-    from trainer.data.format import DataError
-    from trainer.run.loop import DivergedError
-    from trainer.settings import MachineError
-    from trainer.stages import STUDENT, Order, serve_command, train
-
-    budget = PRESETS[args.preset] if args.preset else args.budget
-    order = Order(args.photos, args.out, budget, args.size, args.network, args.device, args.seed, args.half)
-    try:
-        code = train(order, PRESETS["good"], _export, began, args.first, args.dry_run)
-    except (CheckpointError, DataError, MachineError, RangeError, DivergedError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
-    if code == 0 and args.serve and not args.dry_run:
-        print(serve_command(args.out), flush=True)
-        engine = str(args.out / STUDENT / "engine")
-        os.execv(sys.executable, [sys.executable, "-m", "server", "--engine", engine])
-    return code
-
-
-def _export(model: Path, out: Path) -> dict[str, Any]:
-    """Export a checkpoint with proof. Returns how many milliseconds the engine takes for one image, by step count."""
-    from export.build import backends_here, export_checkpoint
-    from export.engine import load_engine
-    from fewstep.noise import noise_for
-    from fewstep.samplers import sample_dpdm
-
-    manifest = export_checkpoint(model, out, model.resolve().parent.name, backends=backends_here())
-    engine = load_engine(out)
-    shape = (manifest.channels, manifest.resolution, manifest.resolution)
-    labels = [0] if manifest.classes else None
-    taken = {}
-    for steps in sorted({1, 2, 4, 8} & set(manifest.levels)):
-        times = []
-        for seed in range(TIMED_IMAGES):
-            started = time.perf_counter()
-            sample_dpdm(_bound(engine.denoiser, labels), noise_for([seed], shape), manifest.levels[steps])
-            times.append(time.perf_counter() - started)
-        taken[str(steps)] = round(1000 * min(times), 2)
-    return {"ms_per_image": taken, "backend": manifest.backend}
-
-
-def _bound(denoiser: Any, labels: list[int] | None) -> Any:
-    import numpy as np
-
-    classes = None if labels is None else np.array(labels)
-    return lambda x, sigma: denoiser(x, sigma, classes)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ POOL_READERS = ("server.http.draining", "server.http.metrics")  # of http, these
 NOT_THE_SCHEDULERS = {"fastapi", "starlette", "pydantic", "PIL", "litserve", "torch", "uvicorn"}
 TORCH_FREE = (
     "__main__",
+    "commands.remake",
+    "commands.train",
     "analytic",
     "ancestral",
     "card",
@@ -70,9 +72,9 @@ TORCH_FREE = (
 )
 
 
-# The command stands above all rooms, although it is named after the core. What it loads at its start is the core's; the
-# other rooms it imports when a command runs.
-COMMAND = ROOT / "fewstep" / "__main__.py"
+# The commands stand above all rooms, although they are named after the core. What they load at their start is the
+# core's; the other rooms they import when a command runs.
+COMMANDS = (ROOT / "fewstep" / "__main__.py", *sorted((ROOT / "fewstep" / "commands").glob("*.py")))
 
 
 def imports(source: str) -> Iterator[str]:
@@ -123,17 +125,25 @@ def test_imports_point_down(room: str):
     found = {
         str(path.relative_to(ROOT)): names
         for path in sorted((ROOT / room).rglob("*.py"))
-        if path != COMMAND and (names := forbidden(room, path.read_text("utf-8")))
+        if path not in COMMANDS and (names := forbidden(room, path.read_text("utf-8")))
     }
     assert not found
 
 
-def test_the_command_loads_the_core_alone_and_is_imported_by_no_room():
-    module = ast.parse(COMMAND.read_text("utf-8"))
+def is_command(name: str) -> bool:
+    return name.startswith(("fewstep.__main__", "fewstep.commands"))
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
+def test_a_command_loads_the_core_alone_at_its_start(path: Path):
+    module = ast.parse(path.read_text("utf-8"))
     module.body = [node for node in module.body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert not forbidden("fewstep", ast.unparse(module))
-    rooms = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
-    assert not [path for path in rooms if any("fewstep.__main__" in name for name in imports(path.read_text("utf-8")))]
+
+
+def test_no_room_imports_the_commands():
+    rooms = [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if path not in COMMANDS]
+    assert not [path for path in rooms if any(is_command(name) for name in imports(path.read_text("utf-8")))]
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ import pytest
 
 from export.engine import load_engine
 from export.manifest import read_manifest
-from fewstep import __main__ as command_line
 from fewstep.card import read_card
+from fewstep.commands import train as command_line
 from fewstep.noise import noise_for
 from fewstep.samplers import sample_dpdm
 from tests.command.conftest import command

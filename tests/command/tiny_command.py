@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from fewstep import __main__ as command_line
+from fewstep.__main__ import main
+from fewstep.commands import train
 from fewstep.unet_config import UNetConfig
 from trainer.recipes.by_name import RECIPES
 
@@ -46,5 +47,5 @@ if __name__ == "__main__":
     if sys.argv[1] != "-":
         place, number = sys.argv[1].split(":")
         die_at(place, int(number))
-    command_line._export = lambda model, out: {}
-    sys.exit(command_line.main(sys.argv[2:]))
+    train._export = lambda model, out: {}
+    sys.exit(main(sys.argv[2:]))
