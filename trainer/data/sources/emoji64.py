@@ -5,7 +5,7 @@ all styles) is held out as a whole, and belongs to one half as a whole.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,12 +89,12 @@ def _styles() -> str:
     return ", ".join(style.name for style in STYLES)
 
 
-def _wanted(style: Style):
+def _wanted(style: Style) -> Callable[[str], bool]:
     return lambda name: style.folder in name or (style is STYLES[0] and name.endswith(INDEX))
 
 
 def code_points(name: str) -> CodePoints:
-    """ "00A9-FE0F" -> (0xA9,). Variation selectors, which some packages leave out, do not count. Raises ValueError."""
+    """From "00A9-FE0F" to (0xA9,). Variation selectors, which some packages leave out, do not count. Raises ValueError."""
     points = (int(part, 16) for part in name.replace("_", "-").split("-"))
     return tuple(point for point in points if point != 0xFE0F)
 
