@@ -94,7 +94,7 @@ def _wanted(style: Style) -> Callable[[str], bool]:
 
 
 def code_points(name: str) -> CodePoints:
-    """From "00A9-FE0F" to (0xA9,). Variation selectors, which some packages leave out, do not count. Raises ValueError."""
+    """From "00A9-FE0F" to (0xA9,), without variation selectors, which some packages leave out. Raises ValueError."""
     points = (int(part, 16) for part in name.replace("_", "-").split("-"))
     return tuple(point for point in points if point != 0xFE0F)
 
