@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.harness import ROOT, picture_file
 from benchmarks.latency import Variant
+from benchmarks.plots import show_pixels
 from export.engine import load_engine
 from fewstep.pixels import grid
 from fewstep.samplers import sample_dpdm, sample_euler, sample_heun
@@ -47,11 +48,8 @@ def draw(rows: dict[str, Variant], out: Path) -> None:
     for axes, (name, variant) in zip(figure.subplots(len(rows)), rows.items(), strict=True):
         pixels, nfe = variant.pixels(0, 2 * COLUMNS)
         assert f" {nfe} call" in name, f"{name} made {nfe} calls"
-        axes.imshow(grid(pixels, COLUMNS)[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        show_pixels(axes, grid(pixels, COLUMNS))
         axes.set_ylabel(name.replace(", ", "\n"), rotation=0, ha="right", va="center", fontsize=8)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.spines[:].set_visible(False)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
 

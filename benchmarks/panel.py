@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +41,8 @@ from fewstep.metrics.cache import Cache, Key
 from fewstep.metrics.extractors.by_name import FeatureNet, load_feature_net
 from fewstep.metrics.panel import METRICS, SPACES, Labels, Panel, Pixels, compare, judge, matched, seed_ranges
 from fewstep.ranges import whole
-from trainer.data.format import ImageSet
+from trainer.data.format import ImageSet, read_image_set
+from trainer.data.named import HALVED_BY_READER
 from trainer.data.sources.selection import halved
 
 STUDENT, REAL = "student", "real"
@@ -92,9 +93,25 @@ def teacher_folder(model: Path, given: Path | None) -> Path:
     return found
 
 
-def trained_on(card: Card, folder: Path, train: ImageSet, half_a: ImageSet, half_b: ImageSet) -> str:
+class Halves(NamedTuple):
+    """What networks are trained on, and what the panel's extractor was trained on."""
+
+    a: ImageSet
+    b: ImageSet | None  # None: no extractor of such images, so networks may be trained on all of them
+
+    @staticmethod
+    def of(train: ImageSet) -> "Halves":
+        """Where the reader of a data set makes its halves, networks may be trained on all of `train`."""
+        if train.name.removesuffix("-a").removesuffix("-b") in HALVED_BY_READER:
+            return Halves(train, None)
+        return Halves(halved(train, "a"), halved(train, "b"))
+
+
+def trained_on(card: Card, folder: Path, train: ImageSet, halves: Halves) -> str:
     """Which images made a network. Raises CheckpointError for half b, on which the panel's extractor was trained."""
-    sets = {half_a.sha256(): HALF_A, train.sha256(): ALL, half_b.sha256(): HALF_B}
+    if halves.b is None:
+        return ALL if card.dataset.sha256 == train.sha256() else OTHER
+    sets = {halves.a.sha256(): HALF_A, train.sha256(): ALL, halves.b.sha256(): HALF_B}
     where = sets.get(card.dataset.sha256, OTHER)
     if where == HALF_B:
         raise CheckpointError(
@@ -110,19 +127,19 @@ def trained_on(card: Card, folder: Path, train: ImageSet, half_a: ImageSet, half
     return where
 
 
-def columns(args: argparse.Namespace, train: ImageSet, half_a: ImageSet, half_b: ImageSet) -> list[Sampler]:
+def columns(args: argparse.Namespace, train: ImageSet, halves: Halves) -> list[Sampler]:
     """All samplers that are asked for. Raises CheckpointError or ValueError."""
     folder = teacher_folder(args.model, args.teacher)
     found: list[Sampler] = []
     for name, place in {STUDENT: args.model, **args.rival}.items():
-        where = trained_on(read_card(place), place, train, half_a, half_b)
+        where = trained_on(read_card(place), place, train, halves)
         network = checked(load_sampled(place, args.threads), name, train)
         if not network.levels:
             raise ValueError(f"{place} has no levels in its card: it is not a student")
         label = "DPDM student" if name == STUDENT else name
         series = Series(name, label, network, dpdm_method(network.levels))
         found += [Sampler(f"{name}:{k}", series, k, where) for k in args.calls if k in network.levels]
-    where = trained_on(read_card(folder), folder, train, half_a, half_b)
+    where = trained_on(read_card(folder), folder, train, halves)
     teacher = checked(load_sampled(folder, args.threads), "the teacher", train)
     methods = {method.name: method for method in SOLVERS}
     tuned = (
@@ -176,16 +193,19 @@ class CachedPanel:
     identity: Key
 
     @staticmethod
-    def of(nets: Sequence[FeatureNet], held_out: ImageSet, half_a: ImageSet, classes: bool) -> "CachedPanel":
+    def of(
+        nets: Sequence[FeatureNet], held_out: ImageSet, half_a: ImageSet, classes: bool, unseen: ImageSet | None
+    ) -> "CachedPanel":
         """classes: networks are asked for classes, so real images are compared class by class."""
         labels, own = (one.labels if classes else np.zeros_like(one.labels) for one in (held_out, half_a))
+        others = None if unseen is None else np.asarray(unseen.images)
         return CachedPanel(
-            Panel.of(nets, np.asarray(held_out.images), labels, half_a.images),
+            Panel.of(nets, np.asarray(held_out.images), labels, half_a.images, others),
             half_a.images,
             own,
             {
                 "announced": announced.ANNOUNCED,
-                "data": [half_a.sha256(), held_out.sha256()],
+                "data": [one.sha256() for one in (half_a, held_out, unseen) if one is not None],
                 "nets": {net.name: net.sha256 for net in nets},
             },
         )
@@ -251,8 +271,9 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     train, held_out = load_data(args)
-    half_a, half_b = halved(train, "a"), halved(train, "b")
-    samplers = columns(args, train, half_a, half_b)
+    unseen = read_image_set(args.unseen) if args.unseen else None
+    halves = Halves.of(train)
+    samplers = columns(args, train, halves)
     ranges = seed_ranges(args.images, args.ranges)
     cut = [(sampler.name, sampler.pieces(seeds)) for seeds in ranges for sampler in samplers]
     # The first piece of everything, then the second, ..: a run that is stopped has whole runs of fewer images.
@@ -261,12 +282,13 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
     nets, missing = load_nets(args.threads, train.images.shape[1:])
     for sentence in missing.values():
         print(f"without {sentence}", file=sys.stderr)
-    print(f"looking at {held_out.name} and half a through {len(nets)} networks", file=sys.stderr, flush=True)
+    own = "half a" if halves.b else train.name
+    print(f"looking at {held_out.name} and {own} through {len(nets)} networks", file=sys.stderr, flush=True)
     known = samplers[0].task(ranges[0]).labels is not None
-    cached = CachedPanel.of(nets, held_out, half_a, known)
+    cached = CachedPanel.of(nets, held_out, halves.a, known, unseen)
     judged = judge_all(cached, cache, samplers, ranges)
     rows = [
-        {"sampler": REAL, "label": "real images of half a", "calls": None, "metrics": metrics(judged[REAL])},
+        {"sampler": REAL, "label": f"real images of {own}", "calls": None, "metrics": metrics(judged[REAL])},
         *(described(sampler, judged[sampler.name], sampler.task(ranges[0])) for sampler in samplers),
     ]
     comparisons = [
@@ -284,7 +306,10 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
         args.out, "panel", settings, rows, comparisons=comparisons, missing=missing,
         says={metric.name: metric.says for metric in METRICS},
         extractors={net.name: {"settings": net.settings, "sha256": net.sha256} for net in nets},
-        data={"train": train.sha256(), "half_a": half_a.sha256(), "held_out": held_out.sha256()},
+        data={
+            "train": train.sha256(), "half_a": halves.a.sha256(), "held_out": held_out.sha256(),
+            **({"unseen": unseen.sha256()} if unseen else {}),
+        },
     )  # fmt: skip
     print(f"\nwrote {args.out}")
 
@@ -363,6 +388,11 @@ def main() -> None:
     add("--calls", type=whole(1), nargs="+", default=list(CALLS), help="of the students (default 1 2 4 8)")
     add("--images", type=whole(4, announced.IMAGES), default=announced.IMAGES, help="N per range (default 10000)")
     add("--ranges", type=whole(1, 100), default=announced.RANGES, help=f"of seeds (default {announced.RANGES})")
+    add(
+        "--unseen", type=Path, metavar="ZIP",
+        help="images whose nearness to the training images is no copying, where "
+        "those of --held-out are other crops of the same pictures (default: those of --held-out)",
+    )  # fmt: skip
     add("--out", type=result_file, default=WORK / "build/panel.json", metavar="JSON")
     add("--smoke", action="store_true", help="12 images, two ranges, one and two calls, part of the data")
     add_data_options(parser)

@@ -115,13 +115,13 @@ def draw_pairs(pairs: Sequence[Pairs], nearest: Sequence[NDArray[np.uint8]], pat
     """One strip per entry: generated images above, their nearest training images [n, H, W, C] below."""
     figure = Figure(figsize=(9, 1.25 * len(pairs)), dpi=110, layout="constrained")
     for axes, one, train in zip(np.atleast_1d(figure.subplots(len(pairs))), pairs, nearest, strict=True):
-        _show(axes, grid(np.concatenate([one.pixels, train]), columns=len(train)))
+        show_pixels(axes, grid(np.concatenate([one.pixels, train]), columns=len(train)))
         name = f"{one.label}\n{one.nfe} call{'s' * (one.nfe > 1)}\nby {one.space}"
         axes.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=7)
     _save(figure, path)
 
 
-def _show(axes: Any, pixels: NDArray[np.uint8]) -> None:
+def show_pixels(axes: Any, pixels: NDArray[np.uint8]) -> None:
     """An image without ticks or frame, gray where it has one channel."""
     gray = {"cmap": "gray", "vmin": 0, "vmax": 255} if pixels.shape[-1] == 1 else {}
     axes.imshow(pixels[..., 0] if gray else pixels, interpolation="nearest", **gray)
@@ -178,7 +178,7 @@ def draw_recovered(
     for index, (axes, (name, rows)) in enumerate(
         zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True)
     ):
-        _show(axes, grid(np.concatenate([clean, *rows]), columns))
+        show_pixels(axes, grid(np.concatenate([clean, *rows]), columns))
         axes.set_title(name, fontsize=9)
         if index == 0:
             middles = [(row + 0.5) * height for row in range(len(sigmas) + 1)]

@@ -22,7 +22,9 @@ Metric = Literal["pseudo-huber", "l2"]
 TrainedSteps = Literal["all", "first", "rest"]
 Lists = tuple[tuple[float, ...], ...]
 Split = Literal["train", "test"]  # of a data set's images
+SPLITS: tuple[Split, ...] = get_args(Split)
 Half = Literal["a", "b"]  # of its training images
+HALVES: tuple[Half, ...] = get_args(Half)
 WIDEST = 0.28  # largest width of an average (trainer.run.ema): a uniform mean over the whole run has 1 / sqrt(12)
 RATE = Range(0, 1, above=True)
 BELOW_ONE = Range(0, 0.999)

@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.application import command_of
-from fewstep.card import CheckpointError, file_sha256, read_card
+from fewstep.card import CheckpointError, file_sha256, read_card, write_atomically
 from fewstep.checkpoint import load_checkpoint, save_checkpoint
 from fewstep.outputs import STATE_FILE
-from trainer import report
+from trainer import model_card, report
 from trainer.classify import train_classifier
 from trainer.commands import train_student, train_teacher
 from trainer.critics.classifier import classifier_hash
 from trainer.data.command import describe_unread
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
-from trainer.data.named import READERS
+from trainer.data.named import READERS, read_recipe
 from trainer.data.sources.given import read_given
-from trainer.data.sources.selection import halved
 from trainer.journal import Done, Journal, settings_hash
 from trainer.options import Distillation, Order, RunOptions
 from trainer.plan import COMPILED_FROM_S, Plan, Rehearsal, describe, images_seen, plan, rehearse, too_few
@@ -212,8 +211,7 @@ def _pictures(order: Order) -> ImageSet:
         raise DataError(f"the recipe {order.photos} has no pictures of its own; name a folder of pictures")
     if order.size:
         raise DataError(f"the pictures of {order.photos} have a size of their own; leave --size out")
-    images = READERS[order.photos](None, "train")
-    return halved(images, order.half) if order.half else images
+    return read_recipe(order.photos, None, half=order.half)
 
 
 def _prepare(order: Order, journal: Journal) -> None:
@@ -366,6 +364,8 @@ def _report(run: Run, planned: Plan) -> None:
         out, run.data, planned, run.recipe, run.journal, command(run.order), serve_command(out), run.order.where
     )
     facts = report.write(contents)
+    text = model_card.model_card(read_card(out / STUDENT), out.resolve().name, facts)
+    write_atomically(out / STUDENT / model_card.FILE, text.encode())
     parents = {EXPORT: run.journal.stages[EXPORT].result}
     settings, seconds = settings_hash(planned.report_images), round(time.monotonic() - began, 2)
     run.journal.stages[REPORT] = Done(settings, parents, file_sha256(out / report.FILE), seconds, facts=facts)

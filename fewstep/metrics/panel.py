@@ -39,6 +39,8 @@ MANIFOLD_OF = 2_000  # images a side behind precision and recall: the first of e
 CLOSE_OF = 1_000  # images a side whose nearest training images are looked up: likewise
 ALPHA = 0.05  # of a comparison, over all its metrics (Holm 1979)
 
+MANIFOLD = f"{FASHION128_B} or, for images of another shape, {EFFL0}"  # behind precision, recall and copies
+
 Better = Literal["lower", "higher"]
 
 
@@ -59,10 +61,10 @@ METRICS = (
     Metric("auc ridge 8 bits", "lower", "AUC of ridge regression on random-convolution features"),
     Metric("auc ridge 16 levels", "lower", "the same, both sides cut to 16 gray levels"),
     Metric("spectrum", "lower", "largest relative deviation of the power spectrum, radius 1 to side / 2 - 1"),
-    Metric("precision", "higher", f"share of images inside the real manifold, {FASHION128_B}"),
-    Metric("recall", "higher", f"share of real images inside the generated manifold, {FASHION128_B}"),
+    Metric("precision", "higher", f"share of images inside the real manifold, {MANIFOLD}"),
+    Metric("recall", "higher", f"share of real images inside the generated manifold, {MANIFOLD}"),
     # Real images are at 0.01 by definition; fewer is no merit, and many are copies.
-    Metric("close features", None, f"share nearer to an image of half a than 99 % of test images, {FASHION128_B}"),
+    Metric("close features", None, f"share nearer to an image of half a than 99 % of test images, {MANIFOLD}"),
     Metric("close pixels", None, "the same in pixels"),
 )  # fmt: skip
 
@@ -138,14 +140,25 @@ class Panel:
     in_features: Copies | None
 
     @staticmethod
-    def of(nets: Sequence[FeatureNet], real: Pixels, real_labels: Labels, half_a: Pixels) -> "Panel":
-        """real, half_a: uint8 [N, H, W, C]."""
+    def of(
+        nets: Sequence[FeatureNet], real: Pixels, real_labels: Labels, half_a: Pixels, unseen: Pixels | None = None
+    ) -> "Panel":
+        """real, half_a, unseen: uint8 [N, H, W, C].
+
+        unseen: images that have nothing in common with those of half a, where `real` are other cuts of the same
+        pictures. How near they are to half a decides what counts as a copy. None: `real` themselves.
+        """
         spaces = {net.name: Space.of(net, real) for net in nets}
-        few = np.random.default_rng(0).permutation(len(real))[:CLOSE_OF]
-        in_features = None
-        if space := spaces.get(FASHION128_B):
-            in_features = Copies.of(space.features(half_a), space.reference[few])
-        return Panel(spaces, real, real_labels, Copies.of(flat(half_a), flat(real[few])), in_features)
+        others = real if unseen is None else unseen
+        few = others[np.random.default_rng(0).permutation(len(others))[:CLOSE_OF]]
+        space = manifold(spaces)
+        in_features = Copies.of(space.features(half_a), space.features(few)) if space else None
+        return Panel(spaces, real, real_labels, Copies.of(flat(half_a), flat(few)), in_features)
+
+
+def manifold(spaces: Mapping[str, Space]) -> Space | None:
+    """The space of precision, recall and copies."""
+    return spaces.get(FASHION128_B) or spaces.get(EFFL0)
 
 
 def flat(pixels: Pixels) -> NDArray[np.uint8]:
@@ -189,13 +202,13 @@ def judge(panel: Panel, pixels: Pixels, labels: Labels, number: int, real: bool 
         if space := panel.spaces.get(RANDOM):
             found[f"auc ridge {name}"] = ridge_auc(*(features(space.net, side) for side in sides), seed=number)
     found["spectrum"] = spectrum_deviation(pixels, panel.real)
-    if space := panel.spaces.get(FASHION128_B):
-        truth = space.reference[chosen]
-        found["precision"], found["recall"] = precision_recall(truth[:MANIFOLD_OF], seen[FASHION128_B][:MANIFOLD_OF])
+    if space := manifold(panel.spaces):
+        truth, ours = space.reference[chosen], seen[space.net.name]
+        found["precision"], found["recall"] = precision_recall(truth[:MANIFOLD_OF], ours[:MANIFOLD_OF])
+        if panel.in_features and not real:
+            found["close features"] = panel.in_features.share_close(ours[:CLOSE_OF])
     if not real:
         found["close pixels"] = panel.in_pixels.share_close(flat(pixels[:CLOSE_OF]))
-        if panel.in_features:
-            found["close features"] = panel.in_features.share_close(seen[FASHION128_B][:CLOSE_OF])
     return found
 
 

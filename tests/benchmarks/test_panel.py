@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import panel
 from benchmarks.methods import SOLVERS
-from benchmarks.panel import compared, sample_missing, shown, solver, teacher_folder, trained_on
+from benchmarks.panel import Halves, compared, sample_missing, shown, solver, teacher_folder, trained_on
 from benchmarks.quality import make_series
 from fewstep.card import CheckpointError, read_card
 from fewstep.metrics.cache import Cache
@@ -22,7 +22,7 @@ from tests.benchmarks.worlds import PAIR, generator, image_set
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "models" / "fashion"
 TRAIN = image_set(40, 0)
-HALVES = [replace(TRAIN, images=TRAIN.images[half], labels=TRAIN.labels[half]) for half in (slice(20), slice(20, 40))]
+HALVES = Halves(*(replace(TRAIN, images=TRAIN.images[h], labels=TRAIN.labels[h]) for h in (slice(20), slice(20, 40))))
 
 
 def card_of(images) -> SimpleNamespace:
@@ -30,12 +30,22 @@ def card_of(images) -> SimpleNamespace:
 
 
 def test_a_network_of_half_b_is_refused_and_one_of_all_images_is_warned_of(capsys):
-    assert trained_on(card_of(HALVES[0]), Path("runs/s"), TRAIN, *HALVES) == "half a" and not capsys.readouterr().err  # type: ignore[arg-type]
-    assert trained_on(card_of(TRAIN), Path("runs/s"), TRAIN, *HALVES) == "all training images"  # type: ignore[arg-type]
+    assert trained_on(card_of(HALVES.a), Path("runs/s"), TRAIN, HALVES) == "half a" and not capsys.readouterr().err  # type: ignore[arg-type]
+    assert trained_on(card_of(TRAIN), Path("runs/s"), TRAIN, HALVES) == "all training images"  # type: ignore[arg-type]
     assert "warning: runs/s was trained on all training images, not on half a alone" in capsys.readouterr().err
-    assert trained_on(card_of(image_set(9, 5)), Path("runs/s"), TRAIN, *HALVES) == "other images"  # type: ignore[arg-type]
+    assert trained_on(card_of(image_set(9, 5)), Path("runs/s"), TRAIN, HALVES) == "other images"  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match=r"runs/s was trained on half b .*--half a --out DIR"):
-        trained_on(card_of(HALVES[1]), Path("runs/s"), TRAIN, *HALVES)  # type: ignore[arg-type]
+        trained_on(card_of(HALVES.b), Path("runs/s"), TRAIN, HALVES)  # type: ignore[arg-type]
+
+
+def test_a_data_set_whose_reader_makes_the_halves_has_no_half_that_is_refused(capsys):
+    crops = replace(TRAIN, name="earth")
+    halves = Halves.of(crops)
+    assert halves.a is crops and halves.b is None
+    assert trained_on(card_of(crops), Path("runs/s"), crops, halves) == "all training images"  # type: ignore[arg-type]
+    assert trained_on(card_of(HALVES.a), Path("runs/s"), crops, halves) == "other images"  # type: ignore[arg-type]
+    assert not capsys.readouterr().err
+    assert Halves.of(TRAIN).b is not None
 
 
 def test_the_teacher_is_found_beside_its_student(tmp_path):

@@ -88,6 +88,13 @@ def test_the_report_is_one_file_with_pictures_distances_and_commands(made):
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
+def test_the_student_has_a_model_card_with_the_distances_of_the_report(made):
+    text = (made.out / "student" / "README.md").read_text()
+    assert text.startswith("---\n") and f"# Model Card for {made.out.name}" in text
+    rows = [line.split("|")[1].strip() for line in text.partition("### Results")[2].splitlines() if line[:2] == "| "]
+    assert rows[:6] == ["calls", "1", "2", "4", "8", "real"]
+
+
 def test_the_same_command_does_nothing_again(made):
     before = contents(made.out)
     again = made.again()

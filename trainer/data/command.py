@@ -18,10 +18,11 @@ from fewstep.card import write_atomically
 from fewstep.command_line import Flat, Positional, Switch, arg, parse, value_of
 from fewstep.outputs import check_file
 from fewstep.pixels import encode, grid
-from fewstep.ranges import COUNT, Range, check_ranges
+from fewstep.ranges import COUNT, SEED, Range, check_ranges
 from fewstep.subcommands import as_sentence, subcommand
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
-from trainer.data.named import READERS
+from trainer.data.named import read_recipe
+from trainer.data.sources.earth import read_earth
 from trainer.data.sources.edm_zip import read_edm_zip
 from trainer.data.sources.emoji import read_emoji
 from trainer.data.sources.folder import read_folder
@@ -39,6 +40,8 @@ KINDS = {
     "fashion": "Fashion-MNIST, 32x32 gray",
     "sprites": "Dungeon Crawl tiles, 32x32 RGB",
     "emoji": "Noto emoji, 32x32 RGB",
+    "emoji64": "Noto, Twemoji and Fluent emoji, 64x64 RGB",
+    "earth": "crops of NASA's Blue Marble, 64x64 RGB",
     "folder": "a folder of images; each subfolder is a class",
     "edm-zip": "a dataset zip of EDM or StyleGAN",
     "idx": "a pair of IDX files, as MNIST has them",
@@ -81,10 +84,7 @@ class Digits:
     """a: for networks, b: for the judges of the panel."""
 
     def read(self, kind: str) -> ImageSet:
-        return self.halved(READERS[kind](None, self.split))
-
-    def halved(self, images: ImageSet) -> ImageSet:
-        return halved(images, self.half) if self.half else images
+        return read_recipe(kind, None, self.split, self.half)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Named:
         return self.chosen.output
 
     def read(self, kind: str) -> ImageSet:
-        return self.chosen.halved(READERS[kind](self.source, self.chosen.split))
+        return read_recipe(kind, self.source, self.chosen.split, self.chosen.half)
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,31 @@ class Emoji:
         return self.chosen.output
 
     def read(self, _kind: str) -> ImageSet:
-        split, side = self.chosen.split, self.resolution
-        return self.chosen.halved(read_emoji(self.source, split, resolution=side, skin_tones=self.skin_tones))
+        split, side, half = self.chosen.split, self.resolution, self.chosen.half
+        images = read_emoji(self.source, split, resolution=side, skin_tones=self.skin_tones)
+        return halved(images, half) if half else images
+
+
+@dataclass(frozen=True)
+class Earth:
+    chosen: Flat[Digits]
+    source: Path | None = None
+    """The package three-globe, as a .tgz or unpacked."""
+    per_class: Annotated[int | None, COUNT] = None
+    """Crops of each class."""
+    seed: Annotated[int, SEED] = 0
+    """Another one: other crops of the same strips."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    @property
+    def output(self) -> Output:
+        return self.chosen.output
+
+    def read(self, _kind: str) -> ImageSet:
+        split, half = self.chosen.split, self.chosen.half
+        return read_earth(self.source, split, half, per_class=self.per_class, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -187,8 +210,9 @@ class Show:
     """Also draw a contact sheet."""
 
 
-FLAGS: dict[str, type[Digits | Named | Emoji | Folder | EdmZip | Idx | Show]] = {
-    "digits": Digits, "fashion": Named, "sprites": Named, "emoji": Emoji, "folder": Folder, "edm-zip": EdmZip,
+FLAGS: dict[str, type[Digits | Named | Emoji | Earth | Folder | EdmZip | Idx | Show]] = {
+    "digits": Digits, "fashion": Named, "sprites": Named, "emoji": Emoji, "emoji64": Named, "earth": Earth,
+    "folder": Folder, "edm-zip": EdmZip,
     "idx": Idx, "show": Show,
 }  # fmt: skip
 

@@ -6,11 +6,14 @@ from pathlib import Path
 
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.sources.digits import read_digits
+from trainer.data.sources.earth import read_earth
 from trainer.data.sources.emoji import read_emoji
+from trainer.data.sources.emoji64 import read_emoji64
 from trainer.data.sources.fashion import read_fashion
 from trainer.data.sources.given import read_given
-from trainer.data.sources.selection import Split
+from trainer.data.sources.selection import halved
 from trainer.data.sources.sprites import read_sprites
+from trainer.settings import Half, Split
 
 # recipe name -> reader(source or None, split); digits come with a package and have no source
 READERS: dict[str, Callable[[Path | None, Split], ImageSet]] = {
@@ -18,7 +21,26 @@ READERS: dict[str, Callable[[Path | None, Split], ImageSet]] = {
     "fashion": read_fashion,
     "sprites": read_sprites,
     "emoji": read_emoji,
+    "emoji64": read_emoji64,
+    "earth": read_earth,
 }
+# The halves of these are of places or concepts and not of pictures: neighbouring crops overlap, and the drawings of a
+# concept are alike.
+HALVED_BY_READER: dict[str, Callable[[Path | None, Split, Half | None], ImageSet]] = {
+    "emoji64": read_emoji64,
+    "earth": read_earth,
+}
+
+
+def read_recipe(name: str, source: Path | None, split: Split = "train", half: Half | None = None) -> ImageSet:
+    """The images of a recipe, or half of them, from `source` or from where its package is usually found.
+
+    Raises DataError: what to install.
+    """
+    if half and name in HALVED_BY_READER:
+        return HALVED_BY_READER[name](source, split, half)
+    images = READERS[name](source, split)
+    return halved(images, half) if half else images
 
 
 def read_data(path: Path, side: int) -> ImageSet:

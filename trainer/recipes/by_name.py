@@ -1,7 +1,9 @@
 """The recipes by name."""
 
 from trainer.recipes.digits import DIGITS
+from trainer.recipes.earth import EARTH
 from trainer.recipes.emoji import EMOJI
+from trainer.recipes.emoji64 import EMOJI_64
 from trainer.recipes.fashion import FASHION
 from trainer.recipes.photos import PHOTOS, PHOTOS_64
 from trainer.recipes.recipe import Recipe
@@ -12,6 +14,8 @@ RECIPES: dict[str, Recipe] = {
     "fashion": FASHION,
     "sprites": SPRITES,
     "emoji": EMOJI,
+    "emoji64": EMOJI_64,
+    "earth": EARTH,
     "photos": PHOTOS,
     "photos-64": PHOTOS_64,
 }

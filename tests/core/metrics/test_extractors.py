@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fewstep.card import CheckpointError
+from fewstep.metrics import pca
 from fewstep.metrics.extractors import efficientnet_lite0 as effl0
 from fewstep.metrics.extractors import inception
 from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, FASHION128_B, INCEPTION, RANDOM, load_feature_net
@@ -192,3 +193,13 @@ def test_axes_carry_the_largest_variances_first():
     np.testing.assert_allclose(projected.mean(axis=0), 0, atol=1e-4)
     np.testing.assert_allclose(projected.std(axis=0), [8, 7, 6], rtol=0.05)
     assert projected.dtype == np.float32
+
+
+def test_axes_of_many_features_are_those_of_the_covariance(monkeypatch):
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(300, 40)) * 0.9 ** np.arange(40) + 3).astype(np.float32)
+    exact = Axes.of(features, 5)
+    monkeypatch.setattr(pca, "WIDE", 39)
+    found = Axes.of(features, 5)
+    np.testing.assert_allclose(np.abs(exact.basis.T @ found.basis), np.eye(5), atol=1e-3)
+    np.testing.assert_array_equal(found.basis, Axes.of(features, 5).basis)

@@ -79,6 +79,20 @@ def test_copies_of_half_a_are_seen(small, fashion_2000):
     assert found["close features"] == found["close pixels"] == 1
 
 
+def test_other_crops_of_the_same_pictures_do_not_decide_what_a_copy_is(small, fashion_2000):
+    panel, _, _ = small
+    own = fashion_2000.images[1::8]
+    nearly = own.copy()
+    nearly[:, 16, 16] ^= 1  # as other crops of the same pictures would be: nearer than any other image
+    nets = [panel.spaces[name].net for name in (FASHION128_B, PIXELS)]
+    known = fashion_2000.labels[1::8]
+    found = [
+        judge(Panel.of(nets, nearly, known, own, unseen), nearly[:40], known[:40], 0) for unseen in (None, panel.real)
+    ]
+    assert found[0]["close pixels"] == 0 and found[1]["close pixels"] == 1
+    assert found[1]["close features"] == 1
+
+
 def test_a_space_measures_on_the_axes_of_the_test_images_and_in_units_of_their_spread(fashion_2000):
     net = replace(load_feature_net(PIXELS), axes=5)
     real, made = fashion_2000.images[::2], fashion_2000.images[1::2]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainer.data.format import DataError
 
+USUAL_FOLDERS = (Path(), Path("runs", "data"))  # where packages are looked for
 MAX_FILE_BYTES = 64 * 2**20  # a single picture or index beyond this is a mistake or an attack
 
 
@@ -20,11 +21,14 @@ def find_source(given: Path | None, patterns: Sequence[str], advice: str) -> Pat
         if not given.exists():
             raise DataError(f"{given} does not exist. {advice}")
         return given
-    for folder in (Path(), Path("runs", "data")):
-        for pattern in patterns:
-            for found in sorted(folder.glob(pattern)):
-                return found
+    if found := first_match(USUAL_FOLDERS, patterns):
+        return found
     raise DataError(advice)
+
+
+def first_match(folders: Sequence[Path], patterns: Sequence[str]) -> Path | None:
+    """The first file or folder in these folders that fits a pattern."""
+    return next((found for folder in folders for pattern in patterns for found in sorted(folder.glob(pattern))), None)
 
 
 def read_files(source: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:

@@ -3,7 +3,8 @@
 import numpy as np
 
 from trainer.data.format import ImageSet
-from trainer.data.sources.selection import Split, in_split
+from trainer.data.sources.selection import in_split
+from trainer.settings import Split
 
 LICENCE = "CC BY 4.0 (E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI)"
 

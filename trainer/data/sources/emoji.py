@@ -8,7 +8,8 @@ from typing import Any
 from trainer.data.format import DataError, ImageSet
 from trainer.data.sources.archive import find_source, read_files
 from trainer.data.sources.pictures import centre_square, decode, flatten, to_array
-from trainer.data.sources.selection import Item, Split, select
+from trainer.data.sources.selection import Item, select
+from trainer.settings import Split
 
 ADVICE = (
     "Emoji come from an npm package: run `npm pack emoji-datasource-google@16.0.0`, "

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from trainer.data.format import DataError, ImageSet
 from trainer.data.sources.idx import read_idx
-from trainer.data.sources.selection import Split
+from trainer.settings import Split
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 ADVICE = (

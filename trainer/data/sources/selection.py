@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.format import DataError, ImageSet
-from trainer.settings import Half, Split
+from trainer.settings import HALVES, Half, Split
 
 HELD_OUT_ONE_IN = 10
 
@@ -27,8 +27,18 @@ def in_split(concept: str, split: Split) -> bool:
     return held_out == (split == "test")
 
 
-def select(items: Iterable[Item], split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """Images [N, H, W, C] and labels [N] of one split. Of identical images in any splits the first is used."""
+def half_of(concept: str) -> Half:
+    """The half that all drawings of a concept belong to, for sources that halve themselves."""
+    return HALVES[zlib.crc32(f"half {concept}".encode()) % len(HALVES)]
+
+
+def select(
+    items: Iterable[Item], split: Split, half: Half | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Images [N, H, W, C] and labels [N] of one split, or of the concepts of one half of it.
+
+    Of identical images in any splits the first is used. Raises DataError when there are none.
+    """
     seen: set[bytes] = set()
     kept: list[Item] = []
     for item in items:
@@ -36,9 +46,9 @@ def select(items: Iterable[Item], split: Split) -> tuple[NDArray[np.uint8], NDAr
         if content not in seen:
             seen.add(content)
             kept.append(item)
-    kept = [item for item in kept if in_split(item.concept, split)]
+    kept = [item for item in kept if in_split(item.concept, split) and half in (None, half_of(item.concept))]
     if not kept:
-        raise DataError(f"the source holds no images for the {split} split")
+        raise DataError(f"the source holds no images for the {split} split" + (f", half {half}" if half else ""))
     return np.stack([item.pixels for item in kept]), np.array([item.label for item in kept], dtype=np.int32)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from trainer.data.format import DataError, ImageSet
 from trainer.data.sources.archive import find_source, read_files
 from trainer.data.sources.pictures import Colour, decode, flatten, to_array
-from trainer.data.sources.selection import Item, Split, select
+from trainer.data.sources.selection import Item, select
+from trainer.settings import Split
 
 ADVICE = (
     "Sprites come from the source package of Debian's `crawl`: run `apt-get source --download-only crawl` "
