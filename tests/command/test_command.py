@@ -63,6 +63,10 @@ def test_every_training_stage_has_progress_from_its_first_update_on(made):
         assert re.search(r"\d+ %  8 of [\d,]+ images  \S+ images/s", first), first
 
 
+def test_the_device_is_said_once_in_the_plan(made):
+    assert made.said.count("machine   cpu, ") == 1 and "device cpu" not in made.said + made.progress
+
+
 def test_the_journal_and_the_card_list_every_stage_with_its_parents_and_seconds(made):
     journal = json.loads((made.out / "stages.json").read_text())
     assert list(journal["stages"]) == ["data", "teacher", "dpdm", "export", "report"]
