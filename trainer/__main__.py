@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from trainer.data.format import ImageSet
     from trainer.options import Images, RunOptions
 
-# torch, tyro and other packages of [train] are imported when a command runs: the list of commands works without them.
+# torch and other packages of [train] are imported when a command runs: --help works without them.
 T = TypeVar("T")
 INTERRUPTED = 130
 CACHE = Path("runs/data")
