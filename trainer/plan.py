@@ -55,7 +55,7 @@ LEVELS = (
     Level(8, Needed(20_000, 10_000), Needed(200_000, 100_000)),
     Level(16, Needed(50_000, 20_000), Needed(400_000, 200_000)),
     Level(32, Needed(100_000, 40_000), Needed(800_000, 400_000)),
-    Level(64, Needed(200_000, 60_000), Needed(1_000_000, 600_000)),
+    Level(64, Needed(140_000, 60_000), Needed(1_000_000, 600_000)),
 )
 FEW_PICTURES, TOO_FEW_PICTURES = 2_000, 500
 
