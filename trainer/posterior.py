@@ -3,17 +3,19 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from fewstep.card import CheckpointError
 from fewstep.ranges import COUNT, POSITIVE, SEED, SHARE, Range, RangeError, number, whole
-from trainer.settings import BehaviourMix, MachineError, PosteriorConfig
+from trainer.settings import BehaviourMix, DistilConfig, MachineError, PosteriorConfig
 
 # torch is imported when the command runs: --help is quick.
 
-REFUSED, INTERRUPTED = 2, 130
+DIVERGED, REFUSED, INTERRUPTED = 1, 2, 130
+STATUS = {"complete": 0, "diverged": DIVERGED, "interrupted": INTERRUPTED}
 DEFAULT = PosteriorConfig()
 LEVEL = Range(0.001, 10_000)  # in float32 the square of a lower one is lost beside an image
 MOST_UPDATES, MOST_IMAGES = 10**7, 10**6  # images: those that are kept in memory
@@ -21,9 +23,11 @@ MOST_UPDATES, MOST_IMAGES = 10**7, 10**6  # images: those that are kept in memor
 DESCRIPTION = """\
 Trains a sampler of p(x) r(x)^beta / Z, where p is what a model of yours makes and r says how good an image is, by
 relative trajectory balance. r may be any function; it needs no gradient. OUT gets an adapter of the model's weights
-(a few percent of them), sample sheets, the monitors, and report.html.
+(a few percent of them), sample sheets, the monitors, and report.html. With --distil, OUT/student is a student of few
+steps as well, which exports and serves like any other.
 
-The same command goes on where it stopped. docs/posterior.md explains the switches and the monitors.
+The same command goes on where it stopped. docs/posterior.md explains the switches and the monitors. Exit status: 0
+complete, 1 trained, but diverged, 2 refused, 130 interrupted.
 """
 REWARDS = """\
 rewards:
@@ -38,10 +42,10 @@ rewards:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit status: 0 complete, 2 refused with a sentence on stderr, 130 interrupted."""
+    """Returns the exit status: 0 complete, 1 trained but diverged, 2 refused in a sentence, 130 interrupted."""
     args = parser().parse_args(arguments)
     try:
-        config = config_of(args)
+        config, distil = config_of(args), distil_of(args)
     except RangeError as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
@@ -55,10 +59,11 @@ def main(arguments: Sequence[str]) -> int:
         steps=args.steps, sigma_min=args.sigma_min, sigma_max=args.sigma_max, variance=args.variance, rank=args.rank,
         noise=args.noise, warm_start=args.warm_start, pool=args.pool, evaluated=args.evaluate, merged=args.merged,
         seed=args.seed, device=args.device, checkpoint_s=args.checkpoint_every, config=config, lr=args.lr,
+        distil=distil,
     )  # fmt: skip
     command = shlex.join(["python", "-m", "fewstep", "posterior", *arguments])
     try:
-        return 0 if run(order, command) else INTERRUPTED
+        return STATUS[run(order, command)]
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return INTERRUPTED
@@ -127,10 +132,40 @@ def parser() -> argparse.ArgumentParser:
         help="trajectories behind the monitors (default 1000)",
     )
     add("--merged", action="store_true", help="write OUT/merged, a model with the adapter in its weights, as well")
+    add("--distil", action="store_true", help="make a student of few steps in OUT/student, as well")
+    for name, (kind, said) in DISTIL.items():
+        shape: dict[str, Any] = {"action": "store_true"} if kind is None else {"type": kind}
+        if kind is not None:
+            shape["metavar"] = "DIR" if kind is Path else "N"
+        add(f"--distil-{name}", default=None, help=f"with --distil: {said}", **shape)
     add("--seed", type=whole(0, SEED.high), default=0)
     add("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
     add("--checkpoint-every", type=number(Range(0)), default=300.0, metavar="SECONDS")
     return made
+
+
+# Switches of --distil: the fields of DistilConfig but "from", which is `student`.
+DISTIL: dict[str, tuple[Callable[[str], Any] | None, str]] = {
+    "from": (Path, "a student of the prior, from which the posterior's starts (default: its teacher)"),
+    "pool": (whole(2, MOST_IMAGES), f"images of the chain that it learns from (default {DistilConfig.pool})"),
+    "weighted": (None, "draw these images by their importance weights"),
+    "consolidate": (
+        whole(1, MOST_UPDATES),
+        f"updates of the teacher of all levels; of a student's one network (default {DistilConfig.consolidate})",
+    ),
+    "updates": (whole(1, MOST_UPDATES), f"updates of the student (default {DistilConfig.updates})"),
+    "lr": (number(Range(0, 1, above=True)), f"of the teacher's and auxiliary's adapters (default {DistilConfig.lr})"),
+}
+
+
+def distil_of(args: argparse.Namespace) -> DistilConfig | None:
+    """Raises RangeError."""
+    given = {name: value for name in DISTIL if (value := getattr(args, f"distil_{name}")) is not None}
+    if not args.distil:
+        if given:
+            raise RangeError(f"{', '.join(f'--distil-{name}' for name in given)}: only with --distil; add it")
+        return None
+    return DistilConfig(**{"student" if name == "from" else name: value for name, value in given.items()})
 
 
 SHARES = tuple(field.name for field in fields(BehaviourMix))

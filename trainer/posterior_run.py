@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from trainer.posterior_checks import (
     probe,
     same_run,
 )
+from trainer.posterior_distil import check_distil, distil
 from trainer.posterior_report import Sheet, write_report, write_sheet
 from trainer.report import FILE as REPORT
 from trainer.rewards.named import Reward, reward_of
@@ -46,8 +47,9 @@ from trainer.run.distributed import ranks
 from trainer.run.draws import Draws
 from trainer.run.loop import Clock, LoopConfig, train
 from trainer.run.state import settle_state
-from trainer.settings import MachineError, PosteriorConfig
+from trainer.settings import DistilConfig, MachineError, PosteriorConfig
 
+Outcome = Literal["complete", "diverged", "interrupted"]
 MERGED = "merged"  # the folder below --out
 COLUMNS = 16  # of a sheet
 # A log-ratio is a sum over pixel values, so its gradient grows with the image. 0.002 for 8x8, 0.0003 for 32x32 colour.
@@ -76,13 +78,14 @@ class Order:
     pool: int = 4096
     evaluated: int = 1000
     merged: bool = False
+    distil: DistilConfig | None = None  # None: no student
     seed: int = 0
     device: str | None = None
     checkpoint_s: float = 300.0
 
     def identity(self, prior: Card, reward: Reward) -> dict[str, Any]:
         """What a run that goes on must share with the one it continues: settings, and the content of files."""
-        free = ("prior", "out", "data", "device", "checkpoint_s", "evaluated", "merged")
+        free = ("prior", "out", "data", "device", "checkpoint_s", "evaluated", "merged", "distil")
         named = {name: value for name, value in asdict(self).items() if name not in free}
         data = (self.data,) if self.data else ()
         contents = {"reward_sha256": content_sha256(reward.files), "data_sha256": content_sha256(data)}
@@ -127,8 +130,8 @@ class Setup:
         return torch.zeros(count, *self.card.image_shape, device=self.device)
 
 
-def run(order: Order, command: str) -> bool:
-    """Train, or go on. Returns False when interrupted.
+def run(order: Order, command: str) -> Outcome:
+    """Train, or go on. What has diverged is written, and not distilled.
 
     Raises CheckpointError, DataError, RewardError, RangeError, MachineError, or DivergedError.
     """
@@ -142,9 +145,15 @@ def run(order: Order, command: str) -> bool:
             check_folder(order.out)
         setup = set_up(order, device, read_adapter_card(order.out).chain if resumed else None)
         identity = order.identity(setup.card, setup.reward)
-        if resumed and same_run(order.out, identity) and _complete(setup):
-            return True
-        return _train(setup, identity, resumed, command)
+        complete = resumed and same_run(order.out, identity) and _complete(setup)
+        if not complete and not _train(setup, identity, resumed, command):
+            return "interrupted"
+        adapter, card = load_adapter(order.out, setup.network)
+        if diverged(card.monitors, order.config.beta):
+            return "diverged"
+        if order.distil and not distil(setup, adapter.to(device), order.distil):
+            return "interrupted"
+        return "complete"
 
 
 def set_up(order: Order, device: str, chain: Chain | None) -> Setup:
@@ -161,6 +170,8 @@ def set_up(order: Order, device: str, chain: Chain | None) -> Setup:
     data = read_data(order.data, card.image_shape[1]) if order.data else None
     if data:
         check_shape(card, data, "the prior")
+    if order.distil:
+        check_distil(order, card, reward.groups or denoiser.classes)
     noise = noise_for(range(PROBED), card.image_shape, device)(0)
     probe(reward, denoiser, noise, chain.sigmas[0] if chain else order.sigma_max)
     if chain is None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from fewstep.ranges import COUNT, POSITIVE, SHARE, Range, RangeError, check_range, check_ranges
@@ -106,6 +107,22 @@ class PosteriorConfig:
         check_ranges(self, explore_until=SHARE, replay_size=COUNT, replay_from=SHARE, replay_power=Range(0, 10))
         check_ranges(self, levels=COUNT, dead_zone=Range(0, 1000), clip=POSITIVE)
         check_ranges(self, ema_width=Range(0, WIDEST, above=True))
+
+
+@dataclass(frozen=True)
+class DistilConfig:
+    """How a posterior's chain becomes a student (trainer.posterior_distil). The comments are the command's help."""
+
+    student: Path | None = None  # a student of the prior from which its student starts; default: the teacher
+    pool: int = 4096  # images of the chain that it learns from (default 4096)
+    weighted: bool = False  # draw them by their importance weights
+    consolidate: int = 400  # updates of the teacher of all levels, or of the one network (default 400)
+    updates: int = 1000  # updates of the student (default 1000)
+    lr: float = 2e-3  # of the adapters of teacher and auxiliary; the student's is a quarter
+    adam: AdamConfig = AdamConfig(2e-3, (0.9, 0.99), warmup=0.05, decay_from=0.5, final=0.02, clip=1.0)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, pool=Range(2, 10**6, whole=True), consolidate=COUNT, updates=COUNT, lr=RATE)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.precond import Denoiser
 from trainer.methods.edm import denoising_loss
-from trainer.methods.rtb import Problem, prior_steps, start, walk
+from trainer.methods.rtb import Problem, own_steps, prior_steps, start, walk
 from trainer.run.draws import Draws
 from trainer.run.optimizer import descend
 from trainer.settings import AdamConfig
@@ -29,6 +29,19 @@ def prior_pool(problem: Problem, like: Tensor, y: Tensor, count: int, rng: Draws
         parts.append((found.images, found.log_reward, y))
     images, log_rewards, groups = (torch.cat(part) for part in zip(*parts, strict=True))
     return images, log_rewards, groups
+
+
+@torch.no_grad()
+def posterior_pool(
+    problem: Problem, like: Tensor, y: Tensor, count: int, rng: Draws, beta: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `prior_pool`, of the posterior's chain, with the log of the importance weights in place of log r."""
+    parts = []
+    while sum(len(part[1]) for part in parts) < count:
+        found = walk(problem, y, start(problem, like, rng), own_steps(problem, rng))
+        parts.append((found.images, -found.residual(beta), y))
+    images, log_weights, groups = (torch.cat(part) for part in zip(*parts, strict=True))
+    return images, log_weights, groups
 
 
 def group_weights(log_rewards: Tensor, y: Tensor, beta: float) -> Tensor:
