@@ -28,7 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import ROOT, result_file, table, write_result
+from benchmarks.posterior_ddpo import clipped_policy_gradient
 from benchmarks.posterior_digits import Digits, make_digits
+from benchmarks.posterior_ram import reinforce_adjoint_matching
 from benchmarks.posterior_rivals import Reference, best_of, dps, own_images, policy_gradient, prior_images, rejection
 from fewstep.adapters import Adapter, adapted
 from fewstep.analytic import Mixture
@@ -277,6 +279,28 @@ def trainers(args: argparse.Namespace) -> dict[str, Callable[[DigitTask, Adapter
         "RTB": lambda task, adapter, rng: _balance(task, adapter, config, args.updates, args.batch, rng),
         "KL-RL, corrected": lambda task, adapter, rng: policy_gradient(
             task.problem(adapter), adapter, torch.empty(args.batch, 1, 8, 8), args.updates, config.adam, rng
+        ),
+        "DDPO": lambda task, adapter, rng: clipped_policy_gradient(
+            task.problem(adapter), adapter, torch.empty(args.batch, 1, 8, 8), args.updates // 2, config.adam, rng
+        ),
+        "DPOK": lambda task, adapter, rng: clipped_policy_gradient(
+            task.problem(adapter),
+            adapter,
+            torch.empty(args.batch, 1, 8, 8),
+            args.updates // 2,
+            config.adam,
+            rng,
+            alpha=1.0,
+            normalised=False,
+        ),
+        "RAM": lambda task, adapter, rng: reinforce_adjoint_matching(
+            task.problem(adapter),
+            adapter,
+            torch.empty(args.batch, 1, 8, 8),
+            args.updates,
+            config.adam,
+            rng,
+            sigma_data=task.digits.sigma_data,
         ),
         "tilted denoising": tilted(args.tilted_updates),
         "tilted denoising, then RTB": tilted_then_rtb,

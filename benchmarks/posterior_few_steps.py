@@ -186,9 +186,9 @@ def one_stage(task: DigitTask, begun: Any, args: argparse.Namespace, seed: int, 
     errors = denoising_errors(denoiser, data, sigmas, lambda i: draws(i).normal_like(data))
     reward = class_reward(task.digits.classifier, [args.digit])
     teacher = tilted_teacher(denoiser, reward, interpolated(sigmas, errors), draws(80 + seed), samples=args.samples)
-    parts = adapter_parts(
-        task.digits.prior, RANK, sigma_data, 0, torch.Generator().manual_seed(60 + seed), begun, sees_level=False
-    )  # pyright: ignore[reportArgumentType]
+    prior: Any = task.digits.prior  # a perceptron, not of the networks that checkpoints hold
+    generator = torch.Generator().manual_seed(60 + seed)
+    parts = adapter_parts(prior, RANK, sigma_data, 0, generator, begun, sees_level=False)
     parts = replace(parts, teacher=teacher)
     distilled(parts, by_adapters(args), even(data), args.distil_updates, 70 + seed)
     whole: Any = merged(begun, parts.trained["student"])  # pyright: ignore[reportArgumentType]
