@@ -3,8 +3,9 @@ al. 2023, Eq. 11). For trajectories of the policy before the update, "old", ever
 
     -min(w_i A, clip(w_i, 1 - c, 1 + c) A) + alpha KL(p(. | x_i) || p_prior(. | x_i)),   w_i = p(x_{i+1} | x_i) / p_old
 
-DDPO: A = (log r - mean) / std and alpha 0: nothing holds it to the prior, so it goes on to the largest r. DPOK: A = log r
-- mean and alpha 1, of which the gradient is that of E[log r] - KL but for what a step does to the KL of later ones.
+DDPO: A = (log r - mean) / std and alpha 0: nothing holds it to the prior, so it goes on to the largest r.
+DPOK: A = log r - mean and alpha 1, of which the gradient is that of E[log r] - KL, but for what a step does to the
+KL of later ones.
 """
 
 import torch
