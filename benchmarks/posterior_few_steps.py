@@ -8,7 +8,8 @@ Class 3 by a classifier, against rejection from the prior's chain, which is exac
 
 two stages  a teacher of all levels from the chain's images, and DPDM with it, from the prior's student; also with
             images drawn by importance weights
-one stage   DPDM of the prior's student with the prior's teacher, tilted by the gradient of r at every level
+one stage   DPDM of the prior's student with the prior's teacher, tilted by the gradient of r at every level, trained on
+            the student's own outputs
 own chain   trajectory balance on the student's own steps; weighted: its images drawn by importance weights
 best of n   of images of the prior's student, at n times its calls
 """
@@ -122,12 +123,19 @@ def main() -> None:
 def one_seed(task: DigitTask, begun: Any, args: argparse.Namespace, seed: int, add: Callable[..., None]) -> None:
     sigma_data, like = task.digits.sigma_data, task.like
     few = lambda network: Denoiser(network, sigma_data)  # noqa: E731
-    for calls in (4,):
-        add(f"prior's student, {calls} calls", seed, images_of(few(begun), calls, like, 300 + seed), nfe=calls)
-        problem = own_problem(task, begun, calls, Adapter(begun, RANK, calls - 1))
-        add(f"prior's student, best of 8, {calls} calls", seed, best_of(problem, like, 8, draws(seed)), nfe=8 * calls)
+    add("prior's student, 4 calls", seed, images_of(few(begun), 4, like, 300 + seed), nfe=4)
+    problem = own_problem(task, begun, 4, Adapter(begun, RANK, 3))
+    add("prior's student, best of 8, 4 calls", seed, best_of(problem, like, 8, draws(seed)), nfe=32)
+    if "two" in args.routes:
+        from_chain(task, begun, args, seed, add)
+    if "one" in args.routes:
+        one_stage(task, begun, args, seed, add)
+    for calls in (4, 8) if "own" in args.routes else ():
+        own_chain(task, begun, calls, args, seed, add)
 
-    since = time.process_time()
+
+def from_chain(task: DigitTask, begun: Any, args: argparse.Namespace, seed: int, add: Callable[..., None]) -> None:
+    like, since = task.like, time.process_time()
     adapter = task.new_adapter(700 + seed)
     balance(task.problem(adapter), adapter, args.updates, args.lr, 800 + seed)
     problem, rng = task.problem(adapter.requires_grad_(False)), draws(900 + seed)
@@ -138,9 +146,6 @@ def one_seed(task: DigitTask, begun: Any, args: argparse.Namespace, seed: int, a
     pool = posterior_pool(problem, rows, torch.zeros(256, dtype=torch.long), args.pool, rng)
     for weighted in (False, True):
         two_stages(task, begun, adapter, pool, weighted, args, seed, taught, add)
-    one_stage(task, begun, args, seed, add)
-    for calls in (4, 8):
-        own_chain(task, begun, calls, args, seed, add)
 
 
 def two_stages(
@@ -190,7 +195,9 @@ def one_stage(task: DigitTask, begun: Any, args: argparse.Namespace, seed: int, 
     generator = torch.Generator().manual_seed(60 + seed)
     parts = adapter_parts(prior, RANK, sigma_data, 0, generator, begun, sees_level=False)
     parts = replace(parts, teacher=teacher)
-    distilled(parts, by_adapters(args), even(data), args.distil_updates, 70 + seed)
+    # Noised data are inputs of the prior's student; a tilted one meets its own outputs, so it is trained on these.
+    config = replace(by_adapters(args), simulate=1.0, simulate_from=0.0)
+    distilled(parts, config, even(data), args.distil_updates, 70 + seed)
     whole: Any = merged(begun, parts.trained["student"])  # pyright: ignore[reportArgumentType]
     spent = time.process_time() - since
     images = images_of(Denoiser(whole, sigma_data), 4, task.like, 400 + seed)
@@ -244,6 +251,7 @@ def by_adapters(args: argparse.Namespace) -> StudentConfig:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    add("--routes", nargs="+", choices=("two", "one", "own"), default=["two", "one", "own"])
     add("--seeds", type=whole(1), default=3)
     add("--levels", type=whole(3), default=20, help="of the prior's chain: network calls per image (default 20)")
     add("--digit", type=whole(0, 9), default=3)

@@ -61,14 +61,15 @@ class Affine(nn.Module):
         return self.base(x, sigma) + slope[:, None, None, None] * scaled + shift[:, None, None, None]
 
 
-def distilled(teacher, start, pool, seed: int = 0) -> Affine:
+def distilled(teacher, start, pool, simulate: float = 0.0, seed: int = 0) -> Affine:
     """A student of three calls by DPDM from the perfect student of the prior, averaged over the second half."""
     student, auxiliary = Affine(start), Affine(prior)
     parts = Parts(teacher, student, auxiliary, {"student": student, "auxiliary": auxiliary})  # pyright: ignore[reportArgumentType]
     rate = AdamConfig(0.002, (0.5, 0.9), decay_from=0.5, final=0.05)
     config = StudentConfig(
-        steps=(3,), lists=(LEVELS,), auxiliary_sees_level=False, adam=rate, auxiliary_adam=replace(rate, lr=0.02)
-    )
+        steps=(3,), lists=(LEVELS,), auxiliary_sees_level=False, adam=rate, auxiliary_adam=replace(rate, lr=0.02),
+        simulate=simulate, simulate_from=0.0,
+    )  # fmt: skip
     method, rng = Student.of_parts(parts, config, "cpu"), draws(seed)
     batches, updates, later = pool_batches(pool, SHAPE[0], seed, False, 0), 300, []
     for update in range(updates):
@@ -133,12 +134,12 @@ def test_one_stage_with_a_tilted_teacher_finds_the_posterior():
     error = interpolated(sigmas, [PRIOR.error(sigma) for sigma in sigmas])
     level = torch.tensor([0.03, 0.5, 7.0])
     torch.testing.assert_close(error(level), level**2 / (1 + level**2), rtol=0.05, atol=0)
-    teacher = tilted_teacher(prior, log_reward, error, draws(5), samples=2000)
+    teacher = tilted_teacher(prior, log_reward, error, draws(5), samples=1000)
     x = normals(3, 1, 1, 2, seed=2)
     torch.testing.assert_close(teacher(x, level, None), POSTERIOR.teacher(x, level), rtol=0.1, atol=0.1)
     pool = (PRIOR.std * normals(4096, *SHAPE[1:], seed=3), torch.zeros(4096), torch.zeros(4096, dtype=torch.long))
     few = tilted_teacher(prior, log_reward, error, draws(5), samples=16)
-    assert_posterior(few_steps(distilled(few, PRIOR.student, pool)))
+    assert_posterior(few_steps(distilled(few, PRIOR.student, pool, simulate=1.0)))  # its inputs are its own outputs
 
 
 def test_a_students_own_chain_is_tilted_and_becomes_one_network():
