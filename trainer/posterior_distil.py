@@ -17,12 +17,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from fewstep.adapters import Adapter, adapted, merged
-from fewstep.card import WEIGHTS_FILE, Card, CheckpointError, write_atomically
+from fewstep.adapters import Adapter, adapted, merged, read_adapter_card
+from fewstep.card import WEIGHTS_FILE, Card, CheckpointError, read_card, write_atomically
 from fewstep.checkpoint import NetworkModule, load_checkpoint, load_denoiser, save_checkpoint
 from fewstep.network import UNet
 from fewstep.outputs import STATE_FILE
 from fewstep.precond import Denoiser
+from fewstep.schedule import SIGMA_MAX
 from trainer.methods.dpdm import Student
 from trainer.methods.posterior_student import Pool, adapter_parts, imitate, pool_batches
 from trainer.methods.tilted import posterior_pool, tilted_regression
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from trainer.posterior_run import Order, Setup
 
 STUDENT, WORK = "student", "distil"  # folders below --out
-POOL_FILE = "pool.safetensors"
+POOL_FILE, SETTINGS_FILE = "pool.safetensors", "settings.json"
 
 
 def check_distil(order: "Order", prior: Card, groups: int) -> None:
@@ -69,16 +70,42 @@ def few_step_student(folder: Path, prior: Card, groups: int, device: str = "cpu"
 
 
 def distil(setup: "Setup", adapter: Adapter, config: DistilConfig) -> bool:
-    """Write OUT/student. Returns False when interrupted."""
-    out = setup.order.out / STUDENT
+    """Write OUT/student. Returns False when interrupted. Raises CheckpointError for a run with other settings."""
+    out, work = setup.order.out / STUDENT, setup.order.out / WORK
+    facts = _facts(setup, config)
+    _same_settings(work / SETTINGS_FILE, facts)
     if setup.card.role == "student":
         if not (out / WEIGHTS_FILE).exists():
             _one_network(setup, adapter, config, out)
         return True
-    work = setup.order.out / WORK
     pool = _pool(setup, adapter, config, work / POOL_FILE)
     teacher = _teacher(setup, adapter, pool, config, work / "teacher")
-    return _few_steps(setup, teacher, pool, config, out)
+    return _few_steps(setup, teacher, pool, config, facts, out)
+
+
+def _facts(setup: "Setup", config: DistilConfig) -> dict[str, Any]:
+    """What the stages of a run share, JSON-able: the switches, and the weights that they begin from."""
+    order = setup.order
+    begun = read_card(config.student).weights if config.student else None
+    named = {**asdict(config), "student": begun, "batch": order.batch, "seed": order.seed}
+    weights = {"prior": setup.card.weights, "adapter": read_adapter_card(order.out).weights}
+    return json.loads(json.dumps({**named, **weights}))
+
+
+def _same_settings(path: Path, facts: dict[str, Any]) -> None:
+    """Keep the facts of a first run; raise CheckpointError where those of a later one differ."""
+    if not path.exists():
+        write_atomically(path, (json.dumps(facts, indent=2) + "\n").encode())
+        return
+    stored = json.loads(path.read_text())
+    differing = [
+        f"{name} was {stored.get(name)}, now {value}" for name, value in facts.items() if stored.get(name) != value
+    ]
+    if differing:
+        said = "; ".join(differing)
+        raise CheckpointError(
+            f"{path.parent} was made with other settings: {said}. Repeat them, or remove it and {STUDENT}"
+        )
 
 
 def _pool(setup: "Setup", adapter: Adapter, config: DistilConfig, path: Path) -> Pool:
@@ -113,8 +140,9 @@ def _teacher(setup: "Setup", adapter: Adapter, pool: Pool, config: DistilConfig,
     images, log_weights, y = pool
     weights = log_weights if config.weighted else torch.zeros_like(log_weights)
     every = max(config.consolidate // 10, 1)
+    sigmas = setup.chain.sigmas  # DPDM noises to levels up to SIGMA_MAX, whatever the chain's highest is
     tilted_regression(
-        denoiser, fresh, (images, weights, y), (setup.chain.sigmas[-1], setup.chain.sigmas[0]), config.consolidate,
+        denoiser, fresh, (images, weights, y), (sigmas[-1], max(sigmas[0], SIGMA_MAX)), config.consolidate,
         Draws(generator, device=setup.device), batch=order.batch, adam=replace(config.adam, lr=config.lr),
         told=bool(setup.groups),
         said=lambda done, loss: say(f"teacher of all levels  {done} of {config.consolidate}  loss {loss:.3g}")
@@ -126,7 +154,9 @@ def _teacher(setup: "Setup", adapter: Adapter, pool: Pool, config: DistilConfig,
     return whole
 
 
-def _few_steps(setup: "Setup", teacher: NetworkModule, pool: Pool, config: DistilConfig, out: Path) -> bool:
+def _few_steps(
+    setup: "Setup", teacher: NetworkModule, pool: Pool, config: DistilConfig, facts: dict[str, Any], out: Path
+) -> bool:
     """DPDM by adapters, in the training loop of all methods: resumable, and averaged."""
     order, start, levels = setup.order, None, None
     if config.student:
@@ -150,8 +180,7 @@ def _few_steps(setup: "Setup", teacher: NetworkModule, pool: Pool, config: Disti
         batch=order.batch, images=config.updates * order.batch, checkpoint_s=order.checkpoint_s, seed=order.seed,
         log_every=max(config.updates // 200, 1), label="student",
     )  # fmt: skip
-    facts = {"posterior": order.reward, **asdict(config), "batch": order.batch, "seed": order.seed}
-    identity = json.loads(json.dumps({**facts, "prior": setup.card.weights}, default=str))
+    identity = {"posterior": order.reward, **facts}
     begun = start if start is not None else teacher
     lists = settings.level_lists
 

@@ -331,6 +331,8 @@ def test_a_posterior_becomes_an_engine_that_answers(prior: Path, tmp_path: Path,
     assert run(prior, tmp_path / "p", "--variance", "small", *DISTIL, "--distil-weighted") == 0
     assert "samples of the posterior" not in capsys.readouterr().err
     assert (made / "model.safetensors").read_bytes() == before
+    assert run(prior, tmp_path / "p", "--variance", "small", *DISTIL) == 2
+    assert "weighted was True, now False" in capsys.readouterr().err
 
     assert export(["--model", str(made), "--out", str(tmp_path / "engine"), "--backend", "onnxruntime-cpu"]) == 0
     expected = sample_dpdm(denoiser, noise_for([3], (1, 8, 8)), card.levels[2]).images

@@ -86,7 +86,8 @@ def tilted_teacher(
     samples: int = 8,
     beta: float = 1.0,
 ) -> Denoise:
-    """The teacher of the one-stage route. log_reward must have a gradient; `samples` of the expectation a call."""
+    """The teacher of the one-stage route. log_reward must have a gradient. `samples` images in every row's expectation:
+    the log of their mean is too small, and its gradient too large, where r varies much among few."""
 
     def run(z: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         y = labels if labels is not None else torch.zeros(len(z), dtype=torch.long, device=z.device)
@@ -94,8 +95,9 @@ def tilted_teacher(
             noisy = z.detach().requires_grad_()
             clean = prior(noisy, sigma, labels)
             spread = error(sigma).sqrt()[:, None, None, None]
-            guesses = [clean + spread * rng.normal_like(clean) for _ in range(samples)]
-            rewards = torch.stack([beta * log_reward(guess, y) for guess in guesses])
+            many = clean.repeat(samples, 1, 1, 1)
+            guesses = many + spread.repeat(samples, 1, 1, 1) * rng.normal_like(many)
+            rewards = beta * log_reward(guesses, y.repeat(samples)).view(samples, -1)
             expected = torch.logsumexp(rewards, dim=0) - math.log(samples)
             gradient = torch.autograd.grad(expected.sum(), noisy)[0]
         return clean.detach() + sigma[:, None, None, None] ** 2 * gradient

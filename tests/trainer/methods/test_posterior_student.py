@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fewstep.ancestral import Chain, ancestral_chain, sample_ancestral, sample_w
 from fewstep.schedule import karras_sigmas
 from tests.trainer.tiny import copied, draws, equal, lively, normals
 from trainer.levels.conditioning import level_features
+from trainer.methods.divergence import kl_gradient
 from trainer.methods.dpdm import Parts, Student
 from trainer.methods.posterior_student import (
     adapter_parts,
@@ -61,14 +63,13 @@ class Affine(nn.Module):
         return self.base(x, sigma) + slope[:, None, None, None] * scaled + shift[:, None, None, None]
 
 
-def distilled(teacher, start, pool, simulate: float = 0.0, seed: int = 0) -> Affine:
+def distilled(teacher, start, pool, seed: int = 0) -> Affine:
     """A student of three calls by DPDM from the perfect student of the prior, averaged over the second half."""
     student, auxiliary = Affine(start), Affine(prior)
-    parts = Parts(teacher, student, auxiliary, {"student": student, "auxiliary": auxiliary})  # pyright: ignore[reportArgumentType]
+    parts = Parts(teacher, student, auxiliary, {"student": student, "auxiliary": auxiliary})  # pyright: ignore
     rate = AdamConfig(0.002, (0.5, 0.9), decay_from=0.5, final=0.05)
     config = StudentConfig(
         steps=(3,), lists=(LEVELS,), auxiliary_sees_level=False, adam=rate, auxiliary_adam=replace(rate, lr=0.02),
-        simulate=simulate, simulate_from=0.0,
     )  # fmt: skip
     method, rng = Student.of_parts(parts, config, "cpu"), draws(seed)
     batches, updates, later = pool_batches(pool, SHAPE[0], seed, False, 0), 300, []
@@ -129,17 +130,21 @@ def test_a_posteriors_chain_becomes_a_teacher_of_all_levels_and_a_student_of_thr
     assert_posterior(few_steps(distilled(teacher, PRIOR.student, pool)))
 
 
-def test_one_stage_with_a_tilted_teacher_finds_the_posterior():
+def test_one_stage_with_a_tilted_teacher_is_at_rest_at_the_posterior():
+    """The tilted teacher is the posterior's, so DPDM's gradient has no mean there, and lifts the prior's outputs."""
     sigmas = karras_sigmas(20, 0.02, 80.0)
     error = interpolated(sigmas, [PRIOR.error(sigma) for sigma in sigmas])
     level = torch.tensor([0.03, 0.5, 7.0])
     torch.testing.assert_close(error(level), level**2 / (1 + level**2), rtol=0.05, atol=0)
-    teacher = tilted_teacher(prior, log_reward, error, draws(5), samples=1000)
-    x = normals(3, 1, 1, 2, seed=2)
-    torch.testing.assert_close(teacher(x, level, None), POSTERIOR.teacher(x, level), rtol=0.1, atol=0.1)
-    pool = (PRIOR.std * normals(4096, *SHAPE[1:], seed=3), torch.zeros(4096), torch.zeros(4096, dtype=torch.long))
-    few = tilted_teacher(prior, log_reward, error, draws(5), samples=16)
-    assert_posterior(few_steps(distilled(few, PRIOR.student, pool, simulate=1.0)))  # its inputs are its own outputs
+    teacher = tilted_teacher(prior, log_reward, error, draws(5), samples=256)
+    for sigma in (0.1, 0.5, 2.0):
+        levels = torch.full((2000,), sigma)
+        for law, least, most in ((POSTERIOR, -0.04, 0.04), (PRIOR, -4.0, -0.1)):
+            outputs = law.mean + law.std * normals(2000, *SHAPE[1:], seed=1)
+            noisy = outputs + sigma * normals(2000, *SHAPE[1:], seed=2)
+            real = lambda z, at=levels: teacher(z, at, None)  # noqa: E731
+            fake = partial(law.teacher, sigma=levels)
+            assert least < float(kl_gradient(outputs, noisy, real, fake, "l1").mean()) < most
 
 
 def test_a_students_own_chain_is_tilted_and_becomes_one_network():
