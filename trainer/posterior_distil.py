@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -28,20 +28,18 @@ from trainer.methods.dpdm import Student
 from trainer.methods.posterior_student import Pool, adapter_parts, imitate, pool_batches
 from trainer.methods.tilted import posterior_pool, tilted_regression
 from trainer.posterior_chain import say
+from trainer.posterior_setup import Order, Setup
 from trainer.run.artifacts import describe, write_sheet
 from trainer.run.draws import Draws
 from trainer.run.loop import Clock, LoopConfig, train
 from trainer.run.state import settle_state
 from trainer.settings import DistilConfig, StudentConfig
 
-if TYPE_CHECKING:
-    from trainer.posterior_run import Order, Setup
-
 STUDENT, WORK = "student", "distil"  # folders below --out
 POOL_FILE, SETTINGS_FILE = "pool.safetensors", "settings.json"
 
 
-def check_distil(order: "Order", prior: Card, groups: int) -> None:
+def check_distil(order: Order, prior: Card, groups: int) -> None:
     """Raise CheckpointError for what cannot be distilled, before any work. groups: values of y; 0 for none."""
     config = order.distil
     assert config is not None
@@ -69,7 +67,7 @@ def few_step_student(folder: Path, prior: Card, groups: int, device: str = "cpu"
     return denoiser.network, card
 
 
-def distil(setup: "Setup", adapter: Adapter, config: DistilConfig) -> bool:
+def distil(setup: Setup, adapter: Adapter, config: DistilConfig) -> bool:
     """Write OUT/student. Returns False when interrupted. Raises CheckpointError for a run with other settings."""
     out, work = setup.order.out / STUDENT, setup.order.out / WORK
     facts = _facts(setup, config)
@@ -83,7 +81,7 @@ def distil(setup: "Setup", adapter: Adapter, config: DistilConfig) -> bool:
     return _few_steps(setup, teacher, pool, config, facts, out)
 
 
-def _facts(setup: "Setup", config: DistilConfig) -> dict[str, Any]:
+def _facts(setup: Setup, config: DistilConfig) -> dict[str, Any]:
     """What the stages of a run share, JSON-able: the switches, and the weights that they begin from."""
     order = setup.order
     begun = read_card(config.student).weights if config.student else None
@@ -108,7 +106,7 @@ def _same_settings(path: Path, facts: dict[str, Any]) -> None:
         )
 
 
-def _pool(setup: "Setup", adapter: Adapter, config: DistilConfig, path: Path) -> Pool:
+def _pool(setup: Setup, adapter: Adapter, config: DistilConfig, path: Path) -> Pool:
     """Images of the posterior's chain, log weights and y; of the file where there is one."""
     if not path.exists():
         order = setup.order
@@ -125,7 +123,7 @@ def _pool(setup: "Setup", adapter: Adapter, config: DistilConfig, path: Path) ->
     return images, log_weights, y
 
 
-def _teacher(setup: "Setup", adapter: Adapter, pool: Pool, config: DistilConfig, folder: Path) -> NetworkModule:
+def _teacher(setup: Setup, adapter: Adapter, pool: Pool, config: DistilConfig, folder: Path) -> NetworkModule:
     """The posterior's denoiser at all levels, as a checkpoint: it can be sampled by any solver."""
     network = merged(setup.network, adapter)
     assert isinstance(network, NetworkModule)
@@ -155,7 +153,7 @@ def _teacher(setup: "Setup", adapter: Adapter, pool: Pool, config: DistilConfig,
 
 
 def _few_steps(
-    setup: "Setup", teacher: NetworkModule, pool: Pool, config: DistilConfig, facts: dict[str, Any], out: Path
+    setup: Setup, teacher: NetworkModule, pool: Pool, config: DistilConfig, facts: dict[str, Any], out: Path
 ) -> bool:
     """DPDM by adapters, in the training loop of all methods: resumable, and averaged."""
     order, start, levels = setup.order, None, None
@@ -223,7 +221,7 @@ def student_config(
     return replace(base, steps=tuple(levels), lists=tuple(levels.values()), sigma_max=highest)
 
 
-def _one_network(setup: "Setup", adapter: Adapter, config: DistilConfig, out: Path) -> None:
+def _one_network(setup: Setup, adapter: Adapter, config: DistilConfig, out: Path) -> None:
     """A student's chain calls the posterior, and at last the prior: one network for both, by imitation."""
     order, problem = setup.order, setup.problem(adapter)
     generator = torch.Generator().manual_seed(order.seed + 3)
@@ -243,7 +241,7 @@ def _one_network(setup: "Setup", adapter: Adapter, config: DistilConfig, out: Pa
     save_checkpoint(out, whole.state_dict(), _card(setup, whole, "student", levels, {"updates": config.consolidate}))
 
 
-def _card(setup: "Setup", network: Any, role: Any, levels: Any, training: dict[str, Any]) -> Card:
+def _card(setup: Setup, network: Any, role: Any, levels: Any, training: dict[str, Any]) -> Card:
     card = setup.card
     return replace(
         card, role=role, network={**card.network, **describe(network)}, levels=levels, weights="",

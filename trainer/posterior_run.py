@@ -1,45 +1,42 @@
 """One run of `python -m fewstep posterior`: the chain, the adapter, training, and what is written of it."""
 
 import itertools
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.adapters import Adapter, AdapterCard, adapted, load_adapter, merged, read_adapter_card, save_adapter, told
-from fewstep.ancestral import Chain, VarianceRule, sample_ancestral
-from fewstep.card import WEIGHTS_FILE, Card, CheckpointError
+from fewstep.adapters import Adapter, AdapterCard, load_adapter, merged, read_adapter_card, save_adapter, told
+from fewstep.ancestral import Chain, sample_ancestral
+from fewstep.card import WEIGHTS_FILE, CheckpointError
 from fewstep.checkpoint import load_denoiser, save_checkpoint
 from fewstep.noise_torch import noise_for
 from fewstep.outputs import STATE_FILE, check_folder
 from fewstep.pixels import to_pixels
-from fewstep.precond import Denoiser
 from fewstep.schedule import karras_sigmas
-from trainer.data.format import ImageSet
 from trainer.data.loader import batches
 from trainer.data.matching import check_shape
 from trainer.data.named import read_data
-from trainer.methods.rtb import Problem, TrajectoryBalance, evaluate
+from trainer.methods.rtb import TrajectoryBalance, evaluate
 from trainer.methods.tilted import prior_pool, tilted_regression
 from trainer.posterior_chain import chain_of_teacher, say, steps_of_student
 from trainer.posterior_checks import (
     PROBED,
     check_above_floor,
     check_counts,
-    content_sha256,
     diverged,
     probe,
     same_run,
 )
 from trainer.posterior_distil import check_distil, distil
 from trainer.posterior_report import Sheet, write_report, write_sheet
+from trainer.posterior_setup import Order, Setup
 from trainer.report import FILE as REPORT
-from trainer.rewards.named import Reward, reward_of
+from trainer.rewards.named import reward_of
 from trainer.run.artifacts import describe, environment
 from trainer.run.claim import claim
 from trainer.run.compute import usable_device
@@ -47,87 +44,13 @@ from trainer.run.distributed import ranks
 from trainer.run.draws import Draws
 from trainer.run.loop import Clock, LoopConfig, train
 from trainer.run.state import settle_state
-from trainer.settings import DistilConfig, MachineError, PosteriorConfig
+from trainer.settings import MachineError
 
 Outcome = Literal["complete", "diverged", "interrupted"]
 MERGED = "merged"  # the folder below --out
 COLUMNS = 16  # of a sheet
 # A log-ratio is a sum over pixel values, so its gradient grows with the image. 0.002 for 8x8, 0.0003 for 32x32 colour.
 ROOT_LR = 0.016
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the command line asks for."""
-
-    prior: Path
-    reward: str
-    out: Path
-    config: PosteriorConfig = PosteriorConfig()
-    lr: float | None = None  # None: by the number of pixel values
-    data: Path | None = None
-    updates: int = 300
-    batch: int = 64
-    steps: int = 30  # network calls of an image
-    sigma_min: float = 0.05
-    sigma_max: float = 80.0
-    variance: VarianceRule = "opt"
-    rank: int = 4
-    noise: float = 0.1  # standard deviation of a measurement
-    warm_start: int = 0  # updates of tilted denoising
-    pool: int = 4096
-    evaluated: int = 1000
-    merged: bool = False
-    distil: DistilConfig | None = None  # None: no student
-    seed: int = 0
-    device: str | None = None
-    checkpoint_s: float = 300.0
-
-    def identity(self, prior: Card, reward: Reward) -> dict[str, Any]:
-        """What a run that goes on must share with the one it continues: settings, and the content of files."""
-        free = ("prior", "out", "data", "device", "checkpoint_s", "evaluated", "merged", "distil")
-        named = {name: value for name, value in asdict(self).items() if name not in free}
-        data = (self.data,) if self.data else ()
-        contents = {"reward_sha256": content_sha256(reward.files), "data_sha256": content_sha256(data)}
-        return json.loads(json.dumps({**named, "prior": prior.weights, **contents}))
-
-
-@dataclass(frozen=True)
-class Setup:
-    """Prior and posterior of a run. y is told to the posterior alone (a reward for each group), to both (a prior with
-    classes), or to none."""
-
-    order: Order
-    card: Card
-    denoiser: Denoiser  # the prior's
-    network: nn.Module  # the prior's, with an input for y where the posterior is told one
-    reward: Reward
-    data: ImageSet | None
-    chain: Chain
-    device: str
-
-    @property
-    def groups(self) -> int:
-        return self.reward.groups or self.denoiser.classes
-
-    def prior(self, x: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
-        return self.denoiser(x, sigma, y if self.denoiser.classes else None)
-
-    def posterior(self, adapter: Adapter) -> Denoiser:
-        return Denoiser(adapted(self.network, adapter), self.denoiser.sigma_data, self.groups)
-
-    def problem(self, adapter: Adapter) -> Problem:
-        posterior = self.posterior(adapter)
-        return Problem(
-            self.prior, lambda x, sigma, y: posterior(x, sigma, y if self.groups else None), self.chain,
-            self.reward.log_reward, adapter.log_variance, max(self.groups, 1),
-        )  # fmt: skip
-
-    def y(self, count: int) -> Tensor:
-        return torch.arange(count, device=self.device) % max(self.groups, 1)
-
-    def like(self, count: int) -> Tensor:
-        return torch.zeros(count, *self.card.image_shape, device=self.device)
 
 
 def run(order: Order, command: str) -> Outcome:
