@@ -208,7 +208,7 @@ def test_every_numeric_flag_takes_its_default_and_refuses_what_is_no_such_number
         assert flag in said and text in said
 
 
-SMALL = ("--lr", "--beta-until")  # flags of at most 1
+SMALL = ("--lr", "--distil-lr", "--beta-until")  # flags of at most 1
 
 
 def test_a_seed_is_a_whole_number_up_to_its_bound():
