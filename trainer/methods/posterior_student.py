@@ -71,7 +71,7 @@ def pool_batches(pool: Pool, batch: int, seed: int, weighted: bool, seen: int) -
     weights = group_weights(log_weights if weighted else torch.zeros_like(log_weights), y, 1.0).cpu()
     number = seen // batch
     while True:
-        generator = torch.Generator().manual_seed((seed + 1) * 1_000_003 + number)
+        generator = torch.Generator().manual_seed(((seed + 1) * 1_000_003 + number) % 2**63)
         rows = torch.multinomial(weights, batch, replacement=True, generator=generator).to(images.device)
         yield images[rows], y[rows]
         number += 1
