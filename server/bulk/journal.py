@@ -11,9 +11,9 @@ A chunk's seeds follow from its number. So an image is in one chunk, and nobody 
 import fcntl
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ from fewstep.card import replacing, write_atomically
 from fewstep.pixels import Pixels
 from server.bulk.order import differences
 
-ORDER = "order.json"
+ORDER, LOCK = "order.json", "lock"
+# The last files to go are those that say what the others are, and who may touch them. A name in dots is being written.
+OURS = (r"\.?(chunk-\d{6,}\.npy|written-\d{6,})(\.part)?", r"\.?order\.json(\.part)?", "lock")
+CLAIMS = 10  # attempts, each of which another run can defeat by ending in that moment
 
 
 class BulkError(Exception):
@@ -87,22 +90,51 @@ class Journal:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """While open, no other process works here. Raises BulkError when one does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BulkError(
-                f"another process is at work in {self.folder}; wait for it, or name another --out"
-            ) from None
+        for _ in range(CLAIMS):
+            descriptor = self._claim()
+            if descriptor is not None:
+                break
         else:
+            raise self._at_work()
+        try:
             yield
         finally:
             os.close(descriptor)
+
+    def _claim(self) -> int | None:
+        """The descriptor of the lock, held; None where a run that ended has just removed it. Raises BulkError."""
+        path = self.folder / LOCK
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+        except FileExistsError:
+            raise BulkError(f"{self.folder} is a file; a run keeps its work there. Name another --out") from None
+        except FileNotFoundError:
+            return None
+        with suppress(FileNotFoundError):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+            except BlockingIOError:
+                os.close(descriptor)
+                raise self._at_work() from None
+        os.close(descriptor)
+        return None
+
+    def _at_work(self) -> BulkError:
+        return BulkError(f"another process is at work in {self.folder}; wait for it, or name another --out")
 
     def is_empty(self) -> bool:
         """Whether nothing has been made yet."""
         return not any(self.folder.glob("chunk-*.npy")) and not any(self.folder.glob("written-*"))
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the journal's files, and the folder unless it holds others."""
+        with suppress(OSError):  # it is not there, or not empty
+            paths = list(self.folder.iterdir())
+            for pattern in OURS:
+                for path in paths:
+                    if re.fullmatch(pattern, path.name):
+                        path.unlink(missing_ok=True)
+            self.folder.rmdir()

@@ -40,6 +40,9 @@ def run(order: Order, engine: Path, out: Path, options: LoadOptions, progress: P
     if kind.most is not None and order.seeds.count > kind.most:
         raise BulkError(f"{order.output} holds at most {kind.most:,} images, not {order.seeds.count:,}; see --format")
     with journal.claimed():
+        if is_complete(order, out):  # by a run that ended while this one began
+            journal.remove()
+            return 0
         order = replace(order, chunk=journal.begin(order.recipe(), order.chunk))
         try:
             made = _Writer(order, out, kind, journal).run(Maker(engine, order, journal, options), progress)

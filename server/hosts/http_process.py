@@ -12,11 +12,13 @@ import uvicorn
 
 from export.manifest import Manifest
 from server.http.app import App
+from server.http.bodies import AT_ONCE, Bodies
 from server.http.dialects import inference_schema, native_schema, openai_schema
 from server.http.dialects.inference import InferenceDialect
 from server.http.dialects.native import NativeDialect
 from server.http.dialects.openai import OpenAIDialect
 from server.http.draining import DrainingServer
+from server.http.edits import body_limit
 from server.http.kept_images import KeptImages
 from server.http.limits import BoundedHttp
 from server.http.metrics import Metrics
@@ -47,6 +49,7 @@ class HttpProcess:
         # The memory of one HTTP process does not reach another, to which a url may lead.
         kept = KeptImages(settings.url_bytes, settings.url_s) if settings.url_bytes and processes == 1 else None
         native, openai = NativeDialect(models, settings, self.pool), OpenAIDialect(models, settings, self.pool, kept)
+        self.bodies = Bodies(AT_ONCE * body_limit(settings, models))
         system = SystemRoutes(settings, self.pool, lambda accept: self.metrics.render(accept))
         inference = InferenceDialect(models, settings, self.pool)
         described = [*native.routes(), *openai.routes(), *inference.routes(), *system.routes()]
@@ -68,7 +71,7 @@ class HttpProcess:
         for stop in STOP_SIGNALS:
             signal.signal(stop, lambda *_: None)
         settings = self.settings
-        app = App(self.routes, settings, self.metrics, self._lifespan(control))
+        app = App(self.routes, settings, self.metrics, self.bodies, self._lifespan(control))
         config = uvicorn.Config(
             app,
             http=BoundedHttp,

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.http.access import RECORD, REFUSED, REFUSED_AT, Record, continued, log_request, request_id
+from server.http.bodies import Bodies
 from server.http.draining import LATE
 from server.http.errors import CLIENT_GONE, STATUS, error_response
 from server.http.gate import FOREIGN, Gate
@@ -42,12 +43,14 @@ class App:
         routes: Sequence[Route],
         settings: Settings,
         metrics: Metrics,
+        bodies: Bodies,
         lifespan: AbstractAsyncContextManager[Any] | None = None,
     ) -> None:
         self.routes = by_path(routes)
         self.gate = Gate(settings)
         self.models = tuple(settings.engines)
         self.metrics = metrics
+        self.bodies = bodies
         self.lifespan = lifespan
         self.inner: ASGIApp = self._gated
         if settings.cors_origins:
@@ -81,14 +84,16 @@ class App:
             await send(message)
 
         self.metrics.began()
+        body = self.bodies.counted(receive)
         try:
-            await self.inner(scope, receive, send_with_ids)
+            await self.inner(scope, body.receive, send_with_ids)
         except asyncio.CancelledError:  # the server stops, and this client has not taken its answer
             record.status, record.code = STATUS[LATE.kind], LATE.code
         except Exception:  # while an answer was sent: its rest does not come
             record.status, record.code = STATUS[INTERNAL.kind], INTERNAL.code
             logger.exception("request %s met a mistake in the server", record.request_id)
         finally:
+            body.release()
             del scope[RECORD]  # uvicorn keeps the scope until the connection's next request, and with it the images
             elapsed_s = time.monotonic() - record.started_s
             self.metrics.ended(route, record, elapsed_s)

@@ -45,7 +45,7 @@ TEXT, OPENMETRICS = "text/plain", "application/openmetrics-text"
 OTHER = "other"  # a path without a route, a status or code that is not listed here
 STATUSES = (200, 204, *sorted({*STATUS.values(), CLIENT_GONE}))
 REASONS = (  # the codes of all refusals; a test reads them from the source
-    "body_timeout", "body_too_large", "cancelled", "closed", "conflict", "draining", "encode_error",
+    "bodies_full", "body_timeout", "body_too_large", "cancelled", "closed", "conflict", "draining", "encode_error",
     "header_not_allowed",
     "headers_too_large", "host_not_allowed", "internal_error", "invalid_api_key", "invalid_image", "malformed_form",
     "malformed_http", "malformed_json", "method_not_allowed", "missing_api_key", "missing_image", "missing_input",

@@ -27,7 +27,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from fewstep.pixels import Pixels
 
@@ -57,6 +57,8 @@ INFLATED_BYTES = 2**20  # of a PNG's pixels, in one piece
 LARGE_PIXELS = 2**20  # a picture of more is decoded while no other such is, so that they take the memory of one
 LARGE_ONES = threading.Lock()
 FILLER = b"\xa5" * 64  # no marker; read as pixels, it differs from the gray that libjpeg puts where none are
+EXIF, BYTE_ORDERS = b"Exif\0\0", {b"II*\0": "<", b"MM\0*": ">"}
+ORIENTATION, SHORT = 0x0112, 3  # the tag, and the type that its value has (EXIF 2.32, section 4.6.4)
 TURNS = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), start=2))  # by EXIF's orientation; 1 is upright
 
 
@@ -146,7 +148,9 @@ def _opened(data: bytes) -> tuple[Image.Image, Callable[[], object]]:
         image = PngImagePlugin.PngImageFile(io.BytesIO(SIGNATURE + kept))
         check = partial(_check_png, image, chunks)
     elif data.startswith(b"\xff\xd8\xff"):
+        data, exif = _without_exif(data)
         image = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+        image.info["exif"] = exif
         check = partial(_check_jpeg, image, data)
     elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         _check_size(_webp_size(data))  # Pillow reserves memory for the canvas when it reads the header
@@ -211,6 +215,25 @@ def _check_jpeg(image: Image.Image, data: bytes) -> None:
         raise PictureError("is damaged: some of its pixels are missing")
 
 
+def _without_exif(data: bytes) -> tuple[bytes, bytes]:
+    """A JPEG without the segments that hold EXIF or XMP (APP1), and the first EXIF among them.
+
+    Pillow would read all entries of them all, which takes seconds, and warn of each that is damaged.
+    """
+    parts, exif, begin, at, segments = [], b"", 0, 2, 0
+    while (marker := JPEG_MARKER.match(data, at)) and marker[2] != b"\xda":
+        start, at = marker.start(1), marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+        segments += 1
+        if segments > MAX_SEGMENTS:
+            raise PictureError(f"has more than {MAX_SEGMENTS} segments; save it as a baseline JPEG")
+        if marker[2] == b"\xe1":
+            content = data[marker.end() + 2 : at]
+            exif = exif or (content if content.startswith(EXIF) else b"")
+            parts.append(data[begin:start])
+            begin = at
+    return b"".join([*parts, data[begin:]]), exif
+
+
 def _digest(image: Image.Image) -> bytes:
     """Of the pixels; comparing them themselves would hold two copies more."""
     return hashlib.sha256(image.tobytes()).digest()
@@ -264,10 +287,19 @@ def _webp_size(data: bytes) -> tuple[int, int]:
 
 def _orientation(image: Image.Image) -> int:
     """1 to 8, of an image whose header has been read; 1: upright, or not said."""
-    exif = Image.Exif()
-    exif.load(image.info.get("exif", b""))
-    value = exif.get(ExifTags.Base.Orientation)
-    return value if value in TURNS else 1
+    exif = image.info.get("exif", b"").removeprefix(EXIF)
+    order = BYTE_ORDERS.get(exif[:4])
+    if order is None:
+        return 1
+    try:
+        (at,) = struct.unpack_from(f"{order}I", exif, 4)
+        (count,) = struct.unpack_from(f"{order}H", exif, at)
+        for tag, kind, values, short in struct.iter_unpack(f"{order}HHIH2x", exif[at + 2 : at + 2 + 12 * count]):
+            if tag == ORIENTATION:
+                return short if (kind, values) == (SHORT, 1) and short in TURNS else 1
+    except struct.error:  # it is cut off
+        pass
+    return 1
 
 
 def _check_size(size: tuple[int, int]) -> None:

@@ -63,9 +63,9 @@ class Site:
     ) -> None:
         self.settings = Settings(dict.fromkeys(models, Path("/nowhere")), workers=workers, **settings)
         server = HttpProcess(self.settings, {name: manifest(name) for name in models}, workers)
-        self.pool, self.metrics = server.pool, server.metrics
+        self.pool, self.metrics, self.bodies = server.pool, server.metrics, server.bodies
         self.pool.on_ready, self.pool.on_lost = lambda: None, lambda worker: None  # the parent would hear of both
-        self.app = App([*server.routes, *more], self.settings, server.metrics)
+        self.app = App([*server.routes, *more], self.settings, server.metrics, server.bodies)
         self.workers: dict[int, PlayedWorker] = {}
         self.left = asyncio.Event()
         self.client = HOST

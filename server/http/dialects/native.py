@@ -76,8 +76,9 @@ class NativeDialect:
 
     async def generate(self, http: Request) -> Response:
         """One image goes as it is unless JSON is preferred; several go as JSON unless another form is."""
-        body = await read_body(http, body_limit(self.settings, self.models), self.settings.timeout_s)
-        asked = self.read(body, ", ".join(http.headers.getlist("accept")))
+        limit = body_limit(self.settings, self.models)
+        accept = ", ".join(http.headers.getlist("accept"))
+        asked = self.read(await read_body(http, limit, self.settings.timeout_s), accept)  # holds the body no longer
         if asked.answer == EVENTS:
             headers = image_headers(asked.request, asked.manifest, self.settings)
             write = partial(events_of, asked, self.settings)

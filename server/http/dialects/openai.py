@@ -110,8 +110,7 @@ class OpenAIDialect:
         return await self._answer(http, self.read(data, http.headers))
 
     async def edits(self, http: Request) -> Response:
-        body = await self._body(http)
-        data, pictures = form_of(body, http.headers.get("content-type", ""))
+        data, pictures = form_of(await self._body(http), http.headers.get("content-type", ""))
         if "image" not in pictures:
             message = "image is missing: send the picture to begin at as a file, in a part named image"
             raise invalid(message, code="missing_image", param="image")

@@ -1,6 +1,7 @@
 """`fewstep generate`: the server's bytes, six kinds of output, and what is refused."""
 
 import errno
+import fcntl
 import io
 import json
 import os
@@ -132,6 +133,40 @@ def test_two_runs_at_once_are_refused(generate: Generate, tmp_path: Path):
     with Journal(tmp_path / "o.zip.part").claimed():
         second = generate(tmp_path / "o.zip")
     assert second.code == 2 and "another process is at work in" in second.errors
+
+
+@pytest.mark.parametrize("removed", ["before the lock is opened", "before it is locked"])
+def test_a_run_that_begins_while_another_ends_has_the_lock_or_the_result(
+    removed: str, generate: Generate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out, journal = tmp_path / "o.zip", Journal(tmp_path / "o.zip.part")
+    module, name = (os, "open") if removed == "before the lock is opened" else (fcntl, "flock")
+    real, ended = getattr(module, name), []
+
+    def late(*arguments: Any, **options: Any) -> Any:
+        if not ended and (name == "flock" or str(arguments[0]).endswith("lock")):
+            ended.append(1)
+            monkeypatch.setattr(module, name, real)
+            journal.remove()
+            assert generate(out).code == 0, "the other run"
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, name, late)
+    second = generate(out)
+    assert ended and second.code == 0, second.errors
+    assert "100 images of tiny; 0 of them made now" in second.said and not journal.folder.exists()
+
+
+def test_the_files_of_others_are_left_where_the_journal_is(generate: Generate, tmp_path: Path):
+    theirs = tmp_path / "o.zip.part" / "notes.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("mine")
+    assert generate(tmp_path / "o.zip").code == 0
+    assert generate(tmp_path / "o.zip").code == 0
+    assert [path.name for path in theirs.parent.iterdir()] == ["notes.txt"] and theirs.read_text() == "mine"
+    (tmp_path / "o.npz.part").write_text("mine")
+    refused = generate(tmp_path / "o.npz")
+    assert refused.code == 2 and "o.npz.part is a file; a run keeps its work there. Name another" in refused.errors
 
 
 @pytest.mark.parametrize(

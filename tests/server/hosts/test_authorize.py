@@ -53,7 +53,7 @@ def ask(app: Any, requests: Sequence[tuple[str, str, str]]) -> list[httpx.Respon
 
 def test_litserves_key_locks_nothing_of_ours():
     server = HttpProcess(Settings({"tiny": Path("/nowhere")}), {"tiny": manifest()}, 1)
-    app = App(server.routes, server.settings, server.metrics)
+    app = App(server.routes, server.settings, server.metrics, server.bodies)
     paths = ("/livez", "/readyz", "/v1/models", "/metrics")
     answers = ask(app, [*(("GET", path, "") for path in paths), ("POST", "/v1/generate", "")])
     assert [answer.status_code for answer in answers] == [200, 503, 200, 200, 503]

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from server.http.access import STAGES, record_of
 from server.http.app import App
+from server.http.bodies import Bodies
 from server.http.metrics import (
     OTHER,
 )
@@ -41,7 +42,7 @@ class Site:
     def __init__(self, generate: Callable[[Request], Awaitable[Response]] = unanswered) -> None:
         self.metrics = metrics_of()
         routes = [route_of("/v1/generate", "POST", generate), route_of("/livez", answer=self.live)]
-        self.app = App(routes, SETTINGS, self.metrics)
+        self.app = App(routes, SETTINGS, self.metrics, Bodies(0))
 
     async def live(self, http: Request) -> Response:
         return Response("ok")

@@ -4,6 +4,7 @@ import base64
 import io
 import struct
 import tracemalloc
+import warnings
 import zlib
 from typing import Any
 
@@ -150,6 +151,24 @@ def test_exifs_orientation_is_applied_before_the_middle_is_cut_out(kind: str, or
         np.testing.assert_array_equal(decode(turned, SIDE, 3), decode(upright, SIDE, 3))
 
 
+def damaged_exif(orientation: int, entries: int) -> bytes:
+    """EXIF that says how the picture is turned, and then has entries whose values lie beyond its end."""
+    said = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    beyond = (struct.pack(">HHII", 0x0200 + number, 7, 1_000, 2**24) for number in range(entries))
+    return b"Exif\0\0MM\0*" + struct.pack(">IH", 8, 1 + entries) + said + b"".join(beyond) + bytes(4)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_of_exif_only_the_orientation_is_read(kind: str):
+    xmp = b"\xff\xe1\x00\x1fhttp://ns.adobe.com/xap/1.0/\0"  # of the same kind of segment
+    plain, turned = (saved(RGB, kind, lossless=True, **more) for more in ({}, {"exif": damaged_exif(3, 2_000)}))
+    if kind == "JPEG":
+        turned = turned[:2] + xmp + turned[2:]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow warns of each entry, in the server's log
+        np.testing.assert_array_equal(decode(turned, SIDE, 3), decode(plain, SIDE, 3)[::-1, ::-1])
+
+
 @pytest.mark.parametrize(("width", "height"), [(SIDE, SIDE + 3), (100, 64), (7, 20), (1, 1), (1_400, 600)])
 def test_of_another_size_the_middle_square_is_resized(width: int, height: int):
     picture = Image.fromarray(np.random.default_rng(2).integers(0, 256, (height, width, 3), np.uint8))
@@ -258,7 +277,7 @@ WRONG = {
     "checksum": (saved(GRAY).replace(b"IDAT", b"IDAX"),),
     "some of its pixels are missing": (saved(GRAY, "JPEG")[:-300] + b"\xff\xd9",),
     "more than 100 scans": (SCANS[:-2] + MAX_SCANS * SCAN + b"\xff\xd9",),
-    "or 1000 segments": (SCANS[:2] + 2_000 * b"\xff\xe0\0\2" + SCANS[2:],),
+    "1000 segments": (SCANS[:2] + 2_000 * b"\xff\xe0\0\2" + SCANS[2:],),
     "arithmetic": (saved(RAMP, "JPEG").replace(b"\xff\xc0", b"\xff\xc9"),),
 }
 
