@@ -1,4 +1,4 @@
-"""`python -m fewstep remake IMAGE.png`: make an image again from what server.http.png_text wrote into it."""
+"""`fewstep remake IMAGE.png`: make an image again from what server.http.png_text wrote into it."""
 
 import json
 from dataclasses import replace

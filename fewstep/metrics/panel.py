@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from fewstep.metrics.extractors.by_name import EFFL0, FASHION128_B, PIXELS, RANDOM, FeatureNet
 from fewstep.metrics.frechet import Moments, frechet_distance
@@ -275,6 +274,8 @@ def paired_p(first: NDArray[np.float64], second: NDArray[np.float64]) -> float |
     differences = first - second
     if np.ptp(differences) == 0:  # the t-test would divide by a spread of zero
         return 0.0
+    from scipy import stats  # slow to load
+
     return float(stats.ttest_rel(first, second).pvalue)
 
 

@@ -142,7 +142,9 @@ class _Parser(argparse.ArgumentParser):
             if not flag.startswith("-"):
                 raise SettingsError(f"{flag!r} is not expected here; every setting has a flag, see --help")
             known = [name for action in self._actions for name in action.option_strings]
-            raise SettingsError(f"there is no flag {flag}; the nearest is {nearest(flag, known)}")
+            near = difflib.get_close_matches(flag, known, n=1)
+            what = f"the nearest is {near[0]}" if near else f"`{self.prog} --help` lists the flags"
+            raise SettingsError(f"there is no flag {flag}; {what}")
         return parsed
 
 

@@ -1,4 +1,4 @@
-"""python -m fewstep posterior: from a prior and a reward to an adapter, stopped and continued, and what is refused."""
+"""fewstep posterior: from a prior and a reward to an adapter, stopped and continued, and what is refused."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def test_a_prior_and_a_function_make_an_adapter_with_its_report(prior: Path, tmp
     said = capsys.readouterr()
     assert "ELBO" in said.out and "warm start  2 of 2" in said.err and "100 %  32 of 32 images" in said.err
     page = (tmp_path / "p" / "report.html").read_text()
-    assert "effective sample size" in page and "explore" in page and "python -m fewstep posterior" in page
+    assert "effective sample size" in page and "explore" in page and "fewstep posterior" in page
     monitors = json.loads((tmp_path / "p" / "monitors.json").read_text())
     assert monitors["elbo"] <= monitors["log_z"] and 0 < monitors["ess"] <= 1
     card = read_adapter_card(tmp_path / "p")
