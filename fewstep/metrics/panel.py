@@ -22,7 +22,6 @@ from fewstep.metrics.nearest import Nearest, nearest
 from fewstep.metrics.pca import Axes
 from fewstep.metrics.precision_recall import precision_recall
 from fewstep.metrics.spectrum import spectrum_deviation
-from fewstep.metrics.two_sample import cnn_auc, in_16_levels, ridge_auc
 
 Pixels = NDArray[np.uint8]  # [N, H, W, C]
 Labels = NDArray[np.integer]  # [N]
@@ -190,6 +189,8 @@ def judge(panel: Panel, pixels: Pixels, labels: Labels, number: int, real: bool 
     number: of the range, from 0; it seeds the two-sample tests and the choice of as many test images, so that several
     ranges are several seeds of them. real: the images are of half a, and it says nothing whether they are close to it.
     """
+    from fewstep.metrics.two_sample import cnn_auc, in_16_levels, ridge_auc  # needs torch
+
     chosen = matched(labels, panel.real_labels, seed=number)
     beside = panel.real[chosen]
     found: dict[str, float | None] = dict.fromkeys(metric.name for metric in METRICS)
