@@ -28,7 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import ROOT, result_file, table, write_result
+from benchmarks.posterior_ddpo import clipped_policy_gradient
 from benchmarks.posterior_digits import Digits, make_digits
+from benchmarks.posterior_ram import reinforce_adjoint_matching
 from benchmarks.posterior_rivals import Reference, best_of, dps, own_images, policy_gradient, prior_images, rejection
 from fewstep.adapters import Adapter, adapted
 from fewstep.analytic import Mixture
@@ -278,6 +280,28 @@ def trainers(args: argparse.Namespace) -> dict[str, Callable[[DigitTask, Adapter
         "KL-RL, corrected": lambda task, adapter, rng: policy_gradient(
             task.problem(adapter), adapter, torch.empty(args.batch, 1, 8, 8), args.updates, config.adam, rng
         ),
+        "DDPO": lambda task, adapter, rng: clipped_policy_gradient(
+            task.problem(adapter), adapter, torch.empty(args.batch, 1, 8, 8), args.updates // 2, config.adam, rng
+        ),
+        "DPOK": lambda task, adapter, rng: clipped_policy_gradient(
+            task.problem(adapter),
+            adapter,
+            torch.empty(args.batch, 1, 8, 8),
+            args.updates // 2,
+            config.adam,
+            rng,
+            alpha=1.0,
+            normalised=False,
+        ),
+        "RAM": lambda task, adapter, rng: reinforce_adjoint_matching(
+            task.problem(adapter),
+            adapter,
+            torch.empty(args.batch, 1, 8, 8),
+            args.updates,
+            config.adam,
+            rng,
+            sigma_data=task.digits.sigma_data,
+        ),
         "tilted denoising": tilted(args.tilted_updates),
         "tilted denoising, then RTB": tilted_then_rtb,
     }
@@ -391,7 +415,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     more: dict[str, Any] = {}
     if "closed" in args.parts:
-        for task in closed_tasks({"gaussian": 20, "mixture": args.mixture_levels}):
+        for task in closed_tasks({"gaussian": args.gaussian_levels, "mixture": args.mixture_levels}):
             rows += closed_rows(task, args, began)
     if "digits" in args.parts:
         closed = list(rows)
@@ -419,6 +443,7 @@ def _arguments() -> argparse.Namespace:
     add("--only", nargs="+", metavar="METHOD", help="of the trained ones on digits, these alone")
     add("--seeds", type=whole(1), default=3)
     add("--levels", type=whole(3), default=20, help="of the digits' chain: network calls per image (default 20)")
+    add("--gaussian-levels", type=whole(3), default=20)
     add("--mixture-levels", type=whole(3), default=30)
     add("--digit", type=whole(0, 9), default=3)
     add("--updates", type=whole(1), default=200, help="of a posterior (default 200)")
@@ -437,7 +462,8 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.dps_steps = list(STEPS_OF_DPS)
     if args.smoke:
-        args.seeds, args.levels, args.mixture_levels, args.updates, args.closed_updates = 2, 5, 5, 3, 3
+        args.seeds, args.levels, args.updates, args.closed_updates = 2, 5, 3, 3
+        args.gaussian_levels, args.mixture_levels = 5, 5
         args.tilted_updates, args.prior_updates, args.proposals, args.pool, args.closed_images = 6, 300, 2000, 256, 200
         args.images, args.dps_steps = 100, [0.5, 1.0]
     return args

@@ -9,10 +9,10 @@ An ODE or EDM's churn has no such density; that is why posteriors are trained on
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from array_api_compat import array_namespace
 
@@ -110,6 +110,44 @@ def sample_ancestral(
         x = step_mean(chain, i, x, counted(x, sigma)) + math.sqrt(scale) * noise(i + 1)
     last = Counted(decoder or denoiser)
     return Sample(last(x, chain.sigmas[-1]), counted.nfe + last.nfe)
+
+
+class WeightedSample(NamedTuple):
+    """Images of a posterior's chain with what is wrong with them."""
+
+    images: Array  # [B, C, H, W]
+    log_weight: Array  # [B]
+    nfe: int  # network calls per image, the prior's beside the posterior's
+
+
+def sample_weighted(
+    prior: BoundDenoiser,
+    posterior: BoundDenoiser,
+    noise: Noise,
+    chain: Chain,
+    log_reward: Callable[[Array], Array],
+    *,
+    log_variance: Sequence[float] | None = None,
+    beta: float = 1.0,
+) -> WeightedSample:
+    """`sample_ancestral` of the posterior, its images made by the prior, with the importance weight of every image.
+
+    log_weight = beta log r - the sum of `log_ratio` over the steps: of the density sought over that of the trajectory.
+    The mean of the weights estimates Z, and images drawn again in proportion to them have the density p r^beta / Z of
+    the prior's chain, up to the number of samples, however good or bad the posterior is. log_reward: images -> [B].
+    """
+    before, after = Counted(prior), Counted(posterior)
+    x = chain.sigmas[0] * noise(0)
+    total = 0.0
+    for i, sigma in enumerate(chain.sigmas[:-1]):
+        logged = 0.0 if log_variance is None else float(log_variance[i])
+        clean, tilted = before(x, sigma), after(x, sigma)
+        deviation = math.sqrt(chain.variances[i] * math.exp(logged))
+        following = step_mean(chain, i, x, tilted) + deviation * noise(i + 1)
+        total = total + log_ratio(chain, i, x, following, clean, tilted, logged)
+        x = following
+    images = before(x, chain.sigmas[-1])
+    return WeightedSample(images, beta * log_reward(images) - total, before.nfe + after.nfe)
 
 
 def log_ratio(

@@ -226,6 +226,13 @@ def _made(config: type[T], /, **values: Any) -> T:
     return config(**own)
 
 
+_SWITCH = get_args(Switch[bool])[1]
+# A switch without a default, as in `_given`: tyro would make its --no- form alone.
+_GIVEN = PrimitiveConstructorSpec(
+    nargs=0, metavar="", instance_from_str=lambda _: True, is_instance=lambda _: True, str_from_instance=lambda _: [],
+)  # fmt: skip
+
+
 def _given(flags: FlagsOf) -> Any:
     """A TypedDict without required keys: tyro fills in what is given, and nothing else."""
     documented, hints = docstrings(flags.config), get_type_hints(flags.config, include_extras=True)
@@ -235,7 +242,10 @@ def _given(flags: FlagsOf) -> Any:
         text, said = _parted(documented.get(name, ""))
         allowed = None if name in values else ranges.get(name)
         hint = _hint(allowed, default, said, _shown(default, values.get(name)))
-        kind = Annotated[hints[name], values[name]] if name in values else hints[name]
+        switch = _SWITCH in getattr(hints[name], "__metadata__", ())
+        kind = tyro.conf.FlagConversionOff[hints[name]] if switch else hints[name]
+        note = _GIVEN if switch else values.get(name)
+        kind = Annotated[kind, note] if note else kind
         kinds[name] = _annotated(kind, help=text, help_behavior_hint=hint)
     return Annotated[TypedDict(flags.config.__name__, kinds, total=False), tyro.conf.OmitArgPrefixes]  # pyright: ignore
 

@@ -14,14 +14,17 @@ from trainer.settings import MachineError
 # torch is imported when the command runs: --help is quick.
 
 PROG = "fewstep posterior"
-INTERRUPTED = 130
+DIVERGED, INTERRUPTED = 1, 130
+STATUS = {"complete": 0, "diverged": DIVERGED, "interrupted": INTERRUPTED}
 
 DESCRIPTION = """\
 Trains a sampler of p(x) r(x)^beta / Z, where p is what a model of yours makes and r says how good an image is, by
 relative trajectory balance. r may be any function; it needs no gradient. OUT gets an adapter of the model's weights
-(a few percent of them), sample sheets, the monitors, and report.html.
+(a few percent of them), sample sheets, the monitors, and report.html. With --distil, OUT/student is a student of few
+steps as well, which exports and serves like any other.
 
-The same command goes on where it stopped. docs/posterior.md explains the switches and the monitors.
+The same command goes on where it stopped. docs/posterior.md explains the switches and the monitors. Exit status: 0
+complete, 1 trained, but diverged, 2 refused, 130 interrupted.
 """
 REWARDS = """\
 rewards:
@@ -36,7 +39,7 @@ rewards:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Returns the exit status: 0 complete, 2 refused with a sentence on stderr, 130 interrupted."""
+    """Returns the exit status: 0 complete, 1 trained but diverged, 2 refused in a sentence, 130 interrupted."""
     asked = parse(PosteriorCommand, arguments, PROG, f"{DESCRIPTION}\n{REWARDS}")
     try:
         order = asked.order
@@ -47,9 +50,9 @@ def main(arguments: Sequence[str]) -> int:
     from trainer.rewards.checked import RewardError
     from trainer.run.loop import DivergedError
 
-    command = shlex.join([*PROG.split(), *arguments])
+    command = shlex.join(["python", "-m", *PROG.split(), *arguments])
     try:
-        return 0 if run(order, command) else INTERRUPTED
+        return STATUS[run(order, command)]
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)
         return INTERRUPTED

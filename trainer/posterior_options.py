@@ -7,13 +7,35 @@ from typing import Annotated, Any, Literal
 
 from fewstep.ancestral import VarianceRule
 from fewstep.command_line import FlagsOf, Flat, Hidden, Switch, arg, value_of
-from fewstep.ranges import SEED, Range, RangeError, check_ranges
-from trainer.settings import RATE, BehaviourMix, PosteriorConfig
+from fewstep.ranges import SEED, Range, RangeError, check_ranges, flag_of
+from trainer.settings import RATE, AdamConfig, BehaviourMix, PosteriorConfig
 
 DIR = arg(metavar="DIR")
 SHARES = tuple(field.name for field in fields(BehaviourMix))
 LEVEL = Range(0.001, 10_000)  # in float32 the square of a lower one is lost beside an image
 MOST_UPDATES, MOST_IMAGES = 10**7, 10**6  # images: those that are kept in memory
+
+
+@dataclass(frozen=True)
+class DistilConfig:
+    """How a posterior's chain becomes a student (trainer.posterior_distil)."""
+
+    student: Annotated[Path | None, arg(name="distil-from", metavar="DIR")] = None
+    """A student of the prior, from which the posterior's starts (default: its teacher)."""
+    pool: Annotated[int, Range(2, MOST_IMAGES, whole=True), arg(name="distil-pool")] = 4096
+    """Images of the chain that it learns from."""
+    weighted: Annotated[Switch[bool], arg(name="distil-weighted")] = False
+    """Draw these images by their importance weights."""
+    consolidate: Annotated[int, Range(1, MOST_UPDATES, whole=True), arg(name="distil-consolidate")] = 400
+    """Updates of the teacher of all levels; of a student's one network."""
+    updates: Annotated[int, Range(1, MOST_UPDATES, whole=True), arg(name="distil-updates")] = 1000
+    """Updates of the student."""
+    lr: Annotated[float, RATE, arg(name="distil-lr")] = 2e-3  # the student's is a quarter of it
+    """Learning rate of the teacher's and auxiliary's adapters."""
+    adam: AdamConfig = AdamConfig(2e-3, (0.9, 0.99), warmup=0.05, decay_from=0.5, final=0.02, clip=1.0)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -55,6 +77,7 @@ class Order:
     """Trajectories behind the monitors."""
     merged: Switch[bool] = False
     """Write OUT/merged, a model with the adapter in its weights, as well."""
+    distil: Hidden[DistilConfig | None] = None  # None: no student
     seed: Annotated[int, SEED] = 0
     """Another one: another run."""
     device: Literal["cpu", "cuda"] | None = None
@@ -97,11 +120,18 @@ TARGET = FlagsOf(
 )
 
 
+DISTIL = FlagsOf(DistilConfig, ("student", "pool", "weighted", "consolidate", "updates", "lr"), defaults=True)
+
+
 @dataclass(frozen=True)
 class PosteriorCommand:
     asked: Flat[Order]
     target: Annotated[Mapping[str, Any], TARGET]
     """The target, and whose trajectories are learned from."""
+    student: Annotated[Mapping[str, Any], DISTIL]
+    """How --distil makes its student."""
+    distilled: Annotated[Switch[bool], arg(name="distil")] = False
+    """Make a student of few steps in OUT/student, as well."""
     fixed_variance: Switch[bool] = False
     """The posterior's steps keep the variance of the prior's."""
 
@@ -110,4 +140,8 @@ class PosteriorCommand:
         """Raises RangeError."""
         beta = {"beta_start": self.target["beta"]} if "beta" in self.target else {}
         config = PosteriorConfig(**{**beta, **self.target}, learn_variance=not self.fixed_variance)
-        return replace(self.asked, config=config)
+        if self.student and not self.distilled:
+            given = ", ".join(flag_of(DistilConfig, name) for name in self.student)
+            raise RangeError(f"{given}: only with --distil; add it")
+        distil = DistilConfig(**self.student) if self.distilled else None
+        return replace(self.asked, config=config, distil=distil)

@@ -1,45 +1,43 @@
 """One run of `fewstep posterior`: the chain, the adapter, training, and what is written of it."""
 
 import itertools
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.adapters import Adapter, AdapterCard, adapted, load_adapter, merged, read_adapter_card, save_adapter, told
+from fewstep.adapters import Adapter, AdapterCard, load_adapter, merged, read_adapter_card, save_adapter, told
 from fewstep.ancestral import Chain, sample_ancestral
-from fewstep.card import WEIGHTS_FILE, Card, CheckpointError
+from fewstep.card import WEIGHTS_FILE, CheckpointError
 from fewstep.checkpoint import load_denoiser, save_checkpoint
 from fewstep.noise_torch import noise_for
 from fewstep.outputs import STATE_FILE, check_folder
 from fewstep.pixels import to_pixels
-from fewstep.precond import Denoiser
 from fewstep.schedule import karras_sigmas
-from trainer.data.format import ImageSet
 from trainer.data.loader import batches
 from trainer.data.matching import check_shape
 from trainer.data.named import read_data
-from trainer.methods.rtb import Problem, TrajectoryBalance, evaluate
+from trainer.methods.rtb import TrajectoryBalance, evaluate
 from trainer.methods.tilted import prior_pool, tilted_regression
 from trainer.posterior_chain import chain_of_teacher, say, steps_of_student
 from trainer.posterior_checks import (
     PROBED,
     check_above_floor,
     check_counts,
-    content_sha256,
     diverged,
     probe,
     same_run,
 )
+from trainer.posterior_distil import check_distil, distil
 from trainer.posterior_options import Order
 from trainer.posterior_report import Sheet, write_report, write_sheet
+from trainer.posterior_setup import Setup
 from trainer.report import FILE as REPORT
-from trainer.rewards.named import Reward, reward_of
+from trainer.rewards.named import reward_of
 from trainer.run.artifacts import describe, environment
 from trainer.run.claim import claim
 from trainer.run.compute import usable_device
@@ -49,52 +47,15 @@ from trainer.run.loop import Clock, LoopConfig, train
 from trainer.run.state import settle_state
 from trainer.settings import MachineError
 
+Outcome = Literal["complete", "diverged", "interrupted"]
 MERGED = "merged"  # the folder below --out
 COLUMNS = 16  # of a sheet
 # A log-ratio is a sum over pixel values, so its gradient grows with the image. 0.002 for 8x8, 0.0003 for 32x32 colour.
 ROOT_LR = 0.016
 
 
-@dataclass(frozen=True)
-class Setup:
-    """Prior and posterior of a run. y is told to the posterior alone (a reward for each group), to both (a prior with
-    classes), or to none."""
-
-    order: Order
-    card: Card
-    denoiser: Denoiser  # the prior's
-    network: nn.Module  # the prior's, with an input for y where the posterior is told one
-    reward: Reward
-    data: ImageSet | None
-    chain: Chain
-    device: str
-
-    @property
-    def groups(self) -> int:
-        return self.reward.groups or self.denoiser.classes
-
-    def prior(self, x: Tensor, sigma: Tensor, y: Tensor) -> Tensor:
-        return self.denoiser(x, sigma, y if self.denoiser.classes else None)
-
-    def posterior(self, adapter: Adapter) -> Denoiser:
-        return Denoiser(adapted(self.network, adapter), self.denoiser.sigma_data, self.groups)
-
-    def problem(self, adapter: Adapter) -> Problem:
-        posterior = self.posterior(adapter)
-        return Problem(
-            self.prior, lambda x, sigma, y: posterior(x, sigma, y if self.groups else None), self.chain,
-            self.reward.log_reward, adapter.log_variance, max(self.groups, 1),
-        )  # fmt: skip
-
-    def y(self, count: int) -> Tensor:
-        return torch.arange(count, device=self.device) % max(self.groups, 1)
-
-    def like(self, count: int) -> Tensor:
-        return torch.zeros(count, *self.card.image_shape, device=self.device)
-
-
-def run(order: Order, command: str) -> bool:
-    """Train, or go on. Returns False when interrupted.
+def run(order: Order, command: str) -> Outcome:
+    """Train, or go on. What has diverged is written, and not distilled.
 
     Raises CheckpointError, DataError, RewardError, RangeError, MachineError, or DivergedError.
     """
@@ -107,19 +68,16 @@ def run(order: Order, command: str) -> bool:
         if not resumed:
             check_folder(order.out)
         setup = set_up(order, device, read_adapter_card(order.out).chain if resumed else None)
-        identity = _identity(order, setup.card, setup.reward)
-        if resumed and same_run(order.out, identity) and _complete(setup):
-            return True
-        return _train(setup, identity, resumed, command)
-
-
-def _identity(order: Order, prior: Card, reward: Reward) -> dict[str, Any]:
-    """What a run that goes on must share with the one it continues: settings, and the content of files."""
-    free = ("prior", "out", "data", "device", "checkpoint_s", "evaluated", "merged")
-    named = {name: value for name, value in asdict(order).items() if name not in free}
-    data = (order.data,) if order.data else ()
-    contents = {"reward_sha256": content_sha256(reward.files), "data_sha256": content_sha256(data)}
-    return json.loads(json.dumps({**named, "prior": prior.weights, **contents}))
+        identity = setup.identity()
+        complete = resumed and same_run(order.out, identity) and _complete(setup)
+        if not complete and not _train(setup, identity, resumed, command):
+            return "interrupted"
+        adapter, card = load_adapter(order.out, setup.network)
+        if diverged(card.monitors, order.config.beta):
+            return "diverged"
+        if order.distil and not distil(setup, adapter.to(device), order.distil):
+            return "interrupted"
+        return "complete"
 
 
 def set_up(order: Order, device: str, chain: Chain | None) -> Setup:
@@ -136,6 +94,8 @@ def set_up(order: Order, device: str, chain: Chain | None) -> Setup:
     data = read_data(order.data, card.image_shape[1]) if order.data else None
     if data:
         check_shape(card, data, "the prior")
+    if order.distil:
+        check_distil(order, card, reward.groups or denoiser.classes)
     noise = noise_for(range(PROBED), card.image_shape, device)(0)
     probe(reward, denoiser, noise, chain.sigmas[0] if chain else order.sigma_max)
     if chain is None:

@@ -270,7 +270,8 @@ def _merge_plans(before: dict[str, Any], made: Plan) -> Plan:
     if not before:
         return made
     kept = {name: {**before[name], **getattr(made, name)} for name in ("images", "seconds", "checkpoint_s")}
-    return replace(made, precision=before["precision"], **kept)
+    complete = tuple(name for name in before["images"] if name not in made.images)
+    return replace(made, precision=before["precision"], complete=complete, **kept)
 
 
 def _enough_disk(out: Path, planned: Plan) -> None:

@@ -31,8 +31,8 @@ emoji64, earth.
 Stop it at any time: the same command goes on where it stopped. OUT/stages.json says what is complete.
 """
 SIZES = """\
-sizes: the small network for 64 pixels (1.9 M parameters) trained at 109 images/s on two cores. 64 pixels need twice the
-training images of 32: about 200,000 for a teacher to be usable, 1,000,000 to be good (docs/training.md).
+sizes: the small network for 64 pixels (1.9 M parameters) trained at 52 images/s on one core. A teacher of 64 pixels is
+usable from about 140,000 training images on; 1,000,000 to be good is an estimate (docs/training.md).
 300 pictures are memorised; 2,000 or more are better. Gray pictures become RGB.
 """
 

@@ -131,6 +131,7 @@ def test_going_back_makes_a_stage_and_what_follows_anew(made, tmp_path):
     again = command(made.photos, out, "--from", "dpdm", "--budget", "1s")
     assert again.code == 0 and contents(out / "teacher") == teacher
     assert re.search(r"^dpdm  ", again.progress, re.M) and not re.search(r"^teacher  ", again.progress, re.M)
+    assert re.search(r"^teacher .* complete$", again.said, re.M), "the new budget is not for the teacher"
 
 
 def test_going_back_to_the_data_makes_everything_anew_also_what_was_cut_off(made, tmp_path, monkeypatch):

@@ -35,6 +35,8 @@ class Method:
     """Share of what is taken."""
     kind: Literal["plain", "quick"] = "plain"
     """How it is done."""
+    slowly: Annotated[Switch[bool], arg(name="method-slowly")] = False
+    """Take time."""
     inner: float = 3.0  # has no flag
 
 
@@ -49,7 +51,7 @@ class Place:
         check_ranges(self)
 
 
-METHOD = FlagsOf(Method, ("rate", "kind"), defaults=True)
+METHOD = FlagsOf(Method, ("rate", "kind", "slowly"), defaults=True)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def job(line: str) -> Job:
 
 def test_what_is_given_is_read_and_the_rest_is_as_in_the_dataclass():
     assert job("a --out x") == Job("a", Place(Path("x")), {})
+    assert job("a --out x --method-slowly").method == {"slowly": True}
     read = job("--out=x --count 3 a --rate 0.5 --time 2m --again --no-loud --sizes 1,8 --colours red blue --share 1")
     assert read == Job("a", Place(Path("x"), 3), {"rate": 0.5}, 120.0, None, True, False, (1, 8), ("red", "blue"), 1.0)
 
@@ -137,11 +140,18 @@ def test_the_help_shows_the_docstring_the_range_and_the_default_of_every_field(c
         "--rate X Share of what is taken. (a number above 0 and at most 1; default: 0.25)",
         "--kind {plain,quick} How it is done. (default: plain)",
         "--again Once more.",
+        "--method-slowly Take time.",
         "--loud, --no-loud Be heard, or not.",
         "--share X How much. (a number from 0 to 1; default: 0.5)",
     ):
         assert words in said
-    assert "None" not in said and "│" not in text and "--inner" not in said and "has no flag" not in said
+    assert (
+        "None" not in said
+        and "--no-method-slowly" not in said
+        and "│" not in text
+        and "--inner" not in said
+        and "has no flag" not in said
+    )
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1.5h", 5400), ("30m", 1800)])

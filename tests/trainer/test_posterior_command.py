@@ -1,5 +1,6 @@
 """fewstep posterior: from a prior and a reward to an adapter, stopped and continued, and what is refused."""
 
+import io
 import json
 import math
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from export.__main__ import main as export
 from fewstep.__main__ import main
 from fewstep.adapters import load_adapter, load_posterior, read_adapter_card
 from fewstep.ancestral import sample_ancestral, student_chain
@@ -17,7 +19,10 @@ from fewstep.card import Card, Dataset, read_card
 from fewstep.checkpoint import load_denoiser, save_checkpoint
 from fewstep.command_line import parse
 from fewstep.noise_torch import noise_for
+from fewstep.pixels import to_pixels
+from fewstep.samplers import sample_dpdm
 from fewstep.unet_config import UNetConfig
+from tests.server.conftest import serving
 from tests.trainer.flags import numeric_flags
 from tests.trainer.tiny import lively
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier, save_classifier
@@ -180,6 +185,7 @@ def test_a_reward_that_fails_stops_the_run_in_a_sentence(prior: Path, tmp_path: 
         ("--mix", "prior", "write prior=0.5"),
         ("--mix", "noised_back=1", "give --data ZIP"),
         ("--sigma-max", "0.01", "must be below --sigma-max"),
+        ("--distil-pool", "16", "--distil-pool: only with --distil; add it"),
     ],
 )
 def test_wrong_values_are_refused_by_name(flag: str, text: str, said: str, prior: Path, tmp_path: Path, capsys):
@@ -196,10 +202,10 @@ def order(*more: str) -> Order:
 
 @pytest.mark.parametrize(("flag", "default"), list(numeric_flags(PosteriorCommand)))
 def test_every_numeric_flag_takes_its_default_and_refuses_what_is_no_such_number(flag, default, tmp_path: Path, capsys):
-    line = ["--prior", "p", "--reward", "r:f", "--out", str(tmp_path / "out")]
+    line = ["--prior", "p", "--reward", "r:f", "--out", str(tmp_path / "out"), "--distil"]
     if default is not None:
-        assert order(flag, str(default)) == order()
-    assert order(flag, "0.5" if flag in SMALL else "7") != order()
+        assert order("--distil", flag, str(default)) == order("--distil")
+    assert order("--distil", flag, "0.5" if flag in SMALL else "7") != order("--distil")
     for text in ("-1", "nan", "1e400", "many"):
         with pytest.raises(SystemExit, match="2"):
             main(["posterior", *line, f"{flag}={text}"])
@@ -207,7 +213,7 @@ def test_every_numeric_flag_takes_its_default_and_refuses_what_is_no_such_number
         assert flag in said and text in said
 
 
-SMALL = ("--lr", "--beta-until")  # flags of at most 1
+SMALL = ("--lr", "--distil-lr", "--beta-until")  # flags of at most 1
 
 
 def test_a_seed_is_a_whole_number_up_to_its_bound():
@@ -310,6 +316,51 @@ def test_divergence_takes_both_a_lower_elbo_and_a_small_sample_size(elbo, error,
     assert diverged(monitors, beta=2.0) is said
 
 
-def test_a_run_that_diverged_says_so(prior: Path, tmp_path: Path, capsys):
-    assert run(prior, tmp_path / "p", "--variance", "small", "--lr", "0.5") == 0
-    assert "training diverged" in capsys.readouterr().out
+def test_a_run_that_diverged_says_so_and_is_not_distilled(prior: Path, tmp_path: Path, capsys):
+    for _ in range(2):  # also of a run that is complete
+        assert run(prior, tmp_path / "p", "--variance", "small", "--lr", "0.5", "--distil") == 1
+        assert "training diverged" in capsys.readouterr().out
+    assert not (tmp_path / "p" / "student").exists()
+
+
+DISTIL = ("--distil", "--distil-pool", "16", "--distil-consolidate", "3", "--distil-updates", "4")
+
+
+def test_a_posterior_becomes_an_engine_that_answers(prior: Path, tmp_path: Path, capsys):
+    """From a prior and a reward to a served image. The second run finds every stage done."""
+    assert run(prior, tmp_path / "p", "--variance", "small", *DISTIL, "--distil-weighted") == 0
+    assert "next: fewstep export" in capsys.readouterr().out
+    made = tmp_path / "p" / "student"
+    before = (made / "model.safetensors").read_bytes()
+    denoiser, card = load_denoiser(made)
+    assert (
+        card.role == "student" and sorted(card.levels) == list(range(1, 9)) and card.parent == read_card(prior).weights
+    )
+    assert load_denoiser(tmp_path / "p" / "distil" / "teacher")[1].role == "teacher"
+    assert run(prior, tmp_path / "p", "--variance", "small", *DISTIL, "--distil-weighted") == 0
+    assert "samples of the posterior" not in capsys.readouterr().err
+    assert (made / "model.safetensors").read_bytes() == before
+    assert run(prior, tmp_path / "p", "--variance", "small", *DISTIL) == 2
+    assert "weighted was True, now False" in capsys.readouterr().err
+
+    assert export(["--model", str(made), "--out", str(tmp_path / "engine"), "--backend", "onnxruntime-cpu"]) == 0
+    expected = sample_dpdm(denoiser, noise_for([3], (1, 8, 8)), card.levels[2]).images
+    with serving(tmp_path / "engine") as server, server.client() as client:
+        answer = client.post("/v1/generate", json={"seed": 3, "steps": 2}, headers={"Accept": "application/x-npy"})
+    assert answer.status_code == 200, answer.text
+    pixels = np.load(io.BytesIO(answer.content)).astype(int).reshape(8, 8)
+    assert np.abs(pixels - to_pixels(expected.numpy())[0, :, :, 0]).max() <= 1
+
+
+def test_a_students_own_chain_becomes_a_student_of_as_many_calls(prior: Path, tmp_path: Path, capsys):
+    levels = {2: (2.5, 0.6), 4: (2.5, 1.0, 0.4, 0.1)}
+    student = checkpoint(tmp_path / "student", role="student", levels=levels)
+    reward = f"{prior.parent}/mine.py:bright"
+    assert run(student, tmp_path / "p", *DISTIL, reward=reward) == 2
+    assert "needs --fixed-variance" in capsys.readouterr().err
+    assert run(student, tmp_path / "p", *DISTIL, "--fixed-variance", reward=reward) == 0
+    assert read_card(tmp_path / "p" / "student").levels == {4: levels[4]}
+    assert run(prior, tmp_path / "q", *DISTIL, "--distil-from", str(student), "--variance", "small") == 0
+    assert read_card(tmp_path / "q" / "student").levels == levels
+    assert run(prior, tmp_path / "r", *DISTIL, "--distil-from", str(prior)) == 2
+    assert "is not a student of such a prior" in capsys.readouterr().err

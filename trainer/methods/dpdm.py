@@ -7,7 +7,8 @@ between the student's outputs and the data (DPDM, Eq. 3.4). Every documented var
 """
 
 import copy
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -29,6 +30,19 @@ from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
 from trainer.settings import StudentConfig
 
+Denoise = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The three denoisers of a distillation, and what is trained of them."""
+
+    teacher: Denoise  # x [B, C, H, W], sigma [B], labels -> clean images; frozen
+    student: Denoiser
+    auxiliary: Denoiser
+    trained: dict[str, nn.Module]  # "student" and "auxiliary": what holds their weights
+    fitted: Denoiser | None = None  # the auxiliary as it is called where it is trained, if that is another way
+
 
 class Student:
     """trainer.run.loop.Method for a DPDM. Student and auxiliary start as copies of the teacher, or of `start`."""
@@ -44,29 +58,41 @@ class Student:
         start: NetworkModule | None = None,  # a student to continue from
         endpoints: Endpoints | None = None,  # needed when config.warm > 0
     ) -> None:
-        self.config, self.endpoints = config, endpoints
-        self.ema_width = config.ema_width
         ncvsd = config.objective == "ncvsd"
-        self.auxiliary_sees_level = config.auxiliary_sees_level or ncvsd
         frozen = teacher.eval().requires_grad_(False)
         extra = teacher.config.channels if ncvsd else 0
         begun = copy.deepcopy(start if start is not None else teacher)
         student = begun if begun.config.extra == extra else widen(begun, channels=extra)
-        auxiliary = widen(teacher, channels=extra, features=LEVEL_FEATURES if self.auxiliary_sees_level else 0)
+        auxiliary = widen(teacher, channels=extra, features=LEVEL_FEATURES if _sees_level(config) else 0)
         student, auxiliary = (net.requires_grad_(True).eval() for net in (student, auxiliary))  # eval: no dropout
         self.network = student
-        self.networks: dict[str, nn.Module] = {"student": student, "auxiliary": auxiliary}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "student": adam(student, config.adam, compute.device),
-            "auxiliary": adam(auxiliary, config.auxiliary_adam, compute.device),
-        }
-        self.lists = LevelLists.of(list(config.level_lists.values()), config.floor, compute.device)
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=teacher.config.classes, compute=compute)
-        self.student, self.teacher = denoiser(replicate(student)), denoiser(frozen)
         # Gradients that pass through the auxiliary without training it must not reach DistributedDataParallel.
-        self.fitted = self.auxiliary = denoiser(auxiliary)
-        if (shared := replicate(auxiliary)) is not auxiliary:
-            self.fitted = denoiser(shared)
+        shared = replicate(auxiliary)
+        fitted = denoiser(shared) if shared is not auxiliary else None
+        networks: dict[str, nn.Module] = {"student": student, "auxiliary": auxiliary}
+        parts = Parts(denoiser(frozen), denoiser(replicate(student)), denoiser(auxiliary), networks, fitted)
+        self._take(parts, config, compute.device, endpoints)
+
+    @classmethod
+    def of_parts(cls, parts: Parts, config: StudentConfig, device: str) -> "Student":
+        """A student whose networks are made elsewhere, for instance of adapters beside one frozen network."""
+        made = cls.__new__(cls)
+        made._take(parts, config, device, None)
+        return made
+
+    def _take(self, parts: Parts, config: StudentConfig, device: str, endpoints: Endpoints | None) -> None:
+        self.config, self.endpoints = config, endpoints
+        self.ema_width = config.ema_width
+        self.auxiliary_sees_level = _sees_level(config)
+        self.networks = parts.trained
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "student": adam(parts.trained["student"], config.adam, device),
+            "auxiliary": adam(parts.trained["auxiliary"], config.auxiliary_adam, device),
+        }
+        self.lists = LevelLists.of(list(config.level_lists.values()), config.floor, device)
+        self.student, self.teacher, self.auxiliary = parts.student, parts.teacher, parts.auxiliary
+        self.fitted = parts.fitted or parts.auxiliary
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         if progress < self.config.warm:
@@ -134,7 +160,7 @@ class Student:
 
     def _teacher_at(self, sigma: Tensor, labels: Tensor | None, fed: Fed) -> ScoreNetwork:
         if self.config.objective == "marginal":
-            return partial(self.teacher, sigma=sigma, labels=labels)
+            return lambda noisy: self.teacher(noisy, sigma, labels)
 
         def given_both_observations(noisy: Tensor) -> Tensor:
             both = combine(Observation(noisy, sigma), Observation(fed.x, fed.drawn.sigma))
@@ -152,3 +178,7 @@ class Student:
             image = scale[:, None, None, None] * fed.x
         features = level_features(fed.drawn.sigma)
         return replace(auxiliary, network=with_inputs(auxiliary.network, image, features))
+
+
+def _sees_level(config: StudentConfig) -> bool:
+    return config.auxiliary_sees_level or config.objective == "ncvsd"

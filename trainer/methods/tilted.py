@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.precond import Denoiser
 from trainer.methods.edm import denoising_loss
-from trainer.methods.rtb import Problem, prior_steps, start, walk
+from trainer.methods.rtb import Following, Problem, Trajectories, own_steps, prior_steps, start, walk
 from trainer.run.draws import Draws
 from trainer.run.optimizer import descend
 from trainer.settings import AdamConfig
@@ -20,15 +20,29 @@ from trainer.settings import AdamConfig
 TILTED = AdamConfig(2e-3, (0.9, 0.99), warmup=0.05, decay_from=0.5, final=0.02, clip=1.0)
 
 
-@torch.no_grad()
 def prior_pool(problem: Problem, like: Tensor, y: Tensor, count: int, rng: Draws) -> tuple[Tensor, Tensor, Tensor]:
     """At least `count` images of the prior's chain, in batches of `like` and y: images, log r and y."""
+    return _pool(problem, like, y, count, prior_steps(problem, rng), lambda found: found.log_reward, rng)
+
+
+def posterior_pool(
+    problem: Problem, like: Tensor, y: Tensor, count: int, rng: Draws, beta: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `prior_pool`, of the posterior's chain, with the log of the importance weights in place of log r."""
+    return _pool(problem, like, y, count, own_steps(problem, rng), lambda found: -found.residual(beta), rng)
+
+
+@torch.no_grad()
+def _pool(
+    problem: Problem, like: Tensor, y: Tensor, count: int, following: Following,
+    score: Callable[[Trajectories], Tensor], rng: Draws,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     parts = []
     while sum(len(part[1]) for part in parts) < count:
-        found = walk(problem, y, start(problem, like, rng), prior_steps(problem, rng))
-        parts.append((found.images, found.log_reward, y))
-    images, log_rewards, groups = (torch.cat(part) for part in zip(*parts, strict=True))
-    return images, log_rewards, groups
+        found = walk(problem, y, start(problem, like, rng), following)
+        parts.append((found.images, score(found), y))
+    images, scores, groups = (torch.cat(part) for part in zip(*parts, strict=True))
+    return images, scores, groups
 
 
 def group_weights(log_rewards: Tensor, y: Tensor, beta: float) -> Tensor:
