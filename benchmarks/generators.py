@@ -81,7 +81,7 @@ def load_generator(folder: Path, backend: Backend, threads: int = 0) -> Generato
     inner = folder if (folder / ENGINE_FILE).is_file() else folder / "engine"
     if not (inner / ENGINE_FILE).is_file():
         raise CheckpointError(
-            f"{folder} holds no engine; make one with: python -m export --model {folder} --out {inner}, "
+            f"{folder} holds no engine; make one with: fewstep export --model {folder} --out {inner}, "
             "or sample the checkpoint itself: --backend torch"
         )
     engine = load_engine(inner, backend=None if backend == "engine" else backend, threads=threads)

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ from fewstep.outputs import check_file, check_folder
 ROOT = application.ROOT
 WORK = Path() if application.INSTALLED else ROOT  # results, data and caches are below, unless an option says otherwise
 FORMAT = 1
+
+
+def need(*modules: str) -> None:
+    """Raise ModuleNotFoundError now for a module that is missing, and not when it is used after the measurement.
+
+    Benchmarks whose --help is quick import these modules where they use them.
+    """
+    for module in modules:
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
 def result_file(text: str) -> Path:

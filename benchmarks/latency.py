@@ -25,11 +25,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from benchmarks.harness import (
     ROOT,
     WORK,
+    need,
     peak_memory_mb,
     percentile_ms,
     result_file,
@@ -52,6 +52,7 @@ from fewstep.pixels import to_pixels
 from fewstep.ranges import whole
 from fewstep.samplers import Sample, sample_dpdm, sample_euler, sample_heun
 from fewstep.schedule import solver_sigmas
+from fewstep.subcommands import Parser
 from trainer.data.format import DataError
 from trainer.data.named import read_data
 
@@ -125,6 +126,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
         {v.name: functools.partial(v.pixels, 0, args.batch) for v in tried}, max(args.rounds // 10, 1)
     )
     rows = []
+    from tqdm import tqdm
+
     for variant in tqdm(tried, desc="quality", unit="method"):
         pixels, nfe = sample_many(variant, args.images, args.batch)
         rows.append({
@@ -222,7 +225,7 @@ def quality(space: Space, pixels: NDArray[np.uint8], classes: int) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = ROOT / "models" / "fashion"
     parser.add_argument("--student", type=Path, default=models / "engine", metavar="ENGINE")
     parser.add_argument("--teacher", type=Path, default=models / "teacher" / "engine", metavar="ENGINE")
@@ -248,6 +251,7 @@ def main() -> None:
         "--extractor", choices=(FASHION128, EFFL0), default=EFFL0, help=f"features for --data (default {EFFL0})"
     )
     args = parser.parse_args()
+    need("matplotlib", "tqdm")
     if len(dict(args.rival)) < len(args.rival):
         parser.error("two rivals have one name; give each --rival a name of its own")
     if args.smoke:

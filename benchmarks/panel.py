@@ -26,12 +26,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from benchmarks.cells import Task
 from benchmarks.generators import Generator, load_sampled
-from benchmarks.harness import WORK, cell_text, result_file, table, write_result
+from benchmarks.harness import WORK, cell_text, need, result_file, table, write_result
 from benchmarks.inputs import MODELS, NamedFolders, add_data_options, load_data, run_cached
 from benchmarks.methods import SOLVERS, Method, dpdm_method, tuned_methods
 from benchmarks.quality import Series
@@ -41,6 +39,7 @@ from fewstep.metrics.cache import Cache, Key
 from fewstep.metrics.extractors.by_name import FeatureNet, load_feature_net
 from fewstep.metrics.panel import METRICS, SPACES, Labels, Panel, Pixels, compare, judge, matched, seed_ranges
 from fewstep.ranges import whole
+from fewstep.subcommands import Parser
 from trainer.data.format import ImageSet, read_image_set
 from trainer.data.named import HALVED_BY_READER
 from trainer.data.sources.selection import halved
@@ -116,7 +115,7 @@ def trained_on(card: Card, folder: Path, train: ImageSet, halves: Halves) -> str
     if where == HALF_B:
         raise CheckpointError(
             f"{folder} was trained on half b of {train.name}, which belongs to the panel's extractor and references; "
-            f"train it on half a: python -m fewstep train {train.name} --half a --out DIR"
+            f"train it on half a: fewstep train {train.name} --half a --out DIR"
         )
     if where != HALF_A:
         print(
@@ -250,6 +249,8 @@ def pixels_key(task: Task) -> Key:
 
 def sample_missing(cache: Cache, tasks: Sequence[tuple[str, Task]]) -> None:
     missing = [(name, task) for name, task in tasks if not cache.path(pixels_key(task)).is_file()]
+    from tqdm import tqdm
+
     with tqdm(total=sum(task.calls for _, task in missing), desc="sampling", unit="call", unit_scale=True) as bar:
         for name, task in missing:
             bar.set_postfix_str(name)
@@ -269,6 +270,8 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
         flush=True,
     )
     if args.threads:
+        import torch
+
         torch.set_num_threads(args.threads)
     train, held_out = load_data(args)
     unseen = read_image_set(args.unseen) if args.unseen else None
@@ -319,6 +322,8 @@ def judge_all(
 ) -> dict[str, list[Judged]]:
     """What the panel says of every sampler, and of real images, by range."""
     judged: dict[str, list[Judged]] = {REAL: [], **{sampler.name: [] for sampler in samplers}}
+    from tqdm import tqdm
+
     with tqdm(total=len(judged) * len(ranges), desc="judging", unit="set") as bar:
         for number, seeds in enumerate(ranges):
             bar.set_postfix_str(f"{REAL}, range {number}")
@@ -377,7 +382,7 @@ def sentence_of(comparison: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("model", type=Path, nargs="?", default=MODELS, metavar="MODEL", help="a student's folder (default: shipped)")
     add("--teacher", type=Path, metavar="DIR", help="what it was distilled from (default: found beside it)")
@@ -397,6 +402,7 @@ def main() -> None:
     add("--smoke", action="store_true", help="12 images, two ranges, one and two calls, part of the data")
     add_data_options(parser)
     args = parser.parse_args()
+    need("scipy", "torch", "tqdm")
     if args.smoke:
         if args.out == parser.get_default("out"):
             args.out = WORK / "build/panel-smoke.json"

@@ -3,17 +3,17 @@
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from fewstep.pixels import grid
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# matplotlib is imported when something is drawn, so that --help is quick.
 
 STYLES = {
     "dpdm": ("DPDM student", "#c2410c", "o"),
@@ -24,7 +24,7 @@ STYLES = {
 
 def draw_quality_against_latency(rows: list[dict[str, Any]], path: Path) -> None:
     """Distance (lower is better) over milliseconds per image, one line per method, NFE beside every point."""
-    figure = Figure(figsize=(7.5, 4.6), dpi=140, layout="constrained")
+    figure = _figure(figsize=(7.5, 4.6), dpi=140, layout="constrained")
     axes = figure.subplots()
     spare = itertools.cycle(SPARE)
     for method in dict.fromkeys(row["method"] for row in rows):
@@ -76,7 +76,7 @@ def styles(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 def draw_quality_against_nfe(rows: list[dict[str, Any]], real: list[dict[str, Any]], path: Path) -> None:
     """Distance over network calls, one panel per extractor, one line per series, bars of one standard deviation."""
-    figure = Figure(figsize=(9.2, 5.2 * len(real)), dpi=140, layout="constrained")
+    figure = _figure(figsize=(9.2, 5.2 * len(real)), dpi=140, layout="constrained")
     look = styles(row["method"] for row in rows)
     for axes, floor in zip(np.atleast_1d(figure.subplots(len(real))), real, strict=True):
         some = [row for row in rows if row["extractor"] == floor["extractor"]]
@@ -93,7 +93,7 @@ def draw_quality_against_nfe(rows: list[dict[str, Any]], real: list[dict[str, An
         calls = sorted({row["nfe"] for row in some})
         axes.set(xscale="log", yscale="log", xlabel="network calls per image", ylabel="Fréchet distance")
         axes.set_xticks(calls, [str(count) for count in calls])
-        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.minorticks_off()
         plain_numbers(axes.yaxis)
         axes.set_title(f"{floor['extractor']}, N = {floor['images']}", fontsize=10)
         axes.grid(True, alpha=0.2)
@@ -113,7 +113,7 @@ class Pairs(NamedTuple):
 
 def draw_pairs(pairs: Sequence[Pairs], nearest: Sequence[NDArray[np.uint8]], path: Path) -> None:
     """One strip per entry: generated images above, their nearest training images [n, H, W, C] below."""
-    figure = Figure(figsize=(9, 1.25 * len(pairs)), dpi=110, layout="constrained")
+    figure = _figure(figsize=(9, 1.25 * len(pairs)), dpi=110, layout="constrained")
     for axes, one, train in zip(np.atleast_1d(figure.subplots(len(pairs))), pairs, nearest, strict=True):
         show_pixels(axes, grid(np.concatenate([one.pixels, train]), columns=len(train)))
         name = f"{one.label}\n{one.nfe} call{'s' * (one.nfe > 1)}\nby {one.space}"
@@ -133,18 +133,26 @@ def show_pixels(axes: Any, pixels: NDArray[np.uint8]) -> None:
 def plain_numbers(axis: Any) -> None:
     """0.3 rather than 3 x 10^-1 along a logarithmic axis."""
     axis.set_major_formatter("{x:g}")
+    from matplotlib.ticker import LogLocator
+
     axis.set_minor_locator(LogLocator(subs=(2, 5)))
     axis.set_minor_formatter("{x:g}")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _figure(**how: Any) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(**how)
+
+
+def _save(figure: "Figure", path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
 def draw_recovery(rows: list[dict[str, Any]], floors: dict[str, float], images: int, path: Path) -> None:
     """Distance after one call over sigma, one panel per extractor, one line per network."""
-    figure = Figure(figsize=(8.8, 4.6 * len(floors)), dpi=140, layout="constrained")
+    figure = _figure(figsize=(8.8, 4.6 * len(floors)), dpi=140, layout="constrained")
     # The teacher takes a solver's style, not a spare one: rivals then look as they do beside their distances.
     look = {"teacher": SERIES["heun"], **styles(row["network"] for row in rows if row["network"] != "teacher")}
     for axes, (extractor, floor) in zip(np.atleast_1d(figure.subplots(len(floors))), floors.items(), strict=True):
@@ -174,7 +182,7 @@ def draw_recovered(
 ) -> None:
     """Panels side by side, in each one row of images [n, H, W, C] per sigma, under the clean images."""
     height, columns = clean.shape[1], len(clean)
-    figure = Figure(figsize=(3.6 * len(panels) + 0.4, 0.42 * (len(sigmas) + 1) + 0.4), dpi=120, layout="constrained")
+    figure = _figure(figsize=(3.6 * len(panels) + 0.4, 0.42 * (len(sigmas) + 1) + 0.4), dpi=120, layout="constrained")
     for index, (axes, (name, rows)) in enumerate(
         zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True)
     ):

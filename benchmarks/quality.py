@@ -22,12 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from benchmarks.cells import Task, fill, read_cell, verify
 from benchmarks.earlier import with_earlier
 from benchmarks.generators import Generator
-from benchmarks.harness import WORK, result_file, write_result
+from benchmarks.harness import WORK, need, result_file, write_result
 from benchmarks.inputs import add_common_options, load_data, load_generators, load_references, run_cached
 from benchmarks.methods import NFE, SOLVERS, Method, dpdm_method, family_names, tuned_methods
 from benchmarks.plots import draw_quality_against_nfe
@@ -37,6 +35,7 @@ from fewstep.metrics.cache import Cache
 from fewstep.metrics.precision_recall import NEIGHBOURS
 from fewstep.metrics.reference import Reference
 from fewstep.ranges import whole
+from fewstep.subcommands import Parser
 
 TEACHER_AS_STUDENT = "teacher-dpdm"
 
@@ -115,6 +114,8 @@ def sample_missing(cache: Cache, plan: Plan, references: Sequence[Reference], st
         if any(read_cell(cache, task, reference, stored) is None for reference in references)
     }
     total = sum(task.calls for task in missing.values())
+    from tqdm import tqdm
+
     with tqdm(total=total, desc="sampling", unit="call", unit_scale=True, smoothing=0.05) as bar:
         for (name, calls, repeat), task in missing.items():
             bar.set_postfix_str(f"{name}, {calls} calls, range {repeat}")
@@ -129,6 +130,8 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
     series = make_series(students, teacher, solvers)
     plan = make_plan(series, args.nfe, args.images, args.repeats, args.batch)
     if args.verify:
+        from tqdm import tqdm
+
         for task in tqdm(plan.values(), desc="verifying", unit="cell"):
             verify(cache, task)
     if not args.compose:
@@ -167,7 +170,7 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_options(parser, taken=(*(method.name for method in SOLVERS), *family_names(), TEACHER_AS_STUDENT))
     add = parser.add_argument
     add("--schedules", type=Path, metavar="JSON", help="also the solvers as solver_search.py found them best")
@@ -200,6 +203,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     parser = arguments()
     args = parser.parse_args()
+    need("matplotlib", "tqdm")
     if args.smoke:
         args.images, args.repeats, args.nfe = 12, 2, [1, 3]
     if min(args.images, args.stored) <= NEIGHBOURS or args.repeats < 1:

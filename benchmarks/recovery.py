@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from benchmarks.cells import Task, fill, read_cell
 from benchmarks.generators import Batch, Generator
-from benchmarks.harness import ROOT, result_file, table, write_result
+from benchmarks.harness import ROOT, need, result_file, table, write_result
 from benchmarks.inputs import add_common_options, load_data, load_generators, load_references, run_cached
 from benchmarks.plots import draw_recovered, draw_recovery
 from fewstep.metrics.cache import Cache
@@ -171,6 +171,7 @@ def main() -> None:
     add("--out", type=result_file, default=ROOT / "build/recovery.json", help="JSON; the pictures lie beside it")
     add("--smoke", action="store_true", help="50 images, three levels, part of the data, a cache of its own")
     args = parser.parse_args()
+    need("matplotlib")
     if args.smoke:
         args.images, args.repeats, args.sigmas = 50, 1, [0.5, 5.0, 80.0]
     if args.images < 2 or args.repeats < 1 or min(args.sigmas) <= 0:

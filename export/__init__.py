@@ -1,4 +1,4 @@
-"""Checkpoint -> engine directory (`python -m export`), and the reader of that directory, without torch."""
+"""Checkpoint -> engine directory (`fewstep export`), and the reader of that directory, without torch."""
 
 import os
 

@@ -22,7 +22,7 @@ from fewstep.subcommands import REFUSED
 
 if TYPE_CHECKING:
     from export.build import Proof
-    from export.options import ProofOptions
+    from export.options import ExportCommand, PlanCommand, ProofOptions, VerifyCommand
     from export.verify import Gap
 
 # What a command needs of torch is imported when it runs: --help is quick.
@@ -34,26 +34,41 @@ EXPORT = f"""Export a checkpoint's network as an engine directory.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    commands = {"verify": _verify, "plan": _plan}
+    return run(read(list(sys.argv[1:] if argv is None else argv)))
+
+
+def read(arguments: Sequence[str]) -> "ExportCommand | VerifyCommand | PlanCommand":
+    """What is asked. --help ends the process with status 0, and what cannot be read with 2."""
+    from export.options import ExportCommand, PlanCommand, VerifyCommand
+    from fewstep.command_line import parse
+
+    match arguments:
+        case ["verify", *rest]:
+            return parse(VerifyCommand, rest, f"{PROG} verify", "Compare an engine with its checkpoint again.")
+        case ["plan", *rest]:
+            return parse(PlanCommand, rest, f"{PROG} plan", "Build a TensorRT plan of an engine.")
+    return parse(ExportCommand, arguments, PROG, EXPORT)
+
+
+def run(asked: "ExportCommand | VerifyCommand | PlanCommand") -> int:
+    """Returns the exit code."""
+    from export.options import ExportCommand, VerifyCommand
+
     try:
-        command = commands.get(arguments[0]) if arguments else None
         with extras.named():
-            return command(arguments[1:]) if command else _export(arguments)
+            _use_threads(asked.proof)
+            if isinstance(asked, ExportCommand):
+                return _export(asked)
+            return _verify(asked) if isinstance(asked, VerifyCommand) else _plan(asked)
     except (CheckpointError, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
-        print("export: interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; nothing was written", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
-def _export(arguments: Sequence[str]) -> int:
-    from export.options import ExportCommand
-    from fewstep.command_line import parse
-
-    asked = parse(ExportCommand, arguments, PROG, EXPORT)
-    _use_threads(asked.proof)
+def _export(asked: "ExportCommand") -> int:
     from export.build import backends_here, export_checkpoint
     from export.verify import Gap
 
@@ -69,12 +84,7 @@ def _export(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _verify(arguments: Sequence[str]) -> int:
-    from export.options import VerifyCommand
-    from fewstep.command_line import parse
-
-    asked = parse(VerifyCommand, arguments, f"{PROG} verify", "Compare an engine with its checkpoint again.")
-    _use_threads(asked.proof)
+def _verify(asked: "VerifyCommand") -> int:
     from export.build import verify_engine
 
     model = asked.model or asked.engine.resolve().parent
@@ -87,12 +97,7 @@ def _verify(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _plan(arguments: Sequence[str]) -> int:
-    from export.options import PlanCommand
-    from fewstep.command_line import parse
-
-    asked = parse(PlanCommand, arguments, f"{PROG} plan", "Build a TensorRT plan of an engine.")
-    _use_threads(asked.proof)
+def _plan(asked: "PlanCommand") -> int:
     from export.plans import make_plan
 
     start = time.perf_counter()
@@ -137,10 +142,10 @@ def _summary(manifest: Manifest, out: Path, seconds: float) -> str:
 
 
 if __name__ == "__main__":
+    asked = read(sys.argv[1:])
     # Loaded before the handler is set: what a handler raises while a C extension is imported becomes its ImportError.
-    if not {"-h", "--help"} & set(sys.argv):
-        with extras.named():
-            for module in ("export.build", "export.backends.onnxruntime_cpu"):
-                importlib.import_module(module)
+    with extras.named():
+        for module in ("export.build", "export.backends.onnxruntime_cpu"):
+            importlib.import_module(module)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the staging directory must go
-    sys.exit(main())
+    sys.exit(run(asked))

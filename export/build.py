@@ -27,7 +27,6 @@ from export.manifest import (
 from export.to_onnx import OPSET, network_to_onnx
 from export.verify import BOUNDS_OF, Gap, measure, refuse_beyond
 from fewstep import __version__
-from fewstep.application import command_of
 from fewstep.card import WEIGHTS_FILE, Card, CheckpointError, file_sha256, write_atomically
 from fewstep.checkpoint import NetworkModule, load_checkpoint, load_denoiser, network_config
 from fewstep.latent import latent_shape
@@ -76,8 +75,8 @@ def export_checkpoint(
         if backend in MODULES:
             raise CheckpointError(
                 f"backend {backend} runs a plan, which is built from a finished engine. Export for another backend, "
-                f"then run: {command_of('export')} plan {out} --backend {backend}, and for the proof: "
-                f"{command_of('export')} verify {out} --backend {backend} --record"
+                f"then run: fewstep export plan {out} --backend {backend}, and for the proof: "
+                f"fewstep export verify {out} --backend {backend} --record"
             )
     weights, card = load_checkpoint(model)
     check_destination(out, card)

@@ -26,7 +26,6 @@ from export.manifest import (
     Manifest,
     read_manifest,
 )
-from fewstep.application import command_of
 from fewstep.card import WEIGHTS_FILE, CheckpointError, file_sha256
 from fewstep.precond import Denoiser
 
@@ -165,4 +164,4 @@ def _check_checkpoint(folder: Path, manifest: Manifest) -> None:
 
 
 def _export_again(folder: Path) -> str:
-    return f"Export it again with: {command_of('export')} --model {folder.resolve().parent} --out {folder}"
+    return f"Export it again with: fewstep export --model {folder.resolve().parent} --out {folder}"

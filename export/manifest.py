@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fewstep.application import command_of
 from fewstep.card import WEIGHTS_FILE, CheckpointError, Levels, levels_from_json, write_atomically
 
 ENGINE_FORMAT = 1
@@ -100,11 +99,11 @@ def read_manifest(folder: Path) -> Manifest:
         if (folder / WEIGHTS_FILE).is_file():
             raise CheckpointError(
                 f"{folder} is a checkpoint, not an engine. Name its engine, {folder / 'engine'}, or make it: "
-                f"{command_of('export')} --model {folder} --out {folder / 'engine'}"
+                f"fewstep export --model {folder} --out {folder / 'engine'}"
             )
         raise CheckpointError(
             f"{folder} holds no {ENGINE_FILE}: it is not a fewstep engine. "
-            f"Make one with: {command_of('export')} --model MODEL --out ENGINE"
+            f"Make one with: fewstep export --model MODEL --out ENGINE"
         )
     try:
         return manifest_from_json(path.read_text(), path)
@@ -121,7 +120,7 @@ def manifest_from_json(text: str, where: Path) -> Manifest:
         if data["format"] != ENGINE_FORMAT:
             raise CheckpointError(
                 f"{where} has engine format {data['format']}; this version reads format {ENGINE_FORMAT}. "
-                f"Install the fewstep version that wrote it, or export the checkpoint again: {command_of('export')}"
+                f"Install the fewstep version that wrote it, or export the checkpoint again: fewstep export"
             )
         data["levels"] = levels_from_json(data["levels"])
         data["class_names"] = tuple(data["class_names"])

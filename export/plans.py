@@ -1,4 +1,4 @@
-"""An engine directory -> a TensorRT plan in it (`python -m export plan`)."""
+"""An engine directory -> a TensorRT plan in it (`fewstep export plan`)."""
 
 from collections.abc import Sequence
 from pathlib import Path

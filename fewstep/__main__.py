@@ -1,12 +1,12 @@
 """The `fewstep` command: serve, generate, train, posterior, export, bench, remake."""
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from importlib import import_module
 
-from fewstep import application, extras
+from fewstep import __version__, application, extras
+from fewstep.subcommands import subcommand
 
 INTERRUPTED = 130
 COMMANDS = {
@@ -25,11 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0 complete, 2 refused with a sentence on stderr, 130 interrupted."""
     began = time.monotonic()
     given = list(sys.argv[1:] if arguments is None else arguments)
-    command = _parser().parse_args(given[:1]).command
+    if given[:1] == ["--version"]:
+        print(f"fewstep {__version__}")
+        return 0
+    command, options = subcommand(given, "fewstep", COMMANDS, "Makes small pictures of your kind, and serves them.")
     application.put_on_path()
     try:
         with extras.named():
-            return _run(command, given[1:], began)
+            return _run(command, options, began)
     except KeyboardInterrupt:
         goes_on = "; the same command goes on where it stopped" if command in RESUMED else ""
         print(f"interrupted{goes_on}", file=sys.stderr)
@@ -46,17 +49,6 @@ def _run(command: str, arguments: list[str], began: float) -> int:
 
         return posterior.main(arguments)
     return import_module(f"fewstep.commands.{command}").main(arguments)
-
-
-def _parser() -> argparse.ArgumentParser:
-    listed = "\n".join(f"  {name:<12}{says}" for name, says in COMMANDS.items())
-    parser = argparse.ArgumentParser(
-        prog="fewstep",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"commands:\n{listed}\n\n`fewstep COMMAND --help` lists the options of one.",
-    )
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
-    return parser
 
 
 if __name__ == "__main__":

@@ -10,15 +10,9 @@ from pathlib import Path
 PRIVATE = Path(__file__).resolve().parent / "_application"  # the name is also in pyproject.toml
 INSTALLED = PRIVATE.is_dir()  # from a wheel
 ROOT = PRIVATE if INSTALLED else PRIVATE.parents[1]  # holds server/, export/, models/ and so on
-COMMANDS = {"server": "serve", "export": "export"}  # folder -> command of `fewstep` that runs it
 
 
 def put_on_path() -> None:
     """From now on, `import server` finds ours: before every other package of that name."""
     if sys.path[:1] != [str(ROOT)]:
         sys.path.insert(0, str(ROOT))
-
-
-def command_of(folder: str) -> str:
-    """How a person runs a folder's program here: `python -m server` in a checkout, `fewstep serve` from a wheel."""
-    return f"fewstep {COMMANDS[folder]}" if INSTALLED else f"python -m {folder}"

@@ -44,6 +44,7 @@ Positional = tyro.conf.Positional
 Hidden = tyro.conf.Suppress  # no flag
 arg = tyro.conf.arg
 _FLAT = object()
+_EXCLUSIVE = "At most one argument can be overridden."  # tyro's words, of `exclusive` flags
 Flat = Annotated[T, _FLAT]  # a dataclass whose fields have flags among those of the dataclass it is a field of
 
 
@@ -79,7 +80,8 @@ def parse(
 
 def _plain(text: str, description: str) -> str:
     """tyro's help without rules and trailing spaces, and with the description in its own lines."""
-    usage, *rest = (line.rstrip() for line in text.splitlines() if not re.fullmatch(r" *-{4,} *", line))
+    lines = text.replace(_EXCLUSIVE, "Give one of them at most.").splitlines()
+    usage, *rest = (line.rstrip() for line in lines if not re.fullmatch(r" *-{4,} *", line))
     return "\n".join([usage, "", *([description.strip(), ""] if description else []), *rest[1:]])
 
 
@@ -206,9 +208,10 @@ def _flat_fields(config: type) -> Iterator[StructFieldSpec]:
             default = MISSING_NONPROP if field.default is MISSING else field.default
             if default is MISSING_NONPROP and field.default_factory is not MISSING:
                 default = field.default_factory()
+            text, said = _parted(text)
             if default is MISSING_NONPROP and allowed:  # no hint stands behind what is required
                 text = f"{text} ({_phrase(allowed)})"
-            hint = functools.partial(_hint, text, allowed, default)
+            hint = functools.partial(_hint, allowed, default, said)
             yield StructFieldSpec(field.name, _annotated(kind, help_behavior_hint=hint), default, text)
 
 
@@ -236,8 +239,9 @@ def _given(flags: FlagsOf) -> Any:
     ranges, values, kinds = ranges_of(flags.config), flags.values or {}, {}
     for name in flags.names:
         default = flags.config.__dataclass_fields__[name].default if flags.defaults else None
-        text, shown = documented.get(name, ""), _shown(default, values.get(name))
-        hint = _hint(text, None if name in values else ranges.get(name), default, shown)
+        text, said = _parted(documented.get(name, ""))
+        allowed = None if name in values else ranges.get(name)
+        hint = _hint(allowed, default, said, _shown(default, values.get(name)))
         switch = _SWITCH in getattr(hints[name], "__metadata__", ())
         kind = tyro.conf.FlagConversionOff[hints[name]] if switch else hints[name]
         note = _GIVEN if switch else values.get(name)
@@ -250,11 +254,17 @@ def _annotated(kind: Any, **how: Any) -> Any:
     return Annotated[kind, tyro.conf.arg(**how)]
 
 
-def _hint(text: str, allowed: Range | None, default: object, shown: str) -> str:
-    """What stands behind the help of a flag: its range, and a default that the help does not say itself."""
+def _parted(text: str) -> tuple[str, str]:
+    """The help of a flag, and the default that it says in words: "Cores (default: all)." is "Cores." and "all"."""
+    match = re.fullmatch(r"(.*?) \(default: (.+)\)\.", text)
+    return (f"{match[1]}.", match[2]) if match else (text, "")
+
+
+def _hint(allowed: Range | None, default: object, said: str, shown: str) -> str:
+    """What stands behind the help of a flag: its range and its default. said: the default in words, or ""."""
     parts = [_phrase(allowed)] if allowed else []
-    if not (default is None or default is False or default in ("", ()) or "default:" in text):
-        parts.append(f"default: {shown}")
+    if said or not (default is None or default is False or default in ("", ())):
+        parts.append(f"default: {said or shown}")
     return f"({'; '.join(parts)})" if parts else ""
 
 

@@ -58,12 +58,15 @@ def explain(error: ImportError, script: bool = False) -> str | None:
 
 
 @contextmanager
-def named() -> Iterator[None]:
-    """While open, a missing module of an extra ends the process with status 2 and one line on stderr."""
+def named(script: bool = False) -> Iterator[None]:
+    """While open, a missing module of an extra ends the process with status 2 and one line on stderr.
+
+    script: of benchmarks/.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
-        if (sentence := explain(error)) is None:
+        if (sentence := explain(error, script)) is None:
             raise
         print(sentence, file=sys.stderr)
         raise SystemExit(MISSING) from None

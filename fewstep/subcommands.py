@@ -1,9 +1,10 @@
-"""The first word of a command line: which command it names. Without tyro, which would slow the list of commands."""
+"""Command lines without tyro, which would slow the list of commands: the first word, and flags that argparse reads."""
 
+import argparse
 import difflib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 REFUSED = 2
 
@@ -12,6 +13,31 @@ def refuse(sentence: str) -> NoReturn:
     """End the process with status 2 and one line on stderr."""
     print(f"error: {sentence}", file=sys.stderr)
     raise SystemExit(REFUSED)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, with full names of flags only; what it refuses is one line that `refuse` says."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(allow_abbrev=False, **how)
+
+    def error(self, message: str) -> NoReturn:
+        lists = f"`{self.prog} --help` lists the flags"
+        kind, _, names = message.partition(": ")
+        if kind == "the following arguments are required":
+            *first, last = names.split(", ")
+            refuse(f"{', '.join(first)} and {last} are required; {lists}" if first else f"{last} is required; {lists}")
+        if kind == "unrecognized arguments":
+            flag = names.split()[0].partition("=")[0]
+            if not flag.startswith("-"):
+                refuse(f"{flag!r} belongs to no flag; {lists}")
+            known = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(flag, known, n=1)
+            refuse(f"there is no flag {flag}; " + (f"did you mean {near[0]}?" if near else lists))
+        if kind.startswith("argument "):
+            flag = kind.removeprefix("argument ")
+            refuse(f"{flag} needs a value; {lists}" if names.startswith("expected ") else f"{flag}: {names}")
+        refuse(f"{message}; {lists}")
 
 
 def subcommand(arguments: Sequence[str], prog: str, commands: Mapping[str, str], opening: str) -> tuple[str, list[str]]:

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return check(resolved)
         listener = bind(settings)
     except (SettingsError, CheckpointError) as error:
-        print(printable(" ".join(str(error).split("\n"))), file=sys.stderr)
+        print(f"error: {printable(' '.join(str(error).split(chr(10))))}", file=sys.stderr)
         return EXIT_REFUSED
     configure(settings)
     gc.disable()  # until the parent has loaded its modules (server.processes.worker.freeze_heap)

@@ -1,4 +1,4 @@
-"""`python -m fewstep remake IMAGE.png`: make an image again from what server.http.png_text wrote into it."""
+"""`fewstep remake IMAGE.png`: make an image again from what server.http.png_text wrote into it."""
 
 import json
 from dataclasses import replace
@@ -43,6 +43,8 @@ def remake(path: Path, out: Path, engine: Path | None = None) -> str:
         raise RemakeError(f"{path} does not say what it was made of; only unedited PNGs of this server do")
     recipe = _parsed(path, text)
     folder = engine or MODELS / recipe["model"] / "engine"
+    if not engine and not folder.is_dir():
+        raise RemakeError(f"there is no model {shown(recipe['model'])} here; --engine DIR names its engine")
     try:
         manifest = read_student(folder, recipe["model"])
         request = requested(path, recipe, manifest)

@@ -23,7 +23,7 @@ T = TypeVar("T")
 INTERRUPTED = 130
 CACHE = Path("runs/data")
 PROG = "python -m trainer"
-STAGES = "From images to a served student: data, teacher, student, calibrate; then `python -m export`."
+STAGES = "From images to a served student: data, teacher, student, calibrate; then `fewstep export`."
 COMMANDS = {
     "data": "make a dataset zip, or look into one",
     "teacher": "train an EDM teacher",

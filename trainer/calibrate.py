@@ -77,7 +77,7 @@ def report(trials: "dict[int, Trial]", steps: Sequence[int], model: Path) -> int
     print(describe(trials))
     if any(trial.accepted for trial in trials.values()):
         print(f"wrote the levels into {model / CARD_FILE}. An engine carries a copy of them, so export it again:\n")
-        print(f"    python -m export --model {model} --out {model / 'engine'}")
+        print(f"    fewstep export --model {model} --out {model / 'engine'}")
     if set(trials) != set(steps):
         print("interrupted; what is listed is kept", file=sys.stderr)
         return INTERRUPTED

@@ -114,8 +114,8 @@ def _get_started(card: Card) -> str:
     if card.class_names:
         wanted["label"] = card.class_names[0]
     return _shell(
-        "python -m export --model THIS-FOLDER --out THIS-FOLDER/engine    # where there is none",
-        "python -m server --engine THIS-FOLDER/engine",
+        "fewstep export --model THIS-FOLDER --out THIS-FOLDER/engine    # where there is none",
+        "fewstep serve --engine THIS-FOLDER/engine",
         f"curl -d {shlex.quote(json.dumps(wanted))} http://127.0.0.1:8000/v1/generate > image.png",
     )
 

@@ -1,4 +1,4 @@
-"""The command `python -m fewstep posterior`: from a prior and a reward to an adapter that samples their posterior."""
+"""The command `fewstep posterior`: from a prior and a reward to an adapter that samples their posterior."""
 
 import shlex
 import sys

@@ -1,4 +1,4 @@
-"""The stages of `python -m fewstep posterior --distil`: from a posterior's chain to a student that can be exported.
+"""The stages of `fewstep posterior --distil`: from a posterior's chain to a student that can be exported.
 
 A teacher's chain (trainer.methods.posterior_student, two stages): OUT/distil/pool.safetensors, images of the chain with
 their weights; OUT/distil/teacher, a teacher of all levels; OUT/student, a DPDM. A student's own chain is of few steps
@@ -19,7 +19,6 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from fewstep.adapters import Adapter, adapted, merged, read_adapter_card
-from fewstep.application import command_of
 from fewstep.card import WEIGHTS_FILE, Card, CheckpointError, read_card, write_atomically
 from fewstep.checkpoint import NetworkModule, load_checkpoint, load_denoiser, save_checkpoint
 from fewstep.network import UNet
@@ -208,7 +207,7 @@ def _few_steps(
     model, engine = (shlex.quote(str(path)) for path in (out, out / "engine"))
     print(
         f"a student of {', '.join(map(str, lists))} steps is in {out}\n"
-        f"next: {command_of('export')} --model {model} --out {engine}; {command_of('server')} --engine {engine}"
+        f"next: fewstep export --model {model} --out {engine}; fewstep serve --engine {engine}"
     )
     return True
 

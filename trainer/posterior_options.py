@@ -1,4 +1,4 @@
-"""What one asks of `python -m fewstep posterior`: frozen values, a flag for each (fewstep.command_line)."""
+"""What one asks of `fewstep posterior`: frozen values, a flag for each (fewstep.command_line)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace

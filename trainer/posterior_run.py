@@ -1,4 +1,4 @@
-"""One run of `python -m fewstep posterior`: the chain, the adapter, training, and what is written of it."""
+"""One run of `fewstep posterior`: the chain, the adapter, training, and what is written of it."""
 
 import itertools
 import math

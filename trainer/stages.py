@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fewstep.application import command_of
 from fewstep.card import CheckpointError, file_sha256, read_card, write_atomically
 from fewstep.checkpoint import load_checkpoint, save_checkpoint
 from fewstep.outputs import STATE_FILE
@@ -381,11 +380,11 @@ def command(order: Order) -> str:
     }  # fmt: skip
     given = [f"--{name} {value}" for name, value in options.items() if value is not None]
     paths = f"{shlex.quote(order.photos)} --out {shlex.quote(str(order.out))}"
-    return " ".join([f"python -m fewstep train {paths} --budget {order.budget_s:.0f}s", *given])
+    return " ".join([f"fewstep train {paths} --budget {order.budget_s:.0f}s", *given])
 
 
 def serve_command(out: Path) -> str:
-    return f"{command_of('server')} --engine {shlex.quote(str(out / STUDENT / 'engine'))}"
+    return f"fewstep serve --engine {shlex.quote(str(out / STUDENT / 'engine'))}"
 
 
 def ending(run: Run, planned: Plan) -> str:

@@ -6,7 +6,6 @@ import numpy as np
 import onnxruntime as ort
 
 from export.backends.opened import Floats, Opened, Source, require_float32
-from fewstep.application import command_of
 from fewstep.card import CheckpointError
 
 PROVIDER = "CPUExecutionProvider"
@@ -50,5 +49,5 @@ def open_session(content: bytes, path: Path, threads: int, *, spinning: bool = F
     except Exception as error:  # onnxruntime's exceptions share no public base class
         raise CheckpointError(
             f"ONNX Runtime {ort.__version__} cannot load {path}: {error}. "
-            f"Install a newer onnxruntime, or export the checkpoint again: {command_of('export')}"
+            f"Install a newer onnxruntime, or export the checkpoint again: fewstep export"
         ) from error

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from export.manifest import BACKEND_TENSORRT, BACKEND_TENSORRT_RTX, Manifest
-from fewstep.application import command_of
 from fewstep.card import CheckpointError, write_atomically
 
 PLANS_FOLDER = "plans"
@@ -87,7 +86,7 @@ def read_plan(folder: Path, key: PlanKey) -> bytes:
 
 def plan_command(folder: Path, key: PlanKey) -> str:
     buckets = ",".join(map(str, key.buckets))
-    return f"{command_of('export')} plan {folder} --backend {key.backend} --buckets {buckets}"
+    return f"fewstep export plan {folder} --backend {key.backend} --buckets {buckets}"
 
 
 def _missing(folder: Path, key: PlanKey) -> str:

@@ -1,4 +1,4 @@
-"""TensorRT and TensorRT-RTX on a GPU: runs the plan that `python -m export plan` built, one CUDA graph per bucket."""
+"""TensorRT and TensorRT-RTX on a GPU: runs the plan that `fewstep export plan` built, one CUDA graph per bucket."""
 
 from typing import Any
 
@@ -10,7 +10,6 @@ from export.backends.opened import Opened, Source, library
 from export.backends.plan import MODULES, find_plan, plan_key, read_plan
 from export.backends.static_buffers import StaticBuffers
 from export.backends.tensorrt_plan import compute_capability, import_module
-from fewstep.application import command_of
 from fewstep.card import CheckpointError
 
 
@@ -60,7 +59,7 @@ class PlanNetwork:
         if self.engine is None:
             raise CheckpointError(
                 f"{trt.__name__} {trt.__version__} cannot load the plan on this GPU, though it was built for it. Its "
-                f"log above says why; build it again with: {command_of('export')} plan"
+                f"log above says why; build it again with: fewstep export plan"
             )
         self.config = runtime_config(trt, self.engine)
         self.activations = self._activations()
@@ -119,7 +118,7 @@ class PlanNetwork:
         if hasattr(context, "is_stream_capturable") and not context.is_stream_capturable(stream.cuda_stream):
             raise CheckpointError(
                 f"a CUDA graph cannot hold the plan's call of {bucket} rows. Build the plan again with: "
-                f"{command_of('export')} plan, or choose --backend torch or onnxruntime-cuda"
+                f"fewstep export plan, or choose --backend torch or onnxruntime-cuda"
             )
 
     def _stream(self) -> int:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from fewstep.card import CheckpointError
 from fewstep.ranges import whole
+from fewstep.subcommands import REFUSED, Parser
 
-REFUSED = 2
 SHIPPED = "fashion"
 FORMATS = ("folder", "sheet", "npz", "zip", "webdataset", "parquet")
 DESCRIPTION = """\
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fewstep generate", description=DESCRIPTION, epilog=OUTPUTS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-REFUSED = 2
+from fewstep.subcommands import REFUSED, Parser
 
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0 the image was made again, 2 refused with a sentence on stderr."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fewstep remake",
         description="Makes an image again from the seed, step count, class and model that its PNG names, and compares.",
     )

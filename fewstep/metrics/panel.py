@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from fewstep.metrics.extractors.by_name import EFFL0, FASHION128_B, PIXELS, RANDOM, FeatureNet
 from fewstep.metrics.frechet import Moments, frechet_distance
@@ -23,7 +22,6 @@ from fewstep.metrics.nearest import Nearest, nearest
 from fewstep.metrics.pca import Axes
 from fewstep.metrics.precision_recall import precision_recall
 from fewstep.metrics.spectrum import spectrum_deviation
-from fewstep.metrics.two_sample import cnn_auc, in_16_levels, ridge_auc
 
 Pixels = NDArray[np.uint8]  # [N, H, W, C]
 Labels = NDArray[np.integer]  # [N]
@@ -191,6 +189,8 @@ def judge(panel: Panel, pixels: Pixels, labels: Labels, number: int, real: bool 
     number: of the range, from 0; it seeds the two-sample tests and the choice of as many test images, so that several
     ranges are several seeds of them. real: the images are of half a, and it says nothing whether they are close to it.
     """
+    from fewstep.metrics.two_sample import cnn_auc, in_16_levels, ridge_auc  # needs torch
+
     chosen = matched(labels, panel.real_labels, seed=number)
     beside = panel.real[chosen]
     found: dict[str, float | None] = dict.fromkeys(metric.name for metric in METRICS)
@@ -275,6 +275,8 @@ def paired_p(first: NDArray[np.float64], second: NDArray[np.float64]) -> float |
     differences = first - second
     if np.ptp(differences) == 0:  # the t-test would divide by a spread of zero
         return 0.0
+    from scipy import stats  # slow to load
+
     return float(stats.ttest_rel(first, second).pvalue)
 
 

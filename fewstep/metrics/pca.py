@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator, eigsh
 
 WIDE = 4096  # features; the covariance of more is not written down, for all of its eigenvectors would take hours
 
@@ -34,6 +33,8 @@ class Axes:
 
 def _leading(centred: NDArray[np.floating], count: int) -> NDArray[np.float64]:
     """The `count` leading eigenvectors [d, count] of the covariance of centred features [N, d], ascending (Lanczos)."""
+    from scipy.sparse.linalg import LinearOperator, eigsh  # slow to load
+
     width = centred.shape[1]
 
     def times_covariance(vector: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""What is written into a PNG, so that its image can be made again from the file: `python -m fewstep remake`."""
+"""What is written into a PNG, so that its image can be made again from the file: `fewstep remake`."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -26,7 +26,7 @@ DEFAULT_MODEL = "fashion"
 # Settings that are not fields of Settings: what they name is read, and its content becomes one.
 NAMED = ("model", "engine", "api_keys_file")
 KEYS_VARIABLE = "FEWSTEP_API_KEYS"  # a key on a command line would be seen by every user of the machine
-METAVARS = {int: "N", float: "SECONDS", str: "TEXT", bool: "true|false"}
+METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 MAX_FILE_BYTES = 2**20  # of a settings or key file
 
 
@@ -142,16 +142,19 @@ class _Parser(argparse.ArgumentParser):
             if not flag.startswith("-"):
                 raise SettingsError(f"{flag!r} is not expected here; every setting has a flag, see --help")
             known = [name for action in self._actions for name in action.option_strings]
-            raise SettingsError(f"there is no flag {flag}; the nearest is {nearest(flag, known)}")
+            near = difflib.get_close_matches(flag, known, n=1)
+            what = f"the nearest is {near[0]}" if near else f"`{self.prog} --help` lists the flags"
+            raise SettingsError(f"there is no flag {flag}; {what}")
         return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="fewstep serve",
-        description="Serve students over HTTP. Each flag is also an environment variable (--max-queue: "
-        "FEWSTEP_MAX_QUEUE) and a key of the file that --config names (max_queue); flags win over the "
-        "environment, which wins over the file.",
+        description="Serve students over HTTP. Each flag is also an environment variable (--max-queue:\n"
+        "FEWSTEP_MAX_QUEUE) and a key of the file that --config names (max_queue); flags win\n"
+        "over the environment, which wins over the file.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--check", action="store_true", help="say what would be served with which settings, and exit")
@@ -171,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     for option in OPTIONS:
         yes_no: dict[str, Any] = {"nargs": "?", "const": "true"} if option.entry is bool else {}
         metavar = "TEXT" if option.many else METAVARS[option.entry]
+        metavar = "SECONDS" if option.flag.endswith("-s") else metavar
         help = f"{option.help} (default: {option.default_text})"
         groups[option.group].add_argument(option.flag, metavar="|".join(option.choices) or metavar, help=help, **yes_no)
     return parser

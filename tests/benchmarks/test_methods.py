@@ -93,5 +93,5 @@ def test_bfloat16_makes_nearly_the_same_images(half, monkeypatch):
 
 
 def test_a_folder_without_an_engine_says_how_to_get_one(tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no engine; make one with: python -m export.*--backend torch"):
+    with pytest.raises(CheckpointError, match=r"holds no engine; make one with: fewstep export.*--backend torch"):
         load_generator(tmp_path, "engine")

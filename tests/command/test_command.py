@@ -54,7 +54,7 @@ def test_what_to_expect_is_said_before_the_work_and_noise_is_not_called_ready(ma
     assert "24 pictures: will be memorised; 2,000 or more are better" in end
     assert end.count("NOT usable, noise or blurs at 32x32: the teacher sees") == 2  # in the plan, and at the end
     assert "A budget of about" in end and "is ready" not in end
-    assert f"python -m server --engine '{made.out}/student/engine'".replace("'", "") in end.replace("'", "")
+    assert f"fewstep serve --engine '{made.out}/student/engine'".replace("'", "") in end.replace("'", "")
 
 
 def test_every_training_stage_has_progress_from_its_first_update_on(made):
@@ -86,7 +86,7 @@ def test_the_report_is_one_file_with_pictures_distances_and_commands(made):
         "real images",
         "Nearest training images",
         "images/s",
-        "python -m fewstep train",
+        "fewstep train",
     ):
         assert words in page
     assert not re.search(r'(src|href)="(?!data:)', page)
@@ -183,7 +183,7 @@ def test_ctrl_c_in_a_training_stage_exits_130_and_the_same_command_goes_on(made,
         patch.setattr(Student, "update", interrupted)
         patch.setattr(stages, "plan", lambda *a, **facts: replace(plan(*a, **facts), images={"dpdm": 48}))
         stopped = command(made.photos, out, "--from", "dpdm")
-    assert stopped.code == 130 and "interrupted in the stage dpdm; go on with: python -m fewstep" in stopped.progress
+    assert stopped.code == 130 and "interrupted in the stage dpdm; go on with: fewstep train" in stopped.progress
     assert read_card(out / "dpdm").training["images"] == 8
     going_on = command(made.photos, out, "--from", "export")  # and nothing that is not complete is exported
     assert going_on.code == 0 and re.search(r"^dpdm  +\d+ % ", going_on.progress, re.M)

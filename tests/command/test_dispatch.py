@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep import application
+from fewstep import __version__, application
 from fewstep.__main__ import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
@@ -35,21 +35,46 @@ def test_serve_takes_the_servers_options_and_its_exit_status():
     assert checked.returncode == 0 and "# fashion: 32x32x1" in checked.stdout and "port = 81" in checked.stdout
     refused = ran("serve", "--max-quue", "3")
     assert refused.returncode == 2 and refused.stderr.startswith(
-        "there is no flag --max-quue; the nearest is --max-queue"
+        "error: there is no flag --max-quue; the nearest is --max-queue"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("", "no command is named; choose serve, generate, train, posterior, export, bench, remake (fewstep --help)"),
+        ("serv", "there is no command 'serv'; did you mean serve? (fewstep --help)"),
+        ("bench speed", "there is no command 'speed'; choose latency, quality, panel (fewstep bench --help)"),
+        ("bench --image 3", "there is no flag --image; did you mean --images?"),
+        ("bench quality --images 0", "--images: 0 is not a whole number from 1 up"),
+        ("generate", "--seeds and --out are required; `fewstep generate --help` lists the flags"),
+        ("generate --seeds 1", "--out is required; `fewstep generate --help` lists the flags"),
+        ("generate --seed 1 --out x --seeds 2", "there is no flag --seed; did you mean --seeds?"),
+        ("generate --seeds 1 --out", "--out needs a value; `fewstep generate --help` lists the flags"),
+        ("remake a.png b.png", "'b.png' belongs to no flag; `fewstep remake --help` lists the flags"),
+        ("remake a.png --qqq=1", "there is no flag --qqq; `fewstep remake --help` lists the flags"),
+        ("export", "--model and --out are required; `fewstep export --help` lists the flags"),
+        ("serve --qqq=1", "there is no flag --qqq; `fewstep serve --help` lists the flags"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(words: str, sentence: str):
+    done = ran(*words.split())
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {sentence}\n")
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fewstep {__version__}\n"
 
 
 def test_export_refuses_as_its_program_does(tmp_path: Path):
     refused = ran("export", "--model", str(tmp_path), "--out", str(tmp_path / "engine"))
-    assert refused.returncode == 2 and refused.stderr.startswith("export: ")
+    assert refused.returncode == 2 and refused.stderr.startswith("error: ")
 
 
 def test_bench_asks_the_first_question_unless_another_is_named():
     assert ran("bench", "latency", "--images", "0").stderr == ran("bench", "--images", "0").stderr != ""
-    unknown = ran("bench", "speed")
-    assert unknown.returncode == 2 and "(choose from 'latency', 'quality', 'panel')" in unknown.stderr
 
 
-def test_a_checkout_has_no_private_folder_and_names_its_own_programs():
+def test_a_checkout_has_no_private_folder():
     assert application.ROOT == ROOT and not application.INSTALLED
-    assert application.command_of("server") == "python -m server"

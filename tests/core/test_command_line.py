@@ -136,7 +136,7 @@ def test_the_help_shows_the_docstring_the_range_and_the_default_of_every_field(c
     assert text.startswith("usage: job [-h] ") and "\n\nWhat a job does.\n  in two lines\n\n" in text
     for words in (
         "--out PATH Where it goes. (required)",
-        "--count N How many (default: all). (a whole number from 1 to 2000)",
+        "--count N How many. (a whole number from 1 to 2000; default: all)",
         "--rate X Share of what is taken. (a number above 0 and at most 1; default: 0.25)",
         "--kind {plain,quick} How it is done. (default: plain)",
         "--again Once more.",
@@ -200,7 +200,9 @@ def test_the_commands_are_listed_in_their_order(capsys):
     assert listed[:2] == ["  make  makes it", "  mend  repairs it"]
 
 
-@pytest.mark.parametrize("command", ["trainer", "trainer student", "trainer data folder", "fewstep train", "export"])
+@pytest.mark.parametrize(
+    "command", ["trainer", "trainer student", "trainer data folder", "fewstep train", "export", "fewstep bench panel"]
+)
 def test_the_help_of_a_command_loads_nothing_heavy(command: str):
     watch = "import runpy, sys\ntry: runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)\n"
     watch += "finally: print(sorted({'torch', 'scipy', 'sklearn', 'onnxruntime'} & set(sys.modules)), file=sys.stderr)"

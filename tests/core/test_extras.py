@@ -55,6 +55,7 @@ def without_extras(command: str) -> subprocess.CompletedProcess[str]:
         ("-m export --model models/fashion --out OUT", "train"),
         ("-m export verify models/fashion/engine", "train"),
         ("benchmarks/latency.py --smoke", "bench"),
+        ("-m fewstep bench latency --smoke", "bench"),
         ("benchmarks/cold_start.py", "bench"),
         ("benchmarks/load/soak.py", "bench"),
     ],
@@ -67,7 +68,8 @@ def test_a_missing_extra_is_one_line_with_the_command_that_installs_it(command: 
 
 
 SUBCOMMANDS = ("teacher", "student", "classifier", "data", "data folder", "calibrate", "import", "average", "publish")
-OF_FEWSTEP = ("train", "posterior", "serve", "generate", "export", "export verify", "remake")
+OF_FEWSTEP = ("train", "posterior", "serve", "generate", "export", "export verify", "remake",
+              "bench", "bench latency", "bench quality", "bench panel")  # fmt: skip
 
 
 @pytest.mark.parametrize(

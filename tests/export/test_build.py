@@ -1,4 +1,4 @@
-"""python -m export: proof before writing, and a refusal that leaves everything as it was."""
+"""fewstep export: proof before writing, and a refusal that leaves everything as it was."""
 
 import contextlib
 import dataclasses
@@ -126,7 +126,7 @@ def test_unusable_checkpoint_is_refused(model, tmp_path, capsys, damage):
     else:
         path.unlink()
     assert main(["--model", str(model), "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.startswith("export: ")
+    assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "out").exists()
 
 

@@ -43,7 +43,7 @@ def test_samples_without_torch(checkpoint, kind):
 def test_damaged_network_is_refused(model):
     path = model / "engine" / "network.onnx"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"truncated or was changed.*python -m export"):
+    with pytest.raises(CheckpointError, match=r"truncated or was changed.*fewstep export"):
         load_engine(model / "engine")
     path.unlink()
     with pytest.raises(CheckpointError, match=r"holds no network\.onnx"):
@@ -61,7 +61,7 @@ def test_a_file_that_is_no_network_is_refused(model):
 
 def test_engine_of_another_checkpoint_is_refused(model):
     (model / "model.safetensors").write_bytes(b"other weights")
-    with pytest.raises(CheckpointError, match=r"exported from another checkpoint.*python -m export"):
+    with pytest.raises(CheckpointError, match=r"exported from another checkpoint.*fewstep export"):
         load_engine(model / "engine")
     (model / "model.safetensors").unlink()
     load_engine(model / "engine", threads=1)  # an engine alone is whole

@@ -40,7 +40,7 @@ def test_a_plan_comes_back_whole_or_not_at_all(tmp_path):
     path = write_plan(tmp_path, KEY, b"plan")
     assert read_plan(tmp_path, KEY) == b"plan"
     path.write_bytes(b"pla")
-    with pytest.raises(CheckpointError, match=r"truncated.*python -m export plan"):
+    with pytest.raises(CheckpointError, match=r"truncated.*fewstep export plan"):
         read_plan(tmp_path, KEY)
 
 
@@ -158,7 +158,7 @@ def test_a_plan_runs_every_bucket_on_the_same_buffers_with_its_own_profile(check
         assert torch.equal(network.run(bucket), 2 * network.x[:bucket, :1])
     assert stand_in.sizes == [4, 1, 2, 4]
     assert (stand_in.profiles, len(stand_in.contexts)) == ([3, 0, 1], 3), "a context is made once per bucket"
-    with pytest.raises(CheckpointError, match=r"cannot load the plan on this GPU.*python -m export plan"):
+    with pytest.raises(CheckpointError, match=r"cannot load the plan on this GPU.*fewstep export plan"):
         PlanNetwork(stand_in, b"", PROFILES, buffers)
 
 
@@ -212,7 +212,7 @@ def test_a_graph_is_captured_per_bucket_after_a_call_and_only_where_one_can_hold
     assert events == [event for bucket in (4, 2, 1) for event in (bucket, "wait", "begin", bucket, "end")]
     assert set(network.graphs) == {1, 2, 4}
     stand_in.capturable = False
-    with pytest.raises(CheckpointError, match=r"graph cannot hold the plan's call of 4 rows.*python -m export plan"):
+    with pytest.raises(CheckpointError, match=r"graph cannot hold the plan's call of 4 rows.*fewstep export plan"):
         PlanNetwork(stand_in, b"plan", PROFILES, buffers).capture()
 
 

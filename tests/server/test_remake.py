@@ -1,4 +1,4 @@
-"""An image is made again from its PNG alone: `python -m fewstep remake`."""
+"""An image is made again from its PNG alone: `fewstep remake`."""
 
 import json
 from pathlib import Path
@@ -99,7 +99,7 @@ def test_a_missing_file_or_model_ends_in_one_line(tmp_path: Path, capsys: Any):
     path = tmp_path / "image.png"
     path.write_bytes(with_text(encode(np.zeros((8, 8, 1), np.uint8), "png"), KEYWORD, changed(model="absent")))
     assert main(["remake", str(path)]) == 2
-    assert "--engine DIR" in capsys.readouterr().err
+    assert capsys.readouterr().err == 'error: there is no model "absent" here; --engine DIR names its engine\n'
 
 
 def test_a_file_that_cannot_be_written_ends_in_a_sentence(made: Path, engine_dir: Path, tmp_path: Path, capsys: Any):

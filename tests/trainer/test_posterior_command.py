@@ -1,4 +1,4 @@
-"""python -m fewstep posterior: from a prior and a reward to an adapter, stopped and continued, and what is refused."""
+"""fewstep posterior: from a prior and a reward to an adapter, stopped and continued, and what is refused."""
 
 import io
 import json
@@ -66,7 +66,7 @@ def test_a_prior_and_a_function_make_an_adapter_with_its_report(prior: Path, tmp
     said = capsys.readouterr()
     assert "ELBO" in said.out and "warm start  2 of 2" in said.err and "100 %  32 of 32 images" in said.err
     page = (tmp_path / "p" / "report.html").read_text()
-    assert "effective sample size" in page and "explore" in page and "python -m fewstep posterior" in page
+    assert "effective sample size" in page and "explore" in page and "fewstep posterior" in page
     monitors = json.loads((tmp_path / "p" / "monitors.json").read_text())
     assert monitors["elbo"] <= monitors["log_z"] and 0 < monitors["ess"] <= 1
     card = read_adapter_card(tmp_path / "p")
@@ -329,7 +329,7 @@ DISTIL = ("--distil", "--distil-pool", "16", "--distil-consolidate", "3", "--dis
 def test_a_posterior_becomes_an_engine_that_answers(prior: Path, tmp_path: Path, capsys):
     """From a prior and a reward to a served image. The second run finds every stage done."""
     assert run(prior, tmp_path / "p", "--variance", "small", *DISTIL, "--distil-weighted") == 0
-    assert "next: python -m export" in capsys.readouterr().out
+    assert "next: fewstep export" in capsys.readouterr().out
     made = tmp_path / "p" / "student"
     before = (made / "model.safetensors").read_bytes()
     denoiser, card = load_denoiser(made)

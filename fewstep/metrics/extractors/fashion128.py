@@ -7,15 +7,17 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from fewstep import application
 from fewstep.card import CheckpointError
 from fewstep.metrics.frechet import Moments
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 FOLDER = application.ROOT / "models" / "fashion" / "classifier"
 FOLDER_B = FOLDER.with_name("classifier-b")
@@ -24,7 +26,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Extractor:
-    session: ort.InferenceSession
+    session: "ort.InferenceSession"
     reference: Moments  # of its training images
     floors: dict[int, float]  # N -> distance of N real held-out images to the reference, mean over disjoint chunks
     facts: dict  # extractor.json: accuracy, hashes, seeds
@@ -58,6 +60,8 @@ def load_extractor(folder: Path = FOLDER, threads: int = 0) -> Extractor:
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != facts["network_sha256"]:
         raise CheckpointError(f"{path} is not the network the reference statistics were made with")
+    import onnxruntime as ort  # slow to load
+
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3  # 0: one thread per physical core
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

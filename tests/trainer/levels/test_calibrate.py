@@ -154,7 +154,7 @@ def test_command_leaves_a_valid_card_and_the_weights_alone(models, fashion_2000_
         assert (str(k) in card.metrics["distance"]) == (not note["accepted"])
         assert len(card.levels[k]) == k and card.levels[k][0] == 80.0
     shown = capsys.readouterr().out
-    assert ("python -m export" in shown) == any(note["accepted"] for note in notes.values())
+    assert ("fewstep export" in shown) == any(note["accepted"] for note in notes.values())
 
 
 def test_the_same_command_finds_the_same_levels(models, folders, fashion_2000_zip, tmp_path):
@@ -177,7 +177,7 @@ def test_accepted_levels_replace_the_cards_and_stale_metrics_go(models, fashion_
     card = read_card(student)
     assert card.levels[2] == (80.0, 2.0) and card.metrics["distance"] == {"3": 2.0}
     assert card.metrics["extractor"] == "fashion128"
-    assert f"python -m export --model {student}" in capsys.readouterr().out
+    assert f"fewstep export --model {student}" in capsys.readouterr().out
 
 
 def test_an_interrupt_keeps_what_was_found(models, fashion_2000_zip, monkeypatch, capsys):
