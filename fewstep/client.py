@@ -118,6 +118,8 @@ class Wanted(TypedDict, total=False):
     n: int | None
     seed: int | None
     seeds: list[int] | None
+    seed_to: int | None
+    mix: float | list[float] | None
     label: int | str | None
     labels: list[int | str | None] | None
     steps: int | list[int] | None
@@ -298,12 +300,27 @@ def _options(url: str, api_key: str | None, patience: Patience) -> dict[str, Any
 
 
 def _body(wanted: Wanted) -> dict[str, Any]:
-    """The JSON of a request, whose images come as arrays."""
-    body: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
-    for name in ("image", "mask"):
-        if name in body:
-            body[name] = base64.b64encode(_file(name, body[name])).decode()
+    """The JSON of a request, whose images come as arrays. Raises ClientError for what JSON does not hold."""
+    body: dict[str, Any] = {}
+    for name, value in wanted.items():
+        if value is None:
+            continue
+        if name in ("image", "mask"):
+            body[name] = base64.b64encode(_file(name, value)).decode()
+            continue
+        try:
+            body[name] = json.loads(json.dumps(value, allow_nan=False, default=_plain))
+        except (TypeError, ValueError) as error:
+            message = f"{name} must be numbers, texts or lists of them, not {value!r}: {error}"
+            raise ClientError(message, code="wrong_type", param=name) from error
     return {**body, "format": "npy"}
+
+
+def _plain(value: Any) -> Any:
+    """A number or an array of numpy's as Python's own. Raises TypeError for anything else."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"JSON has no {type(value).__name__}")
 
 
 def _streamed(wanted: Wanted) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from fewstep import client as module
-from fewstep.client import AsyncClient, Client, ClientError, Images, Patience, Preview
+from fewstep.client import AsyncClient, Client, ClientError, Images, Patience, Preview, Wanted
 from fewstep.pixels import encode
+from server.http.dialects.native_schema import GenerateBody
 from tests.server.conftest import ROOT, Server
 
 RNG = np.random.default_rng(5)
@@ -32,6 +33,21 @@ def served(server: Server) -> Iterator[Client]:
 def array(client: httpx.Client, **fields: Any) -> np.ndarray:
     answer = client.post("/v1/generate", json=fields, headers={"Accept": "application/x-npy"})
     return np.load(io.BytesIO(answer.content))
+
+
+def test_it_has_every_field_of_the_api_but_those_that_are_its_own_business():
+    assert set(GenerateBody.model_fields) - {"format", "stream"} == set(Wanted.__annotations__)
+
+
+def test_numbers_of_numpy_are_taken_and_what_json_does_not_hold_is_refused_in_a_sentence(served: Client):
+    fields = cast(Any, {"seeds": np.arange(3, 5), "labels": [np.int64(1), None], "steps": np.int32(4)})
+    np.testing.assert_array_equal(
+        served.generate(**fields).pixels, served.generate(seeds=[3, 4], labels=[1, None], steps=4).pixels
+    )
+    for wrong in ({"mix": float("nan"), "seed_to": 1}, {"label": b"bag"}, {"seeds": {1, 2}}):
+        with pytest.raises(ClientError, match="must be numbers, texts or lists of them") as caught:
+            served.generate(**cast(Any, wrong))
+        assert (caught.value.code, caught.value.param) == ("wrong_type", next(iter(wrong)))
 
 
 def test_images_are_those_of_the_api_with_what_it_says_of_them(served: Client, client: httpx.Client):
