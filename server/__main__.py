@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return check(resolved)
         listener = bind(settings)
     except (SettingsError, CheckpointError) as error:
-        print(f"error: {printable(' '.join(str(error).split(chr(10))))}", file=sys.stderr)
+        sentence = printable(" ".join(str(error).split("\n")))
+        print(f"error: {sentence}", file=sys.stderr)
         return EXIT_REFUSED
     configure(settings)
     gc.disable()  # until the parent has loaded its modules (server.processes.worker.freeze_heap)

@@ -114,7 +114,7 @@ def test_a_gpu_that_is_not_there_ends_the_start_without_waiting_for_drain_or_gra
     process = launch(["--engine", str(engine_dir), "--port", "0", "--devices", "5", *limits])
     output, errors = process.communicate(timeout=DEADLINE_S)
     assert (process.returncode, output) == (2, "")
-    assert errors == "there is no GPU 5: CUDA_VISIBLE_DEVICES=0 hides it\n"
+    assert errors == "error: there is no GPU 5: CUDA_VISIBLE_DEVICES=0 hides it\n"
 
 
 # A server whose HTTP process does not listen to SIGTERM.

@@ -91,7 +91,7 @@ def test_a_host_that_is_none_is_refused_in_one_line(
     assert main(["--engine", str(engine_dir), f"--host={host}", "--port", "0", *check]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
-    assert err.startswith("cannot listen on ") and "--host" in err
+    assert err.startswith("error: cannot listen on ") and "--host" in err
 
 
 @pytest.mark.parametrize(
