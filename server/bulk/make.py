@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from fewstep.card import CheckpointError
@@ -30,6 +31,9 @@ class Made(NamedTuple):
 
     images: int
     chunk: int | None = None
+
+
+MESSAGES = msgspec.json.Decoder(Made | str | None)  # of a worker: a sentence where it cannot go on, None at the end
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Maker:
                 for link in wait(list(links)):
                     assert isinstance(link, Connection)
                     try:
-                        said = link.recv()
+                        said = MESSAGES.decode(link.recv_bytes())
                     except EOFError:
                         process = links.pop(link)
                         process.join()
@@ -115,12 +119,16 @@ def _worker(maker: Maker, chunks: Sequence[int], link: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         for made in maker.make(chunks):
-            link.send(made)
-        link.send(None)
+            _say(link, made)
+        _say(link, None)
     except (Refusal, CheckpointError, BulkError, OSError) as error:
-        link.send(sentence(error, maker))
+        _say(link, sentence(error, maker))
     except KeyboardInterrupt:
         pass  # the parent got it, too, and says so
+
+
+def _say(link: Connection, message: Made | str | None) -> None:
+    link.send_bytes(msgspec.json.encode(message))
 
 
 def _end_with_parent() -> None:

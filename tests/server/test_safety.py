@@ -100,13 +100,16 @@ def test_the_scan_catches(source: str):
 
 
 def test_messages_between_processes_are_no_pickles():
-    """multiprocessing's connections and queues pickle; a process that is forked gets nothing that is."""
-    pickling = {"Pipe", "Queue", "JoinableQueue", "Manager", "Pool", "Listener", "Client", "SimpleQueue"}
+    """multiprocessing's queues pickle, and so do its connections but for bytes; a process that is forked gets nothing
+    that is pickled. Workers of `fewstep generate` are spawned with what the command line said; nobody else is heard."""
+    pickling = {"Queue", "JoinableQueue", "Manager", "Pool", "Listener", "Client", "SimpleQueue"}
     for path, source in reachable().items():
         if any(name.startswith("multiprocessing") for name in modules_of(source)):
             used = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
             assert not used & pickling, path
-            assert 'multiprocessing.get_context("fork")' in source, path
+            assert "Pipe" not in used or not used & {"send", "recv"}, path
+            context = "spawn" if path == ROOT / "server" / "bulk" / "make.py" else "fork"
+            assert f'multiprocessing.get_context("{context}")' in source, path
 
 
 def decoders(source: str) -> list[str]:
