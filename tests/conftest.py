@@ -16,6 +16,11 @@ from trainer.data.sources.idx import pad_to_power_of_two
 _SHEET = Path(__file__).parent / "fixtures" / "fashion-2000.png"
 _SIDE, _COLUMNS, _PER_CLASS = 28, 50, 200
 
+# Two workers of pytest-xdist share the cores: the commands that tests run take one each. With more threads than cores
+# small networks take eight times as long.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Triton has no CPU backend. Without a GPU its kernels run in its interpreter, chosen before they are imported, or with
 # KERNELS=sm_90 compiled and in ours (tests/ptx/driver.py).
 if not torch.cuda.is_available() and not os.environ.get("KERNELS"):
