@@ -1,4 +1,4 @@
-"""The least that one image at a time takes on a network as fast as a GPU's, whoever serves it in Python.
+"""The least time of one image on a network as fast as a GPU's, for any server in Python.
 
     python benchmarks/load/floor.py            # half a minute
 

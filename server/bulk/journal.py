@@ -5,7 +5,7 @@ chunk-000012.npy   uint8 [B, H, W, C], the images of a chunk; written whole or n
 written-000003     the output's file (of a folder: the images of its chunk) number 3 is complete; its chunks are gone
 lock               held by the process that works here
 
-A chunk's seeds follow from its number. So an image is in one chunk, and nobody can count it twice or leave it out.
+A chunk's seeds follow from its number. So every image is in exactly one chunk.
 """
 
 import fcntl

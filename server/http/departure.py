@@ -29,7 +29,7 @@ class Departure:
             tell()
 
     def forget(self) -> None:
-        """Tell nobody any more."""
+        """Stop telling."""
         self._tell = None
 
     def happened(self) -> None:

@@ -101,7 +101,7 @@ def test_the_scan_catches(source: str):
 
 def test_messages_between_processes_are_no_pickles():
     """multiprocessing's queues pickle, and so do its connections but for bytes; a process that is forked gets nothing
-    that is pickled. Workers of `fewstep generate` are spawned with what the command line said; nobody else is heard."""
+    that is pickled. Workers of `fewstep generate` are spawned with what the command line said, and send JSON."""
     pickling = {"Queue", "JoinableQueue", "Manager", "Pool", "Listener", "Client", "SimpleQueue"}
     for path, source in reachable().items():
         if any(name.startswith("multiprocessing") for name in modules_of(source)):

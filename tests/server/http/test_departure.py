@@ -1,4 +1,4 @@
-"""The departure of a client is told once, whether it was before or after somebody watched, and not after `forget`."""
+"""The departure of a client is told once, whether it was before or after `watch`, and not after `forget`."""
 
 import asyncio
 
