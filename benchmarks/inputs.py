@@ -95,7 +95,7 @@ def load_data(args: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
                 raise DataError(f"{path} does not exist; for Fashion-MNIST: {command}")
         train, held_out = (read_image_set(path) for path in (args.data, args.held_out))
     if args.smoke:
-        train, held_out = _part(train, 1000), _part(held_out, 500)
+        train, held_out = some_of(train, 1000), some_of(held_out, 500)
     return train, held_out
 
 
@@ -107,7 +107,8 @@ def fixture() -> ImageSet:
     return ImageSet("fashion-2000", images, labels, CLASS_NAMES, LICENCE, "Fashion-MNIST, 200 a class")
 
 
-def _part(images: ImageSet, count: int) -> ImageSet:
+def some_of(images: ImageSet, count: int) -> ImageSet:
+    """`count` images of the set, drawn in its random order."""
     rows = shuffled(images)[:count]
     return replace(images, name=f"{len(rows)} of {images.name}", images=images.images[rows], labels=images.labels[rows])
 

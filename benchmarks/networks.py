@@ -94,6 +94,7 @@ def side_by_side(args: argparse.Namespace) -> list[dict[str, Any]]:
     for index, shape in enumerate(args.networks):
         log = (args.keep / f"{index}.log").open("w")
         command = [sys.executable, "-m", "benchmarks.networks", "--alone", shape, f"--seed={args.seed}", *given]
+        command += ["--smoke"] * args.smoke
         if args.cores:
             command = ["taskset", "--cpu-list", str(args.cores[index % len(args.cores)]), *command]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
@@ -119,7 +120,7 @@ def measured(args: argparse.Namespace, shape: str) -> dict[str, Any]:
     images = max(int(60 * args.minutes * per_s), batch)
     config = LoopConfig(batch, images, checkpoint_s=1e9, seed=args.seed, flip=True, label=shape)
     began = time.process_time()
-    with_options = RunOptions(recipe="photos-64", out=out, images=images, seed=args.seed)
+    with_options = RunOptions(recipe="photos-64", out=out, images=images, seed=args.seed, sheets=not args.smoke)
     network = new_network(shape, data, args.seed)
     method = Teacher(network, data.sigma_data(), TeacherConfig(), COMPUTE)
     card = Card("teacher", describe(network), data.sigma_data(), "", data.provenance(), data.class_names)
@@ -209,7 +210,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--smoke", action="store_true", help="one shape, a second, images of the test fixture")
     add("--alone", choices=list(SHAPES), help=argparse.SUPPRESS)  # train one network and print its row
     args = parser.parse_args()
-    if args.smoke:
+    if args.smoke and not args.alone:
         args.minutes, args.networks = 1 / 60, list(SHAPES)[:1]
     args.keep.mkdir(parents=True, exist_ok=True)
     return args
