@@ -45,8 +45,8 @@ def test_a_network_is_trained_for_its_minutes(tmp_path: Path, monkeypatch: pytes
 
 def test_a_process_that_fails_is_named(tmp_path: Path) -> None:
     args = argparse.Namespace(
-        data=tmp_path / "none.zip", held_out=tmp_path / "none.zip", minutes=1.0, keep=tmp_path, seed=0, cores=[], smoke=True,
-        networks=[SHAPE],
+        data=tmp_path / "none.zip", held_out=tmp_path / "none.zip", minutes=1.0, keep=tmp_path, seed=0, cores=[],
+        networks=[SHAPE], smoke=True,
     )  # fmt: skip
     with pytest.raises(SystemExit, match=r"patch 4, width 64.*see the logs"):
         networks.side_by_side(args)
