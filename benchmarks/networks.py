@@ -6,8 +6,9 @@
 Every network is trained as `python -m trainer teacher` trains it (compiled, bf16), on as many images as fit into its
 minutes: the CPU seconds of an update are measured first. The networks train side by side, one process and one thread
 each, and minutes are CPU time, so that other work on the machine costs all of them the same. Compilation is not
-counted. Each is judged by its denoising error on held-out images, relative to the noise, at several noise levels, and
-by a picture of 35-call samples. Prints a table, writes JSON.
+counted. Each is judged by its denoising error on held-out images, relative to the noise, at several noise levels; a
+sheet of samples lies beside it. What is in KEEP is not trained again: the same command goes on after an interruption.
+At the end the calls of all networks are timed in turns. Prints a table, writes JSON.
 """
 
 from fewstep import extras
@@ -17,17 +18,19 @@ extras.name_missing()
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.harness import ROOT, WORK, new_folder, result_file, table, write_result
+from benchmarks.harness import ROOT, WORK, new_folder, result_file, table, time_interleaved, write_result
 from benchmarks.inputs import fixture
-from fewstep.card import Card
+from fewstep.card import Card, write_atomically
 from fewstep.checkpoint import load_denoiser
 from fewstep.network import UNet
 from fewstep.pixels import from_pixels
@@ -74,13 +77,14 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(1)
     if args.alone:
-        row = measured(args, args.alone)
-        print(json.dumps(row), flush=True)
+        write_atomically(row_file(args.keep, args.alone), json.dumps(measured(args, args.alone)).encode())
         return
     if args.smoke:
         args.data = args.held_out = args.keep / "fixture.zip"
         write_image_set(args.data, fixture())
     rows = side_by_side(args)
+    calls = milliseconds_of_calls(args.keep, args.networks)
+    rows = [{**row, "call_ms": ms} for row, ms in zip(rows, calls, strict=True)]
     print(table(rows, COLUMNS))
     settings = {"minutes": args.minutes, "data": args.data.name, "held_out": args.held_out.name, "seed": args.seed}
     write_result(args.out, "networks", settings, rows)
@@ -88,52 +92,59 @@ def main() -> None:
 
 
 def side_by_side(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One process per shape, all at once; their rows in the order of SHAPES. What they say goes to KEEP/NUMBER.log."""
-    running: dict[str, subprocess.Popen[str]] = {}
+    """Trains the shapes that have no row yet, one process each, all at once; the rows in the order of the shapes."""
+    running: dict[str, subprocess.Popen[bytes]] = {}
     given = [f"--data={args.data}", f"--held-out={args.held_out}", f"--minutes={args.minutes}", f"--keep={args.keep}"]
     for index, shape in enumerate(args.networks):
-        log = (args.keep / f"{index}.log").open("w")
+        if row_file(args.keep, shape).exists():
+            print(f"kept: {shape}")
+            continue
         command = [sys.executable, "-m", "benchmarks.networks", "--alone", shape, f"--seed={args.seed}", *given]
         command += ["--smoke"] * args.smoke
         if args.cores:
             command = ["taskset", "--cpu-list", str(args.cores[index % len(args.cores)]), *command]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        running[shape] = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT, env=environment
-        )
-        print(f"started: {shape}; its progress is in {log.name}", flush=True)
-    rows = []
+        with log_file(args.keep, shape).open("w") as log:
+            running[shape] = subprocess.Popen(command, stderr=log, cwd=ROOT, env=environment)
+        print(f"started: {shape}; its progress is in {log_file(args.keep, shape)}", flush=True)
     for shape, process in running.items():
-        text, _ = process.communicate()
-        if process.returncode:
-            raise SystemExit(f"{shape}: ended with {process.returncode}; see the logs in {args.keep}")
-        rows.append(json.loads(text.strip().splitlines()[-1]))
-    return rows
+        if process.wait():
+            raise SystemExit(f"{shape}: ended with {process.returncode}; see {log_file(args.keep, shape)}")
+    return [json.loads(row_file(args.keep, shape).read_text("utf-8")) for shape in args.networks]
+
+
+def folder_of(keep: Path, shape: str) -> Path:
+    return keep / re.sub(r"[^a-z0-9]+", "-", shape)
+
+
+def row_file(keep: Path, shape: str) -> Path:
+    return folder_of(keep, shape) / "row.json"
+
+
+def log_file(keep: Path, shape: str) -> Path:
+    return folder_of(keep, shape).with_suffix(".log")
 
 
 def measured(args: argparse.Namespace, shape: str) -> dict[str, Any]:
-    """Train the teacher of one shape for its minutes of CPU time; its row of the table."""
+    """Train the teacher of one shape for its minutes of CPU time; its row of the table, without the time of a call."""
     data, held_out = read_image_set(args.data), read_image_set(args.held_out)
-    out = args.keep / shape.translate(str.maketrans(" ,", "--", "()"))
+    out = folder_of(args.keep, shape)
     batch = recipe("photos-64").batch
     per_s = batch / seconds_of_update(shape, data, LoopConfig(batch, flip=True))
     images = max(int(60 * args.minutes * per_s), batch)
     config = LoopConfig(batch, images, checkpoint_s=1e9, seed=args.seed, flip=True, label=shape)
-    began = time.process_time()
-    with_options = RunOptions(recipe="photos-64", out=out, images=images, seed=args.seed, sheets=not args.smoke)
+    options = RunOptions(recipe="photos-64", out=out, images=images, seed=args.seed, sheets=not args.smoke)
     network = new_network(shape, data, args.seed)
     method = Teacher(network, data.sigma_data(), TeacherConfig(), COMPUTE)
     card = Card("teacher", describe(network), data.sigma_data(), "", data.provenance(), data.class_names)
-    run_method(method, data, config, with_options, card, {}, COMPUTE)
-    errors = denoising_errors_of(out, held_out)
+    if not run_method(method, data, config, options, card, {}, COMPUTE):
+        raise SystemExit("interrupted")
     return {
         "network": shape,
         "parameters_m": sum(parameter.numel() for parameter in network.parameters()) / 1e6,
-        "call_ms": 1000 * seconds_of_call(out),
         "images_per_s": per_s,
         "images": images,
-        "cpu_s": time.process_time() - began,
-        **errors,
+        **denoising_errors_of(out, held_out),
     }
 
 
@@ -182,18 +193,18 @@ def _losses(
 
 
 @torch.no_grad()
-def seconds_of_call(folder: Path) -> float:
-    """Least time of a call for one image, uncompiled, on one thread."""
-    denoiser, card = load_denoiser(folder)
-    config = card.network
-    image = torch.zeros(1, config["channels"], config["resolution"], config["resolution"])
-    label = torch.zeros(1, dtype=torch.int64) if config["classes"] else None
-    taken = []
-    for _ in range(CALLS):
-        began = time.perf_counter()
-        denoiser(image, torch.ones(1), label)
-        taken.append(time.perf_counter() - began)
-    return min(taken)
+def milliseconds_of_calls(keep: Path, shapes: Sequence[str]) -> list[float]:
+    """Least time of a call for one image, uncompiled, float32, on one thread, the networks in turns."""
+
+    def call(shape: str) -> Callable[[], Any]:
+        denoiser, card = load_denoiser(folder_of(keep, shape))
+        config = card.network
+        image = torch.zeros(1, config["channels"], config["resolution"], config["resolution"])
+        label = torch.zeros(1, dtype=torch.int64) if config["classes"] else None
+        return lambda: denoiser(image, torch.ones(1), label)
+
+    taken = time_interleaved({shape: call(shape) for shape in shapes}, CALLS)
+    return [1000 * min(taken[shape]) for shape in shapes]
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """The comparison of networks: its errors against a closed form, and a row from one update of training."""
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,10 @@ def test_a_network_is_trained_for_its_minutes(tmp_path: Path, monkeypatch: pytes
     row = networks.measured(args, SHAPE)
     assert row["images"] == 128, "one second holds two updates of half a second, of 64 images each"
     assert row["loss"] < 1.5 and row["network"] == SHAPE
+    networks.row_file(tmp_path, SHAPE).write_text(json.dumps(row))
+    args.networks, args.cores = [SHAPE], []
+    assert networks.side_by_side(args) == [row], "what is kept is not trained again"
+    assert networks.milliseconds_of_calls(tmp_path, [SHAPE])[0] > 0
 
 
 def test_a_process_that_fails_is_named(tmp_path: Path) -> None:
@@ -48,5 +53,5 @@ def test_a_process_that_fails_is_named(tmp_path: Path) -> None:
         data=tmp_path / "none.zip", held_out=tmp_path / "none.zip", minutes=1.0, keep=tmp_path, seed=0, cores=[],
         networks=[SHAPE], smoke=True,
     )  # fmt: skip
-    with pytest.raises(SystemExit, match=r"patch 4, width 64.*see the logs"):
+    with pytest.raises(SystemExit, match=r"patch 4, width 64.*ended with.*\.log"):
         networks.side_by_side(args)
