@@ -1,6 +1,7 @@
 """fewstep export --model DIR --out DIR [--dtype D] [--backend B ...]   export a checkpoint, with proof
 fewstep export verify DIR [--backend B] [--record]                     repeat the proof on an existing engine
 fewstep export plan DIR --backend tensorrt|tensorrt-rtx                build the plan that TensorRT runs
+fewstep export diffusers --model DIR --out DIR                         a student as a folder of diffusers
 
 `python -m export` is the same in a checkout.
 
@@ -22,7 +23,7 @@ from fewstep.subcommands import REFUSED
 
 if TYPE_CHECKING:
     from export.build import Proof
-    from export.options import ExportCommand, PlanCommand, ProofOptions, VerifyCommand
+    from export.options import DiffusersCommand, ExportCommand, PlanCommand, ProofOptions, VerifyCommand
     from export.verify import Gap
 
 # What a command needs of torch is imported when it runs: --help is quick.
@@ -30,16 +31,20 @@ if TYPE_CHECKING:
 PROG = "fewstep export"
 EXPORT = f"""Export a checkpoint's network as an engine directory.
 
-{PROG} verify DIR repeats the proof of an existing engine; {PROG} plan DIR builds a plan for TensorRT."""
+{PROG} verify DIR repeats the proof of an existing engine; {PROG} plan DIR builds a plan for TensorRT;
+{PROG} diffusers --model DIR --out DIR writes a student as a folder of diffusers."""
+DIFFUSERS = """Write a student as a folder of diffusers: DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR,
+trust_remote_code=True) loads it, and samples the images of the server. fewstep need not be installed there.
+`python -m trainer import DIR --out OUT` makes a checkpoint of such a folder again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     return run(read(list(sys.argv[1:] if argv is None else argv)))
 
 
-def read(arguments: Sequence[str]) -> "ExportCommand | VerifyCommand | PlanCommand":
+def read(arguments: Sequence[str]) -> "ExportCommand | VerifyCommand | PlanCommand | DiffusersCommand":
     """What is asked. --help ends the process with status 0, and what cannot be read with 2."""
-    from export.options import ExportCommand, PlanCommand, VerifyCommand
+    from export.options import DiffusersCommand, ExportCommand, PlanCommand, VerifyCommand
     from fewstep.command_line import parse
 
     match arguments:
@@ -47,15 +52,19 @@ def read(arguments: Sequence[str]) -> "ExportCommand | VerifyCommand | PlanComma
             return parse(VerifyCommand, rest, f"{PROG} verify", "Compare an engine with its checkpoint again.")
         case ["plan", *rest]:
             return parse(PlanCommand, rest, f"{PROG} plan", "Build a TensorRT plan of an engine.")
+        case ["diffusers", *rest]:
+            return parse(DiffusersCommand, rest, f"{PROG} diffusers", DIFFUSERS)
     return parse(ExportCommand, arguments, PROG, EXPORT)
 
 
-def run(asked: "ExportCommand | VerifyCommand | PlanCommand") -> int:
+def run(asked: "ExportCommand | VerifyCommand | PlanCommand | DiffusersCommand") -> int:
     """Returns the exit code."""
-    from export.options import ExportCommand, VerifyCommand
+    from export.options import DiffusersCommand, ExportCommand, VerifyCommand
 
     try:
         with extras.named():
+            if isinstance(asked, DiffusersCommand):
+                return _diffusers(asked)
             _use_threads(asked.proof)
             if isinstance(asked, ExportCommand):
                 return _export(asked)
@@ -94,6 +103,14 @@ def _verify(asked: "VerifyCommand") -> int:
     )  # fmt: skip
     print(gap_table(proof.parity))
     print(f"{asked.engine} is within {_bounds(proof)} of eager PyTorch: {_facts(proof.facts)}")
+    return 0
+
+
+def _diffusers(asked: "DiffusersCommand") -> int:
+    from export.diffusers.folder import write_folder
+
+    write_folder(asked.model, asked.out)
+    print(f"{asked.out}: DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=True) loads it")
     return 0
 
 

@@ -44,6 +44,14 @@ class ExportCommand:
 
 
 @dataclass(frozen=True)
+class DiffusersCommand:
+    model: Annotated[Path, DIR]
+    """Folder of a student, with model.safetensors and card.json."""
+    out: Annotated[Path, DIR]
+    """Folder to write, which holds no model yet."""
+
+
+@dataclass(frozen=True)
 class VerifyCommand:
     engine: Annotated[Positional[Path], DIR]
     """Engine directory."""

@@ -4,7 +4,8 @@ python -m trainer import edm-cifar10-32x32-cond-vp.pkl --out runs/cifar10 --clas
 python -m trainer import ddpm-cifar10-32 --out runs/ddpm --data-name CIFAR-10
 
 A file is read as a network pickle of EDM (DDPM++, NCSN++ or ADM; EDM's own are licensed CC BY-NC-SA 4.0), without
-running the code inside it; a folder as a UNet2DModel of diffusers with its scheduler.
+running the code inside it; a folder as a UNet2DModel of diffusers with its scheduler, or as a student that
+`fewstep export diffusers` wrote.
 Exit code 2: refused, the reason is on stderr, nothing was written.
 """
 
@@ -44,10 +45,15 @@ class ImportCommand:
 def run(arguments: Sequence[str]) -> None:
     """Raises CheckpointError or OSError."""
     args = parse(ImportCommand, arguments, "python -m trainer import", __doc__ or "")
+    from fewstep.diffusers_folder import is_folder, read_folder
     from trainer.importing.diffusers_folder import import_diffusers
     from trainer.importing.edm_weights import import_edm
 
     check_folder(args.out)
+    if is_folder(args.source):
+        card = read_folder(args.source, args.out)
+        print(f"{args.out}: the student of {args.source}, {card.dataset.name}")
+        return
     provenance = Provenance(
         data_name=args.data_name,
         data_licence=args.licence,

@@ -1,0 +1,1 @@
+"""A student as a folder of diffusers, which loads and samples it without fewstep."""
