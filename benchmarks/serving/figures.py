@@ -40,11 +40,11 @@ def peers(records: Sequence[Record], slo_s: float | None) -> Row:
     answered = [record for record in records if good(record)]
     duration = max(record.done_s for record in records) - min(record.due_s for record in records)
     latencies = np.array([record.latency_s for record in answered])
-    percentiles = np.percentile(latencies, (50, 95, 99)).tolist() if answered else [None] * 3
+    p50, p95, p99 = np.percentile(latencies, (50, 95, 99)).tolist() if answered else (None, None, None)
     figures = {
         "duration": duration, "completed_requests": len(answered), "failed_requests": len(records) - len(answered),
         "throughput_qps": len(answered) / duration, "latency_mean": float(latencies.mean()) if answered else None,
-        "latency_median": percentiles[0], **dict(zip(("latency_p50", "latency_p95", "latency_p99"), percentiles, strict=True)),
+        "latency_median": p50, "latency_p50": p50, "latency_p95": p95, "latency_p99": p99,
     }  # fmt: skip
     if slo_s is not None:
         met = len(records) - over(records, slo_s)

@@ -165,8 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(lines, COLUMNS))
     for row in rows:
         if row.within:
-            print(f"{row.arrivals}: {row.devices} device{'s' * (row.devices > 1)} of {len(call_s) - 1} slots for {args.rate:g} requests/s "
-                  f"of {described(args.mix)}")  # fmt: skip
+            devices = f"{row.devices} device{'s' * (row.devices > 1)} of {len(call_s) - 1} slots"
+            print(f"{row.arrivals}: {devices} for {args.rate:g} requests/s of {described(args.mix)}")
     print(f"simulated in {time.perf_counter() - began:.1f} s; {args.requests:,} requests each", file=sys.stderr)
     if args.json:
         write_result(args.json, "plan", _settings(args, call_s), [asdict(row) for row in rows])

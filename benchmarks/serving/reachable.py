@@ -71,7 +71,11 @@ def _message(answer: Answer) -> str:
     """What an error answer says, behind a colon."""
     try:
         error = json.loads(answer.body)
-        said = error["error"]["message"] if isinstance(error.get("error"), dict) else error.get("detail") or error
+        said = (
+            error["error"]["message"]
+            if isinstance(error.get("error"), dict)
+            else error.get("detail") or error.get("error")
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         said = answer.body[:200].decode("latin-1").strip()
     return f": {str(said)[:300]}" if said and answer.status != 200 else ""

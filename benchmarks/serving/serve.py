@@ -155,7 +155,8 @@ def _options(parser: Parser) -> Parser:
     add("--rate", type=rate_or_search, required=True, metavar="R", help="requests a second, or search")
     add("--mix", type=argument(parse_mix), metavar="MIX", help="STEPS:SHARE,..., such as 1:.5,4:.5; 4x8:.1 for 8 "
         "images of 4 steps; 4x8b:.1 for batch priority; or the JSON list that vLLM-Omni's and SGLang's benchmarks "
-        "take. With --api openai, steps are sent as num_inference_steps, with a seed (default: one image, no steps)")  # fmt: skip
+        "take. With --api openai, steps are sent as num_inference_steps, with a seed (default: one image, no "
+        "steps)")  # fmt: skip
     add("--api", choices=("openai", "native"), default="openai", help="POST /v1/images/generations, or fewstep's "
         "/v1/generate (default: openai)")  # fmt: skip
     add("--model", metavar="NAME", help="default: the first of the server's list")
