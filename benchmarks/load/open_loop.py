@@ -117,12 +117,13 @@ async def _one(pool: Pool, arrival: Arrival, asking: Asking, start: float) -> Re
     status, code, sent = NO_ANSWER, "", time.perf_counter()
     try:
         payload = asking.payload(arrival)
-        connection = await pool.take()
-        try:
-            sent = connection.placed_s
-            answer = await asyncio.wait_for(connection.send(payload), asking.timeout_s)
-        finally:
-            pool.give(connection)
+        async with asyncio.timeout(asking.timeout_s):
+            connection = await pool.take()
+            try:
+                sent = connection.placed_s
+                answer = await connection.send(payload)
+            finally:
+                pool.give(connection)
         status, done = answer.status, answer.done_s
         code = asking.judge(arrival, answer)
     except TimeoutError:

@@ -46,7 +46,9 @@ class Watch:
 
     asking: Target
     limit: Callable[[Record], bool] = lambda record: True
-    done: list[Record] = field(default_factory=list)
+    answered: int = 0
+    failed: int = 0
+    recent_s: list[float] = field(default_factory=list)  # latencies since the last line
     memory_mb: list[float] = field(default_factory=list)
 
     def judge(self, arrival: Arrival, answer: Answer) -> str:
@@ -55,14 +57,18 @@ class Watch:
         return self.asking.judge(arrival, answer)
 
     def keep_on(self, record: Record) -> bool:
-        self.done.append(record)
+        if good(record):
+            self.answered += 1
+            self.recent_s.append(record.latency_s)
+        else:
+            self.failed += 1
         return self.limit(record)
 
     def line(self, passed_s: float, whole_s: float) -> str:
-        answered = [record.latency_s for record in self.done if good(record)]
-        p99 = f", p99 {shown(float(np.percentile(answered, 99)))}" if answered else ""
-        failed = len(self.done) - len(answered)
-        return f"serve  {passed_s:.0f} of {whole_s:.0f} s: {len(answered)} answered, {failed} failed{p99}"
+        """And begin with the latencies of the next one."""
+        p99 = f", lately p99 {shown(float(np.percentile(self.recent_s, 99)))}" if self.recent_s else ""
+        self.recent_s.clear()
+        return f"serve  {passed_s:.0f} of {whole_s:.0f} s: {self.answered} answered, {self.failed} failed{p99}"
 
 
 def schedule(load: Load, mix: Mix) -> tuple[Arrival, ...]:

@@ -1,5 +1,6 @@
 """Before a run: whether there is a server, which model it has, and whether it takes requests of every kind."""
 
+import asyncio
 import json
 import time
 from dataclasses import replace
@@ -37,7 +38,7 @@ async def check(target: Target) -> tuple[Target, float]:
 
 async def _fetched(pool: Pool, payload: bytes, target: Target) -> Answer:
     try:
-        return await pool.fetch(payload, CHECK_S)
+        return await asyncio.wait_for(pool.fetch(payload, CHECK_S), CHECK_S)
     except TimeoutError:
         raise ServeError(f"{target.base_url} has not answered in {CHECK_S:g} s; is it still loading?") from None
     except OSError as error:
@@ -70,12 +71,9 @@ async def _with_model(target: Target, pool: Pool) -> Target:
 def _message(answer: Answer) -> str:
     """What an error answer says, behind a colon."""
     try:
-        error = json.loads(answer.body)
-        said = (
-            error["error"]["message"]
-            if isinstance(error.get("error"), dict)
-            else error.get("detail") or error.get("error")
-        )
+        body = json.loads(answer.body)
+        error = body.get("error") or body.get("detail")
+        said = error["message"] if isinstance(error, dict) else error
     except (ValueError, KeyError, TypeError, AttributeError):
         said = answer.body[:200].decode("latin-1").strip()
     return f": {str(said)[:300]}" if said and answer.status != 200 else ""

@@ -25,6 +25,7 @@ class Trial:
     kept: bool
     on_time: bool
     records: list[Record] = field(repr=False)
+    memory_mb: list[float] = field(repr=False)
 
 
 async def search(target: Target, load: Load, bound_s: float, start: float, timeout_s: float) -> list[Trial]:
@@ -70,7 +71,8 @@ async def attempt(target: Target, load: Load, bound_s: float, timeout_s: float) 
         late += record.due_s >= load.warmup_s and over([record], bound_s)
         return 100 * late <= due
 
-    records = await offer(target, load, Watch(target, limit), timeout_s)
+    watch = Watch(target, limit)
+    records = await offer(target, load, watch, timeout_s)
     lag_s = float(np.percentile([record.lag_s for record in records], 99)) if records else 0.0
     kept = len(records) == due and keeps_p99(records, bound_s)
-    return Trial(load.rate, kept, lag_s <= MAX_LAG_S, records)
+    return Trial(load.rate, kept, lag_s <= MAX_LAG_S, records, watch.memory_mb)

@@ -60,18 +60,18 @@ async def _run(args: argparse.Namespace) -> int:
             for each in found
         ]
         best = max((trial for trial in found if trial.kept), key=lambda trial: trial.rate)
-        load, records, watch = replace(load, rate=best.rate), best.records, Watch(target)
+        load, records, memory_mb = replace(load, rate=best.rate), best.records, best.memory_mb
         print(f"the highest rate with p99 within {shown(args.p99)}: {best.rate:.4g} requests/s, to {FACTOR - 1:.0%}")
     else:
         print(
             f"{load.rate:g} requests/s for {shown(load.length_s)}, Poisson of seed {load.seed}: {described(target.mix)}"
         )
         watch = Watch(target)
-        records = await offer(target, load, watch, timeout_s)
+        records, memory_mb = await offer(target, load, watch, timeout_s), watch.memory_mb
     slo_s = args.slo or args.p99
     _show(records, target.mix, slo_s)
     if args.json:
-        _write(args, target, load, records, slo_s, trials, watch.memory_mb, alone_s)
+        _write(args, target, load, records, slo_s, trials, memory_mb, alone_s)
     return 0
 
 

@@ -13,6 +13,7 @@ from heapq import heappop, heappush
 from math import inf
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from server.scheduler.policy import Policy, Waiting
@@ -56,6 +57,21 @@ class Outcome:
     rows: int  # images in them, counted each time
 
 
+def simulate(requests: Requests, site: Site) -> Outcome:
+    """Every request to its end."""
+    run, due_s = _Run(requests, site), requests.due_s.tolist()
+    clock, nxt, now_s = run.clock, 0, 0.0
+    while nxt < len(due_s) or clock:
+        # Who comes at the moment a call ends takes part in the next one.
+        if nxt < len(due_s) and (not clock or due_s[nxt] <= clock[0][0]):
+            run.arrive(nxt, due_s[nxt])
+            nxt += 1
+        else:
+            now_s, place = heappop(clock)
+            run.next_call(place, now_s)
+    return Outcome(np.array(run.done_s) - requests.due_s, now_s, run.busy_s, run.network_calls, run.rows)
+
+
 @dataclass(eq=False)
 class _Device:
     waiting: dict[int, Waiting] = field(default_factory=dict)  # in order of arrival
@@ -65,72 +81,80 @@ class _Device:
     running: bool = False  # whether the end of a call, or its first, is in the heap
 
 
-def simulate(requests: Requests, site: Site) -> Outcome:
-    """Every request to its end."""
-    due, steps = requests.due_s.tolist(), requests.steps.tolist()
-    images, batch = requests.images.tolist(), requests.batch.tolist()
-    call_s, policy, capacity = site.call_s, site.policy, site.capacity
-    devices = [_Device() for _ in range(site.devices)]
-    backlog: list[int] | NDArray[np.int64] = [0] * site.devices  # network calls owed, image by image
-    many = site.devices > FEW
-    if many:
-        backlog = np.zeros(site.devices, np.int64)
-    room = site.devices * capacity + site.max_queue
-    held = 0  # images accepted and not answered: a request gives them back when it ends
-    left, done = images.copy(), [inf] * len(due)
-    clock: list[tuple[float, int]] = []  # a heap: when which device's call ends
-    busy_s, network_calls, rows, nxt, now, total = 0.0, 0, 0, 0, 0.0, len(due)
-    while True:
-        if nxt < total and (not clock or due[nxt] <= clock[0][0]):
-            if held + images[nxt] <= room:
-                held += images[nxt]
-                if many:
-                    chosen = int(backlog.argmin())  # pyright: ignore[reportAttributeAccessIssue]
-                elif len(devices) > 1:
-                    chosen = backlog.index(min(backlog))  # pyright: ignore[reportAttributeAccessIssue]
-                else:
-                    chosen = 0
-                device = devices[chosen]
-                backlog[chosen] += images[nxt] * steps[nxt]
-                device.waiting[nxt] = Waiting(nxt, images[nxt], due[nxt], inf, steps[nxt], batch[nxt])
-                if not device.running:  # who comes at the same time takes part in the same call
-                    device.running = True
-                    heappush(clock, (due[nxt], chosen))
-            nxt += 1
-            continue
-        if not clock:
-            break
-        now, chosen = heappop(clock)
-        device = devices[chosen]
+class _Run:
+    """The devices, and what has become of the requests so far."""
+
+    def __init__(self, requests: Requests, site: Site) -> None:
+        self.steps, self.images = requests.steps.tolist(), requests.images.tolist()
+        self.batch, self.left = requests.batch.tolist(), requests.images.tolist()
+        self.done_s = [inf] * len(self.steps)
+        self.site, self.capacity = site, site.capacity
+        self.devices = [_Device() for _ in range(site.devices)]
+        self.backlog = Backlog(site.devices)
+        self.room = site.devices * site.capacity + site.max_queue
+        self.held = 0  # images accepted and not answered: a request gives them back when it ends
+        self.clock: list[tuple[float, int]] = []  # a heap: when which device's call ends
+        self.busy_s, self.network_calls, self.rows = 0.0, 0, 0
+
+    def arrive(self, request: int, due_s: float) -> None:
+        """To the device with the least to do; refused where too many images would wait."""
+        images, steps = self.images[request], self.steps[request]
+        if self.held + images > self.room:
+            return
+        self.held += images
+        place = self.backlog.least()
+        self.backlog.add(place, images * steps)
+        device = self.devices[place]
+        device.waiting[request] = Waiting(request, images, due_s, inf, steps, self.batch[request])
+        if not device.running:  # who comes at the same time takes part in the same call
+            device.running = True
+            heappush(self.clock, (due_s, place))
+
+    def next_call(self, place: int, now_s: float) -> None:
+        """A device's call has ended, or it was idle: who is done leaves, who gets a slot joins, the next one begins."""
+        device = self.devices[place]
         for request, count in device.leaving.pop(device.calls, ()):
             device.active -= count
-            left[request] -= count
-            if not left[request]:
-                done[request] = now
-                held -= images[request]
-                backlog[chosen] -= images[request] * steps[request]
-        waiting = device.waiting
-        if waiting and device.active < capacity:
-            for grant in policy(waiting.values(), capacity - device.active, now):
-                request, count = grant.request, grant.images
-                device.active += count
-                device.leaving.setdefault(device.calls + steps[request], []).append((request, count))
-                entry = waiting[request]
-                if entry.images == count:
-                    del waiting[request]
-                else:
-                    waiting[request] = _with_images(entry, entry.images - count)
+            self.left[request] -= count
+            if not self.left[request]:
+                self.done_s[request] = now_s
+                self.held -= self.images[request]
+                self.backlog.add(place, -self.images[request] * self.steps[request])
+        if device.waiting and device.active < self.capacity:
+            self._admit(device, now_s)
+        device.running = bool(device.active)
         if device.active:
-            taken = call_s[device.active]
+            taken_s = self.site.call_s[device.active]
             device.calls += 1
-            busy_s += taken
-            network_calls += 1
-            rows += device.active
-            heappush(clock, (now + taken, chosen))
-        else:
-            device.running = False
-    return Outcome(np.array(done) - requests.due_s, now, busy_s, network_calls, rows)
+            self.busy_s += taken_s
+            self.network_calls += 1
+            self.rows += device.active
+            heappush(self.clock, (now_s + taken_s, place))
+
+    def _admit(self, device: _Device, now_s: float) -> None:
+        waiting = device.waiting
+        for grant in self.site.policy(waiting.values(), self.capacity - device.active, now_s):
+            request, count = grant.request, grant.images
+            device.active += count
+            device.leaving.setdefault(device.calls + self.steps[request], []).append((request, count))
+            entry = waiting[request]
+            if entry.images == count:
+                del waiting[request]
+            else:
+                waiting[request] = replace(entry, images=entry.images - count)
 
 
-def _with_images(entry: Waiting, images: int) -> Waiting:
-    return Waiting(entry.request, images, entry.arrived_s, entry.deadline_s, entry.calls, entry.batch)
+class Backlog:
+    """Network calls that each device owes, image by image."""
+
+    def __init__(self, devices: int) -> None:
+        self.owed: list[int] | NDArray[np.int64] = np.zeros(devices, np.int64) if devices > FEW else [0] * devices
+
+    def add(self, place: int, calls: int) -> None:
+        self.owed[place] += calls
+
+    def least(self) -> int:
+        """The device that owes the least; of several, the first."""
+        if isinstance(self.owed, list):
+            return self.owed.index(min(self.owed)) if len(self.owed) > 1 else 0
+        return int(self.owed.argmin())
