@@ -128,6 +128,7 @@ class Wanted(TypedDict, total=False):
     mask: NDArray[np.bool_] | Pixels | bytes | None
     strength: float | None
     timeout_s: float | None
+    priority: str | None  # "interactive" or "batch"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ class Arrival:
     steps: int
     images: int
     seed: int
+    kind: int = 0  # of a mix (benchmarks/serving/mix.py), by its place there
 
 
 def poisson(

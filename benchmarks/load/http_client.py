@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 CONNECTIONS = 4096  # open at once, at most
+PORTS = {"http": 80, "https": 443}
 GENERATE = "/v1/generate"
 
 
@@ -30,6 +32,7 @@ class Connection(asyncio.Protocol):
         self.waiter: asyncio.Future[Answer] | None = None
         self.buffer = b""
         self.open = False
+        self.placed_s = 0.0  # perf_counter when the pool had a place for it
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -37,8 +40,11 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
+        self._take(ended=False)
+
+    def _take(self, ended: bool) -> None:
         try:
-            answer, self.buffer = take_answer(self.buffer)
+            answer, self.buffer = take_answer(self.buffer, ended)
         except ValueError as error:
             self._fail(ConnectionError(str(error)))
             return
@@ -49,6 +55,8 @@ class Connection(asyncio.Protocol):
                 waiter.set_result(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.waiter is not None and self.buffer:
+            self._take(ended=True)
         self._fail(ConnectionError("the server closed the connection without an answer"))
 
     def send(self, payload: bytes) -> "asyncio.Future[Answer]":
@@ -76,24 +84,33 @@ class Pool:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        assert parts.hostname and parts.port, f"{url} names no host and port"
-        self.host, self.port = parts.hostname, parts.port
+        assert parts.scheme in PORTS and parts.hostname, f"{url} is not of http or https with a host"
+        self.host, self.port = parts.hostname, parts.port or PORTS[parts.scheme]
+        self.tls = ssl.create_default_context() if parts.scheme == "https" else None
         self.idle: list[Connection] = []
         self.gate = asyncio.Semaphore(CONNECTIONS)
 
     async def take(self) -> Connection:
         """An open connection; `give` it back. Raises OSError when the server cannot be reached."""
         await self.gate.acquire()
+        placed_s = time.perf_counter()
+        connection = self._idle()
+        if connection is None:
+            try:
+                loop = asyncio.get_running_loop()
+                _, connection = await loop.create_connection(Connection, self.host, self.port, ssl=self.tls)
+            except BaseException:
+                self.gate.release()
+                raise
+        connection.placed_s = placed_s
+        return connection
+
+    def _idle(self) -> Connection | None:
         while self.idle:
             connection = self.idle.pop()
             if connection.open:
                 return connection
-        try:
-            loop = asyncio.get_running_loop()
-            return (await loop.create_connection(Connection, self.host, self.port))[1]
-        except BaseException:
-            self.gate.release()
-            raise
+        return None
 
     def give(self, connection: Connection) -> None:
         """The connection is free for the next request; one that still waits for an answer is closed instead."""
@@ -117,9 +134,11 @@ class Pool:
         self.idle.clear()
 
 
-def request(method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> bytes:
-    """The bytes of a request."""
-    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
+def request(
+    method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, host: str = "127.0.0.1"
+) -> bytes:
+    """The bytes of a request. host: as the header Host has it."""
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {host}", f"Content-Length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
@@ -129,23 +148,53 @@ def generate(fields: Mapping[str, Any]) -> bytes:
     return request("POST", GENERATE, json.dumps(fields).encode(), {"Content-Type": "application/json"})
 
 
-def take_answer(buffer: bytes) -> tuple[Answer | None, bytes]:
-    """The first response in the bytes, if it is whole, and what is left. Raises ValueError on what is not HTTP/1.1."""
+def take_answer(buffer: bytes, ended: bool = False) -> tuple[Answer | None, bytes]:
+    """The first response in the bytes, if it is whole, and what is left. Raises ValueError on what is not HTTP/1.
+
+    ended: no more bytes come, which is the end of a body without a length (RFC 9112, 6.3).
+    """
     head, found, rest = buffer.partition(b"\r\n\r\n")
     if not found:
         return None, buffer
     status_line, *lines = head.decode("latin-1").split("\r\n")
     version, _, status = status_line.partition(" ")
-    if version != "HTTP/1.1" or not status[:3].isdecimal():
+    if version not in ("HTTP/1.1", "HTTP/1.0") or not status[:3].isdecimal():
         raise ValueError(f"the server answered {status_line[:60]!r}, which is not HTTP/1.1")
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    closing = headers.get("connection", "").lower() == "close"
-    if "content-length" not in headers and not closing:
-        raise ValueError("the server answered without Content-Length; this client reads no other kind of body")
-    length = int(headers.get("content-length", 0))  # a body that ends with the connection does not interest anybody
-    if len(rest) < length:
+    if version == "HTTP/1.0" and headers.get("connection", "").lower() != "keep-alive":
+        headers["connection"] = "close"
+    if headers.get("transfer-encoding", "").lower() == "chunked":
+        taken = take_chunks(rest)
+    elif "content-length" in headers:
+        length = int(headers["content-length"])
+        taken = (rest[:length], rest[length:]) if len(rest) >= length else None
+    elif headers.get("connection", "").lower() == "close":
+        taken = (rest, b"") if ended else None
+    else:
+        raise ValueError("the server answered without the length of its body, on a connection that stays open")
+    if taken is None:
         return None, buffer
-    return Answer(int(status[:3]), headers, rest[:length], time.perf_counter()), rest[length:]
+    return Answer(int(status[:3]), headers, taken[0], time.perf_counter()), taken[1]
+
+
+def take_chunks(data: bytes) -> tuple[bytes, bytes] | None:
+    """A chunked body (RFC 9112, 7.1) and what is left behind it; None while it is not whole. Raises ValueError."""
+    body, at = [], 0
+    while (end := data.find(b"\r\n", at)) >= 0:
+        try:
+            size = int(data[at:end].partition(b";")[0], 16)
+        except ValueError as error:
+            raise ValueError(f"the server sent {data[at : at + 20]!r} where a chunk has its size") from error
+        at = end + 2 + size + 2
+        if size == 0:
+            if data[end : end + 4] == b"\r\n\r\n":
+                return b"".join(body), data[end + 4 :]
+            last = data.find(b"\r\n\r\n", end)  # behind fields of a trailer, which say nothing here
+            return (b"".join(body), data[last + 4 :]) if last >= 0 else None
+        if at > len(data):
+            return None
+        body.append(data[end + 2 : end + 2 + size])
+    return None
 
 
 def error_code(answer: Answer) -> str:

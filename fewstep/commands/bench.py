@@ -11,12 +11,15 @@ QUESTIONS = {
     "latency": "a student's time and quality for 1 to 8 calls, beside its teacher's samplers; the default",
     "quality": "distances to real images, of samples from many seeds",
     "panel": "metrics that took no part in training",
+    "serve": "latency and throughput of a running server, ours or another with OpenAI's Images API, at a rate",
+    "plan": "how many devices a load needs, simulated with the server's own scheduling",
 }
+FOLDERS = {"serve": "serving", "plan": "serving"}  # of those that are not in benchmarks/ itself
 DEFAULT = "latency"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs benchmarks/QUESTION.py with its options; without a question, the first one. Returns the exit status."""
+    """Runs the script of benchmarks/ that is named as the question; without one, DEFAULT. Returns the exit status."""
     given = list(arguments)
     if given[:1] not in (["-h"], ["--help"]) and (not given or given[0].startswith("-")):
         given = [DEFAULT, *given]
@@ -25,5 +28,6 @@ def main(arguments: Sequence[str]) -> int:
     )
     sys.argv = [f"fewstep bench {question}", *options]
     with extras.named(script=True):
-        runpy.run_module(f"benchmarks.{question}", run_name="__main__")
+        module = ".".join(filter(None, ("benchmarks", FOLDERS.get(question), question)))
+        runpy.run_module(module, run_name="__main__")
     return 0

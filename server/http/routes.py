@@ -80,11 +80,13 @@ TENSOR_HEADERS: Mapping[str, Header] = {  # on answers of the Open Inference Pro
     HEADER_LENGTH: Header("integer", "Bytes of the JSON, where binary data follows it.", always=False),
 }
 EXPOSED_HEADERS = (*EVERY_HEADERS, *IMAGE_HEADERS, *TENSOR_HEADERS)
+PRIORITY_HEADER = "X-Priority"  # request header of both dialects; a field of the body comes before it
 EXTRA_HEADERS: Mapping[str, str] = {  # request headers -> fields of the OpenAI dialect, for gateways that drop those
     "X-Seed": "seed",
     "X-Steps": "num_inference_steps",
     "X-Label": "label",
     "X-Strength": "strength",
+    PRIORITY_HEADER: "priority",
 }
 # What OpenAI's package for JavaScript adds to its requests; no effect here.
 OPENAI_HEADERS = (

@@ -23,7 +23,7 @@ from server.scheduler.encoding import Encoders
 from server.scheduler.loading import LoadOptions, load_model
 from server.scheduler.loop import EngineLoop, Inbox
 from server.scheduler.model import Model
-from server.scheduler.policy import Policy, earliest_deadline, fifo, shortest
+from server.scheduler.policy import Policy, behind_interactive, earliest_deadline, fifo, shortest
 from server.settings.settings import PolicyName, Settings, SettingsError
 from server.settings.sources import visible_gpu
 
@@ -61,7 +61,8 @@ class WorkerConfig:
         policies: dict[PolicyName, Policy] = {
             "fifo": fifo, "deadline": earliest_deadline, "shortest": partial(shortest, ageing=settings.ageing),
         }  # fmt: skip
-        return cls(settings.engines, announced, options, policies[settings.policy], SharedTimes())
+        policy = partial(behind_interactive, policy=policies[settings.policy], delay_s=settings.batch_delay_s)
+        return cls(settings.engines, announced, options, policy, SharedTimes())
 
 
 def load(links: HttpLinks, config: WorkerConfig) -> dict[str, Model]:

@@ -148,7 +148,8 @@ class EngineLoop:
         if not model.busy:  # device time that it did not ask for is not saved up
             self.used_s[name] = max(self.used_s[name], self.virtual_s)
         self.flights[message.id] = _Flight(request, message.accepted_s, message.deadline_s)
-        model.wait(message.id, request.images, message.accepted_s, message.deadline_s, request.calls)
+        batch = request.priority == "batch"
+        model.wait(message.id, request.images, message.accepted_s, message.deadline_s, request.calls, batch)
         if model.failing:
             self._release_waiting(name)
             return

@@ -51,9 +51,11 @@ class Model:
         """Whether the last FAILING_AFTER network calls have all failed."""
         return self.failures >= FAILING_AFTER
 
-    def wait(self, request: int, images: int, arrived_s: float, deadline_s: float, calls: int) -> None:
-        """A request joins the queue; each of its images takes so many calls."""
-        self.waiting[request] = Waiting(request, images, arrived_s, deadline_s, calls)
+    def wait(
+        self, request: int, images: int, arrived_s: float, deadline_s: float, calls: int, batch: bool = False
+    ) -> None:
+        """A request joins the queue; each of its images takes so many calls. batch: of that priority."""
+        self.waiting[request] = Waiting(request, images, arrived_s, deadline_s, calls, batch)
 
     def granted(self, grant: Grant) -> None:
         """Some or all images of a waiting request have got a slot."""

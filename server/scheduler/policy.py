@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 
 class Waiting(Struct, frozen=True):
@@ -14,6 +15,7 @@ class Waiting(Struct, frozen=True):
     arrived_s: float  # monotonic clock
     deadline_s: float = math.inf  # same clock
     calls: int = 1  # network calls of each image
+    batch: bool = False  # of priority "batch": nobody looks at a screen for it
 
     @property
     def work(self) -> int:
@@ -60,6 +62,27 @@ def shortest(waiting: Iterable[Waiting], free: int, now_s: float, ageing: float)
     keep it. docs/operations.md says what it gains.
     """
     return fifo(sorted(waiting, key=lambda entry: entry.work + ageing * entry.arrived_s), free, now_s)
+
+
+def behind_interactive(
+    waiting: Iterable[Waiting], free: int, now_s: float, policy: Policy, delay_s: float
+) -> list[Grant]:
+    """A policy in which a request of priority "batch" counts as if it and its deadline had come delay_s later.
+
+    No batch request starves where none does under the policy: under `fifo` it is overtaken only by requests that arrive
+    within delay_s after it. Among themselves, batch requests keep the policy's order.
+    """
+    if not free:
+        return []
+    entries = list(waiting)
+    if any(entry.batch for entry in entries):
+        entries = [_later(entry, delay_s) if entry.batch else entry for entry in entries if entry.deadline_s > now_s]
+        entries.sort(key=lambda entry: entry.arrived_s)  # stable: equal times in order of arrival
+    return policy(entries, free, now_s)
+
+
+def _later(entry: Waiting, delay_s: float) -> Waiting:
+    return replace(entry, arrived_s=entry.arrived_s + delay_s, deadline_s=entry.deadline_s + delay_s)
 
 
 def least_served(busy: Mapping[str, float]) -> str:

@@ -12,6 +12,7 @@ from server.scheduler.slots import Start
 
 ImageFormat = Format | Literal["pixels"]
 Previews = Literal["none", "steps", "images"]
+Priority = Literal["interactive", "batch"]  # batch: nobody waits at a screen, so it may be overtaken for a while
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class ImageRequest:
     quality: int | None = None  # of WebP and JPEG, see fewstep.pixels.encode
     schedules: tuple[tuple[float, ...], ...] = ()  # the levels of each image where they differ; `sigmas`: the longest
     blends: tuple[Blend, ...] = ()  # of each image: another seed, whose noise is mixed in; empty: none is
+    priority: Priority = "interactive"
 
     @property
     def images(self) -> int:

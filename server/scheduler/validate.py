@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import pairwise
+from typing import cast, get_args
 
 from export.manifest import Manifest
 from fewstep.blend import Blend, evenly
@@ -14,7 +15,7 @@ from fewstep.editing import calls_for
 from fewstep.noise import random_labels
 from fewstep.schedule import MAX_STEPS
 from server.scheduler.refusal import Refusal, escaped, invalid, shown
-from server.scheduler.request import Edit, ImageFormat, ImageRequest, Previews
+from server.scheduler.request import Edit, ImageFormat, ImageRequest, Previews, Priority
 
 DEFAULT_STEPS = 4
 SEED_LIMIT = 2**63
@@ -42,13 +43,15 @@ def image_request(
     edit: Edit | None = None,
     previews: Previews = "none",
     quality: int | None = None,
+    priority: str | None = None,
 ) -> ImageRequest:
     """Image i gets seed + i or seeds[i], and label or labels[i]. Absent: 4 steps, a drawn seed, one image or as many as
     the lists have entries, and for each image, or entry that is None, a class drawn from its seed.
 
     steps: one step count, or that of each image. sigmas: the levels of all images instead. strength: the share of the
     step count's calls that are made, the last ones; None: all. seed_to: all images have the noise between that of
-    seed and that of seed_to, mix of the way, or mix[i]; None: evenly from one to the other. Raises Refusal.
+    seed and that of seed_to, mix of the way, or mix[i]; None: evenly from one to the other.
+    priority: a Priority; None: interactive. Raises Refusal.
     """
     if strength is not None and not 0 < strength <= 1:  # NaN is not
         message = f"strength must be above 0 and at most 1, not {shown(strength)}"
@@ -88,6 +91,7 @@ def image_request(
         edit=edit,
         previews=previews,
         quality=quality,
+        priority=choose_priority(priority),
     )
 
 
@@ -142,6 +146,15 @@ def choose_steps(steps: int | None, manifest: Manifest) -> int:
         message = f"{manifest.name} has no levels for {steps} steps; it serves {served}"
         raise invalid(message, code="unsupported_steps", param="steps")
     return steps
+
+
+def choose_priority(name: str | None) -> Priority:
+    """None: interactive. Raises Refusal."""
+    known = get_args(Priority)
+    if name is not None and name not in known:
+        message = f"priority must be {' or '.join(known)}, not {shown(name)}"
+        raise invalid(message, code="unknown_priority", param="priority")
+    return cast(Priority, name or known[0])
 
 
 def choose_seeds(seed: int | None, images: int) -> tuple[int, ...]:

@@ -169,6 +169,8 @@ class Settings:
         choices=get_args(PolicyName))
     ageing: float = _setting(15.0, "scheduling", "for policy shortest: network calls that a second of waiting counts "
         "for; the more, the closer to fifo", low=0.01, high=1_000_000)
+    batch_delay_s: float = _setting(10.0, "scheduling", "a request of priority batch gets its slots as if it had come "
+        "so many seconds later", high=86_400)
     capacity: int = _setting(8, "scheduling", "images of a model in one network call; 0 measures call times at "
         "start-up and chooses", high=4_096)
 

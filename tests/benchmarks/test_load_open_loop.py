@@ -116,8 +116,34 @@ def test_an_answer_is_taken_only_when_it_is_whole():
     assert rest == b"HTTP"
     with pytest.raises(ValueError, match="not HTTP"):
         take_answer(b"SSH-2.0 hello\r\n\r\n")
-    with pytest.raises(ValueError, match="without Content-Length"):
-        take_answer(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    with pytest.raises(ValueError, match="without the length of its body"):
+        take_answer(b"HTTP/1.1 200 OK\r\n\r\n")
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4;x=y\r\n\r\nab\r\nA\r\n0123456789\r\n0\r\n"
+CLOSED = b"HTTP/1.0 200 OK\r\nServer: old\r\n\r\nimage"
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"Digest: 7\r\nTrailer: 8\r\n\r\n"])
+def test_a_chunked_body_is_read(end: bytes):
+    whole = CHUNKED + end
+    for cut in range(len(whole)):
+        assert take_answer(whole[:cut]) == (None, whole[:cut])
+    taken, rest = take_answer(whole + b"HTTP")
+    assert taken is not None and (taken.body, rest) == (b"\r\nab0123456789", b"HTTP")
+    with pytest.raises(ValueError, match="where a chunk has its size"):
+        take_answer(CHUNKED.replace(b"4;x", b"z;x"))
+
+
+def test_a_body_without_a_length_ends_with_the_connection():
+    assert take_answer(CLOSED) == (None, CLOSED)
+    taken, _ = take_answer(CLOSED, ended=True)
+    assert taken is not None and taken.body == b"image"
+
+    async def once(url: str) -> bytes:
+        return (await Pool(url).fetch(generate({"steps": 1}))).body
+
+    assert against(lambda _: CLOSED, once, once=True) == (b"image", 1)
 
 
 def records(count: int = 100, **changes: object) -> list[Record]:

@@ -44,7 +44,9 @@ def test_serve_takes_the_servers_options_and_its_exit_status():
     [
         ("", "no command is named; choose serve, generate, train, posterior, export, bench, remake (fewstep --help)"),
         ("serv", "there is no command 'serv'; did you mean serve? (fewstep --help)"),
-        ("bench speed", "there is no command 'speed'; choose latency, quality, panel (fewstep bench --help)"),
+        ("bench qqq", "there is no command 'qqq'; choose latency, quality, panel, serve, plan (fewstep bench --help)"),
+        ("bench plan", "--rate, --mix and --p99 are required; `fewstep bench plan --help` lists the flags"),
+        ("bench serve --rate 3", "--base-url is required; `fewstep bench serve --help` lists the flags"),
         ("bench --image 3", "there is no flag --image; did you mean --images?"),
         ("bench quality --images 0", "--images: 0 is not a whole number from 1 up"),
         ("generate", "--seeds and --out are required; `fewstep generate --help` lists the flags"),

@@ -43,7 +43,7 @@ from server.http.negotiation import named, preferred
 from server.http.openapi import JSON
 from server.http.pictures import MODES, decode_base64, decode_mask, from_base64
 from server.http.png_text import with_text_of, with_texts
-from server.http.routes import Route
+from server.http.routes import PRIORITY_HEADER, Route
 from server.http.service import ImageService, Order, made, read_body
 from server.scheduler.events import Event, Finished, Progress
 from server.scheduler.model import ModelInfo
@@ -78,7 +78,9 @@ class NativeDialect:
         """One image goes as it is unless JSON is preferred; several go as JSON unless another form is."""
         limit = body_limit(self.settings, self.models)
         accept = ", ".join(http.headers.getlist("accept"))
-        asked = self.read(await read_body(http, limit, self.settings.timeout_s), accept)  # holds the body no longer
+        body = await read_body(http, limit, self.settings.timeout_s)
+        asked = self.read(body, accept, http.headers.get(PRIORITY_HEADER))
+        del body  # what follows takes its time
         if asked.answer == EVENTS:
             headers = image_headers(asked.request, asked.manifest, self.settings)
             write = partial(events_of, asked, self.settings)
@@ -90,8 +92,8 @@ class NativeDialect:
         body = models_body(self.models, self.service.models, self.settings)
         return Response(msgspec.json.encode(body), media_type=JSON)
 
-    def read(self, body: bytes, accept: str = "") -> "Asked":
-        """What is asked for; pictures are not decoded yet. Raises Refusal."""
+    def read(self, body: bytes, accept: str = "", priority: str | None = None) -> "Asked":
+        """What is asked for; pictures are not decoded yet. priority: of the header. Raises Refusal."""
         fields = parse(body, GenerateBody)
         manifest = choose_model(fields.model, self.models)
         timeout_s = self.settings.timeout_s if fields.timeout_s is None else fields.timeout_s
@@ -103,6 +105,7 @@ class NativeDialect:
             manifest, steps=fields.steps, sigmas=fields.sigmas, seed=fields.seed, seeds=fields.seeds, images=images,
             seed_to=fields.seed_to, mix=fields.mix, label=fields.label, labels=fields.labels, format=format,
             strength=strength, previews="images" if answer == EVENTS else "none",
+            priority=priority if fields.priority is None else fields.priority,
         )  # fmt: skip
         return Asked(fields, manifest, timeout_s, strength, answer, request)
 

@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Mapping
+from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +14,7 @@ from server.http.event_stream import MEDIA_TYPE as EVENTS
 from server.http.openapi import EVENT_SCHEMA, JSON, Schema, answers, headers, record, reference
 from server.http.pictures import MODES, REPAINTED_FROM
 from server.http.routes import IMAGE_HEADERS
+from server.scheduler.request import Priority
 from server.scheduler.validate import SEED_LIMIT, choose_steps
 from server.settings.settings import Settings
 
@@ -68,6 +70,11 @@ class GenerateBody(BaseModel):
         default=None,
         description="true: server-sent events, `preview` with the denoised image of each network call but the last, "
         "`image` with each finished image but the last, then `images` with the JSON answer.",
+    )
+    priority: Priority | None = Field(
+        default=None,
+        description="batch: others may be served first for a while, since nobody waits at a screen; absent: "
+        "interactive, or what the header X-Priority says.",
     )
     timeout_s: float | None = Field(default=None, description="Seconds in which the answer is wanted; later it is 504.")
     image: str | None = Field(
@@ -153,6 +160,7 @@ def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -
         "labels": {"type": ["array", "null"], "items": _label(manifest)},
         "format": {"enum": [*MEDIA_TYPES, None]},
         "stream": {"type": ["boolean", "null"]},
+        "priority": {"enum": [*get_args(Priority), None]},
         "timeout_s": {
             "type": ["number", "null"],
             "minimum": MIN_TIMEOUT_S,

@@ -1,8 +1,8 @@
 """OpenAI's Images API: POST /v1/images/generations and /v1/images/edits, with streams, over the same engine.
 
 An unchanged `openai` client works. What the API has no word for is taken beside its fields: seed, num_inference_steps,
-label and strength, in the body, in its object `extra_body`, or as headers (server.http.routes.EXTRA_HEADERS); the body
-comes before `extra_body`, which comes before headers.
+label, strength and priority, in the body, in its object `extra_body`, or as headers (server.http.routes.EXTRA_HEADERS);
+the body comes before `extra_body`, which comes before headers.
 """
 
 import time
@@ -142,6 +142,7 @@ class OpenAIDialect:
             quality=None if format == "png" else fields.output_compression,
             strength=_strength(fields, pictures),
             previews="images" if by_step else "none",
+            priority=fields.priority,
         )
         decode = partial(decode_files, pictures, manifest) if pictures else None
         order = Order(request, self.settings.timeout_s, decode)

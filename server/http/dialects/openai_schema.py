@@ -9,11 +9,12 @@ from fewstep.pixels import MEDIA_TYPES
 from server.http.event_stream import MEDIA_TYPE as EVENTS
 from server.http.openapi import EVENT_SCHEMA, JSON, Schema, described, headers, record, reference
 from server.http.routes import IMAGE_HEADERS
+from server.scheduler.request import Priority
 from server.scheduler.validate import SEED_LIMIT
 
 MAX_PARTIAL_IMAGES = 3
 NO_EFFECT = "Accepted without effect."
-EXTRAS = ("seed", "num_inference_steps", "steps", "label", "strength")  # also taken from `extra_body`
+EXTRAS = ("seed", "num_inference_steps", "steps", "label", "strength", "priority")  # also taken from `extra_body`
 OutputFormat = Literal["png", "jpeg", "webp"]
 
 
@@ -60,6 +61,9 @@ class ImagesBody(BaseModel):
     label: int | str | None = Field(default=None, description="Class index or name; comes before prompt.")
     strength: float | None = Field(
         default=None, gt=0, le=1, description="Of an edit: the share of the network calls that are made."
+    )
+    priority: Priority | None = Field(
+        default=None, description="batch: others may be served first for a while; absent: interactive."
     )
     extra_body: dict[str, Any] | None = Field(
         default=None,

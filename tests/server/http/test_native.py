@@ -48,6 +48,17 @@ def test_a_full_request_is_taken_as_it_is():
     assert (asked.timeout_s, asked.strength, asked.as_json) == (2.0, 1.0, True)
 
 
+def test_the_priority_is_that_of_the_body_else_that_of_the_header():
+    said = {"interactive": read({}), "batch": read({"priority": "batch"})}
+    assert {name: asked.request.priority for name, asked in said.items()} == {name: name for name in said}
+    assert DIALECT.read(b"{}", "", "batch").request.priority == "batch"
+    assert DIALECT.read(b'{"priority": "interactive"}', "", "batch").request.priority == "interactive"
+    with pytest.raises(Refusal, match='interactive or batch, not "low"') as caught:
+        DIALECT.read(b"{}", "", "low")
+    assert (caught.value.param, caught.value.code) == ("priority", "unknown_priority")
+    assert refusal({"priority": "low"}).code == "unknown_priority"
+
+
 NULLS = json.dumps(dict.fromkeys(FIELDS)).encode()
 
 

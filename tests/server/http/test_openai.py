@@ -78,6 +78,13 @@ def test_a_prompt_is_a_class_and_a_label_comes_before_it(model: str, prompt: str
     assert read({"model": model, "prompt": prompt, "label": label}).request.labels == (expected,)
 
 
+def test_the_priority_comes_from_the_body_or_a_header():
+    asked = [read({}), read({}, {"x-priority": "batch"}), read({"priority": "interactive"}, {"x-priority": "batch"})]
+    assert [each.request.priority for each in asked] == ["interactive", "batch", "interactive"]
+    with pytest.raises(Refusal, match='priority must be one of interactive, batch, not "low"'):
+        read({}, {"x-priority": "low"})
+
+
 def test_our_own_fields_come_from_the_body_then_from_extra_body_then_from_headers():
     headers = {"x-seed": "1", "x-steps": "2", "x-label": "Bag", "x-strength": "0.25"}
     request = read({}, headers, "image").request

@@ -1,7 +1,17 @@
+from functools import partial
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.scheduler.policy import Grant, Waiting, earliest_deadline, fifo, least_served, shortest
+from server.scheduler.policy import (
+    Grant,
+    Waiting,
+    behind_interactive,
+    earliest_deadline,
+    fifo,
+    least_served,
+    shortest,
+)
 
 
 def test_fifo_serves_in_order_of_arrival_and_splits_the_request_that_does_not_fit():
@@ -51,6 +61,34 @@ def test_the_shortest_first_fills_every_slot_and_lets_nobody_overtake_for_long(r
             behind = place.get(early.request, len(waiting)) > place.get(late.request, len(waiting))
             if behind and late.arrived_s > early.arrived_s:
                 assert (late.arrived_s - early.arrived_s) * ageing <= early.work + 1e-6 * ageing
+
+
+def test_a_batch_request_gets_its_slots_as_if_it_had_come_later():
+    late, batch, soon = Waiting(1, 1, 9.5), Waiting(2, 1, 0.0, batch=True), Waiting(3, 1, 10.5)
+    waiting = [batch, late, soon]
+    for policy, delay_s, order in (
+        (fifo, 10.0, [1, 2, 3]), (fifo, 0.0, [2, 1, 3]), (fifo, 11.0, [1, 3, 2]),
+        (partial(shortest, ageing=1.0), 10.0, [1, 2, 3]),
+    ):  # fmt: skip
+        assert [g.request for g in behind_interactive(waiting, 9, 12.0, policy, delay_s)] == order
+    due = [Waiting(1, 1, 0.0, 20.0, batch=True), Waiting(2, 1, 0.0, 25.0), Waiting(3, 1, 0.0, 5.0, batch=True)]
+    assert behind_interactive(due, 9, 6.0, earliest_deadline, 10.0) == [Grant(2, 1), Grant(1, 1)]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.floats(0, 100), st.booleans()), max_size=12), st.integers(0, 40),
+    st.floats(0, 50),
+)  # fmt: skip
+def test_a_batch_request_is_overtaken_for_so_long_and_no_longer(requests, free: int, delay_s: float):
+    requests = sorted(requests, key=lambda each: each[1])
+    waiting = [Waiting(i, images, at, batch=batch) for i, (images, at, batch) in enumerate(requests)]
+    grants = behind_interactive(waiting, free, 100.0, fifo, delay_s)
+    assert sum(g.images for g in grants) == min(free, sum(images for images, _, _ in requests))
+    place = {grant.request: at for at, grant in enumerate(grants)}
+    for early in waiting:
+        for late in waiting[early.request + 1 :]:
+            if place.get(early.request, len(waiting)) > place.get(late.request, len(waiting)):
+                assert early.batch and not late.batch and late.arrived_s - early.arrived_s <= delay_s + 1e-9
 
 
 def test_the_turn_goes_to_the_model_that_has_had_the_least():

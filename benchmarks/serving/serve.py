@@ -1,0 +1,181 @@
+"""Load at a rate on a running server: ours, or any with OpenAI's Images API.
+
+    fewstep bench serve --base-url http://127.0.0.1:8000 --rate 25 --mix 1:.5,4:.5 --slo 200ms
+    fewstep bench serve --base-url http://127.0.0.1:8000 --rate search --p99 200ms --mix 4
+    fewstep bench serve --base-url https://HOST/v1 --model NAME --key-env NAME_API_KEY --prompt "a cat" --rate 0.5
+
+An open loop: requests leave when they are due, by Poisson arrivals of a seed, whether or not the last answer is there,
+and latency counts from the moment a request was due. Seeds of images differ, so that no cache answers. What is sent
+is printed; --extra adds fields. --rate search finds the highest rate whose 99th percentile is within --p99.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from statistics import fmean, median
+from typing import Any
+
+from benchmarks.harness import result_file, table, write_result
+from benchmarks.load.open_loop import Record
+from benchmarks.serving.figures import COLUMNS, good, own, peers, rows
+from benchmarks.serving.mix import Kind, Mix, described, parse_mix
+from benchmarks.serving.offering import Load, ServeError, Watch, offer, schedule
+from benchmarks.serving.plan import argument
+from benchmarks.serving.reachable import check
+from benchmarks.serving.search import FACTOR, search
+from benchmarks.serving.target import Target, checked_url, extra_field
+from benchmarks.serving.units import seconds, seconds_from_zero, shown
+from fewstep.ranges import POSITIVE, number, whole
+from fewstep.subcommands import Parser, refuse
+
+SEARCH_DURATION_S, DURATION_S = 10.0, 30.0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(
+        prog="fewstep bench serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    args = _options(parser).parse_args(arguments)
+    try:
+        return asyncio.run(_run(args))
+    except (ServeError, ValueError) as error:
+        refuse(str(error))
+
+
+async def _run(args: argparse.Namespace) -> int:
+    target, load = _target(args), _load(args)
+    target, alone_s = await check(target)
+    example = json.dumps(target.fields(schedule(load, target.mix)[0]))
+    print(f"POST {target.base_url.removesuffix(target.prefix)}{target.path} {example}")
+    timeout_s = args.timeout
+    trials: list[dict[str, Any]] = []
+    if args.rate == "search":
+        found = await search(target, load, args.p99, 0.5 / alone_s, timeout_s)
+        trials = [
+            {"rate": each.rate, "kept": each.kept, "on_time": each.on_time, "answered": sum(map(good, each.records))}
+            for each in found
+        ]
+        best = max((trial for trial in found if trial.kept), key=lambda trial: trial.rate)
+        load, records, memory_mb = replace(load, rate=best.rate), best.records, best.memory_mb
+        print(f"the highest rate with p99 within {shown(args.p99)}: {best.rate:.4g} requests/s, to {FACTOR - 1:.0%}")
+    else:
+        print(
+            f"{load.rate:g} requests/s for {shown(load.length_s)}, Poisson of seed {load.seed}: {described(target.mix)}"
+        )
+        watch = Watch(target)
+        records, memory_mb = await offer(target, load, watch, timeout_s), watch.memory_mb
+    slo_s = args.slo or args.p99
+    _show(records, target.mix, slo_s)
+    if args.json:
+        _write(args, target, load, records, slo_s, trials, memory_mb, alone_s)
+    return 0
+
+
+def _show(records: Sequence[Record], mix: Mix, slo_s: float | None) -> None:
+    lines = rows(records, mix, slo_s)
+    columns = {key: heading for key, heading in COLUMNS.items() if key != "slo_attainment_rate" or slo_s}
+    print(table(lines, columns))
+    all_, ours = peers(records, slo_s), own(records, mix)
+    calls = "" if ours["network_calls"] is None else f", {ours['network_calls']:,} network calls"
+    print(f"{all_['throughput_qps']:.4g} requests/s and {ours['images_per_s']:.4g} images/s answered{calls}")
+    for code, count in sorted(ours["errors"].items()):
+        print(f"failed: {count} with {code}")
+    if not ours["on_time"]:
+        print(f"The generator fell behind its schedule: 1 % of the requests left {ours['lag_p99_ms']:.0f} ms late or "
+              "later. These figures are partly its own; lower the rate, or run it on another machine.")  # fmt: skip
+
+
+def _write(
+    args: argparse.Namespace,
+    target: Target,
+    load: Load,
+    records: Sequence[Record],
+    slo_s: float | None,
+    trials: list[dict[str, Any]],
+    memory_mb: Sequence[float],
+    alone_s: float,
+) -> None:
+    memory = {"max": max(memory_mb), "mean": fmean(memory_mb), "median": median(memory_mb)} if memory_mb else {}
+    settings = {
+        "base_url": target.base_url, "api": target.api, "model": target.model, "prompt": target.prompt,
+        "extra": dict(target.extra), "mix": [asdict(kind) for kind in target.mix], "rate": load.rate,
+        "search_p99_s": args.p99, "duration_s": load.length_s, "requests": load.count, "warmup_s": load.warmup_s,
+        "seed": load.seed, "timeout_s": args.timeout, "request": target.fields(schedule(load, target.mix)[0]),
+        "alone_s": alone_s,
+    }  # fmt: skip
+    write_result(
+        args.json, "serve", settings, rows(records, target.mix, slo_s), **peers(records, slo_s),
+        **{f"peak_memory_mb_{name}": value for name, value in memory.items()},
+        **own(records, target.mix), trials=trials,
+    )  # fmt: skip
+    print(f"wrote {args.json}")
+
+
+def _target(args: argparse.Namespace) -> Target:
+    key = None
+    if args.key_env:
+        key = os.environ.get(args.key_env)
+        if not key:
+            raise ServeError(f"--key-env {args.key_env}: there is no such variable, or it is empty")
+        if not key.isascii() or not key.isprintable():
+            raise ServeError(f"--key-env {args.key_env}: an API key has printable ASCII characters only")
+    mix = args.mix or (Kind(None),)
+    if args.size:
+        mix = tuple(replace(kind, size=kind.size or args.size) for kind in mix)
+    if args.api == "native" and any(kind.size for kind in mix):
+        raise ServeError("--api native has no sizes: a model makes images of one size; leave --size out")
+    return Target(args.base_url, args.api, mix, args.model, key, args.prompt, dict(args.extra))
+
+
+def _load(args: argparse.Namespace) -> Load:
+    if args.rate == "search" and args.p99 is None:
+        raise ServeError("--rate search needs --p99: the bound of the 99th percentile, such as 50ms")
+    if args.rate != "search" and args.p99 is not None:
+        raise ServeError("--p99 is of --rate search; --slo 50ms counts what a given rate answers in time")
+    if args.requests and args.duration:
+        raise ServeError("give --requests or --duration, not both")
+    duration_s = args.duration or (SEARCH_DURATION_S if args.rate == "search" else DURATION_S)
+    rate = 1.0 if args.rate == "search" else args.rate
+    return Load(rate, duration_s, args.requests, args.warmup, args.seed)
+
+
+def rate_or_search(text: str) -> float | str:
+    """A rate above 0, or "search". Raises ValueError with a sentence."""
+    return text if text == "search" else number(POSITIVE)(text)
+
+
+def _options(parser: Parser) -> Parser:
+    add = parser.add_argument
+    add("--base-url", type=argument(checked_url), required=True, metavar="URL", help="of the server, such as "
+        "http://127.0.0.1:8000; /v1 follows where it has no path")  # fmt: skip
+    add("--rate", type=rate_or_search, required=True, metavar="R", help="requests a second, or search")
+    add("--mix", type=argument(parse_mix), metavar="MIX", help="STEPS:SHARE,..., such as 1:.5,4:.5; 4x8:.1 for 8 "
+        "images of 4 steps; 4x8b:.1 for batch priority; or the JSON list that vLLM-Omni's and SGLang's benchmarks "
+        "take. With --api openai, steps are sent as num_inference_steps, with a seed (default: one image, no "
+        "steps)")  # fmt: skip
+    add("--api", choices=("openai", "native"), default="openai", help="POST /v1/images/generations, or fewstep's "
+        "/v1/generate (default: openai)")  # fmt: skip
+    add("--model", metavar="NAME", help="default: the first of the server's list")
+    add("--key-env", metavar="NAME", help="the environment variable with the API key; none is sent without it")
+    add("--prompt", default="", metavar="TEXT", help='of --api openai (default: "")')
+    add("--size", metavar="WxH", help="of --api openai; not sent without it")
+    add("--extra", type=argument(extra_field), action="append", default=[], metavar="NAME=VALUE", help="another field "
+        "of every request; {seed}, {steps} and {images} stand for its numbers; may be given several times")  # fmt: skip
+    add("--duration", type=argument(seconds), metavar="TIME", help="default: 30s, of each rate of a search 10s")
+    add("--requests", type=whole(1, 10**7), metavar="N", help="in place of --duration")
+    add("--warmup", type=argument(seconds_from_zero), default=2.0, metavar="TIME", help="at the same rate, not counted "
+        "(default: 2s)")  # fmt: skip
+    add("--p99", type=argument(seconds), metavar="TIME", help="of --rate search: the bound")
+    add("--slo", type=argument(seconds), metavar="TIME", help="the share of requests answered within it is reported")
+    add("--timeout", type=argument(seconds), default=60.0, metavar="TIME", help="of a request (default: 60s)")
+    add("--seed", type=whole(0), default=0, help="of the arrivals and the images (default: 0)")
+    add("--json", type=result_file, metavar="FILE", help="write the figures here, too")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
