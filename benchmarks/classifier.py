@@ -58,11 +58,18 @@ class Classifier(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--out", type=new_folder, required=True)
-    parser.add_argument("--epochs", type=whole(1), default=10)
-    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--train", type=Path, required=True, help="data set to train on")
+    parser.add_argument("--test", type=Path, required=True, help="data set to measure accuracy on")
+    parser.add_argument("--out", type=new_folder, required=True, help="folder to make, for the classifier")
+    parser.add_argument(
+        "--epochs", type=whole(1), default=10, help="passes over the training images (default %(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=whole(0),
+        default=0,
+        help="of the initial weights and the order of the images (default %(default)s)",
+    )
     args = parser.parse_args()
     if (args.out / "extractor.onnx").exists():
         sys.exit(

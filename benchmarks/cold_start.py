@@ -82,7 +82,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=whole(1), default=5, help="servers started per mode (default 5)")
     parser.add_argument("--requests", type=whole(1), default=50, help="single images asked of each (default 50)")
-    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "cold_start.json")
+    parser.add_argument(
+        "--out",
+        type=result_file,
+        default=ROOT / "build" / "cold_start.json",
+        help="the JSON with the result (default %(default)s)",
+    )
     args = parser.parse_args()
     runs = [measure(mode, args.requests) for _ in tqdm(range(args.repeats)) for mode in ("fast", "exact")]
     rows = [_median([run for run in runs if run["mode"] == mode]) for mode in ("fast", "exact")]

@@ -84,8 +84,14 @@ def draw(begun: Pixels, rows: Mapping[str, Pixels], out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", type=Path, default=ROOT / "models" / "fashion" / "engine", metavar="ENGINE")
-    parser.add_argument("--out", type=picture_file, required=True, metavar="PNG")
+    parser.add_argument(
+        "--engine",
+        type=Path,
+        default=ROOT / "models" / "fashion" / "engine",
+        metavar="ENGINE",
+        help="engine of the student (default %(default)s)",
+    )
+    parser.add_argument("--out", type=picture_file, required=True, metavar="PNG", help="the picture to write")
     args = parser.parse_args()
     engine = load_engine(args.engine)
     begun = first_image(engine)

@@ -144,7 +144,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=(FASHION, COLOUR), default=FASHION, help="colour: random weights, 32x32x3")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, metavar="B", help="default: all that run here")
-    parser.add_argument("--batches", type=whole(1), nargs="+", default=BATCHES, metavar="N")
+    parser.add_argument(
+        "--batches",
+        type=whole(1),
+        nargs="+",
+        default=BATCHES,
+        metavar="N",
+        help="images per network call (default %(default)s)",
+    )
     parser.add_argument("--rounds", type=whole(1), default=40, help="calls up to batch 8; fewer above (default 40)")
     parser.add_argument("--threads", type=whole(0), default=0, help="0: as many as there are cores")
     parser.add_argument(

@@ -26,9 +26,21 @@ COLUMNS = 20  # seeds 0 .. 39 in two lines; classes in turn
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = ROOT / "models" / "fashion"
-    parser.add_argument("--student", type=Path, default=models / "engine", metavar="ENGINE")
-    parser.add_argument("--teacher", type=Path, default=models / "teacher" / "engine", metavar="ENGINE")
-    parser.add_argument("--out", type=picture_file, required=True, metavar="PNG")
+    parser.add_argument(
+        "--student",
+        type=Path,
+        default=models / "engine",
+        metavar="ENGINE",
+        help="engine of the student (default %(default)s)",
+    )
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        default=models / "teacher" / "engine",
+        metavar="ENGINE",
+        help="engine of the student's teacher (default %(default)s)",
+    )
+    parser.add_argument("--out", type=picture_file, required=True, metavar="PNG", help="the picture to write")
     args = parser.parse_args()
     student, teacher = load_engine(args.student), load_engine(args.teacher)
     levels = student.manifest.levels

@@ -32,7 +32,13 @@ def add_common_options(parser: argparse.ArgumentParser, taken: Collection[str] =
     add = parser.add_argument
     add("--student", action=NamedFolders, default={SHIPPED: MODELS}, metavar="NAME=DIR", taken=taken,
         help=f"one more student; the name {SHIPPED!r} replaces the shipped one")  # fmt: skip
-    add("--teacher", type=Path, default=MODELS / "teacher", metavar="DIR")
+    add(
+        "--teacher",
+        type=Path,
+        default=MODELS / "teacher",
+        metavar="DIR",
+        help="checkpoint of the teacher (default %(default)s)",
+    )
     add("--extractor", nargs="+", default=[FASHION128], choices=(FASHION128, EFFL0), help=f"default {FASHION128}")
     add("--inception", type=Path, metavar="FILE", help="weights of InceptionV3 (2015-12-05): adds the standard FID")
     add("--backend", choices=BACKENDS, default="engine",

@@ -227,8 +227,20 @@ def quality(space: Space, pixels: NDArray[np.uint8], classes: int) -> dict[str, 
 def main() -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = ROOT / "models" / "fashion"
-    parser.add_argument("--student", type=Path, default=models / "engine", metavar="ENGINE")
-    parser.add_argument("--teacher", type=Path, default=models / "teacher" / "engine", metavar="ENGINE")
+    parser.add_argument(
+        "--student",
+        type=Path,
+        default=models / "engine",
+        metavar="ENGINE",
+        help="engine of the student (default %(default)s)",
+    )
+    parser.add_argument(
+        "--teacher",
+        type=Path,
+        default=models / "teacher" / "engine",
+        metavar="ENGINE",
+        help="engine of the student's teacher (default %(default)s)",
+    )
     parser.add_argument(
         "--rival", type=named_engine, action="append", default=[], metavar="NAME=ENGINE", help="another student"
     )

@@ -101,7 +101,8 @@ class Halves(NamedTuple):
     @staticmethod
     def of(train: ImageSet) -> "Halves":
         """Where the reader of a data set makes its halves, networks may be trained on all of `train`."""
-        if train.name.removesuffix("-a").removesuffix("-b") in HALVED_BY_READER:
+        name = train.name.rpartition(" of ")[2]  # a smoke run's part is named "1000 of NAME"
+        if name.removesuffix("-a").removesuffix("-b") in HALVED_BY_READER:
             return Halves(train, None)
         return Halves(halved(train, "a"), halved(train, "b"))
 
@@ -398,7 +399,13 @@ def main() -> None:
         help="images whose nearness to the training images is no copying, where "
         "those of --held-out are other crops of the same pictures (default: those of --held-out)",
     )  # fmt: skip
-    add("--out", type=result_file, default=WORK / "build/panel.json", metavar="JSON")
+    add(
+        "--out",
+        type=result_file,
+        default=WORK / "build/panel.json",
+        metavar="JSON",
+        help="the JSON with the result (default %(default)s)",
+    )
     add("--smoke", action="store_true", help="12 images, two ranges, one and two calls, part of the data")
     add_data_options(parser)
     args = parser.parse_args()

@@ -439,25 +439,52 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--parts", nargs="+", choices=("closed", "digits"), default=["closed", "digits"])
+    add(
+        "--parts",
+        nargs="+",
+        choices=("closed", "digits"),
+        default=["closed", "digits"],
+        help="cases with a closed form, digits, or both (default both)",
+    )
     add("--only", nargs="+", metavar="METHOD", help="of the trained ones on digits, these alone")
-    add("--seeds", type=whole(1), default=3)
+    add("--seeds", type=whole(1), default=3, help="runs of each method, with seeds from 0 (default %(default)s)")
     add("--levels", type=whole(3), default=20, help="of the digits' chain: network calls per image (default 20)")
-    add("--gaussian-levels", type=whole(3), default=20)
-    add("--mixture-levels", type=whole(3), default=30)
-    add("--digit", type=whole(0, 9), default=3)
+    add(
+        "--gaussian-levels",
+        type=whole(3),
+        default=20,
+        help="network calls per image of the Gaussian case (default %(default)s)",
+    )
+    add(
+        "--mixture-levels",
+        type=whole(3),
+        default=30,
+        help="network calls per image of the mixture case (default %(default)s)",
+    )
+    add("--digit", type=whole(0, 9), default=3, help="the class that the reward asks for (default %(default)s)")
     add("--updates", type=whole(1), default=200, help="of a posterior (default 200)")
-    add("--closed-updates", type=whole(1), default=300)
-    add("--closed-images", type=whole(2), default=4000)
-    add("--tilted-updates", type=whole(3), default=600)
-    add("--prior-updates", type=whole(1), default=5000)
+    add(
+        "--closed-updates",
+        type=whole(1),
+        default=300,
+        help="of a posterior of the cases with a closed form (default %(default)s)",
+    )
+    add("--closed-images", type=whole(2), default=4000, help="of these cases, behind a row (default %(default)s)")
+    add("--tilted-updates", type=whole(3), default=600, help="of tilted denoising (default %(default)s)")
+    add("--prior-updates", type=whole(1), default=5000, help="of the digits' prior (default %(default)s)")
     add("--lr", type=number(POSITIVE), default=4e-3, help="of the posteriors of digits (default 0.004)")
-    add("--batch", type=whole(2), default=128)
+    add("--batch", type=whole(2), default=128, help="images per update (default %(default)s)")
     add("--proposals", type=whole(100), default=40_000, help="of rejection (default 40000)")
     add("--pool", type=whole(256), default=24_000, help="samples of the prior for tilted denoising")
     add("--images", type=whole(2), default=2000, help="that a row is judged by (default 2000)")
-    add("--threads", type=whole(1), default=1)
-    add("--out", type=result_file, default=ROOT / "build" / "posterior.json", metavar="FILE.json")
+    add("--threads", type=whole(1), default=1, help="of PyTorch (default %(default)s)")
+    add(
+        "--out",
+        type=result_file,
+        default=ROOT / "build" / "posterior.json",
+        metavar="FILE.json",
+        help="the JSON with the result (default %(default)s)",
+    )
     add("--smoke", action="store_true", help="a few updates of everything")
     args = parser.parse_args()
     args.dps_steps = list(STEPS_OF_DPS)

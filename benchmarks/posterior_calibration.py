@@ -248,9 +248,15 @@ def _arguments() -> argparse.Namespace:
     add("--trials", type=whole(100), default=1000, help="measurements (default 1000)")
     add("--samples", type=whole(19), default=99, help="given each (default 99)")
     add("--updates", type=whole(1), default=300, help="of trajectory balance (default 300)")
-    add("--lr", type=number(POSITIVE), default=0.02)
-    add("--seed", type=whole(0), default=0)
-    add("--out", type=result_file, default=ROOT / "build" / "posterior-calibration.json", metavar="FILE.json")
+    add("--lr", type=number(POSITIVE), default=0.02, help="of trajectory balance (default %(default)s)")
+    add("--seed", type=whole(0), default=0, help="of measurements and training (default %(default)s)")
+    add(
+        "--out",
+        type=result_file,
+        default=ROOT / "build" / "posterior-calibration.json",
+        metavar="FILE.json",
+        help="the JSON with the result (default %(default)s)",
+    )
     add("--smoke", action="store_true", help="a few updates of everything")
     args = parser.parse_args()
     if args.smoke:

@@ -251,23 +251,40 @@ def by_adapters(args: argparse.Namespace) -> StudentConfig:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--routes", nargs="+", choices=("two", "one", "own"), default=["two", "one", "own"])
-    add("--seeds", type=whole(1), default=3)
+    add(
+        "--routes",
+        nargs="+",
+        choices=("two", "one", "own"),
+        default=["two", "one", "own"],
+        help="two stages, one stage, a student's own chain (default all)",
+    )
+    add("--seeds", type=whole(1), default=3, help="runs of each route, with seeds from 0 (default %(default)s)")
     add("--levels", type=whole(3), default=20, help="of the prior's chain: network calls per image (default 20)")
-    add("--digit", type=whole(0, 9), default=3)
+    add("--digit", type=whole(0, 9), default=3, help="the class that the reward asks for (default %(default)s)")
     add("--updates", type=whole(1), default=300, help="of trajectory balance on the prior's chain (default 300)")
     add("--own-updates", type=whole(1), default=400, help="of trajectory balance on a student's chain (default 400)")
     add("--lr", type=number(POSITIVE), default=4e-3, help="of trajectory balance (default 0.004)")
     add("--pool", type=whole(256), default=8192, help="images of the posterior's chain (default 8192)")
-    add("--consolidate", type=whole(1), default=400)
+    add(
+        "--consolidate",
+        type=whole(1),
+        default=400,
+        help="updates of a teacher on the images of a chain (default %(default)s)",
+    )
     add("--student-updates", type=whole(1), default=3000, help="of the prior's student (default 3000)")
     add("--distil-updates", type=whole(1), default=1500, help="of the posterior's students (default 1500)")
-    add("--distil-lr", type=number(POSITIVE), default=2e-3)
+    add("--distil-lr", type=number(POSITIVE), default=2e-3, help="of the posterior's students (default %(default)s)")
     add("--samples", type=whole(1), default=4, help="of E[r | x] in the one-stage route (default 4)")
-    add("--prior-updates", type=whole(1), default=5000)
+    add("--prior-updates", type=whole(1), default=5000, help="of the digits' prior (default %(default)s)")
     add("--proposals", type=whole(100), default=20_000, help="of rejection (default 20000)")
     add("--images", type=whole(2), default=1000, help="that a row is judged by (default 1000)")
-    add("--out", type=result_file, default=ROOT / "build" / "posterior-few-steps.json", metavar="FILE.json")
+    add(
+        "--out",
+        type=result_file,
+        default=ROOT / "build" / "posterior-few-steps.json",
+        metavar="FILE.json",
+        help="the JSON with the result (default %(default)s)",
+    )
     add("--smoke", action="store_true", help="a few updates of everything")
     args = parser.parse_args()
     if args.smoke:

@@ -62,7 +62,7 @@ def tables(result: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("result", type=Path)
+    parser.add_argument("result", type=Path, help="JSON that a benchmark wrote")
     parser.add_argument("--card", type=Path, metavar="DIR", help="also write the student's metrics into this card")
     args = parser.parse_args()
     result = json.loads(args.result.read_text())

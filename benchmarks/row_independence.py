@@ -111,7 +111,12 @@ def main() -> None:
     parser.add_argument("--network", choices=(FASHION, COLOUR), default=FASHION, help="colour: random weights, 32x32x3")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, metavar="B", help="default: all that run here")
     parser.add_argument("--threads", type=whole(0), default=0, help="0: as many as there are cores")
-    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "row_independence.json")
+    parser.add_argument(
+        "--out",
+        type=result_file,
+        default=ROOT / "build" / "row_independence.json",
+        help="the JSON with the result (default %(default)s)",
+    )
     parser.add_argument("--quick", action="store_true", help=f"buckets {QUICK}")
     args = parser.parse_args()
     if args.threads:

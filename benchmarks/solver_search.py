@@ -279,14 +279,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     names = [family.name for family in FAMILIES]
-    add("--teacher", type=Path, default=MODELS / "teacher", metavar="DIR")
+    add(
+        "--teacher",
+        type=Path,
+        default=MODELS / "teacher",
+        metavar="DIR",
+        help="checkpoint of the teacher (default %(default)s)",
+    )
     add("--data", type=Path, default=ROOT / "runs/data/fashion-a.zip", metavar="ZIP", help="real images to be near to")
     add("--calls", type=whole(1), nargs="+", default=[4], metavar="N", help="network calls per image (default 4)")
     add("--solver", nargs="+", choices=names, default=names, metavar="NAME", help=f"default all: {', '.join(names)}")
     add("--images", type=whole(2), default=1000, metavar="N", help="per schedule and range of seeds (default 1000)")
     add("--backend", choices=BACKENDS, help="default: float32, the engine where there is one, else the checkpoint")
     add("--threads", type=whole(0), default=0, help="0: as many as there are cores")
-    add("--out", type=result_file, default=ROOT / "build/solver_search.json", metavar="JSON")
+    add(
+        "--out",
+        type=result_file,
+        default=ROOT / "build/solver_search.json",
+        metavar="JSON",
+        help="the JSON with the result (default %(default)s)",
+    )
     add("--smoke", action="store_true", help="Euler and SA-Solver, 20 images, few tries, images of the test fixture")
     args = parser.parse_args()
     if args.smoke:

@@ -222,12 +222,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--teacher", type=Path, default=models / "teacher", metavar="DIR", help="its teacher: the network"
     )
-    parser.add_argument("--batch", type=whole(1), default=64)
+    parser.add_argument("--batch", type=whole(1), default=64, help="images per update (default %(default)s)")
     parser.add_argument("--rounds", type=whole(1), default=10, help="timed updates of every method (default 10)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the networks (default bf16)")
     parser.add_argument("--compile", action="store_true", help="as long runs do; takes minutes before the first update")
     parser.add_argument("--device", default=default_device(), help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "training-cost.json", metavar="FILE.json")
+    parser.add_argument(
+        "--out",
+        type=result_file,
+        default=ROOT / "build" / "training-cost.json",
+        metavar="FILE.json",
+        help="the JSON with the result (default %(default)s)",
+    )
     parser.add_argument("--smoke", action="store_true", help="two methods, batch 2, one round")
     parser.add_argument("--memory-of", choices=list(methods()), help=argparse.SUPPRESS)  # what the subprocess is asked
     args = parser.parse_args()

@@ -27,7 +27,17 @@ from trainer.data.named import READERS, read_recipe
 from trainer.data.sources.given import read_given
 from trainer.journal import Done, Journal, settings_hash
 from trainer.options import Distillation, Order, RunOptions
-from trainer.plan import COMPILED_FROM_S, Plan, Rehearsal, describe, images_seen, plan, rehearse, too_few
+from trainer.plan import (
+    COMPILED_FROM_S,
+    MEASURING_SHARE,
+    Plan,
+    Rehearsal,
+    describe,
+    images_seen,
+    plan,
+    rehearse,
+    too_few,
+)
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import NetworkSize, Recipe, Stage
 from trainer.run.claim import claim
@@ -257,8 +267,9 @@ def _make_plan(run: Run, stages: Sequence[Stage], began: float) -> Plan:
         if not _run_stage(run, options, stage, folder):
             raise KeyboardInterrupt
 
-    measured: Rehearsal = rehearse(run.recipe.stages, batches, train_briefly, run.order.where, run.compiles)
     assert run.order.budget_s is not None, "_complete_order saw to it"
+    limit_s = MEASURING_SHARE * run.order.budget_s
+    measured: Rehearsal = rehearse(run.recipe.stages, batches, train_briefly, run.order.where, run.compiles, limit_s)
     return plan(
         measured, stages, batches, run.order.budget_s, time.monotonic() - began, recipe=run.recipe_name,
         network=run.network, device=run.order.where, compile=run.compiles,

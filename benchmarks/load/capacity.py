@@ -223,9 +223,21 @@ def run(args: argparse.Namespace, cores: Layout) -> tuple[list[dict[str, Any]], 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", type=Path, default=ROOT / "models/fashion/engine", metavar="DIR")
+    parser.add_argument(
+        "--engine",
+        type=Path,
+        default=ROOT / "models/fashion/engine",
+        metavar="DIR",
+        help="engine of the student (default %(default)s)",
+    )
     parser.add_argument("--backend", help="what runs the real network (default: what the engine names)")
-    parser.add_argument("--networks", nargs="+", choices=("real", "fixed"), default=["real", "fixed"])
+    parser.add_argument(
+        "--networks",
+        nargs="+",
+        choices=("real", "fixed"),
+        default=["real", "fixed"],
+        help="the engine's own network, one of a fixed cost (--cost), or both (default both)",
+    )
     parser.add_argument("--cost", type=Cost.parse, default=Cost(20, 1.25), metavar="A,B[,FLOOR]",
                         help="the fixed-cost network: ms of max(floor, a + b B) (default 20,1.25)")  # fmt: skip
     parser.add_argument("--capacity", type=whole(1), default=8, help="slots, and the baseline's batch (default 8)")

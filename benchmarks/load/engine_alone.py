@@ -122,13 +122,13 @@ def calls_per_s(call: Callable[[], object], duration_s: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--engine", type=Path, required=True, metavar="DIR", help="engine to load")
     parser.add_argument("--cost", type=Cost.parse, metavar="A,B[,FLOOR]", help="a fixed-cost network in milliseconds")
     parser.add_argument("--backend", help="what runs the network (default: what the engine names)")
-    parser.add_argument("--capacity", type=whole(1), default=8)
+    parser.add_argument("--capacity", type=whole(1), default=8, help="slots of the scheduler (default %(default)s)")
     parser.add_argument("--threads", type=whole(0), default=0, help="cores one network call may use; 0: all")
-    parser.add_argument("--rounds", type=whole(1), default=10)
-    parser.add_argument("--round-s", type=number(POSITIVE), default=0.5)
+    parser.add_argument("--rounds", type=whole(1), default=10, help="timed turns of each case (default %(default)s)")
+    parser.add_argument("--round-s", type=number(POSITIVE), default=0.5, help="seconds of a turn (default %(default)s)")
     args = parser.parse_args()
     if args.cost:
         engine: AnyEngine = FixedCostEngine(read_manifest(args.engine), args.cost)

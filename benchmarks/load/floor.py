@@ -31,6 +31,7 @@ from benchmarks.load.hot_path import COST, STEPS
 from export.manifest import read_manifest
 from fewstep.noise import normals
 from fewstep.pixels import encode, to_pixels
+from fewstep.ranges import whole
 from fewstep.step import Levels, denoise, levels_of, renoise, write_network_input
 
 PARTS = ("round trip", "network calls", "PNG", "noise", "arithmetic")
@@ -125,11 +126,23 @@ def measure(parts: int, requests: int, folder: Path, cost: Cost) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", type=Path, default=ROOT / "models/fashion/engine", metavar="DIR")
+    parser.add_argument(
+        "--engine",
+        type=Path,
+        default=ROOT / "models/fashion/engine",
+        metavar="DIR",
+        help="engine of the student (default %(default)s)",
+    )
     parser.add_argument("--cost", type=Cost.parse, default=COST, metavar="A,B[,FLOOR]", help="milliseconds")
-    parser.add_argument("--requests", type=int, default=1_000, help="of each row")
+    parser.add_argument("--requests", type=whole(1), default=1_000, help="of each row")
     parser.add_argument("--smoke", action="store_true", help="a few requests")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "floor.json", metavar="FILE")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "build" / "floor.json",
+        metavar="FILE",
+        help="the JSON with the result (default %(default)s)",
+    )
     args = parser.parse_args()
     requests = 20 if args.smoke else args.requests
     rows = []

@@ -31,6 +31,7 @@ import psutil
 
 from benchmarks.harness import ROOT, table, write_result
 from benchmarks.load.fixed_cost import Cost
+from fewstep.ranges import POSITIVE, number, whole
 
 COST, CAPACITY, STEPS = Cost(1.0, 0.005), 128, 4
 CASES = ((1, 1), (16, 1), (64, 1), (128, 1), (16, 8))  # clients, images per request
@@ -139,11 +140,17 @@ def medians(runs: Sequence[Run]) -> list[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--beside", type=Path, metavar="DIR", help="another checkout, measured in turns with this one")
-    parser.add_argument("--api-processes", type=int, nargs="*", default=[1, 2], help="of this tree (1 and 2)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each case in each round")
+    parser.add_argument("--api-processes", type=whole(1), nargs="*", default=[1, 2], help="of this tree (1 and 2)")
+    parser.add_argument("--rounds", type=whole(1), default=3, help="turns of each case (default %(default)s)")
+    parser.add_argument("--seconds", type=number(POSITIVE), default=5.0, help="of each case in each round")
     parser.add_argument("--smoke", action="store_true", help="one short round")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "hot_path.json", metavar="FILE")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "build" / "hot_path.json",
+        metavar="FILE",
+        help="the JSON with the result (default %(default)s)",
+    )
     args = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("this benchmark needs wrk: apt-get install wrk")
@@ -152,9 +159,9 @@ def main() -> None:
     turns = [("this", ROOT, count) for count in args.api_processes]
     turns += [("beside", args.beside.resolve(), 1)] if args.beside else []
     runs: list[Run] = []
-    for number in range(rounds):
+    for turn in range(rounds):
         for tree, folder, api_processes in turns:
-            print(f"round {number + 1} of {rounds}: {tree}, {api_processes} HTTP processes", flush=True)
+            print(f"round {turn + 1} of {rounds}: {tree}, {api_processes} HTTP processes", flush=True)
             runs += measure(tree, folder, api_processes, seconds, cases)
     rows = medians(runs)
     print(table(rows, COLUMNS))

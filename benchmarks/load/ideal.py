@@ -67,12 +67,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cost", type=Cost.parse, default=Cost(20, 1.25), metavar="A,B[,FLOOR]",
                         help="ms of a call over B images, max(floor, a + b B) (default 20,1.25)")  # fmt: skip
-    parser.add_argument("--capacity", type=whole(1), nargs="+", default=[8, 16, 24, 32], metavar="N")
+    parser.add_argument(
+        "--capacity",
+        type=whole(1),
+        nargs="+",
+        default=[8, 16, 24, 32],
+        metavar="N",
+        help="slots of the server (default %(default)s)",
+    )
     parser.add_argument("--load", type=number(POSITIVE), default=0.8, help="offered images/s over R* (default 0.8)")
     parser.add_argument(
         "--seconds", type=number(POSITIVE), default=27, help="of a draw, as capacity.py counts (default 27)"
     )
-    parser.add_argument("--draws", type=whole(1), default=40)
+    parser.add_argument(
+        "--draws", type=whole(1), default=40, help="of the arrivals, for each capacity (default %(default)s)"
+    )
     parser.add_argument("--overhead-ms", type=number(Range(0)), default=0.0, help="added to every call (default 0)")
     args = parser.parse_args(arguments)
     rows = []

@@ -195,9 +195,15 @@ def problems(found: dict[str, Any], grown: Sequence[Growth], exit_code: int | No
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", type=Path, default=ROOT / "models/fashion/engine", metavar="DIR")
+    parser.add_argument(
+        "--engine",
+        type=Path,
+        default=ROOT / "models/fashion/engine",
+        metavar="DIR",
+        help="engine of the student (default %(default)s)",
+    )
     parser.add_argument("--cost", type=Cost.parse, metavar="A,B[,FLOOR]", help="a fixed-cost network in milliseconds")
-    parser.add_argument("--minutes", type=number(POSITIVE), default=15)
+    parser.add_argument("--minutes", type=number(POSITIVE), default=15, help="of load (default %(default)s)")
     parser.add_argument(
         "--load", type=number(POSITIVE), default=0.6, help="of what the server gives when saturated (default 0.6)"
     )
@@ -205,8 +211,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--bad", type=number(SHARE), default=0.1, help="share of visitors who ask for nonsense (default 0.1)"
     )
-    parser.add_argument("--seed", type=whole(0), default=0)
-    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "soak.json")
+    parser.add_argument(
+        "--seed", type=whole(0), default=0, help="of the arrivals and of what visitors do (default %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=result_file,
+        default=ROOT / "build" / "soak.json",
+        help="the JSON with the result (default %(default)s)",
+    )
     parser.add_argument("server", nargs="*", help="after --: further flags of python -m server")
     return parser.parse_args(arguments)
 

@@ -125,11 +125,21 @@ def groups(images: Sequence[Image], batching: Batching, capacity: int) -> list[l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--port", type=whole(1), required=True)
-    parser.add_argument("--batching", choices=get_args(Batching), default="padded")
+    parser.add_argument("--engine", type=Path, required=True, metavar="DIR", help="engine to serve")
+    parser.add_argument("--port", type=whole(1), required=True, help="to listen on")
+    parser.add_argument(
+        "--batching",
+        choices=get_args(Batching),
+        default="padded",
+        help="how requests share a network call (default %(default)s)",
+    )
     parser.add_argument("--capacity", type=whole(1), default=8, help="rows of a network call (default 8)")
-    parser.add_argument("--batch-timeout-s", type=number(POSITIVE), default=BATCH_TIMEOUT_S)
+    parser.add_argument(
+        "--batch-timeout-s",
+        type=number(POSITIVE),
+        default=BATCH_TIMEOUT_S,
+        help="how long a batch waits for more requests (default %(default)s)",
+    )
     parser.add_argument("--backend", help="what runs the network (default: what the engine names)")
     parser.add_argument("--threads", type=whole(0), default=0, help="cores one network call may use; 0: all")
     parser.add_argument("--cost", type=Cost.parse, metavar="A,B[,FLOOR]", help="a fixed-cost network in milliseconds")

@@ -14,7 +14,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="fewstep remake",
         description="Makes an image again from the seed, step count, class and model that its PNG names, and compares.",
     )
-    parser.add_argument("image", type=Path, metavar="IMAGE.png")
+    parser.add_argument("image", type=Path, metavar="IMAGE.png", help="a PNG that fewstep made")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: IMAGE.remade.png beside it")
     parser.add_argument("--engine", type=Path, metavar="DIR", help="default: the checkout's model of that name")
     return _remake(parser.parse_args(arguments))

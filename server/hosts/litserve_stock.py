@@ -11,6 +11,7 @@ from pathlib import Path
 from litserve import LitServer
 
 from export.manifest import read_manifest
+from fewstep.ranges import whole
 from server.hosts.litserve import DialectSpec, StepAPI, StockService, refused
 from server.http.dialects.native import NativeDialect
 from server.http.gate import KeyRing
@@ -29,8 +30,8 @@ def load(name: str, folder: Path) -> dict[str, Model]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--engine", type=Path, required=True, metavar="DIR", help="engine to serve")
+    parser.add_argument("--port", type=whole(1, 65535), required=True, help="to listen on")
     args = parser.parse_args()
     name = read_manifest(args.engine).name
     models = {name: replace(read_manifest(args.engine), name=name)}

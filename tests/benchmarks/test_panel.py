@@ -46,6 +46,8 @@ def test_a_data_set_whose_reader_makes_the_halves_has_no_half_that_is_refused(ca
     assert trained_on(card_of(HALVES.a), Path("runs/s"), crops, halves) == "other images"  # type: ignore[arg-type]
     assert not capsys.readouterr().err
     assert Halves.of(TRAIN).b is not None
+    assert Halves.of(replace(crops, name="1000 of earth-a")).b is None  # the part that a smoke run reads
+    assert Halves.of(replace(TRAIN, name="1000 of photos")).b is not None
 
 
 def test_the_teacher_is_found_beside_its_student(tmp_path):

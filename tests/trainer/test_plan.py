@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import trainer.plan
 from fewstep.checkpoint import load_denoiser
-from trainer.plan import LEVELS, Measured, Needed, Plan, Rehearsal, plan, rehearse, too_few, wanted_s
+from trainer.data.format import ImageSet
+from trainer.plan import LEVELS, Measured, Needed, Plan, Rehearsal, expect, plan, rehearse, too_few, wanted_s
+from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import TEACHER_AND_STUDENT
 
 REHEARSED = Rehearsal({"teacher": Measured(100.0, 5.0), "dpdm": Measured(50.0, 7.0)}, 0.001, "fp32", 1000, 500, 20)
@@ -68,5 +71,27 @@ def test_a_compiled_stage_is_measured_after_it_has_compiled(compiled, speed, tin
 
     monkeypatch.setattr(trainer.plan, "read_facts", lambda at: {"images_per_s": 100.0 ** (runs.count(at.name) - 1)})
     monkeypatch.setattr(trainer.plan, "load_denoiser", lambda *_: load_denoiser(tiny_teacher))
-    measured = rehearse(TEACHER_AND_STUDENT, BATCHES, run, "cpu", compiled).stages
+    measured = rehearse(TEACHER_AND_STUDENT, BATCHES, run, "cpu", compiled, limit_s=600.0).stages
     assert {name: one.images_per_s for name, one in measured.items()} == {"teacher": speed, "dpdm": speed}
+
+
+def test_measuring_ends_when_it_has_taken_its_share_and_the_plan_names_what_was_estimated(
+    tiny_teacher, tmp_path, monkeypatch
+):  # fmt: skip
+    runs: list[str] = []
+
+    def run(stage, folder: Path, images: int, label: str) -> None:
+        (folder / stage.name).mkdir()
+        (folder / stage.name / "weights").write_bytes(bytes(1_000_000))
+        runs.append(stage.name)
+
+    monkeypatch.setattr(trainer.plan, "read_facts", lambda at: {"images_per_s": 100.0})
+    monkeypatch.setattr(trainer.plan, "load_denoiser", lambda *_: load_denoiser(tiny_teacher))
+    rehearsed = rehearse(TEACHER_AND_STUDENT, BATCHES, run, "cpu", compiled=False, limit_s=0.0)
+    assert runs == ["teacher"] and rehearsed.estimated == ("dpdm",)
+    assert rehearsed.stages["dpdm"].images_per_s == 20.0 and rehearsed.disk_mb == 3
+    facts = {"recipe": "photos", "network": "small", "device": "cpu", "compile": False}
+    made = plan(rehearsed, TEACHER_AND_STUDENT, BATCHES, 300.0, 10.0, **facts)
+    images = ImageSet("few", np.zeros((4, 32, 32, 3), np.uint8), np.full(4, -1, np.int32), (), "CC0-1.0", "zeros")
+    assert "dpdm was not measured" in expect(made, images, RECIPES["photos"])[0]
+    assert not any("not measured" in line for line in expect(planned(300.0), images, RECIPES["photos"]))
