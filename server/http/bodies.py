@@ -46,9 +46,7 @@ class Bodies:
             whose, most = "of all requests", self.most_bytes
         else:
             return
-        message = (
-            f"the bodies {whose} together have more than {most} bytes; try again in 1 s, or save pictures smaller"
-        )
+        message = f"the bodies {whose} together have more than {most} bytes; try again in 1 s, or save pictures smaller"
         raise Refusal("full", "bodies_full", message, retry_after_s=1)
 
 
