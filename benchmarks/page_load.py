@@ -26,8 +26,8 @@ from server.http.page_files import FOLDER, INDEX
 from tests.server.page.browser import Browser, browsing
 
 COLUMNS = {
-    "cache": "cache", "requests": "requests", "bytes": "bytes", "round_trips": "round trips", "script_ms": "script CPU ms",
-    "task_ms": "all CPU ms", "usable_after_load_ms": "usable after load ms",
+    "cache": "cache", "requests": "requests", "bytes": "bytes", "round_trips": "round trips",
+    "script_ms": "script CPU ms", "task_ms": "all CPU ms", "usable_after_load_ms": "usable after load ms",
 }  # fmt: skip
 USABLE = "document.readyState === 'complete' && document.querySelector('#label option')"
 TIMES = """
