@@ -30,6 +30,7 @@ MIN_DESCRIPTORS = 32  # an HTTP process uses 22 before the first connection
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0 after an orderly stop, 2 (and a sentence on stderr) when it cannot start."""
     started_s = time.monotonic()
+    fill_standard_files()
     # NumPy's BLAS would start a thread per core; nothing here multiplies matrices, and the parent must fork.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
@@ -55,17 +56,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(resolved: Resolved) -> int:
     """Print the settings and try the engines. Raises CheckpointError for one that would not run, SettingsError for a
-    host that does not exist."""
+    host that does not exist and where nothing can be printed."""
     # Only here: this loads the engines' libraries.
     from server.check import check_engine, engine_line, settings_lines
 
     settings = resolved.settings
     address_family(settings)
-    for line in settings_lines(resolved):
-        print(line)
+    say("\n".join(settings_lines(resolved)))
     for name in settings.engines:
-        print(engine_line(name, check_engine(name, settings), settings), flush=True)
+        say(engine_line(name, check_engine(name, settings), settings))
     return 0
+
+
+def say(text: str) -> None:
+    """Print. Raises SettingsError where stdout takes nothing: a full disk, a pipe that nobody reads."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left of the text would fail again at the end
+        raise SettingsError(f"stdout cannot be written: {error.strerror}; nothing more was checked") from error
+
+
+def fill_standard_files() -> None:
+    """Open /dev/null where stdin, stdout or stderr is closed: a socket of ours would get its number, and what is meant
+    for a terminal would go there."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def bind(settings: Settings) -> socket.socket:

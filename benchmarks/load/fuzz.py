@@ -3,10 +3,17 @@
     python benchmarks/load/fuzz.py --cases 5000 --out build/fuzz.json
 
 Starts a server on a free port (or fuzzes --url), and sends the cases one after the other to an otherwise idle server,
-in two phases. "patient": --cases of them, none with a valid timeout_s below 10 s, which an idle server cannot miss; any
-5xx is a mistake. "hurried": a tenth as many, with any timeout_s; the only 5xx that is none is 504 with the deadline's
-code to a request that gave less than 10 s. An idle server should never answer 429 either. All answers are held to the
-document: status, media type, schema, refusal of what is invalid.
+in three phases.
+
+"patient": --cases of them, none with a valid timeout_s below 10 s, which an idle server cannot miss; any 5xx is a
+mistake. "hurried": a tenth as many, with any timeout_s; the only 5xx that is none is 504 with the deadline's code to a
+request that gave less than 10 s. The answers of both are held to the document: status, media type, schema and, at
+/v1/generate, refusal of what is invalid and of nothing else.
+
+"apis": four tenths as many to the other APIs (benchmarks.load.fuzz_apis): OpenAI's, with edits, urls and streams, the
+Open Inference Protocol with binary data, and streams of /v1/generate, some of whose clients leave. What is answered
+with 200 must hold what it promises. An idle server should never answer 429.
+
 Exits with 1 when there was a mistake, a broken promise of the document, an image left in a slot, or a server that is
 no longer ready.
 """
@@ -37,13 +44,14 @@ from schemathesis.core.transport import Response
 from schemathesis.specs.openapi import checks
 
 from benchmarks.harness import ROOT, result_file, write_result
+from benchmarks.load.fuzz_apis import ApiRequest, api_requests, wrong
 from benchmarks.load.fuzz_pictures import pngs
 from fewstep.ranges import whole
 from server.http.dialects.native_schema import MIN_TIMEOUT_S, PICTURE
 
 DEADLINE = (504, "timeout")  # status and code of the answer to a request whose timeout_s has passed
-PATIENT, HURRIED = "patient", "hurried"
-SHARE = {PATIENT: 1.0, HURRIED: 0.1}  # of --cases
+PATIENT, HURRIED, APIS = "patient", "hurried", "apis"
+SHARE = {PATIENT: 1.0, HURRIED: 0.1, APIS: 0.4}  # of --cases
 CHECKS = [
     checks.status_code_conformance,
     checks.content_type_conformance,
@@ -52,8 +60,11 @@ CHECKS = [
     checks.negative_data_rejection,
 ]
 EXACT = ("/v1/generate",)  # what other bodies may hold depends on the model, which their description does not say
+LOOSE_CHECKS = CHECKS[:3]  # those that do not ask whether a request was valid
+LOOSE_SHARE = 0.1  # of the cases of a phase, to other routes with a body or parameters
 HELD = ("fewstep_admitted_images", "fewstep_active_slots", "fewstep_waiting_images", "fewstep_backlog_seconds")
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "TRACE")
+UNHURRIED = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 EXAMPLES = 10  # of each kind of trouble, kept as curl commands
 TIMEOUT_S = 90
 PATIENT_S = 10.0  # a deadline of this length cannot be missed by an idle server
@@ -76,6 +87,27 @@ class Tally:
     @property
     def clean(self) -> bool:
         return not (self.server_errors or self.turned_away or self.broken_promises)
+
+    def add_api(self, request: ApiRequest, url: str, session: requests.Session) -> None:
+        """Send a request to another API and count its answer."""
+        self.cases += 1
+        self.by_operation[f"POST {request.path}"] += 1
+        try:
+            with request.send(url, session) as response:
+                status = response.status_code
+                problem = wrong(request, response, url, session)
+        except requests.RequestException as error:
+            self.server_errors.append(f"no answer: {type(error).__name__}")
+            self.example(f"{error}: {request}")
+            return
+        self.statuses[str(status)] += 1
+        self.turned_away += status == 429
+        if status >= 500:
+            self.server_errors.append(f"{status}: {problem}")
+        elif problem:
+            self.broken_promises[problem] += 1
+        if problem:
+            self.example(f"{problem}: {request}")
 
     def example(self, what: str) -> None:
         if len(self.examples) < EXAMPLES:
@@ -105,7 +137,8 @@ class Tally:
             self.example(f"{status}: {case.as_curl_command()}")
         self.turned_away += status == 429
         try:
-            case.validate_response(response, checks=CHECKS, excluded_checks=[not_a_server_error])
+            held_to = CHECKS if case.path in EXACT else LOOSE_CHECKS
+            case.validate_response(response, checks=held_to, excluded_checks=[not_a_server_error])
         except (Failure, FailureGroup) as error:
             failures = error.exceptions if isinstance(error, FailureGroup) else [error]
             for failure in failures:
@@ -159,11 +192,16 @@ def fuzz(url: str, phase: str, cases: int, number: int) -> Tally:
     schema.validate()
     operations = [result.ok() for result in schema.get_all_operations()]  # pyright: ignore[reportAttributeAccessIssue]
     with_input = [operation for operation in operations if operation.path in EXACT]
+    others = [each for each in operations if each.path not in EXACT and (each.body or each.query)]
     if phase == PATIENT:  # what has no time limit is asked once
         methods(url, operations, session, tally)
         for operation in operations:
-            if not operation.body:  # nothing varies
+            if not operation.body:
                 send(operation, GenerationMode.POSITIVE, 1, number, session, tally)
+        for operation in others:
+            for mode in GenerationMode:
+                share = math.ceil(LOOSE_SHARE * cases / (2 * len(others)))
+                send(operation, mode, share, number, session, tally)
     round_number = 0
     while tally.cases < cases:
         left = cases - tally.cases
@@ -172,6 +210,23 @@ def fuzz(url: str, phase: str, cases: int, number: int) -> Tally:
                 share = -(-left // (2 * len(with_input)))
                 send(operation, mode, share, number + round_number, session, tally)
         round_number += 1
+    return tally
+
+
+def fuzz_apis(url: str, cases: int, number: int) -> Tally:
+    """As many requests to the other APIs; `number` seeds their generation."""
+    tally, session = Tally(APIS), requests.Session()
+    model = requests.get(f"{url}/v1/models", timeout=TIMEOUT_S).json()["data"][0]
+
+    @seed(number)
+    @settings(
+        max_examples=cases, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=UNHURRIED
+    )
+    @given(request=api_requests(model))
+    def run(request: ApiRequest) -> None:
+        tally.add_api(request, url, session)
+
+    run()
     return tally
 
 
@@ -187,11 +242,9 @@ def send(
 ) -> None:
     """`count` generated cases of an operation, or fewer if no more differ."""
 
-    unhurried = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
-
     @seed(number)
     @settings(
-        max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=unhurried
+        max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=UNHURRIED
     )
     @given(case=operation.as_strategy(generation_mode=mode))
     def run(case: Case) -> None:
@@ -252,13 +305,13 @@ def main() -> None:
 
 
 def measure(url: str, cases: int, number: int) -> list[dict[str, Any]]:
-    """Fuzz in both phases, and say what came of each."""
+    """Fuzz in all phases, and say what came of each."""
     return [_measure(url, phase, math.ceil(cases * share), number) for phase, share in SHARE.items()]
 
 
 def _measure(url: str, phase: str, cases: int, number: int) -> dict[str, Any]:
     started_s = time.monotonic()
-    tally = fuzz(url, phase, cases, number)
+    tally = fuzz_apis(url, cases, number) if phase == APIS else fuzz(url, phase, cases, number)
     seconds = round(time.monotonic() - started_s, 1)
     held = left_behind(url)
     ready = requests.get(f"{url}/readyz", timeout=TIMEOUT_S).status_code == 200

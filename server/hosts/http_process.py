@@ -49,7 +49,7 @@ class HttpProcess:
         # The memory of one HTTP process does not reach another, to which a url may lead.
         kept = KeptImages(settings.url_bytes, settings.url_s) if settings.url_bytes and processes == 1 else None
         native, openai = NativeDialect(models, settings, self.pool), OpenAIDialect(models, settings, self.pool, kept)
-        self.bodies = Bodies(AT_ONCE * body_limit(settings, models))
+        self.bodies = Bodies(AT_ONCE * body_limit(settings, models), settings.body_share)
         system = SystemRoutes(settings, self.pool, lambda accept: self.metrics.render(accept))
         inference = InferenceDialect(models, settings, self.pool)
         described = [*native.routes(), *openai.routes(), *inference.routes(), *system.routes()]

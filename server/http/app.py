@@ -84,7 +84,7 @@ class App:
             await send(message)
 
         self.metrics.began()
-        body = self.bodies.counted(receive)
+        body = self.bodies.counted(receive, (scope.get("client") or ("",))[0])
         try:
             await self.inner(scope, body.receive, send_with_ids)
         except asyncio.CancelledError:  # the server stops, and this client has not taken its answer

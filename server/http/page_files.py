@@ -3,6 +3,7 @@
 `/` is the page itself; the files beside it are at /page/NAME. All are read when the server starts.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,16 +24,21 @@ HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",
+    "Cache-Control": "no-cache",  # a browser asks again each time, and is told that nothing has changed (ETag)
 }
 
 
 def page_file(path: Path) -> Answer:
     """What answers with a file of the page."""
     content, media_type = path.read_bytes(), MEDIA_TYPES[path.suffix]
+    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    headers = {**HEADERS, "ETag": tag}
 
     async def answer(http: Request) -> Response:
-        return Response(content, media_type=media_type, headers=HEADERS)
+        known = [each.strip().removeprefix("W/") for each in http.headers.get("if-none-match", "").split(",")]
+        if tag in known or known == ["*"]:
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type=media_type, headers=headers)
 
     return answer
 

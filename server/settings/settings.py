@@ -178,6 +178,8 @@ class Settings:
     max_images: int = _setting(64, "limits", "images one request may ask for", low=1, high=256)
     max_body_bytes: int = _setting(0, "limits", "largest request body; beyond, 413; 0: what an image and a mask need, "
         "at least 5242880", low=1_024, high=2**30, off=True)
+    body_share: float = _setting(0.25, "limits", "share of the room for request bodies that one address may hold; "
+        "beyond, 429; 1: all of it, as behind a proxy that is not in trusted_proxies", low=1 / 32, high=1)
     url_bytes: int = _setting(67_108_864, "limits", "bytes of images that are kept for response_format url; 0: no "
         "urls, as behind a proxy that spreads requests over several servers", low=1_048_576, high=2**34, off=True)
     url_s: float = _setting(300.0, "limits", "seconds for which the url of an image is valid", low=1, high=86_400)

@@ -163,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     models = {"action": "append", "dest": "engines", "default": []}
     groups["engines"].add_argument(
         "--model", type=lambda name: ("model", name), metavar="NAME", **models,
-        help="a model of this checkout, models/NAME/engine; repeatable, the first is the default of requests "
+        help="a model that ships with fewstep, such as fashion; repeatable, the first is the default of requests "
         f"(default: {DEFAULT_MODEL})",
     )  # fmt: skip
     groups["engines"].add_argument(

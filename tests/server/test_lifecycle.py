@@ -2,16 +2,19 @@
 
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
 from server.__main__ import bind, main
 from server.settings.settings import MODELS, Settings, SettingsError
 from server.settings.sources import model_engine, resolve
-from tests.server.conftest import DEADLINE_S, launch, serving, write_engine
+from tests.server.conftest import DEADLINE_S, ROOT, launch, serving, wait_until, write_engine
 
 Until = Callable[[Callable[[], bool]], None]
 
@@ -111,3 +114,29 @@ def test_flags_become_settings(engine_dir: Path):
     )
     with pytest.raises(SettingsError, match="could never be admitted"):
         Settings(engines={"tiny": engine_dir}, capacity=2, max_queue=3, max_images=9)
+
+
+def test_a_server_without_standard_files_serves_and_stops_in_order(engine_dir: Path):
+    """A socket of ours would get the number of stderr, and log lines would go to a client."""
+    command = [sys.executable, "-m", "server", "--engine", str(engine_dir), "--port", "0", "--drain-s", "0"]
+    process = subprocess.Popen(["bash", "-c", 'exec "$@" 0<&- 1>&- 2>&-', "bash", *command], cwd=ROOT)
+    parent = psutil.Process(process.pid)
+    try:
+        wait_until(lambda: bool(_listening(parent)))
+        url = _listening(parent)[0]
+        with httpx.Client(base_url=url, timeout=DEADLINE_S) as client:
+            wait_until(lambda: client.get("/readyz").status_code == 200)
+            assert client.post("/v1/generate", json={"steps": 1}).status_code == 200
+        family = [parent, *parent.children(recursive=True)]
+        files = [Path(f"/proc/{process.pid}/fd/{number}") for process in family for number in range(3)]
+        assert {file.readlink() for file in files} == {Path("/dev/null")}
+        process.terminate()
+        assert process.wait(DEADLINE_S) == 0
+    finally:
+        process.kill()
+
+
+def _listening(parent: psutil.Process) -> list[str]:
+    """The URLs on which the server's processes listen."""
+    sockets = [each for process in parent.children() for each in process.net_connections("tcp")]
+    return [f"http://127.0.0.1:{each.laddr.port}" for each in sockets if each.status == psutil.CONN_LISTEN]

@@ -281,6 +281,8 @@ def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, A
                 "label": label if manifest.classes else None,
                 "class_name": names[label] if names else None,
                 "calls": len(request.levels(index)),
+                "seed_to": request.blends[index].seed if request.blends else None,
+                "mix": request.blends[index].mix if request.blends else None,
             }
             for index, (image, seed, label) in enumerate(zip(images, request.seeds, request.labels, strict=True))
         ],

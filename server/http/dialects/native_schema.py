@@ -269,6 +269,8 @@ def _images() -> Schema:
         "label": {"type": ["integer", "null"]},
         "class_name": {"type": ["string", "null"]},
         "calls": whole,
+        "seed_to": {"type": ["integer", "null"]},
+        "mix": {"anyOf": [MIX, {"type": "null"}]},
     }
     return record(
         {

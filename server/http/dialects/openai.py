@@ -300,10 +300,13 @@ def with_extras(data: Mapping[str, Any], headers: Headers) -> dict[str, Any]:
 
 
 def _present(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that are not null; `steps` under its other name, which comes before it."""
+    """The fields that are not null; `steps` under its other name. Raises Refusal where the two differ."""
     given = {name: value for name, value in data.items() if value is not None}
     if "steps" in given:
-        given.setdefault("num_inference_steps", given.pop("steps"))
+        steps = given.pop("steps")
+        if given.setdefault("num_inference_steps", steps) != steps:
+            message = "steps and num_inference_steps are the same and differ here; give one of them"
+            raise invalid(message, code="conflict", param="num_inference_steps")
     return given
 
 

@@ -127,6 +127,7 @@ WRONG: list[tuple[dict[str, Any], str, str, str]] = [
     ({"stream": "yes"}, "stream", "wrong_type", "true or false"),
     ({"strength": 0.5}, "strength", "missing_image", "/v1/images/edits"),
     ({"num_inference_steps": 9}, "steps", "out_of_range", "from 1 to 8, not 9"),
+    ({"num_inference_steps": 8, "steps": 4}, "num_inference_steps", "conflict", "give one of them"),
     ({"seed": -1}, "seed", "out_of_range", "at least 0"),
     ({"extra_body": {"prompt": "Bag"}}, "extra_body", "unknown_field", "its fields are seed"),
     ({"extra_body": "x"}, "extra_body", "wrong_type", "an object"),

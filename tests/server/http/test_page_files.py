@@ -25,6 +25,19 @@ def test_a_file_is_served_as_it_is_without_a_key(path):
     assert "default-src 'none'" in policy and "unsafe" not in policy and "*" not in policy
 
 
+@pytest.mark.parametrize(
+    ("known", "status"),
+    [("TAG", 304), ('"x", W/TAG', 304), ("*", 304), ('"x"', 200), ("", 200), ("TAGx", 200)],
+)
+def test_a_file_that_a_browser_has_is_not_sent_again(known: str, status: int):
+    site = Site()
+    whole = site.get("/page/main.mjs")
+    answer = site.get("/page/main.mjs", {"if-none-match": known.replace("TAG", whole.headers["etag"])})
+    assert (answer.status_code, answer.content) == (status, whole.content if status == 200 else b"")
+    assert answer.headers["etag"] == whole.headers["etag"] != site.get("/").headers["etag"]
+    assert answer.headers["content-security-policy"] == whole.headers["content-security-policy"]
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_a_file_loads_nothing_from_elsewhere_and_holds_nothing_inline(path):
     text = path.read_text("utf-8").replace("http://www.w3.org/2000/svg", "")

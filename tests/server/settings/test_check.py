@@ -1,6 +1,9 @@
 """--check: what it prints is a settings file, and what it refuses the server would refuse."""
 
+import os
 import socket
+import subprocess
+import sys
 import tempfile
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +17,7 @@ from server.__main__ import bind, main
 from server.check import settings_lines
 from server.settings.settings import HOST, OPTIONS, Option, Settings
 from server.settings.sources import Resolved, resolve
-from tests.server.conftest import write_engine
+from tests.server.conftest import DEADLINE_S, ROOT, write_engine
 
 TINY = {"tiny": Path("/nowhere")}
 KEY = "0123456789abcdef"
@@ -116,3 +119,17 @@ def test_check_refuses_an_engine_that_would_not_run(tmp_path: Path, capsys: pyte
     (tmp_path / "engine" / "network.onnx").write_bytes(b"x")
     assert main(["--check", "--engine", str(tmp_path / "engine")]) == 2
     assert "is not the file its manifest describes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stdout", ["/dev/full", "a pipe that nobody reads"])
+def test_an_output_that_takes_nothing_is_said_in_a_sentence(engine_dir: Path, stdout: str):
+    if stdout == "/dev/full":
+        out = os.open(stdout, os.O_WRONLY)
+    else:
+        reading, out = os.pipe()
+        os.close(reading)
+    command = [sys.executable, "-m", "server", "--check", "--engine", str(engine_dir)]
+    done = subprocess.run(command, cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, timeout=DEADLINE_S)
+    os.close(out)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: stdout cannot be written: ") and done.stderr.count("\n") == 1

@@ -30,6 +30,7 @@ SAMPLES: dict[str, tuple[tuple[str, Any], ...]] = {
     "grace_s": (("1.5", 1.5), ("2", 2), ("3", 3.0)),
     "devices": (("0,1", [0, 1]), ("2", [2]), ("3", [3])),
     "max_body_bytes": (("2000", 2_000), ("3000", 3_000), ("4000", 4_000)),
+    "body_share": (("0.5", 0.5), ("1", 1.0), ("0.125", 0.125)),
     "url_bytes": (("0", 0), ("2000000", 2_000_000), ("3000000", 3_000_000)),
     "log_level": (("debug", "debug"), ("info", "info"), ("error", "error")),
     "log_format": (("json", "json"), ("text", "text"), ("json", "json")),
