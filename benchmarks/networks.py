@@ -214,7 +214,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--held-out", type=Path, default=WORK / "runs/data/earth-test.zip", help="images to judge by")
     add("--minutes", type=number(POSITIVE), default=10.0, help="CPU minutes of training a network (default 10)")
     add("--networks", nargs="+", choices=list(SHAPES), default=list(SHAPES), metavar="SHAPE", help="some of the shapes")
-    add("--cores", nargs="+", type=int, default=[], metavar="N", help="pin the processes to these cores in turn")
+    add("--cores", nargs="+", type=whole(0), default=[], metavar="N", help="pin the processes to these cores in turn")
     add("--seed", type=whole(0), default=0, help="of weights, noise and order of images (default 0)")
     add("--keep", type=new_folder, default=WORK / "runs/networks", help="folder of the networks and logs")
     add("--out", type=result_file, default=WORK / "runs/networks.json", help="JSON to write")

@@ -141,13 +141,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--network", choices=("fixed", "real"), default="fixed", help="of fixed cost, or the engine's (default: fixed)")
     add("--cost", type=Cost.parse, default=Cost(20, 1.25), metavar="A,B[,FLOOR]", help="ms of the fixed one")
-    add("--engine", type=Path, default=ROOT / "models/fashion/engine", metavar="DIR")
-    add("--policies", nargs="+", choices=("fifo", "shortest"), default=["fifo", "shortest"])
-    add("--loads", type=number(POSITIVE), nargs="+", default=[0.4, 0.8], metavar="LOAD")
+    add("--engine", type=Path, default=ROOT / "models/fashion/engine", metavar="DIR", help="engine of the real network")
+    add("--policies", nargs="+", choices=("fifo", "shortest"), default=["fifo", "shortest"], help="compared (both)")
+    add("--loads", type=number(POSITIVE), nargs="+", default=[0.4, 0.8], metavar="LOAD", help="shares of the limit")
     add("--draws", type=whole(1), default=3, help="of the arrivals (default 3)")
     add("--seconds", type=number(POSITIVE), default=90.0, help="of a turn (default 90)")
     add("--smoke", action="store_true", help="one load, one draw, six seconds")
-    add("--out", type=result_file, default=ROOT / "build" / "beside-simulation.json", metavar="FILE")
+    add("--out", type=result_file, default=ROOT / "build" / "beside-simulation.json", metavar="FILE", help="JSON to write")
     args = parser.parse_args(arguments)
     if args.smoke:
         args.loads, args.draws, args.seconds = args.loads[:1], 1, 6.0
