@@ -26,6 +26,10 @@ from trainer.run.progress import format_seconds
 from trainer.run.state import read_facts
 
 UPDATES = 4  # of every stage while measuring; the first two warm up
+FEW_UPDATES = 2  # the same for a budget below SHORT_S: the plan is rougher, and takes half as long
+SHORT_S = 600.0
+MEASURING_SHARE = 0.2  # of the budget: when it is spent, the stages that follow are not measured
+UNMEASURED_SPEED = 0.25  # of such a stage, as a share of the slowest measured one: a student has two networks to train
 TIMED = 20  # images of the timed call, from which the times of sheets, export and report are estimated
 TEACHER_CALLS = 100 * 19  # images times network calls of a teacher's sample sheet
 STUDENT_CALLS = 20 * 15  # the same of a student's sample sheet
@@ -87,6 +91,7 @@ class Plan:
     memory_mb: int
     disk_mb: int
     measuring_s: float = 0.0  # what making this plan took
+    unmeasured: tuple[str, ...] = ()  # stages whose speed is taken from the others
     complete: tuple[str, ...] = ()  # stages that were complete before: the budget is for the others
 
 
@@ -100,6 +105,7 @@ class Rehearsal:
     parameters: int
     memory_mb: int
     disk_mb: int
+    unmeasured: tuple[str, ...] = ()  # stages that were not tried, because too much of the budget was spent
 
 
 @torch.no_grad()
@@ -119,31 +125,42 @@ TrainStage = Callable[[Stage, Path, int, str], Any]  # (stage, folder of all sta
 
 
 def rehearse(
-    stages: Sequence[Stage], batches: Mapping[str, int], run: TrainStage, device: str, compiled: bool
+    stages: Sequence[Stage], batches: Mapping[str, int], run: TrainStage, device: str, compiled: bool, budget_s: float
 ) -> Rehearsal:  # fmt: skip
-    """Run every stage for a few updates in a folder that is removed again.
+    """Run the stages for a few updates in a folder that is removed again.
 
     Compiled stages run twice, and the second run is measured: the first one compiles, also in the middle of its
     updates where a method has several kinds of them, and the real stage will find what that has left on disk.
+    The teacher is always measured. Once MEASURING_SHARE of the budget is spent, the stages that follow are not.
     """
+    updates, start = UPDATES if budget_s >= SHORT_S else FEW_UPDATES, time.monotonic()
     with tempfile.TemporaryDirectory(prefix="fewstep-measuring-") as name:
         folder, measured = Path(name), {}
         for stage in stages:
-            images = UPDATES * batches[stage.name]
-            if compiled:
-                run(stage, folder, images, f"compiling {stage.name}")
-                shutil.rmtree(folder / stage.name)
-            began = time.monotonic()
-            run(stage, folder, images, f"measuring {stage.name}")
-            speed = read_facts(folder / stage.name)["images_per_s"]
-            fixed = time.monotonic() - began - images / speed
-            measured[stage.name] = Measured(speed, max(fixed, 0.0))
+            if "teacher" in measured and time.monotonic() - start > MEASURING_SHARE * budget_s:
+                break  # also the stages after it: they start from its result
+            measured[stage.name] = _measure(stage, folder, updates * batches[stage.name], run, compiled)
         teacher, card = load_denoiser(folder / "teacher", device)
         call_s = _call_s(teacher, card.image_shape, device)
-        disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        disk = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) * len(stages) / len(measured)
     network = teacher.network
     parameters = sum(p.numel() for p in network.parameters())  # pyright: ignore[reportFunctionMemberAccess]
-    return Rehearsal(measured, call_s, card.training["precision"], parameters, memory_mb(), round(disk / 1e6))
+    unmeasured = tuple(stage.name for stage in stages if stage.name not in measured)
+    slowest = UNMEASURED_SPEED * min(one.images_per_s for one in measured.values())
+    guess = Measured(slowest, max(one.fixed_s for one in measured.values()))
+    speeds = measured | dict.fromkeys(unmeasured, guess)
+    precision: Precision = card.training["precision"]
+    return Rehearsal(speeds, call_s, precision, parameters, memory_mb(), round(disk / 1e6), unmeasured)
+
+
+def _measure(stage: Stage, folder: Path, images: int, run: TrainStage, compiled: bool) -> Measured:
+    if compiled:
+        run(stage, folder, images, f"compiling {stage.name}")
+        shutil.rmtree(folder / stage.name)
+    began = time.monotonic()
+    run(stage, folder, images, f"measuring {stage.name}")
+    speed = read_facts(folder / stage.name)["images_per_s"]
+    return Measured(speed, max(time.monotonic() - began - images / speed, 0.0))
 
 
 def memory_mb() -> int:
@@ -182,7 +199,7 @@ def plan(
         batch=dict(batches), seconds=seconds, checkpoint_s=every, overhead_s=spent_s + ends_s,
         images_per_s={name: one.images_per_s for name, one in rehearsal.stages.items()},
         report_images=report_images, memory_mb=rehearsal.memory_mb, disk_mb=rehearsal.disk_mb,
-        measuring_s=spent_s, **facts,
+        measuring_s=spent_s, unmeasured=rehearsal.unmeasured, **facts,
     )  # fmt: skip
 
 
@@ -255,6 +272,11 @@ def expect(plan: Plan, data: ImageSet, recipe: Recipe) -> list[str]:
     ahead_s = sum(seconds for name, seconds in plan.seconds.items() if name not in plan.complete)
     if (least_s := ahead_s + plan.overhead_s) > 1.05 * plan.budget_s:
         sentences.append(f"about {format_seconds(least_s)}: even one batch a stage takes longer than the budget here")
+    if plan.unmeasured:
+        sentences.append(
+            f"times are rough: {', '.join(plan.unmeasured)} not measured, because that takes too much of the budget; "
+            f"taken as {UNMEASURED_SPEED:g} of the slowest measured speed"
+        )
     if sentence := too_few(side, has):
         budget = format_seconds(wanted_s(plan, recipe.stages, level.usable))
         sentences.append(f"{sentence}. A budget of about {budget} buys them on this machine")

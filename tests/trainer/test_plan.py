@@ -7,6 +7,7 @@ import pytest
 import trainer.plan
 from fewstep.checkpoint import load_denoiser
 from trainer.plan import LEVELS, Measured, Needed, Plan, Rehearsal, plan, rehearse, too_few, wanted_s
+from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import TEACHER_AND_STUDENT
 
 REHEARSED = Rehearsal({"teacher": Measured(100.0, 5.0), "dpdm": Measured(50.0, 7.0)}, 0.001, "fp32", 1000, 500, 20)
@@ -68,5 +69,25 @@ def test_a_compiled_stage_is_measured_after_it_has_compiled(compiled, speed, tin
 
     monkeypatch.setattr(trainer.plan, "read_facts", lambda at: {"images_per_s": 100.0 ** (runs.count(at.name) - 1)})
     monkeypatch.setattr(trainer.plan, "load_denoiser", lambda *_: load_denoiser(tiny_teacher))
-    measured = rehearse(TEACHER_AND_STUDENT, BATCHES, run, "cpu", compiled).stages
+    measured = rehearse(TEACHER_AND_STUDENT, BATCHES, run, "cpu", compiled, 1e9).stages
     assert {name: one.images_per_s for name, one in measured.items()} == {"teacher": speed, "dpdm": speed}
+
+
+def test_a_short_budget_is_not_spent_on_measuring_and_the_plan_says_what_was_not_measured(
+    tiny_teacher, thumbnails, monkeypatch
+):
+    runs: list[tuple[str, int]] = []
+
+    def run(stage, folder: Path, images: int, label: str) -> None:
+        (folder / stage.name).mkdir()
+        runs.append((stage.name, images))
+
+    monkeypatch.setattr(trainer.plan, "read_facts", lambda _: {"images_per_s": 100.0})
+    monkeypatch.setattr(trainer.plan, "load_denoiser", lambda *_: load_denoiser(tiny_teacher))
+    short = rehearse(TEACHER_AND_STUDENT, BATCHES, run, "cpu", False, 1e-9)
+    assert runs == [("teacher", 2 * 64)] and short.unmeasured == ("dpdm",)
+    assert short.stages["dpdm"].images_per_s == 25.0
+    facts = {"recipe": "photos", "network": "small", "device": "cpu", "compile": False}
+    made = plan(short, TEACHER_AND_STUDENT, BATCHES, 30.0, 1.0, **facts)
+    said = trainer.plan.expect(made, thumbnails, RECIPES["photos"])
+    assert any(line.startswith("times are rough: dpdm not measured") for line in said)
