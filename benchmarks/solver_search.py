@@ -39,6 +39,7 @@ from fewstep.ranges import Range, check_ranges, whole
 from fewstep.schedule import SIGMA_MAX, SIGMA_MIN, logsnr_sigmas, solver_sigmas
 from trainer.data.format import DataError, ImageSet, read_image_set
 from trainer.data.matching import check_match
+from trainer.levels import search as levels_search
 from trainer.levels.search import SearchConfig, golden_section, is_better
 
 # Seeds far from those of evaluations (0 ..), of the search for levels (2^33 ..) and of the panel (2^35 ..).
@@ -77,16 +78,9 @@ STARTS = (Schedule(sigma_min=0.05), Schedule(20.0, 0.1))
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What the search found for one solver and count of calls. Distances are in the teacher's features."""
+class Trial(levels_search.Trial[Schedule]):
+    """What the search found for one solver and count of calls."""
 
-    start: Schedule
-    found: Schedule
-    accepted: bool
-    before: float  # of `start`, on the seeds of the search
-    after: float  # of `found`
-    held_out_before: tuple[float, ...]  # the same, one for each held-out range
-    held_out_after: tuple[float, ...]
     evaluations: int  # schedules measured on the seeds of the search
 
     @property

@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
     return report(trials, steps, asked.model)
 
 
-def report(trials: "dict[int, Trial]", steps: Sequence[int], model: Path) -> int:
+def report(trials: "dict[int, Trial[tuple[float, ...]]]", steps: Sequence[int], model: Path) -> int:
     """Print the result and the next command. Returns the exit status."""
     from trainer.levels.calibration import describe
 

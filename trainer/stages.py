@@ -5,6 +5,7 @@ they run; the others are short and start again after an interruption.
 """
 
 import errno
+import os
 import shlex
 import shutil
 import sys
@@ -107,8 +108,9 @@ def train(
     """
     if first:
         _from(first, RECIPES[order.photos if order.names_recipe else "photos"])  # before any picture is read
+    journal = Journal.read(order.out)
+    _check_place(order, journal)
     if dry_run:
-        journal = Journal.read(order.out)
         order = _complete_order(order, journal, default_budget_s, first)
         run = _open_run(order, journal, _read_data(journal) if DATA in journal.stages else _pictures(order))
         print(describe(_make_plan(run, run.recipe.stages, began), run.data, run.recipe), flush=True)
@@ -172,11 +174,33 @@ def _from(first: str, recipe: Recipe) -> list[str]:
     return order[order.index(first) :]
 
 
+def _check_place(order: Order, journal: Journal) -> None:
+    """Raise CheckpointError when the run would write among its pictures, or over what no run of this command made."""
+    out, recipe = order.out.resolve(), RECIPES[order.photos if order.names_recipe else "photos"]
+    if out == Path(out.anchor):
+        raise CheckpointError(f"--out {order.out} is the root of all folders; name a folder for this run")
+    results = [DATA_FILE, *(stage.name for stage in recipe.stages), STUDENT, report.FILE]
+    if not order.names_recipe:
+        photos = Path(order.photos).resolve()
+        if photos.is_dir() and out.is_relative_to(photos):
+            raise CheckpointError(
+                f"--out {order.out} lies in {order.photos}, where folders are read as classes; name a folder outside it"
+            )
+        if any(photos.is_relative_to(out / name) for name in results):
+            raise CheckpointError(
+                f"{order.photos} would be overwritten: this run writes it in --out {order.out}; choose another --out"
+            )
+    if not journal.order and (found := [name for name in results if os.path.lexists(out / name)]):
+        raise CheckpointError(
+            f"--out {order.out} already holds {', '.join(found)} and no run of this command; name another folder"
+        )
+
+
 def _forget(journal: Journal, stages: Sequence[str]) -> None:
     """Remove stages and their results. The journal is written first, so an interruption repeats the stages."""
     journal.stages = {name: done for name, done in journal.stages.items() if name not in stages}
     if DATA in stages:
-        journal.plan, journal.order = {}, {}
+        journal.plan = {}  # the order stays: it says that the folder is this command's
     journal.write()
     places = {DATA: DATA_FILE, EXPORT: STUDENT, REPORT: report.FILE}
     for name in stages:
@@ -192,7 +216,8 @@ def _complete_order(order: Order, journal: Journal, default_budget_s: float, fir
 
     Raises CheckpointError when the order differs from that run's.
     """
-    before, now = journal.order, order.facts()
+    before = journal.order if DATA in journal.stages else {}  # until the data are complete, nothing depends on it
+    now = order.facts()
     free = {"budget_s"} if first or not journal.plan else set()  # stages that are repeated may have another budget
     differing = [name for name in now if before and name not in free and before.get(name) != now[name]]
     if differing:
@@ -230,10 +255,11 @@ def _prepare(order: Order, journal: Journal) -> None:
     for line in describe_unread(images):
         print(line, file=sys.stderr, flush=True)
     path = order.out / DATA_FILE
+    journal.order = order.facts()
+    journal.write()  # before any result, so that a folder with results and no journal is somebody else's
     write_image_set(path, images)
     settings = settings_hash({"photos": order.photos, "size": order.size})
     seconds = round(time.monotonic() - began, 2)
-    journal.order = order.facts()
     journal.stages[DATA] = Done(settings, {}, images.sha256(), seconds, facts={"file": DATA_FILE})
     journal.write()
 
@@ -267,11 +293,13 @@ def _make_plan(run: Run, stages: Sequence[Stage], began: float) -> Plan:
         if not _run_stage(run, options, stage, folder):
             raise KeyboardInterrupt
 
-    assert run.order.budget_s is not None, "_complete_order saw to it"
-    limit_s = MEASURING_SHARE * run.order.budget_s
-    measured: Rehearsal = rehearse(run.recipe.stages, batches, train_briefly, run.order.where, run.compiles, limit_s)
+    budget_s = run.order.budget_s
+    assert budget_s is not None, "_complete_order saw to it"
+    measured: Rehearsal = rehearse(
+        run.recipe.stages, batches, train_briefly, run.order.where, run.compiles, MEASURING_SHARE * budget_s
+    )
     return plan(
-        measured, stages, batches, run.order.budget_s, time.monotonic() - began, recipe=run.recipe_name,
+        measured, stages, batches, budget_s, time.monotonic() - began, recipe=run.recipe_name,
         network=run.network, device=run.order.where, compile=run.compiles,
     )  # fmt: skip
 

@@ -147,7 +147,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--draws", type=whole(1), default=3, help="of the arrivals (default 3)")
     add("--seconds", type=number(POSITIVE), default=90.0, help="of a turn (default 90)")
     add("--smoke", action="store_true", help="one load, one draw, six seconds")
-    add("--out", type=result_file, default=ROOT / "build" / "beside-simulation.json", metavar="FILE", help="JSON to write")
+    add(
+        "--out",
+        type=result_file,
+        default=ROOT / "build" / "beside-simulation.json",
+        metavar="FILE",
+        help="JSON to write",
+    )
     args = parser.parse_args(arguments)
     if args.smoke:
         args.loads, args.draws, args.seconds = args.loads[:1], 1, 6.0

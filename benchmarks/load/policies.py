@@ -99,7 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=number(POSITIVE), default=1_000.0, help="of a draw (default 1000)")
     parser.add_argument("--draws", type=whole(1), default=10, help="of the arrivals (default 10)")
     parser.add_argument("--smoke", action="store_true", help="two draws of 60 s")
-    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "policies.json", metavar="FILE", help="JSON to write")
+    parser.add_argument(
+        "--out", type=result_file, default=ROOT / "build" / "policies.json", metavar="FILE", help="JSON to write"
+    )
     args = parser.parse_args(arguments)
     seconds, draws = (60.0, 2) if args.smoke else (args.seconds, args.draws)
     rows = [row for cost in COSTS for load in LOADS for row in compare(cost, load, seconds, draws)]

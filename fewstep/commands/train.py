@@ -24,9 +24,8 @@ TRAIN = """\
 From pictures to a student that makes more of their kind in one to eight steps: reads them, trains a teacher, distils
 it, exports the student, and writes a report. What a budget buys on this machine is measured and said before the work.
 
-PHOTOS is a folder of pictures (each subfolder a class), a zip of one, EDM's dataset zip, a data set in fewstep's own
-format (such as OUT/data.zip of an earlier run), an IDX file of images, or the name of a recipe: digits, fashion,
-sprites, emoji, emoji64, earth.
+PHOTOS is a folder of pictures (each subfolder a class), a zip of one, EDM's dataset zip, the data.zip of an earlier
+run, an IDX file of images, or the name of a recipe: digits, fashion, sprites, emoji, emoji64, earth.
 
 Stop it at any time: the same command goes on where it stopped. OUT/stages.json says what is complete.
 """

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ import pytest
 
 from export.engine import load_engine
 from export.manifest import read_manifest
+from fewstep.__main__ import main
 from fewstep.card import read_card
 from fewstep.commands import train as command_line
 from fewstep.noise import noise_for
@@ -27,7 +29,7 @@ from trainer import stages
 from trainer.data.format import read_image_set
 from trainer.data.named import READERS
 from trainer.methods.dpdm import Student
-from trainer.plan import UPDATES, plan
+from trainer.plan import FEW_UPDATES, plan
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.fashion import CRITICS
 from trainer.run.claim import claim
@@ -174,13 +176,14 @@ def test_ctrl_c_in_a_training_stage_exits_130_and_the_same_command_goes_on(made,
 
     def interrupted(self, *arguments):
         calls.append(1)
-        if len(calls) == UPDATES + 1:  # the first that is no measurement
+        if len(calls) == FEW_UPDATES + 1:  # the first that is no measurement
             signal.raise_signal(signal.SIGINT)
         return update(self, *arguments)
 
     monkeypatch.setattr(command_line, "_export", lambda model, out: {})
     with monkeypatch.context() as patch:
         patch.setattr(Student, "update", interrupted)
+        patch.setattr("trainer.plan.MEASURING_SHARE", math.inf)  # measured however slow the machine is
         patch.setattr(stages, "plan", lambda *a, **facts: replace(plan(*a, **facts), images={"dpdm": 48}))
         stopped = command(made.photos, out, "--from", "dpdm")
     assert stopped.code == 130 and "interrupted in the stage dpdm; go on with: fewstep train" in stopped.progress
@@ -254,3 +257,36 @@ def test_every_stage_of_the_shipped_student_runs_unattended_from_nothing_to_its_
 def test_the_data_are_kept_as_they_were_read(made):
     images = read_image_set(made.out / "data.zip", verify=True)
     assert images.name == "my photos" and images.images.shape == (24, 32, 32, 3)
+
+
+def test_a_place_among_the_pictures_or_over_other_results_is_refused(made, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(made.photos, photos)
+    (tmp_path / "link").symlink_to(photos)
+    others = tmp_path / "others"
+    (others / "student").mkdir(parents=True)  # of somebody else
+    own = tmp_path / "own"
+    own.mkdir()
+    shutil.copy(made.out / "data.zip", own / "data.zip")
+    before = contents(tmp_path)
+    for pictures, out, said in (
+        (photos, photos, "lies in"),
+        (photos, photos / "run", "name a folder outside it"),
+        (photos, tmp_path / "link" / "run", "lies in"),
+        (photos, Path("/"), "is the root of all folders"),
+        (photos, others, "already holds student and no run of this command"),
+        (own / "data.zip", own, "would be overwritten"),
+    ):
+        for options in (("--budget", "1s"), ("--dry-run",), ("--from", "data")):
+            refused = command(pictures, out, *options)
+            assert refused.code == 2 and said in refused.progress and refused.progress.count("\n") == 1
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("line", [("photos", "--out", ""), ("", "--out", "runs/x"), ("photos", "--out=")])
+def test_an_empty_argument_is_not_the_current_folder(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *line])
+    assert stop.value.code == 2 and "empty; give a value" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

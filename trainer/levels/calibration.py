@@ -53,7 +53,7 @@ def calibrate(
     steps: Sequence[int],
     config: CalibrationConfig,
     compute: Compute,
-) -> dict[int, Trial]:
+) -> dict[int, Trial[Levels]]:
     """Search the levels of each of `steps` (none: all) and write those that are better into the model's card.
 
     facts: of `space`, in which images are compared with those of `data`, stored in the card.
@@ -68,7 +68,7 @@ def calibrate(
 def _calibrate(
     model: Path, space: Space, facts: dict[str, Any], data: ImageSet, steps: Sequence[int],
     config: CalibrationConfig, compute: Compute,
-) -> dict[int, Trial]:  # fmt: skip
+) -> dict[int, Trial[Levels]]:  # fmt: skip
     denoiser, card = load_denoiser(model, compute.device)
     planned = {k: evaluations(k, k, config.search) + 2 * HELD_OUT for k in steps_to_search(card, steps, model)}
     check_images(card, data, "the student")
@@ -80,7 +80,7 @@ def _calibrate(
         "images": config.images,
         "seeds": [[seeds.start, seeds.stop - 1] for seeds in config.ranges],
     }
-    trials: dict[int, Trial] = {}
+    trials: dict[int, Trial[Levels]] = {}
     with tqdm(total=sum(planned.values()), unit="list") as bar:
 
         def with_progress(objective: Objective) -> Objective:
@@ -116,7 +116,7 @@ def labels_in_proportion(labels: NDArray[np.integer], count: int) -> NDArray[np.
     return np.sort(labels)[evenly(len(labels), count)]
 
 
-def add_trial(card: Card, k: int, trial: Trial, facts: dict[str, Any]) -> Card:
+def add_trial(card: Card, k: int, trial: Trial[Levels], facts: dict[str, Any]) -> Card:
     """The card with the trial in its training notes, and with the found levels if they were accepted.
 
     Metrics of k calls are then removed, because they were measured at the levels before.
@@ -163,7 +163,7 @@ def steps_to_search(card: Card, steps: Sequence[int], model: Path) -> list[int]:
     return sorted(set(steps)) or possible
 
 
-def describe(trials: dict[int, Trial]) -> str:
+def describe(trials: dict[int, Trial[Levels]]) -> str:
     """A line for every step count, for people."""
     lines = [f"{'k':>2}  {'searched':>16}  {'held out':>16}  levels"]
     for k, trial in trials.items():

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from fewstep.schedule import SIGMA_MAX
 
 Levels = tuple[float, ...]
 Objective = Callable[[Levels], float]  # lower is better
+Searched = TypeVar("Searched")  # what is searched for: Levels here, a solver's schedule in benchmarks/solver_search.py
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,11 @@ def golden_section(function: Callable[[float], float], low: float, high: float, 
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Generic[Searched]):
     """The result of a search for one step count. Distances are in the teacher's features."""
 
-    start: Levels
-    found: Levels
+    start: Searched
+    found: Searched
     accepted: bool
     before: float  # of `start`, on the seeds of the search
     after: float  # of `found`
@@ -111,7 +112,7 @@ class Trial:
 
 def search_and_check(
     objectives: Sequence[Objective], start: Levels, shorter: Levels | None, config: SearchConfig = SearchConfig()
-) -> Trial:
+) -> Trial[Levels]:
     """Search on objectives[0], check on the others. `shorter`, a list with one level less, adds starting points."""
     searched = functools.cache(objectives[0])
     starts = [start]
