@@ -73,7 +73,7 @@ class DeviceSlotTable:
         self.seeds = np.zeros(capacity, np.uint64)
         self.labels = np.zeros(capacity, np.int64)
         self.flags = np.zeros(capacity, np.int64)
-        self.previews = np.zeros(capacity, bool)
+        self.previews = np.zeros((capacity, MAX_STEPS + 1), bool)  # by call, from 1
         self.blends: dict[int, Blend] = {}  # by slot, of the few images that mix the noise of another seed into theirs
 
     @property
@@ -98,7 +98,9 @@ class DeviceSlotTable:
         self.labels[slots] = [image.label for image in images]
         self.calls[slots] = 0
         self.flags[slots] = [self._begin_at(slot, image.start) for slot, image in zip(slots, images, strict=True)]
-        self.previews[slots] = [image.preview for image in images]
+        self.previews[slots] = False
+        for slot, image in zip(slots, images, strict=True):
+            self.previews[slot, list(image.previews)] = True
         levels = Levels(*self.levels[slots, 0].T)
         sent = self.admitted.send(
             count, slot=slots, target=rows, sigma_next=levels.sigma, c_in=levels.c_in, c_noise=levels.c_noise,
@@ -145,7 +147,7 @@ class DeviceSlotTable:
         in_use = int(self.row[slots[-1]]) + 1
         batch = next(bucket for bucket in self.buckets if bucket >= in_use)
         output = self.network.run(batch)
-        shown = np.flatnonzero(self.previews[slots] & ~last)
+        shown = np.flatnonzero(self.previews[slots, made] & ~last)
         denoised = (
             self._denoised(output, slots[shown], before.c_skip[shown], before.c_out[shown]) if len(shown) else None
         )

@@ -21,8 +21,8 @@ class Accepted(Struct, frozen=True):
 
 
 class Progress(Struct, frozen=True):
-    """One image has made one more network call; its last where other images of the request have more to make, and the
-    request asks for previews as images."""
+    """One image has made a network call that the request asks about. Or its last one, where other images of the request
+    have more to make and the request asks for previews as images."""
 
     id: int
     image: int  # index into the request's seeds

@@ -304,9 +304,16 @@ def _images(number: int, flight: _Flight, count: int) -> list[Image]:
     """The next `count` images of a request, for the slot table."""
     request = flight.request
     start = request.edit.start() if request.edit else None
-    preview = request.previews != "none"
     blends = request.blends or (None,) * request.images
     return [
-        Image(ImageKey(number, i), request.seeds[i], request.labels[i], request.levels(i), start, preview, blends[i])
+        Image(
+            ImageKey(number, i),
+            request.seeds[i],
+            request.labels[i],
+            request.levels(i),
+            start,
+            request.previewed(i),
+            blends[i],
+        )
         for i in range(flight.granted, flight.granted + count)
     ]

@@ -1,5 +1,6 @@
 """What the scheduler is asked for: the only form of a request below the HTTP dialects."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +49,7 @@ class ImageRequest:
     schedules: tuple[tuple[float, ...], ...] = ()  # the levels of each image where they differ; `sigmas`: the longest
     blends: tuple[Blend, ...] = ()  # of each image: another seed, whose noise is mixed in; empty: none is
     priority: Priority = "interactive"
+    preview_calls: tuple[int, ...] | None = None  # the calls, from 1, that `previews` is about; None: all
 
     @property
     def images(self) -> int:
@@ -67,6 +69,13 @@ class ImageRequest:
     def levels(self, image: int) -> tuple[float, ...]:
         """Of one image, by its index."""
         return self.schedules[image] if self.schedules else self.sigmas
+
+    def previewed(self, image: int) -> Sequence[int]:
+        """The calls of one image, from 1, that Progress is sent after; its last, which ends it, is not among them."""
+        if self.previews == "none":
+            return ()
+        before = range(1, len(self.levels(image)))
+        return before if self.preview_calls is None else tuple(call for call in before if call in self.preview_calls)
 
 
 class Submit(Struct, frozen=True):

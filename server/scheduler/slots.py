@@ -47,7 +47,7 @@ class Image(Struct, frozen=True, eq=False):
     label: int  # -1: no class
     sigmas: tuple[float, ...]  # one network call per level
     start: Start | None = None  # None: it begins at noise alone
-    preview: bool = False  # hand out its denoised image after every call but the last
+    previews: Sequence[int] = ()  # calls, from 1, after which its denoised image is handed out; never the last
     blend: Blend | None = None  # mixes the noise of another seed into its own
 
 
@@ -58,7 +58,8 @@ class Tick(Struct, frozen=True):
     broken: tuple[ImageKey, ...] = ()  # the network returned non-finite values for these
     active: int = 0  # rows that were images
     batch: int = 0  # rows the network saw; batch - active were padding
-    # Of the images that asked for it and go on: which, the number of the call from 1, denoised uint8 [H, W, C].
+    # Of the images that asked for it after this call and go on: which, the number of the call from 1, and the denoised
+    # image uint8 [H, W, C].
     previews: tuple[tuple[ImageKey, int, Pixels], ...] = ()
 
 
@@ -145,7 +146,7 @@ class SlotTable:
         slots = slice(first, first + len(images))
         self.images += images
         self.ahead += [None] * len(images)
-        self.special |= any(image.start or image.preview or image.blend for image in images)
+        self.special |= any(image.start or image.previews or image.blend for image in images)
         for slot, image in enumerate(images, start=first):
             self.levels[slot, : len(image.sigmas)] = levels_of(image.sigmas, self.sigma_data)
         self.step[slots] = 0
@@ -261,15 +262,18 @@ class SlotTable:
         return self.input[:batch], self.c_noise[:batch], self.onehot[:batch]
 
     def _specials(self, more: NDArray[np.bool_]) -> tuple[tuple[ImageKey, int, Pixels], ...]:
-        """Put back the pixels that images keep; return the denoised images that go on and whose previews are asked for.
+        """Put back the pixels that images keep; return the denoised images that are asked for now and go on.
 
         `step` counts the call just made already.
         """
         for row, image in enumerate(self.images):
             if image.start and image.start.known is not None:  # as `fewstep.editing.inpaint` does
                 np.copyto(self.x[row], image.start.image, where=image.start.known)
-        rows = [row for row, image in enumerate(self.images) if image.preview and more[row]]
-        keys, calls = [self.images[row].key for row in rows], self.step[rows].tolist()
+        made = self.step[: len(self.images)].tolist()
+        rows = [row for row, image in enumerate(self.images) if made[row] in image.previews and more[row]]
+        if not rows:
+            return ()
+        keys, calls = [self.images[row].key for row in rows], [made[row] for row in rows]
         return tuple(zip(keys, calls, to_pixels(self.x[rows]), strict=True))
 
     def _keep(self, stays: NDArray[np.bool_]) -> None:

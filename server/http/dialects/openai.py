@@ -7,7 +7,7 @@ the body comes before `extra_body`, which comes before headers.
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -141,9 +141,11 @@ class OpenAIDialect:
             format=format,
             quality=None if format == "png" else fields.output_compression,
             strength=_strength(fields, pictures),
-            previews="images" if by_step else "none",
             priority=fields.priority,
         )
+        if by_step:  # the worker makes no preview that is not sent
+            shown = partial_calls(fields.partial_images or 0, request.calls)
+            request = replace(request, previews="images", preview_calls=shown)
         decode = partial(decode_files, pictures, manifest) if pictures else None
         order = Order(request, self.settings.timeout_s, decode)
         return Asked(fields, manifest, order, pictures is not None)
@@ -186,14 +188,14 @@ class Events:
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
-        self.shown = partial_calls(asked.fields.partial_images or 0, asked.request.calls)
+        self.shown = asked.request.preview_calls or ()
         self.completed: set[int] = set()  # images that have been sent
 
     def __call__(self, event: Event) -> Iterable[bytes]:
         if isinstance(event, Progress):
             if event.step == event.of:
                 yield self._completed(event.image, event.preview)
-            elif event.step in self.shown:
+            else:
                 yield self._partial(event, event.preview)
         elif isinstance(event, Finished):
             for index, image in enumerate(event.images):

@@ -30,6 +30,7 @@ class Traffic(RuleBasedStateMachine):
         self.bench = Bench(CAPACITIES, self.policy, CALL_S)
         self.submitted: dict[int, tuple[str, int, int, float]] = {}  # model, steps, images, deadline
         self.previews: dict[int, Previews] = {}
+        self.wanted: dict[int, list[int]] = {}  # calls that Progress is to be sent after, but for the last
         self.cancelled: dict[int, int] = {}  # how many events there were by then
 
     @rule(
@@ -38,12 +39,18 @@ class Traffic(RuleBasedStateMachine):
         images=st.integers(1, 12),
         timeout_s=st.sampled_from([0.5, 6.0, 40.0, math.inf]),
         previews=st.sampled_from(["none", "steps", "images"]),
+        calls=st.none() | st.lists(st.integers(1, 8), unique=True).map(tuple),
     )
-    def arrive(self, model: str, steps: int, images: int, timeout_s: float, previews: Previews) -> None:
+    def arrive(
+        self, model: str, steps: int, images: int, timeout_s: float, previews: Previews, calls: tuple[int, ...] | None
+    ) -> None:
         number = len(self.submitted)
         self.submitted[number] = (model, steps, images, self.bench.now_s + timeout_s)
         self.previews[number] = previews
-        self.bench.submit(number, steps, images, 1000 * number, model, timeout_s, previews=previews)
+        self.wanted[number] = [call for call in range(1, steps) if calls is None or call in calls]
+        self.bench.submit(
+            number, steps, images, 1000 * number, model, timeout_s, previews=previews, preview_calls=calls
+        )
 
     @precondition(lambda self: self.submitted)
     @rule(data=st.data())
@@ -89,18 +96,21 @@ class Traffic(RuleBasedStateMachine):
             assert not any(map(is_last, events[:-1]))
             assert len(events) <= self.cancelled.get(number, len(events))
             _, steps, images, _ = self.submitted[number]
-            made: dict[int, int] = defaultdict(int)
+            told: dict[int, list[int]] = defaultdict(list)
             for event in events:
                 if isinstance(event, Progress):
-                    made[event.image] += 1
-                    assert (event.step, event.of) == (made[event.image], steps)
+                    told[event.image].append(event.step)
+                    assert event.of == steps
                     assert (event.preview is not None) == (self.previews[number] == "images")
             if self.previews[number] == "none":
-                assert not made
+                assert not told
             elif isinstance(events[-1], Finished):
                 last = images - 1 if self.previews[number] == "images" else 0  # images whose last call is told, too
-                told = sorted(made[image] for image in range(images))
-                assert told == [steps - 1] * (images - last) + [steps] * last
+                each = sorted((told[image] for image in range(images)), key=len)
+                assert each == [self.wanted[number]] * (images - last) + [[*self.wanted[number], steps]] * last
+            else:
+                complete = [*self.wanted[number], steps]
+                assert all(calls == complete[: len(calls)] for calls in told.values())
 
     @invariant()
     def no_request_is_overtaken(self) -> None:

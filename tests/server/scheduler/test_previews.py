@@ -1,4 +1,4 @@
-"""Previews: the denoised images of every call but the last, of the images that asked, from both slot tables."""
+"""Previews: the denoised images of the calls that were asked about, from both slot tables."""
 
 from collections.abc import Iterable
 
@@ -77,11 +77,13 @@ IMAGES = [
 
 
 @TABLES
+@pytest.mark.parametrize("calls", [range(1, 9), (1, 4), (3,)], ids=str)
 @pytest.mark.parametrize("askers", [(), (0, 1, 3, 4, 7), range(8)], ids=str)
-def test_previews_are_the_denoised_images_of_every_call_but_the_last_of_those_that_asked(table_of, askers):
-    images = [replace(image, preview=n in askers) for n, image in enumerate(IMAGES)]
+def test_previews_are_the_denoised_images_of_the_calls_and_images_that_asked(table_of, askers, calls):
+    wanted = {n: [call for call in range(1, len(IMAGES[n].sigmas)) if call in calls] for n in askers}
+    images = [replace(image, previews=wanted.get(n, ())) for n, image in enumerate(IMAGES)]
     previews, finished = run(table_of(GaussianNetwork()), images)
-    expected = {(n, call): d for n in askers for call, d in enumerate(denoised(IMAGES[n])[:-1], start=1)}
+    expected = {(n, call): denoised(IMAGES[n])[call - 1] for n in askers for call in wanted[n]}
     assert previews.keys() == expected.keys()
     for name, pixels in previews.items():
         assert pixels.dtype == np.uint8
@@ -97,7 +99,7 @@ def test_previews_are_the_denoised_images_of_every_call_but_the_last_of_those_th
 def test_a_row_that_is_not_finite_has_no_preview_and_one_after_an_eviction_has_its_own(table_of):
     network = GaussianNetwork()
     table = table_of(network)
-    table.admit([Image(ImageKey(n, 0), n, 0, LEVELS[4], preview=True) for n in range(4)])
+    table.admit([Image(ImageKey(n, 0), n, 0, LEVELS[4], previews=(2,)) for n in range(4)])
     table.tick()
     table.evict(1)
     network.before = lambda x, c_noise: x.__setitem__(0, np.nan)
@@ -111,7 +113,7 @@ def test_a_row_that_is_not_finite_has_no_preview_and_one_after_an_eviction_has_i
 @TABLES
 def test_previews_are_the_callers_own(table_of):
     table = table_of(GaussianNetwork())
-    table.admit([Image(ImageKey(0, 0), 1, 0, LEVELS[4], preview=True)])
+    table.admit([Image(ImageKey(0, 0), 1, 0, LEVELS[4], previews=(1,))])
     ((_, _, pixels),) = table.tick().previews
     kept = pixels.copy()
     table.tick()
