@@ -27,8 +27,8 @@ from trainer.run.state import read_facts
 
 UPDATES = 4  # of every stage while measuring; the first two warm up
 MEASURING_SHARE = 0.2  # of the budget: when measuring has taken it, the remaining stages are estimated
-# Speed of a stage that is not measured, as a fraction of the teacher's. The slowest is DPDM, at 0.39 on `earth`.
-ESTIMATED_SPEED = 0.35
+# Speed of a stage that is not measured, as a fraction of the teacher's. DPDM, the slowest, has had 0.27 to 0.39.
+ESTIMATED_SPEED = 0.27
 TIMED = 20  # images of the timed call, from which the times of sheets, export and report are estimated
 TEACHER_CALLS = 100 * 19  # images times network calls of a teacher's sample sheet
 STUDENT_CALLS = 20 * 15  # the same of a student's sample sheet

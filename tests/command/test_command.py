@@ -29,7 +29,7 @@ from trainer import stages
 from trainer.data.format import read_image_set
 from trainer.data.named import READERS
 from trainer.methods.dpdm import Student
-from trainer.plan import FEW_UPDATES, plan
+from trainer.plan import UPDATES, plan
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.fashion import CRITICS
 from trainer.run.claim import claim
@@ -176,7 +176,7 @@ def test_ctrl_c_in_a_training_stage_exits_130_and_the_same_command_goes_on(made,
 
     def interrupted(self, *arguments):
         calls.append(1)
-        if len(calls) == FEW_UPDATES + 1:  # the first that is no measurement
+        if len(calls) == UPDATES + 1:  # the first that is no measurement
             signal.raise_signal(signal.SIGINT)
         return update(self, *arguments)
 

@@ -1,6 +1,7 @@
 """Reads all kinds of pictures a user can name: a folder, a zip of one, EDM's zip, a dataset zip, IDX files."""
 
 import json
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
@@ -65,20 +66,29 @@ def _zip(path: Path, side: int | None) -> ImageSet:
         return read_folder(_unpack(path, Path(unpacked)), name=path.stem, resolution=side or DEFAULT_SIDE)
 
 
+def _is_picture(name: PurePosixPath) -> bool:
+    """Whether a file of a zip is read: pictures that are not hidden, by their names."""
+    return not any(part.startswith((".", "__MACOSX")) for part in name.parts) and name.suffix.lower() in SUFFIXES
+
+
 def _unpack(path: Path, folder: Path) -> Path:
     """The pictures of a zip in `folder`, without hidden files and without the one folder around all of them.
 
-    Returns the folder to read. Raises DataError for a picture that is too large or cannot be unpacked.
+    Returns the folder to read. Raises DataError for a picture that is too large or cannot be unpacked, or without room for all of them.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
-                parts = PurePosixPath(member.filename).parts
-                hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-                if hidden or PurePosixPath(member.filename).suffix.lower() not in SUFFIXES:
-                    continue
+            members = [member for member in archive.infolist() if _is_picture(PurePosixPath(member.filename))]
+            for member in members:
                 if member.file_size > MAX_FILE_BYTES:
                     raise DataError(f"{path}: {member.filename} is larger than {MAX_FILE_BYTES} bytes")
+            needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
+            if needed > free:
+                raise DataError(
+                    f"{path} unpacks to {needed / 1e9:,.1f} GB, and {folder.parent} has {free / 1e9:,.1f} GB free; "
+                    "set TMPDIR to a folder with more room"
+                )
+            for member in members:
                 archive.extract(member, folder)
     except (zipfile.BadZipFile, RuntimeError, EOFError, NotImplementedError) as error:
         raise DataError(f"{path} is not a readable zip ({error})") from error
