@@ -1,8 +1,9 @@
 """Any colour pictures of one kind, 32x32 or 64x64: what a folder of pictures is trained with.
 
-The CPU's network at 64 pixels is thin at full resolution: patch 2, width 32, mult (1, 2, 3), one block, 1.9 M parameters.
-Of six networks that were trained on `earth` for the same minutes of a core (benchmarks/networks.py) it had the least
-held-out loss: 0.41 after 7.5 minutes, where the others had 0.50 to 0.62, and 0.22 after 20, where the next best had 0.25.
+The CPU's network at 64 pixels is thin at full resolution: patch 2, width 32, mult (1, 2, 3), one block, 1.9 M
+parameters. Of six networks that were trained on `earth` for the same minutes of a core (benchmarks/networks.py) it had
+the least held-out loss: 0.41 after 7.5 minutes, where the others had 0.50 to 0.62, and 0.22 after 20, where the next
+best had 0.25.
 
 Students start at noise level 20 with 64x64 pixels. Noise of 2.5, where those of Fashion-MNIST start, does not hide the
 brightness of such a picture: noise of level s moves the mean of side x side pixels by s / side, here 0.04, and the

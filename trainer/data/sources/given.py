@@ -74,7 +74,8 @@ def _is_picture(name: PurePosixPath) -> bool:
 def _unpack(path: Path, folder: Path) -> Path:
     """The pictures of a zip in `folder`, without hidden files and without the one folder around all of them.
 
-    Returns the folder to read. Raises DataError for a picture that is too large or cannot be unpacked, or without room for all of them.
+    Returns the folder to read. Raises DataError for a picture that is too large or cannot be unpacked, or when
+    the disk has no room for all of them.
     """
     try:
         with zipfile.ZipFile(path) as archive:
