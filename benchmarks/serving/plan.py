@@ -7,6 +7,10 @@ Searches the fewest devices whose p99 is within the bound, for Poisson, bursty a
 device less would do. What HTTP adds to a request is --overhead; the network's part is --a + --b B, or measured times.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import json
 import math

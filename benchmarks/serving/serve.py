@@ -9,6 +9,10 @@ and latency counts from the moment a request was due. Seeds of images differ, so
 is printed; --extra adds fields. --rate search finds the highest rate whose 99th percentile is within --p99.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import argparse
 import asyncio
 import json

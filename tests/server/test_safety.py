@@ -228,12 +228,16 @@ def test_the_watch_would_notice(tmp_path: Path):
     assert touched
 
 
+OF_OURS = ("model", "format", "previews", "priority", "edit")  # fields that are texts, or hold bytes
+
+
 @given(bodies)
 def test_the_only_texts_that_reach_the_engine_are_ours(body: dict[str, Any]):
     if (request := accepts(json.dumps(body).encode())) is None:
         return
     assert request.model in MODELS and request.format in FORMATS and request.previews == "none"
-    others = [value for name, value in vars(request).items() if name not in ("model", "format", "previews", "edit")]
+    assert request.priority in ("interactive", "batch")
+    others = [value for name, value in vars(request).items() if name not in OF_OURS]
     assert not [value for value in others if isinstance(value, str | bytes)]
     if edit := request.edit:
         assert (len(edit.image) == 64 and edit.known is None) or len(edit.known or b"") == 64

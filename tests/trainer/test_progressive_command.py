@@ -21,7 +21,10 @@ def test_the_flag_lists_levels(capsys):
     switches = lambda *more: parse(StudentCommand, [*given, *more], "student").switches  # noqa: E731
     assert switches("--further", "0.1,0.05") == {"further": (0.1, 0.05)}
     assert switches("--further-for", "1", "--saturate", "0.02") == {"further_for": 1, "saturate": 0.02}
-    for text in ("0.05,0.1", "few", "0.1,-1", ""):
+    with pytest.raises(SystemExit, match="2"):
+        switches("--further=")
+    assert "--further is empty; give a value" in capsys.readouterr().err
+    for text in ("0.05,0.1", "few", "0.1,-1"):
         with pytest.raises(SystemExit, match="2"):
             switches(f"--further={text}")
         assert f"--further: {text!r} are no levels: write 0.1,0.05" in capsys.readouterr().err
