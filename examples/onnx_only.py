@@ -39,6 +39,8 @@ def normals(seed: int, step: int, shape: tuple[int, int, int]) -> np.ndarray:
 def sample(engine: Path, seed: int, label: int, steps: int) -> np.ndarray:
     """The student's sampler (DPDM, Algorithm 2): predict the clean image, add less noise, repeat. [C, H, W]."""
     facts = json.loads((engine / "engine.json").read_text("utf-8"))
+    if str(steps) not in facts["levels"] or not 0 <= label < max(facts["classes"], 1):
+        raise SystemExit(f"--steps: {', '.join(facts['levels'])}; --label: 0 to {max(facts['classes'], 1) - 1}")
     network = onnxruntime.InferenceSession(engine / facts["network"], providers=["CPUExecutionProvider"])
     shape, data = (facts["channels"], facts["resolution"], facts["resolution"]), facts["sigma_data"]
     onehot = np.eye(facts["classes"], dtype=np.float32)[[label]]

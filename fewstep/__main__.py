@@ -34,7 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with extras.named():
             return _run(command, options, began)
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on where it stopped" if command in RESUMED else ""
+        resumed = command in RESUMED and "--dry-run" not in options  # which stores nothing
+        goes_on = "; the same command goes on where it stopped" if resumed else ""
         print(f"interrupted{goes_on}", file=sys.stderr)
         return INTERRUPTED
 

@@ -69,7 +69,7 @@ def check(resolved: Resolved) -> int:
 
 
 def say(text: str) -> None:
-    """Print. Raises SettingsError where stdout takes nothing: a full disk, a pipe that nobody reads."""
+    """Print. Raises SettingsError where stdout takes nothing: a full disk, a closed pipe."""
     try:
         print(text, flush=True)
     except OSError as error:

@@ -256,7 +256,7 @@ def _prepare(order: Order, journal: Journal) -> None:
         print(line, file=sys.stderr, flush=True)
     path = order.out / DATA_FILE
     journal.order = order.facts()
-    journal.write()  # before any result, so that a folder with results and no journal is somebody else's
+    journal.write()  # before any result: results without a journal are not this command's
     write_image_set(path, images)
     settings = settings_hash({"photos": order.photos, "size": order.size})
     seconds = round(time.monotonic() - began, 2)

@@ -7,6 +7,7 @@ import { normals } from "./philox.js";
 export async function sample(facts, network, seed, label, steps) {
   const levels = facts.levels[String(steps)];
   if (!levels) throw new RangeError(`${steps} steps: this model has ${Object.keys(facts.levels).join(", ")}`);
+  if (seed < 0n || seed >= 1n << 63n) throw new RangeError(`seed ${seed}: 0 to ${(1n << 63n) - 1n}`);
   const onehot = new Float32Array(facts.classes);
   if (facts.classes) {
     if (!(label >= 0 && label < facts.classes)) throw new RangeError(`class ${label}: 0 to ${facts.classes - 1}`);

@@ -31,7 +31,7 @@ those of {card.dataset.name}, each one given by a seed.
 
 - **Model type:** student of a diffusion model (DPDM), a U-Net inside EDM's preconditioning
 - **Classes:** {classes}
-- **License:** whoever publishes these weights states it here. Training images: {card.dataset.licence}
+- **License:** to be stated by the publisher of these weights. Training images: {card.dataset.licence}
 
 ## How to Get Started with the Model
 

@@ -15,7 +15,7 @@ class Waiting(Struct, frozen=True):
     arrived_s: float  # monotonic clock
     deadline_s: float = math.inf  # same clock
     calls: int = 1  # network calls of each image
-    batch: bool = False  # of priority "batch": nobody looks at a screen for it
+    batch: bool = False  # of priority "batch": no user waits for it
 
     @property
     def work(self) -> int:

@@ -13,7 +13,7 @@ from server.scheduler.slots import Start
 
 ImageFormat = Format | Literal["pixels"]
 Previews = Literal["none", "steps", "images"]
-Priority = Literal["interactive", "batch"]  # batch: nobody waits at a screen, so it may be overtaken for a while
+Priority = Literal["interactive", "batch"]  # batch: others may be served first for a while
 
 
 @dataclass(frozen=True)

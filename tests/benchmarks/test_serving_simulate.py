@@ -105,7 +105,7 @@ def played(asked: Requests, policy: Policy) -> list[float]:
 
 
 def test_the_request_goes_to_the_device_with_the_least_work():
-    """At 0 one of eight calls goes to the first device; what comes at 1 goes to the second, and waits for nobody."""
+    """At 0 one of eight calls goes to the first device; what comes at 1 goes to the second, without a wait."""
     found = simulate(requests([(0.0, 8, 1, False), (1.0, 2, 1, False)]), Site(2, [0.0, 1.0], fifo))
     assert found.latency_s.tolist() == [8.0, 2.0] and found.busy_s == 10.0
 

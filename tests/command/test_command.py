@@ -264,7 +264,7 @@ def test_a_place_among_the_pictures_or_over_other_results_is_refused(made, tmp_p
     shutil.copytree(made.photos, photos)
     (tmp_path / "link").symlink_to(photos)
     others = tmp_path / "others"
-    (others / "student").mkdir(parents=True)  # of somebody else
+    (others / "student").mkdir(parents=True)  # not written by this command
     own = tmp_path / "own"
     own.mkdir()
     shutil.copy(made.out / "data.zip", own / "data.zip")
@@ -290,3 +290,13 @@ def test_an_empty_argument_is_not_the_current_folder(line, tmp_path, monkeypatch
         main(["train", *line])
     assert stop.value.code == 2 and "empty; give a value" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+def test_an_interrupted_plan_does_not_say_that_it_goes_on(options, monkeypatch, tmp_path, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_line, "_train", stop)
+    assert main(["train", "photos", "--out", str(tmp_path / "run"), *options]) == 130
+    assert ("goes on" in capsys.readouterr().err) == (not options)

@@ -64,6 +64,13 @@ def test_onnx_runtime_and_numpy_alone_make_the_image(tmp_path: Path, seed: int) 
         np.testing.assert_allclose(np.asarray(made, int), ours(seed, 9, 4), atol=1)
 
 
+@pytest.mark.parametrize("option", ["--steps=9", "--label=10"])
+def test_steps_and_classes_that_the_student_lacks_are_named(option: str) -> None:
+    command = [sys.executable, ROOT / "examples" / "onnx_only.py", ENGINE, option]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1 and refused.stderr == "--steps: 1, 2, 3, 4, 5, 6, 7, 8; --label: 0 to 9\n"
+
+
 def in_node(script: str) -> Any:
     """What a module that imports the example's files prints, as JSON."""
     assert NODE

@@ -13,7 +13,7 @@ import torch
 from export.__main__ import main
 from export.diffusers.folder import write_folder
 from fewstep.card import Card, CheckpointError, Dataset, read_card
-from fewstep.checkpoint import load_denoiser, save_checkpoint
+from fewstep.checkpoint import load_checkpoint, load_denoiser, save_checkpoint
 from fewstep.network import UNet
 from fewstep.noise import noise_for
 from fewstep.pixels import to_pixels
@@ -81,6 +81,8 @@ def test_the_folder_becomes_the_same_checkpoint_again(tmp_path: Path, capsys: py
     write_folder(model, tmp_path / "folder")
     run_import([str(tmp_path / "folder"), "--out", str(tmp_path / "back")])
     assert read_card(tmp_path / "back") == read_card(model)
+    before, after = (load_checkpoint(folder)[0] for folder in (model, tmp_path / "back"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     assert "the student of" in capsys.readouterr().out
 
 

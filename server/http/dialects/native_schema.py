@@ -73,7 +73,7 @@ class GenerateBody(BaseModel):
     )
     priority: Priority | None = Field(
         default=None,
-        description="batch: others may be served first for a while, since nobody waits at a screen; absent: "
+        description="batch: others may be served first for a while, as no user waits for it; absent: "
         "interactive, or what the header X-Priority says.",
     )
     timeout_s: float | None = Field(default=None, description="Seconds in which the answer is wanted; later it is 504.")

@@ -121,7 +121,7 @@ def test_check_refuses_an_engine_that_would_not_run(tmp_path: Path, capsys: pyte
     assert "is not the file its manifest describes" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stdout", ["/dev/full", "a pipe that nobody reads"])
+@pytest.mark.parametrize("stdout", ["/dev/full", "a closed pipe"])
 def test_an_output_that_takes_nothing_is_said_in_a_sentence(engine_dir: Path, stdout: str):
     if stdout == "/dev/full":
         out = os.open(stdout, os.O_WRONLY)

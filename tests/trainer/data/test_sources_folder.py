@@ -276,3 +276,10 @@ def test_a_folder_is_taken_where_a_data_set_is(tmp_path: Path, monkeypatch, caps
     assert folder.sha256 == zipped.sha256
     teacher = tmp_path / "of photos"
     assert run("student", "--data", tmp_path / "photos", "--teacher", teacher, "--out", tmp_path / "student") == 0
+
+
+def test_a_file_of_no_known_format_is_named_without_an_object_in_memory():
+    with pytest.raises(
+        DataError, match=r"^a\.png is not a readable image \(of no known format\); replace or remove it$"
+    ):
+        decode(b"no picture", "a.png")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from trainer.data.format import DataError
 
@@ -37,6 +37,8 @@ def decode(content: bytes, where: str) -> Image.Image:
                 return ImageOps.exif_transpose(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{where} is too large to be a training image ({error})") from error
+    except UnidentifiedImageError as error:  # its own text names an object in memory
+        raise DataError(f"{where} is not a readable image (of no known format); replace or remove it") from error
     except (*_DECODE_ERRORS, struct.error, zlib.error) as error:
         raise DataError(f"{where} is not a readable image ({error}); replace or remove it") from error
 
