@@ -293,7 +293,7 @@ def test_an_empty_argument_is_not_the_current_folder(line, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("options", [(), ("--dry-run",)])
-def test_an_interrupted_plan_does_not_say_that_it_goes_on(options, monkeypatch, tmp_path, capsys):
+def test_only_an_interrupted_run_says_that_it_goes_on(options, monkeypatch, tmp_path, capsys):
     def stop(*arguments):
         raise KeyboardInterrupt
 
