@@ -4,7 +4,7 @@
     python benchmarks/classifier.py --train fashion-b.zip --test fashion-test.zip --out models/fashion/classifier-b
 
 The first is `fashion128`, of all training images; the second `fashion128-b`, a judge of the panel, of half b alone
-(`python -m trainer data fashion --half b --out fashion-b.zip`). Each was run once, with these defaults; the shipped
+(`fewstep trainer data fashion --half b --out fashion-b.zip`). Each was run once, with these defaults; the shipped
 files are its output and are never retrained in place, because published distances are relative to them.
 """
 

@@ -97,7 +97,7 @@ def load_data(args: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
     else:
         for path, split in ((args.data, "train"), (args.held_out, "test")):
             if not path.exists():
-                command = f"python -m trainer data fashion --split {split} --out {path}"
+                command = f"fewstep trainer data fashion --split {split} --out {path}"
                 raise DataError(f"{path} does not exist; for Fashion-MNIST: {command}")
         train, held_out = (read_image_set(path) for path in (args.data, args.held_out))
     if args.smoke:

@@ -3,7 +3,7 @@
     python benchmarks/networks.py --data runs/data/earth.zip --held-out runs/data/earth-test.zip --minutes 10
     python benchmarks/networks.py --smoke                             # a minute; proves that it runs
 
-Every network is trained as `python -m trainer teacher` trains it (compiled, bf16), on as many images as fit into its
+Every network is trained as `fewstep trainer teacher` trains it (compiled, bf16), on as many images as fit into its
 minutes: the CPU seconds of an update are measured first. The networks train side by side, one process and one thread
 each, and minutes are CPU time, so that other work on the machine costs all of them the same. Compilation is not
 counted. Each is judged by its denoising error on held-out images, relative to the noise, at several noise levels; a

@@ -223,7 +223,7 @@ def load_images(args: argparse.Namespace) -> ImageSet:
         return replace(images, images=images.images[::20], labels=images.labels[::20])
     if not args.data.exists():
         raise DataError(
-            f"{args.data} does not exist; for Fashion-MNIST: python -m trainer data fashion --half a --out {args.data}"
+            f"{args.data} does not exist; for Fashion-MNIST: fewstep trainer data fashion --half a --out {args.data}"
         )
     return read_image_set(args.data)
 

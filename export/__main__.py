@@ -35,7 +35,7 @@ EXPORT = f"""Export a checkpoint's network as an engine directory.
 {PROG} diffusers --model DIR --out DIR writes a student as a folder of diffusers."""
 DIFFUSERS = """Write a student as a folder of diffusers: DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR,
 trust_remote_code=True) loads it, and samples the images of the server. fewstep need not be installed there.
-`python -m trainer import DIR --out OUT` makes a checkpoint of such a folder again."""
+`fewstep trainer import DIR --out OUT` makes a checkpoint of such a folder again."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

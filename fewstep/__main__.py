@@ -1,4 +1,4 @@
-"""The `fewstep` command: serve, generate, train, posterior, export, bench, remake."""
+"""The `fewstep` command: serve, generate, train, trainer, posterior, export, bench, remake."""
 
 import sys
 import time
@@ -13,6 +13,7 @@ COMMANDS = {
     "serve": "a server of one or several models",
     "generate": "images of many seeds into a folder, a sheet, or a file of a data set",
     "train": "from pictures to a student that can be served",
+    "trainer": "one training command alone: a data set, a teacher, a student, levels, a classifier",
     "posterior": "from a prior and a reward to a sampler of their posterior",
     "export": "from a checkpoint to an engine, with proof that both make the same images",
     "bench": "how fast a model is here, and how good",
@@ -45,6 +46,10 @@ def _run(command: str, arguments: list[str], began: float) -> int:
         from fewstep.commands import train
 
         return train.main(arguments, began)
+    if command == "trainer":
+        from trainer import __main__ as trainer
+
+        return trainer.main(arguments)
     if command == "posterior":
         from trainer import posterior
 

@@ -52,7 +52,11 @@ def subcommand(arguments: Sequence[str], prog: str, commands: Mapping[str, str],
     if name in ("-h", "--help"):
         width = max(map(len, commands))
         listed = "\n".join(f"  {known:<{width}}  {says}" for known, says in commands.items())
-        print(f"usage: {prog} COMMAND ...\n\n{opening}\n\n{listed}\n\n`{prog} COMMAND --help` lists the flags of one.")
+        text = f"usage: {prog} COMMAND ...\n\n{opening}\n\n{listed}\n\n`{prog} COMMAND --help` lists the flags of one."
+        try:
+            print(text, flush=True)
+        except OSError as error:  # a full disk, a closed pipe
+            refuse(f"stdout cannot be written: {error.strerror}")
         raise SystemExit(0)
     said = f"there is no command {name!r}" if name else "no command is named"
     refuse(f"{said}; {_nearest(name, commands)} ({prog} --help)")

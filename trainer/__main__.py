@@ -1,4 +1,4 @@
-"""python -m trainer COMMAND: from images to a checkpoint folder, stage by stage."""
+"""`fewstep trainer COMMAND`, or python -m trainer: from images to a checkpoint folder, stage by stage."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 INTERRUPTED = 130
 CACHE = Path("runs/data")
-PROG = "python -m trainer"
+PROG = "fewstep trainer"
 STAGES = "From images to a served student: data, teacher, student, calibrate; then `fewstep export`."
 COMMANDS = {
     "data": "make a dataset zip, or look into one",

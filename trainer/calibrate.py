@@ -1,6 +1,6 @@
-"""`python -m trainer calibrate`: after training, the levels at which a student's images are closest to the data.
+"""`fewstep trainer calibrate`: after training, the levels at which a student's images are closest to the data.
 
-    python -m trainer calibrate --model runs/student --teacher runs/teacher --data photos.zip
+    fewstep trainer calibrate --model runs/student --teacher runs/teacher --data photos.zip
 
 The best levels for k calls are found by a search after training. The distance is the Fréchet distance in the teacher's
 own features: every model has a teacher, and no table of results is measured in its features. Every list is measured on
@@ -55,7 +55,7 @@ class CalibrateCommand:
 
 def run(arguments: Sequence[str]) -> int:
     """Returns the exit status. Raises CheckpointError, DataError, MachineError or OSError."""
-    asked = parse(CalibrateCommand, arguments, "python -m trainer calibrate", __doc__ or "")
+    asked = parse(CalibrateCommand, arguments, "fewstep trainer calibrate", __doc__ or "")
     from trainer.data.named import load_recipe_dataset, read_data
     from trainer.levels.calibration import CalibrationConfig, calibrate, steps_to_search, teacher_space
     from trainer.run.compute import Compute, usable_device

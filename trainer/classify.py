@@ -1,4 +1,4 @@
-"""The command `python -m trainer classifier`: train a classifier that takes the noise level as an input."""
+"""The command `fewstep trainer classifier`: train a classifier that takes the noise level as an input."""
 
 import json
 from dataclasses import asdict

@@ -109,7 +109,7 @@ def _limitations(card: Card, report: Mapping[str, Any] | None) -> str:
 
 def _get_started(card: Card) -> str:
     if card.role == "teacher":
-        return _shell("python -m trainer student --recipe NAME --teacher THIS-FOLDER --out STUDENT")
+        return _shell("fewstep trainer student --recipe NAME --teacher THIS-FOLDER --out STUDENT")
     wanted: dict[str, Any] = {"steps": min(4, max(card.levels)), "seed": 7}
     if card.class_names:
         wanted["label"] = card.class_names[0]

@@ -28,7 +28,7 @@ complete, 1 trained, but diverged, 2 refused, 130 interrupted.
 """
 REWARDS = """\
 rewards:
-  class:DIR:3             class 3 of the classifier in DIR (python -m trainer classifier --out DIR)
+  class:DIR:3             class 3 of the classifier in DIR (fewstep trainer classifier --out DIR)
   classes:DIR:0,2,4       any of several classes
   each-class:DIR          every class, each with its own posterior: one adapter that is told the class
   inpaint:IMAGE:5x5+2+1   IMAGE, of which the rectangle of width x height + left + top is not known

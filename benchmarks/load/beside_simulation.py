@@ -37,11 +37,11 @@ from benchmarks.load.servers import ours
 from benchmarks.serving.figures import good, own
 from benchmarks.serving.mix import Kind, Mix
 from benchmarks.serving.offering import Load, Watch, offer, schedule
-from benchmarks.serving.plan import policy_of
 from benchmarks.serving.reachable import check
 from benchmarks.serving.simulate import Requests, Site, simulate
 from benchmarks.serving.target import Target
 from fewstep.ranges import POSITIVE, number, whole
+from server.scheduler.policy import policy_of
 
 AGEING, BATCH_DELAY_S, MAX_QUEUE = 15.0, 10.0, 4096  # the queue holds what a load below 1 makes wait
 TIMEOUT_S = 60.0

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from benchmarks.serving.simulate import Requests, Site, simulate
 from benchmarks.serving.units import seconds, seconds_from_zero, shown
 from fewstep.ranges import POSITIVE, Range, number, whole
 from fewstep.subcommands import Parser, refuse
-from server.scheduler.policy import Policy, behind_interactive, earliest_deadline, fifo, shortest
+from server.scheduler.policy import policy_of
 
 MAX_DEVICES = 100_000
 WARM_UP = 0.1  # of the requests, the first ones, which find the devices idle, are not counted
@@ -97,14 +97,6 @@ def fewest(within: Callable[[int], bool], least: int) -> int | None:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if within(middle) else (good, middle)
     return good
-
-
-def policy_of(name: str, ageing: float, batch_delay_s: float) -> Policy:
-    """As server.processes.worker makes it of the settings."""
-    policies: dict[str, Policy] = {
-        "fifo": fifo, "deadline": earliest_deadline, "shortest": partial(shortest, ageing=ageing),
-    }  # fmt: skip
-    return partial(behind_interactive, policy=policies[name], delay_s=batch_delay_s)
 
 
 def plan(args: argparse.Namespace, call_s: Sequence[float], tell: Callable[[Figures], None]) -> list[Figures]:

@@ -45,5 +45,5 @@ image = {call}.images[0]
 ## Training Details
 
 {card.dataset.images:,} images of {card.dataset.name}. `fewstep.json` has the noise levels and how it was trained;
-`python -m trainer import DIR --out OUT` makes a checkpoint of fewstep of this folder.
+`fewstep trainer import DIR --out OUT` makes a checkpoint of fewstep of this folder.
 """

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from starlette.datastructures import Headers
 
 from server.scheduler.refusal import Refusal, invalid, shown
 
@@ -71,6 +72,15 @@ def typed(text: str, field: FieldInfo) -> Any:
         number = _number(text)
         return number if int in kinds or float in kinds else text
     return text
+
+
+def only_value(headers: Headers, name: str) -> str | None:
+    """The value of a header; None without one. Raises Refusal where it comes several times with different values."""
+    given = headers.getlist(name)
+    if len(set(given)) > 1:
+        listed = " and ".join(map(shown, given[:2]))
+        raise invalid(f"the header {name} comes with {listed}; send it once", code="conflict", param=name)
+    return given[0] if given else None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

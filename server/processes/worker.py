@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -23,8 +22,8 @@ from server.scheduler.encoding import Encoders
 from server.scheduler.loading import LoadOptions, load_model
 from server.scheduler.loop import EngineLoop, Inbox
 from server.scheduler.model import Model
-from server.scheduler.policy import Policy, behind_interactive, earliest_deadline, fifo, shortest
-from server.settings.settings import PolicyName, Settings, SettingsError
+from server.scheduler.policy import Policy, policy_of
+from server.settings.settings import Settings, SettingsError
 from server.settings.sources import visible_gpu
 
 logger = logging.getLogger(__name__)
@@ -58,10 +57,7 @@ class WorkerConfig:
             backend=settings.backend, mode=settings.mode, capacity=settings.capacity, threads=settings.threads,
             processes=settings.workers, stall_s=settings.stall_s,
         )  # fmt: skip
-        policies: dict[PolicyName, Policy] = {
-            "fifo": fifo, "deadline": earliest_deadline, "shortest": partial(shortest, ageing=settings.ageing),
-        }  # fmt: skip
-        policy = partial(behind_interactive, policy=policies[settings.policy], delay_s=settings.batch_delay_s)
+        policy = policy_of(settings.policy, settings.ageing, settings.batch_delay_s)
         return cls(settings.engines, announced, options, policy, SharedTimes())
 
 

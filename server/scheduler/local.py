@@ -22,7 +22,7 @@ from server.scheduler.events import Accepted, Event, Failed, Finished, Health, i
 from server.scheduler.loading import LoadOptions, load_model
 from server.scheduler.loop import Delivery, EngineLoop, QueueInbox
 from server.scheduler.model import Model
-from server.scheduler.policy import Policy, fifo
+from server.scheduler.policy import Policy, policy_of
 from server.scheduler.refusal import unavailable
 from server.scheduler.request import Cancel, ImageRequest, Submit
 from server.scheduler.stats import Stats
@@ -31,6 +31,7 @@ from server.scheduler.validate import check_request
 logger = logging.getLogger(__name__)
 
 DAY_S = 86_400.0
+FIFO = policy_of("fifo", ageing=15.0, batch_delay_s=10.0)  # as a server's with the default settings
 CLOSED = "the service is closed"
 
 
@@ -119,8 +120,11 @@ class EventStream:
 class LocalService:
     """An engine loop in a thread of its own, and the threads that encode its images."""
 
-    def __init__(self, models: Mapping[str, Model], manifests: Mapping[str, Manifest], policy: Policy = fifo) -> None:
-        """models: loaded, by name. The loop runs from here until `close`."""
+    def __init__(self, models: Mapping[str, Model], manifests: Mapping[str, Manifest], policy: Policy = FIFO) -> None:
+        """models: loaded, by name. policy: by default first come, first served, requests of priority batch 10 s behind.
+
+        The loop runs from here until `close`.
+        """
         self.manifests = manifests
         self.stats: Stats | None = None
         self.failing: set[str] = set()  # models whose network calls keep failing

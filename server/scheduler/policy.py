@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -79,6 +80,17 @@ def behind_interactive(
         entries = [_later(entry, delay_s) if entry.batch else entry for entry in entries if entry.deadline_s > now_s]
         entries.sort(key=lambda entry: entry.arrived_s)  # stable: equal times in order of arrival
     return policy(entries, free, now_s)
+
+
+def policy_of(name: str, ageing: float, batch_delay_s: float) -> Policy:
+    """The policy of a server's settings. name: fifo, deadline or shortest.
+
+    ageing: of `shortest`, > 0. batch_delay_s: of `behind_interactive`.
+    """
+    policies: dict[str, Policy] = {
+        "fifo": fifo, "deadline": earliest_deadline, "shortest": partial(shortest, ageing=ageing),
+    }  # fmt: skip
+    return partial(behind_interactive, policy=policies[name], delay_s=batch_delay_s)
 
 
 def _later(entry: Waiting, delay_s: float) -> Waiting:

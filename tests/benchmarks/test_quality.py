@@ -234,7 +234,7 @@ def test_a_rival_is_a_row_and_cells_are_shared_between_runs(tmp_path, zips, monk
         (["--student", "x=/nowhere"], "holds no engine"),
         (["--only", "nonsense"], "--only nonsense fits nothing; there are student, euler"),
         (["--images", "3"], "more than 3"),
-        (["--data", "/nowhere.zip"], "/nowhere.zip does not exist; for Fashion-MNIST: python -m trainer data fashion"),
+        (["--data", "/nowhere.zip"], "/nowhere.zip does not exist; for Fashion-MNIST: fewstep trainer data fashion"),
         (["--inception", "/nowhere.pth"], "does not exist; --inception wants the file known as pt_inception"),
         (["--student", f"x={ROOT / 'models/fashion/teacher'}"], "x has no levels in its card: it is not a student"),
     ],
@@ -253,5 +253,5 @@ def test_a_fresh_clone_has_what_a_smoke_run_needs_and_a_full_run_says_what_makes
     assert (len(train.images), len(held_out.images)) == (1000, 500)
     assert train.images.shape[1:] == (32, 32, 1) and "stand in for it" in capsys.readouterr().err
     args.smoke = False
-    with pytest.raises(DataError, match=r"python -m trainer data fashion --split train --out .*fashion\.zip"):
+    with pytest.raises(DataError, match=r"fewstep trainer data fashion --split train --out .*fashion\.zip"):
         inputs.load_data(args)

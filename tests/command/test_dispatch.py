@@ -30,6 +30,16 @@ def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]):
     assert all(f"  {name} " in said for name in COMMANDS)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("words", ["--help", "trainer --help"])
+def test_a_help_that_cannot_be_written_is_one_line(words: str):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fewstep", *words.split()], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2 and done.stderr == "error: stdout cannot be written: No space left on device\n"
+
+
 def test_serve_takes_the_servers_options_and_its_exit_status():
     checked = ran("serve", "--check", "--model", "fashion", "--port", "81")
     assert checked.returncode == 0 and "# fashion: 32x32x1" in checked.stdout and "port = 81" in checked.stdout
@@ -42,7 +52,7 @@ def test_serve_takes_the_servers_options_and_its_exit_status():
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("", "no command is named; choose serve, generate, train, posterior, export, bench, remake (fewstep --help)"),
+        ("", f"no command is named; choose {', '.join(COMMANDS)} (fewstep --help)"),
         ("serv", "there is no command 'serv'; did you mean serve? (fewstep --help)"),
         ("bench qqq", "there is no command 'qqq'; choose latency, quality, panel, serve, plan (fewstep bench --help)"),
         ("bench plan", "--rate, --mix and --p99 are required; `fewstep bench plan --help` lists the flags"),
@@ -57,6 +67,8 @@ def test_serve_takes_the_servers_options_and_its_exit_status():
         ("remake a.png --qqq=1", "there is no flag --qqq; `fewstep remake --help` lists the flags"),
         ("export", "--model and --out are required; `fewstep export --help` lists the flags"),
         ("serve --qqq=1", "there is no flag --qqq; `fewstep serve --help` lists the flags"),
+        ("trainer teach", "there is no command 'teach'; did you mean teacher? (fewstep trainer --help)"),
+        ("trainer publish --model x", "--out is required; `fewstep trainer publish --help` lists the flags"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(words: str, sentence: str):

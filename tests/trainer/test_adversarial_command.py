@@ -96,5 +96,5 @@ def test_what_is_missing_or_foreign_is_said_before_the_first_step(trained, tmp_p
         run(request(folders, switches={"imitation_share": 1.0}))
     with pytest.raises(RangeError, match="--lr must be a number above 0"):
         run(request(folders, switches={"lr": 0.0}))
-    with pytest.raises(CheckpointError, match="python -m trainer classifier"):
+    with pytest.raises(CheckpointError, match="fewstep trainer classifier"):
         run(request(folders, critics=(folders["teacher"],)))

@@ -173,7 +173,7 @@ def load_classifier(folder: Path, device: str = "cpu") -> NoisyClassifier:
     path = folder / CLASSIFIER_FILE
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} holds no {CLASSIFIER_FILE}: train one with python -m trainer classifier --out {folder}"
+            f"{folder} holds no {CLASSIFIER_FILE}: train one with fewstep trainer classifier --out {folder}"
         )
     try:
         with safe_open(path, framework="pt") as file:

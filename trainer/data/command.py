@@ -1,9 +1,9 @@
-"""`python -m trainer data`: turn images into a dataset zip, or look into one.
+"""`fewstep trainer data`: turn images into a dataset zip, or look into one.
 
-python -m trainer data fashion --out fashion.zip
-python -m trainer data fashion --half a --out fashion-a.zip
-python -m trainer data folder PHOTOS --resolution 64 --licence "CC0-1.0" --out photos.zip
-python -m trainer data show fashion.zip --png sheet.png
+fewstep trainer data fashion --out fashion.zip
+fewstep trainer data fashion --half a --out fashion-a.zip
+fewstep trainer data folder PHOTOS --resolution 64 --licence "CC0-1.0" --out photos.zip
+fewstep trainer data show fashion.zip --png sheet.png
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ SHEET_COLUMNS = 16
 SHEET_TILE = 32  # smaller images are enlarged to about this many pixels
 
 
-PROG = "python -m trainer data"
+PROG = "fewstep trainer data"
 KINDS = {
     "digits": "scikit-learn's handwritten digits, 8x8 gray",
     "fashion": "Fashion-MNIST, 32x32 gray",

@@ -121,7 +121,7 @@ def read_image_set(path: Path, *, verify: bool = False) -> ImageSet:
     """Open a dataset zip with its pixels memory-mapped. Its hash and deviation are trusted; verify: compute both again,
     which reads every pixel. Raises DataError."""
     if not path.is_file():
-        raise DataError(f"{path} does not exist; `python -m trainer data --help` lists how to make a dataset")
+        raise DataError(f"{path} does not exist; `fewstep trainer data --help` lists how to make a dataset")
     try:
         with zipfile.ZipFile(path) as archive:
             meta = json.loads(archive.read("dataset.json"))

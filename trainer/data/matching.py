@@ -30,7 +30,7 @@ def check_images(card: Card, data: ImageSet, who: str) -> None:
         raise DataError(
             f"{data.name} has a pixel deviation of {measured:.3f}, the images {who} was trained on had {trained:.3f}: "
             "these are other images, or the same ones at another contrast. Give --data what it was trained on, or "
-            "continue the teacher on these images first: python -m trainer teacher --init TEACHER --data ..."
+            "continue the teacher on these images first: fewstep trainer teacher --init TEACHER --data ..."
         )
 
 

@@ -49,7 +49,7 @@ def read_data(path: Path, side: int) -> ImageSet:
     Raises DataError.
     """
     if not path.exists():
-        raise DataError(f"{path} does not exist; name a data set (python -m trainer data ...) or a folder of pictures")
+        raise DataError(f"{path} does not exist; name a data set (fewstep trainer data ...) or a folder of pictures")
     if path.is_dir():
         return read_given(path, side)
     try:

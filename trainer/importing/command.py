@@ -1,7 +1,7 @@
-"""`python -m trainer import`: make a checkpoint folder of a pretrained teacher.
+"""`fewstep trainer import`: make a checkpoint folder of a pretrained teacher.
 
-python -m trainer import edm-cifar10-32x32-cond-vp.pkl --out runs/cifar10 --class-names names.txt
-python -m trainer import ddpm-cifar10-32 --out runs/ddpm --data-name CIFAR-10
+fewstep trainer import edm-cifar10-32x32-cond-vp.pkl --out runs/cifar10 --class-names names.txt
+fewstep trainer import ddpm-cifar10-32 --out runs/ddpm --data-name CIFAR-10
 
 A file is read as a network pickle of EDM (DDPM++, NCSN++ or ADM; EDM's own are licensed CC BY-NC-SA 4.0), without
 running the code inside it; a folder as a UNet2DModel of diffusers with its scheduler, or as a student that
@@ -44,7 +44,7 @@ class ImportCommand:
 
 def run(arguments: Sequence[str]) -> None:
     """Raises CheckpointError or OSError."""
-    args = parse(ImportCommand, arguments, "python -m trainer import", __doc__ or "")
+    args = parse(ImportCommand, arguments, "fewstep trainer import", __doc__ or "")
     from fewstep.diffusers_folder import is_folder, read_folder
     from trainer.importing.diffusers_folder import import_diffusers
     from trainer.importing.edm_weights import import_edm

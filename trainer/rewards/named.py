@@ -1,6 +1,6 @@
 """A reward as it is written on a command line.
 
-class:DIR:3             class 3 of the classifier in DIR (python -m trainer classifier --out DIR)
+class:DIR:3             class 3 of the classifier in DIR (fewstep trainer classifier --out DIR)
 classes:DIR:0,2,4       any of several classes
 each-class:DIR          every class, told to the posterior as y
 inpaint:IMAGE:5x5+2+1   IMAGE with the rectangle of width x height + left + top unknown

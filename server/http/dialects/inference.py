@@ -30,9 +30,9 @@ from server.http.dialects.inference_schema import (
 )
 from server.http.dialects.native_schema import MIN_TIMEOUT_S
 from server.http.edits import body_limit
-from server.http.fields import parse
+from server.http.fields import only_value, parse
 from server.http.openapi import JSON, answers
-from server.http.routes import HEADER_LENGTH, MODEL_VERSION, Route
+from server.http.routes import HEADER_LENGTH, MODEL_VERSION, PRIORITY_HEADER, Route
 from server.http.service import ImageService, Order, made, read_body
 from server.scheduler.events import Finished
 from server.scheduler.refusal import Kind, invalid, shown
@@ -114,7 +114,8 @@ class InferenceDialect:
 
     async def infer(self, name: str, http: Request) -> Response:
         body = await read_body(http, body_limit(self.settings, self.models), self.settings.timeout_s)
-        wanted = self.read(name, body, http.headers.get(HEADER_LENGTH))
+        headers = http.headers
+        wanted = self.read(name, body, only_value(headers, HEADER_LENGTH), only_value(headers, PRIORITY_HEADER))
         done = await made(self.service, wanted.order, http)
         request = wanted.order.request
         large = sum(map(len, done.images)) > INLINE_BYTES
@@ -125,8 +126,11 @@ class InferenceDialect:
             return Response(content, media_type=JSON, headers=headers)
         return Response(content, media_type=BINARY, headers={**headers, HEADER_LENGTH: str(length)})
 
-    def read(self, name: str, body: bytes, header_length: str | None) -> Wanted:
-        """What is asked for. header_length: of the JSON, where binary data follows it. Raises Refusal."""
+    def read(self, name: str, body: bytes, header_length: str | None, priority: str | None = None) -> Wanted:
+        """What is asked for. Raises Refusal.
+
+        header_length: of the JSON, where binary data follows it. priority: of the header.
+        """
         text, binary = split(body, header_length)
         fields = parse(text, InferBody)
         check_text("id", fields.id or "")
@@ -140,14 +144,14 @@ class InferenceDialect:
         if not 1 <= len(tensors["seed"]) <= self.settings.max_images:
             message = f"seed must have 1 to {self.settings.max_images} values, one for each image, not"
             raise invalid(f"{message} {len(tensors['seed'])}", code="out_of_range", param="inputs")
-        request = self._request(name, tensors)
+        request = self._request(name, tensors, priority_of(parameters.get("priority"), priority))
         return Wanted(
             fields.id,
             Order(request, self._timeout_s(parameters.get("timeout"))),
             wanted_outputs(fields.outputs, binary_output),
         )
 
-    def _request(self, name: str, tensors: Mapping[str, Integers]) -> ImageRequest:
+    def _request(self, name: str, tensors: Mapping[str, Integers], priority: str | None) -> ImageRequest:
         seeds = tensors["seed"].tolist()
         labels, steps = ([*tensors[each].tolist()] if each in tensors else None for each in ("label", "steps"))
         labels = None if labels is None else [None if label == -1 else label for label in labels]
@@ -155,7 +159,9 @@ class InferenceDialect:
             labels *= len(seeds)
         if steps is not None and len(steps) == 1:
             steps *= len(seeds)
-        return image_request(self.models[name], seeds=seeds, labels=labels, steps=steps, format="npy")
+        return image_request(
+            self.models[name], seeds=seeds, labels=labels, steps=steps, format="npy", priority=priority
+        )
 
     def _timeout_s(self, microseconds: Any) -> float:
         if microseconds is None:
@@ -166,6 +172,20 @@ class InferenceDialect:
         least, most = round(1e6 * MIN_TIMEOUT_S), int(1e6 * self.settings.timeout_s)
         check_range("timeout (in microseconds)", microseconds, least, most)
         return microseconds / 1e6
+
+
+def priority_of(parameter: Any, header: str | None) -> str | None:
+    """The priority of a request; None: the default. Raises Refusal.
+
+    parameter: one of our words, or Triton's whole number, where 1 is the highest priority and 0 the default: 0 and 1
+    are interactive, all others batch. It comes before the header.
+    """
+    if parameter is None or isinstance(parameter, str):
+        return header if parameter is None else parameter
+    if type(parameter) is not int or not 0 <= parameter < 2**64:
+        message = f"priority must be interactive, batch or a whole number from 0 to 2^64 - 1, not {shown(parameter)}"
+        raise invalid(message, code="wrong_type", param="parameters")
+    return "interactive" if parameter <= 1 else "batch"
 
 
 def _named(name: str) -> dict[str, Any]:

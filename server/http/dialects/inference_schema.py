@@ -30,7 +30,8 @@ class InferBody(BaseModel):
     id: str | None = Field(default=None, description="Comes back in the answer.")
     parameters: dict[str, Any] | None = Field(
         default=None,
-        description="binary_data_output: outputs come as binary data; timeout: microseconds; priority: no effect.",
+        description="binary_data_output: outputs come as binary data; timeout: microseconds; priority: interactive, "
+        "batch, or a whole number (0 and 1: interactive, more: batch).",
     )
     inputs: list[dict[str, Any]] | None = Field(
         default=None, description=" ".join(f"{name}: {text}" for name, text in INPUTS.items())

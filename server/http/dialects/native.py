@@ -38,7 +38,7 @@ from server.http.edits import (
 )
 from server.http.event_stream import KEEPALIVE_S, message, streamed
 from server.http.event_stream import MEDIA_TYPE as EVENTS
-from server.http.fields import parse
+from server.http.fields import only_value, parse
 from server.http.negotiation import named, preferred
 from server.http.openapi import JSON
 from server.http.pictures import MODES, decode_base64, decode_mask, from_base64
@@ -79,7 +79,7 @@ class NativeDialect:
         limit = body_limit(self.settings, self.models)
         accept = ", ".join(http.headers.getlist("accept"))
         body = await read_body(http, limit, self.settings.timeout_s)
-        asked = self.read(body, accept, http.headers.get(PRIORITY_HEADER))
+        asked = self.read(body, accept, only_value(http.headers, PRIORITY_HEADER))
         del body  # what follows takes its time
         if asked.answer == EVENTS:
             headers = image_headers(asked.request, asked.manifest, self.settings)

@@ -33,7 +33,7 @@ from server.http.edits import (
     edit_of,
 )
 from server.http.event_stream import KEEPALIVE_S, message, streamed
-from server.http.fields import decoded, typed, validated
+from server.http.fields import decoded, only_value, typed, validated
 from server.http.kept_images import KeptImages
 from server.http.multipart import parts_of
 from server.http.openapi import address_of
@@ -290,7 +290,8 @@ def _typed(name: str, text: str) -> Any:
 
 def with_extras(data: Mapping[str, Any], headers: Headers) -> dict[str, Any]:
     """The fields, with those of our own that came in `extra_body` or as headers. Raises Refusal."""
-    given = {name: _typed(name, headers[header]) for header, name in EXTRA_HEADERS.items() if header in headers}
+    sent = {name: only_value(headers, header) for header, name in EXTRA_HEADERS.items()}
+    given = {name: _typed(name, text) for name, text in sent.items() if text is not None}
     nested = data.get("extra_body")
     if isinstance(nested, dict):
         for name in nested:

@@ -205,6 +205,25 @@ def test_binary_data_is_read_behind_the_json_and_nothing_is_left():
             split(b"{}", length)
 
 
+@pytest.mark.parametrize(
+    ("parameter", "header", "expected"),
+    [
+        (None, None, "interactive"), (None, "batch", "batch"), ("batch", None, "batch"),
+        ("interactive", "batch", "interactive"), (0, None, "interactive"), (1, "batch", "interactive"),
+        (2, None, "batch"), (2**64 - 1, None, "batch"),
+    ],
+)  # fmt: skip
+def test_the_priority_is_one_of_our_words_or_tritons_number(parameter: Any, header: str | None, expected: str):
+    body = {"inputs": [seeds()], "parameters": {"priority": parameter}}
+    assert DIALECT.read("tiny", json.dumps(body).encode(), None, header).order.request.priority == expected
+
+
+@pytest.mark.parametrize("parameter", [-1, 2**64, 1.5, True, [], "low", ""])
+def test_another_priority_is_refused(parameter: Any):
+    with pytest.raises(Refusal, match="priority must be interactive"):
+        DIALECT.read("tiny", json.dumps({"inputs": [seeds()], "parameters": {"priority": parameter}}).encode(), None)
+
+
 def test_a_timeout_is_in_microseconds():
     body = {"inputs": [seeds()], "parameters": {"timeout": 2_500_000}}
     assert DIALECT.read("tiny", json.dumps(body).encode(), None).order.timeout_s == 2.5

@@ -16,8 +16,9 @@ from PIL import Image
 from starlette.datastructures import Headers
 
 from fewstep.pixels import encode
-from server.http.dialects.openai import Asked, OpenAIDialect, decode_files, form_of, partial_calls
+from server.http.dialects.openai import Asked, OpenAIDialect, decode_files, form_of, partial_calls, with_extras
 from server.http.dialects.openai_schema import ImagesBody
+from server.http.fields import only_value
 from server.http.pictures import decode_mask
 from server.http.service import ImageService
 from server.scheduler.events import Failed, Finished, Progress
@@ -83,6 +84,15 @@ def test_the_priority_comes_from_the_body_or_a_header():
     assert [each.request.priority for each in asked] == ["interactive", "batch", "interactive"]
     with pytest.raises(Refusal, match='priority must be one of interactive, batch, not "low"'):
         read({}, {"x-priority": "low"})
+
+
+def test_a_header_that_comes_twice_with_two_values_is_refused():
+    twice = Headers(raw=[(b"x-seed", b"1"), (b"x-seed", b"2")])
+    with pytest.raises(Refusal, match='the header X-Seed comes with "1" and "2"; send it once'):
+        only_value(twice, "X-Seed")
+    with pytest.raises(Refusal, match="X-Seed comes with"):
+        with_extras({}, twice)
+    assert only_value(Headers(raw=[(b"x-seed", b"1")] * 2), "X-Seed") == "1" and only_value(twice, "X-Steps") is None
 
 
 def test_our_own_fields_come_from_the_body_then_from_extra_body_then_from_headers():

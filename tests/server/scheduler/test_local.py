@@ -126,6 +126,21 @@ def test_a_cancelled_request_frees_its_slots_and_its_iteration_ends(service: Fak
     assert caught.value.code == "cancelled"
 
 
+def test_a_request_of_priority_batch_lets_a_later_one_pass(service: Fake):
+    with gated(service) as gate:
+        running = service.submit(request(images=SLOTS, steps=1))
+        gate.wait()
+        batch = service.submit(request(seed=1, images=SLOTS, steps=1, priority="batch"))
+        later = service.submit(request(seed=2, images=SLOTS, steps=1))
+        gate.go(2)  # the running call and one more
+        for stream in (running, later):
+            stream.result()
+        gate.wait()
+        gate.wait()  # the third call has begun: that of the batch request
+        assert isinstance(next(iter(batch)), Accepted) and batch._events.empty()
+    batch.result()
+
+
 def test_a_cancel_wakes_the_consumer_that_waits(service: Fake):
     async def leave() -> str:
         stream = service.submit(request())

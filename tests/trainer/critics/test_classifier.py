@@ -92,7 +92,7 @@ def test_a_file_gives_back_the_network_frozen(tmp_path):
 
 
 def test_no_file_another_file_and_a_damaged_one_are_sentences(tmp_path):
-    with pytest.raises(CheckpointError, match="python -m trainer classifier"):
+    with pytest.raises(CheckpointError, match="fewstep trainer classifier"):
         load_classifier(tmp_path)
     save_file({"a": torch.zeros(1)}, tmp_path / CLASSIFIER_FILE)
     with pytest.raises(CheckpointError, match="no readable classifier"):

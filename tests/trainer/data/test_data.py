@@ -21,7 +21,7 @@ from trainer.data.named import load_recipe_dataset
 
 
 def command(*arguments: str | Path) -> None:
-    """What `python -m trainer data ...` does, errors not yet turned into an exit code."""
+    """What `fewstep trainer data ...` does, errors not yet turned into an exit code."""
     data.run([str(argument) for argument in arguments])
 
 
