@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fewstep.ranges import RangeError
 from trainer.critics.classifier import (
     ADAM,
     Classification,
@@ -38,6 +39,8 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
         raise DataError(f"{data.name} has images without a class; a classifier needs a class for every image")
     if side < 8 or side % 2:
         raise DataError(f"{data.name} is {side}x{side}; a classifier takes images of an even side from 8 up")
+    if options.rows is not None:
+        raise RangeError("--rows-at-once: a classifier is trained on whole batches; choose a smaller --batch instead")
     torch.manual_seed(options.seed)
     settings = ClassifierConfig(side, channels, len(data.class_names), data.sigma_data())
     device = usable_device(options.device)

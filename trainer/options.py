@@ -50,6 +50,9 @@ class RunOptions:
     """auto compiles where that saves time."""
     device: Annotated[str | None, arg(metavar="{cpu,cuda}")] = None
     """cuda where there is one, unless given."""
+    rows: Annotated[int | None, COUNT, arg(name="rows-at-once")] = None
+    """Images of one network call in a process (default: all). A larger batch is computed in parts, and each part again
+    for the gradient: less memory, a third more time, the same result."""
     checkpoint_s: Annotated[float, Range(0), DURATION, arg(name="checkpoint-every")] = 300.0
     """How often the checkpoint is written."""
     snapshot_images: Annotated[int | None, COUNT, arg(name="snapshot-every")] = None

@@ -102,12 +102,13 @@ def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
 def compute_for(options: RunOptions, network: NetworkModule, config: LoopConfig) -> Compute:
     """Where and how a run computes, the same in every process."""
     device, rows = usable_device(options.device), config.batch // ranks()
+    rows = min(rows, options.rows or rows)  # what is timed must fit into memory, too
     precision = _decide_precision(options, network, device, rows)
     compile = _decide_compile(options, config, device, lambda: step_seconds(network, device, rows, precision))
     if rank() == 0 and options.announces:
         how = "compiled, so the first updates take minutes" if compile else "eager"
         print(f"device {device}, {precision}, {how}", file=sys.stderr, flush=True)
-    return Compute(device, precision, compile)
+    return Compute(device, precision, compile, options.rows)
 
 
 def _decide_compile(options: RunOptions, config: LoopConfig, device: str, step_s: Callable[[], float]) -> bool:

@@ -68,6 +68,8 @@ def imitation_loss(output: Tensor, target: Tensor, unit: Tensor | float, shown: 
     return Imitation((error * output).sum() / len(output), error.abs().mean())
 
 
-def denoiser_of(network: nn.Module, sigma_data: float, classes: int, compute: Compute) -> Denoiser:
-    """The network as training calls it: channels-last, compiled and in bfloat16 where `compute` says so."""
-    return Denoiser(runner(network, compute), sigma_data, classes)
+def denoiser_of(
+    network: nn.Module, sigma_data: float, classes: int, compute: Compute, *, trained: bool = False
+) -> Denoiser:
+    """The denoiser of a network as training calls it (trainer.run.compute.runner). trained: by these calls."""
+    return Denoiser(runner(network, compute, trained=trained), sigma_data, classes)

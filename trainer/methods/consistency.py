@@ -18,7 +18,6 @@ from fewstep.samplers import BoundDenoiser, check_solver
 from fewstep.schedule import solver_sigmas
 from trainer.methods.base import denoiser_of
 from trainer.run.compute import Compute
-from trainer.run.distributed import replicate
 from trainer.run.draws import Draws
 from trainer.run.ema import average_of, blend
 from trainer.run.optimizer import adam, descend
@@ -55,7 +54,7 @@ class Consistency:
         if config.target_halflife > 0:
             target = self.networks["target"] = average_of(student)
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=teacher.config.classes, compute=compute)
-        self.student, self.teacher, self.target = map(denoiser, (replicate(student), frozen, target))
+        self.student, self.teacher, self.target = denoiser(student, trained=True), denoiser(frozen), denoiser(target)
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         loss = self.loss(images, labels, rng).mean()

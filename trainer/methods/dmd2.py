@@ -22,7 +22,6 @@ from trainer.methods.base import denoiser_of, simulate_input
 from trainer.methods.divergence import kl_gradient
 from trainer.methods.edm import denoising_loss
 from trainer.run.compute import Compute
-from trainer.run.distributed import replicate
 from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
 from trainer.settings import StudentConfig
@@ -64,8 +63,8 @@ class DMD2:
         }
         self.lists = LevelLists.of(list(config.level_lists.values()), config.floor, compute.device)
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=teacher.config.classes, compute=compute)
-        self.student, self.teacher = denoiser(replicate(student)), denoiser(frozen)
-        self.auxiliary, self.fitted = denoiser(auxiliary), denoiser(replicate(auxiliary))
+        self.student, self.teacher = denoiser(student, trained=True), denoiser(frozen)
+        self.auxiliary, self.fitted = denoiser(auxiliary), denoiser(auxiliary, trained=True)
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         config, scalars = self.config, {}

@@ -25,7 +25,7 @@ from trainer.methods.edm import denoising_loss
 from trainer.methods.endpoints import Endpoints
 from trainer.methods.ncvsd import Observation, combine
 from trainer.run.compute import Compute
-from trainer.run.distributed import replicate
+from trainer.run.distributed import ranks
 from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
 from trainer.settings import StudentConfig
@@ -68,10 +68,9 @@ class Student:
         self.network = student
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=teacher.config.classes, compute=compute)
         # Gradients that pass through the auxiliary without training it must not reach DistributedDataParallel.
-        shared = replicate(auxiliary)
-        fitted = denoiser(shared) if shared is not auxiliary else None
+        fitted = denoiser(auxiliary, trained=True) if ranks() > 1 else None
         networks: dict[str, nn.Module] = {"student": student, "auxiliary": auxiliary}
-        parts = Parts(denoiser(frozen), denoiser(replicate(student)), denoiser(auxiliary), networks, fitted)
+        parts = Parts(denoiser(frozen), denoiser(student, trained=True), denoiser(auxiliary), networks, fitted)
         self._take(parts, config, compute.device, endpoints)
 
     @classmethod

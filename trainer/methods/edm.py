@@ -7,7 +7,6 @@ from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
 from trainer.levels.renoise import lognormal_levels
 from trainer.run.compute import Compute, runner
-from trainer.run.distributed import replicate
 from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
 from trainer.settings import TeacherConfig
@@ -23,7 +22,7 @@ class Teacher:
         self.ema_width = config.ema_width
         self.networks: dict[str, nn.Module] = {"teacher": network.train()}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"teacher": adam(network, config.adam, compute.device)}
-        self.denoiser = Denoiser(runner(replicate(network), compute), sigma_data, network.config.classes)
+        self.denoiser = Denoiser(runner(network, compute, trained=True), sigma_data, network.config.classes)
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         sigma = lognormal_levels(self.config.noise, len(images), rng)

@@ -48,7 +48,7 @@ class Adversarial:
             "critics": adam(self.critics, config.critic_adam, compute.device),
         }
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=start.config.classes, compute=compute)
-        self.student, self.start = denoiser(replicate(student)), denoiser(frozen)
+        self.student, self.start = denoiser(student, trained=True), denoiser(frozen)
         self._replicated_critics = replicate(self.critics)
         lists, top = config.lists, config.lists[0][0]
         longer = tuple(levels for levels in lists if len(levels) > 1)

@@ -18,7 +18,6 @@ from fewstep.schedule import check_levels
 from trainer.methods.base import denoiser_of, imitation_loss, own_trajectory
 from trainer.methods.divergence import l1_error
 from trainer.run.compute import Compute
-from trainer.run.distributed import replicate
 from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
 from trainer.settings import ProgressiveConfig, further_levels
@@ -47,7 +46,7 @@ class Progressive:
         self.networks: dict[str, nn.Module] = {"student": student}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"student": adam(student, config.adam, compute.device)}
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=start.config.classes, compute=compute)
-        self.student, self.start = denoiser(replicate(student)), denoiser(frozen)
+        self.student, self.start = denoiser(student, trained=True), denoiser(frozen)
         self.kept = denoiser(kept.eval().requires_grad_(False)) if kept is not None else self.start
         self.further = further_levels(config.lists, config.further, config.further_for)
 

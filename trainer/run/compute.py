@@ -8,9 +8,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Network
+from trainer.run.compiled_files import clean_cache
+from trainer.run.distributed import replicate
 from trainer.settings import MachineError
 
 Precision = Literal["fp32", "bf16"]
@@ -22,11 +25,39 @@ class Compute:
     device: str = "cpu"
     precision: Precision = "fp32"  # of the network F; preconditioning, losses and averages are always fp32
     compile: bool = False
+    rows: int | None = None  # of a call of the network; more are computed in parts (InParts). None: no limit
 
 
-def runner(network: nn.Module, compute: Compute) -> Network:
-    """The network as the trainer calls it: channels-last input, autocast and compiled as in `compute`, fp32 output."""
-    run = wrap_for_compute(network, compute)
+class InParts(nn.Module):
+    """The same network, with the activations of at most `rows` images in memory.
+
+    A call of more rows is made in parts, and only their inputs are kept: the backward pass computes each part again
+    (Chen et al. 2016, "Training deep nets with sublinear memory cost"), which takes a third more time. The gradient is
+    that of one call, for a row does not depend on the others; dropout draws other units.
+    """
+
+    def __init__(self, network: Callable[..., Tensor], rows: int) -> None:
+        super().__init__()
+        self.network, self.rows = network, rows
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        if len(x) <= self.rows or not torch.is_grad_enabled():
+            return self.network(x, *others)
+        parts = zip(*(tensor.split(self.rows) for tensor in (x, *others)), strict=True)
+        return torch.cat([checkpoint(self.network, *part, use_reentrant=False) for part in parts])
+
+
+def runner(network: nn.Module, compute: Compute, *, trained: bool = False) -> Network:
+    """The network as the trainer calls it: channels-last input, autocast and compiled as in `compute`, fp32 output.
+
+    trained: by these calls. Its gradients are then averaged over the processes of torchrun.
+    """
+    if compute.rows is None:
+        function = _compiled(replicate(network) if trained else network, compute)
+    else:  # the parts are compiled, not the loop over them
+        in_parts = InParts(_compiled(network, compute), compute.rows)
+        function = replicate(in_parts) if trained else in_parts
+    run = _with_layout(function, compute)
     return lambda x, c_noise, onehot: run(x, c_noise, onehot).float()
 
 
@@ -35,15 +66,25 @@ def wrap_for_compute(function: Callable[..., Any], compute: Compute) -> Callable
 
     function: a module or a method of one. Its outputs are not converted.
     """
-    if compute.compile:
-        # One graph per network, shape and gradient mode; torch runs more than its default of 8 uncompiled, silently.
-        torch._dynamo.config.recompile_limit = 64
-    forward = torch.compile(function, dynamic=False) if compute.compile else function
+    return _with_layout(_compiled(function, compute), compute)
+
+
+def _compiled(function: Callable[..., Any], compute: Compute) -> Callable[..., Any]:
+    if not compute.compile:
+        return function
+    clean_cache()
+    # One graph per network, shape and gradient mode; torch runs more than its default of 8 uncompiled, silently.
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(function, dynamic=False)
+
+
+def _with_layout(function: Callable[..., Any], compute: Compute) -> Callable[..., Any]:
+    """Called with channels-last images, and in bfloat16 where `compute` says so."""
     autocast = compute.precision == "bf16"
 
     def run(x: Tensor, *others: Tensor) -> Any:
         with torch.autocast(torch.device(compute.device).type, torch.bfloat16, enabled=autocast):
-            return forward(x.contiguous(memory_format=torch.channels_last), *others)
+            return function(x.contiguous(memory_format=torch.channels_last), *others)
 
     return run
 
