@@ -102,7 +102,7 @@ def runs(data: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactor
         plan: dict[str, tuple[list[str], list[int] | None]] = {
             "teacher 2": (["teacher", *common, "--batch", "8", *to("teacher 2")], None),
             "sid 2": ([*student, *flags(SID), *to("sid 2")], None),
-            "warm 2": ([*student, *flags(WARM), *to("warm 2")], None),
+            "warm 2": ([*student, *flags(WARM), *to("warm 2"), "--rows-at-once", "3"], None),
             "1 then 2": ([*student, *flags(SID), *to("1 then 2"), "--resume"], None),
             "2 then 1": ([*student, *flags(SID), *to("2 then 1")], [1, 3]),
             "dmd2 2": ([*student, "--method", "dmd2", *to("dmd2 2")], None),
