@@ -217,7 +217,8 @@ def row(family: Family, calls: int, trial: Trial, images: int) -> dict[str, Any]
     return {
         "solver": family.name, "label": family.label, "calls": calls, "images": images,
         "sigmas": list(kept.sigmas(levels)), "settings": setting(family, kept), "sigma_max": kept.sigma_max,
-        "sigma_min": kept.sigma_min, "inverse_rho": kept.inverse_rho, **{name: asdict(trial)[name] for name in asdict(trial)},
+        "sigma_min": kept.sigma_min, "inverse_rho": kept.inverse_rho,
+        **{name: asdict(trial)[name] for name in asdict(trial)},
     }  # fmt: skip
 
 

@@ -86,9 +86,16 @@ def test_heun_makes_odd_numbers_of_calls():
 class Brightness:
     """A space of one number: the deviation of an image set's mean from a gray level."""
 
+    description = "brightness"
+
     def distance(self, pixels, labels, seeds) -> float:
         assert len(pixels) == len(labels) == len(seeds)
         return float(abs(pixels.mean() - 128))
+
+
+class Blind(Brightness):
+    def distance(self, pixels, labels, seeds) -> float:
+        raise AssertionError("looked at again")
 
 
 def test_the_objective_is_the_distance_of_the_solvers_own_images_and_is_measured_once(tmp_path):
@@ -106,9 +113,9 @@ def test_the_objective_is_the_distance_of_the_solvers_own_images_and_is_measured
     )
     expected = float(abs(batch.pixels.mean() - 128))
     assert distance(schedule) == expected and seen == [expected]
-    assert objective(None)(schedule) == expected  # an interrupted search that goes on: nothing is sampled or looked at
-    with pytest.raises(AttributeError):
-        objective(None)(replace(schedule, setting=0.4))
+    assert objective(Blind())(schedule) == expected  # an interrupted search that goes on
+    with pytest.raises(AssertionError, match="looked at again"):
+        objective(Blind())(replace(schedule, setting=0.4))
 
 
 def test_each_count_has_its_number_of_images():
