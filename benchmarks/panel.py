@@ -135,6 +135,8 @@ def trained_on(card: Card, folder: Path, train: ImageSet, halves: Halves) -> str
 
 def columns(args: argparse.Namespace, train: ImageSet, halves: Halves) -> list[Sampler]:
     """All samplers that are asked for. Raises CheckpointError or ValueError."""
+    if args.tuned and not args.schedules:
+        raise ValueError("--tuned chooses among searched schedules; name their file: --schedules JSON")
     folder = teacher_folder(args.model, args.teacher)
     found: list[Sampler] = []
     for name, place in {STUDENT: args.model, **args.rival}.items():
@@ -154,7 +156,7 @@ def columns(args: argparse.Namespace, train: ImageSet, halves: Halves) -> list[S
     asked = [*args.solver]
     if args.schedules:
         known = [f"{name}:{k}" for name, method in tuned.items() for k in range(1, 100) if method.sigmas(k)]
-        asked += [text for word in args.tuned for text in named(word, known, args.schedules)]
+        asked += [text for word in args.tuned or ["all"] for text in named(word, known, args.schedules)]
     return found + [solver(text, {**methods, **tuned}, teacher, where) for text in dict.fromkeys(asked)]
 
 
@@ -416,7 +418,7 @@ def main() -> None:
     add("--rival", action=NamedFolders, default={}, metavar="NAME=DIR", taken=taken, help="another student; repeat it")
     add("--schedules", type=Path, metavar="JSON", help="the teacher's solvers at searched schedules")
     add(
-        "--tuned", nargs="+", default=["all"], metavar="WHICH",
+        "--tuned", nargs="+", metavar="WHICH",
         help="of --schedules: all (default), those of so many calls (4), or the one of so many calls that is nearest "
         "in the teacher's features (best:35)",
     )  # fmt: skip

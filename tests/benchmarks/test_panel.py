@@ -148,6 +148,12 @@ def row_names_without_values(row: dict) -> set[str]:
     return {name for name, found in row["metrics"].items() if found["values"] is None}
 
 
+def test_a_choice_of_schedules_without_their_file_is_refused(zips, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["panel.py", "--tuned", "4", *zips, "--cache", str(tmp_path)])
+    with pytest.raises(SystemExit, match="error: --tuned chooses among searched schedules; name their file"):
+        panel.main()
+
+
 def test_too_many_images_for_the_real_ones_are_refused_in_a_sentence(zips, tmp_path, monkeypatch):
     command = ["panel.py", "--images", "2000", "--ranges", "1", "--calls", "1", "--solver", *()]
     monkeypatch.setattr(sys, "argv", [*command, *zips, "--cache", str(tmp_path / "kept")])
