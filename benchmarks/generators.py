@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.engine import load_engine
-from export.manifest import ENGINE_FILE
+from export.manifest import BACKEND_OPENVINO_F32, BACKEND_ORT_CPU, ENGINE_FILE, Manifest, read_manifest
 from fewstep.card import CheckpointError, Levels
 from fewstep.latent import latent_shape, with_latent
 from fewstep.noise import latent_for, noise_for
@@ -94,12 +94,18 @@ def load_generator(folder: Path, backend: Backend, threads: int = 0) -> Generato
 
 
 def load_sampled(folder: Path, threads: int = 0) -> Generator:
-    """The generator of a checkpoint's folder in float32: through its engine where there is one, else through PyTorch.
+    """The generator of a checkpoint's folder in float32: through its engine where that computes in float32 by itself,
+    else through PyTorch.
 
     `backend` of the result says which. Raises CheckpointError when the folder holds no checkpoint.
     """
-    has_engine = (folder / ENGINE_FILE).is_file() or (folder / "engine" / ENGINE_FILE).is_file()
-    return load_generator(folder, "engine" if has_engine else "torch", threads)
+    inner = next((one for one in (folder, folder / "engine") if (one / ENGINE_FILE).is_file()), None)
+    return load_generator(folder, "engine" if inner and in_float32(read_manifest(inner)) else "torch", threads)
+
+
+def in_float32(manifest: Manifest) -> bool:
+    """Whether an engine computes in float32 on the backend of its manifest; its weights may be stored in float16."""
+    return manifest.dtype == "float32" and manifest.backend in (BACKEND_ORT_CPU, BACKEND_OPENVINO_F32)
 
 
 def _on_torch(folder: Path, backend: Backend, threads: int) -> Generator:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.ablation_table import STEPS
+from benchmarks.panel_measures import measures
 from fewstep.metrics.memorisation import THRESHOLD
 
 Result = Mapping[str, Any]  # what benchmarks/harness.py wrote
@@ -154,12 +155,22 @@ def panel_comparisons(result: Result) -> str:
     return markdown(["", *OUTCOMES], lines)
 
 
+def panel_bars(result: Result) -> str:
+    """How a panel.py result stands to the bars of a release; in brackets the student's mean and the other's."""
+    found = measures(result["rows"], result["comparisons"])
+    lines = [[one.what, one.bar, ", ".join(one.hits) or "-", ", ".join(one.misses) or "-"] for one in found]
+    return markdown(["", "bar", "hit", "miss"], lines)
+
+
 def schedules(result: Result) -> str:
     """What solver_search.py found, with its distances on seeds that the search had not seen."""
-    headers = ["solver", "calls", "distance as published", "as found", "sigma_max", "sigma_min", "rho", "setting"]
+    headers = [
+        "solver", "calls", "images", "distance as published", "as found", "sigma_max", "sigma_min", "rho", "setting",
+    ]  # fmt: skip
     lines = [
         [
-            row["label"], str(row["calls"]), *(_mean(row[name]) for name in ("held_out_before", "held_out_after")),
+            row["label"], str(row["calls"]), str(row.get("images", result["settings"]["images"])),
+            *(_mean(row[name]) for name in ("held_out_before", "held_out_after")),
             f"{row['sigma_max']:.3g}", f"{row['sigma_min']:.3g}",
             f"{1 / row['inverse_rho']:.3g}" if row["inverse_rho"] else "log SNR",
             ", ".join(f"{name} {value:.3g}" for name, value in row["settings"].items()) or "-",

@@ -3,14 +3,17 @@
     python benchmarks/panel.py runs/student                        # N = 10,000, three ranges of seeds: hours
     python benchmarks/panel.py runs/student --images 1000          # 40 minutes
     python benchmarks/panel.py --schedules schedules.json --rival consistency=models/fashion/rivals/consistency
+    python benchmarks/panel.py --schedules schedules.json --tuned 4 best:35     # every solver at 4 calls, one at 35
     python benchmarks/panel.py --smoke                             # seconds; proves that it runs
 
 MODEL is a student's folder (default: the shipped one); its teacher is MODEL/teacher or the folder `teacher` beside it.
 Networks run in float32: through their engine where there is one, else through PyTorch. The student makes 1, 2, 4 and 8
-calls, the teacher SA-Solver's 35 and DPM-Solver++ 2M's 4 as published, and whatever --schedules holds
+calls, the teacher SA-Solver's 35 and DPM-Solver++ 2M's 4 as published, and what --tuned names of --schedules
 (benchmarks/solver_search.py). What the metrics are, and what they may not be used for, is in fewstep/metrics/panel.py.
 
-What is sampled and judged is kept (--cache): the same command goes on where the last one stopped.
+What is sampled and judged is kept (--cache): the same command goes on where the last one stopped. All columns grow
+together, 500 images at a time, so that a stopped run of 10,000 images holds a run of fewer: the same command with
+--images 1000, say, has only to judge.
 """
 
 from fewstep import extras
@@ -18,6 +21,7 @@ from fewstep import extras
 extras.name_missing()
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,8 +35,10 @@ from benchmarks.cells import Task
 from benchmarks.generators import Generator, load_sampled
 from benchmarks.harness import WORK, cell_text, need, result_file, table, write_result
 from benchmarks.inputs import MODELS, NamedFolders, add_data_options, load_data, run_cached
-from benchmarks.methods import SOLVERS, Method, dpdm_method, tuned_methods
+from benchmarks.methods import SOLVERS, TUNED, Method, best_tuned, dpdm_method, tuned_methods
+from benchmarks.panel_measures import measures
 from benchmarks.quality import Series
+from benchmarks.repeated_calls import remembered
 from fewstep.card import CARD_FILE, Card, CheckpointError, distilled_from, read_card
 from fewstep.metrics import panel as announced
 from fewstep.metrics.cache import Cache, Key
@@ -129,27 +135,46 @@ def trained_on(card: Card, folder: Path, train: ImageSet, halves: Halves) -> str
 
 def columns(args: argparse.Namespace, train: ImageSet, halves: Halves) -> list[Sampler]:
     """All samplers that are asked for. Raises CheckpointError or ValueError."""
+    if args.tuned and not args.schedules:
+        raise ValueError("--tuned chooses among searched schedules; name their file: --schedules JSON")
     folder = teacher_folder(args.model, args.teacher)
     found: list[Sampler] = []
     for name, place in {STUDENT: args.model, **args.rival}.items():
         where = trained_on(read_card(place), place, train, halves)
-        network = checked(load_sampled(place, args.threads), name, train)
+        network = checked(remembered(load_sampled(place, args.threads)), name, train)
         if not network.levels:
             raise ValueError(f"{place} has no levels in its card: it is not a student")
         label = "DPDM student" if name == STUDENT else name
         series = Series(name, label, network, dpdm_method(network.levels))
-        found += [Sampler(f"{name}:{k}", series, k, where) for k in args.calls if k in network.levels]
+        found += [Sampler(f"{name}:{k}", series, k, where) for k in sorted({*args.calls}) if k in network.levels]
     where = trained_on(read_card(folder), folder, train, halves)
-    teacher = checked(load_sampled(folder, args.threads), "the teacher", train)
+    teacher = checked(remembered(load_sampled(folder, args.threads)), "the teacher", train)
     methods = {method.name: method for method in SOLVERS}
     tuned = (
         {method.name: method for method in tuned_methods(args.schedules, teacher.checkpoint)} if args.schedules else {}
     )
-    asked = [
-        *args.solver,
-        *(f"{name}:{k}" for name, method in tuned.items() for k in range(1, 100) if method.sigmas(k)),
-    ]
+    asked = [*args.solver]
+    if args.schedules:
+        known = [f"{name}:{k}" for name, method in tuned.items() for k in range(1, 100) if method.sigmas(k)]
+        asked += [text for word in args.tuned or ["all"] for text in named(word, known, args.schedules)]
     return found + [solver(text, {**methods, **tuned}, teacher, where) for text in dict.fromkeys(asked)]
+
+
+def named(word: str, known: Sequence[str], schedules: Path) -> list[str]:
+    """NAME:CALLS of the searched schedules that a word of --tuned names. Raises ValueError where it names none.
+
+    word: `all`; a number of calls; or `best:CALLS`, the one that is nearest in the teacher's features.
+    """
+    best, _, calls = word.rpartition(":")
+    found = [text for text in known if word == "all" or text.endswith(f":{calls}")]
+    if best == "best" and found:
+        return [f"{best_tuned(schedules, int(calls))}{TUNED}:{calls}"]
+    if best or not found:
+        raise ValueError(
+            f"--tuned {word} names none of the schedules of {schedules}; write all, a number of calls, or best:CALLS. "
+            f"It has {', '.join(known)}"
+        )
+    return found
 
 
 def checked(network: Generator, name: str, train: ImageSet) -> Generator:
@@ -237,7 +262,7 @@ class CachedPanel:
 
     def floor(self, cache: Cache, labels: Labels, number: int) -> Judged:
         """The same of real images of half a, with the same labels; every range has other images."""
-        facts = {"real": labels.tolist()[:10], "images": len(labels), "number": number}
+        facts = {"real": hashlib.sha256(np.asarray(labels, np.int64).tobytes()).hexdigest(), "number": number}
         if found := self._read(cache, facts):
             return found
         real = self.half_a[matched(labels, self.half_a_labels, part=number)]
@@ -295,12 +320,14 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
         {"sampler": REAL, "label": f"real images of {own}", "calls": None, "metrics": metrics(judged[REAL])},
         *(described(sampler, judged[sampler.name], sampler.task(ranges[0])) for sampler in samplers),
     ]
+    rows = [{**row, "images": args.images} for row in rows]
     comparisons = [
         {"first": a, "second": b, "metrics": [asdict(one) for one in compare(judged[a], judged[b])]}
         for a, b in compared(samplers)
     ]
     print(shown(rows))
     print("\n" + "\n".join(map(sentence_of, comparisons)))
+    print("\n" + "\n".join(map(str, measures(rows, comparisons))))
     settings = {
         "announced": announced.ANNOUNCED, "images": args.images, "ranges": [[s.start, s.stop] for s in ranges],
         "alpha": announced.ALPHA, "manifold_of": min(args.images, announced.MANIFOLD_OF),
@@ -389,7 +416,12 @@ def main() -> None:
     add("--teacher", type=Path, metavar="DIR", help="what it was distilled from (default: found beside it)")
     taken = (STUDENT, REAL, *(method.name for method in SOLVERS))
     add("--rival", action=NamedFolders, default={}, metavar="NAME=DIR", taken=taken, help="another student; repeat it")
-    add("--schedules", type=Path, metavar="JSON", help="the teacher's solvers at searched schedules, all of the file")
+    add("--schedules", type=Path, metavar="JSON", help="the teacher's solvers at searched schedules")
+    add(
+        "--tuned", nargs="+", metavar="WHICH",
+        help="of --schedules: all (default), those of so many calls (4), or the one of so many calls that is nearest "
+        "in the teacher's features (best:35)",
+    )  # fmt: skip
     add("--solver", nargs="*", default=list(PUBLISHED), metavar="NAME:CALLS", help=f"default {' '.join(PUBLISHED)}")
     add("--calls", type=whole(1), nargs="+", default=list(CALLS), help="of the students (default 1 2 4 8)")
     add("--images", type=whole(4, announced.IMAGES), default=announced.IMAGES, help="N per range (default 10000)")

@@ -54,7 +54,7 @@ def tables(result: dict[str, Any]) -> list[str]:
     if result["benchmark"] == "training-cost":
         return [markdown.training_cost(result), markdown.training_totals(result)]
     if result["benchmark"] == "panel":
-        return [markdown.panel(result), markdown.panel_comparisons(result)]
+        return [markdown.panel(result), markdown.panel_bars(result), markdown.panel_comparisons(result)]
     if result["benchmark"] == "solver_search":
         return [markdown.schedules(result)]
     raise ValueError(f"there is no Markdown table for {result['benchmark']!r}; its own command prints one")

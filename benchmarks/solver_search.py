@@ -2,6 +2,7 @@
 
     python benchmarks/solver_search.py --calls 4 --out schedules.json
     python benchmarks/solver_search.py --teacher runs/teacher --data runs/data/fashion-a.zip --calls 2 4 8
+    python benchmarks/solver_search.py --calls 4 35 --images 200 50     # 200 images a schedule of 4 calls, 50 of 35
     python benchmarks/solver_search.py --smoke                     # seconds; proves that it runs
 
 A schedule is sigma_max, sigma_min and rho (Karras et al. 2022, Eq. 5; 1 / rho = 0 is uniform in log SNR), and with
@@ -10,6 +11,8 @@ moved by golden-section search, in a wide window and in a narrower one, as `trai
 Closeness is the Fréchet distance in the teacher's own features to the training images, so that no judge of the panel
 chooses. The seeds are none that a published figure uses. What is found is kept if it is better on four ranges of seeds
 that the search has not seen. latency.py, quality.py and panel.py take the file: --schedules FILE.
+
+Every distance is kept (--cache): the same command goes on where the last one stopped.
 """
 
 from fewstep import extras
@@ -29,11 +32,12 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.generators import BACKENDS, Generator, load_generator, load_sampled
-from benchmarks.harness import ROOT, result_file, table, write_result
-from benchmarks.inputs import MODELS, fixture
+from benchmarks.harness import ROOT, WORK, result_file, table, write_result
+from benchmarks.inputs import MODELS, fixture, run_cached
 from benchmarks.methods import FAMILIES, Family
-from fewstep.card import CheckpointError
+from benchmarks.repeated_calls import remembered
 from fewstep.checkpoint import load_denoiser
+from fewstep.metrics.cache import Cache, Key
 from fewstep.metrics.extractors.teacher import TeacherSpace
 from fewstep.ranges import Range, check_ranges, whole
 from fewstep.schedule import SIGMA_MAX, SIGMA_MIN, logsnr_sigmas, solver_sigmas
@@ -164,22 +168,39 @@ def tried(objectives: Sequence[Objective], family: Family, levels: int, config: 
     return Trial(start, found, is_better(before, after), first(start), first(found), before, after, len(counted))
 
 
-def objective_of(
-    teacher: Generator, space: TeacherSpace, family: Family, levels: int, seeds: range, tick: Callable[[float], Any]
-) -> Objective:
-    """The distance of the images of these seeds, as a function of the schedule. tick: told every distance."""
-    labels = teacher.labels(seeds)
-    asked = np.full(len(seeds), -1, np.int64) if labels is None else labels
+@dataclass(frozen=True)
+class Search:
+    """What all distances of a search have in common."""
 
-    def distance(schedule: Schedule) -> float:
-        sampler = functools.partial(family.sampler, **setting(family, schedule))
-        batches = teacher.sample(sampler, schedule.sigmas(levels), seeds, BATCH)
-        value = space.distance(np.concatenate([batch.pixels for batch in batches]), asked, seeds)
-        value = value if math.isfinite(value) else math.inf
-        tick(value)
-        return value
+    teacher: Generator
+    space: TeacherSpace
+    reference: str  # sha256 of the images that the distance is to
+    cache: Cache
 
-    return distance
+    def objective(self, family: Family, levels: int, seeds: range, tick: Callable[[float], Any]) -> Objective:
+        """The distance of the images of these seeds, as a function of the schedule. tick: told every distance."""
+        labels = self.teacher.labels(seeds)
+        asked = np.full(len(seeds), -1, np.int64) if labels is None else labels
+
+        def distance(schedule: Schedule) -> float:
+            place = self._key(family, schedule, levels, seeds)
+            if (stored := self.cache.read(place)) is None:
+                sampler = functools.partial(family.sampler, **setting(family, schedule))
+                batches = self.teacher.sample(sampler, schedule.sigmas(levels), seeds, BATCH)
+                value = self.space.distance(np.concatenate([batch.pixels for batch in batches]), asked, seeds)
+                stored = {"distance": np.array(value if math.isfinite(value) else math.inf)}
+                self.cache.write(place, **stored)
+            tick(float(stored["distance"]))
+            return float(stored["distance"])
+
+        return distance
+
+    def _key(self, family: Family, schedule: Schedule, levels: int, seeds: range) -> Key:
+        return {
+            "kind": "solver-search", "checkpoint": self.teacher.checkpoint, "backend": self.teacher.backend,
+            "solver": family.name, "sigmas": list(schedule.sigmas(levels)), "settings": setting(family, schedule),
+            "seeds": [seeds.start, seeds.stop], "space": self.space.description, "reference": self.reference,
+        }  # fmt: skip
 
 
 def setting(family: Family, schedule: Schedule) -> dict[str, float]:
@@ -189,14 +210,15 @@ def setting(family: Family, schedule: Schedule) -> dict[str, float]:
     return {family.option: int(schedule.setting) if family.option == "order" else schedule.setting}
 
 
-def row(family: Family, calls: int, trial: Trial) -> dict[str, Any]:
+def row(family: Family, calls: int, trial: Trial, images: int) -> dict[str, Any]:
     """What the file says of one search, for people and for `benchmarks.methods.tuned_methods`."""
     kept, levels = trial.kept, family.levels(calls)
     assert levels is not None, "only possible counts are searched"
     return {
-        "solver": family.name, "label": family.label, "calls": calls, "sigmas": list(kept.sigmas(levels)),
-        "settings": setting(family, kept), "sigma_max": kept.sigma_max, "sigma_min": kept.sigma_min,
-        "inverse_rho": kept.inverse_rho, **{name: asdict(trial)[name] for name in asdict(trial)},
+        "solver": family.name, "label": family.label, "calls": calls, "images": images,
+        "sigmas": list(kept.sigmas(levels)), "settings": setting(family, kept), "sigma_max": kept.sigma_max,
+        "sigma_min": kept.sigma_min, "inverse_rho": kept.inverse_rho,
+        **{name: asdict(trial)[name] for name in asdict(trial)},
     }  # fmt: skip
 
 
@@ -209,12 +231,26 @@ def shown(one: dict[str, Any]) -> dict[str, Any]:
 
 
 def places(solvers: Sequence[str], calls: Sequence[int]) -> Iterator[tuple[Family, int, int]]:
-    """(solver, calls, levels) of every search; counts that a solver cannot make are left out."""
+    """(solver, calls, levels) of every search, count by count; counts that a solver cannot make are left out."""
     families = {family.name: family for family in FAMILIES}
-    for family in (families[name] for name in dict.fromkeys(solvers)):
-        for count in calls:
+    for count in dict.fromkeys(calls):
+        for family in (families[name] for name in dict.fromkeys(solvers)):
             if levels := family.levels(count):
                 yield family, count, levels
+
+
+def images_by_calls(calls: Sequence[int], images: Sequence[int]) -> dict[int, int]:
+    """How many images a schedule of so many calls is measured on. Raises ValueError for another number of numbers."""
+    if len(images) not in (1, len(calls)):
+        raise ValueError(
+            f"--images has {len(images)} numbers and --calls {len(calls)}; give one for all counts, or one for each"
+        )
+    return dict(zip(calls, list(images) * (len(calls) // len(images)), strict=True))
+
+
+def seed_ranges(images: int) -> list[range]:
+    """The seeds of the search, and those of the checks of what it finds."""
+    return [range(FIRST_SEED + i * images, FIRST_SEED + (i + 1) * images) for i in range(1 + HELD_OUT)]
 
 
 def load_images(args: argparse.Namespace) -> ImageSet:
@@ -228,7 +264,8 @@ def load_images(args: argparse.Namespace) -> ImageSet:
     return read_image_set(args.data)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, cache: Cache) -> None:
+    images = images_by_calls(args.calls, args.images)
     data = load_images(args)
     denoiser, card = load_denoiser(args.teacher)
     check_match(card, data, args.teacher)
@@ -239,13 +276,14 @@ def run(args: argparse.Namespace) -> None:
     )
     print(f"looking at {data.name} through the teacher's features", file=sys.stderr, flush=True)
     space = TeacherSpace.of(denoiser, data.images, data.labels)
+    searching = Search(remembered(teacher), space, data.sha256(), cache)
     config = SearchConfig(windows=(4.0,), tries=2) if args.smoke else SearchConfig()
-    ranges = [range(FIRST_SEED + i * args.images, FIRST_SEED + (i + 1) * args.images) for i in range(1 + HELD_OUT)]
     wanted = list(places(args.solver, args.calls))
     if not wanted:
         raise ValueError(f"no solver of {', '.join(args.solver)} makes {', '.join(map(str, args.calls))} calls")
     settings = {
-        "images": args.images, "seeds": [[seeds.start, seeds.stop] for seeds in ranges], "windows": config.windows,
+        "images": images, "windows": config.windows,
+        "seeds": {calls: [[s.start, s.stop] for s in seed_ranges(count)] for calls, count in images.items()},
         "tries": config.tries, "threads": args.threads, "backend": teacher.backend, "space": space.description,
         "reference": data.name,
     }  # fmt: skip
@@ -258,8 +296,9 @@ def run(args: argparse.Namespace) -> None:
                 bar.update()
                 bar.set_postfix_str(f"{name}, {calls} calls: {value:.4g}", refresh=False)
 
-            objectives = [objective_of(teacher, space, family, levels, seeds, tick) for seeds in ranges]
-            rows.append(row(family, calls, tried(objectives, family, levels, config)))
+            ranges = seed_ranges(images[calls])
+            objectives = [searching.objective(family, levels, seeds, tick) for seeds in ranges]
+            rows.append(row(family, calls, tried(objectives, family, levels, config), images[calls]))
             # After every search: an interrupt loses only the one that is under way.
             write_result(
                 args.out, "solver_search", settings, rows,
@@ -283,7 +322,10 @@ def main() -> None:
     add("--data", type=Path, default=ROOT / "runs/data/fashion-a.zip", metavar="ZIP", help="real images to be near to")
     add("--calls", type=whole(1), nargs="+", default=[4], metavar="N", help="network calls per image (default 4)")
     add("--solver", nargs="+", choices=names, default=names, metavar="NAME", help=f"default all: {', '.join(names)}")
-    add("--images", type=whole(2), default=1000, metavar="N", help="per schedule and range of seeds (default 1000)")
+    add(
+        "--images", type=whole(2), nargs="+", default=[1000], metavar="N",
+        help="per schedule and range of seeds: one number, or one for each of --calls (default 1000)",
+    )  # fmt: skip
     add("--backend", choices=BACKENDS, help="default: float32, the engine where there is one, else the checkpoint")
     add("--threads", type=whole(0), default=0, help="0: as many as there are cores")
     add(
@@ -293,16 +335,15 @@ def main() -> None:
         metavar="JSON",
         help="the JSON with the result (default %(default)s)",
     )
+    add(
+        "--cache", type=Path, default=WORK / "runs/solver-search", metavar="DIR",
+        help="measured schedules (default runs/solver-search)",
+    )  # fmt: skip
     add("--smoke", action="store_true", help="Euler and SA-Solver, 20 images, few tries, images of the test fixture")
     args = parser.parse_args()
     if args.smoke:
-        args.images, args.solver, args.calls = 20, ["euler", "sa"], [2]
-    try:
-        run(args)
-    except (CheckpointError, DataError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"interrupted; {args.out} has the searches that were complete")
+        args.images, args.solver, args.calls = [20], ["euler", "sa"], [2]
+    run_cached(run, args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The table of methods and the generators they run on: exact calls, seeds that decide everything."""
 
+import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.generators import load_generator
+from benchmarks.generators import load_generator, load_sampled
 from benchmarks.methods import NFE, SOLVERS, Method, dpdm_method
 from fewstep.card import CheckpointError
 from fewstep.samplers import sample_dpdm
@@ -95,3 +97,13 @@ def test_bfloat16_makes_nearly_the_same_images(half, monkeypatch):
 def test_a_folder_without_an_engine_says_how_to_get_one(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no engine; make one with: fewstep export.*--backend torch"):
         load_generator(tmp_path, "engine")
+
+
+@pytest.mark.parametrize("field", [{}, {"dtype": "float16"}, {"backend": "openvino"}], ids=str)
+def test_an_engine_that_is_not_float32_is_left_aside_where_float32_is_promised(field: dict, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(MODEL, folder, ignore=shutil.ignore_patterns("rivals", "teacher", "classifier*"))
+    path = folder / "engine" / "engine.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | field))
+    assert load_sampled(folder, threads=1).backend == ("torch" if field else "engine")
+    assert load_sampled(folder / "engine", threads=1).backend == ("torch" if field else "engine")

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import panel
 from benchmarks.methods import SOLVERS
-from benchmarks.panel import Halves, compared, sample_missing, shown, solver, teacher_folder, trained_on
+from benchmarks.panel import Halves, compared, named, sample_missing, shown, solver, teacher_folder, trained_on
 from benchmarks.quality import make_series
 from fewstep.card import CheckpointError, read_card
 from fewstep.metrics.cache import Cache
@@ -80,6 +80,25 @@ def test_a_sampler_that_there_is_not_is_refused_with_the_names(text: str):
         solver(text, {method.name: method for method in SOLVERS}, generator(), "half a")
 
 
+def test_searched_schedules_are_named_by_their_calls_and_the_best_by_unseen_seeds(tmp_path):
+    path = tmp_path / "schedules.json"
+    unseen = {"held_out_before": [1.0, 1.0], "held_out_after": [3.0, 3.0]}
+    rows = [
+        {"solver": "euler", "calls": 35, "accepted": False, **unseen},  # what was found is worse, and was not kept
+        {"solver": "sa", "calls": 35, "accepted": True, **unseen, "held_out_after": [0.4, 0.8]},
+        {"solver": "heun", "calls": 35, "accepted": True, **unseen},
+        {"solver": "euler", "calls": 4, "accepted": True, **unseen, "held_out_after": [0.1, 0.1]},
+    ]
+    path.write_text(json.dumps({"rows": rows}, allow_nan=False))
+    known = ["euler-tuned:4", "euler-tuned:35", "sa-tuned:35", "heun-tuned:35"]
+    assert named("all", known, path) == known
+    assert named("4", known, path) == ["euler-tuned:4"]
+    assert named("best:35", known, path) == ["sa-tuned:35"]
+    for word in ("5", "best:5", "worst:4", "best:", "sa-tuned:35"):
+        with pytest.raises(ValueError, match=rf"--tuned {word} names none of .*write all, a number of calls, or best"):
+            named(word, known, path)
+
+
 def test_images_are_sampled_once_and_kept(tmp_path):
     cache = Cache(tmp_path)
     tasks = [(one.name, one.task(range(7, 12))) for one in columns()]
@@ -103,7 +122,9 @@ def test_a_run_judges_every_sampler_beside_real_images_and_a_second_one_from_the
     printed, result = capsys.readouterr(), json.loads(out.read_text())
     assert printed.err.startswith("panel 1: 20 images of 2 ranges")
     assert result["benchmark"] == "panel" and result["settings"]["images"] == 20
-    assert [row["sampler"] for row in result["rows"]] == ["real", "student:1", "euler:1"]
+    assert [(row["sampler"], row["images"]) for row in result["rows"]] == [
+        ("real", 20), ("student:1", 20), ("euler:1", 20),
+    ]  # fmt: skip
     assert {row.get("trained_on") for row in result["rows"][1:]} == {"other images"}  # of the fixture, that is
     assert result["rows"][1]["checkpoint"] == read_card(MODEL).weights and result["rows"][1]["backend"] == "engine"
     for row in result["rows"]:
@@ -112,7 +133,8 @@ def test_a_run_judges_every_sampler_beside_real_images_and_a_second_one_from_the
     missing = row_names_without_values(result["rows"][1])
     assert missing == ({"frechet effl0-pca64", "kid effl0-pca64"} if "effl0-pca64" in result["missing"] else set())
     assert [(pair["first"], pair["second"]) for pair in result["comparisons"]] == [("student:1", "euler:1")]
-    assert "student:1 beside euler:1" in printed.out and shown(result["rows"]) in printed.out
+    assert "student:1 beside euler:1" in printed.out and "1 call beside Euler = DDIM, 1, AUC at most" in printed.out
+    assert shown(result["rows"]) in printed.out
 
     def never(*_):
         raise AssertionError("judged again")
@@ -124,6 +146,12 @@ def test_a_run_judges_every_sampler_beside_real_images_and_a_second_one_from_the
 
 def row_names_without_values(row: dict) -> set[str]:
     return {name for name, found in row["metrics"].items() if found["values"] is None}
+
+
+def test_a_choice_of_schedules_without_their_file_is_refused(zips, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["panel.py", "--tuned", "4", *zips, "--cache", str(tmp_path)])
+    with pytest.raises(SystemExit, match="error: --tuned chooses among searched schedules; name their file"):
+        panel.main()
 
 
 def test_too_many_images_for_the_real_ones_are_refused_in_a_sentence(zips, tmp_path, monkeypatch):

@@ -1,14 +1,27 @@
 """The search of schedules for solvers, and its file: better than published, never worse, refused for other teachers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.methods import FAMILIES, Family, tuned_methods
-from benchmarks.solver_search import Schedule, Trial, evaluations, objective_of, places, published, row, search, tried
+from benchmarks.solver_search import (
+    Schedule,
+    Search,
+    Trial,
+    evaluations,
+    images_by_calls,
+    places,
+    published,
+    row,
+    search,
+    tried,
+)
 from fewstep.card import CheckpointError
+from fewstep.metrics.cache import Cache
 from fewstep.ranges import RangeError
 from fewstep.schedule import logsnr_sigmas, solver_sigmas
 from tests.benchmarks.worlds import generator
@@ -73,28 +86,50 @@ def test_heun_makes_odd_numbers_of_calls():
 class Brightness:
     """A space of one number: the deviation of an image set's mean from a gray level."""
 
+    description = "brightness"
+
     def distance(self, pixels, labels, seeds) -> float:
         assert len(pixels) == len(labels) == len(seeds)
         return float(abs(pixels.mean() - 128))
 
 
-def test_the_objective_is_the_distance_of_the_solvers_own_images():
+class Blind(Brightness):
+    def distance(self, pixels, labels, seeds) -> float:
+        raise AssertionError("looked at again")
+
+
+def test_the_objective_is_the_distance_of_the_solvers_own_images_and_is_measured_once(tmp_path):
     seen: list[float] = []
     family, seeds = BY_NAME["sa"], range(2**34, 2**34 + 8)
-    distance = objective_of(generator(), Brightness(), family, 3, seeds, seen.append)  # type: ignore[arg-type]
+
+    def objective(space: object):
+        searching = Search(generator(), space, "sha", Cache(tmp_path))  # type: ignore[arg-type]
+        return searching.objective(family, 3, seeds, seen.append)
+
+    distance = objective(Brightness())
     schedule = Schedule(20.0, 0.1, 0.2, setting=0.5)
     (batch,) = generator().sample(
         lambda denoiser, noise, sigmas: family.sampler(denoiser, noise, sigmas, tau=0.5), schedule.sigmas(3), seeds, 8
     )
     expected = float(abs(batch.pixels.mean() - 128))
     assert distance(schedule) == expected and seen == [expected]
+    assert objective(Blind())(schedule) == expected  # an interrupted search that goes on
+    with pytest.raises(AssertionError, match="looked at again"):
+        objective(Blind())(replace(schedule, setting=0.4))
+
+
+def test_each_count_has_its_number_of_images():
+    assert images_by_calls([4, 35], [200]) == {4: 200, 35: 200}
+    assert images_by_calls([4, 35], [200, 50]) == {4: 200, 35: 50}
+    with pytest.raises(ValueError, match="--images has 2 numbers and --calls 3; give one for all counts"):
+        images_by_calls([1, 4, 35], [200, 50])
 
 
 @pytest.fixture
 def schedules(tmp_path: Path) -> Path:
     """A file as the command writes it: 2 and 4 calls of DPM-Solver++ with different orders."""
     rows = [
-        row(BY_NAME["dpmpp"], calls, trial)
+        row(BY_NAME["dpmpp"], calls, trial, 100)
         for calls, order in ((2, 2), (4, 3))
         for trial in [Trial(Schedule(), Schedule(20.0, 0.1, 0.0, order), True, 1.0, 0.5, (1.0,), (0.5,), 9)]
     ]
