@@ -291,7 +291,8 @@ def main() -> None:
     settings = {name: value for name, value in vars(args).items() if name not in ("out", "smoke")}
     began, rows = time.monotonic(), []
     config = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=args.lr))
-    for name, uncovered in product(rewards(), args.uncovered):
+    tasks: list[tuple[str, int]] = [(name, uncovered) for name in rewards() for uncovered in args.uncovered]
+    for name, uncovered in tasks:
         task = make_task(name, uncovered)
         found = {
             "prior": [task.judged(task.prior, 0)],

@@ -155,7 +155,9 @@ def train_critic(steps: Steps, updates: int, seed: int, *, discount: float = 0.9
     critic, slow, rng = Critic(), Critic(), Draws(torch.Generator().manual_seed(seed))
     with torch.no_grad():  # start where the values are, not at 0: a network takes long to get there
         for network in (critic.action_value, critic.state_value):
-            network[-1].bias.fill_(float(steps.rewards.mean()) / (1 - discount))
+            last = network[-1]
+            assert isinstance(last, nn.Linear)
+            last.bias.fill_(float(steps.rewards.mean()) / (1 - discount))
     slow.load_state_dict(critic.state_dict())
     optimizer = torch.optim.Adam(critic.parameters(), CRITIC_ADAM.lr, CRITIC_ADAM.betas)
     for update in range(updates):
