@@ -116,14 +116,29 @@ def train_prior(steps: Steps, sigma_data: float, updates: int, seed: int) -> Act
     """EDM training of p(action | state), frozen at the end."""
     torch.manual_seed(seed)
     network, rng = ActionNetwork(), Draws(torch.Generator().manual_seed(seed))
-    optimizer = torch.optim.Adam(network.parameters(), PRIOR_ADAM.lr, PRIOR_ADAM.betas)
-    for update in range(updates):
-        rows = rng.integers(len(steps.states), BATCH)
-        clean, sigma = steps.actions[rows].view(-1, 1, 1, 1), (-1.0 + 1.4 * rng.normal(BATCH)).exp()
-        denoiser = Denoiser(with_inputs(network, features=steps.states[rows]), sigma_data)
-        descend(optimizer, denoising_loss(denoiser, clean, None, sigma, rng.normal_like(clean)).mean(), PRIOR_ADAM,
-                update / updates)  # fmt: skip
+    regress(network, network, steps, sigma_data, None, updates, rng)
     return network.eval().requires_grad_(False)
+
+
+def regress(
+    run: Callable[..., Tensor], trained: nn.Module, steps: Steps, sigma_data: float, log_weights: Tensor | None,
+    updates: int, rng: Draws,
+) -> None:  # fmt: skip
+    """Denoising of the data's actions by F = `run`, drawn in proportion to exp(log_weights) [N], or evenly: with log r,
+    the minimiser is the denoiser of p(a | s) r(s, a) / Z(s) for every s."""
+    weights = [weight for weight in trained.parameters() if weight.requires_grad]
+    optimizer = torch.optim.Adam(weights, PRIOR_ADAM.lr, PRIOR_ADAM.betas)
+    chances = None if log_weights is None else log_weights.double().softmax(dim=0)
+    for update in range(updates):
+        rows = (
+            rng.integers(len(steps.states), BATCH)
+            if chances is None
+            else torch.multinomial(chances, BATCH, replacement=True, generator=rng.generator)
+        )
+        clean, sigma = steps.actions[rows].view(-1, 1, 1, 1), (-1.0 + 1.4 * rng.normal(BATCH)).exp()
+        denoiser = Denoiser(with_inputs(run, features=steps.states[rows]), sigma_data)
+        loss = denoising_loss(denoiser, clean, None, sigma, rng.normal_like(clean)).mean()
+        descend(optimizer, loss, PRIOR_ADAM, update / updates)
 
 
 class Critic(nn.Module):
