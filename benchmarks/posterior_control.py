@@ -9,11 +9,12 @@ without an error of sampling, as the trained chain's law is Gaussian, too. "of t
 makes is tilted exactly; "exact": the behaviour itself is.
 pendulum: Gymnasium's Pendulum-v1 from a fixed set of data (benchmarks/posterior_pendulum.py). p is a diffusion model
 of the data's actions, Q from implicit Q-learning on the same data, and log r = beta (Q - V) / its deviation over the
-data. Each seed has its own data, Q, p and training. "return": of 30 whole episodes, in Pendulum's units. "W1": the
-Wasserstein distance of 128 actions to p exp(log r) / Z in units of torque, mean over 32 states; the reference are 512
-actions of p with their weights, and the row "reference" is 128 of another such draw. Two ways without training: the
-best of n actions of p by Q, and one of n in proportion to r, which is the posterior itself for large n. "calls" are
-those of a network of p's size per decision.
+data. Each seed has its own data, Q, p and training; they count from 1, as settings were chosen on 0. "return": of 30
+whole episodes, in Pendulum's units. "W1": the Wasserstein distance of 128 actions to p exp(log r) / Z in units of
+torque, mean over 32 states; the reference are 512 actions of p with their weights, and the row "reference" is 128 of
+another such draw. Two ways without training: the best of n actions of p by Q, and one of n in proportion to r, which is
+the posterior itself for large n. "tilted denoising": p's own training, on the data's actions in proportion to r.
+"calls" are those of a network of p's size per decision.
 """
 
 from fewstep import extras
@@ -51,6 +52,7 @@ from benchmarks.posterior_pendulum import (
     controller,
     denoiser_of,
     play,
+    regress,
     spread,
     train_critic,
     train_prior,
@@ -65,7 +67,8 @@ from trainer.methods.rtb import Problem, evaluate
 from trainer.run.draws import Draws
 from trainer.settings import PosteriorConfig
 
-RANK, STATES, REFERENCE, JUDGED, AMONG = 8, 32, 512, 128, (4, 16)
+RANK = 64  # of the adapter: all that the prior's layers have
+STATES, REFERENCE, JUDGED, AMONG = 32, 512, 128, (4, 16)
 LQ_COLUMNS = {
     "method": "method", "gain_error": "gain error of the chain", "cov_error": "cov error of the chain",
     "gain_exact": "gain error, exact", "cov_exact": "cov error, exact", "log_z_error": "log Z(s) error",
@@ -281,7 +284,7 @@ def pendulum_rows(
         return [{"task": "pendulum", "beta": beta, "method": name, **summary(runs)}
                 for (beta, name), runs in found.items()]  # fmt: skip
 
-    for seed in range(args.seeds):
+    for seed in range(1, args.seeds + 1):
         task, returns = make_pendulum(args, seed)
         said(f"pendulum, seed {seed}: data, Q and prior; returns of the data {returns.mean(dim=1).tolist()}", began)
         for share, each in zip(("0.8", "0.4", "0"), returns, strict=True):
@@ -290,14 +293,13 @@ def pendulum_rows(
         for name, policy in (("controller", controller), ("largest Q", greedy(task))):
             add(None, name, {"calls": 0, "return": float(play(policy, args.episodes, seed_of_play)[1].mean())})
         for beta in args.betas:
-            _tilted_rows(task, beta, args, seed, lambda name, row, beta=beta: add(beta, name, row))
-            said(f"pendulum, seed {seed}, beta {beta:g}: return {found[beta, 'RTB'][-1]['return']:.0f}", began)
+            _tilted_rows(task, beta, args, seed, lambda name, row, beta=beta: add(beta, name, row), began)
         keep(rows())
     return rows()
 
 
 def _tilted_rows(
-    task: Pendulum, beta: float, args: argparse.Namespace, seed: int, add: Callable[[str, Row], None]
+    task: Pendulum, beta: float, args: argparse.Namespace, seed: int, add: Callable[[str, Row], None], began: float
 ) -> None:
     judge, reference = make_judge(task, beta, args, seed)
     calls = len(task.chain.sigmas)
@@ -306,21 +308,43 @@ def _tilted_rows(
     for among in AMONG:
         add(f"best of {among}", judge.judged(best_of(task, among, draws(100 + seed)), among * calls))
         add(f"one of {among} by r", judge.judged(one_of(task, among, beta, draws(200 + seed)), among * calls))
-    adapter = Adapter(task.network, RANK, task.chain.steps, torch.Generator().manual_seed(seed))
-    config = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=args.lr))
-    started = time.process_time()
+    new = lambda: Adapter(task.network, RANK, task.chain.steps, torch.Generator().manual_seed(seed))  # noqa: E731
+
+    def done(name: str, adapter: Adapter, cpu_s: float) -> None:
+        add(name, {**_monitored(judge, adapter, seed), "cpu_s": cpu_s})
+        said(f"{name}, seed {seed}, beta {beta:g}", began)
+
+    adapter = new()
+    done("RTB", adapter, balance(task, adapter, beta, args, args.updates, seed))
+    adapter, started = new(), time.process_time()
+    log_rewards = task.log_reward(beta)(task.steps.actions.view(-1, 1, 1, 1), task.steps.states)
+    run = adapted(task.network, adapter)
+    regress(run, adapter, task.steps, task.sigma_data, log_rewards, args.tilted_updates, draws(500 + seed))
+    done("tilted denoising", adapter, spent := time.process_time() - started)
+    spent += balance(task, adapter, beta, args, args.updates // 2, seed)
+    done("tilted denoising, then RTB", adapter, spent)
+
+
+def balance(
+    task: Pendulum, adapter: Adapter, beta: float, args: argparse.Namespace, updates: int, seed: int
+) -> float:  # fmt: skip
+    """Trajectory balance in place; CPU seconds."""
+    config, started = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=args.lr)), time.process_time()
     train_told(
-        lambda states: task.problem(adapter, beta, states), adapter, task.draw, config, args.updates,
+        lambda states: task.problem(adapter, beta, states), adapter, task.draw, config, updates,
         draws(300 + seed), d=1, m=3, each=args.each,
     )  # fmt: skip
-    spent, rng = time.process_time() - started, draws(400 + seed)
+    return time.process_time() - started
+
+
+def _monitored(judge: Judge, adapter: Adapter, seed: int) -> Row:
+    task, calls, rng = judge.task, len(judge.task.chain.sigmas), draws(400 + seed)
     y = torch.arange(STATES * 64) % STATES
-    numbers = evaluate(task.problem(adapter, beta, judge.states), torch.empty(len(y), 1, 1, 1), y, 1.0, rng)
-    row = judge.judged(lambda states: act(task, states, rng, adapter), calls)
-    add("RTB", {
-        **row, "gap": judge.log_z - numbers["elbo"], "log_z_error": abs(numbers["log_z"] - judge.log_z),
-        "ess": numbers["ess"], "cpu_s": spent,
-    })  # fmt: skip
+    numbers = evaluate(task.problem(adapter, judge.beta, judge.states), torch.empty(len(y), 1, 1, 1), y, 1.0, rng)
+    return {
+        **judge.judged(lambda states: act(task, states, rng, adapter), calls),
+        "gap": judge.log_z - numbers["elbo"], "log_z_error": abs(numbers["log_z"] - judge.log_z), "ess": numbers["ess"],
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -349,8 +373,8 @@ def _arguments() -> argparse.Namespace:
         default=["linear", "pendulum"],
         help="the closed form, the pendulum, or both (default both)",
     )
-    add("--seeds", type=whole(1), default=3, help="runs of each method, with seeds from 0 (default %(default)s)")
-    add("--betas", nargs="+", type=number(POSITIVE), default=[1.0, 3.0], help="of the pendulum (default 1 3)")
+    add("--seeds", type=whole(1), default=3, help="runs of each method (default %(default)s)")
+    add("--betas", nargs="+", type=number(POSITIVE), default=[3.0], help="of the pendulum (default 3)")
     add("--levels", type=whole(3), default=20, help="of the closed form's chain (default %(default)s)")
     add("--linear-updates", type=whole(1), default=150, help="of trajectory balance there (default %(default)s)")
     add("--pendulum-levels", type=whole(3), default=10, help="network calls per action (default %(default)s)")
@@ -358,8 +382,9 @@ def _arguments() -> argparse.Namespace:
     add("--critic-updates", type=whole(1), default=4000, help="of Q and V (default %(default)s)")
     add("--prior-updates", type=whole(1), default=3000, help="of the model of the behaviour (default %(default)s)")
     add("--updates", type=whole(1), default=300, help="of trajectory balance, 16 states each (default %(default)s)")
+    add("--tilted-updates", type=whole(1), default=1500, help="of tilted denoising (default %(default)s)")
     add("--each", type=whole(2), default=16, help="trajectories of a state in an update (default %(default)s)")
-    add("--lr", type=number(POSITIVE), default=4e-3, help="of trajectory balance (default %(default)s)")
+    add("--lr", type=number(POSITIVE), default=0.01, help="of trajectory balance (default %(default)s)")
     add("--episodes", type=whole(1), default=30, help="that a policy plays (default %(default)s)")
     add(
         "--out",
@@ -372,6 +397,7 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.smoke:
         args.seeds, args.levels, args.linear_updates, args.pendulum_levels, args.updates = 1, 5, 3, 4, 2
+        args.tilted_updates = 2
         args.data_episodes, args.critic_updates, args.prior_updates, args.betas, args.episodes = 2, 5, 5, [1.0], 2
     return args
 
