@@ -27,15 +27,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.harness import ROOT, result_file, table, write_result
 from benchmarks.posterior import draws, said
 from benchmarks.posterior_rivals import dps
+from benchmarks.posterior_told import Told, gaussian_denoiser, gaussian_error, told_problem, train_told
 from fewstep.ancestral import Chain, ancestral_chain
 from fewstep.ranges import POSITIVE, number, whole
 from fewstep.schedule import karras_sigmas
-from trainer.methods.rtb import Problem, TrajectoryBalance, own_steps, start, walk
+from trainer.methods.rtb import Problem, own_steps, start, walk
 from trainer.run.draws import Draws
 from trainer.settings import PosteriorConfig
 
@@ -60,21 +61,15 @@ class Linear:
         x = rng.normal_like(torch.empty(count, len(self.covariance))) @ root.T
         return x, x @ self.matrix.T + self.std * rng.normal_like(torch.empty(count, len(self.matrix)))
 
-    def denoiser(self, covariance: Tensor, mean: Tensor, x: Tensor, sigma: float) -> Tensor:
-        """E[x0 | x] for x0 ~ N(mean, covariance); x, mean [B, d]."""
-        gain = covariance @ torch.linalg.inv(covariance + sigma**2 * torch.eye(len(covariance)))
-        return mean + (x - mean) @ gain.T
+    def prior(self, x: Tensor, sigma: float, measured: Tensor) -> Tensor:
+        """E[x0 | x] [B, d], whatever was measured."""
+        return gaussian_denoiser(self.covariance, torch.zeros_like(x), x, sigma)
 
     def posterior(self) -> tuple[Tensor, Tensor]:
         """The covariance [d, d], and the matrix [d, m] that takes y to the mean."""
         precision = torch.linalg.inv(self.covariance) + self.matrix.T @ self.matrix / self.std**2
         covariance = torch.linalg.inv(precision)
         return covariance, covariance @ self.matrix.T / self.std**2
-
-    def error(self, sigma: float) -> float:
-        """The prior denoiser's mean squared error per element."""
-        values = torch.linalg.eigvalsh(self.covariance)
-        return float((values * sigma**2 / (values + sigma**2)).mean())
 
 
 def linear_case() -> Linear:
@@ -85,49 +80,27 @@ def linear_case() -> Linear:
 
 def chain_of(case: Linear, levels: int) -> Chain:
     sigmas = karras_sigmas(levels, 0.02, 40.0)
-    return ancestral_chain(sigmas, "opt", [case.error(sigma) for sigma in sigmas])
+    return ancestral_chain(sigmas, "opt", [gaussian_error(case.covariance, sigma) for sigma in sigmas])
 
 
-class Told(nn.Module):
-    """The prior's exact denoiser plus an affine map of x and y for every level of the chain: 0 at first."""
-
-    def __init__(self, case: Linear, chain: Chain) -> None:
-        super().__init__()
-        self.case, self.chain = case, chain
-        d, m = case.matrix.shape[1], case.matrix.shape[0]
-        self.maps = nn.Parameter(torch.zeros(chain.steps, d + m, d))
-        self.log_variance = nn.Parameter(torch.zeros(chain.steps))
-
-    def forward(self, x: Tensor, sigma: Tensor, measured: Tensor) -> Tensor:
-        level = float(sigma[0])
-        i = min(range(self.chain.steps), key=lambda k: abs(self.chain.sigmas[k] - level))
-        flat = x.flatten(1)
-        clean = self.case.denoiser(self.case.covariance, torch.zeros_like(flat), flat, level)
-        given = torch.cat([flat / math.sqrt(1 + level**2), measured], dim=1)
-        return (clean + given @ self.maps[i]).view_as(x)
+def told(case: Linear, chain: Chain) -> Told:
+    return Told(case.prior, chain, case.matrix.shape[1], case.matrix.shape[0])
 
 
 def problem_of(case: Linear, network: Told, measured: Tensor) -> Problem:
     """y of the problem is the number of a measurement in `measured` [M, m]."""
-    prior = lambda x, sigma, _: case.denoiser(  # noqa: E731
-        case.covariance, torch.zeros_like(x.flatten(1)), x.flatten(1), float(sigma[0])
-    ).view_as(x)
-    gap = lambda images, y: images.flatten(1) @ case.matrix.T - measured[y]  # noqa: E731
-    log_reward = lambda images, y: -gap(images, y).square().sum(dim=1) / (2 * case.std**2)  # noqa: E731
-    told = lambda x, sigma, y: network(x, sigma, measured[y])  # noqa: E731
-    return Problem(prior, told, network.chain, log_reward, network.log_variance, len(measured))
+    prior = lambda x, sigma, given: case.prior(x.flatten(1), float(sigma[0]), given).view_as(x)  # noqa: E731
+    gap = lambda images, given: images.flatten(1) @ case.matrix.T - given  # noqa: E731
+    log_reward = lambda images, given: -gap(images, given).square().sum(dim=1) / (2 * case.std**2)  # noqa: E731
+    return told_problem(prior, network, network.chain, log_reward, network.log_variance, measured)
 
 
 def trained(case: Linear, chain: Chain, updates: int, lr: float, seed: int, *, learn_variance: bool = True) -> Told:
     """Every update has 16 new measurements, with 8 trajectories each: each has a Z of its own."""
-    network, rng = Told(case, chain), draws(seed)
+    network, (m, d) = told(case, chain), case.matrix.shape
     config = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=lr), learn_variance=learn_variance)
-    measured = torch.zeros(16, len(case.matrix))
-    method = TrajectoryBalance(problem_of(case, network, measured), network, config, torch.empty(1, 1, 4))
-    like, y = torch.empty(128, 1, 1, 4), torch.arange(128) % 16
-    for update in range(updates):
-        measured.copy_(case.draw(16, rng)[1])
-        method.update(like, y, update / updates, rng)
+    draw = lambda count, rng: case.draw(count, rng)[1]  # noqa: E731
+    train_told(lambda table: problem_of(case, network, table), network, draw, config, updates, draws(seed), d=d, m=m)
     return network.requires_grad_(False)
 
 
@@ -153,17 +126,17 @@ def by_chain(case: Linear, chain: Chain) -> Sampler:
         mean = (measured @ gain.T).repeat(samples, 1)
         x = chain.sigmas[0] * rng.normal_like(mean)
         for i, sigma in enumerate(chain.sigmas[:-1]):
-            clean = case.denoiser(covariance, mean, x, sigma)
+            clean = gaussian_denoiser(covariance, mean, x, sigma)
             moved = (1 - chain.gains[i]) * x + chain.gains[i] * clean
             x = moved + math.sqrt(chain.variances[i]) * rng.normal_like(mean)
-        return case.denoiser(covariance, mean, x, chain.sigmas[-1]).view(samples, len(measured), -1), None
+        return gaussian_denoiser(covariance, mean, x, chain.sigmas[-1]).view(samples, len(measured), -1), None
 
     return run
 
 
 def by_dps(case: Linear, chain: Chain) -> Sampler:
     def run(measured: Tensor, samples: int, rng: Draws) -> tuple[Tensor, Tensor | None]:
-        problem = problem_of(case, Told(case, chain), measured)
+        problem = problem_of(case, told(case, chain), measured)
         y, like = torch.arange(len(measured)), torch.empty(len(measured), 1, 1, 4)
         reward = lambda images, _: problem.log_reward(images, y)  # noqa: E731
         return torch.stack([dps(problem, like, reward, 1.0, rng).flatten(1) for _ in range(samples)]), None

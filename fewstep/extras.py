@@ -31,6 +31,7 @@ EXTRAS = {  # the extra that brings a module; of several, the smallest
     "tensorrt_rtx": "rtx",
     "triton": "gpu",
     "pyarrow": "parquet",
+    "gymnasium": "control",
     "diffusers": "dev",
     "httpx": "client",
     "hypothesis": "dev",

@@ -1,6 +1,7 @@
 """Relative trajectory balance (Venkatraman et al. 2024): a posterior p(x) r(x)^beta / Z from a prior and a reward r.
 
-Prior and posterior are two denoisers in the same Gaussian chain (`fewstep.ancestral`). Where for every trajectory
+Prior and posterior are two Markov chains over the same states (`Chains`): two denoisers in one Gaussian chain of
+`fewstep.ancestral` (`Problem`), or any other pair whose steps have a log-ratio. Where for every trajectory
 
     Z p_posterior(x_0 .. x_n) = r(image)^beta p_prior(x_0 .. x_n)                                (Eq. 8 of the paper)
 
@@ -16,7 +17,7 @@ network call, however long the chain.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +29,41 @@ from trainer.settings import BehaviourMix, PosteriorConfig
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]  # x [B, C, H, W], sigma [B], y [B] -> clean images
 LogReward = Callable[[Tensor, Tensor], Tensor]  # images [B, C, H, W], y [B] -> log r [B]
-Following = Callable[[int, Tensor, Tensor], Tensor]  # step, means of prior and posterior -> the next state
+Following = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # step, x, `clean` of prior and posterior -> the next state
 EVALUATED = 250  # trajectories at a time where nothing is trained
 BEHAVIOURS = ("on_policy", "explore", "replay", "noised_back", "prior")
 
 
+class Chains(Protocol):
+    """A prior and a posterior that walk through the same states x_0 .. x_n, [B, ...] each, and a reward of the end.
+
+    All that trajectory balance asks of them. `clean` is what both predict of the ends of states x at step i; from it
+    come the next states and the log-ratio of a step. y is the group of a trajectory [B]; each has a Z of its own.
+    """
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def groups(self) -> int: ...
+    @property
+    def log_variance(self) -> Tensor: ...  # learned if the configuration says so; empty where chains have none
+    @property
+    def log_reward(self) -> LogReward: ...
+
+    def start(self, like: Tensor, rng: Draws) -> Tensor: ...  # x_0, of the shape of `like`
+    def clean(self, i: int, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]: ...
+    def prior_step(self, i: int, x: Tensor, prior: Tensor, rng: Draws) -> Tensor: ...
+    def own_step(self, i: int, x: Tensor, posterior: Tensor, rng: Draws, widened: float) -> Tensor: ...
+    def ratio(self, i: int, x: Tensor, following: Tensor, prior: Tensor, posterior: Tensor) -> Tensor: ...
+    def step_ratio(self, i: int, x: Tensor, following: Tensor, prior: Tensor, y: Tensor) -> Tensor: ...
+    def image(self, last: Tensor, y: Tensor) -> Tensor: ...  # the end that has a reward
+    def noised_back(self, images: Tensor, rng: Draws) -> list[Tensor]: ...  # x_0 .. x_n that lead to these ends
+    def renoised(self, last: Tensor, rng: Draws) -> list[Tensor]: ...  # likewise to these states x_n
+
+
 @dataclass(frozen=True)
 class Problem:
-    """What is to be sampled. y is the group of a trajectory, where a posterior is told one; each has a Z of its own."""
+    """Two denoisers in one Gaussian chain. The posterior is told y where there are groups."""
 
     prior: Denoise  # frozen; it also makes the image of the last state, for both chains
     posterior: Denoise
@@ -43,6 +71,14 @@ class Problem:
     log_reward: LogReward
     log_variance: Tensor  # [steps], the posterior's (`fewstep.ancestral.log_ratio`)
     groups: int = 1
+
+    @property
+    def steps(self) -> int:
+        return self.chain.steps
+
+    def start(self, like: Tensor, rng: Draws) -> Tensor:
+        """x_0 ~ N(0, sigma_0^2 I)."""
+        return self.chain.sigmas[0] * rng.normal_like(like)
 
     def image(self, last: Tensor, y: Tensor) -> Tensor:
         return self.prior(last, self._level(last, -1), y)
@@ -55,10 +91,28 @@ class Problem:
         """The posterior's standard deviation in step i."""
         return math.sqrt(self.chain.variances[i] * math.exp(float(self.log_variance[i])))
 
+    def prior_step(self, i: int, x: Tensor, prior: Tensor, rng: Draws) -> Tensor:
+        mean = step_mean(self.chain, i, x, prior)
+        return mean + math.sqrt(self.chain.variances[i]) * rng.normal_like(mean)
+
+    def own_step(self, i: int, x: Tensor, posterior: Tensor, rng: Draws, widened: float) -> Tensor:
+        """The posterior's, its deviation times `widened`."""
+        mean = step_mean(self.chain, i, x, posterior)
+        return mean + widened * self.spread(i) * rng.normal_like(mean)
+
+    def ratio(self, i: int, x: Tensor, following: Tensor, prior: Tensor, posterior: Tensor) -> Tensor:
+        """l_i [B]. prior, posterior: their clean images of x."""
+        return log_ratio(self.chain, i, x, following, prior, posterior, self.log_variance[i])
+
     def step_ratio(self, i: int, x: Tensor, following: Tensor, prior: Tensor, y: Tensor) -> Tensor:
         """l_i [B], with its gradient. prior: the prior's clean images of x."""
-        posterior = self.posterior(x, self._level(x, i), y)
-        return log_ratio(self.chain, i, x, following, prior, posterior, self.log_variance[i])
+        return self.ratio(i, x, following, prior, self.posterior(x, self._level(x, i), y))
+
+    def noised_back(self, images: Tensor, rng: Draws) -> list[Tensor]:
+        return noised_back(images, self.chain, lambda _: rng.normal_like(images))
+
+    def renoised(self, last: Tensor, rng: Draws) -> list[Tensor]:
+        return renoised(last, self.chain, lambda _: rng.normal_like(last))
 
     def _level(self, x: Tensor, i: int) -> Tensor:
         return x.new_full((len(x),), self.chain.sigmas[i])
@@ -66,7 +120,7 @@ class Problem:
 
 class Trajectories(NamedTuple):
     states: list[Tensor]  # x_0 .. x_n, each [B, C, H, W]
-    prior: list[Tensor]  # the prior's clean images of all but the last
+    prior: list[Tensor]  # what the prior predicts of all but the last: clean images
     images: Tensor  # of the last
     log_ratio: Tensor  # [B], sum of l_i
     log_reward: Tensor  # [B]
@@ -78,25 +132,25 @@ class Trajectories(NamedTuple):
 
 
 @torch.no_grad()
-def walk(problem: Problem, y: Tensor, first: Tensor, following: Following) -> Trajectories:
+def walk(problem: Chains, y: Tensor, first: Tensor, following: Following) -> Trajectories:
     """Trajectories from `first`, the states x_0 [B, C, H, W], with their log-ratios; `following` makes the others."""
-    chain, states, denoised, total = problem.chain, [first], [], first.new_zeros(len(first))
-    for i in range(chain.steps):
+    states, predicted, ratios = [first], [], []
+    for i in range(problem.steps):
         prior, posterior = problem.clean(i, x := states[-1], y)
-        states.append(following(i, step_mean(chain, i, x, prior), step_mean(chain, i, x, posterior)))
-        denoised.append(prior)
-        total += log_ratio(chain, i, x, states[-1], prior, posterior, problem.log_variance[i].detach())
+        states.append(following(i, x, prior, posterior))
+        predicted.append(prior)
+        ratios.append(problem.ratio(i, x, states[-1], prior, posterior))
     images = problem.image(states[-1], y)
-    return Trajectories(states, denoised, images, total, problem.log_reward(images, y), y)
+    return Trajectories(states, predicted, images, sum(ratios[1:], ratios[0]), problem.log_reward(images, y), y)
 
 
-def own_steps(problem: Problem, rng: Draws, widened: float = 1.0) -> Following:
+def own_steps(problem: Chains, rng: Draws, widened: float = 1.0) -> Following:
     """The posterior's steps, their deviation times `widened`."""
-    return lambda i, _, mean: mean + widened * problem.spread(i) * rng.normal_like(mean)
+    return lambda i, x, _, posterior: problem.own_step(i, x, posterior, rng, widened)
 
 
-def prior_steps(problem: Problem, rng: Draws) -> Following:
-    return lambda i, mean, _: mean + math.sqrt(problem.chain.variances[i]) * rng.normal_like(mean)
+def prior_steps(problem: Chains, rng: Draws) -> Following:
+    return lambda i, x, prior, _: problem.prior_step(i, x, prior, rng)
 
 
 def given_steps(states: list[Tensor]) -> Following:
@@ -104,9 +158,9 @@ def given_steps(states: list[Tensor]) -> Following:
     return lambda i, *_: states[i + 1]
 
 
-def start(problem: Problem, like: Tensor, rng: Draws) -> Tensor:
-    """x_0 ~ N(0, sigma_0^2 I), of the shape of `like`."""
-    return problem.chain.sigmas[0] * rng.normal_like(like)
+def start(problem: Chains, like: Tensor, rng: Draws) -> Tensor:
+    """x_0, of the shape of `like`."""
+    return problem.start(like, rng)
 
 
 def deviations(residual: Tensor, y: Tensor, log_z: Tensor | None, config: PosteriorConfig) -> Tensor:
@@ -125,10 +179,10 @@ def deviations(residual: Tensor, y: Tensor, log_z: Tensor | None, config: Poster
     return torch.where(away.square() < config.dead_zone, torch.zeros_like(away), away)
 
 
-def accumulate(problem: Problem, found: Trajectories, away: Tensor, steps: list[int]) -> None:
+def accumulate(problem: Chains, found: Trajectories, away: Tensor, steps: list[int]) -> None:
     """Add the gradient of the loss, mean over trajectories, one step of the chain at a time. Of steps drawn at random,
     K of n, the factor n / K keeps it unbiased."""
-    factor = problem.chain.steps / len(steps)
+    factor = problem.steps / len(steps)
     for i in steps:
         ratio = problem.step_ratio(i, found.states[i], found.states[i + 1], found.prior[i], found.y)
         (factor * away * ratio).mean().backward()
@@ -139,7 +193,7 @@ class TrajectoryBalance:
 
     served = "adapter"
 
-    def __init__(self, problem: Problem, trained: nn.Module, config: PosteriorConfig, like: Tensor) -> None:
+    def __init__(self, problem: Chains, trained: nn.Module, config: PosteriorConfig, like: Tensor) -> None:
         """trained: holds what the posterior's denoiser learns, and log_variance. like: an image [C, H, W]."""
         self.problem, self.config, self.ema_width = problem, config, config.ema_width
         problem.log_variance.requires_grad_(config.learn_variance)
@@ -177,10 +231,10 @@ class TrajectoryBalance:
     def trajectories(self, behaviour: str, images: Tensor, y: Tensor, progress: float, rng: Draws) -> Trajectories:
         problem, config = self.problem, self.config
         if behaviour == "noised_back":
-            states = noised_back(images, problem.chain, lambda _: rng.normal_like(images))
+            states = problem.noised_back(images, rng)
         elif behaviour == "replay":
             last, y = self.replay.draw(len(images), config.replay_power, rng)
-            states = renoised(last, problem.chain, lambda _: rng.normal_like(images))
+            states = problem.renoised(last, rng)
         else:
             fading = max(1 - progress / config.explore_until, 0.0) if config.explore_until else 0.0
             widened = 1 + config.explore_noise * fading if behaviour == "explore" else 1.0
@@ -195,7 +249,7 @@ class TrajectoryBalance:
         return {f"share_{name}": share for name, share in named if getattr(self.config.mix, name) or share}
 
     def _steps(self, rng: Draws) -> list[int]:
-        steps = self.problem.chain.steps
+        steps = self.problem.steps
         if self.config.levels is None or self.config.levels >= steps:
             return list(range(steps))
         return torch.randperm(steps, generator=rng.generator)[: self.config.levels].tolist()
@@ -230,7 +284,7 @@ class Replay(nn.Module):
     def __init__(self, size: int, like: Tensor) -> None:
         super().__init__()
         self.register_buffer("states", like.new_zeros(size, *like.shape))
-        self.register_buffer("log_rewards", like.new_zeros(size))
+        self.register_buffer("log_rewards", torch.zeros(size, device=like.device))  # states may be whole numbers
         self.register_buffer("y", torch.zeros(size, dtype=torch.long, device=like.device))
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
         self.register_buffer("used", torch.zeros(len(BEHAVIOURS)))
@@ -285,7 +339,7 @@ def effective_share(log_weights: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(problem: Problem, like: Tensor, y: Tensor, beta: float, rng: Draws) -> dict[str, float]:
+def evaluate(problem: Chains, like: Tensor, y: Tensor, beta: float, rng: Draws) -> dict[str, float]:
     """`monitors` of as many trajectories as `like` [B, C, H, W] has rows, and, of as many of the prior,
 
     log_z_prior: log of the mean of r^beta; eubo: the mean of -residual under the posterior's law, by weights r^beta: at
@@ -321,7 +375,7 @@ def standard_error(values: Tensor) -> Tensor:
 
 
 def _residuals(
-    problem: Problem, like: Tensor, y: Tensor, beta: float, following: Following, rng: Draws
+    problem: Chains, like: Tensor, y: Tensor, beta: float, following: Following, rng: Draws
 ) -> tuple[Tensor, Tensor]:
     """Residuals and log r [B], some trajectories at a time: their states are not kept."""
     parts = []
