@@ -23,6 +23,7 @@ from fewstep.card import (
     write_atomically,
 )
 from fewstep.ddpm_network import DDPMConfig, DDPMNetwork
+from fewstep.metadata import check_metadata, metadata, read_metadata, with_metadata
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
 from fewstep.unet_config import UNetConfig
@@ -39,7 +40,8 @@ def save_checkpoint(folder: Path, weights: dict[str, Tensor], card: Card) -> Car
     Two files cannot be renamed at once, so the new card waits beside the weights until they are in place: whatever
     moment the process dies at, `load_denoiser` finds the old pair or the new one.
     """
-    content = save_tensors({name: tensor.contiguous().cpu() for name, tensor in weights.items()})
+    tensors = save_tensors({name: tensor.contiguous().cpu() for name, tensor in weights.items()})
+    content = with_metadata(tensors, metadata(card))
     card = dataclasses.replace(card, weights=hashlib.sha256(content).hexdigest())
     write_atomically(folder / _PENDING_CARD, card_to_json(card).encode())
     write_atomically(folder / WEIGHTS_FILE, content)
@@ -66,9 +68,11 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Card]:
             "it is truncated, or belongs to another card"
         )
     try:
-        return load_tensors(content), card
+        tensors = load_tensors(content)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file ({error})") from error
+    check_metadata(read_metadata(content), card, folder)
+    return tensors, card
 
 
 def network_config(card: Card) -> NetworkConfig:
