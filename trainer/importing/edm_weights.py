@@ -12,7 +12,7 @@ from fewstep.network import UNet
 from fewstep.older_precond import BETA_D, BETA_MIN, C_1, C_2, STEPS
 from fewstep.unet_config import Precond, UNetConfig
 from trainer.importing.edm_pickle import SavedObject, module_tensors, read_edm_pickle, submodule
-from trainer.importing.teacher import UNKNOWN, ImportedTeacher
+from trainer.importing.imported import UNKNOWN, Imported
 
 _SHARED = {"img_resolution": None, "in_channels": None, "out_channels": None, "label_dim": 0, "augment_dim": 0}
 # What the two classes take, with what a missing argument means (Karras et al. 2022, Table 7).
@@ -41,7 +41,7 @@ _AUGMENT = "map_augment.weight"
 _FILTER = ".resample_filter"
 
 
-def import_edm(path: Path, sigma_data: float | None = None) -> ImportedTeacher:
+def import_edm(path: Path, sigma_data: float | None = None) -> Imported:
     """The teacher in an EDM network pickle. Raises CheckpointError naming what was found in its place.
 
     sigma_data: of the preconditioning around a VP, VE or iDDPM network, which has none of its own (0.5); an EDM network
@@ -77,7 +77,7 @@ def import_edm(path: Path, sigma_data: float | None = None) -> ImportedTeacher:
     if dropped:
         origin["dropped"] = f"{dropped}: read only together with augmentation labels, which sampling never gives"
     name, images = _dataset(data.get("dataset_kwargs"))
-    return ImportedTeacher(config, weights, sigma_data, origin, name, images)
+    return Imported(config, weights, sigma_data, origin, name, images)
 
 
 def edm_config(model: SavedObject, precond: Precond = "edm", sigma_data: float = 0.5) -> UNetConfig:
