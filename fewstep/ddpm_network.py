@@ -217,6 +217,7 @@ class Level(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.role = role
+        self.residual_resize = config.residual_resize
         width = shapes[-1][1]
         groups = config.middle_groups if role == "middle" else config.groups
         self.resnets = nn.ModuleList(Resnet(config, cin, cout) for cin, cout in shapes)
@@ -238,10 +239,11 @@ class Level(nn.Module):
                 x = self.attentions[index](x)
             if self.role == "down":
                 skips.append(x)
+        also = (emb,) if self.residual_resize else ()
         for downsampler in self.downsamplers:
-            skips.append(x := downsampler(x, emb))
+            skips.append(x := downsampler(x, *also))
         for upsampler in self.upsamplers:
-            x = upsampler(x, emb)
+            x = upsampler(x, *also)
         return x
 
 
@@ -320,7 +322,7 @@ class Downsampler(nn.Module):
         self.trailing = padding == 0  # as TensorFlow pads an even side: one row and one column, after the last
         self.conv = nn.Conv2d(width, width, 3, stride=2, padding=padding)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.conv(functional.pad(x, (0, 1, 0, 1)) if self.trailing else x)
 
 
@@ -329,5 +331,5 @@ class Upsampler(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(width, width, 3, padding=1)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.conv(functional.interpolate(x, scale_factor=2.0))

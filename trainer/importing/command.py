@@ -3,8 +3,8 @@
 python -m trainer import edm-cifar10-32x32-cond-vp.pkl --out runs/cifar10 --class-names names.txt
 python -m trainer import ddpm-cifar10-32 --out runs/ddpm --data-name CIFAR-10
 
-A file is read as a network pickle of EDM (DDPM++, NCSN++ or ADM; EDM's own are licensed CC BY-NC-SA 4.0), without
-running the code inside it; a folder as a UNet2DModel of diffusers with its scheduler, or as a student that
+A file is read as a network pickle of EDM (DDPM++, NCSN++ or ADM) or EDM2 (their own are licensed CC BY-NC-SA 4.0),
+without running the code inside it; a folder as a UNet2DModel of diffusers with its scheduler, or as a student that
 `fewstep export diffusers` wrote. A consistency model of diffusers becomes a student, everything else a teacher.
 Exit code 2: refused, the reason is on stderr, nothing was written.
 """
@@ -24,7 +24,7 @@ from trainer.importing.imported import UNKNOWN, Provenance, save_imported
 @dataclass(frozen=True)
 class ImportCommand:
     source: Annotated[Positional[Path], arg(metavar="FILE_OR_DIR")]
-    """An EDM network pickle, or a diffusers folder."""
+    """A network pickle of EDM or EDM2, or a diffusers folder."""
     out: Annotated[Path, arg(metavar="DIR")]
     """The checkpoint folder."""
     data_name: Annotated[str | None, arg(metavar="TEXT")] = None
