@@ -131,18 +131,28 @@ async function fill(batch, body, signal, extra = () => ({})) {
       done += 1;
       tell(`${done} of ${plural(all, "image")}`, done, all);
     };
-    const answer = await generateStream(body, signal, (event) => {
+    const make = await makerOf(body);
+    const answer = await make(body, signal, (event) => {
       if (event.call === event.calls) finish(event, event.image);
       else batch.tiles[event.image].preview(encodedIn(event), event.call, event.calls);
     });
     answer.data.forEach(finish);
     const spent = performance.now() - began;
-    batch.end(`${time(spent)}, of them ${time(answer.timings_ms.engine)} in the network`);
-    tell(`${plural(all, "image")} in ${time(spent)}.`);
+    const where = answer.where ? ` ${answer.where}` : "";
+    batch.end(`${time(spent)}${where}, of them ${time(answer.timings_ms.engine)} in the network`);
+    tell(`${plural(all, "image")} in ${time(spent)}${where}.`);
   } catch (error) {
     batch.end(`ended after ${plural(batch.images.length, "image")}`);
     throw error;
   }
+}
+
+/** What makes the images of a body: the server, or this page where the form says so. Pictures and blends are the server's. */
+async function makerOf(body) {
+  const from = models.find((each) => each.id === body.model);
+  if (!$("here").checked || !from.browser || body.image || body.seed_to !== undefined) return generateStream;
+  const { generateHere } = await import("./local/generate.mjs");
+  return (...given) => generateHere(from, ...given, tell);
 }
 
 const titleOf = (values, what) => [
