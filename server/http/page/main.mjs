@@ -147,10 +147,12 @@ async function fill(batch, body, signal, extra = () => ({})) {
   }
 }
 
+const isHere = (of) => of.browser && $("here").checked;
+
 /** What makes the images of a body: the server, or this page where the form says so. Pictures and blends are the server's. */
 async function makerOf(body) {
   const from = models.find((each) => each.id === body.model);
-  if (!$("here").checked || !from.browser || body.image || body.seed_to !== undefined) return generateStream;
+  if (!isHere(from) || body.image || body.seed_to !== undefined) return generateStream;
   const { generateHere } = await import("./local/generate.mjs");
   return (...given) => generateHere(from, ...given, tell);
 }
@@ -164,7 +166,8 @@ const className = (label) => ($("label").selectedOptions[0]?.value === label ? $
 const named = () => model.class_names.length > 0;
 
 const makeImages = (values) => busy(async (signal) => {
-  const batch = new Batch({ title: titleOf(values, plural(values.count, "image")), count: values.count, actions: actionsFor(model, values) });
+  const title = titleOf(values, plural(values.count, "image")) + (isHere(model) ? " · on this computer" : "");
+  const batch = new Batch({ title, count: values.count, actions: actionsFor(model, values) });
   await fill(batch, bodyOf(values, named()), signal);
 });
 

@@ -41,7 +41,7 @@ def press(page: Browser, batch: int) -> None:
     page.click("#go")
     page.until("document.querySelectorAll('.batch').length === arguments[0]", batch)
     page.done()
-    assert page.text("#error") == ""
+    assert page.run("return document.getElementById('error').hidden")
 
 
 def loaded(page: Browser) -> list[str]:
@@ -71,7 +71,8 @@ def compare(page: Browser) -> None:
     """The two newest batches: one of the server, one of the page."""
     newest, before = pictures(page, 1), pictures(page, 2)
     names = page.run(
-        "return [1, 2].map((n) => [...document.querySelectorAll(`.batch:nth-child(${n}) .tile`)].map((t) => t.innerText))"
+        """return [1, 2].map((n) => [...document.querySelectorAll(`.batch:nth-child(${n}) .tile`)]
+        .map((tile) => tile.innerText))"""
     )
     assert names[0] == names[1], "class and seed below each image"
     for one, other in zip(newest, before, strict=True):
