@@ -26,6 +26,7 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # goes into logs, l
 # As browsers write it: in lower case, without the default port of the scheme.
 ORIGIN = re.compile(r"(http(?!.*:80$)|https(?!.*:443$))://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?|\*")
 HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[?[0-9a-fA-F:]+\]?|\*")
+PATH = re.compile("[^\0\ud800-\udfff]+")  # what files can have and a settings file can name
 HOST = re.compile(r"[^\s*]+")  # whether there is such a host, the system says
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 MIN_KEY_CHARACTERS = 16
@@ -157,8 +158,8 @@ class Settings:
     grace_s: float = _setting(30.0, "server", "seconds a stopping server lets accepted requests finish", high=3_600)
     page_runtime: str | None = _setting(None, "server", "folder with the files of onnxruntime-web (`dist` of the npm "
         "package): the page then offers to make images in the browser, and whoever may ask for images may download "
-        "the networks", unset="none", form=lambda text: "\0" not in text and bool(text),
-        what="a path")
+        "the networks", unset="none", form=PATH.fullmatch,
+        what="a path in UTF-8")
 
     backend: str | None = _setting(None, "engines", "what runs the networks", unset="the engine's", choices=BACKENDS)
     devices: tuple[int, ...] = _setting((), "engines", "GPUs by number, such as 0,1", unset="the first GPU, or the CPU",
@@ -277,7 +278,7 @@ OPTIONS = tuple(_options())
 
 def checked_path(text: str, where: str) -> str:
     """The path, if a file can have it and a settings file can name it. Raises SettingsError."""
-    if not text or "\0" in text or re.search("[\ud800-\udfff]", text):
+    if not PATH.fullmatch(text):
         raise SettingsError(f"{where} must be a path in UTF-8, not {shown(text)}")
     return text
 
