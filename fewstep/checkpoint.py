@@ -23,12 +23,14 @@ from fewstep.card import (
     write_atomically,
 )
 from fewstep.ddpm_network import DDPMConfig, DDPMNetwork
+from fewstep.edm2_network import EDM2Config, EDM2Network
+from fewstep.metadata import check_metadata, metadata, read_metadata, with_metadata
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
 from fewstep.unet_config import UNetConfig
 
-NetworkConfig = UNetConfig | DDPMConfig
-NetworkModule = UNet | DDPMNetwork  # every module that keeps the contract of F and has such a config
+NetworkConfig = UNetConfig | DDPMConfig | EDM2Config
+NetworkModule = UNet | DDPMNetwork | EDM2Network  # every module that keeps the contract of F and has such a config
 
 _PENDING_CARD = f".{CARD_FILE}.pending"
 
@@ -39,7 +41,8 @@ def save_checkpoint(folder: Path, weights: dict[str, Tensor], card: Card) -> Car
     Two files cannot be renamed at once, so the new card waits beside the weights until they are in place: whatever
     moment the process dies at, `load_denoiser` finds the old pair or the new one.
     """
-    content = save_tensors({name: tensor.contiguous().cpu() for name, tensor in weights.items()})
+    tensors = save_tensors({name: tensor.contiguous().cpu() for name, tensor in weights.items()})
+    content = with_metadata(tensors, metadata(card))
     card = dataclasses.replace(card, weights=hashlib.sha256(content).hexdigest())
     write_atomically(folder / _PENDING_CARD, card_to_json(card).encode())
     write_atomically(folder / WEIGHTS_FILE, content)
@@ -66,9 +69,11 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], Card]:
             "it is truncated, or belongs to another card"
         )
     try:
-        return load_tensors(content), card
+        tensors = load_tensors(content)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file ({error})") from error
+    check_metadata(read_metadata(content), card, folder)
+    return tensors, card
 
 
 def network_config(card: Card) -> NetworkConfig:
@@ -80,17 +85,21 @@ def network_config(card: Card) -> NetworkConfig:
             return UNetConfig(**fields)
         if family == DDPMConfig.family:
             return DDPMConfig(**fields)
+        if family == EDM2Config.family:
+            return EDM2Config(**fields)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the card describes a network this version does not know ({error})") from error
     raise CheckpointError(
-        f"the card describes a network of the family {family!r}; this version knows {UNET_FAMILY!r} and "
-        f"{DDPMConfig.family!r}. Install the fewstep version that wrote it"
+        f"the card describes a network of the family {family!r}; this version knows {UNET_FAMILY!r}, "
+        f"{DDPMConfig.family!r} and {EDM2Config.family!r}. Install the fewstep version that wrote it"
     )
 
 
 def build_network(config: NetworkConfig) -> NetworkModule:
     """The network F of a configuration, with fresh weights."""
-    return UNet(config) if isinstance(config, UNetConfig) else DDPMNetwork(config)
+    if isinstance(config, UNetConfig):
+        return UNet(config)
+    return DDPMNetwork(config) if isinstance(config, DDPMConfig) else EDM2Network(config)
 
 
 def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Denoiser, Card]:
@@ -101,7 +110,8 @@ def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tup
     """
     weights, card = load_checkpoint(Path(folder))
     config = network_config(card)
-    bound = isinstance(config, DDPMConfig) or config.precond != "edm"  # the network computes with sigma_data, too
+    # Of these the network computes with sigma_data, too.
+    bound = isinstance(config, DDPMConfig) or (isinstance(config, UNetConfig) and config.precond != "edm")
     if bound and config.sigma_data != card.sigma_data:
         raise CheckpointError(
             f"the card in {folder} is damaged: its network expects sigma_data {config.sigma_data}, the card says "

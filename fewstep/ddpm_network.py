@@ -1,8 +1,9 @@
 """A DDPM U-Net as the network F: what diffusers calls UNet2DModel, inside EDM's preconditioning.
 
-Ho et al. 2020 train a U-Net to predict the noise in x / sqrt(1 + sigma^2) at one of T whole timesteps. `DDPMNetwork`
-answers to the contract of F around such a U-Net, so that everything downstream (samplers, students, export, serving)
-treats it as any other teacher. The parameters of `UNet2D` have the names and shapes of the published files.
+Ho et al. 2020 train a U-Net to predict the noise in x / sqrt(1 + sigma^2) at one of T whole timesteps; Song et al. 2023
+train the same U-Net to go to the end of the ODE in one call (consistency models). `DDPMNetwork` answers to the contract
+of F around such a U-Net, so that everything downstream (samplers, students, export, serving) treats it as any other
+model. The parameters of `UNet2D` have the names and shapes of the published files.
 """
 
 import math
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Betas = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
-Prediction = Literal["epsilon", "sample", "v_prediction"]
+Prediction = Literal["epsilon", "sample", "v_prediction", "consistency"]
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,16 @@ class DDPMConfig:
     sines_first: bool = False  # order of the halves of the timestep embedding
     freq_shift: float = 0.0  # 1: the slowest frequency is exactly 1 / 10000
     down_padding: int = 1  # of the downsampling convolution; 0: one row and column of zeros after the last
+    residual_resize: bool = False  # a residual block changes the size, as in ADM, in place of a convolution
+    # The noise schedule; not read by consistency models, whose U-Net is asked at 250 ln sigma.
     betas: Betas = "linear"
     beta_start: float = 1e-4  # not read by squaredcos_cap_v2
     beta_end: float = 0.02
     timesteps: int = 1000
     prediction: Prediction = "epsilon"
-    sigma_data: float = 0.5  # of the preconditioning around F; a free choice, F compensates for it
+    sigma_min: float = 0.002  # where the ODE of a consistency model ends; read by those alone
+    # Of the preconditioning around F: a free choice, for which F compensates; that of a consistency model is its own.
+    sigma_data: float = 0.5
     family: Literal["ddpm"] = "ddpm"  # how a card tells this network from the U-Net of fewstep.network
     extra: ClassVar[int] = 0  # F sees nothing beside the image, unlike a UNet with further input channels
 
@@ -53,6 +58,8 @@ class DDPMConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(map(str, allowed))}")
+        if not 0 < self.sigma_min < 1:
+            raise ValueError(f"sigma_min {self.sigma_min} does not lie between 0 and 1")
         levels = len(self.widths)
         stride = 2 ** (levels - 1)
         if not len(self.down_attention) == len(self.up_attention) == levels:
@@ -102,15 +109,18 @@ class DDPMNetwork(nn.Module):
     A row of zeros in onehot adds no class embedding, which a class-conditional U-Net has not seen in training.
     """
 
-    table: Tensor  # ln sigma of each timestep, [T]
+    table: Tensor  # ln sigma of each timestep, [T]; not of consistency models
 
     def __init__(self, config: DDPMConfig) -> None:
         super().__init__()
         self.config = config
         self.unet = UNet2D(config)
-        self.register_buffer("table", log_sigmas(config).float(), persistent=False)
+        if config.prediction != "consistency":
+            self.register_buffer("table", log_sigmas(config).float(), persistent=False)
 
     def forward(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
+        if self.config.prediction == "consistency":
+            return self._consistency(x, c_noise, onehot)
         sigma_data = self.config.sigma_data
         # D = x - sigma * eps magnifies what the U-Net rounds: half precision would show from sigma 1 on.
         with torch.autocast(x.device.type, enabled=False):
@@ -126,6 +136,19 @@ class DDPMNetwork(nn.Module):
             # v_prediction (Salimans & Ho 2022): v = (eps - sigma * D) / sqrt(1 + sigma^2)
             own = sigma * (1 - sigma_data**2) / (1 + sigma**2) * x
             return (own - norm / (1 + sigma**2).sqrt() * predicted) / sigma_data
+
+    def _consistency(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
+        """F of D = c_skip(sigma) x + c_out(sigma) U, where c_skip = 1 and c_out = 0 at sigma_min (Song et al. 2023,
+        Eq. 5 and Appendix C). Below sigma_min F keeps its value there.
+        """
+        end, sigma_data = self.config.sigma_min, self.config.sigma_data
+        with torch.autocast(x.device.type, enabled=False):
+            log_sigma = (4 * c_noise).clamp(min=math.log(end))
+            sigma = log_sigma.exp()[:, None, None, None]
+            predicted = self.unet(x, 250 * log_sigma, onehot)
+            # F = (D - c_skip x) / c_out of EDM's two factors, solved for F, so that no large terms cancel.
+            own = sigma_data * (2 * end - end**2 / sigma) / ((sigma - end) ** 2 + sigma_data**2)
+            return own * x + (1 - end / sigma) * predicted
 
     def timestep(self, log_sigma: Tensor) -> Tensor:
         """ln sigma [B] within the table -> fractional timestep [B]."""
@@ -194,14 +217,19 @@ class Level(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.role = role
+        self.residual_resize = config.residual_resize
         width = shapes[-1][1]
         groups = config.middle_groups if role == "middle" else config.groups
         self.resnets = nn.ModuleList(Resnet(config, cin, cout) for cin, cout in shapes)
         self.attentions = nn.ModuleList(Attention(config, width, groups) for _ in range(attentions))
-        self.downsamplers = nn.ModuleList(
-            [Downsampler(width, config.down_padding)] if resized and role == "down" else []
-        )
-        self.upsamplers = nn.ModuleList([Upsampler(width)] if resized and role == "up" else [])
+        down, up = resized and role == "down", resized and role == "up"
+        self.downsamplers, self.upsamplers = nn.ModuleList(), nn.ModuleList()
+        if config.residual_resize:
+            self.downsamplers.extend([Resnet(config, width, width, "down")] * down)
+            self.upsamplers.extend([Resnet(config, width, width, "up")] * up)
+        else:
+            self.downsamplers.extend([Downsampler(width, config.down_padding)] * down)
+            self.upsamplers.extend([Upsampler(width)] * up)
 
     def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         """Going down, every map is put on `skips`; going up, every block takes one off."""
@@ -211,10 +239,11 @@ class Level(nn.Module):
                 x = self.attentions[index](x)
             if self.role == "down":
                 skips.append(x)
+        also = (emb,) if self.residual_resize else ()
         for downsampler in self.downsamplers:
-            skips.append(x := downsampler(x))
+            skips.append(x := downsampler(x, *also))
         for upsampler in self.upsamplers:
-            x = upsampler(x)
+            x = upsampler(x, *also)
         return x
 
 
@@ -231,10 +260,13 @@ class TimeEmbedding(nn.Module):
 
 
 class Resnet(nn.Module):
-    """Residual block with the embedding, whose SiLU is already applied."""
+    """Residual block with the embedding, whose SiLU is already applied. resample: both branches are resized first."""
 
-    def __init__(self, config: DDPMConfig, cin: int, cout: int) -> None:
+    def __init__(
+        self, config: DDPMConfig, cin: int, cout: int, resample: Literal["", "down", "up"] = ""
+    ) -> None:  # fmt: skip
         super().__init__()
+        self.resample: Literal["", "down", "up"] = resample
         self.scale_shift = config.scale_shift
         self.norm1 = nn.GroupNorm(config.groups, cin, config.eps)
         self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
@@ -245,7 +277,10 @@ class Resnet(nn.Module):
         self.conv_shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else None
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv1(functional.silu(self.norm1(x)))
+        h = functional.silu(self.norm1(x))
+        if self.resample:
+            x, h = (_resized(each, self.resample) for each in (x, h))
+        h = self.conv1(h)
         params = self.time_emb_proj(emb)[:, :, None, None]
         if self.scale_shift:
             scale, shift = params.chunk(2, dim=1)
@@ -254,6 +289,10 @@ class Resnet(nn.Module):
             h = self.norm2(h + params)
         h = self.conv2(self.dropout(functional.silu(h)))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+def _resized(x: Tensor, how: Literal["", "down", "up"]) -> Tensor:
+    return functional.avg_pool2d(x, 2) if how == "down" else functional.interpolate(x, scale_factor=2.0)
 
 
 class Attention(nn.Module):

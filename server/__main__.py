@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from export.manifest import read_student
 from fewstep.card import CheckpointError
 from server.logs import configure, printable
-from server.settings.settings import Settings, SettingsError
+from server.settings.settings import Settings, SettingsError, check_runtime
 from server.settings.sources import Resolved, resolve
 
 EXIT_REFUSED = 2
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         resolved = resolve(arguments)
         settings = resolved.settings
+        check_runtime(settings)
         models = {name: read_student(folder, name) for name, folder in settings.engines.items()}
         if resolved.check:
             return check(resolved)

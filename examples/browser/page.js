@@ -1,7 +1,7 @@
 // The form of index.html. ?engine=URL&runtime=URL say where the engine folder and onnxruntime-web's `dist` are.
 
-import { load } from "./runtime.js";
-import { sample, toRgba } from "./student.js";
+import { start } from "../../server/http/page/local/runtime.mjs";
+import { sample, toRgba } from "../../server/http/page/local/student.mjs";
 
 const query = new URLSearchParams(location.search);
 const url = (name, otherwise) => new URL(query.get(name) ?? otherwise, location.href).href.replace(/\/$/, "");
@@ -21,6 +21,20 @@ async function generate({ facts, network, provider }) {
   canvas.width = canvas.height = facts.resolution;
   canvas.getContext("2d").putImageData(new ImageData(rgba, facts.resolution), 0, 0);
   status.textContent = `${Math.round(performance.now() - began)} ms with ${provider}`;
+}
+
+// The facts of engine.json, and the network. engine: URL of an engine folder of fewstep.
+async function load(runtime, engine) {
+  const file = async (name) => {
+    const answer = await fetch(`${engine}/${name}`);
+    if (!answer.ok) throw new Error(`${engine}/${name}: HTTP ${answer.status}; is it an engine folder?`);
+    return answer;
+  };
+  const facts = await (await file("engine.json")).json();
+  if (facts.noise_version !== 1) throw new Error(`noise_version is ${facts.noise_version}; this page knows 1`);
+  if (facts.extra) throw new Error("the network takes a latent beside the image, which this page does not make");
+  const bytes = new Uint8Array(await (await file(facts.network)).arrayBuffer());
+  return { facts, ...(await start(`${runtime}/`, bytes, facts)) };
 }
 
 try {

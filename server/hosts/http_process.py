@@ -21,6 +21,7 @@ from server.http.draining import DrainingServer
 from server.http.edits import body_limit
 from server.http.kept_images import KeptImages
 from server.http.limits import BoundedHttp
+from server.http.local_files import local_routes
 from server.http.metrics import Metrics
 from server.http.openapi import document_routes
 from server.http.page_files import page_routes
@@ -56,6 +57,7 @@ class HttpProcess:
         described += [kept.route()] if kept else []
         schemas = {**native_schema.schemas(models, settings), **openai_schema.schemas(), **inference_schema.schemas()}
         self.routes = [*described, *document_routes(described, schemas, settings), *page_routes()]
+        self.routes += local_routes(models, settings)
         paths = [route.path for route in self.routes]
         self.metrics = Metrics(models, paths, self.pool, lambda: facts(models, self.pool, settings), processes)
 

@@ -18,29 +18,40 @@ MEDIA_TYPES: Mapping[str, str] = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
+    ".wasm": "application/wasm",
 }
+# The page may load its own files and talk to this server, and to nothing else; no script or style is inline.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+# Where the page may run networks: WebAssembly is compiled, which has a word of its own; text is still not run as code.
+LOCAL_POLICY = POLICY.replace("script-src 'self'", "script-src 'self' 'wasm-unsafe-eval'")
 HEADERS: Mapping[str, str] = {
-    # The page may load its own files and talk to this server, and to nothing else; no script or style is inline.
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",  # a browser asks again each time, and is told that nothing has changed (ETag)
 }
 
 
-def page_file(path: Path) -> Answer:
-    """What answers with a file of the page."""
+def page_file(path: Path, policy: str = POLICY) -> Answer:
+    """What answers with a file of the page. policy: what a document may load and run."""
     content, media_type = path.read_bytes(), MEDIA_TYPES[path.suffix]
     tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
-    headers = {**HEADERS, "ETag": tag}
+    headers = {**HEADERS, "Content-Security-Policy": policy, "ETag": tag}
 
     async def answer(http: Request) -> Response:
-        known = [each.strip().removeprefix("W/") for each in http.headers.get("if-none-match", "").split(",")]
-        if tag in known or known == ["*"]:
+        if is_known(tag, http):
             return Response(status_code=304, headers=headers)
         return Response(content, media_type=media_type, headers=headers)
 
     return answer
+
+
+def is_known(tag: str, http: Request) -> bool:
+    """Whether the browser has the file of this ETag."""
+    known = [each.strip().removeprefix("W/") for each in http.headers.get("if-none-match", "").split(",")]
+    return tag in known or known == ["*"]
 
 
 def page_routes() -> list[Route]:

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.http.openapi import answers
-from server.http.page_files import INDEX, page_file
+from server.http.page_files import INDEX, LOCAL_POLICY, POLICY, page_file
 from server.http.routes import Route
 from server.http.service import ImageService
 from server.settings.settings import Settings
@@ -27,13 +27,14 @@ class SystemRoutes:
     def routes(self) -> list[Route]:
         ready = "An image request would be served."
         probe: dict[str, Any] = {"keyless": True, "any_host": True, "quiet": True}
+        policy, page = LOCAL_POLICY if self.settings.page_runtime else POLICY, answers("text/html")
         metrics: dict[str, Any] = {"keyless": self.settings.metrics_public, "quiet": True}
         return [
             Route("/livez", "GET", self.livez, "The process answers.", TEXT, **probe),
             Route("/readyz", "GET", self.readyz, ready, TEXT, ("unavailable",), **probe),
             Route("/health", "GET", self.readyz, f"{ready} The same as /readyz.", TEXT, ("unavailable",), **probe),
             Route("/metrics", "GET", self.show_metrics, "Prometheus metrics.", TEXT, **metrics),
-            Route("/", "GET", page_file(INDEX), "A page to try the models with.", answers("text/html"), keyless=True),
+            Route("/", "GET", page_file(INDEX, policy), "A page to try the models with.", page, keyless=True),
         ]
 
     async def livez(self, http: Request) -> Response:

@@ -26,9 +26,16 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # goes into logs, l
 # As browsers write it: in lower case, without the default port of the scheme.
 ORIGIN = re.compile(r"(http(?!.*:80$)|https(?!.*:443$))://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?|\*")
 HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[?[0-9a-fA-F:]+\]?|\*")
+PATH = re.compile("[^\0\ud800-\udfff]+")  # what files can have and a settings file can name
 HOST = re.compile(r"[^\s*]+")  # whether there is such a host, the system says
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 MIN_KEY_CHARACTERS = 16
+# Of onnxruntime-web, as its browsers ask for them: for WebAssembly, then for WebGPU.
+RUNTIME_FILES = (
+    "ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm",
+    "ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm",
+)  # fmt: skip
+RUNTIME_HOW = "name the folder dist of the npm package onnxruntime-web 1.30 (docs/page.md says how to get it)"
 YES_NO = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 # How a flag or a variable is read, by the type of its value, and what it should be.
 READ: Mapping[type, Callable[[str], Any]] = {
@@ -149,6 +156,10 @@ class Settings:
         "its own earlier", low=1, high=3_600)
     drain_s: float = _setting(5.0, "server", "seconds a stopping server keeps its port open, answering 503", high=3_600)
     grace_s: float = _setting(30.0, "server", "seconds a stopping server lets accepted requests finish", high=3_600)
+    page_runtime: str | None = _setting(None, "server", "folder with the files of onnxruntime-web (`dist` of the npm "
+        "package): the page then offers to make images in the browser, and whoever may ask for images may download "
+        "the networks", unset="none", form=PATH.fullmatch,
+        what="a path in UTF-8")
 
     backend: str | None = _setting(None, "engines", "what runs the networks", unset="the engine's", choices=BACKENDS)
     devices: tuple[int, ...] = _setting((), "engines", "GPUs by number, such as 0,1", unset="the first GPU, or the CPU",
@@ -267,6 +278,17 @@ OPTIONS = tuple(_options())
 
 def checked_path(text: str, where: str) -> str:
     """The path, if a file can have it and a settings file can name it. Raises SettingsError."""
-    if not text or "\0" in text or re.search("[\ud800-\udfff]", text):
+    if not PATH.fullmatch(text):
         raise SettingsError(f"{where} must be a path in UTF-8, not {shown(text)}")
     return text
+
+
+def check_runtime(settings: Settings) -> None:
+    """Raises SettingsError where page_runtime lacks a file that a browser would ask for."""
+    if settings.page_runtime is None:
+        return
+    folder = Path(settings.page_runtime)
+    if not folder.is_dir():
+        raise SettingsError(f"--page-runtime: there is no folder {shown(str(folder))}; {RUNTIME_HOW}")
+    if missing := [name for name in RUNTIME_FILES if not (folder / name).is_file()]:
+        raise SettingsError(f"--page-runtime: {shown(str(folder))} lacks {', '.join(missing)}; {RUNTIME_HOW}")

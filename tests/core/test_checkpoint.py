@@ -206,10 +206,10 @@ def test_the_family_of_a_card_decides_which_network_is_built(saved: Path, ddpm: 
     assert isinstance(load_denoiser(saved)[0].network, UNet)
 
 
-@pytest.mark.parametrize("family", ["edm2", None, 3, ["unet"]], ids=str)
+@pytest.mark.parametrize("family", ["edm3", None, 3, ["unet"]], ids=str)
 def test_an_unknown_family_is_refused_and_named(saved: Path, family: object):
     edit_card(saved, network=asdict(CONFIG) | {"family": family})
-    with pytest.raises(CheckpointError, match=r"of the family .*; this version knows 'unet' and 'ddpm'"):
+    with pytest.raises(CheckpointError, match=r"of the family .*; this version knows 'unet', 'ddpm' and 'edm2'"):
         load_denoiser(saved)
 
 

@@ -45,6 +45,12 @@ VARIANTS: dict[str, tuple[DDPMConfig, dict[str, Any]]] = {
          "down_block_types": ("AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
          "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D")},
     ),
+    "resized by residual blocks": (
+        replace(TINY, down_attention=(False, True), residual_resize=True, scale_shift=True),
+        {"down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D"), "downsample_type": "resnet",
+         "up_block_types": ("AttnUpBlock2D", "ResnetUpsampleBlock2D"), "upsample_type": "resnet",
+         "resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 4},
+    ),
     "one level": (
         replace(TINY, widths=(16,), down_attention=(False,), up_attention=(True,)),
         {"block_out_channels": (16,), "down_block_types": ("DownBlock2D",), "up_block_types": ("AttnUpBlock2D",)},
@@ -87,6 +93,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 def schedule_of(config: DDPMConfig) -> Tensor:
     """sigma [T], float64, of diffusers' own table."""
+    assert config.prediction != "consistency"
     scheduler = DDPMScheduler(
         config.timesteps, config.beta_start, config.beta_end, config.betas, prediction_type=config.prediction
     )
@@ -248,3 +255,25 @@ def test_the_configuration_names_its_family_and_what_every_card_has():
     described = asdict(TINY)
     assert described["family"] == "ddpm"
     assert (described["resolution"], described["channels"], described["classes"]) == (8, 1, 0)
+
+
+@torch.no_grad()
+def test_a_consistency_model_keeps_its_end_and_is_its_unet_far_from_it():
+    config = replace(TINY, prediction="consistency", sigma_min=0.01, sigma_data=0.4)
+    network = randomised(config)
+    denoiser = Denoiser(network, config.sigma_data)
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    end = torch.full((3,), 0.01)
+    torch.testing.assert_close(denoiser(x, end), x, rtol=1e-5, atol=1e-6)  # c_skip = 1, c_out = 0
+    for level in (0.02, 0.4, 7.0, 80.0):
+        s = torch.full((3,), level)
+        raw = network.unet(x / (level**2 + 0.16) ** 0.5, 250 * s.log(), torch.zeros(3, 0))
+        skip = 0.16 / ((level - 0.01) ** 2 + 0.16)  # Song et al. 2023, Appendix C
+        out = 0.4 * (level - 0.01) / (level**2 + 0.16) ** 0.5
+        torch.testing.assert_close(denoiser(x, s), skip * x + out * raw, rtol=1e-4, atol=1e-5)
+
+
+def test_sigma_min_has_a_range():
+    for wrong in (0.0, -1.0, 1.0):
+        with pytest.raises(ValueError, match=r"sigma_min .* does not lie between 0 and 1"):
+            replace(TINY, sigma_min=wrong)

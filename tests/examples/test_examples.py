@@ -22,13 +22,13 @@ import pytest
 from PIL import Image
 
 from export.engine import Engine, load_engine
-from fewstep.noise import noise_for, normals
+from fewstep.noise import noise_for, normals, random_labels
 from fewstep.pixels import to_pixels
 from fewstep.samplers import sample_dpdm
 from tests.server.page.browser import NEEDS_BROWSER, Browser, browsing
 
 ROOT = Path(__file__).resolve().parents[2]
-BROWSER = ROOT / "examples" / "browser"
+BROWSER = ROOT / "server" / "http" / "page" / "local"
 ENGINE = ROOT / "models" / "fashion" / "engine"
 NODE = shutil.which("node")
 NEEDS_NODE = pytest.mark.skipif(not NODE, reason="node is not installed")
@@ -72,9 +72,9 @@ def test_steps_and_classes_that_the_student_lacks_are_named(option: str) -> None
 
 
 def in_node(script: str) -> Any:
-    """What a module that imports the example's files prints, as JSON."""
+    """What a module that imports the page's files prints, as JSON."""
     assert NODE
-    imports = f'import * as noise from "{BROWSER}/philox.js"; import * as student from "{BROWSER}/student.js";'
+    imports = f'import * as noise from "{BROWSER}/philox.mjs"; import * as student from "{BROWSER}/student.mjs";'
     command = [NODE, "--input-type=module", "--eval", imports + script]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
@@ -97,6 +97,14 @@ def test_normals_in_javascript_are_those_of_numpy(seed: int) -> None:
     made = in_node(f"console.log(JSON.stringify([...noise.normals({seed}n, 3, 1001)]))")
     expected = normals(np.array([seed], np.uint64), np.array([3]), (1001,))[0]
     np.testing.assert_allclose(made, expected, atol=1e-6)
+
+
+@NEEDS_NODE
+def test_random_classes_in_javascript_are_those_of_the_server() -> None:
+    made = in_node(f"console.log(JSON.stringify({[*SEEDS]}.map((each) => noise.randomLabel(BigInt(each), 10))))")
+    assert made[:3] == random_labels(SEEDS[:3], 10).tolist()  # the last seed is no number of JavaScript
+    last = in_node("console.log(JSON.stringify(noise.randomLabel(2n ** 63n - 1n, 1000)))")
+    assert last == random_labels(SEEDS[3:], 1000).tolist()[0]
 
 
 @NEEDS_NODE

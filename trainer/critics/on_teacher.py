@@ -42,7 +42,7 @@ class Adversary:
         if not isinstance(teacher, UNet):
             raise CheckpointError(
                 "DMD2's adversarial term reads the features of a U-Net of ours or an EDM network; "
-                "a teacher imported from diffusers has none to read: choose another --method"
+                "a teacher imported from diffusers or EDM2 has none to read: choose another --method"
             )
         self.config, self.sigma_data, self.classes = config, sigma_data, teacher.config.classes
         self.heads = Critic(teacher.feature_widths[-1]).to(compute.device)

@@ -1,11 +1,11 @@
-"""`fewstep trainer import`: make a checkpoint folder of a pretrained teacher.
+"""`fewstep trainer import`: make a checkpoint folder of a pretrained model.
 
 fewstep trainer import edm-cifar10-32x32-cond-vp.pkl --out runs/cifar10 --class-names names.txt
 fewstep trainer import ddpm-cifar10-32 --out runs/ddpm --data-name CIFAR-10
 
-A file is read as a network pickle of EDM (DDPM++, NCSN++ or ADM; EDM's own are licensed CC BY-NC-SA 4.0), without
-running the code inside it; a folder as a UNet2DModel of diffusers with its scheduler, or as a student that
-`fewstep export diffusers` wrote.
+A file is read as a network pickle of EDM (DDPM++, NCSN++ or ADM) or EDM2 (their own are licensed CC BY-NC-SA 4.0),
+without running the code inside it; a folder as a UNet2DModel of diffusers with its scheduler, or as a student that
+`fewstep export diffusers` wrote. A consistency model of diffusers becomes a student, everything else a teacher.
 Exit code 2: refused, the reason is on stderr, nothing was written.
 """
 
@@ -18,13 +18,13 @@ from fewstep.card import CheckpointError
 from fewstep.command_line import Positional, arg, parse
 from fewstep.outputs import check_folder
 from fewstep.ranges import Range, check_ranges
-from trainer.importing.teacher import UNKNOWN, Provenance, save_teacher
+from trainer.importing.imported import UNKNOWN, Provenance, save_imported
 
 
 @dataclass(frozen=True)
 class ImportCommand:
     source: Annotated[Positional[Path], arg(metavar="FILE_OR_DIR")]
-    """An EDM network pickle, or a diffusers folder."""
+    """A network pickle of EDM or EDM2, or a diffusers folder."""
     out: Annotated[Path, arg(metavar="DIR")]
     """The checkpoint folder."""
     data_name: Annotated[str | None, arg(metavar="TEXT")] = None
@@ -62,20 +62,19 @@ def run(arguments: Sequence[str]) -> None:
     )
     source = args.source
     if source.is_dir():
-        sigma_data = 0.5 if args.sigma_data is None else args.sigma_data
-        teacher = import_diffusers(source, sigma_data)
+        model = import_diffusers(source, args.sigma_data)
     elif source.is_file():
-        teacher = import_edm(source, args.sigma_data)
+        model = import_edm(source, args.sigma_data)
     else:
         raise CheckpointError(f"{source} does not exist")
-    card = save_teacher(args.out, teacher, provenance)
+    card = save_imported(args.out, model, provenance)
     channels, resolution, _ = card.image_shape
-    count = sum(tensor.numel() for tensor in teacher.weights.values())
+    count = sum(tensor.numel() for tensor in model.weights.values())
     print(
-        f"{args.out}: a teacher of {resolution}x{resolution} {'gray' if channels == 1 else 'RGB'}, "
-        f"{teacher.config.classes} classes, from a {teacher.origin['class']} with {count:,} numbers"
+        f"{args.out}: a {model.role} of {resolution}x{resolution} {'gray' if channels == 1 else 'RGB'}, "
+        f"{model.config.classes} classes, from a {model.origin['class']} with {count:,} numbers"
     )
-    if dropped := teacher.origin.get("dropped"):
+    if dropped := model.origin.get("dropped"):
         print(f"dropped {dropped}")
     if args.weights_licence == UNKNOWN:
         print("the card does not state the licence of the weights: --weights-licence TEXT does")

@@ -1,4 +1,4 @@
-"""diffusers' folders as teachers: a UNet2DModel and the schedule of the DDPM it was trained as.
+"""diffusers' folders: a UNet2DModel and its scheduler, as a teacher (a DDPM) or a student (a consistency model).
 
 Three layouts: a pipeline (unet_ema/config.json or unet/config.json, scheduler/scheduler_config.json), both files side
 by side, or a bare unet folder with the scheduler beside it or above. Weights are
@@ -6,6 +6,7 @@ safetensors; nothing here needs diffusers.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.card import CheckpointError, file_sha256
+from fewstep.consistency import consistency_levels
 from fewstep.ddpm_network import DDPMConfig, UNet2D, log_sigmas
-from trainer.importing.teacher import ImportedTeacher
+from fewstep.schedule import SIGMA_MAX
+from trainer.importing.imported import Imported
 
 CONFIG_FILE = "config.json"
 SCHEDULER_FILE = "scheduler_config.json"
@@ -31,6 +34,7 @@ _READ: dict[str, Any] = {
     "block_out_channels": [224, 448, 672, 896], "layers_per_block": 2, "downsample_padding": 1, "dropout": 0.0,
     "attention_head_dim": 8, "norm_num_groups": 32, "attn_norm_num_groups": None, "norm_eps": 1e-5,
     "resnet_time_scale_shift": "default", "add_attention": True, "num_class_embeds": None,
+    "downsample_type": "conv", "upsample_type": "conv",
 }  # fmt: skip
 # Options that are understood with these values only. None is what a missing one means.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -39,8 +43,6 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "time_embedding_dim": (None,),
     "mid_block_type": ("UNetMidBlock2D",),
     "mid_block_scale_factor": (1, None),
-    "downsample_type": ("conv", None),
-    "upsample_type": ("conv", None),
     "act_fn": ("silu", "swish", None),
     "class_embed_type": (None,),
 }
@@ -49,8 +51,14 @@ _IGNORED = (
     "num_train_timesteps", "decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step",
     "use_ema_warmup",
 )  # fmt: skip
-_DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}
-_UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
+# Kinds of levels -> whether they attend, and what changes the size; None: what downsample_type or upsample_type says.
+_DOWN = {
+    "DownBlock2D": (False, "conv"),
+    "AttnDownBlock2D": (True, None),
+    "ResnetDownsampleBlock2D": (False, "resnet"),
+}
+_UP = {"UpBlock2D": (False, "conv"), "AttnUpBlock2D": (True, None), "ResnetUpsampleBlock2D": (False, "resnet")}
+_Kinds = dict[str, tuple[bool, str | None]]
 
 # Schedulers that sample the model a DDPM trains; their betas and prediction_type mean the same.
 _SCHEDULERS = (
@@ -58,16 +66,20 @@ _SCHEDULERS = (
     "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "DPMSolverMultistepScheduler",
     "DPMSolverSinglestepScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler",
 )  # fmt: skip
+_CONSISTENCY = "CMStochasticIterativeScheduler"
+_STEPS = range(1, 9)  # that a consistency model is given levels for
 _DEPRECATED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names of old files
 
 
-def import_diffusers(folder: Path, sigma_data: float = 0.5) -> ImportedTeacher:
-    """The teacher in a diffusers folder, in [-1, 1] pixels, under EDM preconditioning with this sigma_data.
+def import_diffusers(folder: Path, sigma_data: float | None = None) -> Imported:
+    """The model in a diffusers folder, in [-1, 1] pixels, under EDM preconditioning.
 
+    A DDPM is a teacher, with this sigma_data (0.5); a consistency model is a student with its own.
     Raises CheckpointError naming the unsupported option or the missing file.
     """
-    unet, scheduler = _locate(folder)
-    config = ddpm_config(_read_json(unet / CONFIG_FILE), _read_json(scheduler), sigma_data)
+    unet, scheduler_file = _locate(folder)
+    scheduler = _read_json(scheduler_file)
+    config = ddpm_config(_read_json(unet / CONFIG_FILE), scheduler, sigma_data)
     weights = _weights(unet, config)
     origin = {
         "file": f"{folder.resolve().name}/{(unet / WEIGHTS_FILE).relative_to(folder)}",
@@ -75,7 +87,11 @@ def import_diffusers(folder: Path, sigma_data: float = 0.5) -> ImportedTeacher:
         "format": "diffusers folder",
         "class": "UNet2DModel",
     }
-    return ImportedTeacher(config, weights, sigma_data, origin)
+    if config.prediction != "consistency":
+        return Imported(config, weights, config.sigma_data, origin)
+    top = float(scheduler.get("sigma_max", SIGMA_MAX))
+    levels = {steps: consistency_levels(steps, config.sigma_data, top) for steps in _STEPS}
+    return Imported(config, weights, config.sigma_data, origin, role="student", levels=levels)
 
 
 def _locate(folder: Path) -> tuple[Path, Path]:
@@ -110,7 +126,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def ddpm_config(unet: dict[str, Any], scheduler: dict[str, Any], sigma_data: float) -> DDPMConfig:
+def ddpm_config(unet: dict[str, Any], scheduler: dict[str, Any], sigma_data: float | None = None) -> DDPMConfig:
     """Both configurations of diffusers as ours. Raises CheckpointError naming an option that is not supported."""
     if unet.get("_class_name") != "UNet2DModel":
         raise CheckpointError(f"the network is a {unet.get('_class_name')}; only UNet2DModel can be imported")
@@ -136,6 +152,7 @@ def ddpm_config(unet: dict[str, Any], scheduler: dict[str, Any], sigma_data: flo
             widths=tuple(options["block_out_channels"]),
             down_attention=_attention("down_block_types", options["down_block_types"], _DOWN),
             up_attention=_attention("up_block_types", options["up_block_types"], _UP),
+            residual_resize=_residual_resize(options),
             classes=options["num_class_embeds"] or 0,
             blocks=options["layers_per_block"],
             middle_attention=bool(options["add_attention"]),
@@ -148,10 +165,10 @@ def ddpm_config(unet: dict[str, Any], scheduler: dict[str, Any], sigma_data: flo
             sines_first=not options["flip_sin_to_cos"],
             freq_shift=float(options["freq_shift"]),
             down_padding=options["downsample_padding"],
-            sigma_data=sigma_data,
-            **_schedule(scheduler),
+            **_schedule(scheduler, sigma_data),
         )
-        log_sigmas(config)
+        if config.prediction != "consistency":
+            log_sigmas(config)
         return config
     except (TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
@@ -171,18 +188,55 @@ def _refuse_unsupported(unet: dict[str, Any]) -> None:
         raise CheckpointError(f"resnet_time_scale_shift is {kind!r}; only 'default' and 'scale_shift' are supported")
 
 
-def _attention(option: str, kinds: list[str], known: dict[str, bool]) -> tuple[bool, ...]:
+def _attention(option: str, kinds: list[str], known: _Kinds) -> tuple[bool, ...]:
     for kind in kinds:
         if kind not in known:
-            raise CheckpointError(f"{option} has {kind}; only {' and '.join(known)} are supported")
-    return tuple(known[kind] for kind in kinds)
+            raise CheckpointError(f"{option} has {kind}; only {', '.join(known)} are supported")
+    return tuple(known[kind][0] for kind in kinds)
 
 
-def _schedule(scheduler: dict[str, Any]) -> dict[str, Any]:
+def _residual_resize(options: dict[str, Any]) -> bool:
+    """Whether residual blocks change the size, at every level, where one does. The last level of each side has none."""
+    found = set()
+    for side, known in (("down", _DOWN), ("up", _UP)):
+        otherwise = options[f"{side}sample_type"] or "conv"
+        if otherwise not in ("conv", "resnet"):
+            raise CheckpointError(f"{side}sample_type is {otherwise!r}; only 'conv' and 'resnet' are supported")
+        found |= {known[kind][1] or otherwise for kind in options[f"{side}_block_types"][:-1]}
+    if len(found) > 1:
+        raise CheckpointError(
+            "some levels change the size by a convolution and some by a residual block; only one for all is supported"
+        )
+    return found == {"resnet"}
+
+
+def _consistency(scheduler: dict[str, Any], sigma_data: float | None) -> dict[str, Any]:
+    """The fields of DDPMConfig of a consistency model."""
+    if sigma_data is not None:
+        raise CheckpointError("--sigma-data is for other networks; a consistency model was trained with its own")
+    if (noise := scheduler.get("s_noise", 1.0)) != 1:
+        raise CheckpointError(f"s_noise is {noise!r} in {SCHEDULER_FILE}; only 1.0 is supported")
+    fields: dict[str, Any] = {"prediction": "consistency"}
+    for name, otherwise in (("sigma_min", 0.002), ("sigma_data", 0.5), ("sigma_max", SIGMA_MAX)):
+        value = scheduler.get(name, otherwise)
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise CheckpointError(f"{name} is {value!r} in {SCHEDULER_FILE}, which is no positive number")
+        fields[name] = float(value)
+    top = fields.pop("sigma_max")
+    if top <= 10 * fields["sigma_data"]:
+        raise CheckpointError(f"sigma_max is {top} in {SCHEDULER_FILE}; it must be more than 10 sigma_data")
+    return fields
+
+
+def _schedule(scheduler: dict[str, Any], sigma_data: float | None) -> dict[str, Any]:
     """The fields of DDPMConfig that the scheduler decides."""
     kind = scheduler.get("_class_name")
+    if kind == _CONSISTENCY:
+        return _consistency(scheduler, sigma_data)
     if kind not in _SCHEDULERS:
-        raise CheckpointError(f"the scheduler is a {kind}; supported are those of DDPM-type models, as DDPMScheduler")
+        raise CheckpointError(
+            f"the scheduler is a {kind}; supported are those of DDPM-type models, as DDPMScheduler, and {_CONSISTENCY}"
+        )
     for name in ("trained_betas", "rescale_betas_zero_snr", "use_flow_sigmas"):
         if scheduler.get(name):
             raise CheckpointError(f"{name} in {SCHEDULER_FILE} is not supported")
@@ -198,6 +252,7 @@ def _schedule(scheduler: dict[str, Any]) -> dict[str, Any]:
         "beta_end": float(scheduler["beta_end"]),
         "timesteps": int(scheduler["num_train_timesteps"]),
         "prediction": prediction,
+        "sigma_data": 0.5 if sigma_data is None else sigma_data,
     }
 
 

@@ -1,7 +1,6 @@
 """EDM's pickles as teachers: their DDPM++, NCSN++ and ADM networks, tensor by tensor, into `fewstep.network.UNet`."""
 
-import math
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,8 +10,10 @@ from fewstep.card import CheckpointError, file_sha256
 from fewstep.network import UNet
 from fewstep.older_precond import BETA_D, BETA_MIN, C_1, C_2, STEPS
 from fewstep.unet_config import Precond, UNetConfig
+from trainer.importing.edm2_weights import EDM2, import_edm2
+from trainer.importing.edm_facts import check_argument, dataset_of, sigma_data_of
 from trainer.importing.edm_pickle import SavedObject, module_tensors, read_edm_pickle, submodule
-from trainer.importing.teacher import UNKNOWN, ImportedTeacher
+from trainer.importing.imported import Imported
 
 _SHARED = {"img_resolution": None, "in_channels": None, "out_channels": None, "label_dim": 0, "augment_dim": 0}
 # What the two classes take, with what a missing argument means (Karras et al. 2022, Table 7).
@@ -41,8 +42,8 @@ _AUGMENT = "map_augment.weight"
 _FILTER = ".resample_filter"
 
 
-def import_edm(path: Path, sigma_data: float | None = None) -> ImportedTeacher:
-    """The teacher in an EDM network pickle. Raises CheckpointError naming what was found in its place.
+def import_edm(path: Path, sigma_data: float | None = None) -> Imported:
+    """The teacher in a network pickle of EDM or EDM2. Raises CheckpointError naming what was found in its place.
 
     sigma_data: of the preconditioning around a VP, VE or iDDPM network, which has none of its own (0.5); an EDM network
     was trained with its own.
@@ -53,17 +54,18 @@ def import_edm(path: Path, sigma_data: float | None = None) -> ImportedTeacher:
         raise CheckpointError(
             f"{path} holds no EDM network under 'ema', only {', '.join(map(repr, data)) or 'nothing'}"
         )
-    if precond.class_name not in _PRECONDITIONINGS:
-        raise CheckpointError(
-            f"{path} holds a network of class {precond.class_name}; {', '.join(_PRECONDITIONINGS)} can be imported"
-        )
-    kind, constants = _PRECONDITIONINGS[precond.class_name]
+    if precond.class_name not in (EDM2, *_PRECONDITIONINGS):
+        known = f"{', '.join(_PRECONDITIONINGS)} and EDM2's {EDM2}"
+        raise CheckpointError(f"{path} holds a network of class {precond.class_name}; {known} can be imported")
+    kind, constants = _PRECONDITIONINGS.get(precond.class_name, ("edm", {}))
     if kind == "edm" and sigma_data is not None:
         raise CheckpointError("--sigma-data is for other networks; an EDM network was trained with its own")
+    if precond.class_name == EDM2:
+        return import_edm2(path, data, precond)
     for name, value in constants.items():
         if (found := precond.state.get(name, value)) != value:
             raise CheckpointError(f"{path}: {precond.class_name} has {name} = {found!r}; only {value} can be imported")
-    sigma_data = _sigma_data(precond, path) if kind == "edm" else sigma_data or 0.5
+    sigma_data = sigma_data_of(precond, path) if kind == "edm" else sigma_data or 0.5
     model = submodule(precond, "model")
     if model is None or model.class_name not in _ARGUMENTS:
         found = f"a network of class {model.class_name}" if model else "no network"
@@ -76,8 +78,8 @@ def import_edm(path: Path, sigma_data: float | None = None) -> ImportedTeacher:
     origin = {"file": path.name, "sha256": file_sha256(path), "format": "EDM pickle", "class": model.class_name}
     if dropped:
         origin["dropped"] = f"{dropped}: read only together with augmentation labels, which sampling never gives"
-    name, images = _dataset(data.get("dataset_kwargs"))
-    return ImportedTeacher(config, weights, sigma_data, origin, name, images)
+    name, images = dataset_of(data.get("dataset_kwargs"))
+    return Imported(config, weights, sigma_data, origin, name, images)
 
 
 def edm_config(model: SavedObject, precond: Precond = "edm", sigma_data: float = 0.5) -> UNetConfig:
@@ -90,7 +92,7 @@ def edm_config(model: SavedObject, precond: Precond = "edm", sigma_data: float =
         raise CheckpointError(f"{model.class_name} has the argument {unknown[0]}, which this importer does not know")
     args = defaults | given
     for name, value in args.items():
-        _check_kind(model.class_name, name, value, defaults[name])
+        check_argument(model.class_name, name, value, defaults[name])
     fourier = args.get("embedding_type") == "fourier"
     predicted = (args["in_channels"] or 0) * (2 if precond == "iddpm" else 1)  # iDDPM predicts variances, too
     fixed = {
@@ -210,31 +212,3 @@ def _check_filters(config: UNetConfig, tensors: dict[str, Tensor]) -> None:
             continue
         if tensor.shape[-2:] != expected.shape or not torch.allclose(tensor.float(), expected):
             raise CheckpointError(f"{name} is not the filter {list(config.resample)} of the network's arguments")
-
-
-def _check_kind(model: str, name: str, value: Any, default: Any) -> None:
-    """An argument has the kind of its default: a number, a string, or a list of whole numbers."""
-    if isinstance(default, list):
-        good = isinstance(value, list | tuple) and all(type(item) is int and item > 0 for item in value)
-    elif isinstance(default, float):
-        good = isinstance(value, int | float) and 0 <= value < 1
-    elif isinstance(default, str):
-        good = isinstance(value, str)
-    else:
-        good = type(value) is int and value >= (1 if default is None else 0)
-    if not good:
-        raise CheckpointError(f"{model} has the argument {name} = {value!r}, which makes no sense")
-
-
-def _sigma_data(precond: SavedObject, path: Path) -> float:
-    value = precond.state.get("sigma_data", 0.5)
-    if not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise CheckpointError(f"{path} has sigma_data {value!r}, which is no positive number")
-    return float(value)
-
-
-def _dataset(kwargs: Any) -> tuple[str, int]:
-    """Name and number of the training images, as far as the file says."""
-    path, count = (kwargs.get("path"), kwargs.get("max_size")) if isinstance(kwargs, dict) else (None, None)
-    name = PurePosixPath(path).stem if isinstance(path, str) else ""
-    return name or UNKNOWN, count if type(count) is int else 0

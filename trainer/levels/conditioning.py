@@ -27,7 +27,7 @@ def widen(network: NetworkModule, *, channels: int = 0, features: int = 0) -> Ne
         return copy.deepcopy(network)
     if not isinstance(network, UNet):
         raise CheckpointError(
-            "a network imported from diffusers cannot take further inputs; "
+            "a network imported from diffusers or EDM2 cannot take further inputs; "
             "train without --objective ncvsd and without --auxiliary-sees-level"
         )
     old = network.config

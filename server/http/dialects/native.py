@@ -39,6 +39,7 @@ from server.http.edits import (
 from server.http.event_stream import KEEPALIVE_S, message, streamed
 from server.http.event_stream import MEDIA_TYPE as EVENTS
 from server.http.fields import only_value, parse
+from server.http.local_files import in_browser
 from server.http.negotiation import named, preferred
 from server.http.openapi import JSON
 from server.http.pictures import MODES, decode_base64, decode_mask, from_base64
@@ -318,6 +319,7 @@ def _model_entry(
         "noise_version": manifest.noise_version,
         "checkpoint": manifest.checkpoint,
         "parity": manifest.parity,
+        "browser": in_browser(name, manifest, settings),
     }
     if info:
         entry |= {"capacity": info.capacity, "buckets": list(info.buckets), "runs": dict(info.facts)}

@@ -296,6 +296,7 @@ def _models() -> Schema:
         "steps": {"type": "array", "items": whole},
         "classes": whole,
         "edits": {"type": "boolean"},
+        "browser": {"type": ["object", "null"], "description": "What a page needs to run the network by itself."},
     }
     entry = {**record(model), "additionalProperties": True}
     return record({"object": {"const": "list"}, "data": {"type": "array", "minItems": 1, "items": entry}})

@@ -41,6 +41,11 @@ export async function readMetrics() {
   return (await ask("metrics")).text();
 }
 
+/** A file of the server. */
+export async function readBytes(path) {
+  return new Uint8Array(await (await ask(path)).arrayBuffer());
+}
+
 /** The base64 of an image of a JSON answer or an event. */
 export const encodedIn = (entry) => entry.b64_json;
 

@@ -35,6 +35,7 @@ export function describe(model) {
   $("label").replaceChildren(new Option("any", ""));
   for (let i = 0; i < model.classes; i++) $("label").append(new Option(model.class_names[i] ?? `class ${i}`, model.class_names[i] ?? i));
   $("label").value = [...$("label").options].some((option) => option.value === label) ? label : "";
+  $("here-field").hidden = !model.browser;
   for (const view of document.querySelectorAll("[data-edits]")) view.hidden = !model.edits;
 }
 

@@ -131,18 +131,30 @@ async function fill(batch, body, signal, extra = () => ({})) {
       done += 1;
       tell(`${done} of ${plural(all, "image")}`, done, all);
     };
-    const answer = await generateStream(body, signal, (event) => {
+    const make = await makerOf(body);
+    const answer = await make(body, signal, (event) => {
       if (event.call === event.calls) finish(event, event.image);
       else batch.tiles[event.image].preview(encodedIn(event), event.call, event.calls);
     });
     answer.data.forEach(finish);
     const spent = performance.now() - began;
-    batch.end(`${time(spent)}, of them ${time(answer.timings_ms.engine)} in the network`);
-    tell(`${plural(all, "image")} in ${time(spent)}.`);
+    const where = answer.where ? ` ${answer.where}` : "";
+    batch.end(`${time(spent)}${where}, of them ${time(answer.timings_ms.engine)} in the network`);
+    tell(`${plural(all, "image")} in ${time(spent)}${where}.`);
   } catch (error) {
     batch.end(`ended after ${plural(batch.images.length, "image")}`);
     throw error;
   }
+}
+
+const isHere = (of) => of.browser && $("here").checked;
+
+/** What makes the images of a body: the server, or this page where the form says so. Pictures and blends are the server's. */
+async function makerOf(body) {
+  const from = models.find((each) => each.id === body.model);
+  if (!isHere(from) || body.image || body.seed_to !== undefined) return generateStream;
+  const { generateHere } = await import("./local/generate.mjs");
+  return (...given) => generateHere(from, ...given, tell);
 }
 
 const titleOf = (values, what) => [
@@ -154,7 +166,8 @@ const className = (label) => ($("label").selectedOptions[0]?.value === label ? $
 const named = () => model.class_names.length > 0;
 
 const makeImages = (values) => busy(async (signal) => {
-  const batch = new Batch({ title: titleOf(values, plural(values.count, "image")), count: values.count, actions: actionsFor(model, values) });
+  const title = titleOf(values, plural(values.count, "image")) + (isHere(model) ? " · on this computer" : "");
+  const batch = new Batch({ title, count: values.count, actions: actionsFor(model, values) });
   await fill(batch, bodyOf(values, named()), signal);
 });
 

@@ -38,6 +38,8 @@ def values(option: Option) -> st.SearchStrategy[Any]:
         "host": st.text(st.characters(exclude_categories=["Cs"])).filter(HOST.fullmatch),
         "cors_origins": st.lists(st.from_regex(r"https?://[a-z.]{1,9}(:[1-7]000)?|\*", fullmatch=True)).map(tuple),
         "allowed_hosts": st.lists(st.from_regex(r"(\*\.)?[A-Za-z0-9_-]{1,9}|\[::1\]|\*", fullmatch=True)).map(tuple),
+        "page_runtime": st.none()
+        | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),
         "trusted_proxies": st.lists(st.ip_addresses().map(str)).map(tuple),
     }
     return words[option.name]

@@ -51,7 +51,7 @@ def persistence() -> Iterator[None]:
 def module_state(tensors: dict[str, Tensor], source: str) -> dict[str, Any]:
     """The attributes of a torch module that holds these tensors, by dotted names, in modules of its own."""
     here = {name: tensor for name, tensor in tensors.items() if "." not in name}
-    buffers = {name for name in here if name in ("resample_filter", "freqs")}
+    buffers = {name for name in here if name in ("resample_filter", "freqs", "phases")}
     children: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if "." in name:

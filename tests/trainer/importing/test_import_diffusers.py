@@ -24,7 +24,7 @@ from tests.trainer.tiny import run_options
 from trainer.commands import train_teacher
 from trainer.data.format import ImageSet, sigma_data
 from trainer.importing.diffusers_folder import import_diffusers
-from trainer.importing.teacher import Provenance, save_teacher
+from trainer.importing.imported import Provenance, save_imported
 
 LAST = "mid_block.resnets.1.conv2.weight"
 
@@ -59,7 +59,7 @@ def edit(path: Path, **options: Any) -> None:
 
 def imported(pipeline: Path, sigma_data: float = 0.5) -> Any:
     out = pipeline.parent / f"teacher-{sigma_data}"
-    save_teacher(out, import_diffusers(pipeline, sigma_data), Provenance())
+    save_imported(out, import_diffusers(pipeline, sigma_data), Provenance())
     return load_denoiser(out)[0]
 
 
@@ -202,7 +202,7 @@ def test_old_schedulers_say_what_they_predict_in_another_way(pipeline: Path):
         ({"act_fn": "relu"}, "act_fn is 'relu'"),
         ({"mid_block_type": None}, "mid_block_type is None"),
         ({"mid_block_scale_factor": 1.4}, "mid_block_scale_factor is 1.4"),
-        ({"downsample_type": "resnet"}, "downsample_type is 'resnet'"),
+        ({"downsample_type": "fir"}, "downsample_type is 'fir'"),
         ({"resnet_time_scale_shift": "spatial"}, "resnet_time_scale_shift is 'spatial'"),
         ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "down_block_types has SkipDownBlock2D"),
         ({"up_block_types": ["AttnUpBlock2D", 3]}, "up_block_types has 3"),

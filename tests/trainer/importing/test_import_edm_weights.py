@@ -17,7 +17,7 @@ from tests.trainer.importing.edm_pickles import snapshot, write
 from tests.trainer.importing.edm_reference import NETWORKS, Reference, built, reference
 from trainer.importing.edm_pickle import SavedObject
 from trainer.importing.edm_weights import edm_config, edm_weights, import_edm, published_modules, published_name
-from trainer.importing.teacher import Provenance, save_teacher
+from trainer.importing.imported import Provenance, save_imported
 
 every_kind = pytest.mark.parametrize("kind", NETWORKS)
 CIFAR = {
@@ -40,7 +40,7 @@ def test_the_imported_denoiser_computes_what_the_published_tensors_do(kind: str,
     network = reference(kind)
     class_name, kwargs = NETWORKS[kind]
     teacher = import_edm(write(tmp_path / "net.pkl", snapshot(network, class_name, kwargs)))
-    save_teacher(tmp_path / "out", teacher, Provenance())
+    save_imported(tmp_path / "out", teacher, Provenance())
     denoiser, card = load_denoiser(tmp_path / "out")
     assert card.role == "teacher" and card.sigma_data == 0.5 and denoiser.classes == 4
 
@@ -185,7 +185,7 @@ def test_older_preconditionings_become_the_published_denoisers(
     teacher = import_edm(
         write(tmp_path / "net.pkl", snapshot(network, class_name, kwargs, precond=precond)), sigma_data
     )
-    save_teacher(tmp_path / "out", teacher, Provenance())
+    save_imported(tmp_path / "out", teacher, Provenance())
     denoiser, card = load_denoiser(tmp_path / "out")
     assert card.sigma_data == (sigma_data or 0.5)
     rng = torch.Generator().manual_seed(1)
@@ -217,7 +217,7 @@ def test_adm_narrower_than_a_head_has_no_attention_there(tmp_path: Path):
     kwargs = kwargs | {"model_channels": 32, "channel_mult": [1, 3], "attn_resolutions": [16, 8]}
     network = built(class_name, kwargs)
     teacher = import_edm(write(tmp_path / "net.pkl", snapshot(network, class_name, kwargs)))
-    save_teacher(tmp_path / "out", teacher, Provenance())
+    save_imported(tmp_path / "out", teacher, Provenance())
     ours = load_denoiser(tmp_path / "out")[0].network
     x, c_noise, onehot = torch.randn(2, 3, 16, 16), torch.tensor([-1.0, 0.5]), torch.eye(4)[:2]
     torch.testing.assert_close(ours(x, c_noise, onehot), network(x, c_noise, onehot), rtol=1e-4, atol=1e-5)

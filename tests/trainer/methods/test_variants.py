@@ -1,6 +1,5 @@
 """Every variant of the student as a training run: what it changes, that it resumes, from where it starts."""
 
-import json
 import shutil
 import signal
 from dataclasses import asdict, replace
@@ -169,9 +168,7 @@ def test_init_refuses_what_is_no_student_of_such_a_teacher(student_folder, thumb
     assert isinstance(card.dataset, Dataset)
     bigger = stored(tmp_path / "bigger", replace(TINY, resolution=16), card)
     classless = stored(tmp_path / "classless", replace(TINY, classes=0), card)
-    wider = stored(tmp_path / "other data", TINY, card)
-    told = json.loads((wider / CARD_FILE).read_text())
-    (wider / CARD_FILE).write_text(json.dumps(told | {"sigma_data": 0.3}))
+    wider = stored(tmp_path / "other data", TINY, replace(card, sigma_data=0.3))
     for folder in (tiny_teacher, bigger, classless, wider):
         with pytest.raises(CheckpointError, match="is not a student of such a teacher; --init continues one"):
             train_student(run_options(tmp_path / "new"), thumbnails, Distillation(tiny_teacher, start=folder))

@@ -2,7 +2,8 @@
 
 const MULTIPLIERS = [0xd2511f53, 0xcd9e8d57];
 const WEYL = [0x9e3779b9, 0xbb67ae85];
-const NOISE_VERSION = 1;
+export const NOISE_VERSION = 1;
+const STREAM_NOISE = 0, STREAM_LABEL = 1;
 
 // The high half of the 64-bit product of two 32-bit integers, from products of 16 bits, which are exact.
 function highProduct(a, b) {
@@ -31,15 +32,23 @@ export function philox(key, counter) {
 // `count` unit normals of one image by Box and Muller's method. seed: a BigInt from 0 to 2^64 - 1; step: 0 is the
 // initial noise, i the noise before network call i, counted from 0.
 export function normals(seed, step, count) {
-  const key = [Number(seed & 0xffffffffn), Number((seed >> 32n) & 0xffffffffn)];
+  const key = keyOf(seed);
   const out = new Float32Array(4 * Math.ceil(count / 4));
   for (let block = 0; 4 * block < count; block += 1) {
-    const words = philox(key, [block, step, 0, NOISE_VERSION]);
+    const words = philox(key, [block, step, STREAM_NOISE, NOISE_VERSION]);
     const [u0, u1, u2, u3] = words.map((word) => ((word >>> 9) + 0.5) / 2 ** 23);
     out.set([...pair(u0, u1), ...pair(u2, u3)], 4 * block);
   }
   return out.subarray(0, count);
 }
+
+// The class of an image whose request names none.
+export function randomLabel(seed, classes) {
+  const [word] = philox(keyOf(seed), [0, 0, STREAM_LABEL, NOISE_VERSION]);
+  return Number((BigInt(word) * BigInt(classes)) >> 32n);
+}
+
+const keyOf = (seed) => [Number(seed & 0xffffffffn), Number((seed >> 32n) & 0xffffffffn)];
 
 function pair(u0, u1) {
   const radius = Math.sqrt(-2 * Math.log(u0));

@@ -1,10 +1,11 @@
 // The student's sampler for one image: DPDM, Algorithm 2, with the preconditioning of Karras et al. 2022, Table 1.
 
-import { normals } from "./philox.js";
+import { normals } from "./philox.mjs";
 
-// facts: engine.json. network: ({x, c_noise, onehot}) -> Promise of its output, all Float32Array. seed: BigInt.
+// facts: channels, resolution, classes, sigma_data and levels, as engine.json has them. network: ({x, c_noise, onehot}) ->
+// Promise of its output, all Float32Array. seed: BigInt. onCall: gets the denoised image of each call, and its number from 1.
 // Returns the image, C x H x W values, nominally in [-1, 1].
-export async function sample(facts, network, seed, label, steps) {
+export async function sample(facts, network, seed, label, steps, onCall = () => {}) {
   const levels = facts.levels[String(steps)];
   if (!levels) throw new RangeError(`${steps} steps: this model has ${Object.keys(facts.levels).join(", ")}`);
   if (seed < 0n || seed >= 1n << 63n) throw new RangeError(`seed ${seed}: 0 to ${(1n << 63n) - 1n}`);
@@ -24,6 +25,7 @@ export async function sample(facts, network, seed, label, steps) {
     const output = await network({ x, c_noise: Float32Array.of(Math.log(sigma) / 4), onehot });
     const [skip, out] = [data ** 2 / total, (sigma * data) / Math.sqrt(total)];
     image = noisy.map((value, at) => skip * value + out * output[at]);
+    onCall(image, step + 1);
   }
   return image;
 }
