@@ -122,7 +122,10 @@ def timed(args: argparse.Namespace, tried: Sequence[Variant], budget_s: float) -
         calls = {variant.name: functools.partial(variant.run, batch, counters) for variant in tried}
         form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of at most {total:.0f} s"
         with tqdm(total=seconds, desc=f"{len(tried)} variants, batch {batch}", bar_format=form) as bar:
-            runs[batch] = take_turns(calls, seconds, args.rounds, bar.update)
+            # A bar beyond its end has no total any more.
+            runs[batch] = take_turns(
+                calls, seconds, args.rounds, lambda s, bar=bar: bar.update(min(s, bar.total - bar.n))
+            )
     return runs
 
 
