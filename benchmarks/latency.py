@@ -41,7 +41,7 @@ from benchmarks.latency_table import (
     times_to_quality,
     with_ratios,
 )
-from benchmarks.latency_variants import OURS, Model, Run, Variant, labels_of, variants
+from benchmarks.latency_variants import OURS, Model, Run, Variant, variants
 from benchmarks.measured_distance import Space, load_space
 from benchmarks.methods import tuned_methods
 from benchmarks.plots import draw_quality_against_latency
@@ -229,7 +229,7 @@ def write(
     checkpoints = {variant.model.method: variant.model.engine.manifest.checkpoint for variant in tried}
     checkpoints["student"] = checkpoints.pop(OURS)
     write_result(
-        args.out, "latency", settings, rows, checkpoints=checkpoints, labels=dict(labels_of(tried)),
+        args.out, "latency", settings, rows, checkpoints=checkpoints,
         extractor=args.extractor if args.data else FASHION128, time_to_quality=quality,
         busy={**vars(busy), "warning": busy.warning()},
         facts={variant.backend: variant.model.engine.facts for variant in tried},

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.busy import Busy
 from benchmarks.harness import percentile_ms, table
 from benchmarks.known_distances import OF_A_TEACHER, Distance, Key, Known
-from benchmarks.latency_variants import OURS, Run, Variant
+from benchmarks.latency_variants import OURS, Run, Variant, label_of
 
 Rows = Sequence[Mapping[str, Any]]
 FOR_PERCENTILE = {95: 20, 99: 100}  # runs without which a percentile is only the slowest of them
@@ -30,6 +30,7 @@ def row_of(variant: Variant, batch: int, runs: Sequence[Run]) -> dict[str, Any]:
     step = float(np.median([run.wall_s - run.network_s for run in runs]))
     return {
         "method": variant.method,
+        "label": label_of(variant.method),
         "nfe": variant.calls,
         "sigmas": list(variant.sigmas),
         "backend": variant.backend,
@@ -40,7 +41,7 @@ def row_of(variant: Variant, batch: int, runs: Sequence[Run]) -> dict[str, Any]:
         "images_per_s": batch / median,
         "call_ms": percentile_ms([run.network_s / variant.calls for run in runs], 50),
         "step_ms": step * 1000,  # of all calls together: noise, the sampler's arithmetic, rounding to pixels
-        "step_share": 100 * step / median,
+        "step_share": 100 * _step_share(variant, runs),
         "cpu_ms": float(np.median([run.cpu_s for run in runs])) * 1000 / batch,  # an image
         "peak_mb": _largest([run.peak_mb for run in runs]),
         "device_mb": _largest([run.device_mb for run in runs]),
@@ -101,6 +102,7 @@ def times_to_quality(rows: Rows) -> list[dict[str, Any]]:
                     "goal": _distance(best, space), "method": method,
                     "nfe": first and first["nfe"], "distance": first and _distance(first, space),
                     "ms": first and first["p50_ms"], "times": first and best["p50_ms"] / first["p50_ms"],
+                    "cpu_ms": first and first["cpu_ms"], "cpu_times": first and best["cpu_ms"] / first["cpu_ms"],
                 })  # fmt: skip
     return found
 
@@ -132,21 +134,33 @@ def distances(rows: Rows) -> str:
         if row["distances"]:
             lines.append({"method": method, "nfe": nfe, **{space: _distance(row, space) for space in row["distances"]}})
     return "Distances to the data:\n" + table(
-        lines, {"method": "method", "nfe": "NFE", **dict(zip(names, names, strict=True))}
+        lines, {"method": "method", "nfe": "NFE", **{name: name for name in names}}
     )
 
 
 def to_quality(quality: Rows) -> str:
-    """Time to quality. Empty where no space has both the student and a solver."""
-    if not quality:
+    """Time to quality of the methods that reach it. Empty where no space has both the student and a solver."""
+    reached = [row for row in quality if row["nfe"] is not None]
+    if not reached:
         return ""
     columns = {"space": "in", "backend": "backend", "goal": "teacher's best", "teacher": "by", "method": "method",
-               "nfe": "NFE", "distance": "distance", "ms": "ms", "times": "times as fast"}  # fmt: skip
-    return "Milliseconds of one image until it is as close as the teacher's best:\n" + table(list(quality), columns)
+               "nfe": "NFE", "distance": "distance", "ms": "ms", "times": "times as fast", "cpu_ms": "CPU ms",
+               "cpu_times": "times less CPU"}  # fmt: skip
+    return (
+        "Milliseconds of one image that is as close as the teacher's best; methods without a row do not reach it:\n"
+        + table(reached, columns)
+    )
 
 
 def _distance(row: Mapping[str, Any], space: str) -> float:
     return row["distances"][space]["mean"]
+
+
+def _step_share(variant: Variant, runs: Sequence[Run]) -> float:
+    """Of the CPU time where the CPU runs the network: other work on the machine does not move it. Else of the time."""
+    if variant.model.engine.device == "cpu":
+        return 1 - sum(run.network_cpu_s for run in runs) / sum(run.cpu_s for run in runs)
+    return 1 - sum(run.network_s for run in runs) / sum(run.wall_s for run in runs)
 
 
 def _largest(values: Sequence[float | None]) -> float | None:

@@ -27,14 +27,16 @@ MOST_CALLS = 100  # of a searched schedule
 
 @dataclass
 class Clock:
-    """A network F that adds up the seconds spent in it."""
+    """A network F that adds up the seconds spent in it, and the CPU seconds of all threads meanwhile."""
 
     network: Network
     seconds: float = 0.0
+    cpu_s: float = 0.0
 
     def __call__(self, x: NDArray, c_noise: NDArray, onehot: NDArray) -> NDArray:
-        began = time.perf_counter()
+        began, cpu_s = time.perf_counter(), time.process_time()
         output = self.network(x, c_noise, onehot)
+        self.cpu_s += time.process_time() - cpu_s
         self.seconds += time.perf_counter() - began
         return output
 
@@ -45,6 +47,7 @@ class Run(NamedTuple):
     wall_s: float
     network_s: float  # within the network; the rest is noise, the sampler's arithmetic and rounding to pixels
     cpu_s: float  # of all threads of this process
+    network_cpu_s: float  # likewise, within the network
     joules: float | None  # of the whole machine; None where it does not tell
     peak_mb: float | None  # resident memory of this process, everything that it has loaded included
     device_mb: float | None  # taken of the GPU after the run; None on a CPU
@@ -105,12 +108,13 @@ class Variant:
         """Make a batch of images, and say what that took."""
         clock = self.model.clock
         marked = forget_peak()
-        joules, cpu_s, network_s, began = readings(counters), time.process_time(), clock.seconds, time.perf_counter()
+        joules, network_s, network_cpu_s = readings(counters), clock.seconds, clock.cpu_s
+        cpu_s, began = time.process_time(), time.perf_counter()
         self.pixels(0, batch)
         wall_s, cpu_s = time.perf_counter() - began, time.process_time() - cpu_s
         return Run(
-            wall_s, clock.seconds - network_s, cpu_s, used_j(counters, joules), peak_mb() if marked else None,
-            device_memory_mb() if self.model.engine.device == "cuda" else None,
+            wall_s, clock.seconds - network_s, cpu_s, clock.cpu_s - network_cpu_s, used_j(counters, joules),
+            peak_mb() if marked else None, device_memory_mb() if self.model.engine.device == "cuda" else None,
         )  # fmt: skip
 
 
@@ -146,7 +150,9 @@ def of(model: Model, method: Method, calls: int, name: str) -> Variant:
     return Variant(name, model, method.sampler, tuple(sigmas), calls)
 
 
-def labels_of(tried: Sequence[Variant]) -> Mapping[str, str]:
-    """What people call the methods."""
-    known = {method.name: method.label for method in SOLVERS} | {OURS: "DPDM student"}
-    return {variant.method: known.get(variant.method, variant.method) for variant in tried}
+def label_of(method: str) -> str:
+    """What people call a method; a rival's name is its label."""
+    return LABELS.get(method, method)
+
+
+LABELS: Mapping[str, str] = {method.name: method.label for method in SOLVERS} | {OURS: "DPDM student"}

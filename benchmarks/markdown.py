@@ -43,7 +43,7 @@ def _several(result: Result, name: str) -> list[str]:
 
 
 def _label(result: Result, method: str) -> str:
-    label = result["labels"].get(method, method)
+    label = next(row["label"] for row in result["rows"] if row["method"] == method)
     return f"**{label}**" if method == "dpdm" else label
 
 
@@ -64,7 +64,7 @@ def latency_distances(result: Result) -> str:
 
 
 def time_to_quality(result: Result) -> str:
-    """Milliseconds of one image until it is as close as the teacher's best, of a latency.py result."""
+    """Milliseconds of one image that is as close as the teacher's best, of a latency.py result: who reaches that."""
     headers = [
         "in",
         "teacher's best",
@@ -78,10 +78,11 @@ def time_to_quality(result: Result) -> str:
     lines = [
         [
             row["space"], f"{row['goal']:.3g}, {row['teacher']}", _label(result, row["method"]),
-            *("-" if row[name] is None else text(row[name]) for name, text in TO_QUALITY.items()),
+            *(text(row[name]) for name, text in TO_QUALITY.items()),
             *(row[name] for name in _several(result, "backend")),
         ]
         for row in result["time_to_quality"]
+        if row["nfe"] is not None
     ]  # fmt: skip
     return markdown(headers, lines) if lines else ""
 
@@ -99,6 +100,8 @@ TO_QUALITY: Mapping[str, Callable[[Any], str]] = {
     "distance": _three,
     "ms": _rounded,
     "times": "{:.1f}".format,
+    "cpu_ms": _rounded,
+    "cpu_times": "{:.1f}".format,
 }
 
 

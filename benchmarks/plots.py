@@ -21,7 +21,7 @@ def draw_quality_against_latency(rows: Sequence[Mapping[str, Any]], space: str, 
 
     rows: of latency_table.py; the smallest batch size and its first backend are drawn.
     """
-    figure = _figure(figsize=(7.5, 4.6), dpi=140, layout="constrained")
+    figure = _figure(figsize=(9.2, 4.8), dpi=140, layout="constrained")
     axes = figure.subplots()
     first = rows[0]
     drawn = [row for row in rows if all(row[name] == first[name] for name in ("batch", "backend"))]
@@ -34,7 +34,8 @@ def draw_quality_against_latency(rows: Sequence[Mapping[str, Any]], space: str, 
         points = sorted(
             (row["p50_ms"], row["distances"][space]["mean"], row["nfe"]) for row in drawn if row["method"] == method
         )
-        axes.plot([p[0] for p in points], [p[1] for p in points], marker=marker, color=colour, label=method)
+        label = next(row["label"] for row in drawn if row["method"] == method)
+        axes.plot([p[0] for p in points], [p[1] for p in points], marker=marker, color=colour, label=label)
         for milliseconds, distance, nfe in points:
             axes.annotate(
                 str(nfe),
@@ -55,7 +56,7 @@ def draw_quality_against_latency(rows: Sequence[Mapping[str, Any]], space: str, 
     )
     axes.set_title("Quality against latency (numbers at the points: network calls)", fontsize=10)
     axes.grid(True, which="both", alpha=0.2)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))  # inside it would hide points
     _save(figure, path)
 
 

@@ -1,35 +1,12 @@
-"""Timed turns of many things within a given time: quick ones get more turns, and all of them take turns evenly."""
+"""Timed turns of many things within a given time: all get equal time, so that quick ones have more turns."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import numpy as np
 
 R = TypeVar("R")
-FEWEST = 2  # turns, whatever they cost
-
-
-def shared_out(costs_s: Sequence[float], budget_s: float, most: int) -> list[int]:
-    """How many turns each of some things gets, FEWEST to `most`, so that none takes more than its equal share.
-
-    What a thing leaves of its share because it has `most` turns goes to the others.
-    """
-    counts = [0] * len(costs_s)
-    order = sorted(range(len(costs_s)), key=lambda index: costs_s[index])
-    for place, index in enumerate(order):
-        share = max(budget_s, 0.0) / (len(order) - place)
-        counts[index] = int(min(max(share // max(costs_s[index], 1e-9), min(FEWEST, most)), most))
-        budget_s -= counts[index] * costs_s[index]
-    return counts
-
-
-def evenly(counts: Mapping[str, int]) -> Iterator[list[str]]:
-    """Rounds: whose turn it is, each name as often as its count, spread evenly over the rounds and mixed within one."""
-    order, rounds = np.random.default_rng(0), max(counts.values(), default=0)
-    for number in range(rounds):
-        due = [name for name, count in counts.items() if (number + 1) * count // rounds > number * count // rounds]
-        yield [due[index] for index in order.permutation(len(due))]
 
 
 def take_turns(
@@ -38,30 +15,31 @@ def take_turns(
     most: int,
     tick: Callable[[float], object] = lambda seconds: None,
 ) -> dict[str, list[R]]:
-    """What each call returned, turn by turn, after one that is not kept and tells its cost.
+    """What each call returned, turn by turn, after a first one that is not kept.
 
-    The first calls are part of the time, and the turns end with the budget once everything has had a turn: a
-    machine that slows down gives fewer turns. tick: seconds that have passed since it was last called.
+    Whoever has had the least time so far is next, so that turns are spread over the whole time; of equals, one in a
+    random order. Nothing has more than `most` turns. The first calls are part of the time, and the turns end with it: a
+    machine that slows down gives fewer turns. What has had no turn by then keeps its first call.
+    tick: seconds that have passed since it was last called.
     """
-    began = ticked = time.perf_counter()
-
-    def passed() -> None:
-        nonlocal ticked
-        before, ticked = ticked, time.perf_counter()
-        tick(ticked - before)
-
-    costs = []
-    for call in calls.values():
-        started = time.perf_counter()
-        call()
-        costs.append(time.perf_counter() - started)
-        passed()
-    counts = shared_out(costs, budget_s - sum(costs), most)
+    ends = time.perf_counter() + budget_s
+    firsts: dict[str, R] = {}
     results: dict[str, list[R]] = {name: [] for name in calls}
-    for names in evenly(dict(zip(calls, counts, strict=True))):
-        for name in names:
-            if results[name] and time.perf_counter() - began > budget_s:
-                continue
-            results[name].append(calls[name]())
-            passed()
-    return results
+    spent = dict.fromkeys(calls, 0.0)
+    place = dict(zip(calls, np.random.default_rng(0).permutation(len(calls)).tolist(), strict=True))
+
+    def timed(name: str) -> tuple[R, float]:
+        began = time.perf_counter()
+        result = calls[name]()
+        taken = time.perf_counter() - began
+        tick(taken)
+        return result, taken
+
+    for name in calls:
+        firsts[name], _ = timed(name)
+    while time.perf_counter() < ends and (due := [name for name in calls if len(results[name]) < most]):
+        name = min(due, key=lambda name: (spent[name], place[name]))
+        result, taken = timed(name)
+        results[name].append(result)
+        spent[name] += taken
+    return {name: runs or [firsts[name]] for name, runs in results.items()}
