@@ -65,16 +65,8 @@ def latency_distances(result: Result) -> str:
 
 def time_to_quality(result: Result) -> str:
     """Milliseconds of one image that is as close as the teacher's best, of a latency.py result: who reaches that."""
-    headers = [
-        "in",
-        "teacher's best",
-        "sampler",
-        "NFE",
-        "distance",
-        "ms",
-        "times as fast",
-        *_several(result, "backend"),
-    ]
+    headers = ["in", "teacher's best", "sampler", "NFE", "distance", "ms", "times as fast", "CPU ms", "times less CPU"]
+    headers += _several(result, "backend")
     lines = [
         [
             row["space"], f"{row['goal']:.3g}, {row['teacher']}", _label(result, row["method"]),

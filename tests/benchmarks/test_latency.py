@@ -51,6 +51,7 @@ def test_smoke_run_prints_a_table_and_writes_json_and_png(tmp_path):
     assert "NFE" in done.stdout and "as close as the teacher's best" in done.stdout
     assert out.with_suffix(".png").stat().st_size > 10_000
     times, distances, quality = tables(result)
+    assert all(len({line.count("|") for line in text.splitlines()}) == 1 for text in (times, distances, quality))
     assert "| **DPDM student** | 4 | 8 |" in times and "| real held-out images |" in distances
     assert quality.count("| twin | 1 |") == 2 and "EDM Heun" not in quality
 
