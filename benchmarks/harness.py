@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,13 +82,35 @@ def percentile_ms(seconds: Sequence[float], percent: float) -> float:
 
 def peak_memory_mb(call: Callable[[], Any]) -> float | None:
     """Peak resident memory of this process during the call, or None where the kernel cannot reset the mark."""
+    if not forget_peak():
+        return None
+    call()
+    return peak_mb()
+
+
+def forget_peak() -> bool:
+    """Sets the mark of this process's peak memory to what it has now; False where the kernel cannot."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return None
-    call()
+        return False
+    return True
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process since `forget_peak`."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def device_memory_mb() -> float | None:
+    """What all processes have taken of the GPU; PyTorch's and ONNX Runtime's pools keep what they needed most."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / 2**20
 
 
 def machine() -> dict[str, Any]:
@@ -130,7 +152,7 @@ def write_result(path: Path, name: str, settings: dict[str, Any], rows: list[dic
     write_atomically(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
 
 
-def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     """A text table of some columns, {key: heading}; numbers to three significant digits."""
     cells = [list(columns.values())] + [[cell_text(row.get(key)) for key in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]

@@ -1,13 +1,16 @@
-"""Latency against quality: a student at k = 1..8 beside EDM's Heun and Euler on its teacher, on the same runtime.
+"""Latency against quality: a student at k = 1..8 beside its teacher under seven solvers, on the same runtime.
 
-    python benchmarks/latency.py                                  # five minutes on two cores
-    python benchmarks/latency.py --rival dmd2=runs/dmd2/engine    # another method's student beside ours; repeat at will
+    python benchmarks/latency.py                                  # five minutes
+    python benchmarks/latency.py --minutes 1 --batch 1            # another time, which decides how often each is run
+    python benchmarks/latency.py --rival dmd2=runs/dmd2           # another method's student beside ours; repeat at will
+    python benchmarks/latency.py --backend onnxruntime-cpu openvino       # each of them on both
     python benchmarks/latency.py --schedules schedules.json       # also the solvers at searched schedules
     python benchmarks/latency.py --student runs/photos/engine --teacher runs/teacher/engine --data photos.zip
     python benchmarks/latency.py --smoke                          # seconds; proves that it runs
 
-Prints a table, writes JSON and a PNG. Every figure comes from one run: timings are interleaved over all methods, images
-come from the same seeds and class labels, and the distance stands beside its noise floor at the same number of images.
+Prints tables, writes JSON and a PNG. Timings are interleaved over all methods, and the time is shared out evenly: quick
+methods are run more often. Distances come from the results of quality.py and panel.py where they know the weights,
+and are measured otherwise, from the same seeds and class labels; each stands beside its floor at as many images.
 """
 
 from fewstep import extras
@@ -16,168 +19,191 @@ extras.name_missing()
 
 import argparse
 import functools
+import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from benchmarks.harness import (
-    ROOT,
-    WORK,
-    need,
-    peak_memory_mb,
-    percentile_ms,
-    result_file,
-    table,
-    time_interleaved,
-    write_result,
+from benchmarks.busy import Busy, Watch
+from benchmarks.energy import meters
+from benchmarks.harness import ROOT, WORK, need, result_file, write_result
+from benchmarks.known_distances import OF_A_TEACHER, Distance, committed, read_known
+from benchmarks.latency_table import (
+    distances_json,
+    known_of,
+    row_of,
+    shown,
+    spaces,
+    spread,
+    times_to_quality,
+    with_ratios,
 )
+from benchmarks.latency_variants import OURS, Model, Run, Variant, variants
+from benchmarks.measured_distance import Space, load_space
 from benchmarks.methods import tuned_methods
-from benchmarks.plots import STYLES, draw_quality_against_latency
-from export.engine import Engine, load_engine
-from fewstep.card import CheckpointError
-from fewstep.latent import with_latent
-from fewstep.metrics.cache import Cache
-from fewstep.metrics.extractors.by_name import EFFL0, FASHION128, Outputs, load_feature_net
-from fewstep.metrics.extractors.fashion128 import load_extractor
-from fewstep.metrics.frechet import Moments, frechet_distance
-from fewstep.metrics.reference import make_reference, shuffled
-from fewstep.noise import latent_for, noise_for
-from fewstep.pixels import to_pixels
-from fewstep.ranges import whole
-from fewstep.samplers import Sample, sample_dpdm, sample_euler, sample_heun
-from fewstep.schedule import solver_sigmas
+from benchmarks.plots import draw_quality_against_latency
+from benchmarks.turns import take_turns
+from export.engine import load_engine
+from export.manifest import BACKENDS, ENGINE_FILE
+from fewstep.card import CheckpointError, read_card
+from fewstep.metrics.extractors.by_name import EFFL0, FASHION128
+from fewstep.ranges import POSITIVE, number, whole
 from fewstep.subcommands import Parser
 from trainer.data.format import DataError
-from trainer.data.named import read_data
 
-HEUN_LEVELS = (1, 2, 3, 5, 10, 18)  # 2N - 1 calls: 1, 3, 5, 9, 19, 35
-EULER_LEVELS = (1, 2, 4, 8, 18, 35)
-MOST_CALLS = 100  # of a searched schedule
-COLUMNS = {
-    "method": "method", "nfe": "NFE", "p50_ms": "p50 ms", "p95_ms": "p95 ms", "ratio": "vs k=1",
-    "images_per_s": "images/s", "peak_mb": "peak MB", "distance": "distance", "floor": "floor", "accuracy": "accuracy",
-}  # fmt: skip
+MODELS = ROOT / "models" / "fashion"
+CONSISTENCY = "consistency"  # a rival of this name, and the method in the card of one
+FOR_DISTANCES = 0.45  # of the time, where distances are measured here
+FOR_SINGLE = 0.6  # of the time for timing, of the first batch size
+FEWEST_IMAGES, MOST_IMAGES = 50, 1000  # behind a measured distance, unless --images says how many
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One way to make images: an engine, a sampler and its sigmas."""
-
-    method: str  # "dpdm", "heun", "euler", or the name of a rival
-    engine: Engine
-    sampler: Callable[..., Sample]
-    sigmas: tuple[float, ...]
-
-    @property
-    def name(self) -> str:
-        return f"{self.method}-{len(self.sigmas) - (self.sigmas[-1] == 0)}"
-
-    def pixels(self, first_seed: int, count: int) -> tuple[NDArray[np.uint8], int]:
-        """Images of seeds first_seed, first_seed + 1, ..., classes in turn: uint8 [count, H, W, C], and the NFE."""
-        manifest = self.engine.manifest
-        seeds = range(first_seed, first_seed + count)
-        labels = np.array(seeds) % manifest.classes if manifest.classes else None
-        denoiser = with_latent(self.engine.denoiser, latent_for(seeds, manifest.latent_shape), labels)
-        sample = self.sampler(denoiser, noise_for(seeds, manifest.image_shape), self.sigmas)
-        return to_pixels(sample.images), sample.nfe
+def main() -> None:
+    began = time.monotonic()
+    args = parse_arguments()
+    print("latency: loading the engines", file=sys.stderr, flush=True)
+    need("matplotlib", "tqdm")
+    watch = Watch()
+    try:
+        tried, rows, busy = measure(args, began, watch)
+    except (CheckpointError, DataError) as error:
+        sys.exit(f"error: {error}")
+    quality = times_to_quality(rows)
+    print(shown(rows, quality, busy))
+    write(args, tried, rows, quality, busy)
+    written = [args.out]
+    for space in spaces(rows)[:1]:
+        written.append(args.out.with_suffix(".png"))
+        draw_quality_against_latency(rows, space, written[-1])
+    print(f"\nwrote {' and '.join(map(str, written))}")
 
 
-def variants(
-    students: Mapping[str, Engine], teacher: Engine, smoke: bool, schedules: Path | None = None
-) -> list[Variant]:
-    """Every student at each k it serves, by the one sampler that the server has, and the teacher under its solvers.
+def measure(args: argparse.Namespace, began: float, watch: Watch) -> tuple[list[Variant], list[dict[str, Any]], Busy]:
+    """What was run, its rows, and what else the machine did. Raises CheckpointError or DataError."""
+    students, teachers = load_models(args)
+    check_shapes([*students, *teachers], args)
+    shape = teachers[0].engine.manifest.image_shape
+    tuned = tuned_methods(args.schedules, teachers[0].engine.manifest.checkpoint) if args.schedules else []
+    tried = variants(students, teachers, tuned, args.smoke)
+    ours = students[0].engine.manifest.checkpoint
+    known = read_known(committed(ours) if args.quality is None else args.quality)
+    found = {variant.name: known_of(variant, known) for variant in tried}
+    measuring = args.images is not None or not any(found[v.name] for v in tried if v.method == OURS)
+    space = load_space(args, shape) if measuring else None  # what cannot be compared is said before the timing
 
-    schedules: of benchmarks/solver_search.py; the solvers it holds come last.
-    """
-    tuned = tuned_methods(schedules, teacher.manifest.checkpoint) if schedules else []
-    heun, euler = ((2,), (2,)) if smoke else (HEUN_LEVELS, EULER_LEVELS)
-    return [
-        *(
-            Variant(name, student, sample_dpdm, sigmas)
-            for name, student in students.items()
-            for k, sigmas in sorted(student.manifest.levels.items())
-            if k in (1, 4) or not smoke
-        ),
-        *(Variant("heun", teacher, sample_heun, solver_sigmas(n)) for n in heun),
-        *(Variant("euler", teacher, sample_euler, solver_sigmas(n)) for n in euler),
-        *(
-            Variant(method.name, teacher, method.sampler, tuple(sigmas))
-            for method in tuned
-            for calls in range(1, MOST_CALLS + 1)
-            if (sigmas := method.sigmas(calls)) is not None
-        ),
-    ]
+    left = lambda: args.minutes * 60 - (time.monotonic() - began)  # noqa: E731
+    runs = timed(args, tried, left() * (1 - FOR_DISTANCES if measuring else 1))
+    rows = with_ratios([row_of(variant, batch, runs[batch][variant.name]) for batch in args.batch for variant in tried])
+    busy = watch.seen(spread(rows))
+    compared = compare_images(args, space, tried, rows, left()) if space else {}
+    named = {variant.name: variant for variant in tried}
+    for row in rows:
+        variant = named[f"{row['method']}-{row['nfe']} {row['backend']}"]
+        here = compared.get(variant.name, {})
+        row |= {"distance": None, "floor": None, "accuracy": None, **here}
+        if space and here:
+            distance = Distance(here["distance"], None, here["floor"], here["images"], "this run")
+            found[variant.name] |= {f"{space.name}, N = {here['images']}, here": distance}
+        row["distances"] = distances_json(found[variant.name])
+    return tried, rows, busy
 
 
-def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
-    students = {name: load_engine(folder, threads=args.threads) for name, folder in folders(args).items()}
-    teacher = students.pop("teacher")
-    check_shapes({**students, "teacher": teacher}, args)
-    space = load_space(args, teacher.manifest.image_shape)
-    tried = variants(students, teacher, args.smoke, args.schedules)
-    alone = time_interleaved({v.name: functools.partial(v.pixels, 0, 1) for v in tried}, args.rounds)
-    together = time_interleaved(
-        {v.name: functools.partial(v.pixels, 0, args.batch) for v in tried}, max(args.rounds // 10, 1)
-    )
-    rows = []
+def timed(args: argparse.Namespace, tried: Sequence[Variant], budget_s: float) -> dict[int, dict[str, list[Run]]]:
+    """The runs of every variant by batch size."""
     from tqdm import tqdm
 
-    for variant in tqdm(tried, desc="quality", unit="method"):
-        pixels, nfe = sample_many(variant, args.images, args.batch)
-        rows.append({
-            "method": variant.method,
-            "nfe": nfe,
-            "sigmas": list(variant.sigmas),
-            "p50_ms": percentile_ms(alone[variant.name], 50),
-            "p95_ms": percentile_ms(alone[variant.name], 95),
-            "images_per_s": args.batch / float(np.median(together[variant.name])),
-            "peak_mb": peak_memory_mb(functools.partial(variant.pixels, 0, args.batch)),
-            **quality(space, pixels, variant.engine.manifest.classes),
-        })  # fmt: skip
-    baseline = next(row["p50_ms"] for row in rows if row["method"] == "dpdm" and row["nfe"] == 1)
-    return [{**row, "ratio": row["p50_ms"] / baseline} for row in rows]
+    counters, runs = meters(), {}
+    for place, batch in enumerate(args.batch):
+        share = FOR_SINGLE if place == 0 else (1 - FOR_SINGLE) / (len(args.batch) - 1)
+        seconds = budget_s * (share if len(args.batch) > 1 else 1)
+        calls = {variant.name: functools.partial(variant.run, batch, counters) for variant in tried}
+        form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of at most {total:.0f} s"
+        with tqdm(total=seconds, desc=f"{len(tried)} variants, batch {batch}", bar_format=form) as bar:
+            # A bar beyond its end has no total any more.
+            runs[batch] = take_turns(
+                calls, seconds, args.rounds, lambda s, bar=bar: bar.update(min(s, bar.total - bar.n))
+            )
+    return runs
 
 
-def folders(args: argparse.Namespace) -> dict[str, Path]:
-    """Every engine by its name: ours is "dpdm"."""
-    return {"dpdm": args.student, **dict(args.rival), "teacher": args.teacher}
+def compare_images(
+    args: argparse.Namespace, space: Space, tried: Sequence[Variant], rows: Sequence[Mapping[str, Any]], left_s: float
+) -> dict[str, dict[str, Any]]:
+    """Distances by variant, of --images images each or of as many as the time allows; empty where it allows too few."""
+    from tqdm import tqdm
+
+    largest = max(args.batch)
+    costs_s = [row["p50_ms"] / 1000 / largest for row in rows if row["batch"] == largest]
+    count = args.images or min(int(left_s / sum(costs_s)), MOST_IMAGES)
+    if args.images is None and count < FEWEST_IMAGES:
+        print(
+            f"no distances: the time allows {max(count, 0)} images of each variant, and {FEWEST_IMAGES} are the least; "
+            "give more --minutes, or --images",
+            file=sys.stderr,
+        )
+        return {}
+    found = {}
+    with tqdm(total=count * sum(v.calls for v in tried), desc="distances", unit="call", unit_scale=True) as bar:
+        for variant in tried:
+            bar.set_postfix_str(variant.name)
+            pixels = variant.many(count, largest, bar.update)
+            found[variant.name] = {
+                **space.compare(pixels, variant.model.engine.manifest.classes), "images": count,
+            }  # fmt: skip
+    return found
 
 
-def named_engine(text: str) -> tuple[str, Path]:
-    name, separator, folder = text.partition("=")
-    if not (name and separator and folder) or name in {*STYLES, "student", "teacher"}:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=ENGINE with a name of its own, such as dmd2=runs/dmd2")
-    return name, Path(folder)
+def load_models(args: argparse.Namespace) -> tuple[list[Model], list[Model]]:
+    """Students, ours first, and teachers: each on every backend."""
+    rivals = dict(args.rival)
+    shipped = args.student == MODELS / "engine" and CONSISTENCY not in rivals and not args.smoke
+    if shipped and (folder := MODELS / "rivals" / CONSISTENCY).is_dir():
+        if find_spec("torch") and find_spec("onnx"):
+            rivals[CONSISTENCY] = folder
+        else:
+            print(f"without {CONSISTENCY}: exporting its weights needs the extra [train]", file=sys.stderr)
+    named = {OURS: args.student, **rivals}
+    loaded = [
+        Model(name, load_engine(folder, backend=backend, threads=args.threads), consistency)
+        for name, (folder, consistency) in {name: engine_folder(path) for name, path in named.items()}.items()
+        for backend in args.backend
+    ]
+    teachers = [
+        Model("teacher", load_engine(args.teacher, backend=backend, threads=args.threads)) for backend in args.backend
+    ]
+    return loaded, teachers
 
 
-def sample_many(variant: Variant, count: int, batch: int) -> tuple[NDArray[np.uint8], int]:
-    parts = [variant.pixels(first, min(batch, count - first)) for first in range(0, count, batch)]
-    return np.concatenate([pixels for pixels, _ in parts]), parts[0][1]
+def engine_folder(folder: Path) -> tuple[Path, bool]:
+    """The engine of a rival, exported now if its folder has none, and whether it is a consistency model."""
+    card_folder = folder if (folder / "card.json").is_file() else folder.parent
+    card = read_card(card_folder) if (card_folder / "card.json").is_file() else None
+    consistency = card is not None and card.training.get("method") == CONSISTENCY
+    if (folder / ENGINE_FILE).is_file() or card_folder != folder or card is None:
+        return folder, consistency  # load_engine says what is wrong with a folder of neither kind
+    if (folder / "engine" / ENGINE_FILE).is_file():
+        return folder / "engine", consistency
+    out = WORK / "build" / "engines" / card.weights[:16]
+    if not (out / ENGINE_FILE).is_file():
+        print(f"latency: exporting {folder} to {out}", file=sys.stderr, flush=True)
+        # In a process of its own: this one would keep PyTorch in its memory.
+        command = [sys.executable, "-m", "export", "--model", str(folder), "--out", str(out)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise CheckpointError(f"{folder} could not be exported: {done.stderr.strip().splitlines()[-1]}")
+    return out, consistency
 
 
-@dataclass(frozen=True)
-class Space:
-    """Where images are compared with the training images."""
-
-    name: str
-    features: Callable[[NDArray[np.uint8]], Outputs]
-    reference: Moments
-    floor: Callable[[int], float | None]  # distance of so many held-out images; None where there are fewer
-
-
-def check_shapes(engines: Mapping[str, Engine], args: argparse.Namespace) -> None:
+def check_shapes(models: Sequence[Model], args: argparse.Namespace) -> None:
     """Raise CheckpointError unless all make images of one shape, the default extractor's or those of --data."""
-    channels, height, width = engines["teacher"].manifest.image_shape
-    for name, engine in engines.items():
-        if engine.manifest.image_shape != (channels, height, width):
+    channels, height, width = models[-1].engine.manifest.image_shape
+    for model in models:
+        if model.engine.manifest.image_shape != (channels, height, width):
             raise CheckpointError(
-                f"{name} makes images of (C, H, W) = {engine.manifest.image_shape}, and the teacher of "
+                f"{model.method} makes images of (C, H, W) = {model.engine.manifest.image_shape}, and the teacher of "
                 f"{(channels, height, width)}; give --teacher the engine of its own teacher"
             )
     if not args.data and (height, width, channels) != (32, 32, 1):
@@ -187,106 +213,83 @@ def check_shapes(engines: Mapping[str, Engine], args: argparse.Namespace) -> Non
         )
 
 
-def load_space(args: argparse.Namespace, image_shape: tuple[int, ...]) -> Space:
-    """The features of --extractor, with the training images of --data; without it, Fashion-MNIST's shipped statistics.
-
-    Raises CheckpointError or DataError.
-    """
-    if not args.data:
-        shipped = load_extractor(threads=args.threads)
-        return Space(FASHION128, shipped, shipped.reference, shipped.floor)
-    train = read_data(args.data, image_shape[1])
-    height, width, channels = train.images.shape[1:]
-    if (channels, height, width) != tuple(image_shape):
-        raise DataError(f"{args.data} holds {height}x{width} images with {channels} channels, not {image_shape}")
-    held_out = read_data(args.held_out, image_shape[1]) if args.held_out else None
-    if held_out is None:
-        order, tenth = shuffled(train), max(len(train.images) // 10, 2)
-        held_out = replace(train, images=train.images[order[:tenth]], labels=train.labels[order[:tenth]])
-        train = replace(train, images=train.images[order[tenth:]], labels=train.labels[order[tenth:]])
-    net = load_feature_net(args.extractor, threads=args.threads)
-    if net.image_shape and net.image_shape != train.images.shape[1:]:
-        raise CheckpointError(f"{net.name} wants images of {net.image_shape}; take --extractor {EFFL0}")
-    with tempfile.TemporaryDirectory() as folder:
-        reference = make_reference(net, train, held_out, Cache(Path(folder)))
-    floor = lambda count: next(iter(reference.floor(count)), None)  # noqa: E731
-    return Space(net.name, reference.features, reference.moments, floor)
-
-
-def quality(space: Space, pixels: NDArray[np.uint8], classes: int) -> dict[str, float | None]:
-    """Distance to the training images, its floor, and how often a classifier sees the class that was asked for."""
-    features, predicted = space.features(pixels)
-    asked = np.arange(len(pixels)) % max(classes, 1)
-    return {
-        "distance": frechet_distance(Moments.of(features), space.reference),
-        "floor": space.floor(len(pixels)),
-        "accuracy": None if predicted is None else float((predicted == asked).mean()),
+def write(
+    args: argparse.Namespace, tried: Sequence[Variant], rows: list[dict[str, Any]], quality: Any, busy: Busy
+) -> None:
+    counted = [row["images"] for row in rows if "images" in row]
+    settings = {
+        "minutes": args.minutes,
+        "rounds": args.rounds,
+        "batch": args.batch,
+        "backend": sorted({variant.backend for variant in tried}),
+        "threads": args.threads,
+        "images": counted[0] if counted else None,
+        "seeds": [0, counted[0] - 1] if counted else None,
     }
+    checkpoints = {variant.model.method: variant.model.engine.manifest.checkpoint for variant in tried}
+    checkpoints["student"] = checkpoints.pop(OURS)
+    write_result(
+        args.out, "latency", settings, rows, checkpoints=checkpoints,
+        extractor=args.extractor if args.data else FASHION128, time_to_quality=quality,
+        busy={**vars(busy), "warning": busy.warning()},
+        facts={variant.backend: variant.model.engine.facts for variant in tried},
+    )  # fmt: skip
 
 
-def main() -> None:
+def named_folder(text: str) -> tuple[str, Path]:
+    name, separator, folder = text.partition("=")
+    if not (name and separator and folder) or name in {OURS, "student", "teacher", *OF_A_TEACHER}:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR with a name of its own, such as dmd2=runs/dmd2")
+    return name, Path(folder)
+
+
+def known_file(text: str) -> Path:
+    path = Path(text)
+    try:
+        read_known([path])
+    except CheckpointError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return path
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    models = ROOT / "models" / "fashion"
-    parser.add_argument(
-        "--student",
-        type=Path,
-        default=models / "engine",
-        metavar="ENGINE",
-        help="engine of the student (default %(default)s)",
+    add = parser.add_argument
+    add("--student", type=Path, default=MODELS / "engine", metavar="ENGINE",
+        help="engine of the student (default %(default)s)")  # fmt: skip
+    add("--teacher", type=Path, default=MODELS / "teacher" / "engine", metavar="ENGINE",
+        help="engine of the student's teacher (default %(default)s)")  # fmt: skip
+    add("--rival", type=named_folder, action="append", default=[], metavar="NAME=DIR",
+        help="another student, an engine or a checkpoint, which is exported; repeat it")  # fmt: skip
+    add("--backend", nargs="+", choices=BACKENDS, default=[None], metavar="B",
+        help="what runs the networks: each named one in turn (default: what the engine says)")  # fmt: skip
+    add("--minutes", type=number(POSITIVE), default=5.0, help="of the whole run, but for --images (default 5)")
+    add("--batch", type=whole(1), nargs="+", default=[1, 8], metavar="N", help="images at once (default 1 8)")
+    add("--rounds", type=whole(1), default=200, help="timed runs of a variant and batch size at most (default 200)")
+    add(
+        "--quality",
+        type=known_file,
+        nargs="*",
+        metavar="JSON",
+        help="results of quality.py and panel.py with distances (default: the committed ones that know the student)",
     )
-    parser.add_argument(
-        "--teacher",
-        type=Path,
-        default=models / "teacher" / "engine",
-        metavar="ENGINE",
-        help="engine of the student's teacher (default %(default)s)",
-    )
-    parser.add_argument(
-        "--rival", type=named_engine, action="append", default=[], metavar="NAME=ENGINE", help="another student"
-    )
-    parser.add_argument(
-        "--images", type=whole(1), default=400, help="images per method behind the distance (default 400)"
-    )
-    parser.add_argument("--rounds", type=whole(1), default=30, help="timed single images per method (default 30)")
-    parser.add_argument("--batch", type=whole(1), default=32, help="batch for images/s and memory (default 32)")
-    parser.add_argument("--threads", type=whole(0), default=0, help="0: as many as there are cores")
-    parser.add_argument(
-        "--out", type=result_file, default=WORK / "build" / "latency.json", help="JSON; the PNG lies beside it"
-    )
-    parser.add_argument("--smoke", action="store_true", help="four methods, 100 images, 3 rounds")
-    parser.add_argument(
-        "--schedules", type=Path, metavar="JSON", help="also the solvers as solver_search.py found them"
-    )
-    parser.add_argument("--data", type=Path, metavar="PATH", help="the training images, where not Fashion-MNIST")
-    parser.add_argument("--held-out", type=Path, metavar="PATH", help="real images for the floor (default: a tenth)")
-    parser.add_argument(
-        "--extractor", choices=(FASHION128, EFFL0), default=EFFL0, help=f"features for --data (default {EFFL0})"
-    )
+    add("--images", type=whole(2),
+        help="images of each variant behind a distance measured here, whatever that takes (default: none where "
+        f"--quality knows the student, else {FEWEST_IMAGES} to {MOST_IMAGES}, as the time allows)")  # fmt: skip
+    add("--threads", type=whole(0), default=0, help="0: as many as there are cores")
+    add("--out", type=result_file, default=WORK / "build" / "latency.json", help="JSON; the PNG lies beside it")
+    add("--smoke", action="store_true", help="four methods, 100 images, 3 rounds")
+    add("--schedules", type=Path, metavar="JSON", help="also the solvers as solver_search.py found them")
+    add("--data", type=Path, metavar="PATH", help="the training images, where not Fashion-MNIST")
+    add("--held-out", type=Path, metavar="PATH", help="real images for the floor (default: a tenth)")
+    add("--extractor", choices=(FASHION128, EFFL0), default=EFFL0, help=f"features for --data (default {EFFL0})")
     args = parser.parse_args()
-    need("matplotlib", "tqdm")
     if len(dict(args.rival)) < len(args.rival):
         parser.error("two rivals have one name; give each --rival a name of its own")
     if args.smoke:
         args.images, args.rounds = 100, 3
-    try:
-        rows = measure(args)
-    except (CheckpointError, DataError) as error:
-        sys.exit(f"error: {error}")
-    print(table(rows, COLUMNS))
-    settings = {
-        "images": args.images,
-        "rounds": args.rounds,
-        "batch": args.batch,
-        "threads": args.threads,
-        "seeds": [0, args.images - 1],
-    }
-    engines = {name: load_engine(folder).manifest.checkpoint for name, folder in folders(args).items()}
-    engines["student"] = engines.pop("dpdm")
-    write_result(
-        args.out, "latency", settings, rows, checkpoints=engines, extractor=args.extractor if args.data else FASHION128
-    )
-    draw_quality_against_latency(rows, args.out.with_suffix(".png"))
-    print(f"\nwrote {args.out} and {args.out.with_suffix('.png')}")
+    args.batch = sorted(set(args.batch))
+    return args
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Committed results as the Markdown tables of docs/quality.md, which a test holds to them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.ablation_table import STEPS
@@ -9,8 +9,6 @@ from fewstep.metrics.memorisation import THRESHOLD
 
 Result = Mapping[str, Any]  # what benchmarks/harness.py wrote
 
-NAMES = {"dpdm": "**DPDM student**", "heun": "EDM Heun", "euler": "EDM Euler"}
-SOLVERS = ("heun", "euler")
 OUTCOMES = ("better", "worse", "no difference")
 STUDENT = "student"  # of quality.py and recovery.py: the shipped one
 
@@ -23,33 +21,81 @@ def markdown(headers: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def latency(result: Result) -> str:
-    """Our student and the solvers of a latency.py result."""
-    headers = ["sampler", "NFE", "ms, p50", "ms, p95", "vs k=1", "images/s", "peak MB", "distance", "accuracy"]
+    """A latency.py result: our student and the solvers, on every backend and with every batch size."""
+    headers = ["sampler", "NFE", "batch", "ms, p50", "p95", "p99", "vs k=1", "images/s", "CPU ms an image", "ms a call",
+               "step", "peak MB", *(several := _several(result, "backend"))]  # fmt: skip
     lines = [
         [
-            NAMES[row["method"]], str(row["nfe"]), *(f"{row[name]:.1f}" for name in ("p50_ms", "p95_ms", "ratio")),
-            f"{row['images_per_s']:.0f}", _number(row["peak_mb"]), f"{row['distance']:.2f}", f"{row['accuracy']:.1%}",
+            _label(result, row["method"]), str(row["nfe"]), str(row["batch"]), *(_rounded(row[p]) for p in LATENCIES),
+            f"{row['ratio']:.2f}", f"{row['images_per_s']:.0f}", f"{row['cpu_ms']:.1f}", f"{row['call_ms']:.2f}",
+            f"{row['step_share']:.1f} %", _number(row["peak_mb"]), *(row[name] for name in several),
         ]
         for row in result["rows"]
-        if row["method"] in NAMES
     ]  # fmt: skip
     return markdown(headers, lines)
 
 
-def rivals(result: Result) -> str:
-    """Distances of all students of a latency.py result by their calls. Empty where there is but one student."""
-    found: dict[str, dict[int, float]] = {}
-    for row in result["rows"]:
-        if row["method"] not in SOLVERS:
-            found.setdefault(row["method"], {})[row["nfe"]] = row["distance"]
-    if len(found) < 2:
-        return ""
-    calls = sorted({nfe for distances in found.values() for nfe in distances})
-    lines = [
-        [NAMES.get(method, method), *(f"{distances[nfe]:.2f}" if nfe in distances else "" for nfe in calls)]
-        for method, distances in found.items()
+LATENCIES = ("p50_ms", "p95_ms", "p99_ms")
+
+
+def _several(result: Result, name: str) -> list[str]:
+    """The name of a column that tells rows apart; none where all rows have one value."""
+    return [name] if len({row[name] for row in result["rows"]}) > 1 else []
+
+
+def _label(result: Result, method: str) -> str:
+    label = next(row["label"] for row in result["rows"] if row["method"] == method)
+    return f"**{label}**" if method == "dpdm" else label
+
+
+def latency_distances(result: Result) -> str:
+    """Distances beside a latency.py result's times: methods and calls down, feature spaces across, floors first."""
+    rows = {(row["method"], row["nfe"]): row for row in result["rows"] if row["distances"]}
+    names = list(dict.fromkeys(space for row in rows.values() for space in row["distances"]))
+    floors = [
+        next(row["distances"][space]["floor"] for row in rows.values() if space in row["distances"]) for space in names
     ]
-    return markdown(["calls", *map(str, calls)], lines)
+    lines = [["real held-out images", "", *map(_three, floors)]]
+    for (method, nfe), row in rows.items():
+        found = [row["distances"].get(space) for space in names]
+        lines.append(
+            [_label(result, method), str(nfe), *((one and _with_std(one["mean"], one["std"])) or "" for one in found)]
+        )
+    return markdown(["sampler", "NFE", *names], lines) if names else ""
+
+
+def time_to_quality(result: Result) -> str:
+    """Milliseconds of one image that is as close as the teacher's best, of a latency.py result: who reaches that."""
+    headers = ["in", "teacher's best", "sampler", "NFE", "distance", "ms", "times as fast", "CPU ms", "times less CPU"]
+    headers += _several(result, "backend")
+    lines = [
+        [
+            row["space"], f"{row['goal']:.3g}, {row['teacher']}", _label(result, row["method"]),
+            *(text(row[name]) for name, text in TO_QUALITY.items()),
+            *(row[name] for name in _several(result, "backend")),
+        ]
+        for row in result["time_to_quality"]
+        if row["nfe"] is not None
+    ]  # fmt: skip
+    return markdown(headers, lines) if lines else ""
+
+
+def _rounded(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
+
+
+def _three(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+TO_QUALITY: Mapping[str, Callable[[Any], str]] = {
+    "nfe": str,
+    "distance": _three,
+    "ms": _rounded,
+    "times": "{:.1f}".format,
+    "cpu_ms": _rounded,
+    "cpu_times": "{:.1f}".format,
+}
 
 
 def quality(result: Result, extractor: str) -> str:

@@ -1,7 +1,7 @@
 """The pictures of the benchmarks."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,21 +15,26 @@ if TYPE_CHECKING:
 
 # matplotlib is imported when something is drawn, so that --help is quick.
 
-STYLES = {
-    "dpdm": ("DPDM student", "#c2410c", "o"),
-    "heun": ("EDM Heun on the teacher", "#1d4ed8", "s"),
-    "euler": ("EDM Euler on the teacher", "#0f766e", "^"),
-}
 
+def draw_quality_against_latency(rows: Sequence[Mapping[str, Any]], space: str, path: Path) -> None:
+    """Distance in a feature space over milliseconds of one image, a line per method, NFE beside every point.
 
-def draw_quality_against_latency(rows: list[dict[str, Any]], path: Path) -> None:
-    """Distance (lower is better) over milliseconds per image, one line per method, NFE beside every point."""
-    figure = _figure(figsize=(7.5, 4.6), dpi=140, layout="constrained")
+    rows: of latency_table.py; the smallest batch size and its first backend are drawn.
+    """
+    figure = _figure(figsize=(9.2, 4.8), dpi=140, layout="constrained")
     axes = figure.subplots()
-    spare = itertools.cycle(SPARE)
-    for method in dict.fromkeys(row["method"] for row in rows):
-        label, colour, marker = STYLES.get(method) or (method, *next(spare))
-        points = sorted((row["p50_ms"], row["distance"], row["nfe"]) for row in rows if row["method"] == method)
+    first = rows[0]
+    drawn = [row for row in rows if all(row[name] == first[name] for name in ("batch", "backend"))]
+    drawn = [row for row in drawn if space in row["distances"]]
+    own = {"dpdm": "student"}  # names that SERIES has another word for
+    names: dict[str, str] = {row["method"]: own.get(row["method"], row["method"]) for row in drawn}
+    look = styles(names.values())
+    for method, name in names.items():
+        colour, marker = look[name]
+        points = sorted(
+            (row["p50_ms"], row["distances"][space]["mean"], row["nfe"]) for row in drawn if row["method"] == method
+        )
+        label = next(row["label"] for row in drawn if row["method"] == method)
         axes.plot([p[0] for p in points], [p[1] for p in points], marker=marker, color=colour, label=label)
         for milliseconds, distance, nfe in points:
             axes.annotate(
@@ -40,16 +45,18 @@ def draw_quality_against_latency(rows: list[dict[str, Any]], path: Path) -> None
                 fontsize=7,
                 color=colour,
             )
-    axes.axhline(rows[0]["floor"], color="#6b7280", linestyle=":", label="floor: real held-out images")
+    floor = drawn[0]["distances"][space]["floor"]
+    if floor is not None:
+        axes.axhline(floor, color=FLOOR, linestyle=":", label="floor: real held-out images")
     axes.set(
         xscale="log",
         yscale="log",
-        xlabel="milliseconds per image, batch 1 (p50)",
-        ylabel="Fréchet distance, fashion128",
+        xlabel=f"milliseconds of {'an image' if first['batch'] == 1 else str(first['batch']) + ' images'} (p50)",
+        ylabel=f"Fréchet distance, {space}",
     )
     axes.set_title("Quality against latency (numbers at the points: network calls)", fontsize=10)
     axes.grid(True, which="both", alpha=0.2)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))  # inside it would hide points
     _save(figure, path)
 
 

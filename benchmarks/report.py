@@ -24,7 +24,9 @@ def record_metrics(result: dict[str, Any], folder: Path) -> None:
         raise CheckpointError(
             f"the result was measured on another checkpoint than the one in {folder}; run latency.py again"
         )
-    rows = [row for row in result["rows"] if row["method"] == "dpdm"]
+    rows = [row for row in result["rows"] if row["method"] == "dpdm" and row["batch"] == result["rows"][0]["batch"]]
+    if any(row["distance"] is None for row in rows):
+        raise CheckpointError("the result holds no distances of its own; run latency.py again, with --images 1000")
     metrics = {
         "extractor": result["extractor"],
         "images": result["settings"]["images"],
@@ -39,7 +41,10 @@ def record_metrics(result: dict[str, Any], folder: Path) -> None:
 def tables(result: dict[str, Any]) -> list[str]:
     """All Markdown tables of a result. Raises ValueError for a benchmark that has none."""
     if result["benchmark"] == "latency":
-        return [table for table in (markdown.latency(result), markdown.rivals(result)) if table]
+        if "time_to_quality" not in result:
+            raise ValueError("an older latency.py wrote this result; run it again")
+        tables = (markdown.latency(result), markdown.latency_distances(result), markdown.time_to_quality(result))
+        return [table for table in tables if table]
     if result["benchmark"] == "quality":
         calls = result["settings"]["nfe"]
         return [

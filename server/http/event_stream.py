@@ -10,9 +10,10 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.http.access import Record, record_of
+from server.http.answers import INLINE_BYTES
 from server.http.errors import CLIENT_GONE, STATUS, error_body
 from server.http.service import ImageService, Order, Watch, with_edit
-from server.scheduler.events import Event, Failed, Finished
+from server.scheduler.events import Event, Failed, Finished, Progress
 from server.scheduler.refusal import Refusal
 
 MEDIA_TYPE = "text/event-stream"
@@ -84,10 +85,18 @@ async def _parts(watch: Watch, record: Record, write: Write, keepalive_s: float)
         else:
             if isinstance(last, Finished):
                 record.finished = last
-            for part in write(last):
+            for part in await _written(write, last):
                 yield part
     if not isinstance(last, Finished | Failed):
         record.status = CLIENT_GONE
+
+
+async def _written(write: Write, event: Event) -> Iterable[bytes]:
+    """What is sent for an event; large images become text off the event loop."""
+    images = [event.preview] if isinstance(event, Progress) else event.images if isinstance(event, Finished) else []
+    if sum(len(image) for image in images if isinstance(image, bytes)) > INLINE_BYTES:
+        return await asyncio.to_thread(lambda: [*write(event)])
+    return write(event)
 
 
 def _failed(error: Refusal, record: Record) -> bytes:

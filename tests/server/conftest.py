@@ -59,8 +59,9 @@ def tiny_network(shape: tuple[int, int, int], classes: int, extra: int = 0) -> b
     return model.SerializeToString()
 
 
-def write_engine(folder: Path, name: str = "tiny", extra: int = 0) -> Manifest:
-    described = replace(manifest(name), levels={k: v for k, v in LEVELS.items() if k != 7}, extra=extra)
+def write_engine(folder: Path, name: str = "tiny", extra: int = 0, channels: int = 1, resolution: int = 8) -> Manifest:
+    levels = {k: v for k, v in LEVELS.items() if k != 7}
+    described = replace(manifest(name), levels=levels, extra=extra, channels=channels, resolution=resolution)
     content = tiny_network(described.image_shape, described.classes, extra)
     folder.mkdir(parents=True)
     (folder / NETWORK_FILE).write_bytes(content)

@@ -1,0 +1,79 @@
+"""The guard against becoming slower: what it counts is the work, and what it prints is the distance to its baseline."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.guard import BEYOND, Figure, beside, other_machine, paired, read_baseline
+from benchmarks.harness import machine
+from benchmarks.instructions import counted, dumped, opcodes
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_smoke_run_ends_well_and_writes_what_a_later_run_takes_as_its_baseline(tmp_path: Path):
+    out = tmp_path / "guard.json"
+    command = [sys.executable, "benchmarks/guard.py", "--smoke", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    result = read_baseline(out)
+    assert result is not None
+    names = {row["name"] for row in result["rows"] if row["kind"] == "ratio"}
+    assert {"HTTP process per request over the fixed loop", "worker per request over the fixed loop"} < names
+    assert all(row["low"] <= row["value"] <= row["high"] and row["value"] > 0 for row in result["rows"])
+    step, loop = (
+        next(row for row in result["rows"] if row["name"].startswith(one)) for one in ("step over", "turn of")
+    )
+    assert step["value"] < 1 < loop["value"] + 0.5
+    figures = [Figure(**row) for row in result["rows"]]
+    assert {row["drift"] for row in beside(figures, result)} == {"+0.0%"}
+
+
+def test_drift_is_marked_where_it_is_more_than_noise():
+    baseline = {"rows": [{"kind": "ratio", "name": name, "value": 2.0} for name in ("a", "b", "c")]}
+    figures = [Figure.of(name, "ratio", [value]) for name, value in (("a", 2.1), ("b", 3.0), ("c", 1.0), ("d", 1.0))]
+    rows = {row["name"]: (row["drift"], row["mark"]) for row in beside(figures, baseline)}
+    assert rows == {"a": ("+5.0%", ""), "b": ("+50.0%", "more"), "c": ("-50.0%", "less"), "d": (None, "")}
+    assert beside(figures, None)[0]["drift"] is None
+
+
+def test_opcodes_count_work_and_nothing_else():
+    def work(times: int) -> int:
+        return sum([number * number for number in range(times)])
+
+    once = opcodes(lambda: work(100))
+    assert opcodes(lambda: work(100)) == once
+    assert opcodes(lambda: work(200)) > 1.8 * once
+    kind, found = counted(bytecode=True)
+    assert kind == "opcodes" and found == counted(bytecode=True)[1]
+    assert 0 < found["PNG of one image"] < found["step of 8 rows"]
+    assert BEYOND["opcodes"] == 0.0
+
+
+def test_counts_of_callgrind_are_read_by_path(tmp_path: Path):
+    (tmp_path / "out.1").write_text("desc: Trigger: Client Request: the step\n\nsummary: 2000\n\ntotals: 2000\n")
+    (tmp_path / "out.2").write_text("desc: Trigger: Client Request: between\n\nsummary: 7\n")
+    (tmp_path / "out.3").write_text("desc: Trigger: Program termination\n\nsummary: 5\n")
+    assert dumped(tmp_path) == {"the step": 100.0}
+
+
+def test_a_ratio_is_of_work_done_in_turns():
+    def work(times: int) -> int:
+        return sum(number * number for number in range(times))
+
+    found = paired(lambda: work(30_000), lambda: work(3_000), seconds=0.0)
+    assert len(found) == 5 and 3 < sorted(found)[2] < 30
+
+
+def test_a_baseline_of_another_machine_is_named_and_another_file_refused(tmp_path: Path):
+    here = machine()
+    assert other_machine({"machine": here}) is None
+    there = here | {"cpu": "another", "packages": here["packages"] | {"numpy": "0.1"}}
+    text = other_machine({"machine": there})
+    assert text is not None and "cpu another (here" in text and "numpy 0.1" in text
+    (tmp_path / "x.json").write_text(json.dumps({"benchmark": "load"}))
+    with pytest.raises(SystemExit, match="no result of"):
+        read_baseline(tmp_path / "x.json")
