@@ -376,7 +376,7 @@ def _arguments() -> argparse.Namespace:
         help="the closed form, the pendulum, or both (default both)",
     )
     add("--seeds", type=whole(1), default=3, help="runs of each method (default %(default)s)")
-    add("--betas", nargs="+", type=number(POSITIVE), default=[3.0], help="of the pendulum (default 3)")
+    add("--betas", nargs="+", type=number(POSITIVE), default=[1.0, 3.0], help="of the pendulum (default 1 3)")
     add("--levels", type=whole(3), default=20, help="of the closed form's chain (default %(default)s)")
     add("--linear-updates", type=whole(1), default=150, help="of trajectory balance there (default %(default)s)")
     add("--pendulum-levels", type=whole(3), default=10, help="network calls per action (default %(default)s)")
