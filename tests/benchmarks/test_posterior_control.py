@@ -147,6 +147,18 @@ def test_the_critic_finds_a_reward_and_its_expectile():
     assert torch.equal(fair.q(states, 3 * actions.sign()), fair.q(states, actions.sign()))  # as the torque is cut
 
 
+def test_regression_by_log_r_is_the_denoiser_of_the_tilt():
+    """Two actions as often as each other, one with nine times the reward: far above the data, D is the tilted mean."""
+    torch.manual_seed(0)
+    signs, states = torch.arange(400)[:, None] % 2 * 2.0 - 1, normals(400, 3, seed=8)
+    steps = pendulum.Steps(states, 0.6 * signs, signs[:, 0], states)
+    network = pendulum.ActionNetwork()
+    pendulum.regress(network, network, steps, 0.6, math.log(9) * (signs[:, 0] > 0), 300, draws(9))
+    noisy, sigma = 5.0 * normals(400, 1, 1, 1, seed=10), torch.full((400,), 5.0)
+    found = pendulum.denoiser_of(network.requires_grad_(False), 0.6)(noisy, sigma, states)
+    assert float(found.mean()) == pytest.approx(0.6 * (0.9 - 0.1), abs=0.06)
+
+
 def untrained() -> control.Pendulum:
     torch.manual_seed(0)
     network, critic = pendulum.ActionNetwork().requires_grad_(False), pendulum.Critic().requires_grad_(False)
