@@ -22,6 +22,7 @@ from fewstep import extras
 extras.name_missing()
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -87,8 +88,8 @@ Row = dict[str, float]
 def linear_rows(args: argparse.Namespace, began: float) -> list[dict[str, Any]]:
     case = example()
     chain = chain_of(case, args.levels)
-    config = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=0.02))
-    chosen = {"RTB": config, "RTB, fixed variance": replace(config, learn_variance=False)}
+    learned = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=0.02))
+    chosen = {"RTB": learned, "RTB, fixed variance": replace(learned, learn_variance=False)}
     found = {name: [trained_linear(case, chain, config, args, seed) for seed in range(args.seeds)]
              for name, config in chosen.items()}  # fmt: skip
     rows = [{"task": "linear-quadratic", "method": name, **summary(runs)} for name, runs in found.items()]
@@ -260,7 +261,7 @@ def make_judge(task: Pendulum, beta: float, args: argparse.Namespace, seed: int)
     """With the row of the reference itself, by another draw of it."""
     states = task.draw(STATES, draws(5000 + seed))
     actions, weights, log_rewards = weighted(task, beta, states, draws(6000 + seed))
-    log_z = float((log_rewards.logsumexp(dim=1) - torch.tensor(float(REFERENCE)).log()).mean())
+    log_z = float((log_rewards.logsumexp(dim=1) - math.log(REFERENCE)).mean())
     judge = Judge(task, beta, states, actions, weights, log_z, args.episodes, 500_000 + 1000 * seed)
     rng = draws(7000 + seed)
     others, other_weights, again = weighted(task, beta, states, rng)
@@ -286,7 +287,10 @@ def pendulum_rows(
 
     for seed in range(1, args.seeds + 1):
         task, returns = make_pendulum(args, seed)
-        said(f"pendulum, seed {seed}: data, Q and prior; returns of the data {returns.mean(dim=1).tolist()}", began)
+        said(
+            f"pendulum, seed {seed}: data, Q and prior; returns of the data {returns.mean(dim=1).round().tolist()}",
+            began,
+        )
         for share, each in zip(("0.8", "0.4", "0"), returns, strict=True):
             add(None, f"data, controller in {share} of the decisions", {"return": float(each.mean())})
         seed_of_play = 500_000 + 1000 * seed
@@ -325,9 +329,7 @@ def _tilted_rows(
     done("tilted denoising, then RTB", adapter, spent)
 
 
-def balance(
-    task: Pendulum, adapter: Adapter, beta: float, args: argparse.Namespace, updates: int, seed: int
-) -> float:  # fmt: skip
+def balance(task: Pendulum, adapter: Adapter, beta: float, args: argparse.Namespace, updates: int, seed: int) -> float:
     """Trajectory balance in place; CPU seconds."""
     config, started = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=args.lr)), time.process_time()
     train_told(
@@ -374,7 +376,7 @@ def _arguments() -> argparse.Namespace:
         help="the closed form, the pendulum, or both (default both)",
     )
     add("--seeds", type=whole(1), default=3, help="runs of each method (default %(default)s)")
-    add("--betas", nargs="+", type=number(POSITIVE), default=[3.0], help="of the pendulum (default 3)")
+    add("--betas", nargs="+", type=number(POSITIVE), default=[1.0, 3.0], help="of the pendulum (default 1 3)")
     add("--levels", type=whole(3), default=20, help="of the closed form's chain (default %(default)s)")
     add("--linear-updates", type=whole(1), default=150, help="of trajectory balance there (default %(default)s)")
     add("--pendulum-levels", type=whole(3), default=10, help="network calls per action (default %(default)s)")

@@ -39,8 +39,8 @@ from trainer.run.draws import Draws
 from trainer.settings import PosteriorConfig
 
 SYMBOLS, LENGTH = 4, 6
-MASK = SYMBOLS
-STATES = (SYMBOLS + 1) ** LENGTH
+MASK, BASE = SYMBOLS, SYMBOLS + 1
+STATES = BASE**LENGTH
 BEFORE, AFTER = 0, (2, 3)  # the symbols around a sentence
 GIVEN, RIGHT = {1: 3, 4: 1}, 0.94  # symbols at these positions, read by a channel
 Predict = Callable[[Tensor], Tensor]  # states [B, LENGTH] -> log-probabilities of symbols [B, LENGTH, SYMBOLS]
@@ -91,7 +91,8 @@ def tilted(joint: Tensor, log_reward: LogReward) -> tuple[Tensor, float]:
 
 
 def conditionals(joint: Tensor) -> Tensor:
-    """log P(symbol of a position | the symbols seen) for every state [STATES, LENGTH, SYMBOLS].
+    """log P(symbol of a position | the symbols seen) for every state [STATES, LENGTH, SYMBOLS]. Every sentence must
+    have a probability above 0.
 
     A mask is one more symbol, whose probability is the sum over the others: so the probability of what is seen in any
     state is an entry of one table of 5^6.
@@ -102,20 +103,20 @@ def conditionals(joint: Tensor) -> Tensor:
     flat, states = seen.flatten(), all_states()
     found = []
     for position in range(LENGTH):
-        empty = number_of(states) - states[:, position] * 5 ** (LENGTH - 1 - position)
-        found.append(torch.stack([flat[empty + s * 5 ** (LENGTH - 1 - position)] for s in range(SYMBOLS)], dim=1))
+        empty = number_of(states) - states[:, position] * BASE ** (LENGTH - 1 - position)
+        found.append(torch.stack([flat[empty + s * BASE ** (LENGTH - 1 - position)] for s in range(SYMBOLS)], dim=1))
     table = torch.stack(found, dim=1)
     return (table / table.sum(dim=2, keepdim=True)).clamp(min=1e-12).log().float()
 
 
 def all_states() -> Tensor:
     """[STATES, LENGTH], in the order of `number_of`."""
-    return torch.cartesian_prod(*[torch.arange(SYMBOLS + 1)] * LENGTH)
+    return torch.cartesian_prod(*[torch.arange(BASE)] * LENGTH)
 
 
 def number_of(states: Tensor) -> Tensor:
-    """States [B, LENGTH] read as digits to base 5: [B]."""
-    return states @ 5 ** torch.arange(LENGTH - 1, -1, -1)
+    """States [B, LENGTH] read as digits to the base BASE: [B]."""
+    return states @ BASE ** torch.arange(LENGTH - 1, -1, -1)
 
 
 def looked_up(table: Tensor) -> Predict:
@@ -189,11 +190,11 @@ class Filler(nn.Module):
         last = nn.Linear(width, LENGTH * SYMBOLS)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
-        self.body = nn.Sequential(nn.Linear(LENGTH * (SYMBOLS + 1), width), nn.SiLU(), nn.Linear(width, width),
+        self.body = nn.Sequential(nn.Linear(LENGTH * BASE, width), nn.SiLU(), nn.Linear(width, width),
                                   nn.SiLU(), last)  # fmt: skip
 
     def forward(self, states: Tensor) -> Tensor:
-        told = nn.functional.one_hot(states, SYMBOLS + 1).float().flatten(1)
+        told = nn.functional.one_hot(states, BASE).float().flatten(1)
         return (self.prior(states) + self.body(told).view(-1, LENGTH, SYMBOLS)).log_softmax(dim=2)
 
 
@@ -215,7 +216,7 @@ def law(predict: Predict, uncovered: int, prior: Predict | None = None) -> tuple
             share = mass[rows] / math.comb(left, uncovered)
             for symbols in product(range(SYMBOLS), repeat=uncovered):
                 pairs = list(zip(positions, symbols, strict=True))
-                moved = sum((symbol - MASK) * 5 ** (LENGTH - 1 - at) for at, symbol in pairs)
+                moved = sum((symbol - MASK) * BASE ** (LENGTH - 1 - at) for at, symbol in pairs)
                 chance = torch.stack([table[rows, at, symbol] for at, symbol in pairs]).prod(dim=0)
                 following.index_add_(0, rows + moved, share * chance)
         mass = following
@@ -252,7 +253,7 @@ class Task:
         numbers = evaluate(self.problem(posterior), like, y, 1.0, draws(seed))
         return {
             "tv": variation(made, self.target), "tv_language": variation(made, self.language_target),
-            "log_z": self.log_z, "log_z_error": abs(numbers["log_z"] - self.log_z),
+            "log_z_error": abs(numbers["log_z"] - self.log_z),
             "gap": self.log_z - (expected - divergence), "ess": numbers["ess"],
         }  # fmt: skip
 
@@ -302,7 +303,7 @@ def main() -> None:
             runs = [trained(task, chosen, args.updates, args.batch, seed) for seed in range(args.seeds)]
             found[method] = [task.judged(network, 200 + seed) for seed, network in enumerate(runs)]
         rows += [
-            {"reward": name, "uncovered": uncovered, "method": method, **summary(runs)}
+            {"reward": name, "uncovered": uncovered, "method": method, "log_z": task.log_z, **summary(runs)}
             for method, runs in found.items()
         ]
         said(f"{name}, {uncovered} uncovered a step: TV {found['RTB'][0]['tv']:.3f}", began)

@@ -95,7 +95,7 @@ def collect(episodes: int, seed: int) -> tuple[Steps, Tensor]:
 
 
 class ActionNetwork(nn.Module):
-    """F for one action, told the state behind the (no) classes and the level. About 13,000 weights."""
+    """F for one action, told the state in the place of a class, and the level. About 10,000 weights."""
 
     def __init__(self) -> None:
         super().__init__()
