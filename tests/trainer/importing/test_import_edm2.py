@@ -75,7 +75,7 @@ def test_the_card_says_where_it_is_from_and_the_engine_agrees(tmp_path: Path, ca
     assert manifest.parity["solver"]["max"] < 0.5
     engine, denoiser = load_engine(tmp_path / "engine", threads=1), load_denoiser(tmp_path / "out")[0]
     x = np.random.default_rng(0).standard_normal((3, 3, 16, 16), dtype=np.float32)
-    c_noise, onehot = np.float32([-1.5, 0.2, 1.1]), np.eye(4, dtype=np.float32)[:3]
+    c_noise, onehot = np.array([-1.5, 0.2, 1.1], np.float32), np.eye(4, dtype=np.float32)[:3]
     with torch.no_grad():
         expected = denoiser.network(*map(torch.from_numpy, (x, c_noise, onehot))).numpy()
     np.testing.assert_allclose(engine.network(x, c_noise, onehot), expected, atol=1e-4 * np.abs(expected).max())
