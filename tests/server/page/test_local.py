@@ -135,6 +135,32 @@ def test_a_network_that_cannot_be_loaded_is_told_in_a_sentence(browser: Browser,
     browser.errors()
 
 
+def test_a_network_comes_with_the_key_and_each_model_has_its_own(browser: Browser, tmp_path: Path, engine_dir: Path):
+    keys = tmp_path / "keys.txt"
+    keys.write_text("of-sixteen-characters\n", "utf-8")
+    more = ("--engine", f"other={engine_dir}", "--api-keys-file", str(keys), "--page-runtime", RUNTIME)
+    with serving(ENGINE, "--capacity", "2", *more) as running:
+        browser.open(f"{running.url}/?seed=7&keep=1&n=2&steps=2")
+        browser.until("!document.getElementById('key-field').hidden")
+        browser.errors()  # the first answer was 401
+        browser.fill("#key", "of-sixteen-characters")
+        for batch, model in enumerate(("fashion", "other")):
+            if batch:
+                browser.run(
+                    """document.getElementById('model').value = arguments[0];
+                    document.getElementById('model').dispatchEvent(new Event('change'));""",
+                    model,
+                )
+            press(browser, 2 * batch + 1)
+            browser.click("#here")
+            press(browser, 2 * batch + 2)
+            browser.click("#here")
+            compare(browser)
+        asked = [path for path in loaded(browser) if path.startswith("/page/networks/")]
+        assert asked == ["/page/networks/fashion.onnx", "/page/networks/other.onnx"] and browser.errors() == []
+        browser.open("about:blank")  # the page would ask the ended server for its metrics
+
+
 def test_without_the_setting_nothing_is_offered(browser: Browser, tmp_path: Path):
     with serving(ENGINE, "--capacity", "2") as running:
         visit(browser, running, "?seed=7&keep=1&n=1&steps=1")
