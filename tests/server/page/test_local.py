@@ -1,4 +1,4 @@
-"""The page makes images by itself: the server's within 0.05 levels of 255 in the mean, under a strict policy, without the server.
+"""The page makes images by itself: the server's within 0.05 levels of 255 in the mean, under a strict policy.
 
 npm pack onnxruntime-web@1.30.0 && tar xzf onnxruntime-web-*.tgz package/dist
 ONNXRUNTIME_WEB=$PWD/package/dist python -m pytest tests/server/page/test_local.py
@@ -95,6 +95,19 @@ def test_the_server_is_not_asked_for_images(browser: Browser, server: Server):
     browser.until("document.querySelectorAll('.batch').length === 3")
     browser.done()
     assert "on this computer" not in browser.text(".batch .meta") and browser.errors() == []
+
+
+def test_cancel_ends_what_the_page_makes(browser: Browser, server: Server):
+    visit(browser, server, "?seed=7&keep=1&n=1&steps=1")
+    browser.fill("#count", "64")
+    browser.run("document.getElementById('steps').value = 8")
+    browser.click("#here")
+    browser.click("#go")
+    browser.until("document.querySelectorAll('.batch:nth-child(1) .tile:not(.pending)').length >= 1")
+    browser.press("Escape")
+    assert browser.text("#status") == "Cancelled. What was finished stays."
+    browser.until("document.querySelectorAll('.tile.pending').length === 0")
+    assert 1 <= browser.count(".batch:nth-child(1) .tile") < 64 and browser.errors() == []
 
 
 def test_the_policy_lets_no_text_run_as_code(browser: Browser, server: Server):
