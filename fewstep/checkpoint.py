@@ -110,11 +110,13 @@ def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tup
     """
     weights, card = load_checkpoint(Path(folder))
     config = network_config(card)
-    # Of these the network computes with sigma_data, too.
-    bound = isinstance(config, DDPMConfig) or (isinstance(config, UNetConfig) and config.precond != "edm")
-    if bound and config.sigma_data != card.sigma_data:
+    # Some networks compute with sigma_data, too.
+    bound = config if isinstance(config, DDPMConfig) else None
+    if isinstance(config, UNetConfig) and config.precond != "edm":
+        bound = config
+    if bound and bound.sigma_data != card.sigma_data:
         raise CheckpointError(
-            f"the card in {folder} is damaged: its network expects sigma_data {config.sigma_data}, the card says "
+            f"the card in {folder} is damaged: its network expects sigma_data {bound.sigma_data}, the card says "
             f"{card.sigma_data}"
         )
     try:

@@ -222,14 +222,13 @@ class Level(nn.Module):
         groups = config.middle_groups if role == "middle" else config.groups
         self.resnets = nn.ModuleList(Resnet(config, cin, cout) for cin, cout in shapes)
         self.attentions = nn.ModuleList(Attention(config, width, groups) for _ in range(attentions))
-        down, up = resized and role == "down", resized and role == "up"
         self.downsamplers, self.upsamplers = nn.ModuleList(), nn.ModuleList()
-        if config.residual_resize:
-            self.downsamplers.extend([Resnet(config, width, width, "down")] * down)
-            self.upsamplers.extend([Resnet(config, width, width, "up")] * up)
-        else:
-            self.downsamplers.extend([Downsampler(width, config.down_padding)] * down)
-            self.upsamplers.extend([Upsampler(width)] * up)
+        if resized and role == "down":
+            smaller = Downsampler(width, config.down_padding) if not self.residual_resize else None
+            self.downsamplers.append(smaller or Resnet(config, width, width, "down"))
+        if resized and role == "up":
+            larger = Upsampler(width) if not self.residual_resize else None
+            self.upsamplers.append(larger or Resnet(config, width, width, "up"))
 
     def forward(self, x: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         """Going down, every map is put on `skips`; going up, every block takes one off."""

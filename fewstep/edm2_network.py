@@ -144,8 +144,8 @@ class Block(nn.Module):
         assert self.attn_qkv is not None and self.attn_proj is not None
         batch, width, height, breadth = x.shape
         qkv = self.attn_qkv(x).reshape(batch, self.heads, width // self.heads, 3, height * breadth)
-        q, k, v = normalized(qkv, (2,)).unbind(3)  # each [B, heads, width / heads, positions]
-        mixed = functional.scaled_dot_product_attention(*(each.transpose(2, 3) for each in (q, k, v)))
+        q, k, v = normalized(qkv, (2,)).permute(3, 0, 1, 4, 2).unbind(0)  # each [B, heads, positions, width / heads]
+        mixed = functional.scaled_dot_product_attention(q, k, v)
         return self.attn_proj(mixed.transpose(2, 3).reshape(batch, width, height, breadth))
 
 

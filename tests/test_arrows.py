@@ -79,6 +79,7 @@ TORCH_FREE = (
     "subcommands",
     "unet_config",
     "unipc",
+    "metadata",
 )
 
 
@@ -312,7 +313,15 @@ def test_every_core_module_says_on_which_side_of_torch_it_stands():
     core = ROOT / "fewstep"
     modules = {".".join(path.relative_to(core).with_suffix("").parts) for path in core.rglob("*.py")}
     modules = {name for name in modules if not name.endswith("__init__")}
-    with_torch = {"adapters", "checkpoint", "ddpm_network", "diffusers_folder", "network", "noise_torch"}
+    with_torch = {
+        "adapters",
+        "checkpoint",
+        "ddpm_network",
+        "diffusers_folder",
+        "edm2_network",
+        "network",
+        "noise_torch",
+    }
     with_torch |= {"older_precond"}
     with_torch |= {"metrics.panel", "metrics.two_sample"}
     with_torch |= {

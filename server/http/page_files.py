@@ -37,7 +37,8 @@ HEADERS: Mapping[str, str] = {
 def page_file(path: Path, policy: str = POLICY) -> Answer:
     """What answers with a file of the page. policy: what a document may load and run."""
     content, media_type = path.read_bytes(), MEDIA_TYPES[path.suffix]
-    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    # Of the policy, too: a browser that is told that nothing has changed keeps the policy it has.
+    tag = f'"{hashlib.sha256(content + policy.encode()).hexdigest()[:16]}"'
     headers = {**HEADERS, "Content-Security-Policy": policy, "ETag": tag}
 
     async def answer(http: Request) -> Response:

@@ -55,7 +55,7 @@ def test_filters_have_unit_norm_whatever_their_weights(kernel: int):
 
     torch.testing.assert_close(filters(1.0).square().sum(0), torch.ones(5), rtol=1e-3, atol=0)
     before = filters(1.0)
-    layer.weight *= 37
+    layer.weight.mul_(37)
     torch.testing.assert_close(filters(2.0), 2 * before, rtol=1e-3, atol=1e-5)
 
 

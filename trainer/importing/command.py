@@ -36,7 +36,7 @@ class ImportCommand:
     class_names: Annotated[Path | None, arg(metavar="FILE")] = None
     """Names of classes 0, 1, ..., one a line."""
     sigma_data: Annotated[float | None, Range(0, 10, above=True)] = None
-    """Standard deviation of the training images in [-1, 1] (default: 0.5; an EDM pickle stores it)."""
+    """Standard deviation of the training images in [-1, 1] (default: 0.5; some have their own)."""
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -246,6 +246,8 @@ def _schedule(scheduler: dict[str, Any], sigma_data: float | None) -> dict[str, 
     prediction = scheduler.get("prediction_type", "epsilon")
     if scheduler.get("predict_epsilon") is False:  # as old files say it
         prediction = "sample"
+    if prediction == "consistency":
+        raise CheckpointError(f"a {kind} predicts no consistency; the scheduler of such a model is {_CONSISTENCY}")
     return {
         "betas": scheduler["beta_schedule"],
         "beta_start": float(scheduler["beta_start"]),

@@ -28,7 +28,7 @@ def widen(network: NetworkModule, *, channels: int = 0, features: int = 0) -> Ne
     if not isinstance(network, UNet):
         raise CheckpointError(
             "a network imported from diffusers or EDM2 cannot take further inputs; "
-            "train without --objective ncvsd and without --auxiliary-sees-level"
+            "train with --no-auxiliary-sees-level, and not with --objective ncvsd"
         )
     old = network.config
     config = replace(old, extra=old.extra + channels, classes=old.classes + features)

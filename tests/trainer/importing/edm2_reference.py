@@ -79,7 +79,7 @@ class Reference2:
         emb, width, side = self.embedding(c_noise, onehot), self.kw["model_channels"], self.kw["img_resolution"]
         channels, t = x.shape[1], self.kw["concat_balance"]
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
-        half, inner, skips = side // 2, 8 in self.kw["attn_resolutions"], []
+        half, inner, skips = side // 2, side // 2 in self.kw["attn_resolutions"], []
         skips.append(x := self.conv(f"enc.{side}x{side}_conv", x, width, 3))
         skips.append(x := self.block(f"enc.{side}x{side}_block0", x, emb, width))
         skips.append(x := self.block(f"enc.{half}x{half}_down", x, emb, width, way="down"))

@@ -235,6 +235,7 @@ def test_an_unsupported_network_is_refused_by_name(pipeline: Path, options: dict
         ({"trained_betas": [0.1, 0.2]}, "trained_betas .* is not supported"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr .* is not supported"),
         ({"prediction_type": "flow_prediction"}, "prediction 'flow_prediction' is none of"),
+        ({"prediction_type": "consistency"}, "a DDPMScheduler predicts no consistency"),
         ({"beta_start": 0.0}, "no noise levels that rise"),
         ({"beta_end": None}, "describes no network that can be built"),
     ],

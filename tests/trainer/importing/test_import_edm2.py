@@ -14,8 +14,13 @@ from fewstep.card import CheckpointError, read_card
 from fewstep.checkpoint import load_denoiser
 from tests.trainer.importing.edm2_reference import Reference2
 from tests.trainer.importing.edm_pickles import Persistent, module_state, write
+from tests.trainer.tiny import run_options
+from trainer.commands import train_student
+from trainer.data.format import ImageSet
 from trainer.importing import command
 from trainer.importing.edm_weights import import_edm
+from trainer.importing.imported import Provenance, save_imported
+from trainer.options import Distillation
 
 
 def snapshot(network: Reference2, encoder: str = "StandardRGBEncoder", **change: Any) -> dict[str, Any]:
@@ -70,10 +75,23 @@ def test_the_card_says_where_it_is_from_and_the_engine_agrees(tmp_path: Path, ca
     assert manifest.parity["solver"]["max"] < 0.5
     engine, denoiser = load_engine(tmp_path / "engine", threads=1), load_denoiser(tmp_path / "out")[0]
     x = np.random.default_rng(0).standard_normal((3, 3, 16, 16), dtype=np.float32)
-    c_noise, onehot = np.float32([-1.5, 0.2, 1.1]), np.eye(4, dtype=np.float32)[:3]
+    c_noise, onehot = np.array([-1.5, 0.2, 1.1], np.float32), np.eye(4, dtype=np.float32)[:3]
     with torch.no_grad():
         expected = denoiser.network(*map(torch.from_numpy, (x, c_noise, onehot))).numpy()
     np.testing.assert_allclose(engine.network(x, c_noise, onehot), expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_student_is_distilled_of_such_a_teacher(thumbnails: ImageSet, tmp_path: Path):
+    network = Reference2(img_resolution=8, img_channels=1, label_dim=10, attn_resolutions=[4])
+    save_imported(tmp_path / "teacher", import_edm(write(tmp_path / "net.pkl", snapshot(network))), Provenance())
+    order = Distillation(tmp_path / "teacher", switches={"auxiliary_sees_level": False})
+    assert train_student(run_options(tmp_path / "student", images=16), thumbnails, order)
+    student, card = load_denoiser(tmp_path / "student")
+    assert (card.network["family"], card.role) == ("edm2", "student") and card.levels
+    before: Any = load_denoiser(tmp_path / "teacher")[0].network
+    after: Any = student.network
+    gaps = {name: float((after.state_dict()[name] - value).abs().max()) for name, value in before.state_dict().items()}
+    assert gaps["out_gain"] > 0 and max(gaps.values()) < 0.1
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ export async function generateHere(model, body, signal, onEvent, tell) {
       image, label, calls: steps, b64_json: encode(toRgba(values, model.channels, model.resolution), model.resolution),
     });
     const timed = async (inputs) => {
+      await pause();
       signal.throwIfAborted();
       const began = performance.now(), output = await network(inputs);
       engine += performance.now() - began;
@@ -32,11 +33,12 @@ export async function generateHere(model, body, signal, onEvent, tell) {
     };
     const values = await sample(facts, timed, seed, label, steps, (denoised, call) => onEvent({ ...entry(denoised), call }));
     data.push(entry(values));
-    await new Promise((resolve) => setTimeout(resolve));  // so that the page is drawn, and Cancel is heard
   }
-  signal.throwIfAborted();
   return { data, timings_ms: { engine }, where: `on this computer (${provider})` };
 }
+
+// Before each network call, so that the page is drawn and Cancel is heard.
+const pause = () => new Promise((resolve) => setTimeout(resolve));
 
 /** given: the class's name or number, or undefined for a random one. null: the model has no classes. */
 function labelOf(model, given, seed) {
