@@ -43,7 +43,7 @@ FEWEST_ROUNDS = 5
 TURN_S = 0.05  # CPU seconds of each side of a round, at least
 REQUESTS = 100  # of a round, one after the other
 SHARES = {"step": 0.2, "loop": 0.25, "eager": 0.25, "http": 0.3}  # of the time
-BEYOND = {"ratio": 0.15, "instructions": 0.02, "opcodes": 0.0}  # drifts that are marked: repeated runs stay within them
+BEYOND = {"ratio": 0.15, "instructions": 0.02, "opcodes": 0.02}  # drifts that are never marked
 COLUMNS = {"name": "what", "kind": "kind", "value": "now", "baseline": "baseline", "drift": "drift", "mark": ""}
 Call = Callable[[], object]
 
@@ -199,15 +199,20 @@ def counts(smoke: bool) -> Iterator[Figure]:
 
 
 def beside(figures: Sequence[Figure], baseline: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Rows of the table: a figure, the baseline's, the drift in percent, and a mark where that is more than noise."""
-    known = {(row["kind"], row["name"]): row["value"] for row in (baseline or {"rows": []})["rows"]}
+    """Rows of the table: a figure, the baseline's, the drift in percent, and a mark where that is more than noise.
+
+    Noise is what is within BEYOND, or where the quartiles of the two overlap.
+    """
+    known = {(row["kind"], row["name"]): row for row in (baseline or {"rows": []})["rows"]}
     rows = []
     for figure in figures:
-        before = known.get((figure.kind, figure.name))
-        drift = None if before is None else figure.value / before - 1
-        mark = "" if drift is None or abs(drift) <= BEYOND[figure.kind] else "more" if drift > 0 else "less"
-        shown = None if drift is None else f"{drift:+.1%}"
-        rows.append({**asdict(figure), "baseline": before, "drift": shown, "mark": mark})
+        row = {**asdict(figure), "baseline": None, "drift": None, "mark": ""}
+        if before := known.get((figure.kind, figure.name)):
+            drift = figure.value / before["value"] - 1
+            apart = figure.low > before["high"] or figure.high < before["low"]
+            mark = ("more" if drift > 0 else "less") if apart and abs(drift) > BEYOND[figure.kind] else ""
+            row |= {"baseline": before["value"], "drift": f"{drift:+.1%}", "mark": mark}
+        rows.append(row)
     return rows
 
 

@@ -96,7 +96,7 @@ def no_valgrind() -> str | None:
 def dumped(folder: Path) -> dict[str, float]:
     """Instructions of a call by path, from the files that callgrind wrote."""
     found = {}
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.iterdir(), key=lambda file: (len(file.name), file.name)):  # as they were counted
         text = file.read_text(errors="replace")
         name = re.search(r"^desc: Trigger: Client Request: (.+)$", text, re.MULTILINE)
         total = re.search(r"^(?:totals|summary): (\d+)", text, re.MULTILINE)

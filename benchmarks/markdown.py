@@ -215,6 +215,63 @@ def schedules(result: Result) -> str:
     return markdown(headers, lines)
 
 
+def sizes(result: Result) -> str:
+    """Networks of a sizes.py result: a call of one image, an image of the largest batch, and where the time goes."""
+    shares = {(row["pixels"], row["network"], row["runtime"]): row for row in result["shares"]}
+    headers = ["pixels", "network", "runtime", "M parameters", "ms, 1 image", "MB", "ms an image, more", "network",
+               "step", "PNG", "or WebP", "base64"]  # fmt: skip
+    lines = []
+    for key, share in shares.items():
+        rows = [row for row in result["rows"] if (row["pixels"], row["network"], row["runtime"]) == key]
+        first, last = rows[0], rows[-1]
+        lines.append([
+            str(key[0]), *key[1:], _three(first["parameters_m"]), f"{_plain(first['cpu_ms'])}{_once(first)}",
+            _number(first["peak_mb"]), "" if first is last else f"{_plain(last['image_ms'])} of {last['batch']}",
+            *(_percent(share[f"{part}_share"]) for part in ("network", "step", "png", "webp", "base64")),
+        ])  # fmt: skip
+    return markdown(headers, lines)
+
+
+def sizes_forms(result: Result) -> str:
+    """Encoded photographs of a sizes.py result."""
+    headers = ["pixels", "form", "kB", "encoding, ms", "base64, ms", "reading, ms"]
+    lines = [
+        [str(row["pixels"]), row["form"], *map(_three, (row["kb"], row["ms"], row["base64_ms"], row["read_ms"]))]
+        for row in result["forms"]
+    ]
+    return markdown(headers, lines)
+
+
+def sizes_memory(result: Result) -> str:
+    """Memory of a slot of the server, of a sizes.py result."""
+    headers = ["pixels", "MB of an image in float32", "MB that a slot holds", "with a call"]
+    names = ("image_mb", "held_mb", "peak_mb")
+    return markdown(headers, [[str(row["pixels"]), *(_three(row[name]) for name in names)] for row in result["memory"]])
+
+
+def guard(result: Result) -> str:
+    """Figures of a guard.py result, with the quartiles of ratios."""
+    lines = [
+        [row["name"], row["kind"], *(_plain(row[name]) if row["kind"] == "ratio" or name == "value" else ""
+                                     for name in ("value", "low", "high"))]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return markdown(["what", "kind", "value", "from", "to"], lines)
+
+
+def _plain(value: float) -> str:
+    """Three digits, thousands with commas."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _percent(value: float) -> str:
+    return "< 0.1 %" if value < 0.1 else f"{value:.1f} %"
+
+
+def _once(row: Mapping[str, Any]) -> str:
+    return " (once)" if row["calls"] == 1 else ""
+
+
 def _mean(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.3g}"
 

@@ -62,6 +62,10 @@ def tables(result: dict[str, Any]) -> list[str]:
         return [markdown.panel(result), markdown.panel_comparisons(result)]
     if result["benchmark"] == "solver_search":
         return [markdown.schedules(result)]
+    if result["benchmark"] == "sizes":
+        return [markdown.sizes(result), markdown.sizes_forms(result), markdown.sizes_memory(result)]
+    if result["benchmark"] == "guard":
+        return [markdown.guard(result)]
     raise ValueError(f"there is no Markdown table for {result['benchmark']!r}; its own command prints one")
 
 
