@@ -188,11 +188,10 @@ def spent_s(processes: Sequence[psutil.Process]) -> float:
 
 def counts(smoke: bool) -> Iterator[Figure]:
     """Instructions of the hot paths, where valgrind is there and for a smoke run not, and Python's opcodes."""
-    if smoke or (why := no_valgrind()):
-        print(f"without machine instructions: {'a smoke run' if smoke else why}", file=sys.stderr)
-        kinds = [True]
-    else:
-        kinds = [False, True]
+    why = "a smoke run" if smoke else no_valgrind()
+    if why:
+        print(f"without machine instructions: {why}", file=sys.stderr)
+    kinds = [True] if why else [False, True]
     for bytecode in kinds:
         kind, found = counted(bytecode)
         yield from (Figure.of(name, kind, [count]) for name, count in found.items())

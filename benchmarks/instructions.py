@@ -134,7 +134,7 @@ def ask_valgrind() -> Callable[[int, int], None]:
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     call = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(address)
 
-    def ask(request: int, argument: int = 0, page: mmap.mmap = page) -> None:  # which keeps the page
+    def ask(request: int, argument: int, page: mmap.mmap = page) -> None:  # which keeps the page
         arguments = (ctypes.c_uint64 * 6)(request, argument)
         call(ctypes.addressof(arguments))
 
@@ -150,7 +150,7 @@ def main() -> None:
             call()
     gc.collect()
     gc.disable()
-    ask(START)
+    ask(START, 0)
     between = ctypes.create_string_buffer(BETWEEN.encode())
     for name, call in every.items():
         label = ctypes.create_string_buffer(name.encode())

@@ -10,7 +10,8 @@
 
 Prints tables, writes JSON and a PNG. Timings are interleaved over all methods, and the time is shared out evenly: quick
 methods are run more often. Distances come from the results of quality.py and panel.py where they know the weights,
-and are measured otherwise, from the same seeds and class labels; each stands beside its floor at as many images.
+and are measured otherwise, from the same seeds and class labels; each stands beside its floor at as many images. On a
+machine that does other work the table says so, and the picture is of CPU times.
 """
 
 from fewstep import extras
@@ -77,7 +78,7 @@ def main() -> None:
     written = [args.out]
     for space in spaces(rows)[:1]:
         written.append(args.out.with_suffix(".png"))
-        draw_quality_against_latency(rows, space, written[-1])
+        draw_quality_against_latency(rows, space, written[-1], cpu_time=busy.warning() is not None)
     print(f"\nwrote {' and '.join(map(str, written))}")
 
 
