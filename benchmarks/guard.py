@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 
-from benchmarks.harness import ROOT, machine, need, result_file, table, write_result
+from benchmarks.harness import ROOT, machine, result_file, table, write_result
 from benchmarks.instructions import counted, no_valgrind
 from benchmarks.kernel_speed import numpy_step
 from benchmarks.known_distances import INDEX
@@ -67,7 +67,6 @@ class Figure:
 
 def main() -> None:
     args = parse_arguments()
-    need("psutil")
     seconds = 2.0 if args.smoke else args.seconds
     baseline = read_baseline(args.baseline)
     print("guard: measuring", file=sys.stderr, flush=True)

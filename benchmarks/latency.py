@@ -65,8 +65,8 @@ FEWEST_IMAGES, MOST_IMAGES = 50, 1000  # behind a measured distance, unless --im
 def main() -> None:
     began = time.monotonic()
     args = parse_arguments()
-    print("latency: loading the engines", file=sys.stderr, flush=True)
     need("matplotlib", "tqdm")
+    print("latency: loading the engines", file=sys.stderr, flush=True)
     watch = Watch()
     try:
         tried, rows, busy = measure(args, began, watch)
@@ -138,11 +138,11 @@ def compare_images(
 
     largest = max(args.batch)
     costs_s = [row["p50_ms"] / 1000 / largest for row in rows if row["batch"] == largest]
-    count = args.images or min(int(left_s / sum(costs_s)), MOST_IMAGES)
-    if args.images is None and count < FEWEST_IMAGES:
+    count = args.images or affordable(left_s, sum(costs_s))
+    if not count:
         print(
-            f"no distances: the time allows {max(count, 0)} images of each variant, and {FEWEST_IMAGES} are the least; "
-            "give more --minutes, or --images",
+            f"no distances: the time does not allow {FEWEST_IMAGES} images of each variant; give more --minutes, or "
+            "--images",
             file=sys.stderr,
         )
         return {}
@@ -155,6 +155,15 @@ def compare_images(
                 **space.compare(pixels, variant.model.engine.manifest.classes), "images": count,
             }  # fmt: skip
     return found
+
+
+def affordable(left_s: float, cost_s: float) -> int:
+    """How many images of every variant the time allows, MOST_IMAGES at most; 0 where it does not allow FEWEST_IMAGES.
+
+    cost_s: of an image of every variant.
+    """
+    count = min(int(max(left_s, 0) / cost_s), MOST_IMAGES)
+    return count if count >= FEWEST_IMAGES else 0
 
 
 def load_models(args: argparse.Namespace) -> tuple[list[Model], list[Model]]:
