@@ -175,10 +175,10 @@ def load_models(args: argparse.Namespace) -> tuple[list[Model], list[Model]]:
             rivals[CONSISTENCY] = folder
         else:
             print(f"without {CONSISTENCY}: exporting its weights needs the extra [train]", file=sys.stderr)
-    named = {OURS: args.student, **rivals}
+    named = {OURS: (args.student, False), **{name: engine_folder(path) for name, path in rivals.items()}}
     loaded = [
         Model(name, load_engine(folder, backend=backend, threads=args.threads), consistency)
-        for name, (folder, consistency) in {name: engine_folder(path) for name, path in named.items()}.items()
+        for name, (folder, consistency) in named.items()
         for backend in args.backend
     ]
     teachers = [

@@ -361,7 +361,14 @@ def rss_mb() -> float:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--sizes", type=int, nargs="+", choices=SIZES, default=list(SIZES), help="pixels of a side (default: all)")
+    add(
+        "--sizes",
+        type=whole(32, 256),
+        nargs="+",
+        choices=SIZES,
+        default=list(SIZES),
+        help="pixels of a side (default: all)",
+    )
     add("--batches", type=whole(1), nargs="+", default=[1, 4, 8], metavar="N", help="images in a call (default 1 4 8)")
     add("--seconds", type=number(POSITIVE), default=3.0, help="CPU time of each network and batch size (default 3)")
     add("--most-parameters", type=number(POSITIVE), default=1000.0, metavar="MILLIONS",
