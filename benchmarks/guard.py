@@ -165,7 +165,7 @@ def ask_for_images(connection: http.client.HTTPConnection, count: int) -> None:
 
 
 def calibration() -> int:
-    """A loop of what an HTTP process does most: dictionaries, texts, small numbers. About a millisecond."""
+    """A loop of what an HTTP process does most: dictionaries, texts, small numbers."""
     total = 0
     for seed in range(1_000):
         entry = {"seed": seed, "label": seed % 10, "name": f"image {seed}"}
@@ -188,11 +188,13 @@ def spent_s(processes: Sequence[psutil.Process]) -> float:
 def counts(smoke: bool) -> Iterator[Figure]:
     """Instructions of the hot paths, where valgrind is there and for a smoke run not, and Python's opcodes."""
     why = "a smoke run" if smoke else no_valgrind()
-    if why:
-        print(f"without machine instructions: {why}", file=sys.stderr)
-    kinds = [True] if why else [False, True]
-    for bytecode in kinds:
-        kind, found = counted(bytecode)
+    for bytecode in (False, True):
+        try:
+            kind, found = counted(bytecode) if bytecode or not why else ("", {})
+        except TimeoutError as error:  # a slow machine is no failure
+            why, kind, found = str(error), "", {}
+        if why and not bytecode:
+            print(f"without machine instructions: {why}", file=sys.stderr)
         yield from (Figure.of(name, kind, [count]) for name, count in found.items())
 
 

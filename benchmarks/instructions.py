@@ -66,7 +66,7 @@ def _turn() -> Callable[[], object]:
 def counted(bytecode: bool = False) -> tuple[str, dict[str, float]]:
     """What was counted, "instructions" or "opcodes", and the count of a call of each path.
 
-    bytecode: count opcodes in any case. Raises RuntimeError when valgrind fails.
+    bytecode: count opcodes in any case. Raises TimeoutError after TIMEOUT_S, and RuntimeError when valgrind fails.
     """
     if bytecode or no_valgrind():
         return "opcodes", {name: opcodes(call) for name, call in paths().items()}
@@ -78,7 +78,7 @@ def counted(bytecode: bool = False) -> tuple[str, dict[str, float]]:
         try:
             done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            raise RuntimeError(f"valgrind took more than {TIMEOUT_S:g} s") from None
+            raise TimeoutError(f"valgrind took more than {TIMEOUT_S:g} s") from None
         if done.returncode:
             raise RuntimeError(f"valgrind ended with {done.returncode}: {done.stderr.strip()[-500:]}")
         return "instructions", dumped(Path(folder))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import guard
 from benchmarks.guard import Figure, beside, other_machine, paired, read_baseline
 from benchmarks.harness import machine
 from benchmarks.instructions import counted, dumped, opcodes
@@ -57,6 +58,18 @@ def test_opcodes_count_work_and_nothing_else():
     kind, found = counted(bytecode=True)
     assert kind == "opcodes" and found == counted(bytecode=True)[1]
     assert 0 < found["PNG of one image"] < found["step of 8 rows"]
+
+
+def test_a_slow_valgrind_is_said_and_no_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def slow(bytecode: bool) -> tuple[str, dict[str, float]]:
+        if not bytecode:
+            raise TimeoutError("valgrind took more than 180 s")
+        return "opcodes", {"a path": 7.0}
+
+    monkeypatch.setattr(guard, "no_valgrind", lambda: None)
+    monkeypatch.setattr(guard, "counted", slow)
+    assert [(figure.kind, figure.value) for figure in guard.counts(smoke=False)] == [("opcodes", 7.0)]
+    assert capsys.readouterr().err == "without machine instructions: valgrind took more than 180 s\n"
 
 
 def test_counts_of_callgrind_are_read_by_path(tmp_path: Path):
