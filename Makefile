@@ -6,7 +6,7 @@ OUT ?= runs/mine
 BUDGET ?= 10h
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help serve train fashion photos-given train-env test wheel wheel-test bench lint format clean
+.PHONY: help serve train fashion photos-given train-env test wheel wheel-test bench guard lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -34,8 +34,11 @@ wheel: .venv/serving ## dist/fewstep-*.whl, which pip installs without the check
 wheel-test: .venv/developing ## build it, install it in a new environment, serve and generate; needs a package index
 	.venv/bin/python -m pytest tests/wheel/fresh_install.py
 
-bench: .venv/benchmarking ## latency against quality, student against EDM's solvers, in five minutes
+bench: .venv/benchmarking ## latency against quality, student against seven solvers, in five minutes
 	.venv/bin/python benchmarks/latency.py
+
+guard: .venv/developing ## ratios and counts of instructions beside the committed ones, in half a minute; judges nothing
+	.venv/bin/python benchmarks/guard.py
 
 lint: .venv/developing ## ruff and pyright
 	.venv/bin/ruff format --check .

@@ -66,7 +66,7 @@ def _turn() -> Callable[[], object]:
 def counted(bytecode: bool = False) -> tuple[str, dict[str, float]]:
     """What was counted, "instructions" or "opcodes", and the count of a call of each path.
 
-    bytecode: count opcodes in any case. Raises RuntimeError when valgrind fails.
+    bytecode: count opcodes in any case. Raises TimeoutError after TIMEOUT_S, and RuntimeError when valgrind fails.
     """
     if bytecode or no_valgrind():
         return "opcodes", {name: opcodes(call) for name, call in paths().items()}
@@ -78,7 +78,7 @@ def counted(bytecode: bool = False) -> tuple[str, dict[str, float]]:
         try:
             done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            raise RuntimeError(f"valgrind took more than {TIMEOUT_S:g} s") from None
+            raise TimeoutError(f"valgrind took more than {TIMEOUT_S:g} s") from None
         if done.returncode:
             raise RuntimeError(f"valgrind ended with {done.returncode}: {done.stderr.strip()[-500:]}")
         return "instructions", dumped(Path(folder))
@@ -96,7 +96,7 @@ def no_valgrind() -> str | None:
 def dumped(folder: Path) -> dict[str, float]:
     """Instructions of a call by path, from the files that callgrind wrote."""
     found = {}
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.iterdir(), key=lambda file: (len(file.name), file.name)):  # as they were counted
         text = file.read_text(errors="replace")
         name = re.search(r"^desc: Trigger: Client Request: (.+)$", text, re.MULTILINE)
         total = re.search(r"^(?:totals|summary): (\d+)", text, re.MULTILINE)
@@ -134,7 +134,7 @@ def ask_valgrind() -> Callable[[int, int], None]:
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     call = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(address)
 
-    def ask(request: int, argument: int = 0, page: mmap.mmap = page) -> None:  # which keeps the page
+    def ask(request: int, argument: int, page: mmap.mmap = page) -> None:  # which keeps the page
         arguments = (ctypes.c_uint64 * 6)(request, argument)
         call(ctypes.addressof(arguments))
 
@@ -150,7 +150,7 @@ def main() -> None:
             call()
     gc.collect()
     gc.disable()
-    ask(START)
+    ask(START, 0)
     between = ctypes.create_string_buffer(BETWEEN.encode())
     for name, call in every.items():
         label = ctypes.create_string_buffer(name.encode())

@@ -10,7 +10,8 @@
 
 Prints tables, writes JSON and a PNG. Timings are interleaved over all methods, and the time is shared out evenly: quick
 methods are run more often. Distances come from the results of quality.py and panel.py where they know the weights,
-and are measured otherwise, from the same seeds and class labels; each stands beside its floor at as many images.
+and are measured otherwise, from the same seeds and class labels; each stands beside its floor at as many images. On a
+machine that does other work the table says so, and the picture is of CPU times.
 """
 
 from fewstep import extras
@@ -64,8 +65,8 @@ FEWEST_IMAGES, MOST_IMAGES = 50, 1000  # behind a measured distance, unless --im
 def main() -> None:
     began = time.monotonic()
     args = parse_arguments()
-    print("latency: loading the engines", file=sys.stderr, flush=True)
     need("matplotlib", "tqdm")
+    print("latency: loading the engines", file=sys.stderr, flush=True)
     watch = Watch()
     try:
         tried, rows, busy = measure(args, began, watch)
@@ -77,7 +78,7 @@ def main() -> None:
     written = [args.out]
     for space in spaces(rows)[:1]:
         written.append(args.out.with_suffix(".png"))
-        draw_quality_against_latency(rows, space, written[-1])
+        draw_quality_against_latency(rows, space, written[-1], cpu_time=busy.warning() is not None)
     print(f"\nwrote {' and '.join(map(str, written))}")
 
 
@@ -137,11 +138,11 @@ def compare_images(
 
     largest = max(args.batch)
     costs_s = [row["p50_ms"] / 1000 / largest for row in rows if row["batch"] == largest]
-    count = args.images or min(int(left_s / sum(costs_s)), MOST_IMAGES)
-    if args.images is None and count < FEWEST_IMAGES:
+    count = args.images or affordable(left_s, sum(costs_s))
+    if not count:
         print(
-            f"no distances: the time allows {max(count, 0)} images of each variant, and {FEWEST_IMAGES} are the least; "
-            "give more --minutes, or --images",
+            f"no distances: the time does not allow {FEWEST_IMAGES} images of each variant; give more --minutes, or "
+            "--images",
             file=sys.stderr,
         )
         return {}
@@ -156,6 +157,15 @@ def compare_images(
     return found
 
 
+def affordable(left_s: float, cost_s: float) -> int:
+    """How many images of every variant the time allows, MOST_IMAGES at most; 0 where it does not allow FEWEST_IMAGES.
+
+    cost_s: of an image of every variant.
+    """
+    count = min(int(max(left_s, 0) / cost_s), MOST_IMAGES)
+    return count if count >= FEWEST_IMAGES else 0
+
+
 def load_models(args: argparse.Namespace) -> tuple[list[Model], list[Model]]:
     """Students, ours first, and teachers: each on every backend."""
     rivals = dict(args.rival)
@@ -165,10 +175,10 @@ def load_models(args: argparse.Namespace) -> tuple[list[Model], list[Model]]:
             rivals[CONSISTENCY] = folder
         else:
             print(f"without {CONSISTENCY}: exporting its weights needs the extra [train]", file=sys.stderr)
-    named = {OURS: args.student, **rivals}
+    named = {OURS: (args.student, False), **{name: engine_folder(path) for name, path in rivals.items()}}
     loaded = [
         Model(name, load_engine(folder, backend=backend, threads=args.threads), consistency)
-        for name, (folder, consistency) in {name: engine_folder(path) for name, path in named.items()}.items()
+        for name, (folder, consistency) in named.items()
         for backend in args.backend
     ]
     teachers = [

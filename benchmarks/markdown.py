@@ -1,7 +1,7 @@
 """Committed results as the Markdown tables of docs/quality.md, which a test holds to them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.ablation_table import STEPS
 from benchmarks.panel_measures import measures
@@ -65,14 +65,17 @@ def latency_distances(result: Result) -> str:
 
 
 def time_to_quality(result: Result) -> str:
-    """Milliseconds of one image that is as close as the teacher's best, of a latency.py result: who reaches that."""
-    headers = ["in", "teacher's best", "sampler", "NFE", "distance", "ms", "times as fast", "CPU ms", "times less CPU"]
-    headers += _several(result, "backend")
+    """Milliseconds of one image that is as close as the teacher's best, of a latency.py result: who reaches that.
+
+    CPU times alone where the machine did other work.
+    """
+    shown = {name: of for name, of in TO_QUALITY.items() if not (of.wall and result["busy"]["warning"])}
+    several = _several(result, "backend")
+    headers = ["in", "teacher's best", "sampler", *(of.heading for of in shown.values()), *several]
     lines = [
         [
             row["space"], f"{row['goal']:.3g}, {row['teacher']}", _label(result, row["method"]),
-            *(text(row[name]) for name, text in TO_QUALITY.items()),
-            *(row[name] for name in _several(result, "backend")),
+            *(of.text(row[name]) for name, of in shown.items()), *(row[name] for name in several),
         ]
         for row in result["time_to_quality"]
         if row["nfe"] is not None
@@ -88,13 +91,21 @@ def _three(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-TO_QUALITY: Mapping[str, Callable[[Any], str]] = {
-    "nfe": str,
-    "distance": _three,
-    "ms": _rounded,
-    "times": "{:.1f}".format,
-    "cpu_ms": _rounded,
-    "cpu_times": "{:.1f}".format,
+class Column(NamedTuple):
+    """Of a table of time to quality."""
+
+    heading: str
+    text: Callable[[Any], str]
+    wall: bool = False  # of the clock, not of CPU time
+
+
+TO_QUALITY: Mapping[str, Column] = {
+    "nfe": Column("NFE", str),
+    "distance": Column("distance", _three),
+    "ms": Column("ms", _rounded, wall=True),
+    "times": Column("times as fast", "{:.1f}".format, wall=True),
+    "cpu_ms": Column("CPU ms", _rounded),
+    "cpu_times": Column("times less CPU", "{:.1f}".format),
 }
 
 
@@ -224,6 +235,63 @@ def schedules(result: Result) -> str:
         for row in result["rows"]
     ]  # fmt: skip
     return markdown(headers, lines)
+
+
+def sizes(result: Result) -> str:
+    """Networks of a sizes.py result: a call of one image, an image of the largest batch, and where the time goes."""
+    shares = {(row["pixels"], row["network"], row["runtime"]): row for row in result["shares"]}
+    headers = ["pixels", "network", "runtime", "M parameters", "ms, 1 image", "MB", "ms an image, more", "network",
+               "step", "PNG", "or WebP", "base64"]  # fmt: skip
+    lines = []
+    for key, share in shares.items():
+        rows = [row for row in result["rows"] if (row["pixels"], row["network"], row["runtime"]) == key]
+        first, last = rows[0], rows[-1]
+        lines.append([
+            str(key[0]), *key[1:], _three(first["parameters_m"]), f"{_plain(first['cpu_ms'])}{_once(first)}",
+            _number(first["peak_mb"]), "" if first is last else f"{_plain(last['image_ms'])} of {last['batch']}",
+            *(_percent(share[f"{part}_share"]) for part in ("network", "step", "png", "webp", "base64")),
+        ])  # fmt: skip
+    return markdown(headers, lines)
+
+
+def sizes_forms(result: Result) -> str:
+    """Encoded photographs of a sizes.py result."""
+    headers = ["pixels", "form", "kB", "encoding, ms", "base64, ms", "reading, ms"]
+    lines = [
+        [str(row["pixels"]), row["form"], *map(_three, (row["kb"], row["ms"], row["base64_ms"], row["read_ms"]))]
+        for row in result["forms"]
+    ]
+    return markdown(headers, lines)
+
+
+def sizes_memory(result: Result) -> str:
+    """Memory of a slot of the server, of a sizes.py result."""
+    headers = ["pixels", "MB of an image in float32", "MB that a slot holds", "with a call"]
+    names = ("image_mb", "held_mb", "peak_mb")
+    return markdown(headers, [[str(row["pixels"]), *(_three(row[name]) for name in names)] for row in result["memory"]])
+
+
+def guard(result: Result) -> str:
+    """Figures of a guard.py result, with the quartiles of ratios."""
+    lines = [
+        [row["name"], row["kind"], *(_plain(row[name]) if row["kind"] == "ratio" or name == "value" else ""
+                                     for name in ("value", "low", "high"))]
+        for row in result["rows"]
+    ]  # fmt: skip
+    return markdown(["what", "kind", "value", "from", "to"], lines)
+
+
+def _plain(value: float) -> str:
+    """Three digits, thousands with commas."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def _percent(value: float) -> str:
+    return "< 0.1 %" if value < 0.1 else f"{value:.1f} %"
+
+
+def _once(row: Mapping[str, Any]) -> str:
+    return " (once)" if row["calls"] == 1 else ""
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 # matplotlib is imported when something is drawn, so that --help is quick.
 
 
-def draw_quality_against_latency(rows: Sequence[Mapping[str, Any]], space: str, path: Path) -> None:
+def draw_quality_against_latency(
+    rows: Sequence[Mapping[str, Any]], space: str, path: Path, cpu_time: bool = False
+) -> None:
     """Distance in a feature space over milliseconds of one image, a line per method, NFE beside every point.
 
-    rows: of latency_table.py; the smallest batch size and its first backend are drawn.
+    rows: of latency_table.py; the smallest batch size and its first backend are drawn. cpu_time: over CPU
+    milliseconds, which other work on the machine moves less.
     """
     figure = _figure(figsize=(9.2, 4.8), dpi=140, layout="constrained")
     axes = figure.subplots()
@@ -27,12 +30,15 @@ def draw_quality_against_latency(rows: Sequence[Mapping[str, Any]], space: str, 
     drawn = [row for row in rows if all(row[name] == first[name] for name in ("batch", "backend"))]
     drawn = [row for row in drawn if space in row["distances"]]
     own = {"dpdm": "student"}  # names that SERIES has another word for
-    names: dict[str, str] = {row["method"]: own.get(row["method"], row["method"]) for row in drawn}
+    methods: list[str] = [row["method"] for row in drawn]
+    names = {method: own.get(method, method) for method in methods}
     look = styles(names.values())
     for method, name in names.items():
         colour, marker = look[name]
         points = sorted(
-            (row["p50_ms"], row["distances"][space]["mean"], row["nfe"]) for row in drawn if row["method"] == method
+            (row["cpu_ms"] if cpu_time else row["p50_ms"] / row["batch"], row["distances"][space]["mean"], row["nfe"])
+            for row in drawn
+            if row["method"] == method
         )
         label = next(row["label"] for row in drawn if row["method"] == method)
         axes.plot([p[0] for p in points], [p[1] for p in points], marker=marker, color=colour, label=label)
@@ -51,7 +57,7 @@ def draw_quality_against_latency(rows: Sequence[Mapping[str, Any]], space: str, 
     axes.set(
         xscale="log",
         yscale="log",
-        xlabel=f"milliseconds of {'an image' if first['batch'] == 1 else str(first['batch']) + ' images'} (p50)",
+        xlabel=f"{'CPU ' * cpu_time}milliseconds of an image (median), batch {first['batch']}",
         ylabel=f"Fréchet distance, {space}",
     )
     axes.set_title("Quality against latency (numbers at the points: network calls)", fontsize=10)

@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from benchmarks.guard import BEYOND, Figure, beside, other_machine, paired, read_baseline
+from benchmarks import guard
+from benchmarks.guard import Figure, beside, other_machine, paired, read_baseline
 from benchmarks.harness import machine
 from benchmarks.instructions import counted, dumped, opcodes
+from benchmarks.report import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,13 +33,18 @@ def test_a_smoke_run_ends_well_and_writes_what_a_later_run_takes_as_its_baseline
     assert step["value"] < 1 < loop["value"] + 0.5
     figures = [Figure(**row) for row in result["rows"]]
     assert {row["drift"] for row in beside(figures, result)} == {"+0.0%"}
+    (text,) = tables(result)
+    assert "| step over network call, 8 rows | ratio |" in text
 
 
 def test_drift_is_marked_where_it_is_more_than_noise():
-    baseline = {"rows": [{"kind": "ratio", "name": name, "value": 2.0} for name in ("a", "b", "c")]}
-    figures = [Figure.of(name, "ratio", [value]) for name, value in (("a", 2.1), ("b", 3.0), ("c", 1.0), ("d", 1.0))]
+    baseline = {"rows": [asdict(Figure.of(name, "ratio", [1.8, 2.0, 2.2])) for name in ("a", "b", "c", "wide")]}
+    seen = {"a": [2.1], "b": [2.9, 3.0, 3.1], "c": [1.0], "wide": [1.0, 3.0, 9.0], "new": [1.0]}
+    figures = [Figure.of(name, "ratio", values) for name, values in seen.items()]
     rows = {row["name"]: (row["drift"], row["mark"]) for row in beside(figures, baseline)}
-    assert rows == {"a": ("+5.0%", ""), "b": ("+50.0%", "more"), "c": ("-50.0%", "less"), "d": (None, "")}
+    assert rows == {
+        "a": ("+5.0%", ""), "b": ("+50.0%", "more"), "c": ("-50.0%", "less"), "wide": ("+50.0%", ""), "new": (None, ""),
+    }  # fmt: skip
     assert beside(figures, None)[0]["drift"] is None
 
 
@@ -50,7 +58,18 @@ def test_opcodes_count_work_and_nothing_else():
     kind, found = counted(bytecode=True)
     assert kind == "opcodes" and found == counted(bytecode=True)[1]
     assert 0 < found["PNG of one image"] < found["step of 8 rows"]
-    assert BEYOND["opcodes"] == 0.0
+
+
+def test_a_slow_valgrind_is_said_and_no_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def slow(bytecode: bool) -> tuple[str, dict[str, float]]:
+        if not bytecode:
+            raise TimeoutError("valgrind took more than 180 s")
+        return "opcodes", {"a path": 7.0}
+
+    monkeypatch.setattr(guard, "no_valgrind", lambda: None)
+    monkeypatch.setattr(guard, "counted", slow)
+    assert [(figure.kind, figure.value) for figure in guard.counts(smoke=False)] == [("opcodes", 7.0)]
+    assert capsys.readouterr().err == "without machine instructions: valgrind took more than 180 s\n"
 
 
 def test_counts_of_callgrind_are_read_by_path(tmp_path: Path):

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.harness import percentile_ms, table, time_interleaved
 from benchmarks.known_distances import Key, committed, read_known
-from benchmarks.latency import Model, check_shapes, engine_folder, named_folder
+from benchmarks.latency import Model, affordable, check_shapes, engine_folder, named_folder
 from benchmarks.latency_table import row_of, times_to_quality, with_ratios
 from benchmarks.latency_variants import Run
 from benchmarks.report import record_metrics, tables
@@ -145,6 +145,15 @@ def test_committed_distances_belong_to_the_weights_the_sampler_and_the_levels():
     assert committed("0" * 64) == []
     with pytest.raises(CheckpointError, match="holds no distances"):
         read_known([RESULTS / "INDEX.json"])
+
+
+def test_the_time_decides_how_many_images_are_compared():
+    assert (affordable(100.0, 0.5), affordable(1e9, 0.5), affordable(20.0, 0.5), affordable(-5.0, 0.5)) == (
+        200,
+        1000,
+        0,
+        0,
+    )
 
 
 def test_a_rival_may_be_an_engine_or_a_checkpoint_beside_one(tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.report import tables
 from benchmarks.sizes import (
     FORMS,
     cpu_times,
@@ -106,3 +107,5 @@ def test_a_smoke_run_prints_tables_and_writes_them(tmp_path: Path):
     assert result["settings"]["weights"] == "random" and len(result["shares"]) == 2
     text = shown(result["rows"], result["forms"], result["memory"], result["left_out"])
     assert "Networks of random weights:" in done.stdout and text in done.stdout
+    for text in tables(result):
+        assert len({line.count("|") for line in text.splitlines()}) == 1
