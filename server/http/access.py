@@ -6,8 +6,9 @@ import random
 import re
 import time
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from msgspec import Struct, field
 
 from server.http.errors import CLIENT_GONE
 from server.scheduler.events import Finished
@@ -31,8 +32,7 @@ SAMPLED = 0x01  # the only flag of version 00; others are not passed on
 PATH_CHARACTERS = 200
 
 
-@dataclass(frozen=True)
-class Trace:
+class Trace(Struct, frozen=True):
     """A request's place in its trace (W3C Trace Context, Level 1, 2021)."""
 
     trace_id: str  # 32 hexadecimal digits
@@ -66,8 +66,7 @@ def request_id(given: str | None) -> str:
     return given if given and REQUEST_ID.fullmatch(given) else new_id(128)
 
 
-@dataclass
-class Record:
+class Record(Struct):
     """Filled in while the request is served; its log line and its counts are made of this."""
 
     request_id: str = ""

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from msgspec import Struct
+from msgspec.structs import replace
 from starlette.requests import ClientDisconnect, Request
 
 from server.http import departure
@@ -51,8 +52,7 @@ def is_ready(check_ready: Callable[[], None]) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(Struct, frozen=True):
     """A request that a dialect has understood."""
 
     request: ImageRequest  # without its pictures

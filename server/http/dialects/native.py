@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -121,8 +122,7 @@ class NativeDialect:
         return Response(content, media_type=asked.answer, headers=headers)
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """A body that has been understood."""
 
     fields: GenerateBody
