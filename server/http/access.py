@@ -24,6 +24,7 @@ OUTCOMES: tuple[Outcome, ...] = ("ok", "invalid", "rejected", "cancelled", "time
 STAGES: tuple[Stage, ...] = ("body", "images")
 STATUS_OUTCOMES: dict[int, Outcome] = {429: "rejected", CLIENT_GONE: "cancelled", 503: "unavailable", 504: "timeout"}
 RECORD = "fewstep.record"  # key of the ASGI scope
+COMPLETE = "fewstep.complete"  # key of the scope: the whole body has arrived, and receiving it does not wait
 REFUSED = "fewstep.refused"  # key of the scope: the Refusal that answers what the parser did not understand
 REFUSED_AT = "fewstep.refused_at"  # key of such a scope: the path, as far as it was read
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")  # goes into logs: no spaces, no control characters
