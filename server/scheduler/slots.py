@@ -212,6 +212,8 @@ class SlotTable:
         few = bool(new) and len(sigma) * max(calls) * math.prod(self.shape) <= FEW_NORMALS
         going = more.nonzero()[0]
         waiting = ~self.drawn[going]  # for normals that are drawn now
+        if not new and not waiting.any():
+            return self._kept(going)
         if few:
             waiting &= going < new.start
         now = going[waiting]
@@ -237,11 +239,17 @@ class SlotTable:
             return drawn
         noise = np.empty((len(going), *self.shape), np.float32)
         noise[waiting] = drawn
-        for place in (~waiting).nonzero()[0]:
-            ahead = self.ahead[row := going[place]]
-            assert ahead is not None
-            noise[place] = ahead[self.step[row]]
+        noise[~waiting] = self._kept(going[~waiting])
         return noise
+
+    def _kept(self, rows: NDArray[np.int64]) -> Rows:
+        """The normals of rows that have drawn theirs ahead, for what follows the next network call."""
+        kept = np.empty((len(rows), *self.shape), np.float32)
+        for place, (row, step) in enumerate(zip(rows.tolist(), self.step[rows].tolist(), strict=True)):
+            ahead = self.ahead[row]
+            assert ahead is not None
+            kept[place] = ahead[step]
+        return kept
 
     def _begin(self, new: range, noise: Rows, sigma: NDArray[np.float32]) -> None:
         """Set the rows of new images: their initial noise, on the image that an edit begins at."""
