@@ -61,7 +61,7 @@ def encode(pixels: Pixels, format: Format, quality: int | None = None) -> bytes:
 
 def encode_pngs(images: Sequence[Pixels]) -> list[bytes]:
     """`encode(image, "png")` of each; small ones of one shape that follow each other take less time together."""
-    return [png for _, same in groupby(images, lambda image: image.shape) for png in _pngs(np.stack([*same]))]
+    return [png for _, same in groupby(images, lambda image: image.shape) for png in _pngs(np.array([*same]))]
 
 
 def with_text(png: bytes, keyword: str, text: str) -> bytes:

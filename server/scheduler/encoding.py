@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import chain, islice
 
 from msgspec.structs import replace
 
@@ -133,15 +133,15 @@ def encoded(event: Delivery) -> Delivery | None:
 
 def encoded_together(events: Sequence[Delivery]) -> list[Delivery]:
     """`encoded` of events whose images are PNGs if any, and small, in less time; without what it gives None for."""
-    images = [image for event in events for image in _images(event)]
+    images = [_images(event) for event in events]
     started_s = time.monotonic()
     try:
-        pngs = iter(encode_pngs(images))
+        pngs = iter(encode_pngs([*chain(*images)]))
     except Exception:  # one after the other, so that only the request fails whose image cannot be written
         return [ready for event in events if (ready := encoded(event)) is not None]
-    image_s = (time.monotonic() - started_s) / max(1, len(images))
-    made = [(event, list(islice(pngs, len(_images(event))))) for event in events]
-    return [_with_images(event, mine, image_s * len(mine)) for event, mine in made]
+    counts = [*map(len, images)]
+    image_s = (time.monotonic() - started_s) / max(1, sum(counts))
+    return [_with_images(event, [*islice(pngs, n)], n * image_s) for event, n in zip(events, counts, strict=True)]
 
 
 def _images(event: Delivery) -> Sequence[Image]:
