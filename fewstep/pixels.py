@@ -3,7 +3,9 @@
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import Literal, get_args
 
 import numpy as np
@@ -40,7 +42,7 @@ def encode(pixels: Pixels, format: Format, quality: int | None = None) -> bytes:
     quality: of WebP and JPEG, from 0 to 100; None: WebP is lossless, JPEG has BEST_QUALITY. Others are always lossless.
     """
     if format == "png":
-        return _png(pixels)
+        return _pngs(pixels[None])[0]
     buffer = io.BytesIO()
     if format == "npy":
         np.save(buffer, pixels, allow_pickle=False)
@@ -55,6 +57,11 @@ def encode(pixels: Pixels, format: Format, quality: int | None = None) -> bytes:
     else:
         image.save(buffer, "WEBP", quality=quality, method=0)
     return buffer.getvalue()
+
+
+def encode_pngs(images: Sequence[Pixels]) -> list[bytes]:
+    """`encode(image, "png")` of each; small ones of one shape that follow each other take less time together."""
+    return [png for _, same in groupby(images, lambda image: image.shape) for png in _pngs(np.array([*same]))]
 
 
 def with_text(png: bytes, keyword: str, text: str) -> bytes:
@@ -86,22 +93,27 @@ def png_size(png: bytes) -> tuple[int, int]:
     return width, height
 
 
-def _png(pixels: Pixels) -> bytes:
-    """A PNG (W3C, third edition) of 8 bits a channel: differences to the row above, Huffman coded, runs shortened.
+def _pngs(images: Pixels) -> list[bytes]:
+    """[B, H, W, C] as PNGs (W3C, third edition) of 8 bits a channel: differences to the row above, Huffman coded, runs
+    shortened.
 
     Half of Pillow's time or less at its level 1, and files no larger: 18 us for 34 and 710 bytes for 710 (clothes,
     32x32, gray); 22 for 50 us, 875 for 991 bytes; 62 for 140 us, 4.3 for 4.7 kB; 320 for 1,330 us, 29.8 for 30.8 kB
     (squares of 32, 64 and 128 pixels from photographs, RGB). zlib's Huffman code alone takes 13 of the 18 us.
     """
-    height, width, channels = pixels.shape
-    rows = pixels.reshape(height, width * channels)
-    filtered = np.empty((height, 1 + width * channels), np.uint8)
-    filtered[:, 0] = 2  # the filter "Up"; what is above the first row counts as 0
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    count, height, width, channels = images.shape
+    rows = images.reshape(count, height, width * channels)
+    filtered = np.empty((count, height, 1 + width * channels), np.uint8)
+    filtered[:, :, 0] = 2  # the filter "Up"; what is above the first row counts as 0
+    filtered[:, 0, 1:] = rows[:, 0]
+    np.subtract(rows[:, 1:], rows[:, :-1], out=filtered[:, 1:, 1:])
+    head = _png_head(width, height, channels)
+    return [head + _chunk(b"IDAT", _deflated(data)) + _PNG_END for data in filtered]
+
+
+def _deflated(data: NDArray[np.uint8]) -> bytes:
     deflate = zlib.compressobj(1, strategy=zlib.Z_RLE)
-    data = deflate.compress(filtered.data) + deflate.flush()
-    return _png_head(width, height, channels) + _chunk(b"IDAT", data) + _PNG_END
+    return deflate.compress(data.data) + deflate.flush()
 
 
 @lru_cache(maxsize=64)

@@ -1,11 +1,11 @@
 """`fewstep remake IMAGE.png`: make an image again from what server.http.png_text wrote into it."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from export.manifest import Manifest, read_student
 from fewstep.card import CheckpointError

@@ -1,8 +1,10 @@
 """What a bulk run makes: the same order gives the same bytes, however often it is interrupted."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
+
+from msgspec.structs import replace
 
 from export.manifest import Manifest
 from fewstep.pixels import Pixels, encode

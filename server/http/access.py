@@ -6,8 +6,9 @@ import random
 import re
 import time
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from msgspec import Struct, field
 
 from server.http.errors import CLIENT_GONE
 from server.scheduler.events import Finished
@@ -23,6 +24,7 @@ OUTCOMES: tuple[Outcome, ...] = ("ok", "invalid", "rejected", "cancelled", "time
 STAGES: tuple[Stage, ...] = ("body", "images")
 STATUS_OUTCOMES: dict[int, Outcome] = {429: "rejected", CLIENT_GONE: "cancelled", 503: "unavailable", 504: "timeout"}
 RECORD = "fewstep.record"  # key of the ASGI scope
+COMPLETE = "fewstep.complete"  # key of the scope: the whole body has arrived, and receiving it does not wait
 REFUSED = "fewstep.refused"  # key of the scope: the Refusal that answers what the parser did not understand
 REFUSED_AT = "fewstep.refused_at"  # key of such a scope: the path, as far as it was read
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")  # goes into logs: no spaces, no control characters
@@ -31,8 +33,7 @@ SAMPLED = 0x01  # the only flag of version 00; others are not passed on
 PATH_CHARACTERS = 200
 
 
-@dataclass(frozen=True)
-class Trace:
+class Trace(Struct, frozen=True):
     """A request's place in its trace (W3C Trace Context, Level 1, 2021)."""
 
     trace_id: str  # 32 hexadecimal digits
@@ -66,8 +67,7 @@ def request_id(given: str | None) -> str:
     return given if given and REQUEST_ID.fullmatch(given) else new_id(128)
 
 
-@dataclass
-class Record:
+class Record(Struct):
     """Filled in while the request is served; its log line and its counts are made of this."""
 
     request_id: str = ""

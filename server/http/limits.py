@@ -23,7 +23,7 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from server.http.access import REFUSED, REFUSED_AT
+from server.http.access import COMPLETE, REFUSED, REFUSED_AT
 from server.http.departure import DEPARTURE, Departure
 from server.scheduler.refusal import Refusal
 
@@ -109,7 +109,8 @@ class BoundedHttp(HttpToolsProtocol):
     lingering = False  # our side is closed; what still comes is read away
     broken: Refusal | None = None  # why the rest of the present body cannot be read
     unsent = 0  # bytes of answers that the client had not taken when `writing` began
-    timer: asyncio.TimerHandle | None = None
+    due_s: float | None = None  # on the event loop's clock, when the state of the connection has lasted too long
+    timer: asyncio.TimerHandle | None = None  # comes at due_s or before it, and is set anew then
     writing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -128,9 +129,9 @@ class BoundedHttp(HttpToolsProtocol):
                 cycle.message_event.set()
                 if DEPARTURE in cycle.scope:
                     cycle.scope[DEPARTURE].happened()
-        self._stop()
-        if self.writing is not None:
-            self.writing.cancel()
+        for timer in (self.timer, self.writing):
+            if timer is not None:
+                timer.cancel()
 
     def eof_received(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The client sends nothing more. False: the transport closes when the rest of the answers has been read.
@@ -263,6 +264,8 @@ class BoundedHttp(HttpToolsProtocol):
         if self.refused or self.parser.should_upgrade():
             return
         super().on_message_complete()
+        scope: Any = self.scope
+        scope[COMPLETE] = True
         self.url, self.around, self.content, self.reading = b"", 0, 0, False
         if self._idle():
             self._start(self.timeout_keep_alive)
@@ -348,12 +351,24 @@ class BoundedHttp(HttpToolsProtocol):
             self._watch_reader()
 
     def _start(self, seconds: float) -> None:
-        self._stop()
-        self.timer = self.loop.call_later(seconds, self._expire)
+        """Limit the state that begins now. A timer that comes earlier is kept: to set one takes as long as to parse."""
+        self.due_s = self.loop.time() + seconds
+        if self.timer is None or self.timer.when() > self.due_s:
+            self._set_timer(self.due_s)
 
-    def _expire(self) -> None:
+    def _set_timer(self, when_s: float) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = self.loop.call_at(when_s, self._check_due)
+
+    def _check_due(self) -> None:
         """Give up waiting, unless the answer to an earlier request on this connection is still being made."""
-        if self._idle():
+        self.timer = None
+        if self.due_s is None:
+            return
+        if self.due_s > self.loop.time():
+            self._set_timer(self.due_s)
+        elif self._idle():
             self._finish()
         else:
             self._start(self.head_s)
@@ -362,6 +377,4 @@ class BoundedHttp(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _stop(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        self.due_s = None

@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from msgspec import Struct
+from msgspec.structs import replace
 from starlette.requests import ClientDisconnect, Request
 
 from server.http import departure
-from server.http.access import record_of
+from server.http.access import COMPLETE, record_of
 from server.scheduler.events import Event, Failed, Finished
 from server.scheduler.model import ModelInfo
 from server.scheduler.refusal import Refusal, shown
@@ -51,8 +52,7 @@ def is_ready(check_ready: Callable[[], None]) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(Struct, frozen=True):
     """A request that a dialect has understood."""
 
     request: ImageRequest  # without its pictures
@@ -102,10 +102,12 @@ class Watch:
 
     def __init__(self, stream: Stream, timeout_s: float, http: Request) -> None:
         self.stream = stream
-        message = f"the images were not ready after {timeout_s:g} s; ask for fewer or retry later"
-        late = Failed.of(-1, Refusal("timeout", "timeout", message))
-        self.timer = asyncio.get_running_loop().call_later(timeout_s, stream.put, late)
+        self.timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, timeout_s)
         self.forget_client = departure.watch(http, stream.cancel)
+
+    def _expire(self, timeout_s: float) -> None:
+        message = f"the images were not ready after {timeout_s:g} s; ask for fewer or retry later"
+        self.stream.put(Failed.of(-1, Refusal("timeout", "timeout", message)))
 
     def close(self) -> None:
         """Always call it: what still runs of the request is cancelled."""
@@ -123,20 +125,27 @@ async def read_body(http: Request, limit: int, limit_s: float) -> bytes:
         if name in CODINGS and coding.strip().lower() not in (b"", b"identity", b"chunked"):
             header = f"{CODINGS[name]}: {shown(coding.decode('latin-1'))}"
             raise Refusal("unsupported", "unsupported_encoding", f"the body must be sent as it is, not with {header}")
-    body, more = bytearray(), True
+    if COMPLETE in http.scope:  # nearly always; a timer takes as long as reading
+        return await _received(http, limit)
     try:
         async with asyncio.timeout(limit_s):
-            while more:
-                message = await http.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                body += message.get("body", b"")
-                more = message.get("more_body", False)
-                if len(body) > limit:
-                    raise _too_large(limit)
+            return await _received(http, limit)
     except TimeoutError as error:
         message = f"the body was not complete after {limit_s:g} s; send it in one piece"
         raise Refusal("slow", "body_timeout", message) from error
+
+
+async def _received(http: Request, limit: int) -> bytes:
+    """The whole body, however long it takes. Raises Refusal beyond `limit` bytes."""
+    body, more = bytearray(), True
+    while more:
+        message = await http.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > limit:
+            raise _too_large(limit)
     return bytes(body)
 
 

@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from server.processes.shared import SharedTable
 from server.scheduler.refusal import Refusal, invalid
 
@@ -17,8 +19,7 @@ class Room:
     row_s: float  # seconds of one worker per row of a full network call
 
 
-@dataclass(frozen=True)
-class Ticket:
+class Ticket(Struct, frozen=True):
     """What a request that was admitted gives back when it ends."""
 
     model: str

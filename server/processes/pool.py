@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from server.processes.admission import Admission, Room, Ticket
 from server.processes.control import GaveUp, WorkerStarted
 from server.processes.messages import Answer, Loading, Ready
@@ -51,8 +53,7 @@ class Worker:
         return request.total_calls * self.ready.models[request.model].row_s
 
 
-@dataclass(eq=False)
-class _Pending:
+class _Pending(msgspec.Struct, eq=False):
     """A request without its last event."""
 
     submit: Submit
@@ -60,7 +61,7 @@ class _Pending:
     worker: Worker | None = None  # None: waits for a worker to come back
     work_s: float = 0.0
     replays: int = 0
-    steps: dict[int, int] = field(default_factory=dict)  # image -> the last step whose Progress was passed on
+    steps: dict[int, int] = msgspec.field(default_factory=dict)  # image -> the last step whose Progress was passed on
 
 
 class WorkerPool:

@@ -4,7 +4,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 
 class SharedTable:
@@ -27,14 +27,15 @@ class SharedTable:
         """The sum of a column over all processes."""
         return sum(self.cells[column :: self.columns])
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """No other process is in here at the same time. Free where there is one row."""
-        if self.lock is None:
-            yield
-            return
-        fcntl.lockf(self.lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self.lock, fcntl.LOCK_UN)
+        return nullcontext() if self.lock is None else _locked(self.lock)
+
+
+@contextmanager
+def _locked(file: int) -> Iterator[None]:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        fcntl.lockf(file, fcntl.LOCK_UN)

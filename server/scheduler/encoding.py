@@ -5,14 +5,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain, islice
 
 from msgspec.structs import replace
 
-from fewstep.pixels import Pixels, encode
-from server.scheduler.events import Failed, Finished, Health, Image, Progress
+from fewstep.pixels import encode, encode_pngs
+from server.scheduler.events import Failed, Finished, Image, Progress
 from server.scheduler.loop import Delivery
-from server.scheduler.request import ImageFormat
-from server.scheduler.stats import Stats
 
 logger = logging.getLogger(__name__)
 
@@ -62,26 +61,21 @@ class Encoders:
             return
         series, self.series = self.series, []
         left = INLINE_IMAGES
-        made: list[Delivery] = []
+        inline: list[Delivery] = []
         for event in series:
-            if isinstance(event, Health | Stats):
-                made.append(event)
-                continue
-            thread = event.id % len(self.queues)
-            images = _images(event)
-            # Every event of a request comes behind those that are still being encoded.
-            if images > left or not _quick(event) or self.given[thread] > self.done[thread]:
-                self.given[thread] += 1
-                self.queues[thread].put(event)
-                continue
-            left -= images
-            if (ready := encoded(event)) is not None:
-                made.append(ready)
-            if len(made) >= TOGETHER:  # the receiver works on these while the next are encoded
+            if isinstance(event, Finished | Progress | Failed):
+                thread = event.id % len(self.queues)
+                images = _quick_images(event)
+                # Every event of a request comes behind those that are still being encoded.
+                if images is None or images > left or self.given[thread] > self.done[thread]:
+                    self.given[thread] += 1
+                    self.queues[thread].put(event)
+                    continue
+                left -= images
+            inline.append(event)
+        for first in range(0, len(inline), TOGETHER):  # the receiver works on these while the next are encoded
+            if made := encoded_together(inline[first : first + TOGETHER]):
                 self._emit(made)
-                made = []
-        if made:
-            self._emit(made)
 
     def close(self) -> None:
         """Returns when everything delivered before has been emitted, or the threads have failed."""
@@ -110,21 +104,6 @@ class Encoders:
             self.on_error(error)
 
 
-def _images(event: Delivery) -> int:
-    """How many images there are to encode."""
-    if not isinstance(event, Finished | Progress) or event.format == "pixels":
-        return 0
-    return len(event.images) if isinstance(event, Finished) else event.preview is not None
-
-
-def _quick(event: Progress | Finished | Failed) -> bool:
-    """Whether encoding an image takes less than to wake a thread for it; the same for all events of a request."""
-    if isinstance(event, Failed):
-        return True
-    image = event.preview if isinstance(event, Progress) else event.images[0]
-    return image is None or event.format == "pixels" or (event.format == "png" and image.nbytes <= INLINE_BYTES)
-
-
 def _take(events: "queue.SimpleQueue[Delivery | None]") -> list[Delivery | None]:
     """Wait for one event and take what else there is, up to TOGETHER and not beyond a None."""
     taken = [events.get()]
@@ -142,18 +121,50 @@ def encoded(event: Delivery) -> Delivery | None:
         return event
     started_s = time.monotonic()
     try:
-        if isinstance(event, Progress):
-            preview = None if event.preview is None else _encode(event.preview, event.format, event.quality)
-            return replace(event, preview=preview)
-        images = tuple(_encode(pixels, event.format, event.quality) for pixels in event.images)
+        images = [encode(image, event.format, event.quality) for image in _images(event)]  # pyright: ignore[reportArgumentType]
     except Exception:  # MemoryError among them: the thread goes on
         logger.exception("encoding request %d failed", event.id)
         if isinstance(event, Progress):
             return None
         message = f"the image could not be written as {event.format}; the server's log says why"
         return Failed(event.id, "failed", "encode_error", message)
-    return replace(event, images=images, encode_s=time.monotonic() - started_s)
+    return _with_images(event, images, time.monotonic() - started_s)
 
 
-def _encode(pixels: Pixels, format: ImageFormat, quality: int | None) -> Image:
-    return pixels if format == "pixels" else encode(pixels, format, quality)
+def encoded_together(events: Sequence[Delivery]) -> list[Delivery]:
+    """`encoded` of events whose images are PNGs if any, and small, in less time; without what it gives None for."""
+    images = [_images(event) for event in events]
+    started_s = time.monotonic()
+    try:
+        pngs = iter(encode_pngs([*chain(*images)]))
+    except Exception:  # one after the other, so that only the request fails whose image cannot be written
+        return [ready for event in events if (ready := encoded(event)) is not None]
+    counts = [*map(len, images)]
+    image_s = (time.monotonic() - started_s) / max(1, sum(counts))
+    return [_with_images(event, [*islice(pngs, n)], n * image_s) for event, n in zip(events, counts, strict=True)]
+
+
+def _images(event: Delivery) -> Sequence[Image]:
+    """What there is to encode."""
+    if isinstance(event, Finished):
+        return () if event.format == "pixels" else event.images
+    if isinstance(event, Progress):
+        return () if event.format == "pixels" or event.preview is None else (event.preview,)
+    return ()
+
+
+def _quick_images(event: Finished | Progress | Failed) -> int | None:
+    """How many images there are to encode; None: one of them takes longer than to wake a thread for it."""
+    images = _images(event)
+    if isinstance(event, Failed) or not images:
+        return 0
+    return len(images) if event.format == "png" and images[0].nbytes <= INLINE_BYTES else None
+
+
+def _with_images(event: Delivery, images: Sequence[Image], seconds: float) -> Delivery:
+    """The event with its images encoded, which took so long; without images, the event."""
+    if isinstance(event, Finished) and images:
+        return replace(event, images=tuple(images), encode_s=seconds)
+    if isinstance(event, Progress) and images:
+        return replace(event, preview=images[0])
+    return event

@@ -33,8 +33,7 @@ class Edit:
         return Start(image, np.frombuffer(self.known, np.bool_).reshape(1, height, width).copy())
 
 
-@dataclass(frozen=True)
-class ImageRequest:
+class ImageRequest(Struct, frozen=True):
     """Image i has the noise of seeds[i], the class labels[i] and the levels `levels(i)`."""
 
     model: str

@@ -21,7 +21,7 @@ from fewstep.precond import Network
 from fewstep.schedule import MAX_STEPS
 from fewstep.step import Levels, Rows, begin, denoise, latent, levels_of, renoise, write_network_input
 
-FEW_NORMALS = 2**15  # that new images may draw ahead before their first network call, which waits for them
+FEW_NORMALS = 2**15  # of all steps of all images in flight; beyond, those of each call are drawn before it
 
 
 class ImageKey(NamedTuple):
@@ -147,8 +147,9 @@ class SlotTable:
         self.images += images
         self.ahead += [None] * len(images)
         self.special |= any(image.start or image.previews or image.blend for image in images)
-        for slot, image in enumerate(images, start=first):
-            self.levels[slot, : len(image.sigmas)] = levels_of(image.sigmas, self.sigma_data)
+        for sigmas in {image.sigmas for image in images}:  # nearly always one list
+            same = [slot for slot, image in enumerate(images, start=first) if image.sigmas == sigmas]
+            self.levels[same, : len(sigmas)] = levels_of(sigmas, self.sigma_data)
         self.step[slots] = 0
         self.seeds[slots] = np.array([image.seed for image in images], np.uint64)
         self.drawn[slots] = False
@@ -204,25 +205,32 @@ class SlotTable:
         """Begin new images; return the unit normals for the rows `more`, which have another level below sigma.
 
         All at once, and before the network call, whose weights push whatever makes noise out of the caches. A draw
-        has a fixed cost, that of thousands of normals: where new images need few, they get those of all their steps.
+        has a fixed cost, that of thousands of normals: where few images are in flight, new ones get those of all their
+        steps. Where there are many, every call draws for some of them anyway, and to keep normals costs more.
         """
         new, calls = range(self.begun, len(sigma)), [len(image.sigmas) for image in self.images[self.begun :]]
-        few = sum(calls) * math.prod(self.shape) <= FEW_NORMALS
-        later = [(row, step) for row, count in zip(new, calls, strict=True) for step in range(1, count)] if few else []
+        few = bool(new) and len(sigma) * max(calls) * math.prod(self.shape) <= FEW_NORMALS
         going = more.nonzero()[0]
         waiting = ~self.drawn[going]  # for normals that are drawn now
+        if not new and not waiting.any():
+            return self._kept(going)
         if few:
             waiting &= going < new.start
         now = going[waiting]
-        of_new = np.array([*((row, 0) for row in new), *later], np.int64).reshape(-1, 2)
-        rows, steps = np.concatenate([of_new, np.column_stack([now, self.step[now] + 1])]).T
+        first = self.rows[new.start : new.stop]
+        later = np.repeat(first, [count - 1 for count in calls]) if few else first[:0]
+        rows = np.concatenate([first, later, now])
+        steps = self.step[rows] + 1
+        steps[: len(new)] = 0
+        if len(later):
+            steps[len(new) : len(new) + len(later)] = [step for count in calls for step in range(1, count)]
         drawn = normals(self.seeds[rows], steps, self.shape)
         if self.special:
             blend(drawn, [self.images[row].blend for row in rows], steps)
         if new:
             self._begin(new, drawn[: len(new)], sigma)
             drawn = drawn[len(new) :]
-        if later:
+        if len(later):
             for row, count in zip(new, calls, strict=True):
                 self.ahead[row] = drawn[: count - 1].copy()  # a view would keep all of what was drawn
                 drawn = drawn[count - 1 :]
@@ -231,11 +239,17 @@ class SlotTable:
             return drawn
         noise = np.empty((len(going), *self.shape), np.float32)
         noise[waiting] = drawn
-        for place in (~waiting).nonzero()[0]:
-            ahead = self.ahead[row := going[place]]
-            assert ahead is not None
-            noise[place] = ahead[self.step[row]]
+        noise[~waiting] = self._kept(going[~waiting])
         return noise
+
+    def _kept(self, rows: NDArray[np.int64]) -> Rows:
+        """The normals of rows that have drawn theirs ahead, for what follows the next network call."""
+        kept = np.empty((len(rows), *self.shape), np.float32)
+        for place, (row, step) in enumerate(zip(rows.tolist(), self.step[rows].tolist(), strict=True)):
+            ahead = self.ahead[row]
+            assert ahead is not None
+            kept[place] = ahead[step]
+        return kept
 
     def _begin(self, new: range, noise: Rows, sigma: NDArray[np.float32]) -> None:
         """Set the rows of new images: their initial noise, on the image that an edit begins at."""

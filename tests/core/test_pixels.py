@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fewstep.pixels import FORMATS, MEDIA_TYPES, Format, encode, from_pixels, grid, text_of, to_pixels, with_text
+from fewstep.pixels import (
+    FORMATS,
+    MEDIA_TYPES,
+    Format,
+    encode,
+    encode_pngs,
+    from_pixels,
+    grid,
+    text_of,
+    to_pixels,
+    with_text,
+)
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "fashion-2000.png"
 
@@ -141,6 +152,13 @@ def test_the_same_pixels_give_the_same_bytes():
     pixels = np.random.default_rng(1).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     for format in FORMATS:
         assert encode(pixels, format) == encode(pixels.copy(), format)
+
+
+def test_pngs_written_together_have_the_bytes_of_each_alone():
+    rng = np.random.default_rng(3)
+    images = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in [(8, 6, 3)] * 3 + [(5, 7, 1)] * 2 + [(8, 6, 3)]]
+    assert encode_pngs(images) == [encode(image, "png") for image in images]
+    assert encode_pngs([]) == []
 
 
 def test_a_grid_fills_row_by_row_with_gaps_and_leaves_missing_tiles_blank():

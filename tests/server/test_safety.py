@@ -8,7 +8,6 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict, replace
 from PIL import Image
 
 from fewstep.pixels import FORMATS
@@ -237,7 +237,7 @@ def test_the_only_texts_that_reach_the_engine_are_ours(body: dict[str, Any]):
         return
     assert request.model in MODELS and request.format in FORMATS and request.previews == "none"
     assert request.priority in ("interactive", "batch")
-    others = [value for name, value in vars(request).items() if name not in OF_OURS]
+    others = [value for name, value in asdict(request).items() if name not in OF_OURS]
     assert not [value for value in others if isinstance(value, str | bytes)]
     if edit := request.edit:
         assert (len(edit.image) == 64 and edit.known is None) or len(edit.known or b"") == 64

@@ -7,11 +7,12 @@ import time
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -122,8 +123,7 @@ class NativeDialect:
         return Response(content, media_type=asked.answer, headers=headers)
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """A body that has been understood."""
 
     fields: GenerateBody
@@ -172,28 +172,33 @@ def answer_form(fields: GenerateBody, images: int, accept: str) -> tuple[str, Fo
     Several images come as JSON, as a zip, as one sheet of them in an image format, or as one array. Events come where
     the body asks for a stream, or says nothing of one and Accept names their type: a range such as text/* is no wish.
     """
-    formats: Sequence[Format] = FORMATS if fields.format is None else (fields.format,)
-    by_type: dict[str, Format] = {MEDIA_TYPES[format]: format for format in formats}
+    return _answer_form(fields.format, fields.stream, images > 1, accept)
+
+
+@lru_cache(maxsize=256)  # clients ask in few different ways
+def _answer_form(format: Format | None, stream: bool | None, several: bool, accept: str) -> tuple[str, Format]:
+    formats: Sequence[Format] = FORMATS if format is None else (format,)
+    by_type: dict[str, Format] = {MEDIA_TYPES[each]: each for each in formats}
     types = [*by_type]
-    if images > 1:
+    if several:
         types.insert(0, JSON)
     else:
-        types.insert(len(types) - (fields.format is None), JSON)  # application/* means JSON, unless npy is asked for
+        types.insert(len(types) - (format is None), JSON)  # application/* means JSON, unless npy is asked for
     types.append(ZIP)
-    events = fields.stream or (fields.stream is None and named(accept, EVENTS))
-    chosen = preferred(accept, (EVENTS,) if fields.stream else (*types, EVENTS) if events else tuple(types))
+    events = stream or (stream is None and named(accept, EVENTS))
+    chosen = preferred(accept, (EVENTS,) if stream else (*types, EVENTS) if events else tuple(types))
     if chosen is None:
-        raise Refusal("not_acceptable", "not_acceptable", _not_acceptable(fields.stream, images, types))
-    if images > 1 and chosen in by_type:
+        raise Refusal("not_acceptable", "not_acceptable", _not_acceptable(stream, several, types))
+    if several and chosen in by_type:
         return chosen, "npy"
     return chosen, by_type.get(chosen, formats[0])
 
 
-def _not_acceptable(stream: bool | None, images: int, types: Sequence[str]) -> str:
+def _not_acceptable(stream: bool | None, several: bool, types: Sequence[str]) -> str:
     """types: what the images can come as, beside events."""
     if stream:
         return f"a stream comes as {EVENTS}, which Accept does not allow"
-    count = "one image comes" if images == 1 else "several images come"
+    count = "several images come" if several else "one image comes"
     events = "no events come with stream: false" if stream is False else f"events come where it names {EVENTS}"
     return f"{count} as {', '.join(types[:-1])} or {types[-1]}, none of which Accept allows; {events}"
 

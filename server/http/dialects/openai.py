@@ -7,10 +7,12 @@ the body comes before `extra_body`, which comes before headers.
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from msgspec import Struct
+from msgspec.structs import replace
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
@@ -66,8 +68,7 @@ PICTURES = {
 }  # names of parts; vLLM-Omni's last
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(Struct, frozen=True):
     """A request that has been understood."""
 
     fields: ImagesBody

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.scheduler import encoding
-from server.scheduler.encoding import Encoders, encoded
+from server.scheduler.encoding import Encoders, encoded, encoded_together
 from server.scheduler.events import Failed, Finished, Health, Progress
 from server.scheduler.loop import Delivery
 from server.scheduler.request import ImageFormat
@@ -107,6 +107,19 @@ def test_an_image_that_cannot_be_written_fails_its_request_and_a_preview_is_left
     end = encoded(finished(1, SMALL))
     assert isinstance(end, Failed) and end.code == "encode_error" and "secret" not in end.message
     assert encoded(progress(1, None)) == progress(1, None), "there is nothing to encode"
+
+
+def test_of_images_written_together_only_the_one_that_cannot_be_fails(monkeypatch: pytest.MonkeyPatch):
+    def broken(pixels: np.ndarray, *_: object) -> bytes:
+        return b"png" if np.any(pixels) else bytes(2**62)
+
+    monkeypatch.setattr(encoding, "encode", broken)
+    monkeypatch.setattr(encoding, "encode_pngs", lambda images: [broken(image) for image in images])
+    events: list[Delivery] = [finished(0, SMALL + 1), finished(1, SMALL), progress(2, SMALL), Health("tiny", True)]
+    first, second, third = encoded_together(events)
+    assert isinstance(first, Finished) and first.images == (b"png",)
+    assert isinstance(second, Failed) and (second.id, second.code) == (1, "encode_error")
+    assert third == Health("tiny", True)
 
 
 @pytest.mark.parametrize("pixels", [SMALL, LARGE], ids=["engine thread", "encoder thread"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from msgspec import structs
 from PIL import Image
 
 from export.engine import load_engine
@@ -76,7 +77,7 @@ def test_images_and_previews_are_written_in_the_format_of_the_request(
     service: Fake, inline: int, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(encoding, "INLINE_BYTES", inline)
-    *_, preview, finished = service.submit(replace(request(steps=2, previews="images"), format="png"))
+    *_, preview, finished = service.submit(structs.replace(request(steps=2, previews="images"), format="png"))
     assert isinstance(preview, Progress) and isinstance(finished, Finished)
     for data in (preview.preview or b"", *finished.images):
         assert Image.open(io.BytesIO(data)).size == (8, 8)
@@ -178,7 +179,7 @@ def test_a_consumer_whose_event_loop_has_ended_disturbs_no_other(service: Fake):
 
 
 def test_a_request_runs_with_the_levels_it_carries(service: Fake):
-    finished = service.submit(replace(request(), sigmas=LEVELS[7], steps=99)).result()
+    finished = service.submit(structs.replace(request(), sigmas=LEVELS[7], steps=99)).result()
     np.testing.assert_array_equal(finished.images[0], expected_pixels(7, 1, 7))
 
 
@@ -201,7 +202,7 @@ def test_an_engine_directory_is_served_under_the_name_it_is_given(engine_dir: Pa
     with threads_end(), LocalService.open({"mine": engine_dir}, LoadOptions(threads=1)) as service:
         described = service.manifests["mine"]
         asked = [image_request(described, steps=2 + seed % 3, seed=seed, label=2) for seed in range(20)]
-        made = [service.submit(replace(each, format="pixels")) for each in asked]
+        made = [service.submit(structs.replace(each, format="pixels")) for each in asked]
         denoiser = load_engine(engine_dir, threads=1).denoiser
         for each, stream in zip(asked, made, strict=True):
             sample = sample_dpdm(

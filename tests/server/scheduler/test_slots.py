@@ -197,10 +197,15 @@ def test_noise_drawn_ahead_is_bounded_and_goes_with_its_image():
     assert table.ahead == [None, None], "images of 64x64x3 are too large for more than two steps ahead"
     table.admit([image(2, 2, label=-1)])
     table.tick()
+    assert not any(each is not None for each in table.ahead), "an image that comes to others does not draw ahead"
+    for request in range(3):
+        table.evict(request)
+    table.admit([image(3, 2, label=-1)])
+    table.tick()
     ((_, ahead),) = [(row, each) for row, each in enumerate(table.ahead) if each is not None]
     assert ahead.base is None and ahead.shape == (1, 3, 64, 64)
-    table.evict(2)
-    assert table.ahead == [None]
+    table.evict(3)
+    assert table.ahead == []
 
 
 def test_an_empty_table_does_not_call_the_network():

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from fewstep.editing import calls_for
 from fewstep.noise import random_labels
@@ -156,10 +157,10 @@ def test_a_request_with_schedules_has_one_for_each_image():
     request = image_request(MODEL, steps=[4, 1])
     check_request(request, {"tiny": MODEL})
     wrong = (
-        replace(request, schedules=request.schedules[:1]),
-        replace(request, sigmas=LEVELS[1]),
-        replace(request, schedules=(LEVELS[4], ())),
-        replace(request, schedules=(LEVELS[4], (0.0,))),
+        structs.replace(request, schedules=request.schedules[:1]),
+        structs.replace(request, sigmas=LEVELS[1]),
+        structs.replace(request, schedules=(LEVELS[4], ())),
+        structs.replace(request, schedules=(LEVELS[4], (0.0,))),
     )
     for each in wrong:
         with pytest.raises(Refusal, match=r"schedules|levels above 0"):
