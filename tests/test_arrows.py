@@ -49,6 +49,7 @@ TORCH_FREE = (
     "client",
     "command_line",
     "consistency",
+    "cores",
     "dpmpp",
     "editing",
     "extras",
