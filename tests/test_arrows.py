@@ -24,6 +24,7 @@ ALLOWED = {
 FLOORS = {
     "scheduler": (),
     "settings": (),
+    "machine": ("server.scheduler", "server.settings"),
     "processes": ("server.scheduler", "server.settings"),
     "http": ("server.scheduler", "server.settings", "server.processes.pool", "server.processes.shared"),
     "bulk": ("server.scheduler", "server.settings", "server.http.png_text"),
