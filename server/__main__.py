@@ -60,12 +60,18 @@ def settled(resolved: Resolved, models: Mapping[str, Manifest]) -> Settings:
     from server.machine.settle import settle
 
     given = resolved.sources["capacity"] != "default"
-    found = settle(resolved.settings, models, given, say=lambda text: print(text, file=sys.stderr, flush=True))
+    found = settle(resolved.settings, models, given, say=tell)
     for note in found.notes:
         logging.getLogger(__name__).warning(note)
     if found.chosen:
-        print(found.chosen, file=sys.stderr, flush=True)
+        tell(found.chosen)
     return found.settings
+
+
+def tell(text: str) -> None:
+    """A line of the log at any --log-level: what takes seconds at a first start, or is not what the engine names."""
+    logger = logging.getLogger(__name__)
+    logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None))
 
 
 def check(resolved: Resolved, models: Mapping[str, Manifest]) -> int:

@@ -1,5 +1,6 @@
 """Starts and ends the servers that are measured, each on its cores."""
 
+import itertools
 import os
 import signal
 import socket
@@ -17,6 +18,8 @@ import psutil
 
 from benchmarks.harness import ROOT
 from benchmarks.load.cores import Layout, pin
+from export.manifest import read_manifest
+from server.settings.sources import DEFAULT_MODEL, model_engine
 
 START_S = 60.0
 STOP_S = 40.0
@@ -57,7 +60,7 @@ def ours(
     tree: the checkout whose server runs.
     """
     port = _free_port()
-    flags = ["--port", str(port), *arguments]
+    flags = ["--port", str(port), *arguments, *_own_backend(arguments)]
     flags += ["--drain-s", "0"] if tree == ROOT else []  # older servers do not know it
     script = [str(tree / "benchmarks/load/fixed_cost.py"), "--cost", str(cost), "--", *flags]
     command = script if cost else ["-m", "server", *flags]
@@ -78,6 +81,15 @@ def stock(
     command += ["--engine-cores", ",".join(map(str, cores.engine)), *(["--cost", str(cost)] if cost else [])]
     with _launched(command, port, "/health", cores.rest, log) as server:
         yield server
+
+
+def _own_backend(arguments: Sequence[str]) -> list[str]:
+    """The engine's backend by name, unless one is given: left to itself, a server takes another where that is faster,
+    and would not be compared with what it is compared with."""
+    if any(argument.startswith("--backend") for argument in arguments):
+        return []
+    given = dict(itertools.pairwise(arguments)).get("--engine")
+    return ["--backend", read_manifest(Path(given) if given else model_engine(DEFAULT_MODEL)).backend]
 
 
 def stop(server: Running) -> tuple[int | None, int]:

@@ -84,8 +84,8 @@ def settle(
         raise SettingsError(f"no way to run {asked.manifest.name} works here. {refused[0]}")
     if times.load > BUSY:
         notes.append(
-            f"the load was {times.load:.1f} for each core while the call times were measured: the choice may not be the "
-            "best, and the engine's backend stays. A start on an idle machine measures again"
+            f"the load was {times.load:.1f} for each core while the call times were measured: the choice may not be "
+            "the best, and the engine's backend stays. A start on an idle machine measures again"
         )
         calls = {layout: each for layout, each in calls.items() if layout.backend == asked.own} or calls
     capacity = settings.capacity if capacity_given or not auto else 0

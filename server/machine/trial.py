@@ -60,7 +60,7 @@ def measure_layout(folder: Path, layout: Layout, timeout_s: float = TIMEOUT_S) -
 
 
 def _answers(links: Sequence[Connection], until_s: float) -> list[dict[int, float]]:
-    """What each process says next. Raises LayoutError where one says why it cannot, says nothing in time, or has ended."""
+    """What each process says next. Raises LayoutError where one cannot go on, says nothing in time, or has ended."""
     said: dict[Connection, dict[int, float]] = {}
     while len(said) < len(links):
         ready = wait([link for link in links if link not in said], max(0.0, until_s - time.monotonic()))
