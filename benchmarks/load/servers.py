@@ -72,14 +72,24 @@ def ours(
 
 
 @contextmanager
-def stock(
-    arguments: Sequence[str], cores: Layout, *, cost: object = None, log: Path | None = None
+def peer(
+    script: Path,
+    arguments: Sequence[str],
+    cores: Layout,
+    *,
+    cost: object = None,
+    log: Path | None = None,
+    probe: str = "/health",
+    python: str = sys.executable,
 ) -> Iterator[Running]:
-    """The baseline of stock_server.py on a free port; its worker pins itself to the engine's cores."""
+    """Another server on a free port, with the flags of trajectories.py; its network pins itself to the engine's cores.
+
+    probe: what answers 200 once it is ready. python: of the environment that has what it needs.
+    """
     port = _free_port()
-    command = [str(ROOT / "benchmarks/load/stock_server.py"), "--port", str(port), *arguments]
+    command = [str(script), "--port", str(port), *arguments]
     command += ["--engine-cores", ",".join(map(str, cores.engine)), *(["--cost", str(cost)] if cost else [])]
-    with _launched(command, port, "/health", cores.rest, log) as server:
+    with _launched(command, port, probe, cores.rest, log, python=python) as server:
         yield server
 
 
@@ -106,13 +116,19 @@ def stop(server: Running) -> tuple[int | None, int]:
 
 @contextmanager
 def _launched(
-    command: Sequence[str], port: int, probe: str, cores: Sequence[int] | None, log: Path | None, tree: Path = ROOT
+    command: Sequence[str],
+    port: int,
+    probe: str,
+    cores: Sequence[int] | None,
+    log: Path | None,
+    tree: Path = ROOT,
+    python: str = sys.executable,
 ) -> Iterator[Running]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(tree)}
     output = log.open("ab") if log else subprocess.DEVNULL
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, *command],
+        [python, *command],
         cwd=tree,
         env=environment,
         stdout=output,
