@@ -100,13 +100,13 @@ class Campaign:
     def cost(self) -> Cost | None:
         return self.args.cost if self.network == "fixed" else None
 
-    def _backend(self) -> list[str]:
+    def backend(self) -> list[str]:
         return ["--backend", self.args.backend] if self.args.backend and self.network == "real" else []
 
     def alone(self, rounds: int, round_s: float) -> dict[str, Any]:
         """engine_alone.py on the engine's cores, while nothing else runs."""
         flags = ["--engine", self.args.engine, "--capacity", self.args.capacity, "--threads", len(self.cores.engine)]
-        flags += ["--rounds", rounds, "--round-s", round_s, *self._backend()]
+        flags += ["--rounds", rounds, "--round-s", round_s, *self.backend()]
         flags += ["--cost", self.cost] if self.cost else []
         done = subprocess.run(
             [sys.executable, str(ROOT / "benchmarks/load/engine_alone.py"), *map(str, flags)],
@@ -121,7 +121,7 @@ class Campaign:
         """R* now, a fresh server, one run."""
         limit = self.alone(rounds=2, round_s=self.args.limit_s)
         common = ["--engine", str(self.args.engine), "--capacity", str(self.args.capacity)]
-        common += ["--threads", str(len(self.cores.engine)), *self._backend()]
+        common += ["--threads", str(len(self.cores.engine)), *self.backend()]
         log = self.args.logs / f"{self.network}-server.log"
         if point.server in (OURS, BESIDE):
             flags = [*common, "--max-queue", str(MAX_QUEUE), *self.args.server]

@@ -17,7 +17,7 @@ import shlex
 import sys
 from typing import Any
 
-import bentoml
+import bentoml  # pyright: ignore[reportMissingImports]
 
 from benchmarks.load.trajectories import Trajectories, gathered, parser, wanted
 from fewstep.pixels import encode
@@ -27,7 +27,12 @@ MAX_LATENCY_MS = 60_000  # BentoML answers 503 for a request that it expects to 
 ARGS = parser(__doc__).parse_args(shlex.split(os.environ[FLAGS])) if FLAGS in os.environ else None
 
 
-@bentoml.service(workers=1, traffic={"timeout": 60, "max_concurrency": 100_000}, metrics={"enabled": False})
+@bentoml.service(
+    workers=1,
+    traffic={"timeout": 60, "max_concurrency": 100_000},
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},  # a line for each request would cost the peer its time
+)
 class Images:
     def __init__(self) -> None:
         assert ARGS is not None

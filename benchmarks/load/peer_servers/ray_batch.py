@@ -16,8 +16,8 @@ import os
 import signal
 from typing import Any
 
-import ray
-from ray import serve
+import ray  # pyright: ignore[reportMissingImports]
+from ray import serve  # pyright: ignore[reportMissingImports]
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -32,8 +32,10 @@ WAITING = 100_000  # requests that the proxy may hand to the replica
 class Images:
     def __init__(self, args: argparse.Namespace) -> None:
         self.trajectories = Trajectories.load(args)
-        self.make.set_max_batch_size(gathered(args.batching, args.capacity))
-        self.make.set_batch_wait_timeout_s(args.batch_timeout_s)
+        batch: Any = self.make  # its methods and its argument come from the decorator
+        batch.set_max_batch_size(gathered(args.batching, args.capacity))
+        batch.set_batch_wait_timeout_s(args.batch_timeout_s)
+        self.batched = batch
 
     @serve.batch
     async def make(self, images: list[Image]) -> list[bytes]:
@@ -50,7 +52,7 @@ class Images:
             image = wanted(self.trajectories.engine.manifest, body)
         except ValueError as error:
             return Response(str(error), 400)
-        return Response(await self.make(image), media_type="image/png")
+        return Response(await self.batched(image), media_type="image/png")
 
 
 def main() -> None:
@@ -59,7 +61,8 @@ def main() -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init("local", include_dashboard=False, log_to_driver=False, num_cpus=2)  # and not a cluster that runs here
     serve.start(http_options={"host": "127.0.0.1", "port": args.port})
-    serve.run(Images.bind(args), route_prefix="/")
+    deployment: Any = Images
+    serve.run(deployment.bind(args), route_prefix="/")
     signal.pause()
 
 
