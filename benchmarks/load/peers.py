@@ -161,7 +161,7 @@ class Contest:
                 rate, cpu_ms = self.saturated(each, server)
             full = full or rate
             self.note(number, each, "full", limit, images_per_s=rate, cpu_ms=cpu_ms, gap=gap)
-            for load in LOADS:
+            for load in self.args.loads:
                 with self.running(each) as server:
                     self.note(number, each, load, limit, **self.at(each, server, load * full, number))
             progress.update()
@@ -263,6 +263,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
                         help="the fixed-cost network: ms of max(floor, a + b B) (default 1,0.005)")  # fmt: skip
     parser.add_argument("--capacity", type=whole(1), default=24, help="rows of a call, real network (default 24)")
     parser.add_argument("--fixed-capacity", type=whole(2), default=128, help="likewise, fixed cost (default 128)")
+    parser.add_argument("--loads", type=number(POSITIVE), nargs="*", default=list(LOADS), metavar="LOAD",
+                        help="shares of what ours gives; none: saturated only (default 0.4 0.8)")  # fmt: skip
     parser.add_argument("--rounds", type=whole(1), default=5, help="turns of each server (default %(default)s)")
     parser.add_argument("--seconds", type=number(POSITIVE), default=15, help="measured at each load (default 15)")
     parser.add_argument("--warmup-s", type=number(POSITIVE), default=2, help="sent but not counted (default 2)")
@@ -303,12 +305,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 contest.round(number, progress)
     print(table(medians(rows), COLUMNS), table(ratios(rows), RATIOS), sep="\n\n")
     model = read_manifest(args.engine)
-    names = ("backend", "networks", "capacity", "fixed_capacity", "rounds", "seconds", "warmup_s", "batch_timeout_s",
+    names = ("backend", "loads", "networks", "capacity", "fixed_capacity", "rounds", "seconds", "warmup_s", "batch_timeout_s",
              "seed")  # fmt: skip
     settings = {name: getattr(args, name) for name in names}
     settings |= {
         "model": model.name, "checkpoint": model.checkpoint, "cost_ms": asdict(args.cost), "steps": STEP_MIX,
-        "loads": LOADS, "give_up_s": GIVE_UP_S, "cores": {"engine": cores.engine, "rest": cores.rest},
+        "give_up_s": GIVE_UP_S, "cores": {"engine": cores.engine, "rest": cores.rest},
         "layout_shared": cores.shared, "missing": missing, "load_average": psutil.getloadavg(),
     }  # fmt: skip
     write_result(args.out, "peers", settings, rows, medians=medians(rows), ratios=ratios(rows))
