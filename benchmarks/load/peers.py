@@ -305,8 +305,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 contest.round(number, progress)
     print(table(medians(rows), COLUMNS), table(ratios(rows), RATIOS), sep="\n\n")
     model = read_manifest(args.engine)
-    names = ("backend", "loads", "networks", "capacity", "fixed_capacity", "rounds", "seconds", "warmup_s", "batch_timeout_s",
-             "seed")  # fmt: skip
+    names = (
+        "backend", "loads", "networks", "capacity", "fixed_capacity", "rounds", "seconds", "warmup_s",
+        "batch_timeout_s", "seed",
+    )  # fmt: skip
     settings = {name: getattr(args, name) for name in names}
     settings |= {
         "model": model.name, "checkpoint": model.checkpoint, "cost_ms": asdict(args.cost), "steps": STEP_MIX,
