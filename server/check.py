@@ -38,7 +38,8 @@ def choice_lines(found: Settled) -> Iterator[str]:
         yield ""
         yield f"# chosen for this machine: {found.fit}"
         yield from (f"# measured: {each}" for each in sorted(found.fits, key=lambda each: -each.images_per_s))
-        yield f"# kept in {ascii(str(found.path))[1:-1]}; without that file, the next start measures again"
+        if found.path:
+            yield f"# kept in {ascii(str(found.path))[1:-1]}; without that file, the next start measures again"
     yield from (f"# note: {ascii(note)[1:-1]}" for note in found.notes)
 
 

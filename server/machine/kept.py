@@ -31,10 +31,15 @@ class Kept:
     load: float = 0.0  # the system's load average for each core before they were measured; the highest of all turns
 
 
-def folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where the files lie: fewstep/times in the user's folder for what can be made again."""
+def folder(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Where the files lie: fewstep/times in the user's folder for what can be made again; None for a user without."""
     given = environment.get("XDG_CACHE_HOME", "")
-    return (Path(given) if given.startswith("/") else Path.home() / ".cache") / "fewstep" / "times"
+    if given.startswith("/"):  # another path is to be ignored, by the specification
+        return Path(given) / "fewstep" / "times"
+    try:
+        return Path.home() / ".cache" / "fewstep" / "times"
+    except RuntimeError:  # neither HOME nor an entry in the list of users, as in some containers
+        return None
 
 
 def identity(manifest: Manifest) -> dict[str, Any]:
@@ -59,13 +64,15 @@ def processor(path: Path = PROCESSOR) -> str:
     return f"{said.get('model name', 'unknown')}, {flags}"
 
 
-def file_of(known: Mapping[str, Any], home: Path) -> Path:
-    """The file of an identity."""
-    return home / (hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16] + ".json")
+def file_of(known: Mapping[str, Any], home: Path | None) -> Path | None:
+    """The file of an identity; None where there is no folder for it."""
+    return home and home / (hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:16] + ".json")
 
 
-def read(path: Path, known: Mapping[str, Any]) -> tuple[Kept, str]:
+def read(path: Path | None, known: Mapping[str, Any]) -> tuple[Kept, str]:
     """What a file holds, and a sentence where it cannot be used; nothing and no sentence where there is none."""
+    if path is None:
+        return Kept(), ""
     try:
         with path.open("rb") as file:
             data = json.loads(file.read(MAX_BYTES))
@@ -81,8 +88,10 @@ def read(path: Path, known: Mapping[str, Any]) -> tuple[Kept, str]:
         return Kept(), f"the call times in {path} cannot be used ({why}) and are measured again"
 
 
-def write(path: Path, known: Mapping[str, Any], kept: Kept) -> str:
+def write(path: Path | None, known: Mapping[str, Any], kept: Kept) -> str:
     """Write the file, whole or not at all. Returns a sentence where that fails, else nothing."""
+    if path is None:
+        return "this user has no home folder to keep call times in, so every start measures; XDG_CACHE_HOME names one"
     measured = [{**_entry(layout), "calls_s": dict(calls)} for layout, calls in kept.calls.items()]
     refused = [{**_entry(layout), "why": why} for layout, why in kept.refused.items()]
     content = {"format": FORMAT, "identity": known, "load": kept.load, "measured": measured, "refused": refused}

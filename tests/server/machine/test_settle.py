@@ -11,6 +11,7 @@ import pytest
 
 from fewstep import cores
 from server.__main__ import main
+from server.machine import kept
 from server.machine import settle as settling
 from server.machine.choice import Layout
 from server.machine.settle import Settled, settle
@@ -129,6 +130,19 @@ def test_a_folder_that_cannot_be_written_is_said_and_changes_nothing_else(machin
     assert found.settings.backend == "openvino"
     assert len(found.notes) == 2 and all(str(machine.home) in note for note in found.notes)
     assert "the next start measures again" in found.notes[1]
+
+
+def test_a_user_without_a_home_is_told_that_every_start_measures(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert kept.folder({"XDG_CACHE_HOME": "relative"}) is None
+    assert kept.folder({"XDG_CACHE_HOME": "/c"}) == Path("/c/fewstep/times")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    found = settle(Settings(HERE), {"tiny": machine.model}, False, machine.measure)
+    assert found.settings.backend == "openvino" and found.path is None
+    assert "XDG_CACHE_HOME names one" in found.notes[0]
 
 
 def test_a_backend_that_does_not_run_is_said_and_remembered(machine: Machine):
