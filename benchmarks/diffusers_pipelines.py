@@ -276,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows.append(served(ROOT / "models/fashion/engine", batch, args.calls, args.rounds))
     print(table(rows, COLUMNS))
     settings = {"student": card.weights, "label": LABEL, "rounds": args.rounds, "threads": 1}
-    write_result(args.out, "diffusers-pipelines", settings, rows)
+    write_result(args.out, "diffusers_pipelines", settings, rows)
     print(f"\nwrote {args.out}")
 
 
