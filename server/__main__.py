@@ -15,9 +15,9 @@ import logging
 import resource
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from export.manifest import read_student
+from export.manifest import Manifest, read_student
 from fewstep.card import CheckpointError
 from server.logs import configure, printable
 from server.settings.settings import Settings, SettingsError, check_runtime
@@ -39,13 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_runtime(settings)
         models = {name: read_student(folder, name) for name, folder in settings.engines.items()}
         if resolved.check:
-            return check(resolved)
+            return check(resolved, models)
         listener = bind(settings)
+        configure(settings)
+        settings = settled(resolved, models)
     except (SettingsError, CheckpointError) as error:
         sentence = printable(" ".join(str(error).split("\n")))
         print(f"error: {sentence}", file=sys.stderr)
         return EXIT_REFUSED
-    configure(settings)
     gc.disable()  # until the parent has loaded its modules (server.processes.worker.freeze_heap)
     # After the checks: a wrong flag should not have to wait for these modules.
     from server.hosts.forked import ForkedServer
@@ -55,15 +56,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return server.serve()
 
 
-def check(resolved: Resolved) -> int:
-    """Print the settings and try the engines. Raises CheckpointError for one that would not run, SettingsError for a
-    host that does not exist and where nothing can be printed."""
-    # Only here: this loads the engines' libraries.
-    from server.check import check_engine, engine_line, settings_lines
+def settled(resolved: Resolved, models: Mapping[str, Manifest]) -> Settings:
+    """The settings, with what was left to the machine chosen, and the log told of it. Raises SettingsError."""
+    from server.machine.settle import settle
 
-    settings = resolved.settings
-    address_family(settings)
+    given = resolved.sources["capacity"] != "default"
+    found = settle(resolved.settings, models, given, say=tell)
+    for note in found.notes:
+        logging.getLogger(__name__).warning(note)
+    if found.chosen:
+        tell(found.chosen)
+    return found.settings
+
+
+def tell(text: str) -> None:
+    """A line of the log at any --log-level: what takes seconds at a first start, or is not what the engine names."""
+    logger = logging.getLogger(__name__)
+    logger.handle(logger.makeRecord(logger.name, logging.INFO, __file__, 0, text, (), None))
+
+
+def check(resolved: Resolved, models: Mapping[str, Manifest]) -> int:
+    """Print the settings, what follows from them on this machine, and try the engines. Raises CheckpointError for one
+    that would not run, SettingsError for a host that does not exist and where nothing can be printed."""
+    # Only here: this loads the engines' libraries.
+    from server.check import check_engine, choice_lines, engine_line, settings_lines
+    from server.machine.settle import settle
+
+    address_family(resolved.settings)
     say("\n".join(settings_lines(resolved)))
+    found = settle(resolved.settings, models, resolved.sources["capacity"] != "default")
+    settings = found.settings
+    if lines := "\n".join(choice_lines(found)):
+        say(lines)
     for name in settings.engines:
         say(engine_line(name, check_engine(name, settings), settings))
     return 0

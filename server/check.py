@@ -6,9 +6,10 @@ from typing import Any
 
 from export.manifest import Manifest
 from fewstep.card import CheckpointError
+from server.machine.settle import Settled
 from server.processes.worker import WorkerConfig
 from server.scheduler.loading import slot_table, tick_of
-from server.settings.settings import OPTIONS, Settings
+from server.settings.settings import AUTO, OPTIONS, Settings
 from server.settings.sources import Resolved
 
 
@@ -18,6 +19,7 @@ def settings_lines(resolved: Resolved) -> Iterator[str]:
     settings, sources = resolved.settings, resolved.sources
     for option in OPTIONS:
         value = getattr(settings, option.name)
+        value = AUTO if option.auto and value == 0 else value
         text = f"# {option.name}: {option.default_text}" if value is None else f"{option.name} = {in_toml(value)}"
         yield _with_source(text, sources[option.name])
     if resolved.keys_file:
@@ -28,6 +30,17 @@ def settings_lines(resolved: Resolved) -> Iterator[str]:
     yield _with_source("[engine]", f"{sources['engines']}; the first is the default model of requests")
     for name, folder in settings.engines.items():
         yield f"{in_toml(name)} = {in_toml(str(folder.absolute()))}"
+
+
+def choice_lines(found: Settled) -> Iterator[str]:
+    """Comments: what was chosen for this machine, every layout that was measured, and where the times lie."""
+    if found.fit:
+        yield ""
+        yield f"# chosen for this machine: {found.fit}"
+        yield from (f"# measured: {each}" for each in sorted(found.fits, key=lambda each: -each.images_per_s))
+        if found.path:
+            yield f"# kept in {ascii(str(found.path))[1:-1]}; without that file, the next start measures again"
+    yield from (f"# note: {ascii(note)[1:-1]}" for note in found.notes)
 
 
 def check_engine(name: str, settings: Settings) -> Manifest:

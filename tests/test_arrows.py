@@ -24,6 +24,7 @@ ALLOWED = {
 FLOORS = {
     "scheduler": (),
     "settings": (),
+    "machine": ("server.scheduler", "server.settings"),
     "processes": ("server.scheduler", "server.settings"),
     "http": ("server.scheduler", "server.settings", "server.processes.pool", "server.processes.shared"),
     "bulk": ("server.scheduler", "server.settings", "server.http.png_text"),
@@ -49,6 +50,7 @@ TORCH_FREE = (
     "client",
     "command_line",
     "consistency",
+    "cores",
     "dpmpp",
     "editing",
     "extras",

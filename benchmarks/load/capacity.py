@@ -36,9 +36,9 @@ from benchmarks.load.fixed_cost import Cost
 from benchmarks.load.load_plot import draw_capacity
 from benchmarks.load.open_loop import play, write_log
 from benchmarks.load.run_summary import summarise
-from benchmarks.load.servers import Running, ours, stock
-from benchmarks.load.stock_server import BATCH_TIMEOUT_S
+from benchmarks.load.servers import Running, ours, peer
 from benchmarks.load.targets import BASELINE, OURS, check_targets, latency_limit_s
+from benchmarks.load.trajectories import BATCH_TIMEOUT_S
 from export.manifest import read_manifest
 from fewstep.ranges import POSITIVE, number, whole
 
@@ -49,6 +49,7 @@ HOPELESS = 0.5  # beyond this load the padded baseline only piles requests up; h
 LONG = 3.0
 OVERLOAD = 5.0
 BESIDE = "beside"  # the server of another checkout
+STOCK = ROOT / "benchmarks/load/stock_server.py"
 SERVERS = (OURS, BASELINE, "stock shrinking", "stock equal")
 MANY = 8  # images per request where there are several
 MAX_QUEUE = 256  # the server's default, written out because the overload's limit follows from it
@@ -99,13 +100,13 @@ class Campaign:
     def cost(self) -> Cost | None:
         return self.args.cost if self.network == "fixed" else None
 
-    def _backend(self) -> list[str]:
+    def backend(self) -> list[str]:
         return ["--backend", self.args.backend] if self.args.backend and self.network == "real" else []
 
     def alone(self, rounds: int, round_s: float) -> dict[str, Any]:
         """engine_alone.py on the engine's cores, while nothing else runs."""
         flags = ["--engine", self.args.engine, "--capacity", self.args.capacity, "--threads", len(self.cores.engine)]
-        flags += ["--rounds", rounds, "--round-s", round_s, *self._backend()]
+        flags += ["--rounds", rounds, "--round-s", round_s, *self.backend()]
         flags += ["--cost", self.cost] if self.cost else []
         done = subprocess.run(
             [sys.executable, str(ROOT / "benchmarks/load/engine_alone.py"), *map(str, flags)],
@@ -120,7 +121,7 @@ class Campaign:
         """R* now, a fresh server, one run."""
         limit = self.alone(rounds=2, round_s=self.args.limit_s)
         common = ["--engine", str(self.args.engine), "--capacity", str(self.args.capacity)]
-        common += ["--threads", str(len(self.cores.engine)), *self._backend()]
+        common += ["--threads", str(len(self.cores.engine)), *self.backend()]
         log = self.args.logs / f"{self.network}-server.log"
         if point.server in (OURS, BESIDE):
             flags = [*common, "--max-queue", str(MAX_QUEUE), *self.args.server]
@@ -134,7 +135,7 @@ class Campaign:
                 "--batch-timeout-s",
                 str(self.args.batch_timeout_s),
             ]
-            started = stock(flags, self.cores, cost=self.cost, log=log)
+            started = peer(STOCK, flags, self.cores, cost=self.cost, log=log)
         with started as server:
             if point.server == OURS:
                 self.ready_s.append(server.ready_s)

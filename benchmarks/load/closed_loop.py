@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,12 @@ async def saturate(
     *,
     steps: Sequence[int] = STEP_MIX,
     images: int = 1,
+    body: Callable[[Mapping[str, Any]], bytes] = generate,
 ) -> float:
-    """Images per second answered with 200 between warmup_s and duration_s. Raises RuntimeError on another answer."""
+    """Images per second answered with 200 between warmup_s and duration_s. Raises RuntimeError on another answer.
+
+    body: the bytes of a request for these fields.
+    """
     pool, wanted = Pool(url), _mix(steps)
     start = time.perf_counter()
     answered = 0
@@ -29,7 +34,7 @@ async def saturate(
         seed = index * 1_000_000
         while (now := time.perf_counter() - start) < duration_s:
             seed += images
-            answer = await pool.fetch(generate({"steps": next(wanted), "n": images, "seed": seed}))
+            answer = await pool.fetch(body({"steps": next(wanted), "n": images, "seed": seed}))
             if answer.status != 200:
                 raise RuntimeError(f"the server answered {answer.status} to one of {outstanding} outstanding requests")
             now = answer.done_s - start

@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cost", type=Cost.parse, required=True, metavar="A,B[,FLOOR]", help="milliseconds")
     parser.add_argument("server", nargs="*", help="after --: the flags of python -m server")
     args = parser.parse_args(arguments)
+    if any(flag.endswith("auto") for flag in args.server):
+        parser.error("--workers auto would keep the times of a network that is not the engine's; give a number")
 
     import export.engine
 

@@ -1,5 +1,6 @@
 """Starts and ends the servers that are measured, each on its cores."""
 
+import itertools
 import os
 import signal
 import socket
@@ -17,8 +18,10 @@ import psutil
 
 from benchmarks.harness import ROOT
 from benchmarks.load.cores import Layout, pin
+from export.manifest import read_manifest
+from server.settings.sources import DEFAULT_MODEL, model_engine
 
-START_S = 60.0
+START_S = 240.0  # Ray takes minutes on a busy machine
 STOP_S = 40.0
 
 
@@ -57,7 +60,7 @@ def ours(
     tree: the checkout whose server runs.
     """
     port = _free_port()
-    flags = ["--port", str(port), *arguments]
+    flags = ["--port", str(port), *arguments, *_own_backend(arguments)]
     flags += ["--drain-s", "0"] if tree == ROOT else []  # older servers do not know it
     script = [str(tree / "benchmarks/load/fixed_cost.py"), "--cost", str(cost), "--", *flags]
     command = script if cost else ["-m", "server", *flags]
@@ -69,15 +72,34 @@ def ours(
 
 
 @contextmanager
-def stock(
-    arguments: Sequence[str], cores: Layout, *, cost: object = None, log: Path | None = None
+def peer(
+    script: Path,
+    arguments: Sequence[str],
+    cores: Layout,
+    *,
+    cost: object = None,
+    log: Path | None = None,
+    probe: str = "/health",
+    python: str = sys.executable,
 ) -> Iterator[Running]:
-    """The baseline of stock_server.py on a free port; its worker pins itself to the engine's cores."""
+    """Another server on a free port, with the flags of trajectories.py; its network pins itself to the engine's cores.
+
+    probe: what answers 200 once it is ready. python: of the environment that has what it needs.
+    """
     port = _free_port()
-    command = [str(ROOT / "benchmarks/load/stock_server.py"), "--port", str(port), *arguments]
+    command = [str(script), "--port", str(port), *arguments]
     command += ["--engine-cores", ",".join(map(str, cores.engine)), *(["--cost", str(cost)] if cost else [])]
-    with _launched(command, port, "/health", cores.rest, log) as server:
+    with _launched(command, port, probe, cores.rest, log, python=python) as server:
         yield server
+
+
+def _own_backend(arguments: Sequence[str]) -> list[str]:
+    """The engine's backend by name, unless one is given: left to itself, a server takes another where that is faster,
+    and would not be compared with what it is compared with."""
+    if any(argument.startswith("--backend") for argument in arguments):
+        return []
+    given = dict(itertools.pairwise(arguments)).get("--engine")
+    return ["--backend", read_manifest(Path(given) if given else model_engine(DEFAULT_MODEL)).backend]
 
 
 def stop(server: Running) -> tuple[int | None, int]:
@@ -94,13 +116,19 @@ def stop(server: Running) -> tuple[int | None, int]:
 
 @contextmanager
 def _launched(
-    command: Sequence[str], port: int, probe: str, cores: Sequence[int] | None, log: Path | None, tree: Path = ROOT
+    command: Sequence[str],
+    port: int,
+    probe: str,
+    cores: Sequence[int] | None,
+    log: Path | None,
+    tree: Path = ROOT,
+    python: str = sys.executable,
 ) -> Iterator[Running]:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(tree)}
     output = log.open("ab") if log else subprocess.DEVNULL
     started = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, *command],
+        [python, *command],
         cwd=tree,
         env=environment,
         stdout=output,

@@ -4,7 +4,6 @@ Every bucket is a model of static shape: the CPU plugin runs those about twice a
 """
 
 import functools
-import os
 import threading
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 from export.backends.buckets import through_buckets
 from export.backends.opened import Floats, Opened, Source, not_installed, require_float32
 from export.manifest import BACKEND_OPENVINO
+from fewstep import cores
 from fewstep.card import CheckpointError
 
 INPUTS = ("x", "c_noise", "onehot")
@@ -70,7 +70,7 @@ class _Compiled:
         self.source = source
         self.precision = precision
         self.threads = threads
-        self.streams = min(2, threads or len(os.sched_getaffinity(0)))
+        self.streams = min(2, threads or cores.count())
         self.models: dict[int, _Streams] = {}
 
     def model(self, bucket: int) -> "_Streams":
@@ -92,6 +92,10 @@ class _Compiled:
         }
         if self.threads:
             settings["INFERENCE_NUM_THREADS"] = self.threads
+        if cores.quota() is not None:
+            # Threads are pinned to the first cores of the process's mask. With a quota the mask is the whole machine,
+            # and every container would take the same few.
+            settings["ENABLE_CPU_PINNING"] = False
         try:
             model = self.core.read_model(self.source.content)
             model.reshape({port: [rows, *list(port.partial_shape)[1:]] for port in model.inputs})

@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -78,7 +78,8 @@ class Maker:
         try:
             for worker in range(workers):
                 ours, theirs = context.Pipe(duplex=False)
-                process = context.Process(target=_worker, args=(self, chunks[worker::workers], theirs), daemon=True)
+                own = replace(self, options=replace(self.options, process=worker))
+                process = context.Process(target=_worker, args=(own, chunks[worker::workers], theirs), daemon=True)
                 process.start()
                 theirs.close()
                 links[ours] = process

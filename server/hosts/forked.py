@@ -83,7 +83,7 @@ class ForkedServer:
         if devices:
             worker.use_gpu(devices[number % len(devices)])
         started_s = time.monotonic()
-        models = worker.load(links, self.config)
+        models = worker.load(links, self.config, number)
         worker.serve(links, models, self.config.policy, time.monotonic() - started_s)
 
 

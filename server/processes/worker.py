@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -61,14 +61,18 @@ class WorkerConfig:
         return cls(settings.engines, announced, options, policy, SharedTimes())
 
 
-def load(links: HttpLinks, config: WorkerConfig) -> dict[str, Model]:
-    """Load and warm up every model. Ends the process, with a sentence, when an engine cannot be served."""
+def load(links: HttpLinks, config: WorkerConfig, number: int) -> dict[str, Model]:
+    """Load and warm up every model, as worker `number` of the server.
+
+    Ends the process, with a sentence, when an engine cannot be served.
+    """
     models: dict[str, Model] = {}
+    options = replace(config.options, process=number)
     try:
         with links.exit_when_closed():
             for name, folder in config.engines.items():
                 links.send([Loading(name)])
-                models[name] = load_model(name, folder, config.options, config.times, config.announced[name])
+                models[name] = load_model(name, folder, options, config.times, config.announced[name])
     except CheckpointError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(EXIT_BAD_ENGINE)

@@ -4,12 +4,14 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from export.manifest import Manifest, read_manifest
+from export.manifest import BACKEND_OPENVINO, BACKEND_OPENVINO_F32, Manifest, read_manifest
+from fewstep import cores
 from fewstep.card import CheckpointError
 from fewstep.pixels import encode
 from fewstep.schedule import SIGMA_MAX
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 Mode = Literal["fast", "exact"]
+OPENVINO = (BACKEND_OPENVINO, BACKEND_OPENVINO_F32)
 # What may differ between the manifest that was announced and the one that is loaded: none of it changes an image.
 DESCRIPTIVE = {"name", "parity", "bounds", "facts", "versions", "proofs"}
 
@@ -36,16 +39,38 @@ class LoadOptions:
     backend: str | None = None  # None: the one each engine's manifest names
     mode: Mode = "fast"  # exact: a row's bytes are the same whatever the batch
     capacity: int = 8  # slots of a model; 0: chosen at the knee of the measured time of a call
-    threads: int = 0  # cores one network call may use; 0: an equal share of the machine for each process
+    threads: int = (
+        0  # cores one network call may use; 0: an equal share of the machine, or of a quota, for each process
+    )
     processes: int = 1  # how many share the machine
+    process: int = 0  # which of them this is
     stall_s: float = 0.0  # a network call that takes longer is refused; 0: no limit
 
     @property
     def cores(self) -> int:
         """Threads for the backend; 0: as many as it likes."""
-        if self.threads or self.processes == 1:
+        if self.threads or (self.processes == 1 and cores.quota() is None):
             return self.threads
-        return max(1, len(os.sched_getaffinity(0)) // self.processes)
+        return max(1, cores.count() // self.processes)
+
+
+@contextmanager
+def own_cores(options: LoadOptions, backend: str) -> Iterator[LoadOptions]:
+    """Load an engine inside: where a backend pins its threads, this process's lie on cores of its own.
+
+    OpenVINO pins them to the first cores of the mask of whoever loads it, so two workers of one thread used to take
+    turns on one core while the others idled. Only the mask of this thread is narrowed, and only inside: what the
+    process starts later runs anywhere. Yields the options with their threads counted on the whole machine.
+    """
+    if options.processes == 1 or backend not in OPENVINO or cores.quota() is not None:  # with a quota nothing is pinned
+        yield options
+        return
+    every, fixed = os.sched_getaffinity(0), replace(options, threads=options.cores)
+    os.sched_setaffinity(0, cores.share(cores.groups(cores.usable()), options.process, options.processes))
+    try:
+        yield fixed
+    finally:
+        os.sched_setaffinity(0, every)
 
 
 def load_model(
@@ -56,6 +81,11 @@ def load_model(
     announced: the manifest that clients see. Raises CheckpointError in a sentence, also when the folder
     holds something else by now.
     """
+    with own_cores(options, options.backend or read_manifest(folder).backend) as fixed:
+        return _load_model(name, folder, fixed, times, announced)
+
+
+def _load_model(name: str, folder: Path, options: LoadOptions, times: SharedTimes, announced: Manifest | None) -> Model:
     # Only here: the engine's libraries belong to the worker, and the other processes import this module too.
     from export.engine import load_engine
 

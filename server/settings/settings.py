@@ -28,6 +28,7 @@ ORIGIN = re.compile(r"(http(?!.*:80$)|https(?!.*:443$))://([a-z0-9.-]+|\[[0-9a-f
 HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[?[0-9a-fA-F:]+\]?|\*")
 PATH = re.compile("[^\0\ud800-\udfff]+")  # what files can have and a settings file can name
 HOST = re.compile(r"[^\s*]+")  # whether there is such a host, the system says
+AUTO = "auto"
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 MIN_KEY_CHARACTERS = 16
 # Of onnxruntime-web, as its browsers ask for them: for WebAssembly, then for WebGPU.
@@ -61,6 +62,7 @@ class Option:
     low: float = 0  # smallest number
     high: float = inf  # largest number
     off: bool = False  # whether 0 is allowed below `low`
+    auto: bool = False  # whether 0 is also the word "auto"
     form: Callable[[str], Any] = bool  # whether a text is allowed, by its truth
     what: str = ""  # what an allowed text is
     name: str = ""
@@ -83,10 +85,12 @@ class Option:
     @property
     def range(self) -> str:
         """The allowed numbers, in words."""
-        return f"{'0, or ' * self.off}from {self.low} to {self.high}"
+        return f"{'auto, or ' if self.auto else '0, or ' * self.off}from {self.low} to {self.high}"
 
     def from_text(self, text: str, where: str) -> Any:
         """The value of a flag or a variable. where: how the user knows it. Raises SettingsError."""
+        if self.auto and text.strip().casefold() == AUTO:
+            return 0
         parts = text.split(",") if self.many else [text]
         try:
             values = [READ[self.entry](part.strip()) for part in parts if part.strip() or not self.many]
@@ -97,6 +101,8 @@ class Option:
 
     def from_toml(self, value: Any, where: str) -> Any:
         """The value of a key in the settings file. Raises SettingsError."""
+        if self.auto and value == AUTO:
+            return 0
         entries = value if self.many else [value]
         kinds = (int, float) if self.entry is float else (self.entry,)
         if not isinstance(entries, list) or any(type(entry) not in kinds for entry in entries):
@@ -161,10 +167,12 @@ class Settings:
         "the networks", unset="none", form=PATH.fullmatch,
         what="a path in UTF-8")
 
-    backend: str | None = _setting(None, "engines", "what runs the networks", unset="the engine's", choices=BACKENDS)
+    backend: str | None = _setting(None, "engines", "what runs the networks", unset="the engine's, or OpenVINO where "
+        "it is installed, proven for the engine and measured faster", choices=BACKENDS)
     devices: tuple[int, ...] = _setting((), "engines", "GPUs by number, such as 0,1", unset="the first GPU, or the CPU",
         high=1_024)
-    workers: int = _setting(1, "engines", "engine processes on each device", low=1, high=64)
+    workers: int = _setting(1, "engines", "engine processes on each device; auto measures call times, once for each "
+        "machine and engine, and chooses workers, threads and capacity", low=1, high=64, off=True, auto=True)
     threads: int = _setting(0, "engines", "cores one network call may use; 0: all, or an equal share for each of "
         "several workers", high=1_024)
     restart_limit: int = _setting(5, "engines", "worker restarts a minute before the server gives up", high=1_000)
@@ -233,7 +241,7 @@ class Settings:
                     f"API key {number} cannot be used: a key has at least {MIN_KEY_CHARACTERS} ASCII characters and "
                     "no spaces. Make one with: openssl rand -hex 32"
                 )
-        room = self.capacity * self.workers * max(1, len(self.devices)) + self.max_queue
+        room = self.capacity * max(1, self.workers) * max(1, len(self.devices)) + self.max_queue
         if self.capacity and self.max_images > room:
             raise SettingsError(
                 f"--max-images {self.max_images} could never be admitted: "

@@ -13,7 +13,8 @@ from benchmarks.load import fixed_cost
 from benchmarks.load.cores import Layout, layout
 from benchmarks.load.engine_alone import measure, through_the_loop
 from benchmarks.load.fixed_cost import Cost, FixedCostEngine
-from benchmarks.load.stock_server import Batching, TrajectoryAPI, groups
+from benchmarks.load.stock_server import TrajectoryAPI
+from benchmarks.load.trajectories import Batching, Trajectories, groups, parser, wanted
 from export.manifest import Manifest
 from tests.server.fakes import GaussianNetwork, expected_pixels, manifest
 
@@ -79,22 +80,20 @@ def test_the_launcher_serves_with_its_own_loader_and_the_servers_flags(monkeypat
     ],
 )
 def test_the_baseline_makes_the_same_images_in_whole_trajectories(batching: Batching, batches: list[int]):
-    api = TrajectoryAPI(Path("engine"), batching, capacity=8, batch_timeout=0.005)
+    api = TrajectoryAPI(parser(None).parse_args(["--engine", "engine", "--port", "1", "--batching", batching]))
     assert api.max_batch_size == (32 if batching == "equal" else 8)
     engine = FakeEngine()
-    api.engine = engine  # pyright: ignore[reportAttributeAccessIssue]
-    wanted = [api.decode_request({"steps": steps, "seed": seed}) for seed, steps in enumerate(MIXED)]
-    made = api.predict(api.batch(wanted))
+    api.trajectories = Trajectories(engine, batching, 8)  # pyright: ignore[reportArgumentType]
+    asked = [api.decode_request({"steps": steps, "seed": seed}) for seed, steps in enumerate(MIXED)]
+    made = api.predict(api.batch(asked))
     assert engine.network.batches == batches
-    for seed, (steps, image, pixels) in enumerate(zip(MIXED, wanted, made, strict=True)):
+    for seed, (steps, image, pixels) in enumerate(zip(MIXED, asked, made, strict=True)):
         np.testing.assert_array_equal(pixels, expected_pixels(seed, image.label, steps))
     assert bytes(api.encode_response(made[0]).body).startswith(b"\x89PNG")
 
 
 def test_groups_keep_every_image_once():
-    api = TrajectoryAPI(Path("engine"), "equal", capacity=8)
-    api.engine = FakeEngine()  # pyright: ignore[reportAttributeAccessIssue]
-    images = [api.decode_request({"steps": steps}) for steps in MIXED]
+    images = [wanted(manifest(), {"steps": steps}) for steps in MIXED]
     assert [len(group) for group in groups(images, "equal", 8)] == [2, 1, 1, 1]
     assert [len(group) for group in groups(images * 4, "equal", 3)] == [3, 3, 2, 3, 1, 3, 1, 3, 1]
     assert groups(images, "padded", 8) == [images]

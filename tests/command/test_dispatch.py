@@ -41,7 +41,7 @@ def test_a_help_that_cannot_be_written_is_one_line(words: str):
 
 
 def test_serve_takes_the_servers_options_and_its_exit_status():
-    checked = ran("serve", "--check", "--model", "fashion", "--port", "81")
+    checked = ran("serve", "--check", "--model", "fashion", "--port", "81", "--backend", "onnxruntime-cpu")
     assert checked.returncode == 0 and "# fashion: 32x32x1" in checked.stdout and "port = 81" in checked.stdout
     refused = ran("serve", "--max-quue", "3")
     assert refused.returncode == 2 and refused.stderr.startswith(

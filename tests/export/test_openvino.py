@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from export.engine import load_engine
+from fewstep import cores
 from fewstep.card import CheckpointError
 from tests.export.conftest import example_rows
 
@@ -50,3 +51,35 @@ def test_a_cpu_without_bfloat16_is_told_what_to_choose(checkpoint, monkeypatch):
     monkeypatch.setattr(openvino.Core, "get_property", lambda *_: ["FP32"])
     with pytest.raises(CheckpointError, match=r"no bfloat16 arithmetic.*--backend openvino-f32"):
         load_engine(checkpoint("patch") / "engine", backend="openvino")
+
+
+MASKS = """
+import os, sys
+from pathlib import Path
+from server.scheduler.calibration import SharedTimes
+from server.scheduler.loading import LoadOptions, load_model, tick_of
+
+def threads():
+    return set(map(int, os.listdir("/proc/self/task")))
+
+before = threads()
+options = LoadOptions("openvino-f32", capacity=4, threads=1, processes=2, process=int(sys.argv[2]))
+model = load_model("tiny", Path(sys.argv[1]), options, SharedTimes())
+for images in (1, 4):
+    tick_of(model.table, images)
+print(*set.union(*(os.sched_getaffinity(thread) for thread in threads() - before)), "|", *os.sched_getaffinity(0))
+"""
+
+
+@pytest.mark.skipif(len(cores.groups(cores.usable())) < 2, reason="two workers need a core each")
+def test_two_workers_compute_on_cores_of_their_own(checkpoint):
+    """Left alone, OpenVINO pins the thread of each to the machine's first core."""
+    own, rest = [], []
+    for process in range(2):
+        command = [sys.executable, "-c", MASKS, str(checkpoint("patch") / "engine"), str(process)]
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
+        masks = [set(map(int, part.split())) for part in done.stdout.split("|")]
+        own.append(masks[0])
+        rest.append(masks[1])
+    assert own[0] and own[1] and not own[0] & own[1]
+    assert rest == [set(cores.usable())] * 2, "what is not OpenVINO's runs anywhere"

@@ -98,11 +98,11 @@ class Server:
 
 
 def launch(arguments: Sequence[str], program: str = "server") -> subprocess.Popen[str]:
-    """program: the module that runs as the server."""
+    """program: the module that runs as the server. Left to itself, it would measure which backend is the fastest."""
     return subprocess.Popen(
         [sys.executable, "-m", program, *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        env={"FEWSTEP_BACKEND": BACKEND_ORT_CPU, **os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

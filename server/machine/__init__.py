@@ -1,0 +1,1 @@
+"""What suits this machine: call times, measured once and kept, and the layout of processes they ask for."""

@@ -1,0 +1,213 @@
+"""What a server makes of settings that leave something to the machine; measured, kept, and measured again."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fewstep import cores
+from server.__main__ import main
+from server.machine import kept
+from server.machine import settle as settling
+from server.machine.choice import Layout
+from server.machine.settle import Settled, settle
+from server.machine.trial import LayoutError, measure_layout
+from server.settings.settings import Settings, SettingsError
+from server.settings.sources import resolve
+from tests.server.fakes import manifest
+
+HERE = {"tiny": Path("/nowhere")}
+SLOW, FAST = {1: 0.010, 16: 0.080}, {1: 0.005, 16: 0.040}
+
+
+class Machine:
+    """Two idle cores with OpenVINO, and times for each backend; a text instead of them is why it does not run."""
+
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.home = home
+        self.measured: list[Layout] = []
+        self.times: dict[str, Mapping[int, float] | str] = {"onnxruntime-cpu": SLOW, "openvino": FAST}
+        self.load = 0.0
+        monkeypatch.setattr(cores, "usable", lambda: (0, 1))
+        monkeypatch.setattr(cores, "quota", lambda: None)
+        monkeypatch.setattr(os, "getloadavg", lambda: (2 * self.load, 0.0, 0.0))
+        monkeypatch.setattr(settling, "find_spec", lambda name: object())
+        self.model = replace(manifest(), backend="onnxruntime-cpu", proofs={"openvino": {}})
+
+    def measure(self, folder: Path, layout: Layout) -> Mapping[int, float]:
+        self.measured.append(layout)
+        times = self.times[layout.backend]
+        if isinstance(times, str):
+            raise LayoutError(times)
+        return {size: seconds * (1 if layout.workers == 1 else 1.2) for size, seconds in times.items()}
+
+    def settle(self, capacity_given: bool = False, **changes: Any) -> Settled:
+        self.measured.clear()
+        return settle(Settings(HERE, **changes), {"tiny": self.model}, capacity_given, self.measure, self.home)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path / "cache", monkeypatch)
+
+
+def test_the_faster_backend_runs_and_the_user_is_told_in_one_line(machine: Machine):
+    found = machine.settle()
+    assert found.settings == Settings(HERE, backend="openvino")
+    assert found.chosen == (
+        "the networks run with openvino, 2.0 times as fast as onnxruntime-cpu when measured here; "
+        "--backend onnxruntime-cpu keeps the engine's"
+    )
+    assert [(each.workers, each.threads) for each in machine.measured] == [(1, 0), (1, 0)]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"backend": "onnxruntime-cpu"}, {"mode": "exact"}, {"backend": "openvino"}, {"devices": (0,)}]
+)
+def test_who_names_a_backend_or_wants_the_same_bytes_everywhere_gets_them_unmeasured(machine: Machine, changes: Any):
+    found = machine.settle(**changes)
+    assert found.settings == Settings(HERE, **changes) and not machine.measured and not found.chosen
+
+
+def test_a_backend_without_a_proof_for_every_engine_is_no_rival(machine: Machine):
+    other = replace(machine.model, proofs={})
+    found = settle(Settings(HERE), {"tiny": machine.model, "b": other}, False, machine.measure, machine.home)
+    assert found.settings.backend is None and not machine.measured
+
+
+def test_auto_chooses_workers_threads_and_slots_and_keeps_what_is_given(machine: Machine):
+    found = machine.settle(workers=0)
+    assert found.settings == Settings(HERE, workers=2, threads=1, capacity=16, backend="openvino")
+    assert found.chosen.startswith("workers auto: openvino, 2 workers of 1 thread, 16 slots each: 4 steps alone 24")
+    assert len(found.fits) == 4
+    assert machine.settle(workers=0, mode="exact").settings.backend is None
+    given = machine.settle(workers=0, threads=2, capacity=5, capacity_given=True, backend="onnxruntime-cpu").settings
+    assert (given.workers, given.threads, given.capacity, given.backend) == (1, 2, 5, "onnxruntime-cpu")
+
+
+def test_a_second_start_measures_nothing_and_a_new_question_only_what_is_missing(machine: Machine):
+    first = machine.settle(workers=0)
+    assert machine.settle(workers=0) == first and not machine.measured
+    machine.settle(workers=3, threads=1)
+    assert machine.measured == [Layout(each, 3, 1) for each in ("onnxruntime-cpu", "openvino")]
+
+
+def test_another_network_library_or_processor_is_measured_anew(machine: Machine):
+    machine.settle()
+    machine.model = replace(machine.model, network_sha256="f" * 64)
+    machine.settle()
+    assert len(machine.measured) == 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"format": 2}', b"\xff\xfe", b"[" * 99_999, "times of -1", "another machine", "no load"],
+)  # fmt: skip
+def test_a_file_that_is_no_good_is_measured_again_and_replaced(machine: Machine, content: bytes | str):
+    first = machine.settle()
+    assert first.path
+    data = json.loads(first.path.read_bytes())
+    if content == "times of -1":
+        data["measured"][0]["calls_s"]["1"] = -1
+    elif content == "another machine":
+        data["identity"]["processor"] = "another"
+    elif content == "no load":
+        del data["load"]
+    first.path.write_bytes(content if isinstance(content, bytes) else json.dumps(data).encode())
+    again = machine.settle()
+    assert len(machine.measured) == 2 and again.settings == first.settings
+    assert len(again.notes) == 1 and "cannot be used" in again.notes[0] and "measured again" in again.notes[0]
+    assert not machine.settle().notes and not machine.measured
+
+
+def test_a_folder_that_cannot_be_written_is_said_and_changes_nothing_else(machine: Machine):
+    machine.home.write_text("a file, where a folder would be")
+    found = machine.settle()
+    assert found.settings.backend == "openvino"
+    assert len(found.notes) == 2 and all(str(machine.home) in note for note in found.notes)
+    assert "the next start measures again" in found.notes[1]
+
+
+def test_a_user_without_a_home_is_told_that_every_start_measures(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    assert kept.folder({"XDG_CACHE_HOME": "relative"}) is None
+    assert kept.folder({"XDG_CACHE_HOME": "/c"}) == Path("/c/fewstep/times")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    found = settle(Settings(HERE), {"tiny": machine.model}, False, machine.measure)
+    assert found.settings.backend == "openvino" and found.path is None
+    assert "XDG_CACHE_HOME names one" in found.notes[0]
+
+
+def test_a_backend_that_does_not_run_is_said_and_remembered(machine: Machine):
+    machine.times["openvino"] = "this CPU has no bfloat16"
+    for _ in range(2):
+        found = machine.settle()
+        assert found.settings.backend is None and not found.chosen
+    assert not machine.measured
+    machine.times["onnxruntime-cpu"] = "broken"
+    with pytest.raises(SettingsError, match=r"no way to run tiny works here.*broken"):
+        machine.settle(workers=3)
+
+
+def test_times_of_a_busy_machine_change_no_backend_and_are_measured_again_when_it_is_idle(machine: Machine):
+    machine.load = 3.0
+    for _ in range(2):
+        found = machine.settle()
+        assert found.settings.backend is None
+        assert "the load was 3.0 for each core" in found.notes[-1]
+    assert not machine.measured, "it is as busy as before"
+    machine.load = 0.1
+    assert machine.settle().settings.backend == "openvino"
+    assert len(machine.measured) == 2
+    machine.load = 3.0
+    assert machine.settle().settings.backend == "openvino", "times of an idle machine stay"
+
+
+def test_on_a_gpu_auto_is_one_worker_for_each_device(machine: Machine):
+    machine.model = replace(machine.model, backend="torch")
+    found = machine.settle(workers=0)
+    assert found.settings == Settings(HERE, workers=1, capacity=0) and not machine.measured
+    assert "one for each device" in found.notes[0]
+
+
+@pytest.mark.parametrize(("arguments", "workers"), [(["--workers", "auto"], 0), (["--workers", "3"], 3)])
+def test_auto_is_a_word_of_flags_variables_and_files(tmp_path: Path, arguments: list[str], workers: int):
+    (tmp_path / "s.toml").write_text('workers = "auto"')
+    assert resolve(arguments, {}).settings.workers == workers
+    assert resolve([], {"FEWSTEP_WORKERS": " AUTO "}).settings.workers == 0
+    assert resolve(["--config", str(tmp_path / "s.toml")], {}).settings.workers == 0
+    with pytest.raises(SettingsError, match=r"--workers must be auto, or from 1 to 64, not 65"):
+        resolve(["--workers", "65"], {})
+    with pytest.raises(SettingsError, match=r"--threads must be a whole number, not 'auto'"):
+        resolve(["--threads", "auto"], {})
+
+
+def test_processes_measure_a_real_engine_side_by_side(engine_dir: Path):
+    times = measure_layout(engine_dir, Layout("onnxruntime-cpu", 2, 1))
+    assert {1, 2} <= set(times) and all(seconds > 0 for seconds in times.values())
+
+
+def test_a_process_that_cannot_load_says_why(engine_dir: Path, tmp_path: Path):
+    with pytest.raises(LayoutError) as refused:
+        measure_layout(tmp_path, Layout("onnxruntime-cpu", 2, 1))
+    assert "holds no engine.json" in refused.value.why
+
+
+def test_check_prints_the_choice_and_its_figures(
+    engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert main(["--check", "--engine", str(engine_dir), "--workers", "auto", "--threads", "1"]) == 0
+    said = capsys.readouterr().out
+    assert 'workers = "auto"' in said
+    assert "# chosen for this machine: onnxruntime-cpu, " in said and "images/s when full" in said
+    assert f"# kept in {tmp_path}/fewstep/times/" in said
+    (tmp_path / "s.toml").write_text(said)
+    assert resolve(["--config", str(tmp_path / "s.toml")], {}).settings.workers == 0
