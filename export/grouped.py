@@ -4,12 +4,11 @@ A layer with the weight W computes, for a row of adapter a,
 
     W x + up[a] (down[a] x)                                          (LoRA: Hu et al. 2022, Eq. 3, with alpha = r)
 
-The factors of all adapters are stacked, [N, ...], and gathered by row; those of index 0 are zeros, so that such a row
-is the backbone's. down of a convolution is computed tap by tap, r k k products per pixel that are then shifted and
-summed: products of r rows instead of an unfolded map of C k k. `benchmarks/adapters.py` measures both ways.
+The factors of all adapters are stacked and gathered by row; those of index 0 are zeros, so that such a row is the
+backbone's. down of a convolution of k x k taps is computed tap by tap, r k k products of a pixel that are then shifted
+and summed: `benchmarks/adapters.py` compares that with products of the unfolded map, of C k k values a pixel.
 """
 
-import copy
 from typing import cast
 
 import torch
@@ -20,10 +19,10 @@ from torch.nn.utils import parametrize
 
 
 class GroupedNetwork(nn.Module):
-    """F(x, c_noise, onehot, adapter, factors...): as F, with adapter [B] int64 and for each layer of `layers` in turn
-    its factors, down [N, r k k, in] and up [N, out, r]. r may differ from layer to layer.
+    """F(x, c_noise, onehot, adapter, factors...): F with adapter [B] int64, from 0, and the stacked factors of each of
+    `layers` in turn: down [N, r, taps, in] and up [N, out, r]. N and r are the same for all layers.
 
-    network: a copy of F whose adapted layers are grouped; `grouped_network` makes it.
+    network: F whose adapted layers are grouped; `grouped_network` makes it. layers: their paths in it.
     """
 
     def __init__(self, network: nn.Module, layers: tuple[str, ...]) -> None:
@@ -36,56 +35,99 @@ class GroupedNetwork(nn.Module):
         rows = {name: factor[adapter] for name, factor in zip(names, factors, strict=True)}
         return functional_call(self.network, rows, (x, c_noise, onehot))
 
+    def layer(self, path: str) -> "GroupedLinear | GroupedConv":
+        """One of `layers`."""
+        found = self.network.get_submodule(path)
+        assert isinstance(found, GroupedLinear | GroupedConv)
+        return found
 
-class Grouped(nn.Module):
-    """A linear or convolutional layer with rows' own down [B, r k k, in] and up [B, out, r] beside its weights."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the checkpoint of the backbone calls the weight of each layer."""
+        return tuple(f"{path}.conv.weight" if self.layer(path).enlarged else f"{path}.weight" for path in self.layers)
+
+
+class _Grouped(nn.Module):
+    """A layer with rows' own down [B, r, taps, in] and up [B, out, r] beside its weights, which a call brings along."""
 
     down: Tensor
     up: Tensor
+    enlarged = False  # whether it is the transposed convolution that stands for an enlargement and a convolution
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
-        self.register_buffer("down", torch.empty(0), persistent=False)
-        self.register_buffer("up", torch.empty(0), persistent=False)
+        self.register_buffer("down", torch.zeros(1), persistent=False)
+        self.register_buffer("up", torch.zeros(1), persistent=False)
 
 
-class GroupedLinear(Grouped):
+class GroupedLinear(_Grouped):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, in] -> [B, out]."""
-        return self.layer(x) + (self.up @ (self.down @ x[:, :, None]))[:, :, 0]
+        low = self.down.flatten(1, 2) @ x[:, :, None]
+        return self.layer(x) + (self.up @ low)[:, :, 0]
 
 
-class GroupedConv(Grouped):
-    """factor: what a parametrization multiplies the layer's weight with. enlarged: the layer is the transposed
-    convolution that stands for a nearest-neighbour enlargement by two and a 3x3 convolution (`export.upsampling`)."""
+class GroupedConv(_Grouped):
+    """factor: what the layer's weight is multiplied with by a parametrization (`export.residuals`). A transposed
+    convolution is the one of `export.upsampling`: of 3x3 taps on a map that is first enlarged by two."""
 
     def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d, factor: float = 1.0) -> None:
         super().__init__(layer)
         self.factor = factor
         self.enlarged = isinstance(layer, nn.ConvTranspose2d)
-        self.kernel, self.stride, self.padding = (
-            (3, 1, 1) if self.enlarged else (layer.kernel_size[0], layer.stride[0], cast(int, layer.padding[0]))
-        )
+        own = layer.kernel_size[0], layer.stride[0], cast(tuple[int, int], layer.padding)[0]
+        self.kernel, self.stride, self.padding = (3, 1, 1) if self.enlarged else own
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, H, W] -> [B, out, H', W']."""
+        """x [B, in, H, W] -> [B, out, H', W']."""
         out = self.layer(x)
-        taps = self.down @ x.flatten(2)  # [B, r k k, H W]
-        low = summed(self._on_map(taps, x), self.kernel, self.padding)[:, :, :: self.stride, :: self.stride]
+        taps = (self.down.flatten(1, 2) @ x.flatten(2)).unflatten(2, x.shape[2:])  # [B, r taps, H, W]
+        if self.enlarged:  # products of single pixels are the same before and after
+            taps = functional.interpolate(taps, scale_factor=2.0)
+        low = shifted_sum(taps, self.kernel, self.padding)[:, :, :: self.stride, :: self.stride]
         up = self.up if self.factor == 1 else self.up * self.factor
-        return out + (up @ low.flatten(2)).reshape(out.shape)
-
-    def _on_map(self, taps: Tensor, x: Tensor) -> Tensor:
-        taps = taps.unflatten(2, x.shape[2:])
-        return functional.interpolate(taps, scale_factor=2.0) if self.enlarged else taps
+        return out + (up @ low.flatten(2)).reshape(-1, *out.shape[1:])
 
 
-def summed(taps: Tensor, kernel: int, padding: int) -> Tensor:
-    """What a convolution of stride one sums: taps [B, r k k, H, W], the products of every pixel with each tap, in the
-    order (r, k, k), -> [B, r, H', W']."""
+def shifted_sum(taps: Tensor, kernel: int, padding: int) -> Tensor:
+    """What a convolution of stride one adds up: taps [B, r k k, H, W], the products of every pixel with each tap, the
+    taps of one sum behind each other from the last to the first, -> [B, r, H', W']."""
     if kernel == 1 and not padding:
         return taps
     size = [side + 2 * padding - kernel + 1 for side in taps.shape[2:]]
-    # `fold` adds what comes from a pixel at an offset of the kernel; a convolution's offsets are the opposite ones.
+    # `fold` adds up where a pixel's products go to, a convolution where they come from: the taps in reverse.
     return functional.fold(taps.flatten(2), size, kernel, padding=kernel - 1 - padding)
+
+
+def grouped_network(network: nn.Module) -> GroupedNetwork:
+    """F with grouped layers, of a network that may have the forms of `export.residuals` and `export.upsampling`.
+
+    Changes `network`. Raises ValueError for a convolution in groups, with dilation or of taps that are no square.
+    """
+    layers: list[str] = []
+    for parent_name, parent in list(network.named_modules()):
+        for name, child in list(parent.named_children()):
+            if (layer := _grouped(child)) is not None:
+                setattr(parent, name, layer)
+                layers.append(f"{parent_name}.{name}".removeprefix("."))
+    return GroupedNetwork(network, tuple(layers))
+
+
+def _grouped(layer: nn.Module) -> GroupedLinear | GroupedConv | None:
+    if isinstance(layer, nn.Linear):
+        return GroupedLinear(layer)
+    if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        return None
+    if layer.groups != 1 or set(layer.dilation) != {1} or len(set(layer.kernel_size)) != 1:
+        raise ValueError(f"adapters by row need plain convolutions of square kernels, not {layer}")
+    factor = 1.0
+    if parametrize.is_parametrized(layer, "weight"):
+        factor = cast(nn.ModuleList, cast(nn.ModuleDict, layer.parametrizations)["weight"])[0].factor
+    return GroupedConv(layer, cast(float, factor))
+
+
+def layer_down(down: Tensor, weight: Tensor) -> Tensor:
+    """An adapter's down [r, in k k] of a layer with this weight, [out, in] or [out, in, k, k], as [r, taps, in]."""
+    width = weight.shape[1]
+    return down.reshape(len(down), width, -1).flip(2).transpose(1, 2).contiguous()
