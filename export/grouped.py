@@ -9,6 +9,7 @@ backbone's. down of a convolution of k x k taps is computed tap by tap, r k k pr
 and summed: `benchmarks/adapters.py` compares that with products of the unfolded map, of C k k values a pixel.
 """
 
+import math
 from typing import cast
 
 import torch
@@ -16,6 +17,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.utils import parametrize
+
+from fewstep.adapters import adaptable
+
+
+LOW_RANK = "fewstep::LowRank"  # the node of an adapted layer while it is traced; export.grouped_onnx spells it out
 
 
 class GroupedNetwork(nn.Module):
@@ -32,40 +38,45 @@ class GroupedNetwork(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, onehot: Tensor, adapter: Tensor, *factors: Tensor) -> Tensor:
         names = [f"{layer}.{part}" for layer in self.layers for part in ("down", "up")]
-        rows = {name: factor[adapter] for name, factor in zip(names, factors, strict=True)}
-        return functional_call(self.network, rows, (x, c_noise, onehot))
-
-    def layer(self, path: str) -> "GroupedLinear | GroupedConv":
-        """One of `layers`."""
-        found = self.network.get_submodule(path)
-        assert isinstance(found, GroupedLinear | GroupedConv)
-        return found
+        brought = dict(zip(names, factors, strict=True)) | {f"{layer}.adapter": adapter for layer in self.layers}
+        return functional_call(self.network, brought, (x, c_noise, onehot))
 
     @property
     def names(self) -> tuple[str, ...]:
         """What the checkpoint of the backbone calls the weight of each layer."""
-        return tuple(f"{path}.conv.weight" if self.layer(path).enlarged else f"{path}.weight" for path in self.layers)
+        inner = [getattr(self.network.get_submodule(path), "enlarged", False) for path in self.layers]
+        return tuple(
+            f"{path}.conv.weight" if each else f"{path}.weight" for path, each in zip(self.layers, inner, strict=True)
+        )
 
 
 class _Grouped(nn.Module):
-    """A layer with rows' own down [B, r, taps, in] and up [B, out, r] beside its weights, which a call brings along."""
+    """A layer with what a call brings along for it: adapter [B], down [N, r, taps, in] and up [N, out, r]."""
 
+    adapter: Tensor
     down: Tensor
     up: Tensor
-    enlarged = False  # whether it is the transposed convolution that stands for an enlargement and a convolution
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
-        self.register_buffer("down", torch.zeros(1), persistent=False)
-        self.register_buffer("up", torch.zeros(1), persistent=False)
+        for name in ("adapter", "down", "up"):
+            self.register_buffer(name, torch.zeros(1), persistent=False)
+
+    def _traced(self, x: Tensor, like: Tensor, **attributes: int | float) -> Tensor:
+        """One node of an ONNX file. torch.export takes minutes for its operators, whose shapes it reasons about."""
+        inputs = (x, self.adapter, self.down, self.up)
+        return torch.onnx.ops.symbolic(LOW_RANK, inputs, attributes, dtype=x.dtype, shape=like.shape, version=1)
 
 
 class GroupedLinear(_Grouped):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, in] -> [B, out]."""
-        low = self.down.flatten(1, 2) @ x[:, :, None]
-        return self.layer(x) + (self.up @ low)[:, :, 0]
+        out = self.layer(x)
+        if torch.onnx.is_in_onnx_export():
+            return out + self._traced(x, out)
+        low = self.down[self.adapter].flatten(1, 2) @ x[:, :, None]
+        return out + (self.up[self.adapter] @ low)[:, :, 0]
 
 
 class GroupedConv(_Grouped):
@@ -82,12 +93,16 @@ class GroupedConv(_Grouped):
     def forward(self, x: Tensor) -> Tensor:
         """x [B, in, H, W] -> [B, out, H', W']."""
         out = self.layer(x)
-        taps = (self.down.flatten(1, 2) @ x.flatten(2)).unflatten(2, x.shape[2:])  # [B, r taps, H, W]
+        if torch.onnx.is_in_onnx_export():
+            return out + self._traced(
+                x, out, kernel=self.kernel, stride=self.stride, padding=self.padding, enlarged=int(self.enlarged),
+                factor=self.factor, side=x.shape[2], width=x.shape[1],
+            )  # fmt: skip
+        taps = (self.down[self.adapter].flatten(1, 2) @ x.flatten(2)).unflatten(2, x.shape[2:])  # [B, r taps, H, W]
         if self.enlarged:  # products of single pixels are the same before and after
             taps = functional.interpolate(taps, scale_factor=2.0)
         low = shifted_sum(taps, self.kernel, self.padding)[:, :, :: self.stride, :: self.stride]
-        up = self.up if self.factor == 1 else self.up * self.factor
-        return out + (up @ low.flatten(2)).reshape(-1, *out.shape[1:])
+        return out + (self.factor * self.up[self.adapter] @ low.flatten(2)).reshape(-1, *out.shape[1:])
 
 
 def shifted_sum(taps: Tensor, kernel: int, padding: int) -> Tensor:
@@ -106,11 +121,10 @@ def grouped_network(network: nn.Module) -> GroupedNetwork:
     Changes `network`. Raises ValueError for a convolution in groups, with dilation or of taps that are no square.
     """
     layers: list[str] = []
-    for parent_name, parent in list(network.named_modules()):
-        for name, child in list(parent.named_children()):
-            if (layer := _grouped(child)) is not None:
-                setattr(parent, name, layer)
-                layers.append(f"{parent_name}.{name}".removeprefix("."))
+    for path, module in list(network.named_modules()):
+        if (layer := _grouped(module)) is not None:
+            network.set_submodule(path, layer)
+            layers.append(path)
     return GroupedNetwork(network, tuple(layers))
 
 
@@ -125,6 +139,13 @@ def _grouped(layer: nn.Module) -> GroupedLinear | GroupedConv | None:
     if parametrize.is_parametrized(layer, "weight"):
         factor = cast(nn.ModuleList, cast(nn.ModuleDict, layer.parametrizations)["weight"])[0].factor
     return GroupedConv(layer, cast(float, factor))
+
+
+def adapted_layers(network: nn.Module) -> dict[str, tuple[int, int, int]]:
+    """Layer -> (out, in, taps) of the weights that adapters change, by their names in the backbone's checkpoint, in the
+    order in which a grouped network takes their factors."""
+    shapes = {name: weight.shape for name, weight in adaptable(network).items()}
+    return {name: (shape[0], shape[1], math.prod(shape[2:])) for name, shape in shapes.items()}
 
 
 def layer_down(down: Tensor, weight: Tensor) -> Tensor:

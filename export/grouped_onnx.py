@@ -1,0 +1,94 @@
+"""What an adapted layer adds, as ONNX: the nodes `export.grouped` leaves while it is traced, spelled out.
+
+The operators are those of `export.grouped.GroupedConv` and `GroupedLinear`, in the same order.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from export.grouped import LOW_RANK
+
+DOMAIN, NODE = LOW_RANK.split("::")
+
+
+def spell_out_adapters(model: onnx.ModelProto) -> None:
+    """Replace every such node of the graph, and forget its domain."""
+    graph = model.graph
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if (node.domain, node.op_type) != (DOMAIN, NODE):
+            nodes.append(node)
+            continue
+        attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        added = _Nodes(graph, node.output[0])
+        _low_rank(added, list(node.input), attributes)
+        nodes += added.nodes
+    del graph.node[:]
+    graph.node.extend(nodes)
+    imports = [each for each in model.opset_import if each.domain != DOMAIN]
+    del model.opset_import[:]
+    model.opset_import.extend(imports)
+
+
+class _Nodes:
+    """Nodes in a row whose results are named after the last one's."""
+
+    def __init__(self, graph: onnx.GraphProto, output: str) -> None:
+        self.graph = graph
+        self.output = output
+        self.nodes: list[onnx.NodeProto] = []
+
+    def add(self, op: str, *inputs: str, last: bool = False, **attributes: Any) -> str:
+        name = self.output if last else f"{self.output}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
+        return name
+
+    def constant(self, values: Any, dtype: Any = np.int64) -> str:
+        name = f"{self.output}_constant_{len(self.nodes)}_{len(self.graph.initializer)}"
+        self.graph.initializer.append(numpy_helper.from_array(np.array(values, dtype), name))
+        return name
+
+    def reshaped(self, value: str, shape: list[int], last: bool = False) -> str:
+        """0 in the shape keeps what there is."""
+        return self.add("Reshape", value, self.constant(shape), last=last)
+
+
+def _low_rank(nodes: _Nodes, inputs: list[str], attributes: Mapping[str, Any]) -> None:
+    x, adapter, down, up = inputs
+    down_rows = nodes.add("Gather", down, adapter)  # [B, r, taps, in]
+    up_rows = nodes.add("Gather", up, adapter)  # [B, out, r]
+    if "kernel" not in attributes:  # a linear layer
+        column = nodes.add("Unsqueeze", x, nodes.constant([2]))
+        low = nodes.add("MatMul", nodes.add("Squeeze", down_rows, nodes.constant([2])), column)
+        nodes.add("Squeeze", nodes.add("MatMul", up_rows, low), nodes.constant([2]), last=True)
+        return
+    kernel, stride, padding = (attributes[name] for name in ("kernel", "stride", "padding"))
+    side = attributes["side"] * (2 if attributes["enlarged"] else 1)
+    flat = nodes.reshaped(down_rows, [0, -1, attributes["width"]])  # [B, r taps, in]
+    products = nodes.add("MatMul", flat, nodes.reshaped(x, [0, 0, -1]))
+    if attributes["enlarged"]:
+        small = nodes.reshaped(products, [0, 0, attributes["side"], attributes["side"]])
+        scales = nodes.constant([1, 1, 2, 2], np.float32)
+        large = nodes.add(
+            "Resize", small, "", scales, mode="nearest", coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )  # fmt: skip
+        products = nodes.reshaped(large, [0, 0, -1])
+    if kernel > 1 or padding:
+        side += 2 * padding - kernel + 1
+        sizes = nodes.constant([side, side]), nodes.constant([kernel, kernel])
+        products = nodes.add("Col2Im", products, *sizes, pads=[kernel - 1 - padding] * 4)
+    else:
+        products = nodes.reshaped(products, [0, 0, side, side])
+    if stride > 1:
+        ends, axes, steps = [side, side], [2, 3], [stride, stride]
+        products = nodes.add("Slice", products, *map(nodes.constant, ([0, 0], ends, axes, steps)))
+        side = -(-side // stride)
+    if attributes["factor"] != 1:
+        up_rows = nodes.add("Mul", up_rows, nodes.constant(attributes["factor"], np.float32))
+    added = nodes.add("MatMul", up_rows, nodes.reshaped(products, [0, 0, -1]))
+    nodes.reshaped(added, [0, 0, side, side], last=True)
