@@ -43,12 +43,12 @@ class _Nodes:
         self.nodes: list[onnx.NodeProto] = []
 
     def add(self, op: str, *inputs: str, last: bool = False, **attributes: Any) -> str:
-        name = self.output if last else f"{self.output}_{len(self.nodes)}"
+        name = self.output if last else f"{self.output}.{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
         return name
 
     def constant(self, values: Any, dtype: Any = np.int64) -> str:
-        name = f"{self.output}_constant_{len(self.nodes)}_{len(self.graph.initializer)}"
+        name = f"{self.output}.constant{len(self.graph.initializer)}"
         self.graph.initializer.append(numpy_helper.from_array(np.array(values, dtype), name))
         return name
 

@@ -26,6 +26,7 @@ BACKENDS = (
     BACKEND_ORT_CPU, BACKEND_OPENVINO, BACKEND_OPENVINO_F32, BACKEND_TORCH, BACKEND_TORCH_COMPILE,
     BACKEND_ORT_CUDA, BACKEND_TENSORRT, BACKEND_TENSORRT_RTX,
 )  # fmt: skip
+WITH_ADAPTERS = (BACKEND_ORT_CPU, BACKEND_TORCH)  # those that run engines with adapters by row
 DTYPE_NAMES = ("float32", "float16", "bfloat16")  # what a network computes in, as torch names them
 # Left out of the file while they are empty: a reader that has never heard of a field refuses it.
 OPTIONAL = ("extra", "facts", "proofs", "told", "adapted", "adapters")
