@@ -36,7 +36,9 @@ def read_adapters(folder: Path, manifest: Manifest) -> Stacked:
 
 def stack(adapters: list[Factors], manifest: Manifest) -> Stacked:
     """The factors of adapters that fit the manifest's layers."""
-    rank = max((values.shape[-1] for each in adapters for name, values in each.items() if name.endswith(".up")), default=1)
+    rank = max(
+        (values.shape[-1] for each in adapters for name, values in each.items() if name.endswith(".up")), default=1
+    )
     count, inputs = 1 + len(adapters), {}
     for layer, (out, width, taps) in manifest.adapted.items():
         down = np.zeros((count, rank, taps, width), np.float32)
@@ -51,7 +53,9 @@ def stack(adapters: list[Factors], manifest: Manifest) -> Stacked:
 
 def _read(path: Path, entry: AdapterEntry, manifest: Manifest) -> Factors:
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing, and the manifest names it. Add the adapter again: fewstep export adapter")
+        raise CheckpointError(
+            f"{path} is missing, and the manifest names it. Add the adapter again: fewstep export adapter"
+        )
     content = path.read_bytes()
     if hashlib.sha256(content).hexdigest() != entry.sha256:
         raise CheckpointError(
@@ -76,7 +80,9 @@ def check_factors(factors: Mapping[str, NDArray], adapted: Mapping[str, tuple[in
         out, width, taps = adapted[layer]
         rank = values.shape[0 if part == "down" else -1]
         if values.shape != ((rank, taps, width) if part == "down" else (out, rank)) or values.dtype != np.float32:
-            raise CheckpointError(f"{where} holds {name} of shape {values.shape}, and the layer has {(out, width, taps)}")
+            raise CheckpointError(
+                f"{where} holds {name} of shape {values.shape}, and the layer has {(out, width, taps)}"
+            )
         if part == "up" and other.shape[0] != rank:
             raise CheckpointError(f"{where} holds {layer} with factors of two ranks, {other.shape[0]} and {rank}")
         if not np.isfinite(values).all():

@@ -40,9 +40,7 @@ class Engine:
     backend: str
     opened: Opened
 
-    def network(
-        self, x: Floats, c_noise: Floats, onehot: Floats, adapter: NDArray[np.int64] | None = None
-    ) -> Floats:
+    def network(self, x: Floats, c_noise: Floats, onehot: Floats, adapter: NDArray[np.int64] | None = None) -> Floats:
         """F: x [B, C + extra, H, W] of unit variance, c_noise [B], onehot [B, columns] -> [B, C, H, W], all float32.
 
         adapter [B]: of each row, its number among the manifest's adapters from 1, or 0 for the backbone; None: all 0.

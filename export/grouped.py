@@ -20,7 +20,6 @@ from torch.nn.utils import parametrize
 
 from fewstep.adapters import adaptable
 
-
 LOW_RANK = "fewstep::LowRank"  # the node of an adapted layer while it is traced; export.grouped_onnx spells it out
 
 

@@ -19,16 +19,18 @@ def spell_out_adapters(model: onnx.ModelProto) -> None:
     """Replace every such node of the graph, and forget its domain."""
     graph = model.graph
     nodes: list[onnx.NodeProto] = []
+    found: set[str] = set()
     for node in graph.node:
         if (node.domain, node.op_type) != (DOMAIN, NODE):
             nodes.append(node)
             continue
         attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
+        found.add(node.output[0])
         added = _Nodes(graph, node.output[0])
         _low_rank(added, list(node.input), attributes)
         nodes += added.nodes
     del graph.node[:]
-    graph.node.extend(nodes)
+    graph.node.extend(_joined_to_residuals(nodes, graph, found))
     imports = [each for each in model.opset_import if each.domain != DOMAIN]
     del model.opset_import[:]
     model.opset_import.extend(imports)
@@ -92,3 +94,43 @@ def _low_rank(nodes: _Nodes, inputs: list[str], attributes: Mapping[str, Any]) -
         up_rows = nodes.add("Mul", up_rows, nodes.constant(attributes["factor"], np.float32))
     added = nodes.add("MatMul", up_rows, nodes.reshaped(products, [0, 0, -1]))
     nodes.reshaped(added, [0, 0, side, side], last=True)
+
+
+def _joined_to_residuals(
+    nodes: list[onnx.NodeProto], graph: onnx.GraphProto, of_adapters: set[str]
+) -> list[onnx.NodeProto]:
+    """(layer + added) + residual as layer + (residual + added), of maps of one shape.
+
+    ONNX Runtime computes a convolution and the sum behind it in one pass, with the bias last. So the sum behind it
+    stays the backbone's: where `added` is zero, the bytes are those of the backbone without adapters.
+    """
+    makers = {node.output[0]: node for node in nodes}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    broadcast = {
+        value.name
+        for value in graph.value_info
+        if [dim.dim_value for dim in value.type.tensor_type.shape.dim[2:]] == [1, 1]
+    }
+    gone: set[str] = set()
+    before: dict[str, list[onnx.NodeProto]] = {}  # output of a sum -> what is computed just before it
+    for node in nodes:
+        if node.op_type != "Add" or makers.get(node.input[0], node).op_type not in ("Conv", "ConvTranspose"):
+            continue
+        layer, added = node.input
+        follow = readers.get(node.output[0], [])
+        if added not in of_adapters or len(follow) != 1 or follow[0].op_type != "Add":
+            continue
+        if node.output[0] not in follow[0].input:  # both of a sum are such layers, and the other one was joined
+            continue
+        place = list(follow[0].input).index(node.output[0])
+        other = follow[0].input[1 - place]
+        if other in broadcast:
+            continue
+        name = f"{added}.with_residual"
+        follow[0].input[place], follow[0].input[1 - place] = layer, name
+        before.setdefault(follow[0].output[0], []).append(helper.make_node("Add", [other, added], [name]))
+        gone.add(node.output[0])
+    return [each for node in nodes if node.output[0] not in gone for each in (*before.get(node.output[0], ()), node)]

@@ -196,5 +196,7 @@ def _adapter_from_json(data: dict[str, Any], where: Path) -> AdapterEntry:
         **{**data, "levels": levels_from_json(data["levels"]), "class_names": tuple(data["class_names"])}
     )
     if not ADAPTER_NAME.fullmatch(entry.name):
-        raise CheckpointError(f"{where} names an adapter {entry.name!r}, which cannot be the name of a file and a model")
+        raise CheckpointError(
+            f"{where} names an adapter {entry.name!r}, which cannot be the name of a file and a model"
+        )
     return entry
