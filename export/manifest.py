@@ -5,6 +5,7 @@ Standard library only, because the server reads it before it loads anything heav
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -139,10 +140,25 @@ def served_models(manifest: Manifest) -> dict[str, Manifest]:
     return served
 
 
-def adapter_index(manifest: Manifest, model: str) -> int:
-    """What the network calls the adapter of a served model; 0: the backbone itself."""
-    _, between, name = model.partition(BETWEEN)
-    return 1 + [entry.name for entry in manifest.adapters].index(name) if between else 0
+def all_served(engines: Iterable[Manifest]) -> dict[str, Manifest]:
+    """What several engines serve, in their order."""
+    return {name: manifest for engine in engines for name, manifest in served_models(engine).items()}
+
+
+def engine_of(model: str) -> str:
+    """The engine of a served model, by name."""
+    return model.partition(BETWEEN)[0]
+
+
+def plain_name(model: str) -> str:
+    """A served model where a name may have no colon."""
+    return model.replace(BETWEEN, ".adapter.")
+
+
+def adapter_numbers(manifest: Manifest) -> dict[str, int]:
+    """What the network calls the adapter of each model that the engine serves; 0: the backbone itself."""
+    names = [f"{manifest.name}{BETWEEN}{entry.name}" for entry in manifest.adapters]
+    return {manifest.name: 0} | {name: number for number, name in enumerate(names, start=1)}
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -58,13 +58,13 @@ def check(resolved: Resolved) -> int:
     """Print the settings and try the engines. Raises CheckpointError for one that would not run, SettingsError for a
     host that does not exist and where nothing can be printed."""
     # Only here: this loads the engines' libraries.
-    from server.check import check_engine, engine_line, settings_lines
+    from server.check import check_engine, engine_lines, settings_lines
 
     settings = resolved.settings
     address_family(settings)
     say("\n".join(settings_lines(resolved)))
     for name in settings.engines:
-        say(engine_line(name, check_engine(name, settings), settings))
+        say("\n".join(engine_lines(check_engine(name, settings), settings)))
     return 0
 
 

@@ -144,7 +144,7 @@ class EngineLoop:
 
     def _submit(self, message: Submit) -> None:
         request = message.request
-        model = self.models[name := request.model]
+        model = self.models[name := request.engine]
         if not model.busy:  # device time that it did not ask for is not saved up
             self.used_s[name] = max(self.used_s[name], self.virtual_s)
         self.flights[message.id] = _Flight(request, message.accepted_s, message.deadline_s)
@@ -161,7 +161,7 @@ class EngineLoop:
     def _end(self, number: int, flight: _Flight) -> None:
         """Forget a request; its slots are free."""
         del self.flights[number]
-        self.models[flight.request.model].evict(number)
+        self.models[flight.request.engine].evict(number)
 
     def _cancel(self, number: int) -> None:
         self.finished = [event for event in self.finished if event.id != number]
@@ -208,7 +208,8 @@ class EngineLoop:
             flight = self.flights[grant.request]
             if flight.granted == 0:
                 flight.started_s = now
-            images += _images(grant.request, flight, grant.images)
+            adapter = model.adapters.get(flight.request.model, 0)
+            images += _images(grant.request, flight, grant.images, adapter)
             flight.granted += grant.images
             model.granted(grant)
         if images:
@@ -300,7 +301,7 @@ def _progress(key: ImageKey, request: ImageRequest, step: int, preview: Pixels |
     return Progress(key.request, key.image, step, calls, request.format, preview, request.quality)
 
 
-def _images(number: int, flight: _Flight, count: int) -> list[Image]:
+def _images(number: int, flight: _Flight, count: int, adapter: int) -> list[Image]:
     """The next `count` images of a request, for the slot table."""
     request = flight.request
     start = request.edit.start() if request.edit else None
@@ -314,6 +315,7 @@ def _images(number: int, flight: _Flight, count: int) -> list[Image]:
             start,
             request.previewed(i),
             blends[i],
+            adapter,
         )
         for i in range(flight.granted, flight.granted + count)
     ]
