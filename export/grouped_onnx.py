@@ -19,15 +19,16 @@ def spell_out_adapters(model: onnx.ModelProto) -> None:
     """Replace every such node of the graph, and forget its domain."""
     graph = model.graph
     nodes: list[onnx.NodeProto] = []
-    found: set[str] = set()
+    found: dict[str, int] = {}  # what a layer's adapter adds -> its channels
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.input}
     for node in graph.node:
         if (node.domain, node.op_type) != (DOMAIN, NODE):
             nodes.append(node)
             continue
         attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
-        found.add(node.output[0])
+        found[node.output[0]] = shapes[node.input[3]][1].dim_value
         added = _Nodes(graph, node.output[0])
-        _low_rank(added, list(node.input), attributes)
+        _low_rank(added, list(node.input), attributes, found[node.output[0]])
         nodes += added.nodes
     del graph.node[:]
     graph.node.extend(_joined_to_residuals(nodes, graph, found))
@@ -59,7 +60,7 @@ class _Nodes:
         return self.add("Reshape", value, self.constant(shape), last=last)
 
 
-def _low_rank(nodes: _Nodes, inputs: list[str], attributes: Mapping[str, Any]) -> None:
+def _low_rank(nodes: _Nodes, inputs: list[str], attributes: Mapping[str, Any], channels: int) -> None:
     x, adapter, down, up = inputs
     down_rows = nodes.add("Gather", down, adapter)  # [B, r, taps, in]
     up_rows = nodes.add("Gather", up, adapter)  # [B, out, r]
@@ -93,11 +94,17 @@ def _low_rank(nodes: _Nodes, inputs: list[str], attributes: Mapping[str, Any]) -
     if attributes["factor"] != 1:
         up_rows = nodes.add("Mul", up_rows, nodes.constant(attributes["factor"], np.float32))
     added = nodes.add("MatMul", up_rows, nodes.reshaped(products, [0, 0, -1]))
-    nodes.reshaped(added, [0, 0, side, side], last=True)
+    if attributes["enlarged"]:
+        nodes.reshaped(added, [0, 0, side, side], last=True)
+        return
+    # ONNX Runtime keeps maps in a layout of its own from convolution to convolution. What another operator has made
+    # would end that, and the bytes of the backbone would change: a convolution with ones brings it into that layout.
+    ones = nodes.constant(np.ones((channels, 1, 1, 1)), np.float32)
+    nodes.add("Conv", nodes.reshaped(added, [0, 0, side, side]), ones, last=True, group=channels)
 
 
 def _joined_to_residuals(
-    nodes: list[onnx.NodeProto], graph: onnx.GraphProto, of_adapters: set[str]
+    nodes: list[onnx.NodeProto], graph: onnx.GraphProto, of_adapters: dict[str, int]
 ) -> list[onnx.NodeProto]:
     """(layer + added) + residual as layer + (residual + added), of maps of one shape.
 
@@ -109,6 +116,7 @@ def _joined_to_residuals(
     for node in nodes:
         for name in node.input:
             readers.setdefault(name, []).append(node)
+    types = {value.name: value.type for value in graph.value_info}
     broadcast = {
         value.name
         for value in graph.value_info
@@ -133,4 +141,5 @@ def _joined_to_residuals(
         follow[0].input[place], follow[0].input[1 - place] = layer, name
         before.setdefault(follow[0].output[0], []).append(helper.make_node("Add", [other, added], [name]))
         gone.add(node.output[0])
+        graph.value_info.append(onnx.ValueInfoProto(name=name, type=types[added]))  # it sums maps of known shapes
     return [each for node in nodes if node.output[0] not in gone for each in (*before.get(node.output[0], ()), node)]
