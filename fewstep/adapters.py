@@ -99,8 +99,8 @@ def joined(network: nn.Module, adapters: Sequence[Adapter]) -> Adapter:
     behind each other, so that the ranks add up. Its log_variance is empty."""
     whole = Adapter(network, 1)
     for key in whole.down:
-        whole.down[key] = nn.Parameter(torch.cat([adapter.down[key].detach() for adapter in adapters]))
-        whole.up[key] = nn.Parameter(torch.cat([adapter.up[key].detach() for adapter in adapters], dim=1))
+        whole.down[key] = nn.Parameter(torch.cat([adapter.down[key].detach().cpu() for adapter in adapters]))
+        whole.up[key] = nn.Parameter(torch.cat([adapter.up[key].detach().cpu() for adapter in adapters], dim=1))
     whole.rank = sum(adapter.rank for adapter in adapters)
     return whole.requires_grad_(False)
 
