@@ -42,7 +42,7 @@ from export.build import export_checkpoint
 from export.engine import load_engine
 from export.grouped import shifted_sum
 from export.manifest import AdapterEntry, read_manifest, write_manifest
-from export.to_onnx import OPSET
+from export.to_onnx import OPSET, quiet
 from fewstep.adapters import Adapter
 from fewstep.checkpoint import NetworkModule, load_denoiser
 from fewstep.ranges import whole
@@ -181,7 +181,7 @@ class _Layer(nn.Module):
 def _session(layer: nn.Module, values: dict[str, np.ndarray]) -> ort.InferenceSession:
     names = ["x", "adapter", "down", "up"]
     arguments = tuple(torch.from_numpy(values[name]) for name in names)
-    with torch.no_grad():
+    with quiet(), torch.no_grad():
         program = torch.onnx.export(
             layer.eval(), arguments, dynamo=True, opset_version=OPSET, verbose=False, input_names=names,
         )  # fmt: skip

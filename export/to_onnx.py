@@ -114,7 +114,7 @@ def _traced(network: NetworkModule, dtype: str, adapters: bool) -> onnx.ModelPro
         first = len(shapes) if config.classes else 2
         shapes = [*shapes[:first], tuple([*shapes[first:], *factors])]
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module.eval(), tuple(arguments), dynamo=True, opset_version=OPSET, verbose=False,
                 input_names=names, output_names=["output"], dynamic_shapes=tuple(shapes),
@@ -130,7 +130,7 @@ def _traced(network: NetworkModule, dtype: str, adapters: bool) -> onnx.ModelPro
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Mute the exporter's remarks (torchvision is absent, an axis is renamed); errors still come out."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

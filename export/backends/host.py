@@ -17,10 +17,12 @@ def host_network(network: DeviceNetwork) -> HostNetwork:
 
     def call(*arguments: Any) -> Floats:
         *arrays, bucket = arguments
-        buffers = [network.x, network.c_noise, network.onehot, network.adapter]
+        buffers = [network.x, network.c_noise, network.onehot]
+        if len(arrays) > len(buffers):
+            assert network.adapter is not None, "a network without adapters was given some"
+            buffers.append(network.adapter)
         with lock:
-            for buffer, rows in zip(buffers, arrays, strict=False):
-                assert buffer is not None, "an engine without adapters was given some"
+            for buffer, rows in zip(buffers, arrays, strict=True):
                 buffer[:bucket].copy_(torch.from_numpy(np.ascontiguousarray(rows)))
             # A copy also on a CPU: the network overwrites its output at the next run.
             return network.run(bucket).to("cpu", torch.float32, copy=True).contiguous().numpy()

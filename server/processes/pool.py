@@ -68,8 +68,8 @@ class WorkerPool:
     """Runs on the event loop of one HTTP process.
 
     models: names of the engines that every worker runs. workers: how many there will be. on_ready: called once, when
-    all of them are warm. on_lost: called with every worker process whose socket is closed here; if the process still runs,
-    it is of no use to this HTTP process, and must be replaced.
+    all of them are warm. on_lost: called with every worker process whose socket is closed here; if the process still
+    runs, it is of no use to this HTTP process, and must be replaced.
     """
 
     def __init__(
