@@ -3,6 +3,7 @@
 Standard library only, because the server reads it before it loads anything heavy.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -129,12 +130,14 @@ def read_student(folder: Path, name: str) -> Manifest:
 
 def served_models(manifest: Manifest) -> dict[str, Manifest]:
     """What an engine serves, by the names that requests choose from: itself if it has levels, and each adapter as
-    NAME:ADAPTER, whose manifest has the levels, classes and parity of that adapter."""
+    NAME:ADAPTER, whose manifest has the levels, classes and parity of that adapter, and as its checkpoint a hash of the
+    backbone's and the adapter's."""
     served = {manifest.name: manifest} if manifest.levels else {}
     for entry in manifest.adapters:
         name = f"{manifest.name}{BETWEEN}{entry.name}"
+        checkpoint = hashlib.sha256(f"{manifest.checkpoint}{entry.sha256}".encode()).hexdigest()
         served[name] = replace(
-            manifest, name=name, levels=entry.levels, classes=entry.classes, class_names=entry.class_names,
+            manifest, name=name, checkpoint=checkpoint, levels=entry.levels, classes=entry.classes, class_names=entry.class_names,
             parity=entry.parity, bounds=entry.bounds, proofs={},
         )  # fmt: skip
     return served
