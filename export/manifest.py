@@ -137,8 +137,8 @@ def served_models(manifest: Manifest) -> dict[str, Manifest]:
         name = f"{manifest.name}{BETWEEN}{entry.name}"
         checkpoint = hashlib.sha256(f"{manifest.checkpoint}{entry.sha256}".encode()).hexdigest()
         served[name] = replace(
-            manifest, name=name, checkpoint=checkpoint, levels=entry.levels, classes=entry.classes, class_names=entry.class_names,
-            parity=entry.parity, bounds=entry.bounds, proofs={},
+            manifest, name=name, checkpoint=checkpoint, levels=entry.levels, classes=entry.classes,
+            class_names=entry.class_names, parity=entry.parity, bounds=entry.bounds, proofs={},
         )  # fmt: skip
     return served
 

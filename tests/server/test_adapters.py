@@ -148,7 +148,7 @@ def test_every_dialect_gives_the_image_of_the_adapter(server: Server, engine: Pa
         ]
         inferred = client.post("/v2/models/tiny:red/infer", json={"inputs": inputs})
         assert inferred.status_code == 200, inferred.text
-        data = next(each for each in inferred.json()["outputs"] if each["name"] == "images")["data"]
+        data = next(each for each in inferred.json()["outputs"] if each["name"] == "image")["data"]
         assert np.array_equal(np.array(data, np.uint8).reshape(image.shape), image)
         assert client.get("/v2/models/tiny%3Ablue/ready").status_code == 200
         assert client.get("/v2/models/tiny:green").status_code == 404
