@@ -47,6 +47,7 @@ TORCH_FREE = (
     "blend",
     "card",
     "client",
+    "tensor_file",
     "command_line",
     "consistency",
     "dpmpp",
