@@ -1,8 +1,11 @@
 """An adapter of a checkpoint into the engine of that checkpoint: a file beside the network, which stays as it is."""
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +14,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from export.adapter_factors import check_factors
+from export.backends.plan import PLANS_FOLDER
 from export.engine import Engine, load_engine
 from export.grouped import layer_down
 from export.manifest import (
@@ -64,21 +68,13 @@ def add_adapter(
         parity={},  # measured on the finished file
         bounds={},
     )
-    before, path = manifest.adapters, engine / entry.file
-    kept = path.read_bytes() if path.is_file() else None
-    write_atomically(path, content)
-    try:
-        entries = _with(before, entry)
-        write_manifest(engine, dataclasses.replace(manifest, adapters=entries))
-        bounds = BOUNDS_OF["float32"] if bounds is None else bounds
-        gaps = prove_adapter(load_engine(engine, backend=_backend(manifest), threads=threads), name, student)
-        refuse_beyond(gaps, bounds)
-    except BaseException:  # an interrupt must not leave anything either
-        write_manifest(engine, manifest)
-        path.unlink() if kept is None else write_atomically(path, kept)
-        raise
+    bounds = BOUNDS_OF["float32"] if bounds is None else bounds
+    with _copy(engine) as trial:
+        _put(trial, manifest, entry, content)
+        gaps = prove_adapter(load_engine(trial, backend=_backend(manifest), threads=threads), name, student)
+    refuse_beyond(gaps, bounds)
     entry = dataclasses.replace(entry, parity=_as_json(gaps), bounds=dict(bounds))
-    write_manifest(engine, dataclasses.replace(manifest, adapters=_with(before, entry)))
+    _put(engine, manifest, entry, content)
     return entry
 
 
@@ -147,6 +143,21 @@ def _check(engine: Path, manifest: Manifest, name: str, student: LoadedStudent) 
             f"the adapter is told one of {groups} values, and {engine} has room for {manifest.told}. Export it once "
             f"more with: fewstep export --adapters --told {groups}"
         )
+
+
+@contextlib.contextmanager
+def _copy(engine: Path) -> Iterator[Path]:
+    """Of an engine directory, beside it for a while: the backend `torch` looks for the checkpoint there."""
+    engine = engine.resolve()
+    with tempfile.TemporaryDirectory(prefix=f".{engine.name}.", dir=engine.parent) as folder:
+        shutil.copytree(engine, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PLANS_FOLDER))
+        yield Path(folder)
+
+
+def _put(engine: Path, manifest: Manifest, entry: AdapterEntry, content: bytes) -> None:
+    """The file first: a manifest names what is there."""
+    write_atomically(engine / entry.file, content)
+    write_manifest(engine, dataclasses.replace(manifest, adapters=_with(manifest.adapters, entry)))
 
 
 def _with(entries: Sequence[AdapterEntry], entry: AdapterEntry) -> tuple[AdapterEntry, ...]:

@@ -10,7 +10,7 @@ and summed: `benchmarks/adapters.py` compares that with products of the unfolded
 """
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class _Grouped(nn.Module):
         for name in ("adapter", "down", "up"):
             self.register_buffer(name, torch.zeros(1), persistent=False)
 
-    def _traced(self, x: Tensor, like: Tensor, **attributes: int | float) -> Tensor:
+    def _traced(self, x: Tensor, like: Tensor, **attributes: Any) -> Tensor:
         """One node of an ONNX file. torch.export takes minutes for its operators, whose shapes it reasons about."""
         inputs = (x, self.adapter, self.down, self.up)
         return torch.onnx.ops.symbolic(LOW_RANK, inputs, attributes, dtype=x.dtype, shape=like.shape, version=1)
@@ -109,7 +109,7 @@ def shifted_sum(taps: Tensor, kernel: int, padding: int) -> Tensor:
     taps of one sum behind each other from the last to the first, -> [B, r, H', W']."""
     if kernel == 1 and not padding:
         return taps
-    size = [side + 2 * padding - kernel + 1 for side in taps.shape[2:]]
+    size = taps.shape[2] + 2 * padding - kernel + 1, taps.shape[3] + 2 * padding - kernel + 1
     # `fold` adds up where a pixel's products go to, a convolution where they come from: the taps in reverse.
     return functional.fold(taps.flatten(2), size, kernel, padding=kernel - 1 - padding)
 

@@ -209,7 +209,7 @@ def load_posterior(prior: Path, folder: Path, *, merge: bool = True) -> LoadedPo
     """
     denoiser, prior_card = load_denoiser(prior)
     card = read_adapter_card(folder)
-    if card.chain is None:
+    if (chain := card.chain) is None:
         raise CheckpointError(
             f"the adapter in {folder} is a student's, which has levels and no chain; load it with load_student"
         )
@@ -220,11 +220,11 @@ def load_posterior(prior: Path, folder: Path, *, merge: bool = True) -> LoadedPo
         )
     assert isinstance(denoiser.network, nn.Module)
     network = told(denoiser.network, prior_card, card.groups)
-    adapter, card = load_adapter(folder, network)
+    adapter, _ = load_adapter(folder, network)
     run = merged(network, adapter) if merge else adapted(network, adapter)
     posterior = Denoiser(run, denoiser.sigma_data, card.groups or denoiser.classes)
     log_variance = tuple(adapter.log_variance.tolist())
-    return LoadedPosterior(denoiser, posterior, card.chain, log_variance, card, prior_card)
+    return LoadedPosterior(denoiser, posterior, chain, log_variance, card, prior_card)
 
 
 @dataclass(frozen=True)
@@ -244,8 +244,8 @@ def load_student(backbone: Path, folder: Path, *, merge: bool = True) -> LoadedS
     card = read_adapter_card(folder)
     if not card.levels:
         raise CheckpointError(
-            f"the adapter in {folder} is a posterior's, which has a chain and no levels to sample in few steps; "
-            "distil it with: fewstep posterior ... --distil"
+            f"the adapter in {folder} has no levels to sample in few steps: it is no student's. A posterior becomes one "
+            "by: fewstep posterior ... --distil"
         )
     if card.prior != of_backbone.weights:
         raise CheckpointError(

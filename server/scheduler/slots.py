@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -101,7 +101,7 @@ class SlotTable:
 
     def __init__(
         self,
-        network: Callable[..., Rows],
+        network: Callable[..., Any],
         shape: tuple[int, int, int],
         classes: int,
         sigma_data: float,
@@ -251,7 +251,7 @@ class SlotTable:
         self.x[rows] = begin(self.seeds[rows], sigma[rows], self.shape, noise=noise, image=image)
         self.begun = new.stop
 
-    def _arguments(self, count: int, batch: int, levels: Levels) -> tuple[NDArray[np.float32], ...]:
+    def _arguments(self, count: int, batch: int, levels: Levels) -> list[NDArray]:
         """What F is called with, of the images in flight, in a batch padded with zeros."""
         z = None
         if self.latent_shape[0]:

@@ -183,7 +183,7 @@ def test_wrong_pairs_are_refused_and_leave_the_engine_as_it_was(backbone: Path, 
     chain = ancestral_chain((2.0, 0.5), "small")
     for name, card, why in (
         ("other", AdapterCard("0" * 64, 2, 0, None, "r", levels=LEVELS), "stands beside a network"),
-        ("chain", AdapterCard(weights, 2, 0, chain, "r"), "distil it with"),
+        ("chain", AdapterCard(weights, 2, 0, chain, "r"), "it is no student's"),
     ):
         save_adapter(folder / name, adapter if name == "other" else Adapter(network, 2, 1), card)
         with pytest.raises(CheckpointError, match=why):
