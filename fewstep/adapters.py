@@ -244,8 +244,8 @@ def load_student(backbone: Path, folder: Path, *, merge: bool = True) -> LoadedS
     card = read_adapter_card(folder)
     if not card.levels:
         raise CheckpointError(
-            f"the adapter in {folder} has no levels to sample in few steps: it is no student's. A posterior becomes one "
-            "by: fewstep posterior ... --distil"
+            f"the adapter in {folder} has no levels to sample in few steps: it is no student's. A posterior becomes "
+            "one by: fewstep posterior ... --distil"
         )
     if card.prior != of_backbone.weights:
         raise CheckpointError(

@@ -19,7 +19,9 @@ from export.manifest import AdapterEntry, read_manifest, served_models, write_ma
 from fewstep.noise import noise_for
 from fewstep.pixels import to_pixels
 from fewstep.samplers import sample_dpdm
+from server.__main__ import main
 from server.http.metrics import LABELLED, labels_of
+from server.remake import remake
 from server.scheduler.loading import LoadOptions
 from server.scheduler.local import LocalService
 from server.scheduler.refusal import Refusal
@@ -155,6 +157,22 @@ def test_every_dialect_gives_the_image_of_the_adapter(server: Server, engine: Pa
         page = client.get("/metrics").text
         assert 'fewstep_requests_total{model="tiny:red",outcome="ok"} 4.0' in page
         assert 'fewstep_slots{model="tiny",worker="0"} 8.0' in page and 'fewstep_slots{model="tiny:red"' not in page
+
+
+def test_check_makes_an_image_of_each_adapter_and_lists_it(engine: Path, capsys):
+    assert main(["--engine", str(engine), "--check", "--threads", "1"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith(": it runs")]
+    assert [line.split(": ")[0] for line in lines] == ["# tiny", "# tiny:red", "# tiny:blue"]
+    assert "steps 1, 2," in lines[1] and "3 classes" in lines[1]
+
+
+def test_an_image_of_an_adapter_is_remade_from_its_png(server: Server, engine: Path, tmp_path: Path):
+    with server.client() as client:
+        asked = {"model": "tiny:blue", "seed": 3, "steps": 1}
+        png = client.post("/v1/generate", json=asked, headers={"Accept": "image/png"}).content
+    (tmp_path / "image.png").write_bytes(png)
+    said = remake(tmp_path / "image.png", tmp_path / "again.png", engine)
+    assert (tmp_path / "again.png").read_bytes() == png, said
 
 
 def test_rows_of_several_models_share_a_call_and_keep_their_bytes(engine: Path):
