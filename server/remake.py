@@ -76,7 +76,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         complete = complete and type(levels) is list and all(type(level) in (int, float) for level in levels)
     except (ValueError, TypeError, KeyError, RecursionError):
         complete, recipe = False, {}
-    if not complete or not MODEL_NAME.fullmatch(recipe["model"]):
+    if not complete or not MODEL_NAME.fullmatch(engine_of(recipe["model"])):
         raise RemakeError(f"{path} holds a text of ours that is damaged: {shown(text)}")
     if recipe.get("edit"):
         raise RemakeError(f"{path} began at a picture, which it does not hold; send that picture to /v1/generate again")
