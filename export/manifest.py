@@ -131,7 +131,9 @@ def read_student(folder: Path, name: str) -> Manifest:
 def served_models(manifest: Manifest) -> dict[str, Manifest]:
     """What an engine serves, by the names that requests choose from: itself if it has levels, and each adapter as
     NAME:ADAPTER, whose manifest has the levels, classes and parity of that adapter, and as its checkpoint a hash of the
-    backbone's and the adapter's."""
+    backbone's and the adapter's. Raises CheckpointError for an engine whose own name has a colon."""
+    if BETWEEN in manifest.name:
+        raise CheckpointError(f"a model cannot be called {manifest.name!r}: a colon stands before an adapter's name")
     served = {manifest.name: manifest} if manifest.levels else {}
     for entry in manifest.adapters:
         name = f"{manifest.name}{BETWEEN}{entry.name}"

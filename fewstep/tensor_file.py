@@ -17,7 +17,7 @@ DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "F64": np.dtype("<f8")
 def read_tensors(content: bytes) -> dict[str, NDArray]:
     """The tensors of a safetensors file, by name; views of `content`, read-only. Raises ValueError."""
     length = int.from_bytes(content[:HEADER], "little")
-    if len(content) < HEADER + length:
+    if len(content) < HEADER + max(length, 1):
         raise ValueError("it is no safetensors file, or truncated")
     header = json.loads(content[HEADER : HEADER + length])
     header.pop("__metadata__", None)
@@ -29,6 +29,6 @@ def _tensor(name: str, entry: dict, content: bytes, first: int) -> NDArray:
         raise ValueError(f"tensor {name} is of {entry['dtype']}; read are {', '.join(DTYPES)}")
     dtype, shape, (begin, end) = DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
     count = math.prod(shape)
-    if end - begin != count * dtype.itemsize or begin < 0 or first + end > len(content):
+    if min(shape, default=0) < 0 or end - begin != count * dtype.itemsize or begin < 0 or first + end > len(content):
         raise ValueError(f"the header places tensor {name} where it is not")
     return np.frombuffer(content, dtype, count, first + begin).reshape(shape)

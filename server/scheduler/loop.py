@@ -10,6 +10,7 @@ from typing import Protocol
 
 from msgspec import Struct, field
 
+from export.manifest import BETWEEN
 from fewstep.pixels import Pixels
 from server.scheduler.events import Failed, Finished, Health, Progress
 from server.scheduler.model import PROBE, Model
@@ -208,8 +209,8 @@ class EngineLoop:
             flight = self.flights[grant.request]
             if flight.granted == 0:
                 flight.started_s = now
-            adapter = model.adapters.get(flight.request.model, 0)
-            images += _images(grant.request, flight, grant.images, adapter)
+            name = flight.request.model
+            images += _images(grant.request, flight, grant.images, model.adapters[name] if BETWEEN in name else 0)
             flight.granted += grant.images
             model.granted(grant)
         if images:

@@ -172,6 +172,36 @@ def test_what_is_served_has_levels_of_its_own_and_its_images_are_eager_ones(back
     np.testing.assert_allclose(made, eager.numpy(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_backbone_without_classes_serves_adapters_that_are_told_some(tmp_path: Path):
+    folder = make_checkpoint(tmp_path / "m", dataclasses.replace(TINY, classes=0, mult=(1,)))
+    export_checkpoint(folder, folder / "engine", "free", threads=1, adapters=True, told_classes=3)
+    backbone = load_denoiser(folder)[0]
+    network = told(cast(torch.nn.Module, backbone.network), read_card(folder), 2)
+    card = AdapterCard(read_card(folder).weights, 2, 2, None, "r", levels=LEVELS, class_names=("left", "right"))
+    save_adapter(folder / "sides", lively_adapter(network, 2, seed=1), card)
+    add_adapter(folder / "engine", folder / "sides", threads=1)
+    engine = load_engine(folder / "engine", threads=1)
+    served = served_models(engine.manifest)
+    assert [(each.classes, each.columns) for each in served.values()] == [(0, 3), (2, 2)]
+    x, sigma, labels = np.ones((2, 1, 8, 8), np.float32), np.array([1.0, 0.5], np.float32), np.array([0, 1])
+    made = engine.adapted_denoiser(1)(x, sigma, labels)
+    eager = load_student(folder, folder / "sides").denoiser(*map(torch.from_numpy, (x, sigma, labels)))
+    np.testing.assert_allclose(made, eager.numpy(), rtol=1e-5, atol=1e-5)
+    plain = backbone(torch.from_numpy(x), torch.from_numpy(sigma)).numpy()
+    np.testing.assert_allclose(engine.denoiser(x, sigma), plain, rtol=1e-5, atol=1e-5)
+
+    wide = AdapterCard(read_card(folder).weights, 2, 4, None, "r", levels=LEVELS)
+    save_adapter(
+        folder / "four", lively_adapter(told(network_without_classes(folder), read_card(folder), 4), 2, 1), wide
+    )
+    with pytest.raises(CheckpointError, match="has room for 3"):
+        add_adapter(folder / "engine", folder / "four", threads=1)
+
+
+def network_without_classes(folder: Path) -> torch.nn.Module:
+    return cast(torch.nn.Module, load_denoiser(folder)[0].network)
+
+
 def test_wrong_pairs_are_refused_and_leave_the_engine_as_it_was(backbone: Path, tmp_path: Path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(backbone, folder)
