@@ -1,6 +1,7 @@
 """fewstep export --model DIR --out DIR [--dtype D] [--backend B ...]   export a checkpoint, with proof
 fewstep export verify DIR [--backend B] [--record]                     repeat the proof on an existing engine
 fewstep export plan DIR --backend tensorrt|tensorrt-rtx                build the plan that TensorRT runs
+fewstep export adapter DIR --add DIR | --remove NAME                   an adapter of an engine's network
 fewstep export diffusers --model DIR --out DIR                         a student as a folder of diffusers
 
 `python -m export` is the same in a checkout.
@@ -23,7 +24,14 @@ from fewstep.subcommands import REFUSED
 
 if TYPE_CHECKING:
     from export.build import Proof
-    from export.options import DiffusersCommand, ExportCommand, PlanCommand, ProofOptions, VerifyCommand
+    from export.options import (
+        AdapterCommand,
+        DiffusersCommand,
+        ExportCommand,
+        PlanCommand,
+        ProofOptions,
+        VerifyCommand,
+    )
     from export.verify import Gap
 
 # What a command needs of torch is imported when it runs: --help is quick.
@@ -32,7 +40,10 @@ PROG = "fewstep export"
 EXPORT = f"""Export a checkpoint's network as an engine directory.
 
 {PROG} verify DIR repeats the proof of an existing engine; {PROG} plan DIR builds a plan for TensorRT;
+{PROG} adapter DIR adds a posterior's student to the engine of its backbone;
 {PROG} diffusers --model DIR --out DIR writes a student as a folder of diffusers."""
+ADAPTER = """Add an adapter to an engine, or remove one. The network is not exported again: the adapter is a file beside
+it, and the server offers it as MODEL:NAME. The engine must have been exported with --adapters."""
 DIFFUSERS = """Write a student as a folder of diffusers: DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR,
 trust_remote_code=True) loads it, and samples the images of the server. fewstep need not be installed there.
 `fewstep trainer import DIR --out OUT` makes a checkpoint of such a folder again."""
@@ -42,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run(read(list(sys.argv[1:] if argv is None else argv)))
 
 
-def read(arguments: Sequence[str]) -> "ExportCommand | VerifyCommand | PlanCommand | DiffusersCommand":
+def read(arguments: Sequence[str]) -> "ExportCommand | VerifyCommand | PlanCommand | DiffusersCommand | AdapterCommand":
     """What is asked. --help ends the process with status 0, and what cannot be read with 2."""
-    from export.options import DiffusersCommand, ExportCommand, PlanCommand, VerifyCommand
+    from export.options import AdapterCommand, DiffusersCommand, ExportCommand, PlanCommand, VerifyCommand
     from fewstep.command_line import parse
 
     match arguments:
@@ -52,19 +63,23 @@ def read(arguments: Sequence[str]) -> "ExportCommand | VerifyCommand | PlanComma
             return parse(VerifyCommand, rest, f"{PROG} verify", "Compare an engine with its checkpoint again.")
         case ["plan", *rest]:
             return parse(PlanCommand, rest, f"{PROG} plan", "Build a TensorRT plan of an engine.")
+        case ["adapter", *rest]:
+            return parse(AdapterCommand, rest, f"{PROG} adapter", ADAPTER)
         case ["diffusers", *rest]:
             return parse(DiffusersCommand, rest, f"{PROG} diffusers", DIFFUSERS)
     return parse(ExportCommand, arguments, PROG, EXPORT)
 
 
-def run(asked: "ExportCommand | VerifyCommand | PlanCommand | DiffusersCommand") -> int:
+def run(asked: "ExportCommand | VerifyCommand | PlanCommand | DiffusersCommand | AdapterCommand") -> int:
     """Returns the exit code."""
-    from export.options import DiffusersCommand, ExportCommand, VerifyCommand
+    from export.options import AdapterCommand, DiffusersCommand, ExportCommand, VerifyCommand
 
     try:
         with extras.named():
             if isinstance(asked, DiffusersCommand):
                 return _diffusers(asked)
+            if isinstance(asked, AdapterCommand):
+                return _adapter(asked)
             _use_threads(asked.proof)
             if isinstance(asked, ExportCommand):
                 return _export(asked)
@@ -84,7 +99,7 @@ def _export(asked: "ExportCommand") -> int:
     start = time.perf_counter()
     manifest = export_checkpoint(
         asked.model, asked.out, asked.name, backends=asked.backend or backends_here(), dtype=asked.dtype,
-        buckets=asked.proof.buckets, threads=asked.proof.threads,
+        buckets=asked.proof.buckets, threads=asked.proof.threads, adapters=asked.adapters, told_classes=asked.told,
     )  # fmt: skip
     proofs = {manifest.backend: manifest.parity} | {name: proof["parity"] for name, proof in manifest.proofs.items()}
     for backend, parity in proofs.items():
@@ -111,6 +126,22 @@ def _diffusers(asked: "DiffusersCommand") -> int:
 
     write_folder(asked.model, asked.out)
     print(f"{asked.out}: DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR, trust_remote_code=True) loads it")
+    return 0
+
+
+def _adapter(asked: "AdapterCommand") -> int:
+    from export.adapters import add_adapter, remove_adapter
+    from export.verify import Gap
+
+    if asked.remove is not None:
+        remove_adapter(asked.engine, asked.remove)
+        print(f"{asked.engine}: the adapter {asked.remove} is gone")
+        return 0
+    assert asked.add is not None
+    entry = add_adapter(asked.engine, asked.add, asked.name, model=asked.model, threads=asked.threads)
+    print(gap_table({steps: Gap(**fields) for steps, fields in entry.parity.items()}))
+    size = (asked.engine / entry.file).stat().st_size / 1e6
+    print(f"{asked.engine}: adapter {entry.name}, {size:.2f} MB, steps {', '.join(map(str, entry.levels))}, verified")
     return 0
 
 

@@ -15,7 +15,9 @@ import torch
 from export.backends.buckets import check_buckets
 from export.backends.plan import MODULES, PLANS_FOLDER
 from export.engine import Engine, load_engine
+from export.grouped import adapted_layers
 from export.manifest import (
+    ADAPTERS_FOLDER,
     BACKEND_ORT_CPU,
     BACKEND_TORCH,
     ENGINE_FILE,
@@ -27,6 +29,7 @@ from export.manifest import (
 from export.to_onnx import OPSET, network_to_onnx
 from export.verify import BOUNDS_OF, Gap, measure, refuse_beyond
 from fewstep import __version__
+from fewstep.adapters import told
 from fewstep.card import WEIGHTS_FILE, Card, CheckpointError, file_sha256, write_atomically
 from fewstep.checkpoint import NetworkModule, load_checkpoint, load_denoiser, network_config
 from fewstep.latent import latent_shape
@@ -61,12 +64,16 @@ def export_checkpoint(
     buckets: Sequence[int] | None = None,
     bounds: Mapping[str, float] | None = None,
     threads: int = 0,
+    adapters: bool = False,
+    told_classes: int = 0,
 ) -> Manifest:
     """Write the engine of the checkpoint folder `model` to the directory `out`; an engine there is replaced.
 
     name: what the engine is called; the checkpoint folder's name when None. backends: those to prove; the first is the
     one the engine is served with unless another is asked for. dtype: what the network computes in. buckets: batch sizes
     that backends of fixed shapes prepare. bounds: instead of those of the precision. threads: as for `load_engine`.
+    adapters: the network takes adapters by row, which `export.adapters.add_adapter` adds. told_classes: how many values
+    of y these may be told, where the checkpoint has no classes.
     Raises CheckpointError, and leaves `out` as it was, when the checkpoint is unusable, when `out` is no place
     for an engine, when a backend cannot run it, or when parity is beyond bounds.
     """
@@ -84,10 +91,15 @@ def export_checkpoint(
     del weights
     weights_dtype = dtype if dtype != "float32" else "float16" if half else "float32"
     eager, _ = load_denoiser(model)
-    content = network_to_onnx(cast(NetworkModule, eager.network), weights_dtype=weights_dtype, dtype=dtype)
+    if told_classes and not adapters:
+        raise CheckpointError("--told is for the adapters of an engine that takes some; give --adapters, too")
+    network = cast(NetworkModule, told(cast(NetworkModule, eager.network), card, told_classes))
+    content = network_to_onnx(network, weights_dtype=weights_dtype, dtype=dtype, adapters=adapters)
     manifest = _manifest(card, name or model.name, content, weights_dtype)
     fixed = None if buckets is None else check_buckets(buckets)
     manifest = dataclasses.replace(manifest, dtype=dtype, backend=backends[0], buckets=fixed)
+    if adapters:
+        manifest = dataclasses.replace(manifest, told=told_classes, adapted=adapted_layers(network))
     with _staged(out) as stage:
         write_atomically(stage / NETWORK_FILE, content)
         write_manifest(stage, manifest)
@@ -150,7 +162,12 @@ def check_destination(out: Path, card: Card) -> None:
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file; give --out a directory")
     found = {entry.name for entry in out.iterdir()} if out.exists() else set()
-    foreign = sorted(found - {ENGINE_FILE, NETWORK_FILE, PLANS_FOLDER})
+    if (kept := out / ADAPTERS_FOLDER).is_dir() and any(kept.iterdir()):
+        raise CheckpointError(
+            f"{out} holds adapters, which an export would remove with the rest. Give --out another directory, or "
+            f"remove {kept} first"
+        )
+    foreign = sorted(found - {ENGINE_FILE, NETWORK_FILE, PLANS_FOLDER, ADAPTERS_FOLDER})
     if foreign or (found and ENGINE_FILE not in found):
         raise CheckpointError(
             f"{out} exists and is not only an engine (it holds {(foreign or sorted(found))[0]}); "

@@ -43,7 +43,12 @@ class DeviceNetwork(Protocol):
 
     @property
     def onehot(self) -> "Tensor":
-        """[capacity, classes]; classes may be 0."""
+        """[capacity, columns], as the manifest counts them; may be 0."""
+        ...
+
+    @property
+    def adapter(self) -> "Tensor | None":
+        """[capacity] int64, the number of each row's adapter; None: the network takes none."""
         ...
 
     def run(self, bucket: int) -> "Tensor":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from export.backends.buckets import DEFAULT_BUCKETS, check_buckets
 from export.backends.opened import Floats, Opened, Source, not_installed
@@ -23,6 +24,7 @@ from export.manifest import (
     BACKEND_TORCH_COMPILE,
     BACKENDS,
     ENGINE_FILE,
+    WITH_ADAPTERS,
     Manifest,
     read_manifest,
 )
@@ -38,9 +40,10 @@ class Engine:
     backend: str
     opened: Opened
 
-    def network(self, x: Floats, c_noise: Floats, onehot: Floats) -> Floats:
-        """F: x [B, C + extra, H, W] of unit variance, c_noise [B], onehot [B, classes] -> [B, C, H, W], all float32.
+    def network(self, x: Floats, c_noise: Floats, onehot: Floats, adapter: NDArray[np.int64] | None = None) -> Floats:
+        """F: x [B, C + extra, H, W] of unit variance, c_noise [B], onehot [B, columns] -> [B, C, H, W], all float32.
 
+        adapter [B]: of each row, its number among the manifest's adapters from 1, or 0 for the backbone; None: all 0.
         The extra channels, where the manifest counts any, hold an NCVSD student's latent (`fewstep.latent`).
         An unconditional network has no use for onehot [B, 0]. Calls from several threads are safe on a CPU, but share
         the same cores: one call at a time is the fast way. On a GPU the rows are copied there and back; whoever
@@ -52,13 +55,34 @@ class Engine:
                 f"the network of {manifest.name} takes {manifest.channels} channels of image and {manifest.extra} of "
                 f"latent noise behind them, not {x.shape[1]} in all; fewstep.latent.with_latent binds the latent"
             )
-        rows = (np.ascontiguousarray(array, dtype=np.float32) for array in (x, c_noise, onehot))
-        return self.opened.network(*rows)
+        rows = [np.ascontiguousarray(array, dtype=np.float32) for array in (x, c_noise, onehot)]
+        if not manifest.adapted:
+            if adapter is not None:
+                raise ValueError(f"the network of {manifest.name} takes no adapters")
+            return self.opened.network(*rows)
+        if adapter is None:
+            adapter = np.zeros(len(x), np.int64)
+        if len(adapter) and not 0 <= adapter.min() <= adapter.max() <= len(manifest.adapters):
+            raise ValueError(f"{manifest.name} has {len(manifest.adapters)} adapters; a row's is from 0 to that")
+        return self.opened.network(*rows, np.ascontiguousarray(adapter, dtype=np.int64))
 
     @property
     def denoiser(self) -> Denoiser:
         """D(x, sigma, labels) on numpy arrays: the preconditioning of fewstep.precond around `network`."""
-        return Denoiser(self.network, self.manifest.sigma_data, self.manifest.classes)
+        return self.adapted_denoiser(0)
+
+    def adapted_denoiser(self, adapter: int) -> Denoiser:
+        """`denoiser` with one adapter for all rows, by its number from 1; 0: the backbone's."""
+        manifest, classes = self.manifest, self.manifest.classes
+        if adapter:
+            classes = manifest.adapters[adapter - 1].classes
+
+        def network(x: Floats, c_noise: Floats, onehot: Floats) -> Floats:
+            wide = np.zeros((len(x), manifest.columns), np.float32)
+            wide[:, : onehot.shape[1]] = onehot
+            return self.network(x, c_noise, wide, np.full(len(x), adapter) if manifest.adapted else None)
+
+        return Denoiser(network, manifest.sigma_data, classes)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -118,6 +142,11 @@ def read_source(folder: str | Path) -> Source:
 
 def _open(source: Source, backend: str, threads: int, buckets: tuple[int, ...]) -> Opened:
     """Imports a backend's module only when it is asked for: most of them load libraries of hundreds of megabytes."""
+    if source.manifest.adapted and backend in BACKENDS and backend not in WITH_ADAPTERS:
+        raise CheckpointError(
+            f"the engine {source.folder} takes adapters by row, which backend {backend} does not run. Choose --backend "
+            f"{' or '.join(WITH_ADAPTERS)}, or export without --adapters"
+        )
     if backend == BACKEND_ORT_CPU:
         from export.backends import onnxruntime_cpu
 

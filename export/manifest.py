@@ -3,7 +3,10 @@
 Standard library only, because the server reads it before it loads anything heavy.
 """
 
+import hashlib
 import json
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +28,32 @@ BACKENDS = (
     BACKEND_ORT_CPU, BACKEND_OPENVINO, BACKEND_OPENVINO_F32, BACKEND_TORCH, BACKEND_TORCH_COMPILE,
     BACKEND_ORT_CUDA, BACKEND_TENSORRT, BACKEND_TENSORRT_RTX,
 )  # fmt: skip
+WITH_ADAPTERS = (BACKEND_ORT_CPU, BACKEND_TORCH)  # those that run engines with adapters by row
 DTYPE_NAMES = ("float32", "float16", "bfloat16")  # what a network computes in, as torch names them
 # Left out of the file while they are empty: a reader that has never heard of a field refuses it.
-OPTIONAL = ("extra", "facts", "proofs")
+OPTIONAL = ("extra", "facts", "proofs", "told", "adapted", "adapters")
+ADAPTERS_FOLDER = "adapters"  # of an engine directory
+BETWEEN = ":"  # an adapter is served as BACKBONE:NAME
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterEntry:
+    """An adapter of an engine: a file in ADAPTERS_FOLDER, and what is served with it."""
+
+    name: str
+    sha256: str  # of the file
+    levels: Levels  # step count -> sigmas
+    classes: int  # those that it is told; 0: none
+    class_names: tuple[str, ...]
+    reward: str = ""  # what it was trained for
+    parity: dict[str, dict[str, Any]]  # as of the manifest, against the backbone's checkpoint with this adapter
+    bounds: dict[str, float]
+
+    @property
+    def file(self) -> str:
+        """Below the engine directory."""
+        return f"{ADAPTERS_FOLDER}/{self.name}.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +83,21 @@ class Manifest:
     facts: dict[str, str] = field(default_factory=dict)  # what ran when parity was measured: Engine.facts
     versions: dict[str, str]  # torch, onnx, onnxruntime, ... at export
     proofs: dict[str, dict[str, Any]] = field(default_factory=dict)  # other backend -> export.build.Proof, by field
+    told: int = 0  # columns of `onehot` of a network without classes, for adapters that are told y
+    # Of a network that takes adapters by row: layer -> (out, in, taps) of its weight, in the order of the inputs.
+    adapted: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    adapters: tuple[AdapterEntry, ...] = ()  # by their index in the network, from 1
     format: int = ENGINE_FORMAT
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self.channels, self.resolution, self.resolution
+
+    @property
+    def columns(self) -> int:
+        """Columns of the network's onehot: its classes, or the y that its adapters may be told."""
+        return self.classes or self.told
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -85,11 +120,50 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_student(folder: Path, name: str) -> Manifest:
-    """The manifest of an engine, under the name it is served by. Raises CheckpointError, also for a teacher's."""
+    """The manifest of an engine, under the name it is served by. Raises CheckpointError where it has no levels and no
+    adapters that have."""
     manifest = replace(read_manifest(folder), name=name)
-    if not manifest.levels:
+    if not manifest.levels and not manifest.adapters:
         raise CheckpointError(f"{folder} holds a {manifest.role}, which has no levels to serve; export a student")
     return manifest
+
+
+def served_models(manifest: Manifest) -> dict[str, Manifest]:
+    """What an engine serves, by the names that requests choose from: itself if it has levels, and each adapter as
+    NAME:ADAPTER, whose manifest has the levels, classes and parity of that adapter, and as its checkpoint a hash of the
+    backbone's and the adapter's. Raises CheckpointError for an engine whose own name has a colon."""
+    if BETWEEN in manifest.name:
+        raise CheckpointError(f"a model cannot be called {manifest.name!r}: a colon stands before an adapter's name")
+    served = {manifest.name: manifest} if manifest.levels else {}
+    for entry in manifest.adapters:
+        name = f"{manifest.name}{BETWEEN}{entry.name}"
+        checkpoint = hashlib.sha256(f"{manifest.checkpoint}{entry.sha256}".encode()).hexdigest()
+        served[name] = replace(
+            manifest, name=name, checkpoint=checkpoint, levels=entry.levels, classes=entry.classes,
+            class_names=entry.class_names, parity=entry.parity, bounds=entry.bounds, proofs={},
+        )  # fmt: skip
+    return served
+
+
+def all_served(engines: Iterable[Manifest]) -> dict[str, Manifest]:
+    """What several engines serve, in their order."""
+    return {name: manifest for engine in engines for name, manifest in served_models(engine).items()}
+
+
+def engine_of(model: str) -> str:
+    """The engine of a served model, by name."""
+    return model.partition(BETWEEN)[0]
+
+
+def plain_name(model: str) -> str:
+    """A served model where a name may have no colon."""
+    return model.replace(BETWEEN, ".adapter.")
+
+
+def adapter_numbers(manifest: Manifest) -> dict[str, int]:
+    """What the network calls the adapter of each model that the engine serves; 0: the backbone itself."""
+    names = [f"{manifest.name}{BETWEEN}{entry.name}" for entry in manifest.adapters]
+    return {manifest.name: 0} | {name: number for number, name in enumerate(names, start=1)}
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -125,9 +199,25 @@ def manifest_from_json(text: str, where: Path) -> Manifest:
         data["levels"] = levels_from_json(data["levels"])
         data["class_names"] = tuple(data["class_names"])
         data["buckets"] = None if data["buckets"] is None else tuple(data["buckets"])
+        data["adapted"] = {layer: tuple(sizes) for layer, sizes in data.get("adapted", {}).items()}
+        data["adapters"] = tuple(_adapter_from_json(entry, where) for entry in data.get("adapters", ()))
         manifest = Manifest(**data)
     except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{where} is not a readable fewstep engine manifest ({error})") from error
+    names = [entry.name for entry in manifest.adapters]
+    if len(set(names)) < len(names):
+        raise CheckpointError(f"{where} names an adapter twice: {', '.join(names)}")
     if Path(manifest.network).name != manifest.network:
         raise CheckpointError(f"{where} names a network outside its own directory: {manifest.network}")
     return manifest
+
+
+def _adapter_from_json(data: dict[str, Any], where: Path) -> AdapterEntry:
+    entry = AdapterEntry(
+        **{**data, "levels": levels_from_json(data["levels"]), "class_names": tuple(data["class_names"])}
+    )
+    if not ADAPTER_NAME.fullmatch(entry.name):
+        raise CheckpointError(
+            f"{where} names an adapter {entry.name!r}, which cannot be the name of a file and a model"
+        )
+    return entry

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from export.manifest import BACKEND_TENSORRT, BACKEND_TENSORRT_RTX, BACKENDS, DTYPE_NAMES
 from fewstep.command_line import Flat, Positional, Switch, arg, one_of, whole_numbers
-from fewstep.ranges import Range, check_ranges
+from fewstep.ranges import Range, RangeError, check_ranges
 
 DIR = arg(metavar="DIR")
 
@@ -41,6 +41,32 @@ class ExportCommand:
             "where there is a GPU, torch before it).",
         ),
     ] = ()
+
+    adapters: Switch[bool] = False
+    """The network takes adapters by row (export adapter)."""
+    told: Annotated[int, Range(0, 10_000, whole=True)] = 0
+    """Values of y that adapters may be told, of a model without classes."""
+
+
+@dataclass(frozen=True)
+class AdapterCommand:
+    engine: Annotated[Positional[Path], DIR]
+    """Engine directory of the backbone, exported with --adapters."""
+    add: Annotated[Path | None, DIR] = None
+    """Folder with adapter.safetensors and adapter.json, such as the student of a posterior."""
+    remove: Annotated[str | None, arg(metavar="NAME")] = None
+    """Take this adapter out instead."""
+    name: Annotated[str | None, arg(metavar="NAME")] = None
+    """What the added adapter is called (default: its folder's name)."""
+    model: Annotated[Path | None, DIR] = None
+    """Checkpoint folder of the backbone (default: the engine's parent folder)."""
+    threads: Annotated[int, Range(0, 1024, whole=True)] = 0
+    """Cores for the proof; 0: all."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if (self.add is None) == (self.remove is None):
+            raise RangeError("give --add DIR, or --remove NAME")
 
 
 @dataclass(frozen=True)

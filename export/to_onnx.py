@@ -3,13 +3,16 @@
     x [batch, C + extra, H, W]  c_noise [batch]  onehot [batch, classes]  ->  output [batch, C, H, W]
 
 All are float32; a network that computes in half precision has x, onehot and output in it, and c_noise in float32.
-An unconditional network has no `onehot` input. An NCVSD student has extra channels, for its latent.
+An unconditional network has no `onehot` input. An NCVSD student has extra channels, for its latent. A network for
+adapters takes `adapter` [batch] int64 as well, and for every layer LAYER.down [adapters, rank, taps, in] and LAYER.up
+[adapters, out, rank] (`export.grouped`).
 """
 
 import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +21,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from export.fusible import fusible
+from export.grouped import adapted_layers, grouped_network
+from export.grouped_onnx import spell_out_adapters
 from export.half import DTYPES, network_in
 from export.residuals import residuals_folded
 from export.stacked import stack_projections
@@ -35,18 +40,24 @@ _MIN_ELEMENTS = 1024
 _HALF_SUFFIX = "_float16"
 
 
-def network_to_onnx(network: NetworkModule, *, weights_dtype: str, dtype: str = "float32") -> bytes:
+def network_to_onnx(
+    network: NetworkModule, *, weights_dtype: str, dtype: str = "float32", adapters: bool = False
+) -> bytes:
     """The ONNX file of `network`, as bytes; the same network gives the same bytes.
 
     weights_dtype: "float32", or "float16" to store as such what float16 holds exactly.
-    dtype: what the network computes in, "float32", "float16" or "bfloat16" (`export.half`).
+    dtype: what the network computes in, "float32", "float16" or "bfloat16" (`export.half`). adapters: with inputs for
+    adapters by row, in float32 only.
     Raises CheckpointError when the network does not fit one file, or has an operator that ONNX has not.
     """
+    if adapters and dtype != "float32":
+        raise CheckpointError(f"an engine with adapters computes in float32, not {dtype}; leave --dtype out")
     size = sum(tensor.numel() * 4 for tensor in network.parameters())
     if size > MAX_BYTES:
         raise CheckpointError(f"the network has {size / 2**30:.1f} GiB of weights; one ONNX file holds 2 GiB")
-    model = _traced(network, dtype)
+    model = _traced(network, dtype, adapters)
     strip_traces(model)
+    spell_out_adapters(model)
     if dtype == "float32":
         stack_projections(model)
     if weights_dtype == "float16" and dtype == "float32":
@@ -62,11 +73,11 @@ class _Unconditional(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        return self.network(x, c_noise, x.new_zeros(x.shape[0], 0))
+    def forward(self, x: Tensor, c_noise: Tensor, *adapters: Tensor) -> Tensor:
+        return self.network(x, c_noise, x.new_zeros(x.shape[0], 0), *adapters)
 
 
-def _traced(network: NetworkModule, dtype: str) -> onnx.ModelProto:
+def _traced(network: NetworkModule, dtype: str, adapters: bool) -> onnx.ModelProto:
     config = network.config
     batch = 2  # torch.export would turn an example batch of 1 into a constant
     side = config.resolution
@@ -79,17 +90,34 @@ def _traced(network: NetworkModule, dtype: str) -> onnx.ModelProto:
     if dtype == "float32":
         traced = enlarged_last(residuals_folded(network) if isinstance(network, UNet) else network)
     module = network_in(fusible(traced), dtype)
+    if adapters:
+        module = grouped_network(module)
     if config.classes:
         arguments.append(torch.zeros(batch, config.classes, dtype=half))
         names.append("onehot")
     else:
         module = _Unconditional(module)
     rows = torch.export.Dim("batch", min=1)
+    shapes: list[Any] = [{0: rows} for _ in names]
+    if adapters:
+        count, rank = 3, 2  # anything above 1, which torch.export would turn into a constant
+        arguments.append(torch.zeros(batch, dtype=torch.int64))
+        shapes.append({0: rows})
+        names.append("adapter")
+        dims = {"adapters": torch.export.Dim("adapters", min=1), "rank": torch.export.Dim("rank", min=1)}
+        factors: list[Any] = []
+        for layer, (out, width, taps) in adapted_layers(network).items():
+            arguments += [torch.zeros(count, rank, taps, width), torch.zeros(count, out, rank)]
+            names += [f"{layer}.down", f"{layer}.up"]
+            factors += [{0: dims["adapters"], 1: dims["rank"]}, {0: dims["adapters"], 2: dims["rank"]}]
+        # What follows `adapter`, or c_noise of an unconditional network, is one variadic parameter.
+        first = len(shapes) if config.classes else 2
+        shapes = [*shapes[:first], tuple([*shapes[first:], *factors])]
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module.eval(), tuple(arguments), dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=names, output_names=["output"], dynamic_shapes=tuple({0: rows} for _ in names),
+                input_names=names, output_names=["output"], dynamic_shapes=tuple(shapes),
             )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
@@ -102,7 +130,7 @@ def _traced(network: NetworkModule, dtype: str) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Mute the exporter's remarks (torchvision is absent, an axis is renamed); errors still come out."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

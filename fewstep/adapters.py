@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fewstep.ancestral import Chain
-from fewstep.card import Card, CheckpointError, write_atomically
+from fewstep.card import Card, CheckpointError, Levels, levels_from_json, write_atomically
 from fewstep.checkpoint import build_network, load_denoiser, network_config
 from fewstep.outputs import ADAPTER_CARD, ADAPTER_FILE
 from fewstep.precond import Denoiser
@@ -30,6 +30,7 @@ from fewstep.unet_config import UNetConfig
 
 ADAPTER_FORMAT = 1
 LOG_VARIANCE = "log_variance"
+OF_STUDENTS = ("levels", "class_names")  # left out of the card while they are empty
 
 
 class Adapter(nn.Module):
@@ -93,18 +94,31 @@ def merged(network: nn.Module, adapter: Adapter) -> nn.Module:
     return copied
 
 
+def joined(network: nn.Module, adapters: Sequence[Adapter]) -> Adapter:
+    """One adapter that adds what several do, each trained beside the network with those before it merged: their factors
+    behind each other, so that the ranks add up. Its log_variance is empty."""
+    whole = Adapter(network, 1)
+    for key in whole.down:
+        whole.down[key] = nn.Parameter(torch.cat([adapter.down[key].detach().cpu() for adapter in adapters]))
+        whole.up[key] = nn.Parameter(torch.cat([adapter.up[key].detach().cpu() for adapter in adapters], dim=1))
+    whole.rank = sum(adapter.rank for adapter in adapters)
+    return whole.requires_grad_(False)
+
+
 @dataclass(frozen=True)
 class AdapterCard:
     """adapter.json: what the adapter belongs to, and how its chain samples."""
 
-    prior: str  # sha256 of the prior's model.safetensors
-    rank: int
+    prior: str  # sha256 of the prior's model.safetensors; of a student's adapter, that of the network it stands beside
+    rank: int  # the largest of its layers; smaller ones may have less
     groups: int  # values of y that the posterior is told; 0: none
-    chain: Chain
+    chain: Chain | None  # of a posterior; a student has levels instead
     reward: str  # as it was asked for
     weights: str = ""  # sha256 of adapter.safetensors
     training: dict[str, Any] = field(default_factory=dict)
     monitors: dict[str, float] = field(default_factory=dict)
+    levels: Levels = field(default_factory=dict)  # of a student: step count -> sigmas
+    class_names: tuple[str, ...] = ()  # of a student
     format: int = ADAPTER_FORMAT
 
 
@@ -113,7 +127,11 @@ def save_adapter(folder: Path, adapter: Adapter, card: AdapterCard) -> AdapterCa
     content = save_tensors(adapter.tensors())
     card = dataclasses.replace(card, weights=hashlib.sha256(content).hexdigest())
     write_atomically(folder / ADAPTER_FILE, content)
-    write_atomically(folder / ADAPTER_CARD, (json.dumps(asdict(card), indent=2) + "\n").encode())
+    fields = asdict(card)
+    for name in OF_STUDENTS:
+        if not fields[name]:
+            del fields[name]
+    write_atomically(folder / ADAPTER_CARD, (json.dumps(fields, indent=2) + "\n").encode())
     return card
 
 
@@ -130,16 +148,27 @@ def load_adapter(folder: Path, network: nn.Module) -> tuple[Adapter, AdapterCard
         tensors = load_tensors(content)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a safetensors file ({error})") from error
-    adapter = Adapter(network, card.rank, card.chain.steps)
-    expected = adapter.tensors()
-    if {name: value.shape for name, value in tensors.items()} != {k: v.shape for k, v in expected.items()}:
+    adapter = Adapter(network, card.rank, card.chain.steps if card.chain else 0)
+    if not _fits(adapter, tensors):
         raise CheckpointError(f"the adapter in {folder} does not fit this network: its layers are others")
-    with torch.no_grad():
-        for key in adapter.down:
-            adapter.down[key].copy_(tensors[f"{_name(key)}.down"])
-            adapter.up[key].copy_(tensors[f"{_name(key)}.up"])
-        adapter.log_variance.copy_(tensors[LOG_VARIANCE])
+    for key in adapter.down:
+        adapter.down[key] = nn.Parameter(tensors[f"{_name(key)}.down"])
+        adapter.up[key] = nn.Parameter(tensors[f"{_name(key)}.up"])
+    adapter.log_variance = nn.Parameter(tensors[LOG_VARIANCE])
     return adapter.requires_grad_(False), card
+
+
+def _fits(adapter: Adapter, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors are those of an adapter of the same layers and steps; each layer has a rank of its own."""
+    expected = adapter.tensors()
+    if set(tensors) != set(expected) or tensors[LOG_VARIANCE].shape != expected[LOG_VARIANCE].shape:
+        return False
+    for key in adapter.down:
+        down, up = (tensors[f"{_name(key)}.{part}"] for part in ("down", "up"))
+        wanted = adapter.up[key].shape[0], adapter.down[key].shape[1]
+        if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0] or (up.shape[0], down.shape[1]) != wanted:
+            return False
+    return True
 
 
 def read_adapter_card(folder: Path) -> AdapterCard:
@@ -151,7 +180,10 @@ def read_adapter_card(folder: Path) -> AdapterCard:
         fields = json.loads(path.read_text("utf-8", errors="replace"))
         if fields["format"] != ADAPTER_FORMAT:
             raise CheckpointError(f"{path} has format {fields['format']}; this version reads {ADAPTER_FORMAT}")
-        fields["chain"] = Chain(**{name: tuple(values) for name, values in fields["chain"].items()})
+        if fields["chain"] is not None:
+            fields["chain"] = Chain(**{name: tuple(values) for name, values in fields["chain"].items()})
+        fields["levels"] = levels_from_json(fields.get("levels", {}))
+        fields["class_names"] = tuple(fields.get("class_names", ()))
         return AdapterCard(**fields)
     except CheckpointError:
         raise
@@ -177,6 +209,10 @@ def load_posterior(prior: Path, folder: Path, *, merge: bool = True) -> LoadedPo
     """
     denoiser, prior_card = load_denoiser(prior)
     card = read_adapter_card(folder)
+    if (chain := card.chain) is None:
+        raise CheckpointError(
+            f"the adapter in {folder} is a student's, which has levels and no chain; load it with load_student"
+        )
     if card.prior != prior_card.weights:
         raise CheckpointError(
             f"the adapter in {folder} belongs to a prior with the sha256 {card.prior[:12]}..., and {prior} is "
@@ -184,11 +220,43 @@ def load_posterior(prior: Path, folder: Path, *, merge: bool = True) -> LoadedPo
         )
     assert isinstance(denoiser.network, nn.Module)
     network = told(denoiser.network, prior_card, card.groups)
-    adapter, card = load_adapter(folder, network)
+    adapter, _ = load_adapter(folder, network)
     run = merged(network, adapter) if merge else adapted(network, adapter)
     posterior = Denoiser(run, denoiser.sigma_data, card.groups or denoiser.classes)
     log_variance = tuple(adapter.log_variance.tolist())
-    return LoadedPosterior(denoiser, posterior, card.chain, log_variance, card, prior_card)
+    return LoadedPosterior(denoiser, posterior, chain, log_variance, card, prior_card)
+
+
+@dataclass(frozen=True)
+class LoadedStudent:
+    denoiser: Denoiser  # of the backbone with the adapter, for `sample_dpdm`; labels: its classes, or y
+    card: AdapterCard  # with the levels
+    backbone: Card
+
+
+def load_student(backbone: Path, folder: Path, *, merge: bool = True) -> LoadedStudent:
+    """A backbone's checkpoint with the student's adapter of `folder` (`fewstep posterior --distil`).
+
+    merge: as of `load_posterior`. Raises CheckpointError when one of them cannot be read, when the adapter stands
+    beside another network, or is no student's.
+    """
+    denoiser, of_backbone = load_denoiser(backbone)
+    card = read_adapter_card(folder)
+    if not card.levels:
+        raise CheckpointError(
+            f"the adapter in {folder} has no levels to sample in few steps: it is no student's. A posterior becomes "
+            "one by: fewstep posterior ... --distil"
+        )
+    if card.prior != of_backbone.weights:
+        raise CheckpointError(
+            f"the adapter in {folder} stands beside a network with the sha256 {card.prior[:12]}..., and {backbone} is "
+            f"{of_backbone.weights[:12]}...; give the one it was trained with"
+        )
+    assert isinstance(denoiser.network, nn.Module)
+    network = told(denoiser.network, of_backbone, card.groups)
+    adapter, card = load_adapter(folder, network)
+    run = merged(network, adapter) if merge else adapted(network, adapter)
+    return LoadedStudent(Denoiser(run, denoiser.sigma_data, card.groups or denoiser.classes), card, of_backbone)
 
 
 def told(network: nn.Module, card: Card, groups: int) -> nn.Module:

@@ -79,7 +79,7 @@ def check(resolved: Resolved, models: Mapping[str, Manifest]) -> int:
     """Print the settings, what follows from them on this machine, and try the engines. Raises CheckpointError for one
     that would not run, SettingsError for a host that does not exist and where nothing can be printed."""
     # Only here: this loads the engines' libraries.
-    from server.check import check_engine, choice_lines, engine_line, settings_lines
+    from server.check import check_engine, choice_lines, engine_lines, settings_lines
     from server.machine.settle import settle
 
     address_family(resolved.settings)
@@ -89,7 +89,7 @@ def check(resolved: Resolved, models: Mapping[str, Manifest]) -> int:
     if lines := "\n".join(choice_lines(found)):
         say(lines)
     for name in settings.engines:
-        say(engine_line(name, check_engine(name, settings), settings))
+        say("\n".join(engine_lines(check_engine(name, settings), settings)))
     return 0
 
 

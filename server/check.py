@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from export.manifest import Manifest
+from export.manifest import Manifest, served_models
 from fewstep.card import CheckpointError
 from server.machine.settle import Settled
 from server.processes.worker import WorkerConfig
@@ -44,24 +45,31 @@ def choice_lines(found: Settled) -> Iterator[str]:
 
 
 def check_engine(name: str, settings: Settings) -> Manifest:
-    """Load an engine as a worker would and make one image in one step. Raises CheckpointError."""
+    """Load an engine as a worker would and make one image in one step, of itself and of each adapter.
+
+    Raises CheckpointError.
+    """
     # Only here: a server that starts loads engines in its workers.
     from export.engine import load_engine
 
     folder = settings.engines[name]
     options = WorkerConfig.of(settings, {}).options
     engine = load_engine(folder, backend=options.backend, threads=options.cores, buckets=(1,))
-    if tick_of(slot_table(engine, (1,)), 1).broken:
-        raise CheckpointError(f"the network of {folder} returns values that are not finite; export it again")
-    return engine.manifest
+    table = slot_table(engine, (1,))
+    for adapter in range(1 + len(engine.manifest.adapters)):
+        if tick_of(table, 1, adapter).broken:
+            what = f"with the adapter {engine.manifest.adapters[adapter - 1].name}, " if adapter else ""
+            raise CheckpointError(f"{what}the network of {folder} returns values that are not finite; export it again")
+    return replace(engine.manifest, name=name)
 
 
-def engine_line(name: str, model: Manifest, settings: Settings) -> str:
-    """One line about an engine that works."""
-    steps = ", ".join(map(str, sorted(model.levels)))
-    classes = f"{model.classes} classes" if model.classes else "no classes"
-    shape = "x".join(map(str, (model.resolution, model.resolution, model.channels)))
-    return f"# {name}: {shape}, {classes}, steps {steps}, {settings.backend or model.backend}: it runs"
+def engine_lines(engine: Manifest, settings: Settings) -> Iterator[str]:
+    """A line about each model of an engine that works."""
+    for name, model in served_models(engine).items():
+        steps = ", ".join(map(str, sorted(model.levels)))
+        classes = f"{model.classes} classes" if model.classes else "no classes"
+        shape = "x".join(map(str, (model.resolution, model.resolution, model.channels)))
+        yield f"# {name}: {shape}, {classes}, steps {steps}, {settings.backend or model.backend}: it runs"
 
 
 def _with_source(text: str, source: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
-from export.manifest import Manifest, read_student
+from export.manifest import Manifest, engine_of, read_student, served_models
 from fewstep.card import CheckpointError
 from fewstep.pixels import KEYWORD, Pixels, encode, png_size, text_of, with_text
 from server.http.pictures import MODES, PictureError, decode
@@ -15,7 +15,7 @@ from server.scheduler.loading import LoadOptions
 from server.scheduler.local import LocalService
 from server.scheduler.refusal import Refusal, shown
 from server.scheduler.request import ImageRequest
-from server.scheduler.validate import image_request
+from server.scheduler.validate import choose_model, image_request
 from server.settings.settings import MODEL_NAME, MODELS
 
 # The types that a PNG's values have.
@@ -42,13 +42,14 @@ def remake(path: Path, out: Path, engine: Path | None = None) -> str:
     if text is None:
         raise RemakeError(f"{path} does not say what it was made of; only unedited PNGs of this server do")
     recipe = _parsed(path, text)
-    folder = engine or MODELS / recipe["model"] / "engine"
+    backbone = engine_of(recipe["model"])
+    folder = engine or MODELS / backbone / "engine"
     if not engine and not folder.is_dir():
         raise RemakeError(f"there is no model {shown(recipe['model'])} here; --engine DIR names its engine")
     try:
-        manifest = read_student(folder, recipe["model"])
+        manifest = choose_model(recipe["model"], served_models(read_student(folder, backbone)))
         request = requested(path, recipe, manifest)
-        with LocalService.open({manifest.name: folder}, LoadOptions(mode="exact")) as service:
+        with LocalService.open({backbone: folder}, LoadOptions(mode="exact")) as service:
             (pixels,) = service.submit(request).result().images
     except CheckpointError as error:
         hint = "" if engine else "; --engine DIR names the engine that made the image"
@@ -75,7 +76,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         complete = complete and type(levels) is list and all(type(level) in (int, float) for level in levels)
     except (ValueError, TypeError, KeyError, RecursionError):
         complete, recipe = False, {}
-    if not complete or not MODEL_NAME.fullmatch(recipe["model"]):
+    if not complete or not MODEL_NAME.fullmatch(engine_of(recipe["model"])):
         raise RemakeError(f"{path} holds a text of ours that is damaged: {shown(text)}")
     if recipe.get("edit"):
         raise RemakeError(f"{path} began at a picture, which it does not hold; send that picture to /v1/generate again")

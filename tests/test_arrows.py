@@ -48,6 +48,7 @@ TORCH_FREE = (
     "blend",
     "card",
     "client",
+    "tensor_file",
     "command_line",
     "consistency",
     "cores",

@@ -3,12 +3,15 @@
 A teacher's chain (trainer.methods.posterior_student, two stages): OUT/distil/pool.safetensors, images of the chain with
 their weights; OUT/distil/teacher, a teacher of all levels; OUT/student, a DPDM. A student's own chain is of few steps
 already: OUT/student is one network for its calls. Stages that are complete are not repeated.
+
+OUT/student is a model, and beside it the same as an adapter (adapter.safetensors): of the prior, or of the student it
+began from. `export.adapters` adds that to the engine of its backbone.
 """
 
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +21,20 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from fewstep.adapters import Adapter, adapted, merged, read_adapter_card
-from fewstep.card import WEIGHTS_FILE, Card, CheckpointError, read_card, write_atomically
+from fewstep.adapters import (
+    Adapter,
+    AdapterCard,
+    adapted,
+    joined,
+    load_adapter,
+    merged,
+    read_adapter_card,
+    save_adapter,
+)
+from fewstep.card import WEIGHTS_FILE, Card, CheckpointError, Levels, read_card, write_atomically
 from fewstep.checkpoint import NetworkModule, load_checkpoint, load_denoiser, save_checkpoint
 from fewstep.network import UNet
-from fewstep.outputs import STATE_FILE
+from fewstep.outputs import ADAPTER_FILE, STATE_FILE
 from fewstep.precond import Denoiser
 from fewstep.schedule import SIGMA_MAX
 from trainer.methods.dpdm import Student
@@ -80,7 +92,7 @@ def distil(setup: Setup, adapter: Adapter, config: DistilConfig) -> bool:
         return True
     pool = _pool(setup, adapter, config, work / POOL_FILE)
     teacher = _teacher(setup, adapter, pool, config, work / "teacher")
-    return _few_steps(setup, teacher, pool, config, facts, out)
+    return _few_steps(setup, teacher, pool, config, facts, out, work / "teacher")
 
 
 def _facts(setup: Setup, config: DistilConfig) -> dict[str, Any]:
@@ -150,18 +162,26 @@ def _teacher(setup: Setup, adapter: Adapter, pool: Pool, config: DistilConfig, f
     )  # fmt: skip
     whole = merged(frozen, fresh)
     assert isinstance(whole, NetworkModule)
+    beside = joined(setup.network, [adapter, fresh])  # kept: the student's adapter stands beside the prior, too
+    save_adapter(folder, beside, _adapter_card(setup, beside, setup.card.weights, {}))
     save_checkpoint(folder, whole.state_dict(), _card(setup, whole, "teacher", {}, {"updates": config.consolidate}))
     return whole
 
 
 def _few_steps(
-    setup: Setup, teacher: NetworkModule, pool: Pool, config: DistilConfig, facts: dict[str, Any], out: Path
+    setup: Setup,
+    teacher: NetworkModule,
+    pool: Pool,
+    config: DistilConfig,
+    facts: dict[str, Any],
+    out: Path,
+    work: Path,
 ) -> bool:
     """DPDM by adapters, in the training loop of all methods: resumable, and averaged."""
-    order, start, levels = setup.order, None, None
+    order, start, levels, stands_by = setup.order, None, None, setup.card.weights
     if config.student:
         start, card = few_step_student(config.student, setup.card, setup.groups, setup.device)
-        levels = card.levels
+        levels, stands_by = card.levels, card.weights
     settings = student_config(config, levels, sees_level=isinstance(teacher, UNet))  # a level is a UNet's input alone
     generator = torch.Generator().manual_seed(order.seed + 4)
     parts = adapter_parts(
@@ -182,12 +202,16 @@ def _few_steps(
     )  # fmt: skip
     identity = {"posterior": order.reward, **facts}
     begun = start if start is not None else teacher
+    apart = _beside_prior(setup, work) if start is None else lambda average: average
     lists = settings.level_lists
 
     def save(average: nn.Module, clock: Clock, folder: Path) -> None:
         assert isinstance(average, Adapter)
         whole = merged(begun, average)
         training = {**identity, "images": clock.images}
+        if (alone := apart(average)) is not None:
+            groups = setup.reward.groups if start is None else 0  # a student of the prior has classes of its own
+            save_adapter(folder, alone, _adapter_card(setup, alone, stands_by, lists, groups, training))
         save_checkpoint(folder, whole.state_dict(), _card(setup, whole, "student", lists, training))
 
     def draw(average: nn.Module, clock: Clock, folder: Path) -> None:
@@ -241,7 +265,31 @@ def _one_network(setup: Setup, adapter: Adapter, config: DistilConfig, out: Path
     )  # fmt: skip
     whole = merged(begun, fresh)
     levels = {len(setup.chain.sigmas): setup.chain.sigmas}
+    beside = joined(setup.network, [adapter, fresh])
+    save_adapter(out, beside, _adapter_card(setup, beside, setup.card.weights, levels, setup.reward.groups))
     save_checkpoint(out, whole.state_dict(), _card(setup, whole, "student", levels, {"updates": config.consolidate}))
+
+
+def _beside_prior(setup: Setup, teacher: Path) -> Callable[[Adapter], Adapter | None]:
+    """What makes of an adapter beside the teacher of all levels one beside the prior. None, said once, where the
+    teacher was made by a version that kept no adapter of it."""
+    if not (teacher / ADAPTER_FILE).exists():
+        say(f"{teacher} holds no {ADAPTER_FILE}: the student is written as a model alone, not as an adapter")
+        return lambda average: None
+    first, _ = load_adapter(teacher, setup.network)
+    return lambda average: joined(setup.network, [first, average])
+
+
+def _adapter_card(
+    setup: Setup, adapter: Adapter, backbone: str, levels: Levels, groups: int = 0,
+    training: dict[str, Any] | None = None,
+) -> AdapterCard:  # fmt: skip
+    """Of an adapter of few steps, or of the teacher of all levels. backbone: the sha256 of what it stands beside."""
+    names = setup.reward.group_names or setup.card.class_names
+    return AdapterCard(
+        backbone, adapter.rank, groups, None, setup.order.reward, training=training or {}, levels=levels,
+        class_names=tuple(names),
+    )  # fmt: skip
 
 
 def _card(setup: Setup, network: Any, role: Any, levels: Any, training: dict[str, Any]) -> Card:

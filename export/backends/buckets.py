@@ -11,7 +11,7 @@ from fewstep.card import CheckpointError
 DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 _PADDING = 1 / 4  # of the rows: beyond it a second, smaller call is cheaper than the padding
 
-FixedNetwork = Callable[[Floats, Floats, Floats, int], Floats]  # x, c_noise, onehot, bucket = their rows -> output
+FixedNetwork = Callable[..., Floats]  # the arrays of a HostNetwork and bucket, their number of rows -> output
 
 
 def check_buckets(buckets: Sequence[int]) -> tuple[int, ...]:
@@ -37,19 +37,20 @@ def split_rows(count: int, buckets: Sequence[int]) -> Iterator[tuple[int, int]]:
 def through_buckets(call: FixedNetwork, buckets: Sequence[int]) -> HostNetwork:
     """A network for any batch size: rows are padded with zeros, or spread over several calls."""
 
-    def network(x: Floats, c_noise: Floats, onehot: Floats) -> Floats:
-        if len(x) in buckets:
-            return call(x, c_noise, onehot, len(x))
+    def network(*arrays: np.ndarray) -> Floats:
+        count = len(arrays[0])
+        if count in buckets:
+            return call(*arrays, count)
         parts, start = [], 0
-        for rows, bucket in split_rows(len(x), buckets):
-            part = [padded(array[start : start + rows], bucket) for array in (x, c_noise, onehot)]
-            parts.append(call(part[0], part[1], part[2], bucket)[:rows])
+        for rows, bucket in split_rows(count, buckets):
+            part = [padded(array[start : start + rows], bucket) for array in arrays]
+            parts.append(call(*part, bucket)[:rows])
             start += rows
         return np.concatenate(parts)
 
     return network
 
 
-def padded(rows: Floats, bucket: int) -> Floats:
+def padded(rows: np.ndarray, bucket: int) -> np.ndarray:
     """The rows, and zeros behind them up to `bucket`."""
     return np.concatenate([rows, np.zeros((bucket - len(rows), *rows.shape[1:]), rows.dtype)])

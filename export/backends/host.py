@@ -1,6 +1,7 @@
 """A device network as one on numpy arrays: copies in, runs, copies back."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,14 @@ def host_network(network: DeviceNetwork) -> HostNetwork:
     """For whoever has no kernels on the device: the proof, the samplers, and tests. One call at a time."""
     lock = threading.Lock()  # the buffers hold the inputs of one call
 
-    def call(x: Floats, c_noise: Floats, onehot: Floats, bucket: int) -> Floats:
+    def call(*arguments: Any) -> Floats:
+        *arrays, bucket = arguments
+        buffers = [network.x, network.c_noise, network.onehot]
+        if len(arrays) > len(buffers):
+            assert network.adapter is not None, "a network without adapters was given some"
+            buffers.append(network.adapter)
         with lock:
-            for buffer, rows in ((network.x, x), (network.c_noise, c_noise), (network.onehot, onehot)):
+            for buffer, rows in zip(buffers, arrays, strict=True):
                 buffer[:bucket].copy_(torch.from_numpy(np.ascontiguousarray(rows)))
             # A copy also on a CPU: the network overwrites its output at the next run.
             return network.run(bucket).to("cpu", torch.float32, copy=True).contiguous().numpy()

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
+from export.adapter_factors import read_adapters
 from export.backends.opened import Floats, Opened, Source, require_float32
 from fewstep.card import CheckpointError
 
 PROVIDER = "CPUExecutionProvider"
+INPUTS = ("x", "c_noise", "onehot", "adapter")
 
 
 def open_network(source: Source, backend: str, threads: int) -> Opened:
@@ -16,9 +18,12 @@ def open_network(source: Source, backend: str, threads: int) -> Opened:
     require_float32(source, backend)
     session = open_session(source.content, source.path, threads)
     names = [value.name for value in session.get_inputs()]
+    factors: dict[str, np.ndarray] = {}
+    if source.manifest.adapted:
+        factors = dict(read_adapters(source.folder, source.manifest).inputs)
 
-    def network(x: Floats, c_noise: Floats, onehot: Floats) -> Floats:
-        feed = {"x": x, "c_noise": c_noise, "onehot": onehot}
+    def network(*arrays: np.ndarray) -> Floats:
+        feed = dict(zip(INPUTS, arrays, strict=False)) | factors
         return np.asarray(session.run(None, {name: feed[name] for name in names})[0])
 
     facts = {
@@ -27,6 +32,8 @@ def open_network(source: Source, backend: str, threads: int) -> Opened:
         "precision": "float32",
         "threads": str(threads) if threads else "one per physical core",
     }
+    if source.manifest.adapted:
+        facts["adapters"] = str(len(source.manifest.adapters))
     return Opened(network, facts)
 
 

@@ -14,7 +14,8 @@ from export.manifest import Manifest
 from fewstep.card import CheckpointError
 
 Floats = NDArray[np.float32]
-HostNetwork = Callable[[Floats, Floats, Floats], Floats]  # x, c_noise, onehot -> output, as in Engine.network
+# x, c_noise, onehot -> output, as in Engine.network; of an engine with adapters, adapter [B] int64 is a fourth array
+HostNetwork = Callable[..., Floats]
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ class PlanNetwork:
         self.device, self.dtype = buffers.device, buffers.dtype
         self.capacity, self.buckets = buffers.capacity, buffers.buckets
         self.x, self.c_noise, self.onehot = buffers.x, buffers.c_noise, buffers.onehot
+        self.adapter = None  # export.manifest.WITH_ADAPTERS has this backend not
         self.output = buffers.output
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))

@@ -12,10 +12,13 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from export.adapter_factors import read_adapters
 from export.backends.host import host_network
 from export.backends.opened import Opened, Source, library, not_installed
+from export.grouped import grouped_network
 from export.half import DTYPES, network_in
 from export.manifest import BACKEND_TORCH_COMPILE, Manifest
+from fewstep.adapters import told
 from fewstep.card import WEIGHTS_FILE, CheckpointError
 from fewstep.checkpoint import NetworkModule, load_denoiser
 from fewstep.network import UNet
@@ -40,6 +43,8 @@ def open_network(source: Source, backend: str, threads: int, buckets: tuple[int,
     manifest = source.manifest
     try:
         module, layers = _module(folder, manifest, device, backend, buckets)
+        if manifest.adapted:
+            module = _with_adapters(module, source, device)
         network = TorchNetwork(module, manifest, buckets, device)
         network.capture()
     except torch.OutOfMemoryError as error:
@@ -55,6 +60,8 @@ def open_network(source: Source, backend: str, threads: int, buckets: tuple[int,
         "cuda_graphs": str(len(network.graphs)),
         "buckets": ",".join(map(str, buckets)),
     }
+    if manifest.adapted:
+        facts["adapters"] = str(len(manifest.adapters))
     if device.type == "cpu":
         facts["threads"] = str(torch.get_num_threads())
     return Opened(host_network(network), facts, device.type, network)  # pyright: ignore[reportArgumentType]
@@ -65,7 +72,7 @@ class TorchNetwork:
 
     def __init__(
         self,
-        module: Callable[[Tensor, Tensor, Tensor], Tensor],
+        module: Callable[..., Tensor],
         manifest: Manifest,
         buckets: tuple[int, ...],
         device: torch.device,
@@ -79,7 +86,8 @@ class TorchNetwork:
         self.x = torch.zeros((self.capacity, *manifest.input_shape), dtype=self.dtype, device=device)
         self.x = self.x.contiguous(memory_format=self.memory_format)
         self.c_noise = torch.zeros(self.capacity, device=device)
-        self.onehot = torch.zeros((self.capacity, manifest.classes), dtype=self.dtype, device=device)
+        self.onehot = torch.zeros((self.capacity, manifest.columns), dtype=self.dtype, device=device)
+        self.adapter = torch.zeros(self.capacity, dtype=torch.int64, device=device) if manifest.adapted else None
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.outputs: dict[int, Tensor] = {}
 
@@ -108,7 +116,10 @@ class TorchNetwork:
 
     @torch.inference_mode()
     def _eager(self, bucket: int) -> Tensor:
-        output = self.module(self.x[:bucket], self.c_noise[:bucket], self.onehot[:bucket])
+        buffers = [self.x, self.c_noise, self.onehot]
+        if self.adapter is not None:
+            buffers.append(self.adapter)
+        output = self.module(*(buffer[:bucket] for buffer in buffers))
         return output.contiguous(memory_format=self.memory_format)
 
 
@@ -119,10 +130,10 @@ def _exact() -> AbstractContextManager[None]:
 
 def _module(
     folder: Path, manifest: Manifest, device: torch.device, backend: str, buckets: tuple[int, ...]
-) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str]:
+) -> tuple[Callable[..., Tensor], str]:
     """F(x, c_noise, onehot), and what its layers are."""
-    denoiser, _ = load_denoiser(folder)
-    network = cast(NetworkModule, denoiser.network)
+    denoiser, card = load_denoiser(folder)
+    network = cast(NetworkModule, told(cast(NetworkModule, denoiser.network), card, manifest.told))
     if backend == BACKEND_TORCH_COMPILE:  # which fuses by itself
         from torch._dynamo import config
 
@@ -137,3 +148,11 @@ def _module(
     except ImportError as error:
         raise not_installed(backend, "On a GPU it needs Triton: pip install 'triton>=3.6'") from error
     return fused_network(network, manifest.dtype).to(device), "torch, with fused group norms"
+
+
+def _with_adapters(module: Callable[..., Tensor], source: Source, device: torch.device) -> Callable[..., Tensor]:
+    """F(x, c_noise, onehot, adapter) with the adapters of the engine's folder. Changes `module`."""
+    grouped = grouped_network(cast(torch.nn.Module, module))
+    stacked = read_adapters(source.folder, source.manifest).inputs.values()
+    factors = [torch.from_numpy(values).to(device) for values in stacked]
+    return lambda *rows: grouped(*rows, *factors)

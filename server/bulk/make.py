@@ -15,6 +15,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from export.manifest import engine_of
 from fewstep.card import CheckpointError
 from fewstep.pixels import Pixels
 from server.bulk.journal import BulkError, Journal
@@ -51,7 +52,7 @@ class Maker:
         Raises Refusal, CheckpointError, OSError.
         """
         order = self.order
-        with LocalService.open({order.manifest.name: self.engine}, self.options) as service:
+        with LocalService.open({engine_of(order.manifest.name): self.engine}, self.options) as service:
             yield Made(0)
             waiting: deque[tuple[int, bool, EventStream]] = deque()
             done: list[Pixels] = []

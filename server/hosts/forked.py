@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from export.manifest import Manifest
+from export.manifest import Manifest, all_served
 from server.processes import worker
 from server.processes.control import Control
 from server.processes.pipes import HttpLinks
@@ -38,8 +38,9 @@ class ForkedServer:
     """
 
     def __init__(self, settings: Settings, models: Mapping[str, Manifest], listener: socket.socket) -> None:
+        """models: the manifests of the engines, under the names they are served by."""
         self.settings = settings
-        self.models = models
+        self.models = all_served(models.values())
         self.listeners = share_port(listener, settings.api_processes)
         self.address = listener.getsockname()[:2]
         self.workers = settings.workers * max(1, len(settings.devices))

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import uvicorn
 
-from export.manifest import Manifest
+from export.manifest import Manifest, engine_of
 from server.http.app import App
 from server.http.bodies import AT_ONCE, Bodies
 from server.http.dialects import inference_schema, native_schema, openai_schema
@@ -44,7 +44,7 @@ class HttpProcess:
 
     def __init__(self, settings: Settings, models: Mapping[str, Manifest], workers: int) -> None:
         self.settings = settings
-        names, processes = tuple(models), settings.api_processes
+        names, processes = tuple(dict.fromkeys(map(engine_of, models))), settings.api_processes
         self.admission = Admission(settings.max_queue, names, processes)
         self.pool = WorkerPool(names, workers, self.admission, self._ready, self._replace)
         # The memory of one HTTP process does not reach another, to which a url may lead.
@@ -145,7 +145,7 @@ def facts(models: Mapping[str, Manifest], pool: WorkerPool, settings: Settings) 
             "mode": settings.mode,
             "noise_version": str(model.noise_version),
             "checkpoint": model.checkpoint[:12],
-            **(pool.models[name].facts if name in pool.models else {}),
+            **(pool.models[engine_of(name)].facts if engine_of(name) in pool.models else {}),
         }
         for name, model in models.items()
     }

@@ -48,7 +48,7 @@ class App:
     ) -> None:
         self.routes = by_path(routes)
         self.gate = Gate(settings)
-        self.models = tuple(settings.engines)
+        self.models = tuple(metrics.models)
         self.metrics = metrics
         self.bodies = bodies
         self.lifespan = lifespan

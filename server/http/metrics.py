@@ -8,6 +8,7 @@ import os
 import platform
 import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import accumulate
 from typing import Any
@@ -24,7 +25,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from export.manifest import Manifest
+from export.manifest import BETWEEN, Manifest, engine_of
 from fewstep import __version__
 from server.http.access import OUTCOMES, STAGES, Record
 from server.http.errors import CLIENT_GONE, STATUS
@@ -84,6 +85,7 @@ PID, IN_FLIGHT, FIRST = range(3)  # columns; the series begin at FIRST
 LABELS = ("model", "worker")
 BY_BUCKET = (*LABELS, "bucket")
 NOT_IN_LABELS = re.compile(r"[^A-Za-z0-9_]")
+LABELLED = 32  # adapters of an engine that have labels of their own: about a hundred series each
 OCCUPANCIES = ("0.125", "0.25", "0.375", "0.5", "0.625", "0.75", "0.875", "1.0")  # exact in binary: no rounding
 
 Series = tuple[str | int, ...]  # name of the metric, then its label values
@@ -106,11 +108,14 @@ class Metrics(Collector):
         as short texts.
         """
         self.models = models
+        self.labels = labels_of(models)
         self.routes = dict.fromkeys(routes)
         self.pool = pool
         self.facts = facts
         self.processes = processes
-        self.columns = {series: column for column, series in enumerate(_series(models, self.routes), start=FIRST)}
+        self.columns = {
+            series: column for column, series in enumerate(_series(models, self.labels, self.routes), start=FIRST)
+        }
         self.table = SharedTable(processes, FIRST + len(self.columns))
         self.own = self.table.row(0)
         self.registry = CollectorRegistry()
@@ -134,7 +139,7 @@ class Metrics(Collector):
         if route is None or not route.makes_images or record.method not in route.methods:
             return
         outcome, request = record.outcome, record.request
-        model = request.model if request else ""
+        model = self.labels[request.model] if request else ""
         self._add(("requests", model, outcome))
         if outcome == "cancelled":
             self._add(("cancelled", record.stage))
@@ -186,7 +191,7 @@ class Metrics(Collector):
     def _histograms(self, totals: list[float]) -> Iterator[Metric]:
         for name, help in HISTOGRAMS:
             family = HistogramMetricFamily(f"fewstep_{name}", help, labels=("model",))
-            for model in self.models:
+            for model in dict.fromkeys(self.labels.values()):
                 first = self.columns[name, model, BOUNDS[0]]
                 end = first + len(BOUNDS)
                 family.add_metric((model,), list(zip(BOUNDS, accumulate(totals[first:end]), strict=True)), totals[end])
@@ -223,21 +228,35 @@ class Metrics(Collector):
         yield models
 
 
-def _series(models: Mapping[str, Manifest], routes: Collection[str]) -> Iterator[Series]:
+def labels_of(models: Collection[str]) -> dict[str, str]:
+    """What each served model is called in the labels: adapters of an engine beyond the first LABELLED share one."""
+    labels: dict[str, str] = {}
+    adapters: Counter[str] = Counter()
+    for name in models:
+        engine = engine_of(name)
+        adapters[engine] += name != engine
+        labels[name] = name if name == engine or adapters[engine] <= LABELLED else f"{engine}{BETWEEN}*"
+    return labels
+
+
+def _series(models: Mapping[str, Manifest], labels: Mapping[str, str], routes: Collection[str]) -> Iterator[Series]:
     """Every cell of a process, in the order of the columns."""
+    steps: dict[str, set[int]] = {label: set() for label in labels.values()}
+    for model, manifest in models.items():
+        steps[labels[model]].update(manifest.levels)
     for path in (*routes, OTHER):
         for status in (*STATUSES, OTHER):
             yield "http_requests", path, status
-    for model in ("", *models):
+    for model in ("", *steps):
         for outcome in OUTCOMES:
             yield "requests", model, outcome
     for reason in (*REASONS, OTHER):
         yield "rejected", reason
     for stage in STAGES:
         yield "cancelled", stage
-    for model, manifest in models.items():
-        for steps in (*sorted(manifest.levels), OTHER):  # a request may bring levels of its own
-            yield "images", model, steps
+    for model, counts in steps.items():
+        for count in (*sorted(counts), OTHER):  # a request may bring levels of its own
+            yield "images", model, count
         for name, _ in HISTOGRAMS:
             for bound in (*BOUNDS, "sum"):  # each observation is counted once, in its own bucket
                 yield name, model, bound

@@ -118,12 +118,14 @@ def question(settings: Settings, models: Mapping[str, Manifest]) -> Question | N
 def rivals(settings: Settings, manifests: Sequence[Manifest]) -> Iterator[str]:
     """Backends that may take the place of the engines' own: those installed that each of them has a proof for.
 
-    None in exact mode, whose bytes are not to depend on a clock, and none where the engines name different backends.
+    None in exact mode, whose bytes are not to depend on a clock, none where the engines name different backends, and
+    none for engines with adapters (export.manifest.WITH_ADAPTERS).
     """
     if settings.mode == "exact" or {each.backend for each in manifests} != {BACKEND_ORT_CPU}:
         return
     if find_spec("openvino") is not None:
-        yield from (backend for backend in OPENVINO if all(backend in each.proofs for each in manifests))
+        proven = (backend for backend in OPENVINO if all(backend in each.proofs for each in manifests))
+        yield from (backend for backend in proven if not any(each.adapted for each in manifests))
 
 
 def sentence(best: Fit, fits: Sequence[Fit], own: str, auto: bool) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from export.manifest import engine_of
 from server.processes.admission import Admission, Room, Ticket
 from server.processes.control import GaveUp, WorkerStarted
 from server.processes.messages import Answer, Loading, Ready
@@ -50,7 +51,7 @@ class Worker:
     def work_s(self, request: ImageRequest) -> float:
         """Device time of a request."""
         assert self.ready is not None
-        return request.total_calls * self.ready.models[request.model].row_s
+        return request.total_calls * self.ready.models[request.engine].row_s
 
 
 class _Pending(msgspec.Struct, eq=False):
@@ -67,9 +68,9 @@ class _Pending(msgspec.Struct, eq=False):
 class WorkerPool:
     """Runs on the event loop of one HTTP process.
 
-    models: names of what every worker serves. workers: how many there will be. on_ready: called once, when all of
-    them are warm. on_lost: called with every worker process whose socket is closed here; if the process still runs,
-    it is of no use to this HTTP process, and must be replaced.
+    models: names of the engines that every worker runs. workers: how many there will be. on_ready: called once, when
+    all of them are warm. on_lost: called with every worker process whose socket is closed here; if the process still
+    runs, it is of no use to this HTTP process, and must be replaced.
     """
 
     def __init__(
@@ -118,7 +119,10 @@ class WorkerPool:
         return worker
 
     def check_ready(self, model: str | None = None) -> None:
-        """Raises Refusal "unavailable" unless a request for this model would be served; None: for some model."""
+        """Raises Refusal "unavailable" unless a request for this model would be served; None: for some model.
+
+        model: as it is served, an engine or one of its adapters.
+        """
         if self.lost:
             raise unavailable(WORKERS_LOST, code="worker_lost")
         if self.draining:
@@ -128,14 +132,14 @@ class WorkerPool:
         if not any(worker.ready and not worker.dead for worker in self.workers.values()):
             message = "the engine worker has died and is being restarted; try again in a second"
             raise unavailable(message, code="worker_lost")
-        names = self.names if model is None else (model,)
+        names = self.names if model is None else (engine_of(model),)
         if not any(worker.serves(name) for name in names for worker in self.workers.values()):
             raise unavailable(MODEL_FAILING.format(" and ".join(names)), code="model_failing")
 
     def admit(self, model: str, images: int, calls: int) -> Ticket:
         """Count a request in before any work is done for it; `release` must follow. Raises Refusal."""
         self.check_ready(model)
-        return self.admission.enter(model, images, calls)
+        return self.admission.enter(engine_of(model), images, calls)
 
     def release(self, ticket: Ticket) -> None:
         self.admission.leave(ticket)
@@ -180,7 +184,7 @@ class WorkerPool:
     def _give(self, entry: _Pending) -> bool:
         """To the worker with the least to do; False when there is none that takes it."""
         request = entry.submit.request
-        willing = [worker for worker in self.workers.values() if worker.serves(request.model)]
+        willing = [worker for worker in self.workers.values() if worker.serves(request.engine)]
         for worker in sorted(willing, key=lambda worker: worker.backlog_s):
             try:
                 worker.link.send(entry.submit)
@@ -227,7 +231,7 @@ class WorkerPool:
     def _elsewhere(self, entry: _Pending) -> bool:
         """Give a request that waited for a failing model to another worker, if one serves the model."""
         assert entry.worker is not None
-        entry.worker.failing.add(entry.submit.request.model)  # the worker's Health is on its way
+        entry.worker.failing.add(entry.submit.request.engine)  # the worker's Health is on its way
         self._take_back(entry)
         return self._give(entry)
 

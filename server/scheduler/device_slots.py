@@ -72,6 +72,7 @@ class DeviceSlotTable:
         self.calls = np.zeros(capacity, np.int64)  # network calls made
         self.seeds = np.zeros(capacity, np.uint64)
         self.labels = np.zeros(capacity, np.int64)
+        self.adapters = np.zeros(capacity, np.int64)
         self.flags = np.zeros(capacity, np.int64)
         self.previews = np.zeros((capacity, MAX_STEPS + 1), bool)  # by call, from 1
         self.blends: dict[int, Blend] = {}  # by slot, of the few images that mix the noise of another seed into theirs
@@ -96,6 +97,7 @@ class DeviceSlotTable:
             self.levels[slot, : len(image.sigmas)] = levels_of(image.sigmas, self.sigma_data)
         self.seeds[slots] = [image.seed for image in images]
         self.labels[slots] = [image.label for image in images]
+        self.adapters[slots] = [image.adapter for image in images]
         self.calls[slots] = 0
         self.flags[slots] = [self._begin_at(slot, image.start) for slot, image in zip(slots, images, strict=True)]
         self.previews[slots] = False
@@ -146,6 +148,10 @@ class DeviceSlotTable:
         )  # fmt: skip
         in_use = int(self.row[slots[-1]]) + 1
         batch = next(bucket for bucket in self.buckets if bucket >= in_use)
+        if self.network.adapter is not None:
+            by_row = np.zeros(batch, np.int64)
+            by_row[self.row[slots]] = self.adapters[slots]
+            self.network.adapter[:batch].copy_(torch.from_numpy(by_row))
         output = self.network.run(batch)
         shown = np.flatnonzero(self.previews[slots, made] & ~last)
         denoised = (

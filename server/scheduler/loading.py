@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from export.manifest import BACKEND_OPENVINO, BACKEND_OPENVINO_F32, Manifest, read_manifest
+from export.manifest import BACKEND_OPENVINO, BACKEND_OPENVINO_F32, Manifest, adapter_numbers, read_manifest
 from fewstep import cores
 from fewstep.card import CheckpointError
 from fewstep.pixels import encode
@@ -102,7 +102,8 @@ def _load_model(name: str, folder: Path, options: LoadOptions, times: SharedTime
     capacity = buckets[-1]
     manifest = engine.manifest
     if options.mode == "exact":
-        check_rows_independent(engine.network, manifest.input_shape, manifest.classes, capacity)
+        adapters = len(manifest.adapters) if manifest.adapted else None
+        check_rows_independent(engine.network, manifest.input_shape, manifest.columns, capacity, adapters)
     table = slot_table(engine, buckets)
     # A backend of fixed shapes may prepare one at its first call; the others need no more than the smallest and the
     # largest.
@@ -116,7 +117,8 @@ def _load_model(name: str, folder: Path, options: LoadOptions, times: SharedTime
         "%s: %d slots, batches of %s, %.2f ms a full call, measured %s",
         *(name, capacity, buckets, 1e3 * tick_s, {size: f"{1e3 * seconds:.2f} ms" for size, seconds in calls.items()}),
     )
-    return Model(table, ModelInfo(tick_s, capacity, table.buckets, calls, engine.facts))
+    numbers = adapter_numbers(replace(manifest, name=name))
+    return Model(table, ModelInfo(tick_s, capacity, table.buckets, calls, engine.facts), numbers)
 
 
 def check_announced(folder: Path, announced: Manifest, found: Manifest) -> None:
@@ -190,17 +192,19 @@ def slot_table(engine: "Engine", buckets: Sequence[int]) -> Slots:
             raise not_installed(engine.backend, remedy) from error
         assert engine.on_device is not None, "a GPU engine has buffers on the device"
         return DeviceSlotTable(
-            engine.on_device, shape=manifest.image_shape, classes=manifest.classes, sigma_data=manifest.sigma_data,
+            engine.on_device, shape=manifest.image_shape, classes=manifest.columns, sigma_data=manifest.sigma_data,
             extra=manifest.extra,
         )  # fmt: skip
     return SlotTable(
-        engine.network, manifest.image_shape, manifest.classes, manifest.sigma_data, buckets, manifest.extra
-    )
+        engine.network, manifest.image_shape, manifest.columns, manifest.sigma_data, buckets, manifest.extra,
+        bool(manifest.adapted),
+    )  # fmt: skip
 
 
-def tick_of(table: Slots, images: int) -> Tick:
-    """Make some images in one step. The table must be empty, and is empty again."""
-    table.admit([Image(ImageKey(0, i), seed=i, label=-1, sigmas=(SIGMA_MAX,)) for i in range(images)])
+def tick_of(table: Slots, images: int, adapter: int = 0) -> Tick:
+    """Make some images in one step, all of one adapter. The table must be empty, and is empty again."""
+    levels = (SIGMA_MAX,)
+    table.admit([Image(ImageKey(0, i), seed=i, label=-1, sigmas=levels, adapter=adapter) for i in range(images)])
     return table.tick()
 
 

@@ -15,7 +15,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Self, TypeGuard
 
-from export.manifest import Manifest, read_student
+from export.manifest import Manifest, all_served, read_student
 from server.scheduler.calibration import SharedTimes
 from server.scheduler.encoding import Encoders
 from server.scheduler.events import Accepted, Event, Failed, Finished, Health, is_last
@@ -121,7 +121,8 @@ class LocalService:
     """An engine loop in a thread of its own, and the threads that encode its images."""
 
     def __init__(self, models: Mapping[str, Model], manifests: Mapping[str, Manifest], policy: Policy = FIFO) -> None:
-        """models: loaded, by name. policy: by default first come, first served, requests of priority batch 10 s behind.
+        """models: loaded, by the name of the engine. manifests: of what they serve, by the name that requests choose.
+        policy: by default first come, first served, requests of priority batch 10 s behind.
 
         The loop runs from here until `close`.
         """
@@ -142,13 +143,13 @@ class LocalService:
     @classmethod
     def open(cls, engines: Mapping[str, Path], options: LoadOptions | None = None) -> "LocalService":
         """Load engine directories by the names to serve them under. Raises CheckpointError in a sentence."""
-        manifests = {name: read_student(folder, name) for name, folder in engines.items()}
+        announced = {name: read_student(folder, name) for name, folder in engines.items()}
         with closing(SharedTimes()) as times:
             models = {
-                name: load_model(name, folder, options or LoadOptions(), times, manifests[name])
+                name: load_model(name, folder, options or LoadOptions(), times, announced[name])
                 for name, folder in engines.items()
             }
-        return cls(models, manifests)
+        return cls(models, all_served(announced.values()))
 
     def submit(self, request: ImageRequest, timeout_s: float = DAY_S) -> EventStream:
         """Begin a request, from any thread; its events start with Accepted.

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from msgspec import Struct, field
 
+from export.manifest import BETWEEN
 from fewstep.pixels import Pixels
 from server.scheduler.events import Failed, Finished, Health, Progress
 from server.scheduler.model import PROBE, Model
@@ -144,7 +145,7 @@ class EngineLoop:
 
     def _submit(self, message: Submit) -> None:
         request = message.request
-        model = self.models[name := request.model]
+        model = self.models[name := request.engine]
         if not model.busy:  # device time that it did not ask for is not saved up
             self.used_s[name] = max(self.used_s[name], self.virtual_s)
         self.flights[message.id] = _Flight(request, message.accepted_s, message.deadline_s)
@@ -161,7 +162,7 @@ class EngineLoop:
     def _end(self, number: int, flight: _Flight) -> None:
         """Forget a request; its slots are free."""
         del self.flights[number]
-        self.models[flight.request.model].evict(number)
+        self.models[flight.request.engine].evict(number)
 
     def _cancel(self, number: int) -> None:
         self.finished = [event for event in self.finished if event.id != number]
@@ -208,7 +209,8 @@ class EngineLoop:
             flight = self.flights[grant.request]
             if flight.granted == 0:
                 flight.started_s = now
-            images += _images(grant.request, flight, grant.images)
+            name = flight.request.model
+            images += _images(grant.request, flight, grant.images, model.adapters[name] if BETWEEN in name else 0)
             flight.granted += grant.images
             model.granted(grant)
         if images:
@@ -300,7 +302,7 @@ def _progress(key: ImageKey, request: ImageRequest, step: int, preview: Pixels |
     return Progress(key.request, key.image, step, calls, request.format, preview, request.quality)
 
 
-def _images(number: int, flight: _Flight, count: int) -> list[Image]:
+def _images(number: int, flight: _Flight, count: int, adapter: int) -> list[Image]:
     """The next `count` images of a request, for the slot table."""
     request = flight.request
     start = request.edit.start() if request.edit else None
@@ -314,6 +316,7 @@ def _images(number: int, flight: _Flight, count: int) -> list[Image]:
             start,
             request.previewed(i),
             blends[i],
+            adapter,
         )
         for i in range(flight.granted, flight.granted + count)
     ]

@@ -36,6 +36,7 @@ class Model:
 
     table: Slots
     info: ModelInfo
+    adapters: Mapping[str, int] = field(default_factory=dict)  # what the network calls each adapter, by served model
     stats: ModelStats = field(default_factory=ModelStats)
     waiting: dict[int, Waiting] = field(default_factory=dict)  # in order of arrival; only those with images left
     failures: int = 0  # network calls in a row that failed, not counting probes that succeeded between them

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 from msgspec import Struct
 
+from export.manifest import engine_of
 from fewstep.blend import Blend
 from fewstep.pixels import Format, from_pixels
 from server.scheduler.slots import Start
@@ -36,7 +37,7 @@ class Edit:
 class ImageRequest(Struct, frozen=True):
     """Image i has the noise of seeds[i], the class labels[i] and the levels `levels(i)`."""
 
-    model: str
+    model: str  # as it is served: an engine, or one of its adapters
     steps: int  # the step count whose levels were asked for, the largest of them; reported, not computed with
     seeds: tuple[int, ...]  # in [0, 2^63)
     labels: tuple[int, ...]  # one per image; -1: no class
@@ -54,6 +55,11 @@ class ImageRequest(Struct, frozen=True):
     def images(self) -> int:
         """How many images are asked for."""
         return len(self.seeds)
+
+    @property
+    def engine(self) -> str:
+        """What makes the images, by name."""
+        return engine_of(self.model)
 
     @property
     def calls(self) -> int:

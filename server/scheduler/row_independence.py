@@ -1,24 +1,35 @@
 """Whether exact mode is possible: the bytes of a row depend on nothing but the row."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.card import CheckpointError
 from fewstep.noise import normals
-from fewstep.precond import Network, onehot
+from fewstep.precond import onehot
 
-Rows = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]  # x, c_noise, onehot
+Rows = list[NDArray]  # x, c_noise, onehot, and adapter where the network takes one
 
 
-def check_rows_independent(network: Network, shape: tuple[int, int, int], classes: int, capacity: int) -> None:
+def check_rows_independent(
+    network: Callable[..., NDArray[np.float32]],
+    shape: tuple[int, int, int],
+    classes: int,
+    capacity: int,
+    adapters: int | None = None,
+) -> None:
     """A row must give the same bytes in every slot of the padded shape, alone, among copies and among other rows.
 
-    shape: (channels, H, W) of the network's input. Raises CheckpointError when it does not. Seven network calls.
+    shape: (channels, H, W) of the network's input. adapters: how many a network has that takes them by row, which then
+    have a turn; None: it takes none. Raises CheckpointError when it does not. Seven network calls.
     """
     seeds = np.arange(capacity, dtype=np.uint64)
     x = normals(seeds, np.zeros(capacity, np.int64), shape)
     c_noise = np.linspace(-0.75, 1.1, capacity, dtype=np.float32)  # ln(sigma) / 4 for sigma from 0.05 to 80
-    batch = (x, c_noise, onehot(np.arange(capacity) % max(classes, 1), classes, x))
+    batch: Rows = [x, c_noise, onehot(np.arange(capacity) % max(classes, 1), classes, x)]
+    if adapters is not None:
+        batch.append(np.arange(capacity) % (adapters + 1))
     ends_and_middle = sorted({0, capacity // 2, capacity - 1})
 
     mixed = network(*batch)

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from fewstep.blend import Blend, blend
 from fewstep.noise import STREAM_LATENT, normals
 from fewstep.pixels import Pixels, to_pixels
-from fewstep.precond import Network
 from fewstep.schedule import MAX_STEPS
 from fewstep.step import Levels, Rows, begin, denoise, latent, levels_of, renoise, write_network_input
 
@@ -49,6 +48,7 @@ class Image(Struct, frozen=True, eq=False):
     start: Start | None = None  # None: it begins at noise alone
     previews: Sequence[int] = ()  # calls, from 1, after which its denoised image is handed out; never the last
     blend: Blend | None = None  # mixes the noise of another seed into its own
+    adapter: int = 0  # its number in a network that takes adapters by row; 0: the backbone
 
 
 class Tick(Struct, frozen=True):
@@ -95,17 +95,19 @@ class SlotTable:
 
     buckets: batch sizes the network is called with, ascending, the last one being the capacity. Exact mode has a
     single bucket: the shape, and with it every row's bytes, never depends on the rest of the batch.
-    extra: channels of latent noise that the network takes behind the image; 0 for a marginal student.
+    extra: channels of latent noise that the network takes behind the image; 0 for a marginal student. adapters: whether
+    the network takes the number of each row's adapter, [B] int64, behind its other inputs.
     """
 
     def __init__(
         self,
-        network: Network,
+        network: Callable[..., Any],
         shape: tuple[int, int, int],
         classes: int,
         sigma_data: float,
         buckets: Sequence[int],
         extra: int = 0,
+        adapters: bool = False,
     ) -> None:
         self.network = network
         self.shape = shape
@@ -129,6 +131,7 @@ class SlotTable:
         self.input = np.zeros((capacity, shape[0] + extra, *shape[1:]), np.float32)
         self.c_noise = np.zeros(capacity, np.float32)
         self.onehot = np.zeros((capacity, classes), np.float32)
+        self.adapter = np.zeros(capacity, np.int64) if adapters else None
         self.used = 0  # rows that may not be zero
 
     @property
@@ -155,6 +158,8 @@ class SlotTable:
         self.drawn[slots] = False
         labels = np.array([image.label for image in images])
         self.onehot[slots] = labels[:, None] == np.arange(self.classes)  # a row of zeros for -1, no class
+        if self.adapter is not None:
+            self.adapter[slots] = [image.adapter for image in images]
         self.used = max(self.used, len(self.images))
 
     def evict(self, request: int) -> int:
@@ -260,7 +265,7 @@ class SlotTable:
         self.x[rows] = begin(self.seeds[rows], sigma[rows], self.shape, noise=noise, image=image)
         self.begun = new.stop
 
-    def _arguments(self, count: int, batch: int, levels: Levels) -> tuple[NDArray[np.float32], ...]:
+    def _arguments(self, count: int, batch: int, levels: Levels) -> list[NDArray]:
         """What F is called with, of the images in flight, in a batch padded with zeros."""
         z = None
         if self.latent_shape[0]:
@@ -269,11 +274,14 @@ class SlotTable:
                 blend(z, [image.blend for image in self.images], self.step[:count], STREAM_LATENT)
         write_network_input(self.x[:count], levels.c_in, z, out=self.input[:count])
         self.c_noise[:count] = levels.c_noise
+        arrays = [self.input, self.c_noise, self.onehot]
+        if self.adapter is not None:
+            arrays.append(self.adapter)
         if self.used > count:
-            for array in (self.input, self.c_noise, self.onehot):
+            for array in arrays:
                 array[count : self.used] = 0
             self.used = count
-        return self.input[:batch], self.c_noise[:batch], self.onehot[:batch]
+        return [array[:batch] for array in arrays]
 
     def _specials(self, more: NDArray[np.bool_]) -> tuple[tuple[ImageKey, int, Pixels], ...]:
         """Put back the pixels that images keep; return the denoised images that are asked for now and go on.
@@ -298,7 +306,10 @@ class SlotTable:
         rows = stays.nonzero()[0]
         first = int(np.count_nonzero(rows == self.rows[: len(rows)]))  # that is moved
         if first < len(rows):
-            for array in (self.x, self.levels, self.step, self.seeds, self.drawn, self.onehot):
+            arrays = [self.x, self.levels, self.step, self.seeds, self.drawn, self.onehot]
+            if self.adapter is not None:
+                arrays.append(self.adapter)
+            for array in arrays:
                 array[first : len(rows)] = array[rows[first:]]
 
 

@@ -132,7 +132,10 @@ def choose_model(name: str | None, manifests: Mapping[str, Manifest]) -> Manifes
 
 def no_model(name: str, served: Iterable[str]) -> Refusal:
     """The answer to a request for a model of another name than those that are served."""
+    served = list(served)
     message = f"there is no model {shown(name)} here; this server has {listed(served)}"
+    if close := get_close_matches(name[:COMPARED_CHARACTERS], served, n=1):
+        message += f"; the nearest is {close[0]}"
     return Refusal("not_found", "model_not_found", message, "model")
 
 

@@ -9,7 +9,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from export.manifest import ENGINE_FILE, Manifest, read_manifest, read_student
+from export.manifest import (
+    ADAPTER_NAME,
+    BETWEEN,
+    ENGINE_FILE,
+    Manifest,
+    read_manifest,
+    read_student,
+    served_models,
+)
 from server.settings.settings import (
     MODEL_NAME,
     MODELS,
@@ -237,10 +245,23 @@ def model_engine(name: str, models: Path = MODELS) -> Path:
 
 
 def named_engine(text: str) -> tuple[Path, Manifest]:
-    """The engine that a person means: a directory, that of a model's folder, or a shipped model's; and its manifest.
+    """The engine that a person means: a directory, that of a model's folder, or a shipped model's; and the manifest of
+    what it serves: its own, or behind a colon that of one of its adapters.
 
     Raises SettingsError or CheckpointError.
     """
+    backbone, between, adapter = text.rpartition(BETWEEN)
+    if not between or not ADAPTER_NAME.fullmatch(adapter) or Path(checked_path(text, "--model")).exists():
+        backbone, adapter = text, ""
+    folder, engine = _named_backbone(backbone)
+    served = served_models(engine)
+    name = engine.name + (BETWEEN + adapter if adapter else "")
+    if name not in served:
+        raise SettingsError(f"{folder} serves no {shown(name)}; it serves {', '.join(served)}")
+    return folder, served[name]
+
+
+def _named_backbone(text: str) -> tuple[Path, Manifest]:
     for folder in (Path(checked_path(text, "--model")), Path(text, "engine")):
         if (folder / ENGINE_FILE).is_file():
             return folder, read_student(folder, read_manifest(folder).name)

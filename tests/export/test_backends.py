@@ -259,7 +259,7 @@ def test_a_backend_that_needs_a_plan_is_no_backend_to_export_for(model, tmp_path
 def test_an_engine_in_half_precision_is_proved_by_a_backend_that_computes_in_it(model, monkeypatch):
     out = model / "engine"
     content = (out / "network.onnx").read_bytes()  # neither backend gets as far as reading it
-    monkeypatch.setattr(export.build, "network_to_onnx", lambda network, weights_dtype, dtype: content)
+    monkeypatch.setattr(export.build, "network_to_onnx", lambda network, weights_dtype, dtype, adapters: content)
     with pytest.raises(CheckpointError, match="computes in bfloat16, and backend onnxruntime-cpu reads float32"):
         export_checkpoint(model, out, dtype="bfloat16", threads=1)
     manifest = export_checkpoint(model, out, backends=["torch"], dtype="bfloat16", buckets=(1, 8), threads=1)

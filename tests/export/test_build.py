@@ -28,7 +28,7 @@ NEVER = {"mean": -1.0, "max": -1.0}  # bounds that nothing meets
 def quick_export(monkeypatch, checkpoint):
     """Export without the exporter: the network file is the shared one, only proving and writing are at work."""
     content = (checkpoint("patch") / "engine" / "network.onnx").read_bytes()
-    monkeypatch.setattr(export.build, "network_to_onnx", lambda network, weights_dtype, dtype: content)
+    monkeypatch.setattr(export.build, "network_to_onnx", lambda network, weights_dtype, dtype, adapters: content)
 
 
 def snapshot(folder):
@@ -85,7 +85,7 @@ def test_a_wrong_network_is_refused_with_exit_code_2(model, monkeypatch, capsys)
     tensor = max(network.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) / 2, tensor.name))
     wrong = network.SerializeToString()
-    monkeypatch.setattr(export.build, "network_to_onnx", lambda network, weights_dtype, dtype: wrong)
+    monkeypatch.setattr(export.build, "network_to_onnx", lambda network, weights_dtype, dtype, adapters: wrong)
     before = snapshot(model)
     assert main(["--model", str(model), "--out", str(model / "engine"), "--threads", "1"]) == 2
     assert "allowed are 1/255 and 3/255. Nothing was written" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def test_the_gpu_does_not_matter_to_a_plan_that_fits_any(checkpoint):
 
 def test_an_engine_with_plans_may_be_replaced(model, monkeypatch):
     content = (model / "engine" / "network.onnx").read_bytes()
-    monkeypatch.setattr("export.build.network_to_onnx", lambda network, weights_dtype, dtype: content)
+    monkeypatch.setattr("export.build.network_to_onnx", lambda network, weights_dtype, dtype, adapters: content)
     write_plan(model / "engine", KEY, b"plan")
     export_checkpoint(model, model / "engine", threads=1)
     assert not (model / "engine" / PLANS_FOLDER).exists(), "a plan of the old network was kept"

@@ -13,9 +13,9 @@ import torch
 
 from export.__main__ import main as export
 from fewstep.__main__ import main
-from fewstep.adapters import load_adapter, load_posterior, read_adapter_card
+from fewstep.adapters import load_adapter, load_posterior, load_student, read_adapter_card
 from fewstep.ancestral import sample_ancestral, student_chain
-from fewstep.card import Card, Dataset, read_card
+from fewstep.card import Card, CheckpointError, Dataset, read_card
 from fewstep.checkpoint import load_denoiser, save_checkpoint
 from fewstep.command_line import parse
 from fewstep.noise_torch import noise_for
@@ -24,7 +24,7 @@ from fewstep.samplers import sample_dpdm
 from fewstep.unet_config import UNetConfig
 from tests.server.conftest import serving
 from tests.trainer.flags import numeric_flags
-from tests.trainer.tiny import lively
+from tests.trainer.tiny import lively, normals
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier, save_classifier
 from trainer.data.format import ImageSet, write_image_set
 from trainer.posterior import PROG
@@ -337,6 +337,7 @@ def test_a_posterior_becomes_an_engine_that_answers(prior: Path, tmp_path: Path,
         card.role == "student" and sorted(card.levels) == list(range(1, 9)) and card.parent == read_card(prior).weights
     )
     assert load_denoiser(tmp_path / "p" / "distil" / "teacher")[1].role == "teacher"
+    assert_stored_apart(prior, made)
     assert run(prior, tmp_path / "p", "--variance", "small", *DISTIL, "--distil-weighted") == 0
     assert "samples of the posterior" not in capsys.readouterr().err
     assert (made / "model.safetensors").read_bytes() == before
@@ -352,6 +353,18 @@ def test_a_posterior_becomes_an_engine_that_answers(prior: Path, tmp_path: Path,
     assert np.abs(pixels - to_pixels(expected.numpy())[0, :, :, 0]).max() <= 1
 
 
+def assert_stored_apart(backbone: Path, made: Path) -> None:
+    """The student as an adapter beside the backbone, merged and switched, is the student as a model."""
+    expected, card = load_denoiser(made)
+    x, sigma = normals(2, 1, 8, 8, seed=1), torch.tensor([2.0, 0.3])
+    for merge in (True, False):
+        loaded = load_student(backbone, made, merge=merge)
+        assert loaded.card.levels == card.levels
+        torch.testing.assert_close(loaded.denoiser(x, sigma), expected(x, sigma), rtol=1e-5, atol=1e-5)
+    with pytest.raises(CheckpointError, match="is a student's, which has levels and no chain"):
+        load_posterior(backbone, made)
+
+
 def test_a_students_own_chain_becomes_a_student_of_as_many_calls(prior: Path, tmp_path: Path, capsys):
     levels = {2: (2.5, 0.6), 4: (2.5, 1.0, 0.4, 0.1)}
     student = checkpoint(tmp_path / "student", role="student", levels=levels)
@@ -362,5 +375,7 @@ def test_a_students_own_chain_becomes_a_student_of_as_many_calls(prior: Path, tm
     assert read_card(tmp_path / "p" / "student").levels == {4: levels[4]}
     assert run(prior, tmp_path / "q", *DISTIL, "--distil-from", str(student), "--variance", "small") == 0
     assert read_card(tmp_path / "q" / "student").levels == levels
+    for run_of in ("p", "q"):  # both are adapters of one backbone, which an engine can serve side by side
+        assert_stored_apart(student, tmp_path / run_of / "student")
     assert run(prior, tmp_path / "r", *DISTIL, "--distil-from", str(prior)) == 2
     assert "is not a student of such a prior" in capsys.readouterr().err

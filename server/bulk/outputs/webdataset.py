@@ -6,6 +6,7 @@ import json
 import tarfile
 from pathlib import Path
 
+from export.manifest import plain_name
 from fewstep.card import replacing
 from server.bulk.order import Order, Picture
 from server.bulk.outputs import folder
@@ -25,7 +26,7 @@ def shard_images(shape: tuple[int, int, int]) -> int:
 def write(out: Path, order: Order, file: int, chunks: Chunks) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with (
-        replacing(out / f"{order.manifest.name}-{file:06d}.tar") as target,
+        replacing(out / f"{plain_name(order.manifest.name)}-{file:06d}.tar") as target,
         tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for number, pixels in chunks:

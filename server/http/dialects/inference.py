@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
-from export.manifest import Manifest
+from export.manifest import Manifest, plain_name
 from fewstep import __version__
 from server.http.answers import INLINE_BYTES, image_headers
 from server.http.dialects.inference_schema import (
@@ -82,8 +82,9 @@ class InferenceDialect:
     def _of_model(self, name: str) -> list[Route]:
         """Without a version, and with the one that there is: the protocol has both."""
         path = f"/v2/models/{name}"
-        versioned = self._at(f"{path}/versions/{MODEL_VERSION}", name, f"{name}_version_{MODEL_VERSION}")
-        return [*self._at(path, name, name), *versioned]
+        operation = plain_name(name)
+        versioned = self._at(f"{path}/versions/{MODEL_VERSION}", name, f"{operation}_version_{MODEL_VERSION}")
+        return [*self._at(path, name, operation), *versioned]
 
     def _at(self, path: str, name: str, operation: str) -> list[Route]:
         """The routes of a model below a path. operation: what ends the names of their operations."""

@@ -16,7 +16,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from export.manifest import Manifest
+from export.manifest import Manifest, engine_of
 from fewstep.pixels import FORMATS, MEDIA_TYPES, Format, encode, grid
 from server.http.access import timings_ms
 from server.http.answers import image_headers, json_answer
@@ -298,7 +298,9 @@ def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, A
 def models_body(models: Mapping[str, Manifest], loaded: Mapping[str, ModelInfo], settings: Settings) -> dict[str, Any]:
     """`GET /v1/models`. loaded: how workers run the models that they have loaded."""
     limit = body_limit(settings, models)
-    data = [_model_entry(name, manifest, loaded.get(name), settings, limit) for name, manifest in models.items()]
+    data = [
+        _model_entry(name, manifest, loaded.get(engine_of(name)), settings, limit) for name, manifest in models.items()
+    ]
     return {"object": "list", "data": data}
 
 

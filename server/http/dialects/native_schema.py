@@ -6,7 +6,7 @@ from typing import get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from export.manifest import Manifest
+from export.manifest import Manifest, plain_name
 from fewstep.pixels import MEDIA_TYPES, Format
 from fewstep.schedule import MAX_STEPS
 from server.http.edits import REPAINT_STRENGTH, VARY_STRENGTH
@@ -106,7 +106,7 @@ def schemas(models: Mapping[str, Manifest], settings: Settings) -> Schema:
 
 
 def request_name(model: str) -> str:
-    return f"GenerateRequest.{model}"
+    return f"GenerateRequest.{plain_name(model)}"
 
 
 def generate_operation(models: Mapping[str, Manifest]) -> Schema:

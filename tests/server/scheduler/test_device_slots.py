@@ -30,6 +30,7 @@ class Device:
     def __init__(
         self, network: Network, buckets: Sequence[int], extra: int = 0, classes: int = CLASSES,
         memory_format: torch.memory_format = torch.contiguous_format, dtype: torch.dtype = torch.float32,
+        adapters: bool = False,
     ) -> None:  # fmt: skip
         self.network = network
         self.device, self.dtype, self.memory_format = DEVICE, dtype, memory_format
@@ -38,12 +39,15 @@ class Device:
         self.x = torch.zeros(shape, device=DEVICE, dtype=dtype).contiguous(memory_format=memory_format)
         self.c_noise = torch.zeros(self.capacity, device=DEVICE)
         self.onehot = torch.zeros((self.capacity, classes), device=DEVICE, dtype=dtype)
+        self.adapter = torch.zeros(self.capacity, dtype=torch.int64, device=DEVICE) if adapters else None
         self.before: Callable[[], None] = lambda: None  # may raise
         self.output = torch.zeros(0)
 
     def run(self, bucket: int) -> Tensor:
         self.before()
-        inputs = (buffer[:bucket].float().cpu().numpy() for buffer in (self.x, self.c_noise, self.onehot))
+        inputs = [buffer[:bucket].float().cpu().numpy() for buffer in (self.x, self.c_noise, self.onehot)]
+        if self.adapter is not None:
+            inputs.append(self.adapter[:bucket].cpu().numpy())
         self.output.fill_(float("nan"))  # the last result is not valid any longer
         self.output = torch.from_numpy(np.asarray(self.network(*inputs), np.float32)).to(DEVICE, self.dtype)
         self.output = self.output.contiguous(memory_format=self.memory_format)
