@@ -50,7 +50,7 @@ class Candidate:
     queue: int | None  # its requests now, where the proxy knows them
 
     def fill(self) -> float:
-        """Images for each slot. The number of requests is of now, how many images one asks for is of the last report."""
+        """Images for each slot: the requests of now, each with as many images as in the last report."""
         images, requests = self.stats.get(IMAGES, 0), self.stats.get(REQUESTS, 0)
         if self.queue is not None:
             images = self.queue * (images / requests if requests else 1.0)
@@ -74,7 +74,10 @@ class FreeSlotsRouter(FIFOMixin, RequestRouter):
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
         """Each replica is a rank of its own: Ray takes the first one that accepts the request."""
-        model = pending_request.metadata.multiplexed_model_id if pending_request else ""
+        model = ""
+        if pending_request:
+            model = pending_request.metadata.multiplexed_model_id
+            pending_request.routing_context.should_backoff = True  # else Ray asks again and again, without a pause
         queue = self._replica_queue_len_cache.get  # of this proxy: there is no public one
         known = [Candidate(replica.routing_stats, queue(replica.replica_id)) for replica in candidate_replicas]
         return [[candidate_replicas[place]] for place in preference(known, model)]
