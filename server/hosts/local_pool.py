@@ -32,7 +32,7 @@ class LocalPool:
         max_queue: int,
         warm_up_s: float = 0.0,
     ) -> None:
-        """models: loaded, by name. The loop runs from here until `close`. max_queue: images that may wait for a slot."""
+        """models: loaded; the loop runs from here until `close`. max_queue: images that may wait for a slot."""
         self.models: dict[str, ModelInfo] = {name: model.info for name, model in models.items()}
         self.warm_up_s = {WORKER: warm_up_s}
         self.requests = 0  # admitted and not yet answered

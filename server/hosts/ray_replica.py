@@ -42,7 +42,8 @@ class Replica:
         self.slots = Gauge("fewstep_replica_slots", "Images that a replica can have in flight.")
         freeze_heap()
 
-    def __serve_build_asgi_app__(self) -> App:  # noqa: PLW3201 - Ray's name
+    def __serve_build_asgi_app__(self) -> App:
+        """Ray's name for it."""
         return App(
             self.routes, self.settings, self.metrics, self.bodies, self._lifespan(), cancelled_when_client_leaves=True
         )

@@ -38,8 +38,8 @@ CORS_METHODS = ("GET", "HEAD", "POST")
 class App:
     """lifespan: entered while the server runs.
 
-    cancelled_when_client_leaves: what it means that a request's task is cancelled. uvicorn does it when the server stops
-    and waits no longer, Ray Serve when the client has left.
+    cancelled_when_client_leaves: why the task of a request is cancelled. uvicorn does it when the server stops and
+    waits no longer, Ray Serve when the client has left.
     """
 
     def __init__(
