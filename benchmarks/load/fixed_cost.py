@@ -89,19 +89,23 @@ def sleep_precisely() -> None:
         ctypes.CDLL(None).prctl(29, 1, 0, 0, 0)
 
 
+def install(cost: Cost) -> None:
+    """From now on, this process loads this engine in the place of every other."""
+    import export.engine
+
+    def load(folder: str | Path, **_: Any) -> FixedCostEngine:
+        sleep_precisely()
+        return FixedCostEngine(read_manifest(Path(folder)), cost)
+
+    export.engine.load_engine = load  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cost", type=Cost.parse, required=True, metavar="A,B[,FLOOR]", help="milliseconds")
     parser.add_argument("server", nargs="*", help="after --: the flags of python -m server")
     args = parser.parse_args(arguments)
-
-    import export.engine
-
-    def load(folder: str | Path, **_: Any) -> FixedCostEngine:
-        sleep_precisely()
-        return FixedCostEngine(read_manifest(Path(folder)), args.cost)
-
-    export.engine.load_engine = load  # pyright: ignore[reportAttributeAccessIssue]
+    install(args.cost)
     from server.__main__ import main as serve
 
     return serve(args.server)

@@ -3,7 +3,7 @@
     python -m server.hosts.ray --model fashion --min-replicas 1 --max-replicas 4 --gpus 1
 
 joins the cluster at --address, or starts Ray on this machine, and serves until a stop signal. `fewstep cluster` is the
-same. Where the application outlives this program, as with KubeRay, Ray builds it by fewstep.commands.cluster.application.
+same. Where the application outlives this program, Ray builds it by fewstep.commands.cluster.application (KubeRay).
 
 replica   an engine loop and the dialects (server.hosts.ray_replica); batches form in it, step by step
 proxy     Ray's, one on each node: chooses the replica, and asks another one where it dies (ray_routing, ray_replay)
@@ -16,7 +16,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -79,9 +79,9 @@ class Plan:
 
 
 def build(
-    settings: Settings, manifests: Mapping[str, Manifest], plan: Plan, replica: type[Any] | None = None
+    settings: Settings, manifests: Mapping[str, Manifest], plan: Plan, prepare: Callable[[], None] | None = None
 ) -> "Application":
-    """The application for Ray Serve. replica: in place of server.hosts.ray_replica.Replica; see benchmarks/load."""
+    """The application for Ray Serve. prepare: called in each replica before it loads its models."""
     from ray import serve
     from ray.serve.config import RequestRouterConfig
 
@@ -89,7 +89,7 @@ def build(
     from server.hosts.ray_routing import FreeSlotsRouter
 
     slots = (settings.capacity or MAX_KNEE) * len(manifests)
-    deployment = serve.deployment(replica or Replica).options(
+    deployment = serve.deployment(Replica).options(
         name=NAME,
         max_ongoing_requests=slots
         + settings.max_queue
@@ -98,6 +98,8 @@ def build(
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2.0,
         health_check_timeout_s=10.0,
+        # A line for each request would be written twice; ours are those of --log-level info.
+        logging_config={"enable_access_log": False, "log_level": settings.log_level.upper()},
         ray_actor_options={
             "num_cpus": plan.cpus,
             "num_gpus": plan.gpus,
@@ -111,7 +113,8 @@ def build(
     )
     threads = settings.threads or max(1, math.ceil(plan.cpus))
     folders = {name: folder.resolve() for name, folder in settings.engines.items()}
-    return deployment.bind(replace(settings, threads=threads, engines=folders), manifests)
+    settings = replace(settings, threads=threads, engines=folders)
+    return deployment.bind(settings, manifests, *([prepare] if prepare else []))
 
 
 def _scaled(plan: Plan) -> dict[str, Any]:
@@ -236,25 +239,32 @@ REPLAYS_MISSING = (
 )
 
 
-def join(address: str | None) -> None:
-    """Connect to a cluster; start one on this machine where none is named. Raises SettingsError."""
-    import ray
-
-    # For a cluster that is started here, whose processes inherit all three.
+def prepare_environment() -> None:
+    """What a cluster that is started from here needs: its processes inherit it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics to its makers
     os.environ.setdefault(CALLBACK, MIDDLEWARES)
     paths = [str(code.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+
+
+def join(address: str | None) -> None:
+    """Connect to a cluster; start one on this machine where none is named. Raises SettingsError."""
+    import ray
+
+    prepare_environment()
     try:
-        ray.init(address=address, namespace=NAME, include_dashboard=False, log_to_driver=True, logging_level="WARNING")
+        ray.init(address=address, namespace=NAME, include_dashboard=None if address else False, logging_level="WARNING")
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise SettingsError(
             f"there is no Ray cluster at {address}: {error}; start one with: ray start --head"
         ) from error
 
 
-def start_proxies(settings: Settings) -> None:
-    """Ray's HTTP proxies, unless the cluster has them already: then they keep their address and limits."""
+def start_proxies(settings: Settings, *, everywhere: bool = True) -> None:
+    """Ray's HTTP proxies, unless the cluster has them: then those keep their address and limits.
+
+    everywhere: one on each node, else on the head alone.
+    """
     from ray import serve
     from ray.serve.config import HTTPOptions
 
@@ -264,7 +274,7 @@ def start_proxies(settings: Settings) -> None:
         request_timeout_s=settings.timeout_s + MARGIN_S,
         keep_alive_timeout_s=math.ceil(settings.keep_alive_s),
     )
-    serve.start(proxy_location="EveryNode", http_options=options)
+    serve.start(proxy_location="EveryNode" if everywhere else "HeadOnly", http_options=options)
 
 
 def proxies_replay(settings: Settings) -> bool:

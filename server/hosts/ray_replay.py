@@ -26,6 +26,7 @@ from server.settings.settings import MODEL_NAME
 PROBE = "/-/replays"  # answered here: whether the proxies have this module
 OURS = b"traceparent"  # a header of each answer of ours, and of none of Ray's
 MODEL_HEADER = b"serve_multiplexed_model_id"  # Ray's name for it; server.hosts.ray_routing reads it
+REPLAYS = b"x-replays"  # how often the request was made again, on an answer that took more than one replica
 REQUEST_ID = b"x-request-id"  # set by Ray, too
 OPEN_INFERENCE = re.compile(r"/v2/models/([^/]+)/")
 KEPT_BYTES = 8 * 2**20  # of a body; a longer one is not kept, and its request not made again
@@ -76,8 +77,8 @@ class Replays:
         request = Recording(self, receive)
         model = model_of(scope["path"], await request.beginning())
         try:
-            for _ in range(1 + MAX_REPLAYS):
-                answer = Answer(send)
+            for replays in range(1 + MAX_REPLAYS):
+                answer = Answer(send, replays)
                 await self.app(_copied(scope, model), request.again(), answer.send)
                 if request.left or answer.complete:
                     return
@@ -155,8 +156,10 @@ class Recording:
 class Answer:
     """What a replica answers, held back until something of the body is there: until then it can be made again."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, replays: int) -> None:
+        """replays: how many replicas have died before this one."""
         self.client = send
+        self.replays = replays
         self.head: Message | None = None  # not yet sent
         self.started = False
         self.complete = False
@@ -168,7 +171,8 @@ class Answer:
             headers: Sequence[tuple[bytes, bytes]] = list(message.get("headers", ()))
             self.refused = OURS not in [name.lower() for name, _ in headers]
             self.events = any(name.lower() == b"content-type" and EVENTS.encode() in value for name, value in headers)
-            self.head = {**message, "headers": _one_request_id(headers)}
+            told = [(REPLAYS, b"%d" % self.replays)] if self.replays else []
+            self.head = {**message, "headers": [*_one_request_id(headers), *told]}
         elif not self.refused:
             if self.head is not None:
                 await self.client(self.head)

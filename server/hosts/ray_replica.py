@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,12 +22,20 @@ from server.processes.worker import SWITCH_INTERVAL_S, freeze_heap
 from server.settings.settings import Settings
 
 
+def nothing() -> None:
+    """No preparation."""
+
+
 @serve.ingress()
 class Replica:
     """Ray makes as many as there shall be, each in a process of its own, and calls the methods below."""
 
-    def __init__(self, settings: Settings, manifests: Mapping[str, Manifest]) -> None:
-        """Load and warm up every model. manifests: what clients see; an engine that differs is refused."""
+    def __init__(
+        self, settings: Settings, manifests: Mapping[str, Manifest], prepare: Callable[[], None] = nothing
+    ) -> None:
+        """Load and warm up every model. manifests: what clients see; an engine that differs is refused. prepare: called
+        before that."""
+        prepare()
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         configure(settings)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
