@@ -2,7 +2,7 @@
 
     python benchmarks/load/cluster.py
 
-The network is one of fixed cost that only sleeps, so that replicas do not share a processor. First turns of one replica,
+The network is one of fixed cost that only sleeps, so that replicas share no processor. First turns of one replica,
 then of two, under the same closed loop. Then the node of one replica is killed in the middle of a run: each request is
 either answered, refused with 503, lost or hanging, and the images of a seed must be the same bytes from every replica.
 The killed replica starts again on the other node, which has room for both.
@@ -123,7 +123,7 @@ class ClosedLoop:
             else:
                 outcome, replayed = str(answer.status), "x-replays" in answer.headers
                 if answer.status == 200:
-                    images = json.dumps(json.loads(answer.body)["images"])  # the rest says how long it took
+                    images = json.dumps(json.loads(answer.body)["data"])  # the rest says how long it took
                     self.digests.setdefault(seed, set()).add(hashlib.sha256(images.encode()).hexdigest())
             self.sent.append(Sent(sent_s, self.now_s, outcome, replayed))
 
