@@ -201,6 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=whole(1, 100), default=3, help="turns of one and of two replicas each")
     parser.add_argument("--seconds", type=number(Range(2, 3_600)), default=12.0, help="of a turn")
     parser.add_argument(
+        "--kill-seconds", type=number(Range(10, 3_600)), default=60.0, help="of the run with a dead node"
+    )
+    parser.add_argument(
         "--out", type=result_file, default=ROOT / "build" / "cluster.json", metavar="FILE", help="the JSON"
     )
     args = parser.parse_args(arguments)
