@@ -229,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "cost_ms": str(args.cost),
         "slots": SLOTS,
         "steps": STEPS,
+        "images": IMAGES,
         "seconds": args.seconds,
         "outstanding": OUTSTANDING,
     }
