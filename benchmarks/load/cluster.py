@@ -62,8 +62,8 @@ class Sent:
 @contextmanager
 def local_cluster(settings: Settings, others: int) -> Iterator[Any]:
     """A Ray cluster on this machine: a head, which has the proxy, and other nodes, each with room for one replica."""
-    import ray
-    from ray.cluster_utils import Cluster
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
     os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # which would count the memory of other programs
     os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Python processes that nobody needs
@@ -83,7 +83,7 @@ def local_cluster(settings: Settings, others: int) -> Iterator[Any]:
 
 def serve_on(settings: Settings, replicas: int, cost: Cost | None) -> None:
     """So many replicas, from now on. cost: of a network in the place of the engine's."""
-    from ray import serve
+    from ray import serve  # pyright: ignore[reportMissingImports]
 
     manifests = {name: read_student(folder, name) for name, folder in settings.engines.items()}
     plan = Plan(min_replicas=replicas, max_replicas=replicas)
@@ -188,7 +188,7 @@ async def survive(cluster: Any, url: str, seconds: float, kill_s: float) -> dict
 
 def placed() -> list[str]:
     """The node of each replica that runs. Ray's public list of actors needs its dashboard."""
-    from ray._private.state import actors
+    from ray._private.state import actors  # pyright: ignore[reportMissingImports]
 
     alive = [actor for actor in actors().values() if actor["State"] == "ALIVE"]
     return [actor["Address"]["NodeID"] for actor in alive if actor["ActorClassName"] == f"ServeReplica:{NAME}:{NAME}"]

@@ -31,7 +31,7 @@ from server.settings.settings import Settings, SettingsError
 from server.settings.sources import resolve
 
 if TYPE_CHECKING:
-    from ray.serve import Application
+    from ray.serve import Application  # pyright: ignore[reportMissingImports]
 
 NAME = "fewstep"  # of the application and its one deployment
 EXIT_REFUSED = 2
@@ -82,8 +82,8 @@ def build(
     settings: Settings, manifests: Mapping[str, Manifest], plan: Plan, prepare: Callable[[], None] | None = None
 ) -> "Application":
     """The application for Ray Serve. prepare: called in each replica before it loads its models."""
-    from ray import serve
-    from ray.serve.config import RequestRouterConfig
+    from ray import serve  # pyright: ignore[reportMissingImports]
+    from ray.serve.config import RequestRouterConfig  # pyright: ignore[reportMissingImports]
 
     from server.hosts.ray_replica import Replica
     from server.hosts.ray_routing import FreeSlotsRouter
@@ -119,7 +119,7 @@ def build(
 
 def _scaled(plan: Plan) -> dict[str, Any]:
     """The options of a deployment whose replicas are as many as the accepted images need."""
-    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy  # pyright: ignore[reportMissingImports]
 
     from server.hosts.ray_routing import ImagesPerSlot
 
@@ -209,8 +209,8 @@ def serve_until_stopped(
 
     Raises SettingsError where the cluster is not there, or the replicas cannot start on it.
     """
-    import ray
-    from ray import serve
+    import ray  # pyright: ignore[reportMissingImports]
+    from ray import serve  # pyright: ignore[reportMissingImports]
 
     join(address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set its own
@@ -249,7 +249,7 @@ def prepare_environment() -> None:
 
 def join(address: str | None) -> None:
     """Connect to a cluster; start one on this machine where none is named. Raises SettingsError."""
-    import ray
+    import ray  # pyright: ignore[reportMissingImports]
 
     prepare_environment()
     try:
@@ -265,8 +265,8 @@ def start_proxies(settings: Settings, *, everywhere: bool = True) -> None:
 
     everywhere: one on each node, else on the head alone.
     """
-    from ray import serve
-    from ray.serve.config import HTTPOptions
+    from ray import serve  # pyright: ignore[reportMissingImports]
+    from ray.serve.config import HTTPOptions  # pyright: ignore[reportMissingImports]
 
     options = HTTPOptions(
         host=settings.host,

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from ray import serve
-from ray.serve.metrics import Gauge
+from ray import serve  # pyright: ignore[reportMissingImports]
+from ray.serve.metrics import Gauge  # pyright: ignore[reportMissingImports]
 
 from export.manifest import Manifest
 from server.hosts.local_pool import LocalPool

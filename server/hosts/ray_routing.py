@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray.serve.config import AutoscalingContext
-from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, RunningReplica
+from ray.serve.config import AutoscalingContext  # pyright: ignore[reportMissingImports]
+from ray.serve.request_router import FIFOMixin, PendingRequest, RequestRouter, RunningReplica  # pyright: ignore[reportMissingImports]
 
 # What a replica says of itself, to the controller (numbers only) and to the proxies.
 IMAGES, SLOTS, REQUESTS, MODELS = "images", "slots", "requests", "models"

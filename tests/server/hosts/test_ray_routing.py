@@ -10,7 +10,7 @@ import pytest
 
 pytest.importorskip("ray.serve", reason="ray is not installed; it comes with [cluster]")
 
-from ray.serve.config import AutoscalingPolicy, RequestRouterConfig
+from ray.serve.config import AutoscalingPolicy, RequestRouterConfig  # pyright: ignore[reportMissingImports]
 
 from server.hosts.ray_routing import (
     IMAGES,
