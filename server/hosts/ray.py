@@ -82,7 +82,7 @@ def build(
     settings: Settings, manifests: Mapping[str, Manifest], plan: Plan, prepare: Callable[[], None] | None = None
 ) -> "Application":
     """The application for Ray Serve. prepare: called in each replica before it loads its models."""
-    from ray import serve  # pyright: ignore[reportMissingImports]
+    from ray import serve  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
     from ray.serve.config import RequestRouterConfig  # pyright: ignore[reportMissingImports]
 
     from server.hosts.ray_replica import Replica
@@ -209,8 +209,7 @@ def serve_until_stopped(
 
     Raises SettingsError where the cluster is not there, or the replicas cannot start on it.
     """
-    import ray  # pyright: ignore[reportMissingImports]
-    from ray import serve  # pyright: ignore[reportMissingImports]
+    from ray import serve, shutdown  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     join(address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set its own
@@ -229,7 +228,7 @@ def serve_until_stopped(
         pass
     finally:
         serve.delete(NAME)  # answers what is accepted, for grace_s at most
-        ray.shutdown()
+        shutdown()
     return 0
 
 
@@ -249,11 +248,11 @@ def prepare_environment() -> None:
 
 def join(address: str | None) -> None:
     """Connect to a cluster; start one on this machine where none is named. Raises SettingsError."""
-    import ray  # pyright: ignore[reportMissingImports]
+    from ray import init  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     prepare_environment()
     try:
-        ray.init(address=address, namespace=NAME, include_dashboard=None if address else False, logging_level="WARNING")
+        init(address=address, namespace=NAME, include_dashboard=None if address else False, logging_level="WARNING")
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise SettingsError(
             f"there is no Ray cluster at {address}: {error}; start one with: ray start --head"
@@ -265,7 +264,7 @@ def start_proxies(settings: Settings, *, everywhere: bool = True) -> None:
 
     everywhere: one on each node, else on the head alone.
     """
-    from ray import serve  # pyright: ignore[reportMissingImports]
+    from ray import serve  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
     from ray.serve.config import HTTPOptions  # pyright: ignore[reportMissingImports]
 
     options = HTTPOptions(

@@ -6,6 +6,7 @@ this module where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names fewstep.comman
 """
 
 import asyncio
+import logging
 import re
 from collections.abc import Sequence
 
@@ -20,8 +21,10 @@ from server.http.event_stream import MEDIA_TYPE as EVENTS
 from server.http.event_stream import message as event
 from server.http.routes import error_texts
 from server.processes.pool import DIED_TWICE, MAX_REPLAYS
-from server.scheduler.refusal import Refusal, unavailable
+from server.scheduler.refusal import Refusal, escaped, unavailable
 from server.settings.settings import MODEL_NAME
+
+logger = logging.getLogger(__name__)
 
 PROBE = "/-/replays"  # answered here: whether the proxies have this module
 OURS = b"traceparent"  # a header of each answer of ours, and of none of Ray's
@@ -76,8 +79,9 @@ class Replays:
             return
         request = Recording(self, receive)
         model = model_of(scope["path"], await request.beginning())
+        replays = 0
         try:
-            for replays in range(1 + MAX_REPLAYS):
+            while True:
                 answer = Answer(send, replays)
                 await self.app(_copied(scope, model), request.again(), answer.send)
                 if request.left or answer.complete:
@@ -85,10 +89,11 @@ class Replays:
                 if answer.started:
                     await answer.cut_off()
                     return
-                if answer.refused or not request.whole:
-                    break
-            why = NOBODY if answer.refused else DIED
-            await _refuse(scope, receive, send, why)
+                if answer.refused or not request.whole or replays == MAX_REPLAYS:
+                    await _refuse(scope, receive, send, NOBODY if answer.refused else DIED)
+                    return
+                replays += 1
+                logger.warning("a replica died; its request to %s is made again", escaped(scope["path"]))
         finally:
             request.forget()
 

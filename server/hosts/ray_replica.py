@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-from ray import serve  # pyright: ignore[reportMissingImports]
+from ray import serve  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 from ray.serve.metrics import Gauge  # pyright: ignore[reportMissingImports]
 
 from export.manifest import Manifest

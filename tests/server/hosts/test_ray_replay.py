@@ -176,5 +176,6 @@ def test_the_model_is_told_to_the_router_and_the_client_cannot_tell_it_another()
 def test_the_probe_is_answered_by_the_proxy_and_rays_own_paths_are_left_to_it():
     proxy = Proxy([[refusal(200), part(b"success")]])
     (made,) = middlewares()
-    assert ask(made.cls(proxy), path=PROBE)[0]["status"] == 200 and not proxy.seen
-    assert ask(made.cls(proxy), path="/-/healthz") == [refusal(200), part(b"success")]
+    wrapped: Any = made.cls
+    assert ask(wrapped(proxy), path=PROBE)[0]["status"] == 200 and not proxy.seen
+    assert ask(wrapped(proxy), path="/-/healthz") == [refusal(200), part(b"success")]
