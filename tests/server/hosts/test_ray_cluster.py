@@ -58,14 +58,14 @@ def test_every_dialect_answers_with_its_own_headers_and_errors(served: Served):
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, "sead")
         too_many = client.post("/v1/generate", json={"n": 9})
         assert too_many.status_code == 400
-        assert 'fewstep_slots{model="tiny",worker="0"} 4.0' in client.get("/metrics").text
+        assert "fewstep_ready 1.0" in client.get("/metrics").text
 
 
 def test_events_come_as_they_are_made(served: Served):
     asked = {"seed": 7, "steps": 4, "stream": True}
     with httpx.stream("POST", f"{served.url}/v1/generate", json=asked, timeout=DEADLINE_S) as stream:
         names = [line.removeprefix("event: ") for line in stream.iter_lines() if line.startswith("event: ")]
-    assert names[-2:] == ["image", "images"] and names.count("preview") == 3
+    assert names == [*["preview"] * 3, "images"]
 
 
 def test_a_killed_node_loses_no_request_and_the_rest_answer_with_the_same_bytes(served: Served):
