@@ -20,7 +20,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -81,13 +81,13 @@ def local_cluster(settings: Settings, others: int) -> Iterator[Any]:
         cluster.shutdown()
 
 
-def serve_on(settings: Settings, replicas: int, cost: Cost | None) -> None:
-    """So many replicas, from now on. cost: of a network in the place of the engine's."""
+def serve_on(settings: Settings, replicas: int, prepare: Callable[[], None]) -> None:
+    """So many replicas, from now on. prepare: called in each before it loads its engine."""
     from ray import serve  # pyright: ignore[reportMissingImports]
 
     manifests = {name: read_student(folder, name) for name, folder in settings.engines.items()}
     plan = Plan(min_replicas=replicas, max_replicas=replicas)
-    serve.run(build(settings, manifests, plan, partial(install, cost) if cost else None), name=NAME, route_prefix="/")
+    serve.run(build(settings, manifests, plan, prepare), name=NAME, route_prefix="/")
 
 
 class ClosedLoop:
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rates: dict[int, list[float]] = {1: [], 2: []}
     with local_cluster(settings, others=2) as cluster:
         for replicas, turns in rates.items():
-            serve_on(settings, replicas, args.cost)
+            serve_on(settings, replicas, partial(install, args.cost))
             for _ in range(args.rounds):
                 turns.append(turn(url, replicas, args.seconds))
                 print(f"{replicas} replicas: {turns[-1]:.2f} images/s", flush=True)

@@ -1,12 +1,13 @@
 """Two replicas on a local Ray cluster of two nodes: one image of a seed, streams, and a node that is killed.
 
-Its network sleeps, so that requests are in flight when the node dies. A minute on a quiet machine.
+Each network call sleeps, too, so that requests are in flight when the node dies. A minute on a quiet machine.
 """
 
 import asyncio
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,16 @@ import pytest
 pytest.importorskip("ray.serve", reason="ray is not installed; it comes with [cluster]")
 
 from benchmarks.load.cluster import local_cluster, placed, serve_on
-from benchmarks.load.fixed_cost import Cost
+from export.manifest import read_student
 from server.hosts.ray import proxies_replay
+from server.scheduler.loading import LoadOptions
+from server.scheduler.local import LocalService
+from server.scheduler.validate import image_request
 from server.settings.settings import Settings
+from tests.server.slow_engine import install
 
 pytestmark = pytest.mark.timeout(1200)  # on a machine that does other things, Ray takes minutes to start
-CALL_MS = 250
+CALL_S = 0.25
 DEADLINE_S = 120.0
 
 
@@ -38,7 +43,7 @@ def served(engine_dir: Path) -> Iterator[Served]:
         port = listener.getsockname()[1]
     settings = Settings({"tiny": engine_dir}, port=port, mode="exact", capacity=4, max_queue=8, max_images=8)
     with local_cluster(settings, others=1) as cluster:
-        serve_on(settings, 2, Cost(CALL_MS, 0))
+        serve_on(settings, 2, partial(install, CALL_S))
         yield Served(cluster, f"http://127.0.0.1:{port}", settings)
 
 
@@ -68,23 +73,27 @@ def test_events_come_as_they_are_made(served: Served):
     assert names == [*["preview"] * 3, "images"]
 
 
-def test_a_killed_node_loses_no_request_and_the_rest_answer_with_the_same_bytes(served: Served):
+def test_a_killed_node_loses_no_request_and_every_answer_has_the_bytes_of_one_machine(served: Served, engine_dir: Path):
     async def scene() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=served.url, timeout=DEADLINE_S) as client:
-            posts = [client.post("/v1/generate", json={"seed": 3, "steps": 8, "label": 1}) for _ in range(8)]
+            posts = [client.post("/v1/generate", json=body) for _ in range(8)]
             asked = [asyncio.ensure_future(post) for post in posts]
-            await asyncio.sleep(2 * CALL_MS / 1000)
+            await asyncio.sleep(2 * CALL_S)
             await asyncio.to_thread(served.cluster.remove_node, node, allow_graceful=False)
             return await asyncio.gather(*asked)
 
+    body = {"seed": 3, "steps": 8, "label": 1, "format": "webp"}
     (node,) = served.cluster.worker_nodes
     assert node.node_id in placed() and len(placed()) == 2
     answers = asyncio.run(scene())
     assert {answer.status_code for answer in answers} <= {200, 503}, [answer.text for answer in answers]
     images = {answer.content for answer in answers if answer.status_code == 200}
-    assert len(images) == 1
+    asked = image_request(read_student(engine_dir, "tiny"), seed=3, steps=8, label=1, format="webp")
+    with LocalService.open({"tiny": engine_dir}, LoadOptions(mode="exact", capacity=4)) as service:
+        (alone,) = service.submit(asked).result().images
+    assert images == {alone}
     refused = [answer for answer in answers if answer.status_code == 503]
     assert all(answer.json()["error"]["code"] == "worker_lost" for answer in refused)
     assert refused or any("x-replays" in answer.headers for answer in answers), "no request was on the dead node"
-    again = httpx.post(f"{served.url}/v1/generate", json={"seed": 3, "steps": 8, "label": 1}, timeout=DEADLINE_S)
+    again = httpx.post(f"{served.url}/v1/generate", json=body, timeout=DEADLINE_S)
     assert {again.content} == images
