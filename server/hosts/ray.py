@@ -14,7 +14,9 @@ import argparse
 import http.client
 import math
 import os
+import re
 import signal
+import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -25,6 +27,7 @@ from fewstep import application as code
 from fewstep import extras
 from fewstep.card import CheckpointError
 from fewstep.ranges import Range, number, whole
+from server.__main__ import bind
 from server.hosts.forked import LOOPBACK, place
 from server.scheduler.calibration import MAX_KNEE
 from server.settings.settings import Settings, SettingsError
@@ -39,6 +42,8 @@ CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 MIDDLEWARES = "fewstep.commands.cluster.middlewares"
 OTHERS = 64  # requests that make no images, and requests that are being refused, beside those that a replica accepts
 MARGIN_S = 15.0  # Ray's limit for a request above ours: so long may a replica be looked for
+HOST_PORT = re.compile(r"[^/]+:\d+")
+REACHED_S = 5.0  # within which the head of a cluster must take a connection
 STATS_S = 1.0  # how often a proxy hears how full the replicas are
 # Ray does this itself, or no process of it knows the setting.
 RAYS = {
@@ -150,6 +155,8 @@ def understood(arguments: Sequence[str] | None = None) -> tuple[Settings, dict[s
     given = {field.name: getattr(chosen, field.name) for field in fields(Plan)}
     plan = Plan(**{**given, "max_replicas": chosen.max_replicas or chosen.min_replicas})
     settings = resolved.settings
+    if not settings.port:
+        raise SettingsError("--port 0 would be another port on each node; name one")
     manifests = {name: read_student(folder, name) for name, folder in settings.engines.items()}
     return settings, manifests, plan, chosen.address
 
@@ -211,6 +218,8 @@ def serve_until_stopped(
     """
     from ray import serve, shutdown  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
+    if not (address or os.environ.get("RAY_ADDRESS")):
+        bind(settings).close()  # Ray would say in a log that the port is taken, and go on
     join(address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set its own
     try:
@@ -247,16 +256,22 @@ def prepare_environment() -> None:
 
 
 def join(address: str | None) -> None:
-    """Connect to a cluster; start one on this machine where none is named. Raises SettingsError."""
+    """Connect to a cluster, of RAY_ADDRESS where None; start one on this machine where there is neither.
+
+    Raises SettingsError.
+    """
     from ray import init  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
 
     prepare_environment()
+    address = address or os.environ.get("RAY_ADDRESS") or None
     try:
+        if address and HOST_PORT.fullmatch(address):  # where nobody listens, Ray itself tries for minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), REACHED_S).close()
         init(address=address, namespace=NAME, include_dashboard=None if address else False, logging_level="WARNING")
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise SettingsError(
-            f"there is no Ray cluster at {address}: {error}; start one with: ray start --head"
-        ) from error
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+        where = f"at {address}" if address else "on this machine"
+        raise SettingsError(f"Ray cannot be reached {where}: {error}; start it with: ray start --head") from error
 
 
 def start_proxies(settings: Settings, *, everywhere: bool = True) -> None:

@@ -27,6 +27,7 @@ def test_flags_of_the_cluster_and_of_the_server_stand_side_by_side(engine_dir: P
         ("--workers 2", "--workers has no effect on Ray: --min-replicas and --max-replicas say how many"),
         ("--api-processes 2", "--api-processes has no effect on Ray: Ray runs a proxy on each node"),
         ("--url-bytes 0", "--url-bytes has no effect on Ray: a url may lead to another replica"),
+        ("--port 0", "--port 0 would be another port on each node"),
         ("--check", "--check is for one machine: fewstep serve --check"),
         ("--replicas 2", "there is no flag --replicas"),
         ("--model nothing", "there is no model"),
