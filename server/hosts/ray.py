@@ -93,12 +93,10 @@ def build(
     from server.hosts.ray_replica import Replica
     from server.hosts.ray_routing import FreeSlotsRouter
 
-    slots = (settings.capacity or MAX_KNEE) * len(manifests)
+    accepted = (settings.capacity or MAX_KNEE) * len(manifests) + settings.max_queue
     deployment = serve.deployment(Replica).options(
         name=NAME,
-        max_ongoing_requests=slots
-        + settings.max_queue
-        + OTHERS,  # who comes beyond is refused by the replica, with 429
+        max_ongoing_requests=accepted + OTHERS,  # the replica refuses what is too much, with 429; Ray would hold it
         graceful_shutdown_timeout_s=settings.grace_s,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=2.0,
@@ -180,13 +178,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--min-replicas", type=whole(1, 4096), default=default.min_replicas, metavar="N", help="at least (default: 1)")
     add("--max-replicas", type=whole(1, 4096), default=None, metavar="N",
         help="at most, as the images that wait need them (default: --min-replicas)")  # fmt: skip
-    add(
-        "--cpus",
-        type=number(Range(0.1, 1024)),
-        default=default.cpus,
-        metavar="X",
-        help="cores of a replica (default: 1)",
-    )
+    add("--cpus", type=number(Range(0.1, 1024)), default=default.cpus, metavar="X",
+        help="cores of a replica (default: 1)")  # fmt: skip
     add("--gpus", type=number(Range(0, 16)), default=default.gpus, metavar="X",
         help="GPUs of a replica; 0.5 puts two replicas on one (default: 0)")  # fmt: skip
     add("--images-per-slot", type=number(Range(0.1, 1000)), default=default.images_per_slot, metavar="X",
@@ -223,27 +216,29 @@ def serve_until_stopped(
     join(address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set its own
     try:
-        start_proxies(settings)
         try:
+            start_proxies(settings)
             serve.run(build(settings, manifests, plan), name=NAME, route_prefix="/")
-        except RuntimeError as error:  # Ray has given up on the replicas, and logged why
-            raise SettingsError(f"the replicas cannot start: {error}") from error
+        except RuntimeError as error:  # Ray has given up, and logged why
+            raise SettingsError(f"the replicas cannot start; Ray's log says why: {error}") from error
+        where = place(settings.host, settings.port)
         if not proxies_replay(settings):
-            print(REPLAYS_MISSING, file=sys.stderr, flush=True)
-        print(f"serving {', '.join(manifests)} on {place(settings.host, settings.port)} by Ray", flush=True)
+            print(REPLAYS_MISSING.format(where), file=sys.stderr, flush=True)
+        print(f"serving {', '.join(manifests)} on {where} by Ray", flush=True)
         while True:
             signal.pause()
     except KeyboardInterrupt:
-        pass
+        return 0
     finally:
-        serve.delete(NAME)  # answers what is accepted, for grace_s at most
-        shutdown()
-    return 0
+        try:
+            serve.delete(NAME)  # answers what is accepted, for grace_s at most
+        finally:
+            shutdown()
 
 
 REPLAYS_MISSING = (
-    f"warning: the proxies of this cluster were started without {CALLBACK}={MIDDLEWARES}: a request whose replica dies "
-    "is answered 500, not made again; set it on every node and start Ray anew"
+    "warning: no proxy says at {} that it makes requests again: one whose replica dies may be answered 500. "
+    f"Start Ray on every node with {CALLBACK}={MIDDLEWARES}"
 )
 
 

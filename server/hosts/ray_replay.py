@@ -39,6 +39,7 @@ FIRST_S = 5.0  # how long the beginning of a body is waited for before a replica
 
 DIED = unavailable(DIED_TWICE, code="worker_lost")
 NOBODY = unavailable("no replica has answered; the cluster may be starting some; try again soon", code="worker_lost")
+NOT_KEPT = unavailable("the replica died, and the body was too long to be kept; send it again", code="worker_lost")
 CUT_OFF = unavailable("the replica died after the answer had begun; send the request again", code="worker_lost")
 
 
@@ -90,7 +91,8 @@ class Replays:
                     await answer.cut_off()
                     return
                 if answer.refused or not request.whole or replays == MAX_REPLAYS:
-                    await _refuse(scope, receive, send, NOBODY if answer.refused else DIED)
+                    why = NOBODY if answer.refused else DIED if request.whole else NOT_KEPT
+                    await _refuse(scope, receive, send, why)
                     return
                 replays += 1
                 logger.warning("a replica died; its request to %s is made again", escaped(scope["path"]))
