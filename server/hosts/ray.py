@@ -20,6 +20,7 @@ import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from export.manifest import Manifest, read_student
@@ -106,8 +107,7 @@ def build(
         ray_actor_options={
             "num_cpus": plan.cpus,
             "num_gpus": plan.gpus,
-            # A replica finds our packages where this process found them: the same place on each node.
-            "runtime_env": {"env_vars": {"PYTHONPATH": str(code.ROOT)}},
+            "runtime_env": {"env_vars": {"PYTHONPATH": python_path()}},
         },
         request_router_config=RequestRouterConfig(
             request_router_class=FreeSlotsRouter, request_routing_stats_period_s=STATS_S
@@ -246,8 +246,14 @@ def prepare_environment() -> None:
     """What a cluster that is started from here needs: its processes inherit it."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would send statistics to its makers
     os.environ.setdefault(CALLBACK, MIDDLEWARES)
-    paths = [str(code.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    os.environ["PYTHONPATH"] = python_path()
+
+
+def python_path() -> str:
+    """Where a replica finds our packages: where this process has found them, in the same place on each node."""
+    package = Path(code.__file__).parents[1]  # holds `fewstep`; in a wheel, the other folders are in code.ROOT
+    given = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return os.pathsep.join(dict.fromkeys([str(code.ROOT), str(package), *given]))
 
 
 def join(address: str | None) -> None:
