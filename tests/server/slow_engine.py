@@ -12,9 +12,9 @@ class SlowEngine(Engine):
 
     seconds = 0.0  # that each network call takes more
 
-    def network(self, *rows: Any) -> Any:
+    def network(self, x: Any, c_noise: Any, onehot: Any) -> Any:
         time.sleep(self.seconds)
-        return super().network(*rows)
+        return super().network(x, c_noise, onehot)
 
 
 def install(seconds: float) -> None:
