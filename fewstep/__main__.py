@@ -1,4 +1,4 @@
-"""The `fewstep` command: serve, generate, train, trainer, posterior, export, bench, remake."""
+"""The `fewstep` command: serve, cluster, generate, train, trainer, posterior, export, bench, remake."""
 
 import sys
 import time
@@ -11,6 +11,7 @@ from fewstep.subcommands import subcommand
 INTERRUPTED = 130
 COMMANDS = {
     "serve": "a server of one or several models",
+    "cluster": "the same on a Ray cluster, of several machines",
     "generate": "images of many seeds into a folder, a sheet, or a file of a data set",
     "train": "from pictures to a student that can be served",
     "trainer": "one training command alone: a data set, a teacher, a student, levels, a classifier",

@@ -37,6 +37,7 @@ NOT_THE_SCHEDULERS = {"fastapi", "starlette", "pydantic", "PIL", "litserve", "to
 TORCH_FREE = (
     "__main__",
     "commands.bench",
+    "commands.cluster",
     "commands.export",
     "commands.generate",
     "commands.remake",

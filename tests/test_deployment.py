@@ -4,9 +4,12 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from server.hosts.ray import CALLBACK, MIDDLEWARES, Plan, understood
 from server.settings.settings import Settings
 from server.settings.sources import resolve
 
@@ -86,3 +89,79 @@ def test_the_container_runs_the_command_and_leaves_out_what_git_ignores():
     text = text_of("Containerfile")
     assert 'ENTRYPOINT ["fewstep"]' in text and 'CMD ["serve"]' in text
     assert {".git", ".venv", "build", "dist", "runs"} <= set(text_of("Containerfile.dockerignore").split())
+
+
+def documents(name: str) -> dict[str, Any]:
+    """The documents of a YAML file, by kind."""
+    return {found["kind"]: found for found in yaml.safe_load_all(text_of(name))}
+
+
+def variables(container: dict[str, Any]) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container["env"] if "value" in each}
+
+
+def ray_pods() -> list[dict[str, Any]]:
+    cluster = documents("rayservice.yaml")["RayService"]["spec"]["rayClusterConfig"]
+    return [group["template"] for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"])]
+
+
+def test_kubernetes_would_take_the_manifests():
+    """By the schemas of the package kubernetes-validate. KubeRay's own kind is in none of them; its pods are."""
+    validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, **pod} for pod in ray_pods()]
+    for found in (*documents("kubernetes.yaml").values(), *pods):
+        validate.validate(found, validate.latest_version(), strict=True)
+
+
+def test_the_deployment_is_a_server_that_starts_drains_and_is_scaled_by_its_own_slots():
+    found = documents("kubernetes.yaml")
+    pod = found["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    given = variables(container)
+    command, *flags = container["args"]
+    settings = resolve(flags, given).settings
+    assert command == "serve" and pod["enableServiceLinks"] is False
+    assert pod["terminationGracePeriodSeconds"] == max(settings.drain_s, settings.grace_s) + 15
+    assert container["resources"]["limits"]["cpu"] == str(settings.threads) and not settings.url_bytes
+    (metric,) = [each["pods"] for each in found["HorizontalPodAutoscaler"]["spec"]["metrics"]]
+    assert metric["target"]["averageValue"] == str(settings.capacity)
+    source = (ROOT / "server" / "http" / "metrics.py").read_text("utf-8")
+    assert f'"{metric["metric"]["name"]}"' in source
+    probed = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+    assert probed == {"/readyz", "/livez"}
+    labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert labels == found["Service"]["spec"]["selector"]
+    assert labels == found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]
+
+
+def test_the_ray_service_has_flags_that_are_understood_and_pods_that_fit_its_replicas():
+    spec = documents("rayservice.yaml")["RayService"]["spec"]
+    config = yaml.safe_load(spec["serveConfigV2"])
+    (application,) = config["applications"]
+    flags = [
+        word for name, value in application["args"].items() for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    settings, _, plan, _ = understood(flags)
+    assert (plan, settings.hosts) == (Plan(max_replicas=4, cpus=4), ("*",))
+    http = config["http_options"]
+    assert http["request_timeout_s"] > settings.timeout_s and http["keep_alive_timeout_s"] >= settings.keep_alive_s
+    (workers,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    assert (workers["minReplicas"], workers["maxReplicas"]) == (plan.min_replicas, plan.max_replicas)
+    for pod in ray_pods():
+        (container,) = pod["spec"]["containers"]
+        assert variables(container)[CALLBACK] == MIDDLEWARES and pod["spec"]["enableServiceLinks"] is False
+        assert container["resources"]["limits"]["cpu"] == f"{plan.cpus:g}"
+        assert pod["spec"]["terminationGracePeriodSeconds"] > settings.grace_s
+
+
+def test_one_version_of_ray_is_named_everywhere():
+    (pinned,) = re.findall(r"^ray==([\d.]+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    version = documents("rayservice.yaml")["RayService"]["spec"]["rayClusterConfig"]["rayVersion"]
+    assert version == pinned and f"FROM rayproject/ray:{pinned}-" in text_of("Containerfile")
+    assert f"{CALLBACK}={MIDDLEWARES}" in text_of("Containerfile")
+
+
+def test_ray_takes_the_serve_configuration():
+    schema = pytest.importorskip("ray.serve.schema", reason="ray is not installed; it comes with [cluster]")
+    config = yaml.safe_load(documents("rayservice.yaml")["RayService"]["spec"]["serveConfigV2"])
+    schema.ServeDeploySchema.model_validate(config)

@@ -89,6 +89,17 @@ def sleep_precisely() -> None:
         ctypes.CDLL(None).prctl(29, 1, 0, 0, 0)
 
 
+def install(cost: Cost) -> None:
+    """From now on, this process loads this engine in the place of every other."""
+    import export.engine
+
+    def load(folder: str | Path, **_: Any) -> FixedCostEngine:
+        sleep_precisely()
+        return FixedCostEngine(read_manifest(Path(folder)), cost)
+
+    export.engine.load_engine = load  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cost", type=Cost.parse, required=True, metavar="A,B[,FLOOR]", help="milliseconds")
@@ -96,14 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if any(flag.endswith("auto") for flag in args.server):
         parser.error("--workers auto would keep the times of a network that is not the engine's; give a number")
-
-    import export.engine
-
-    def load(folder: str | Path, **_: Any) -> FixedCostEngine:
-        sleep_precisely()
-        return FixedCostEngine(read_manifest(Path(folder)), args.cost)
-
-    export.engine.load_engine = load  # pyright: ignore[reportAttributeAccessIssue]
+    install(args.cost)
     from server.__main__ import main as serve
 
     return serve(args.server)

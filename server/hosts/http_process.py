@@ -11,21 +11,14 @@ from contextlib import asynccontextmanager
 import uvicorn
 
 from export.manifest import Manifest, engine_of
+from server.hosts.site import every_route, facts
 from server.http.app import App
 from server.http.bodies import AT_ONCE, Bodies
-from server.http.dialects import inference_schema, native_schema, openai_schema
-from server.http.dialects.inference import InferenceDialect
-from server.http.dialects.native import NativeDialect
-from server.http.dialects.openai import OpenAIDialect
 from server.http.draining import DrainingServer
 from server.http.edits import body_limit
 from server.http.kept_images import KeptImages
 from server.http.limits import BoundedHttp
-from server.http.local_files import local_routes
 from server.http.metrics import Metrics
-from server.http.openapi import document_routes
-from server.http.page_files import page_routes
-from server.http.system import SystemRoutes
 from server.processes.admission import Admission
 from server.processes.control import Control
 from server.processes.pool import Worker, WorkerPool
@@ -49,15 +42,8 @@ class HttpProcess:
         self.pool = WorkerPool(names, workers, self.admission, self._ready, self._replace)
         # The memory of one HTTP process does not reach another, to which a url may lead.
         kept = KeptImages(settings.url_bytes, settings.url_s) if settings.url_bytes and processes == 1 else None
-        native, openai = NativeDialect(models, settings, self.pool), OpenAIDialect(models, settings, self.pool, kept)
         self.bodies = Bodies(AT_ONCE * body_limit(settings, models), settings.body_share)
-        system = SystemRoutes(settings, self.pool, lambda accept: self.metrics.render(accept))
-        inference = InferenceDialect(models, settings, self.pool)
-        described = [*native.routes(), *openai.routes(), *inference.routes(), *system.routes()]
-        described += [kept.route()] if kept else []
-        schemas = {**native_schema.schemas(models, settings), **openai_schema.schemas(), **inference_schema.schemas()}
-        self.routes = [*described, *document_routes(described, schemas, settings), *page_routes()]
-        self.routes += local_routes(models, settings)
+        self.routes = every_route(models, settings, self.pool, kept, lambda accept: self.metrics.render(accept))
         paths = [route.path for route in self.routes]
         self.metrics = Metrics(models, paths, self.pool, lambda: facts(models, self.pool, settings), processes)
 
@@ -134,18 +120,3 @@ def _end_if_failed(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()):
         logger.error("the HTTP process cannot go on; the server stops", exc_info=error)
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def facts(models: Mapping[str, Manifest], pool: WorkerPool, settings: Settings) -> dict[str, dict[str, str]]:
-    """What runs each model, as short texts, for the metrics."""
-    return {
-        name: {
-            "backend": settings.backend or model.backend,
-            "dtype": model.dtype,
-            "mode": settings.mode,
-            "noise_version": str(model.noise_version),
-            "checkpoint": model.checkpoint[:12],
-            **(pool.models[engine_of(name)].facts if engine_of(name) in pool.models else {}),
-        }
-        for name, model in models.items()
-    }

@@ -36,7 +36,11 @@ CORS_METHODS = ("GET", "HEAD", "POST")
 
 
 class App:
-    """lifespan: entered while the server runs."""
+    """lifespan: entered while the server runs.
+
+    cancelled_when_client_leaves: why the task of a request is cancelled. uvicorn does it when the server stops and
+    waits no longer, Ray Serve when the client has left.
+    """
 
     def __init__(
         self,
@@ -45,6 +49,8 @@ class App:
         metrics: Metrics,
         bodies: Bodies,
         lifespan: AbstractAsyncContextManager[Any] | None = None,
+        *,
+        cancelled_when_client_leaves: bool = False,
     ) -> None:
         self.routes = by_path(routes)
         self.gate = Gate(settings)
@@ -52,6 +58,7 @@ class App:
         self.metrics = metrics
         self.bodies = bodies
         self.lifespan = lifespan
+        self.cancelled_when_client_leaves = cancelled_when_client_leaves
         self.inner: ASGIApp = self._gated
         if settings.cors_origins:
             self.inner = Cors(
@@ -87,8 +94,11 @@ class App:
         body = self.bodies.counted(receive, (scope.get("client") or ("",))[0])
         try:
             await self.inner(scope, body.receive, send_with_ids)
-        except asyncio.CancelledError:  # the server stops, and this client has not taken its answer
-            record.status, record.code = STATUS[LATE.kind], LATE.code
+        except asyncio.CancelledError:  # this client has not taken its answer
+            if self.cancelled_when_client_leaves:
+                record.status = CLIENT_GONE
+            else:
+                record.status, record.code = STATUS[LATE.kind], LATE.code
         except Exception:  # while an answer was sent: its rest does not come
             record.status, record.code = STATUS[INTERNAL.kind], INTERNAL.code
             logger.exception("request %s met a mistake in the server", record.request_id)
@@ -111,8 +121,9 @@ class App:
             response = self._refused(scope, error)
         except ClientDisconnect:
             response = Response(status_code=CLIENT_GONE)
-        except asyncio.CancelledError:  # uvicorn, when the server stops and waits no longer
-            response = self._refused(scope, LATE)
+        except asyncio.CancelledError:
+            left = self.cancelled_when_client_leaves
+            response = Response(status_code=CLIENT_GONE) if left else self._refused(scope, LATE)
         except Exception:
             logger.exception("request %s met a mistake in the server", scope[RECORD].request_id)
             response = self._refused(scope, INTERNAL)

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import (
@@ -32,7 +32,6 @@ from server.http.errors import CLIENT_GONE, STATUS
 from server.http.negotiation import preferred
 from server.http.routes import Route
 from server.http.service import is_ready
-from server.processes.pool import WorkerPool
 from server.processes.shared import SharedTable
 from server.scheduler.stats import ModelStats, Stats, resident_bytes
 
@@ -91,6 +90,34 @@ OCCUPANCIES = ("0.125", "0.25", "0.375", "0.5", "0.625", "0.75", "0.875", "1.0")
 Series = tuple[str | int, ...]  # name of the metric, then its label values
 
 
+class Accepted(Protocol):
+    """server.processes.admission.Admission: how much is accepted and not yet answered."""
+
+    @property
+    def images(self) -> int: ...
+
+    @property
+    def work_s(self) -> float: ...
+
+
+class Engines(Protocol):
+    """server.processes.pool.WorkerPool, or another with these attributes."""
+
+    @property
+    def admission(self) -> Accepted: ...
+
+    @property
+    def stats(self) -> Mapping[int, Stats]: ...  # by worker number
+
+    @property
+    def warm_up_s(self) -> Mapping[int, float]: ...  # likewise
+
+    @property
+    def restarts(self) -> int: ...
+
+    def check_ready(self, model: str | None = None) -> None: ...
+
+
 class Metrics(Collector):
     """Counts requests where they begin and end, and writes the page of /metrics."""
 
@@ -98,7 +125,7 @@ class Metrics(Collector):
         self,
         models: Mapping[str, Manifest],
         routes: Collection[str],
-        pool: WorkerPool,
+        pool: Engines,
         facts: Callable[[], Mapping[str, Mapping[str, str]]],
         processes: int = 1,
     ) -> None:
@@ -214,9 +241,8 @@ class Metrics(Collector):
         yield GaugeMetricFamily("fewstep_backlog_seconds", "Engine time that these need.", pool.admission.work_s)
         yield CounterMetricFamily("fewstep_worker_restarts", "Workers that died and were replaced.", pool.restarts)
         warm_up = GaugeMetricFamily("fewstep_warmup_seconds", "Loading and warming up.", labels=("worker",))
-        for number, worker in pool.workers.items():
-            if worker.ready:
-                warm_up.add_metric((str(number),), worker.ready.warm_up_s)
+        for worker, seconds in pool.warm_up_s.items():
+            warm_up.add_metric((str(worker),), seconds)
         yield warm_up
 
     def _running(self) -> Iterator[Metric]:

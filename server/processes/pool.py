@@ -97,6 +97,11 @@ class WorkerPool:
         self.ids = itertools.count()
         self.past: dict[int, Stats] = {}  # of processes that have ended, by worker number
 
+    @property
+    def warm_up_s(self) -> dict[int, float]:
+        """Seconds of loading and warming up, by worker number."""
+        return {number: worker.ready.warm_up_s for number, worker in self.workers.items() if worker.ready}
+
     def use_ids(self, process: int, processes: int) -> None:
         """Say which HTTP process this is, of how many: a worker sends the answer for an id back by its remainder."""
         self.ids = itertools.count(process, processes)

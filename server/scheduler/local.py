@@ -151,6 +151,11 @@ class LocalService:
             }
         return cls(models, all_served(announced.values()))
 
+    @property
+    def closed(self) -> bool:
+        """Whether no request is taken any more: after `close`, and after the loop has failed."""
+        return self._closed
+
     def submit(self, request: ImageRequest, timeout_s: float = DAY_S) -> EventStream:
         """Begin a request, from any thread; its events start with Accepted.
 

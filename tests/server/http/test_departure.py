@@ -6,6 +6,7 @@ import pytest
 from starlette.requests import Request
 
 from server.http.departure import DEPARTURE, Departure, watch
+from tests.server.in_process import Site, code_of, play
 
 
 @pytest.mark.parametrize("order", ["watch happen", "happen watch", "watch forget happen"])
@@ -37,3 +38,19 @@ def test_where_the_protocol_does_not_tell_a_task_waits_for_it():
         assert DEPARTURE not in http.scope and len(asyncio.all_tasks()) == 1
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize(("leaves", "status", "code"), [(True, 499, None), (False, 503, "draining")])
+def test_why_a_request_was_cancelled_is_what_its_host_says(leaves: bool, status: int, code: str | None):
+    async def scenario(site: Site) -> None:
+        worker = await site.warm()
+        site.app.cancelled_when_client_leaves = leaves
+        asked = site.generate(b'{"seed": 1}')
+        submit = await worker.taken()
+        asked.cancel()
+        response = await asked
+        assert response.status_code == status and (code is None or code_of(response) == code)
+        assert await worker.cancelled() == submit.id
+
+    page = play(scenario).get("/metrics").text
+    assert ('fewstep_cancelled_total{stage="images"} 1.0' in page) == leaves
