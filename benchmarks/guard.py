@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 
+from benchmarks.busy import Watch
 from benchmarks.harness import ROOT, machine, result_file, table, write_result
 from benchmarks.instructions import counted, no_valgrind
 from benchmarks.kernel_speed import numpy_step
@@ -70,13 +71,18 @@ def main() -> None:
     seconds = 2.0 if args.smoke else args.seconds
     baseline = read_baseline(args.baseline)
     print("guard: measuring", file=sys.stderr, flush=True)
+    watch = Watch()
     figures = [*ratios(seconds), *counts(args.smoke)]
+    busy = watch.seen()
+    if busy.warning():
+        print(f"{busy.warning()} Here ratios move, too; counts do not.")
     print(table(beside(figures, baseline), COLUMNS))
     if note := other_machine(baseline):
         print(note)
     if args.out:
         settings = {"seconds": seconds, "rows": ROWS, "requests": REQUESTS, "steps": STEPS}
-        write_result(args.out, "guard", settings, [asdict(figure) for figure in figures])
+        rows = [asdict(figure) for figure in figures]
+        write_result(args.out, "guard", settings, rows, busy={**vars(busy), "warning": busy.warning()})
         print(f"\nwrote {args.out}")
 
 

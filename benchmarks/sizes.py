@@ -259,13 +259,12 @@ def slot_memory(pixels: int) -> dict[str, Any]:
     """Bytes that a slot of the server adds, in its table and for the moment of a call, as tracemalloc counts them."""
     manifest = read_manifest(ROOT / "models" / "fashion" / "engine")
     manifest = dataclasses.replace(manifest, channels=3, resolution=pixels)
-    engine = FixedCostEngine(manifest, Cost(0, 0))
-    full_table(engine, 1)[1]()  # what is imported and kept meanwhile is no slot's
     held, peak = [], []
     few, many = 4, 12
+    full_table(FixedCostEngine(manifest, Cost(0, 0)), many)[1]()  # what is imported and kept meanwhile is no slot's
     for capacity in (few, many):
         tracemalloc.start()
-        loop_table, turn = full_table(engine, capacity)
+        loop_table, turn = full_table(FixedCostEngine(manifest, Cost(0, 0)), capacity)
         turn()
         held.append(tracemalloc.get_traced_memory()[0])
         tracemalloc.reset_peak()
