@@ -73,7 +73,7 @@ def settle(
         notes.append("the call times were measured while the machine was busy, and are measured again")
     missing = [each for each in asked.layouts if each not in times.calls and each not in times.refused]
     if missing:
-        say(f"measuring {len(missing)} ways to run {asked.manifest.name}; the next start knows the times")
+        say(f"measuring call times of {asked.manifest.name} for {len(missing)} layouts; the next start knows them")
         times = _measured(asked.folder, missing, replace(times, load=max(load, times.load)), measure)
         notes += [note for note in [kept.write(path, known, times)] if note]
     calls = {layout: times.calls[layout] for layout in asked.layouts if layout in times.calls}

@@ -39,9 +39,7 @@ class LoadOptions:
     backend: str | None = None  # None: the one each engine's manifest names
     mode: Mode = "fast"  # exact: a row's bytes are the same whatever the batch
     capacity: int = 8  # slots of a model; 0: chosen at the knee of the measured time of a call
-    threads: int = (
-        0  # cores one network call may use; 0: an equal share of the machine, or of a quota, for each process
-    )
+    threads: int = 0  # cores one network call may use; 0: an equal share of machine or quota for each process
     processes: int = 1  # how many share the machine
     process: int = 0  # which of them this is
     stall_s: float = 0.0  # a network call that takes longer is refused; 0: no limit

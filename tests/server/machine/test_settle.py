@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,19 @@ def test_a_second_start_measures_nothing_and_a_new_question_only_what_is_missing
     assert machine.measured == [Layout(each, 3, 1) for each in ("onnxruntime-cpu", "openvino")]
 
 
-def test_another_network_library_or_processor_is_measured_anew(machine: Machine):
-    machine.settle()
-    machine.model = replace(machine.model, network_sha256="f" * 64)
-    machine.settle()
-    assert len(machine.measured) == 2
+def test_another_network_library_or_processor_is_measured_anew(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    known = kept.identity(machine.model)
+    assert known["onnxruntime"] == version("onnxruntime") and known["processor"] != "unknown"
+    for change in (
+        lambda: setattr(machine, "model", replace(machine.model, network_sha256="f" * 64)),
+        lambda: monkeypatch.setattr(kept, "processor", lambda: "another"),
+        lambda: monkeypatch.setattr(kept, "_version", lambda package: "another"),
+        lambda: monkeypatch.setattr(cores, "quota", lambda: 1.0),
+    ):
+        machine.settle()
+        change()
+        machine.settle()
+        assert len(machine.measured) == 2
 
 
 @pytest.mark.parametrize(
