@@ -175,7 +175,7 @@ def _few_steps(
     config: DistilConfig,
     facts: dict[str, Any],
     out: Path,
-    work: Path,
+    teacher_folder: Path,
 ) -> bool:
     """DPDM by adapters, in the training loop of all methods: resumable, and averaged."""
     order, start, levels, stands_by = setup.order, None, None, setup.card.weights
@@ -202,7 +202,7 @@ def _few_steps(
     )  # fmt: skip
     identity = {"posterior": order.reward, **facts}
     begun = start if start is not None else teacher
-    apart = _beside_prior(setup, work) if start is None else lambda average: average
+    apart = _beside_prior(setup, teacher_folder) if start is None else lambda average: average
     lists = settings.level_lists
 
     def save(average: nn.Module, clock: Clock, folder: Path) -> None:

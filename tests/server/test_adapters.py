@@ -176,7 +176,7 @@ def test_an_image_of_an_adapter_is_remade_from_its_png(server: Server, engine: P
 
 
 def test_rows_of_several_models_share_a_call_and_keep_their_bytes(engine: Path):
-    """Exact mode, one loop: all twelve images fit into two calls per step, whichever model asks."""
+    """Exact mode, one loop: twelve images of three models at once, and each of them alone."""
     with LocalService.open({"tiny": engine}, LoadOptions(mode="exact", capacity=12, threads=1)) as service:
         asked = [
             image_request(service.manifests[model], steps=1, seed=seed, label=label, format="pixels")
@@ -210,7 +210,9 @@ def test_a_row_keeps_its_adapter_while_others_end(engine: Path):
     ]
     for table in tables:
         table.admit(images)
-        made = {}
+        first = table.tick()
+        assert (first.active, first.batch) == (8, 8)  # one call for all of them
+        made = {key.request: pixels for key, pixels in first.finished}
         while table.requests():
             made |= {key.request: pixels for key, pixels in table.tick().finished}
         for image in images:
