@@ -1,6 +1,6 @@
 """Offline control as a posterior: a behaviour p(a | s) times exp(beta Q(s, a)), one diffusion policy that is told s.
 
-    python benchmarks/posterior_control.py            # five minutes of one core
+    python benchmarks/posterior_control.py            # six minutes of one core
     python benchmarks/posterior_control.py --smoke    # seconds; proves that it runs
 
 linear-quadratic: Q, the posterior, log Z(s) and the return of every policy are known in closed form
