@@ -62,6 +62,7 @@ class Encoders:
         series, self.series = self.series, []
         left = INLINE_IMAGES
         inline: list[Delivery] = []
+        given: list[tuple[int, Delivery]] = []
         for event in series:
             if isinstance(event, Finished | Progress | Failed):
                 thread = event.id % len(self.queues)
@@ -69,13 +70,15 @@ class Encoders:
                 # Every event of a request comes behind those that are still being encoded.
                 if images is None or images > left or self.given[thread] > self.done[thread]:
                     self.given[thread] += 1
-                    self.queues[thread].put(event)
+                    given.append((thread, event))
                     continue
                 left -= images
             inline.append(event)
         for first in range(0, len(inline), TOGETHER):  # the receiver works on these while the next are encoded
             if made := encoded_together(inline[first : first + TOGETHER]):
                 self._emit(made)
+        for thread, event in given:  # only now: a thread must not be ahead of an earlier event of the same request
+            self.queues[thread].put(event)
 
     def close(self) -> None:
         """Returns when everything delivered before has been emitted, or the threads have failed."""

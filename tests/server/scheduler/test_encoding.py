@@ -81,6 +81,20 @@ def test_a_failure_waits_for_what_is_still_being_encoded(monkeypatch: pytest.Mon
     assert [type(event) for event in emitted] == [Health, Progress, Failed]
 
 
+def test_a_thread_gets_an_event_only_when_earlier_ones_of_its_request_are_handed_on():
+    emitted: list[Delivery] = []
+
+    def emit(events: Sequence[Delivery]) -> None:
+        assert all(events.empty() for events in encoders.queues)
+        emitted.extend(events)
+
+    encoders = Encoders(emit, lambda error: pytest.fail(str(error)))  # its threads do not run
+    for event in (progress(1, None), finished(1, LARGE)):
+        encoders.deliver(event)
+    encoders.flush()
+    assert emitted == [progress(1, None)] and encoders.queues[1].get_nowait() is not None
+
+
 def test_the_engine_thread_encodes_so_many_small_images_and_no_more():
     by: dict[threading.Thread, list[int]] = {}
     encoders = Encoders(

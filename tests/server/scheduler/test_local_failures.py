@@ -3,12 +3,12 @@
 import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from server.scheduler import encoding
 from server.scheduler.events import Accepted, Failed, Progress
@@ -69,7 +69,11 @@ def test_an_encoder_that_raises_fails_the_request_and_a_preview_that_cannot_be_w
             raise MemoryError
         return working(pixels, format, quality)
 
+    def together(images: Sequence[np.ndarray]) -> list[bytes]:
+        raise MemoryError
+
     monkeypatch.setattr(encoding, "encode", encode)
+    monkeypatch.setattr(encoding, "encode_pngs", together)
     events = list(service.submit(replace(request(steps=4, previews="images"), format="png")))
     assert [type(event) for event in events] == [Accepted, Progress, Failed]  # steps 1, 2 and the image were lost
     assert isinstance(events[-1], Failed) and events[-1].code == "encode_error"
