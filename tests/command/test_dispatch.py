@@ -44,7 +44,8 @@ def test_serve_takes_the_servers_options_and_its_exit_status():
     [
         (
             "",
-            "no command is named; choose serve, cluster, generate, train, posterior, export, bench, remake (fewstep --help)",
+            "no command is named; choose serve, cluster, generate, train, posterior, export, bench, remake "
+            "(fewstep --help)",
         ),
         ("serv", "there is no command 'serv'; did you mean serve? (fewstep --help)"),
         ("bench qqq", "there is no command 'qqq'; choose latency, quality, panel, serve, plan (fewstep bench --help)"),
