@@ -37,9 +37,9 @@ from server.settings.settings import Settings
 need("ray")  # with a sentence where it is missing
 
 SLOTS = 8
-STEPS = 2
+STEPS = 8
 IMAGES = 4  # of a request
-COST = Cost(500, 0)  # 8 images of 2 calls take a second: 8 images/s of a replica, which cost little processor time
+COST = Cost(125, 0)  # 8 images of 8 calls take a second: 8 images/s of a replica, which cost little processor time
 OUTSTANDING = 16  # requests: four times the slots of two replicas
 SEEDS = 16 * IMAGES  # each is asked for again and again: every answer must have the same bytes
 WARM_UP_S = 4.0

@@ -4,12 +4,12 @@ bytes of its model and seed whoever shares it."""
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from safetensors.numpy import save
