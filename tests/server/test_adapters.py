@@ -4,12 +4,13 @@ bytes of its model and seed whoever shares it."""
 import hashlib
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from msgspec.structs import replace
+from msgspec import structs
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from safetensors.numpy import save
@@ -190,7 +191,7 @@ def test_rows_of_several_models_share_a_call_and_keep_their_bytes(engine: Path):
             assert np.array_equal(image, lonely)
             assert np.array_equal(image, expected(engine, request.model, request.seeds[0], request.labels[0], steps=1))
         with pytest.raises(Refusal, match="there is no model"):
-            service.submit(replace(asked[0], model="tiny:green"))
+            service.submit(structs.replace(asked[0], model="tiny:green"))
 
 
 def test_a_row_keeps_its_adapter_while_others_end(engine: Path):
