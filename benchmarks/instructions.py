@@ -7,6 +7,10 @@ the same versions of Python and numpy agree. Where valgrind is absent: Python's 
 nothing within numpy.
 """
 
+from fewstep import extras
+
+extras.name_missing()
+
 import ctypes
 import gc
 import mmap

@@ -25,7 +25,7 @@ class Settled:
 
     settings: Settings
     fit: Fit | None = None  # None: nothing was left to the machine
-    chosen: str = ""  # one line about what was chosen for the user; empty where the engine's own backend stays
+    chosen: str = ""  # one line about what was chosen for the user
     fits: tuple[Fit, ...] = ()  # of every layout that was measured
     notes: tuple[str, ...] = ()  # refusals and troubles, in sentences
     path: Path | None = None  # where the times are kept
@@ -54,11 +54,10 @@ def settle(
     capacity_given: False lets `--workers auto` choose the slots. measure: of server.machine.trial, which raises
     LayoutError. say: told before something is measured. Raises SettingsError where nothing runs.
     """
+    if settings.workers != 0:  # not auto: nothing is left to the machine
+        return Settled(settings)
     asked = question(settings, models)
-    auto = settings.workers == 0
     if asked is None:
-        if not auto:
-            return Settled(settings)
         slots = settings.capacity if capacity_given else 0
         note = "workers auto: one for each device; only layouts of cores are measured, of backends that run on them"
         return Settled(replace(settings, workers=1, capacity=slots), notes=(note,))
@@ -88,29 +87,23 @@ def settle(
             "the best, and the engine's backend stays. A start on an idle machine measures again"
         )
         calls = {layout: each for layout, each in calls.items() if layout.backend == asked.own} or calls
-    capacity = settings.capacity if capacity_given or not auto else 0
+    capacity = settings.capacity if capacity_given else 0
     best = choose(calls, asked.own, capacity)
     fits = tuple(fit(layout, each, capacity) for layout, each in calls.items())
     backend = best.layout.backend if settings.backend or best.layout.backend != asked.own else None
-    chosen = replace(settings, backend=backend)
-    if auto:
-        chosen = replace(chosen, workers=best.layout.workers, threads=best.layout.threads, capacity=best.capacity)
-    return Settled(chosen, best, sentence(best, fits, asked.own, auto), fits, (*notes, *refused), path)
+    layout = best.layout
+    chosen = replace(settings, backend=backend, workers=layout.workers, threads=layout.threads, capacity=best.capacity)
+    return Settled(chosen, best, sentence(best, fits, asked.own), fits, (*notes, *refused), path)
 
 
 def question(settings: Settings, models: Mapping[str, Manifest]) -> Question | None:
-    """What has to be measured; None where the settings leave nothing open that depends on cores."""
+    """What --workers auto has to measure; None where the backend does not run on cores."""
     manifests = list(models.values())
     own = settings.backend or manifests[0].backend
     if settings.devices or own not in ON_CORES:
         return None
     backends = (own, *(() if settings.backend else rivals(settings, manifests)))
-    if settings.workers == 0:
-        asked = layouts(cores.physical(), backends, settings.threads, MAX_WORKERS)
-    elif len(backends) > 1:
-        asked = [Layout(backend, settings.workers, settings.threads) for backend in backends]
-    else:
-        return None
+    asked = layouts(cores.physical(), backends, settings.threads, MAX_WORKERS)
     folder = next(iter(settings.engines.values()))
     return Question(folder, manifests[0], own, tuple(asked))
 
@@ -128,9 +121,9 @@ def rivals(settings: Settings, manifests: Sequence[Manifest]) -> Iterator[str]:
         yield from (backend for backend in proven if not any(each.adapted for each in manifests))
 
 
-def sentence(best: Fit, fits: Sequence[Fit], own: str, auto: bool) -> str:
-    """What a user is told about a choice; nothing where it is what they would have had anyway."""
-    said = f"workers auto: {best}" if auto else ""
+def sentence(best: Fit, fits: Sequence[Fit], own: str) -> str:
+    """What a user is told about a choice."""
+    said = f"workers auto: {best}"
     if best.layout.backend == own:
         return said
     kept_fits = [each for each in fits if each.layout.backend == own]
@@ -138,8 +131,7 @@ def sentence(best: Fit, fits: Sequence[Fit], own: str, auto: bool) -> str:
     if kept_fits:
         nearest = max(kept_fits, key=lambda each: each.images_per_s)
         faster = f", {gain(nearest, best):.1f} times as fast as {own} when measured here"
-    said = f"{said}; " if said else ""
-    return f"{said}the networks run with {best.layout.backend}{faster}; --backend {own} keeps the engine's"
+    return f"{said}; the networks run with {best.layout.backend}{faster}; --backend {own} keeps the engine's"
 
 
 def _measured(

@@ -10,6 +10,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
+import msgspec
+
 from fewstep.card import CheckpointError
 from server.machine.choice import Layout
 from server.scheduler.calibration import doubling
@@ -17,6 +19,8 @@ from server.scheduler.loading import LoadOptions, measure_ticks, own_cores, slot
 
 SIZES = doubling(32)  # a CPU's knee lies below; a backend of fixed shapes compiles each
 TIMEOUT_S = 120.0  # for a layout: seconds of loading, and less than one of measuring
+Said = dict[int, float] | str  # seconds of a call by batch size; or why there are none
+GO = b"go"
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def measure_layout(folder: Path, layout: Layout, timeout_s: float = TIMEOUT_S) -
         until_s = time.monotonic() + timeout_s
         _answers(links, until_s)  # each has loaded its engine
         for link in links:
-            link.send(None)
+            link.send_bytes(GO)
         times = _answers(links, until_s)
     except OSError as error:
         raise LayoutError(f"{layout} cannot be measured: {error.strerror or error}") from error
@@ -69,7 +73,7 @@ def _answers(links: Sequence[Connection], until_s: float) -> list[dict[int, floa
         for link in ready:
             assert isinstance(link, Connection)
             try:
-                answer = link.recv()
+                answer = msgspec.json.decode(link.recv_bytes(), type=Said)
             except (EOFError, ConnectionError):
                 raise LayoutError("a process that measured has ended") from None
             if isinstance(answer, str):
@@ -78,18 +82,22 @@ def _answers(links: Sequence[Connection], until_s: float) -> list[dict[int, floa
     return [said[link] for link in links]
 
 
+def _say(link: Connection, said: Said) -> None:
+    link.send_bytes(msgspec.json.encode(said))
+
+
 def _measure(folder: Path, layout: Layout, number: int, link: Connection, others: Sequence[Connection]) -> None:
     """The whole of a process: says that it has loaded, waits for the others, then says the times."""
     for other in others:
         other.close()  # or the end of the parent would not be seen
     try:
-        link.send(_times(folder, layout, number, link))
+        _say(link, _times(folder, layout, number, link))
     except CheckpointError as error:
-        link.send(str(error))
+        _say(link, str(error))
     except (EOFError, ConnectionError):  # the parent has given up
         pass
     except Exception as error:  # of a library; another layout may run
-        link.send(f"{type(error).__name__}: {error}")
+        _say(link, f"{type(error).__name__}: {error}")
     sys.stdout.flush()
     os._exit(0)  # a library's own clean-up has nothing to keep
 
@@ -104,6 +112,6 @@ def _times(folder: Path, layout: Layout, number: int, link: Connection) -> dict[
             raise CheckpointError(f"{layout.backend} runs on a GPU here, where layouts of cores say nothing")
         table = slot_table(engine, SIZES)
         measure_ticks(table, SIZES[:1])
-        link.send({})
-        link.recv()
+        _say(link, {})
+        link.recv_bytes()
         return measure_ticks(table, SIZES)

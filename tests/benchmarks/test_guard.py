@@ -56,7 +56,13 @@ def test_opcodes_count_work_and_nothing_else():
     assert opcodes(lambda: work(100)) == once
     assert opcodes(lambda: work(200)) > 1.8 * once
     kind, found = counted(bytecode=True)
-    assert kind == "opcodes" and found == counted(bytecode=True)[1]
+    again = counted(bytecode=True)[1]
+    assert kind == "opcodes" and found.keys() == again.keys()
+    for (
+        name,
+        count,
+    ) in found.items():  # of the engine loop, turns differ by a few: a garbage collection, a dict that grows
+        assert again[name] == pytest.approx(count, rel=0.01), name
     assert 0 < found["PNG of one image"] < found["step of 8 rows"]
 
 

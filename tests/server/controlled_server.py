@@ -86,7 +86,8 @@ class ControlledEngine:
 
 def control(folder: Path) -> None:
     """Wrap the loading of engines, the encoder and the decoder."""
-    load, encode, decode = export.engine.load_engine, fewstep.pixels.encode, server.http.pictures.decode_base64
+    load, decode = export.engine.load_engine, server.http.pictures.decode_base64
+    encode, encode_pngs = fewstep.pixels.encode, fewstep.pixels.encode_pngs
 
     def controlled_load(*arguments: Any, **options: Any) -> ControlledEngine:
         return ControlledEngine(load(*arguments, **options), folder)
@@ -95,12 +96,16 @@ def control(folder: Path) -> None:
         break_if(read_plan(folder).encoder)
         return encode(*arguments, **options)
 
+    def controlled_pngs(*arguments: Any, **options: Any) -> list[bytes]:
+        break_if(read_plan(folder).encoder)
+        return encode_pngs(*arguments, **options)
+
     def controlled_decode(*arguments: Any, **options: Any) -> fewstep.pixels.Pixels:
         break_if(read_plan(folder).decoder)
         return decode(*arguments, **options)
 
     export.engine.load_engine = controlled_load  # pyright: ignore[reportAttributeAccessIssue]
-    fewstep.pixels.encode = controlled_encode
+    fewstep.pixels.encode, fewstep.pixels.encode_pngs = controlled_encode, controlled_pngs
     server.http.pictures.decode_base64 = controlled_decode
 
 

@@ -46,9 +46,12 @@ class Machine:
             raise LayoutError(times)
         return {size: seconds * (1 if layout.workers == 1 else 1.2) for size, seconds in times.items()}
 
-    def settle(self, capacity_given: bool = False, **changes: Any) -> Settled:
+    def settle(self, capacity_given: bool = False, workers: int = 0, **changes: Any) -> Settled:
+        """As of --workers auto."""
         self.measured.clear()
-        return settle(Settings(HERE, **changes), {"tiny": self.model}, capacity_given, self.measure, self.home)
+        return settle(
+            Settings(HERE, workers=workers, **changes), {"tiny": self.model}, capacity_given, self.measure, self.home
+        )
 
 
 @pytest.fixture
@@ -58,26 +61,34 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def test_the_faster_backend_runs_and_the_user_is_told_in_one_line(machine: Machine):
     found = machine.settle()
-    assert found.settings == Settings(HERE, backend="openvino")
-    assert found.chosen == (
-        "the networks run with openvino, 2.0 times as fast as onnxruntime-cpu when measured here; "
+    assert found.settings == Settings(HERE, workers=2, threads=1, capacity=16, backend="openvino")
+    assert found.chosen.endswith(
+        "; the networks run with openvino, 2.0 times as fast as onnxruntime-cpu when measured here; "
         "--backend onnxruntime-cpu keeps the engine's"
     )
-    assert [(each.workers, each.threads) for each in machine.measured] == [(1, 0), (1, 0)]
+    layouts = {(each.backend, each.workers, each.threads) for each in machine.measured}
+    assert layouts == {(name, *each) for name in ("onnxruntime-cpu", "openvino") for each in ((1, 2), (2, 1))}
 
 
-@pytest.mark.parametrize(
-    "changes", [{"backend": "onnxruntime-cpu"}, {"mode": "exact"}, {"backend": "openvino"}, {"devices": (0,)}]
-)
-def test_who_names_a_backend_or_wants_the_same_bytes_everywhere_gets_them_unmeasured(machine: Machine, changes: Any):
+def test_without_auto_nothing_is_measured_and_the_engines_backend_runs(machine: Machine):
+    for changes in ({"workers": 1}, {"workers": 3, "threads": 1}, {"workers": 1, "mode": "exact"}):
+        found = machine.settle(**changes)
+        assert found == Settled(Settings(HERE, **changes)) and not machine.measured
+
+
+@pytest.mark.parametrize("changes", [{"backend": "onnxruntime-cpu"}, {"mode": "exact"}, {"backend": "openvino"}])
+def test_who_names_a_backend_or_wants_the_same_bytes_everywhere_gets_them(machine: Machine, changes: Any):
     found = machine.settle(**changes)
-    assert found.settings == Settings(HERE, **changes) and not machine.measured and not found.chosen
+    own = changes.get("backend", "onnxruntime-cpu")
+    assert found.settings.backend == changes.get("backend")
+    assert {each.backend for each in machine.measured} == {own} and "the networks run" not in found.chosen
 
 
 def test_a_backend_without_a_proof_for_every_engine_is_no_rival(machine: Machine):
     other = replace(machine.model, proofs={})
-    found = settle(Settings(HERE), {"tiny": machine.model, "b": other}, False, machine.measure, machine.home)
-    assert found.settings.backend is None and not machine.measured
+    both = {"tiny": machine.model, "b": other}
+    found = settle(Settings(HERE, workers=0), both, False, machine.measure, machine.home)
+    assert found.settings.backend is None and {each.backend for each in machine.measured} == {"onnxruntime-cpu"}
 
 
 def test_auto_chooses_workers_threads_and_slots_and_keeps_what_is_given(machine: Machine):
@@ -92,9 +103,12 @@ def test_auto_chooses_workers_threads_and_slots_and_keeps_what_is_given(machine:
 
 def test_a_second_start_measures_nothing_and_a_new_question_only_what_is_missing(machine: Machine):
     first = machine.settle(workers=0)
-    assert machine.settle(workers=0) == first and not machine.measured
-    machine.settle(workers=3, threads=1)
-    assert machine.measured == [Layout(each, 3, 1) for each in ("onnxruntime-cpu", "openvino")]
+    assert machine.settle() == first and not machine.measured
+    kept_times = len(first.fits)
+    machine.model = replace(machine.model, proofs={"openvino": {}, "openvino-f32": {}})
+    machine.times["openvino-f32"] = SLOW
+    assert len(machine.settle().fits) > kept_times
+    assert {each.backend for each in machine.measured} == {"openvino-f32"}
 
 
 def test_another_network_library_or_processor_is_measured_anew(machine: Machine, monkeypatch: pytest.MonkeyPatch):
@@ -104,12 +118,14 @@ def test_another_network_library_or_processor_is_measured_anew(machine: Machine,
         lambda: setattr(machine, "model", replace(machine.model, network_sha256="f" * 64)),
         lambda: monkeypatch.setattr(kept, "processor", lambda: "another"),
         lambda: monkeypatch.setattr(kept, "_version", lambda package: "another"),
-        lambda: monkeypatch.setattr(cores, "quota", lambda: 1.0),
     ):
         machine.settle()
         change()
         machine.settle()
-        assert len(machine.measured) == 2
+        assert len(machine.measured) == 4
+    monkeypatch.setattr(cores, "quota", lambda: 1.0)
+    machine.settle()
+    assert {(each.workers, each.threads) for each in machine.measured} == {(1, 1)}
 
 
 @pytest.mark.parametrize(
@@ -128,7 +144,7 @@ def test_a_file_that_is_no_good_is_measured_again_and_replaced(machine: Machine,
         del data["load"]
     first.path.write_bytes(content if isinstance(content, bytes) else json.dumps(data).encode())
     again = machine.settle()
-    assert len(machine.measured) == 2 and again.settings == first.settings
+    assert len(machine.measured) == 4 and again.settings == first.settings
     assert len(again.notes) == 1 and "cannot be used" in again.notes[0] and "measured again" in again.notes[0]
     assert not machine.settle().notes and not machine.measured
 
@@ -149,7 +165,7 @@ def test_a_user_without_a_home_is_told_that_every_start_measures(machine: Machin
     assert kept.folder({"XDG_CACHE_HOME": "relative"}) is None
     assert kept.folder({"XDG_CACHE_HOME": "/c"}) == Path("/c/fewstep/times")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    found = settle(Settings(HERE), {"tiny": machine.model}, False, machine.measure)
+    found = settle(Settings(HERE, workers=0), {"tiny": machine.model}, False, machine.measure)
     assert found.settings.backend == "openvino" and found.path is None
     assert "XDG_CACHE_HOME names one" in found.notes[0]
 
@@ -158,11 +174,12 @@ def test_a_backend_that_does_not_run_is_said_and_remembered(machine: Machine):
     machine.times["openvino"] = "this CPU has no bfloat16"
     for _ in range(2):
         found = machine.settle()
-        assert found.settings.backend is None and not found.chosen
+        assert found.settings.backend is None and "openvino" not in found.chosen
     assert not machine.measured
+    machine.model = replace(machine.model, network_sha256="e" * 64)
     machine.times["onnxruntime-cpu"] = "broken"
     with pytest.raises(SettingsError, match=r"no way to run tiny works here.*broken"):
-        machine.settle(workers=3)
+        machine.settle()
 
 
 def test_times_of_a_busy_machine_change_no_backend_and_are_measured_again_when_it_is_idle(machine: Machine):
@@ -174,7 +191,7 @@ def test_times_of_a_busy_machine_change_no_backend_and_are_measured_again_when_i
     assert not machine.measured, "it is as busy as before"
     machine.load = 0.1
     assert machine.settle().settings.backend == "openvino"
-    assert len(machine.measured) == 2
+    assert len(machine.measured) == 4
     machine.load = 3.0
     assert machine.settle().settings.backend == "openvino", "times of an idle machine stay"
 
