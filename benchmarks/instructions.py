@@ -39,7 +39,7 @@ WARM_UP, COUNTED = 3, 20  # calls before, and calls that are counted
 TIMEOUT_S = 180.0  # for all paths under valgrind; they take a few seconds on a free machine
 # callgrind.h: the requests of its tool base, ('C' << 24) + ('T' << 16)
 DUMP_STATS_AT, START = 0x43540003, 0x43540004
-BETWEEN = "between"  # the name of dumps that nobody reads
+BETWEEN = "between"  # the name of dumps that are not read
 # valgrind.h, amd64: rdi rotated by 128 bits in all, then xchg rbx, rbx, which does nothing on a processor. Around it:
 # the request, whose address is the argument, goes to rax, and 0, the answer where there is no valgrind, to rdx.
 REQUEST = bytes.fromhex("4889f8 31d2 48c1c703 48c1c70d 48c1c73d 48c1c733 4887db 4889d0 c3")

@@ -279,7 +279,7 @@ def slot_memory(pixels: int) -> dict[str, Any]:
 
 
 def full_table(engine: FixedCostEngine, capacity: int) -> tuple[object, Callable[[], object]]:
-    """A slot table of so many slots, all taken, and a turn of it that nobody leaves."""
+    """A slot table of so many slots, all taken, and a turn of it after which all stay."""
     from server.scheduler.slots import Image, ImageKey
 
     slots = slot_table(cast(Engine, engine), (capacity,))

@@ -66,7 +66,7 @@ def local_cluster(settings: Settings, others: int) -> Iterator[Any]:
     from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
     os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")  # which would count the memory of other programs
-    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Python processes that nobody needs
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # Python processes without a use here
     prepare_environment()
     node = {"object_store_memory": STORE_BYTES, "num_cpus": 1}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})

@@ -22,7 +22,7 @@ WORKER = 0  # the number of the only worker, in /metrics
 class LocalPool:
     """server.http.service.ImageService and server.http.metrics.Engines. Runs on one event loop."""
 
-    restarts = 0  # of the engine loop: whoever runs this process replaces it with the loop
+    restarts = 0  # of the engine loop: Ray replaces the process with it
 
     def __init__(
         self,

@@ -266,7 +266,7 @@ def join(address: str | None) -> None:
     prepare_environment()
     address = address or os.environ.get("RAY_ADDRESS") or None
     try:
-        if address and HOST_PORT.fullmatch(address):  # where nobody listens, Ray itself tries for minutes
+        if address and HOST_PORT.fullmatch(address):  # without a listener there Ray tries for minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host.strip("[]"), int(port)), REACHED_S).close()
         init(address=address, namespace=NAME, include_dashboard=None if address else False, logging_level="WARNING")
