@@ -30,6 +30,32 @@ if not torch.cuda.is_available() and not os.environ.get("KERNELS"):
 hypothesis.settings.register_profile("fewstep", deadline=None)
 hypothesis.settings.load_profile("fewstep")
 
+# The files that take longest come first, so that two processes end at nearly the same time.
+LONG = (
+    "trainer/test_distributed.py",
+    "server/processes/test_stop_signals.py",
+    "export/test_backends.py",
+    "export/test_stacked.py",
+    "export/test_adapters.py",
+    "trainer/methods/test_dpdm.py",
+    "command/test_killed_command.py",
+    "test_models.py",
+    "export/test_plans.py",
+    "server/page/test_page.py",
+    "ptx/test_report.py",
+    "kernels/test_compiled.py",
+    "export/test_build.py",
+    "command/test_command.py",
+    "trainer/methods/test_consistency.py",
+    "trainer/test_posterior_command.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
+
 # Networks in these tests are so small that several threads only wait for each other.
 torch.set_num_threads(1)
 
