@@ -183,7 +183,7 @@ def test_ctrl_c_in_a_training_stage_exits_130_and_the_same_command_goes_on(made,
     monkeypatch.setattr(command_line, "_export", lambda model, out: {})
     with monkeypatch.context() as patch:
         patch.setattr(Student, "update", interrupted)
-        patch.setattr("trainer.plan.MEASURING_SHARE", math.inf)  # measured however slow the machine is
+        patch.setattr(stages, "MEASURING_SHARE", math.inf)  # measured however slow the machine is
         patch.setattr(stages, "plan", lambda *a, **facts: replace(plan(*a, **facts), images={"dpdm": 48}))
         stopped = command(made.photos, out, "--from", "dpdm")
     assert stopped.code == 130 and "interrupted in the stage dpdm; go on with: fewstep train" in stopped.progress
