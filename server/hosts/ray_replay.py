@@ -38,7 +38,9 @@ READ_BYTES = 65_536  # a longer beginning of a body is not searched for the mode
 FIRST_S = 5.0  # how long the beginning of a body is waited for before a replica is chosen
 
 DIED = unavailable(DIED_TWICE, code="worker_lost")
-NOBODY = unavailable("no replica has answered; the cluster may be starting some; try again soon", code="worker_lost")
+NO_REPLICA = unavailable(
+    "no replica has answered; the cluster may be starting some; try again soon", code="worker_lost"
+)
 NOT_KEPT = unavailable("the replica died, and the body was too long to be kept; send it again", code="worker_lost")
 CUT_OFF = unavailable("the replica died after the answer had begun; send the request again", code="worker_lost")
 
@@ -91,7 +93,7 @@ class Replays:
                     await answer.cut_off()
                     return
                 if answer.refused or not request.whole or replays == MAX_REPLAYS:
-                    why = NOBODY if answer.refused else DIED if request.whole else NOT_KEPT
+                    why = NO_REPLICA if answer.refused else DIED if request.whole else NOT_KEPT
                     await _refuse(scope, receive, send, why)
                     return
                 replays += 1

@@ -26,7 +26,7 @@ def test_lists_of_levels_that_begin_alike_share_their_calls_and_images_stay_the_
         (batch,) = once.sample(sample_dpdm, levels, range(5), 8)
         (expected,) = generator().sample(sample_dpdm, levels, range(5), 8)
         np.testing.assert_array_equal(batch.pixels, expected.pixels)
-        assert batch.nfe == len(levels)  # of the sampler, whoever answers
+        assert batch.nfe == len(levels)  # of the sampler, not of what was called
     assert len(calls) == 3 + 1 + 1
 
 

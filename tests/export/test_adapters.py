@@ -141,7 +141,7 @@ def test_an_engine_with_adapters_gives_each_row_its_own(backbone: Path, backend:
         eager = (student.denoiser if student else load_denoiser(backbone)[0]).network
         expected = eager(*map(torch.from_numpy, rows)).numpy()
         np.testing.assert_allclose(together[mixed == adapter], expected[mixed == adapter], rtol=1e-5, atol=1e-5)
-    for place in range(6):  # whoever shares the batch
+    for place in range(6):  # alone in its batch or not
         alone = [np.repeat(part[place : place + 1], 6, axis=0) for part in (*rows, mixed)]
         assert engine.network(*alone)[place].tobytes() == together[place].tobytes()
 

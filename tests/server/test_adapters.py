@@ -1,5 +1,5 @@
 """Adapters of an engine, served: each is a model of its own, rows of several share a network call, and an image has the
-bytes of its model and seed whoever shares it."""
+bytes of its model and seed whatever shares it."""
 
 import hashlib
 import io
