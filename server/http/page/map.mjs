@@ -4,7 +4,7 @@ import { encodedIn, generate } from "./client.mjs";
 import { $ } from "./dom.mjs";
 import { encode, pixelsOf, save } from "./picture.mjs";
 import { plural } from "./words.mjs";
-import { World } from "./world.mjs";
+import { World, over } from "./world.mjs";
 
 const AT_ONCE = 8;  // requests; browsers open six connections to a server
 
@@ -82,14 +82,19 @@ function draw() {
   canvas.width = Math.ceil(canvas.clientWidth / now.scale);
   canvas.height = Math.ceil(canvas.clientHeight / now.scale);
   const context = canvas.getContext("2d"), view = { ...place, width: canvas.width, height: canvas.height };
-  const tiles = world.covering(view);
+  const tiles = world.covering(view), drawn = new Map();  // "i,j" -> rgba
+  const put = (i, j) => {
+    const rgba = drawn.get(`${i},${j}`);
+    if (rgba) context.putImageData(new ImageData(rgba, world.side, world.side), i * world.stride - place.x, j * world.stride - place.y);
+  };
   let done = 0;
   onChange(place);
   say(0, tiles.length);
   for (const [i, j] of tiles) {
     world.tile(i, j).then(({ rgba }) => {
       if (shown !== now || now.place !== place || canvas.width !== view.width || canvas.height !== view.height) return;  // moved on
-      context.putImageData(new ImageData(rgba, world.side, world.side), i * world.stride - place.x, j * world.stride - place.y);
+      drawn.set(`${i},${j}`, rgba);
+      for (const each of over(i, j)) put(...each);
       say(++done, tiles.length);
     }, (error) => {
       if (shown !== now || abort.signal.aborted) return;

@@ -4,11 +4,12 @@
 // `overlap` pixels. What a tile continues depends on whether i and j are even, not on the order of panning:
 //
 //     i and j even    from noise alone
-//     one is odd      its two neighbours in that direction; the pixels shared with them are kept
-//     both are odd    its four neighbours; a border of `overlap` pixels is kept
+//     one is odd      its two neighbours in that direction
+//     both are odd    its four neighbours
 //
-// So a tile needs at most four others that need two each, and the pixels of a place follow from the world's seed, the
-// class, the step count and the model.
+// Of the shared pixels the outer half is kept, and the inner half fades from the neighbour's pixels to the tile's own, so
+// that no edge is seen. A tile is drawn over those that it continues (`over`). It needs at most four others that need two
+// each, and the pixels of a place follow from the world's seed, the class, the step count and the model.
 
 import { seedAt } from "./seeds.mjs";
 
@@ -57,30 +58,48 @@ export class World {
   async #made(i, j) {
     const places = neighbours(i, j);
     const tiles = await Promise.all(places.map(([di, dj]) => this.tile(i + di, j + dj)));
-    const start = places.length === 0 ? null : this.#start(places, tiles);
+    const shared = places.length === 0 ? null : this.#shared(places, tiles);
     const label = this.label ?? tiles[0]?.label ?? null;
-    const { rgba, label: drawn } = await this.make({ seed: seedAt(this.seed, i, j), label, start });
-    return { rgba, label: label ?? drawn };
+    const start = shared && { rgba: shared.rgba, known: Uint8Array.from(shared.share, (share) => share === 1) };
+    const made = await this.make({ seed: seedAt(this.seed, i, j), label, start });
+    return { rgba: shared ? faded(shared, made.rgba) : made.rgba, label: label ?? made.label };
   }
 
-  /** What a tile begins at: its neighbours' pixels where they share some, mid gray elsewhere, which stands for nothing. */
-  #start(places, tiles) {
-    const { side, stride } = this;
-    const rgba = new Uint8ClampedArray(4 * side * side).fill(128), known = new Uint8Array(side * side);
-    for (let at = 0; at < known.length; at++) rgba[4 * at + 3] = 255;
-    places.forEach(([di, dj], k) => {
-      for (let y = 0; y < side; y++) {
-        for (let x = 0; x < side; x++) {
-          const from = [x - di * stride, y - dj * stride];
-          if (from.some((value) => value < 0 || value >= side)) continue;
-          const source = 4 * (from[1] * side + from[0]), at = y * side + x;
-          rgba.set(tiles[k].rgba.subarray(source, source + 4), 4 * at);
-          known[at] = 1;
-        }
-      }
-    });
-    return { rgba, known };
+  /**
+   * What a tile has of its neighbours: their pixels where they share some, mid gray elsewhere, which stands for nothing;
+   * and their share of each pixel of the result: 1 in the outer half of the overlap, falling to 0 in the inner half.
+   */
+  #shared(places, tiles) {
+    const { side, stride, overlap } = this;
+    const rgba = new Uint8ClampedArray(4 * side * side).fill(128), share = new Float32Array(side * side);
+    for (let at = 0; at < share.length; at++) {
+      const x = at % side, y = Math.floor(at / side);
+      // In a corner, two neighbours: that whose edge is nearer is the one that is seen beyond the edge.
+      const depths = places.map(([di, dj]) => (di + dj < 0 ? -(di * x + dj * y) : side - 1 - (di * x + dj * y)));
+      const depth = Math.min(...depths), nearest = depths.indexOf(depth), [di, dj] = places[nearest];
+      rgba[4 * at + 3] = 255;
+      if (depth >= overlap) continue;
+      const source = 4 * ((y - dj * stride) * side + x - di * stride);
+      rgba.set(tiles[nearest].rgba.subarray(source, source + 4), 4 * at);
+      share[at] = Math.min((overlap - depth - 0.5) / (overlap / 2), 1);
+    }
+    return { rgba, share };
   }
+}
+
+/** A tile's own pixels, and its neighbours' where they have a share. */
+function faded({ rgba, share }, own) {
+  return own.map((value, k) => value + (rgba[k] - value) * share[k >> 2]);  // a Uint8ClampedArray rounds
+}
+
+/** 0 for a tile that continues none, 1 for one that continues two, 2 for one that continues four. */
+const rank = (i, j) => neighbours(i, j).length / 2;
+
+/** [i, j] and the tiles around it that are drawn over it, because they continue it, in the order of drawing. */
+export function over(i, j) {
+  const around = [-1, 0, 1].flatMap((dj) => [-1, 0, 1].map((di) => [i + di, j + dj]));
+  const above = around.filter((place) => rank(...place) > rank(i, j));
+  return [[i, j], ...above.sort((a, b) => rank(...a) - rank(...b))];
 }
 
 /** Where the tiles are that a tile continues. */

@@ -11,7 +11,7 @@ const { bodyOfOne, toJson } = await page("request");
 const { Mask } = await page("mask");
 const { fromAddress, toAddress } = await page("address");
 const { countersIn, rates } = await page("counters");
-const { World, neighbours } = await page("world");
+const { World, neighbours, over } = await page("world");
 
 test("a seed is a whole number from 0 to 2^63 - 1", () => {
   assert.deepEqual(["0", " 7 ", "9223372036854775807"].map(parseSeed), [0n, 7n, LAST_SEED]);
@@ -125,20 +125,51 @@ test("a world is the same whatever the order of panning", async () => {
   assert.notDeepEqual((await world(8n).tile(0, 0)).rgba, found.get("0,0").rgba);
 });
 
-test("neighbours share the pixels of their overlap", async () => {
+// What is seen of a tile's own coordinates: the tiles in the order of drawing, each over the former.
+async function seen(w, i, j) {
+  const pixels = new Map(), places = [-1, 0, 1].flatMap((dj) => [-1, 0, 1].map((di) => [i + di, j + dj]));
+  for (const [a, b] of places.sort((one, other) => neighbours(...one).length - neighbours(...other).length)) {
+    const { rgba } = await w.tile(a, b);
+    for (let k = 0; k < 256; k++) pixels.set(`${(a - i) * w.stride + (k % 16)},${(b - j) * w.stride + (k >> 4)}`, rgba[4 * k]);
+  }
+  return (x, y) => pixels.get(`${x},${y}`);
+}
+
+test("a tile has its neighbours' pixels at its edge and fades to its own", async () => {
+  // Neighbours that are flat: 0 on the left, 240 above. Their own tiles would be 120 everywhere.
+  const flat = (value) => ({ rgba: new Uint8ClampedArray(1024).fill(value), label: 0 });
+  const w = new World({ side: 16, seed: 7n, label: null, make: async () => flat(120) });
+  for (const [i, j, value] of [[0, 1, 0], [2, 1, 0], [1, 0, 240], [1, 2, 240]]) w.tiles.set(`${i},${j}`, Promise.resolve(flat(value)));
+  const { rgba } = await w.tile(1, 1), row = (y) => Array.from({ length: 8 }, (_, x) => rgba[4 * (16 * y + x)]);
+  assert.deepEqual(row(8), [0, 0, 30, 90, 120, 120, 120, 120]);  // overlap 4: two kept, two faded
+  assert.deepEqual(row(0), [0, 240, 240, 240, 240, 240, 240, 240]);  // the corner is that of the nearer edge
+  assert.deepEqual([2, 3, 4].map((y) => rgba[4 * (16 * y + 8)]), [210, 150, 120]);
+});
+
+test("no edge of a tile is seen: what lies beyond continues in the outer half of the overlap", async () => {
   const w = world();
-  const pixel = ({ rgba }, x, y) => rgba[4 * (16 * y + x)];
   for (let j = -2; j < 2; j++) {
     for (let i = -2; i < 2; i++) {
-      const [tile, right, below] = [await w.tile(i, j), await w.tile(i + 1, j), await w.tile(i, j + 1)];
-      for (let along = 0; along < 16; along++) {
-        for (let k = 0; k < w.overlap; k++) {
-          assert.equal(pixel(tile, w.stride + k, along), pixel(right, k, along), `${i},${j} and its right`);
-          assert.equal(pixel(tile, along, w.stride + k), pixel(below, along, k), `${i},${j} and the one below`);
+      const shown = await seen(w, i, j), { rgba } = await w.tile(i, j), pixel = (x, y) => rgba[4 * (16 * y + x)];
+      for (const [di, dj] of neighbours(i, j)) {
+        const other = await w.tile(i + di, j + dj);
+        for (let along = w.overlap; along < 16 - w.overlap; along++) {  // corners: the test above
+          for (let k = 0; k < w.overlap / 2; k++) {
+            const depth = di + dj < 0 ? k : 15 - k, [x, y] = di ? [depth, along] : [along, depth];
+            const theirs = other.rgba[4 * (16 * (y - dj * w.stride) + x - di * w.stride)];
+            assert.deepEqual([pixel(x, y), shown(x, y)], [theirs, theirs], `${i},${j} at ${x},${y}`);
+          }
         }
       }
     }
   }
+});
+
+test("a tile is drawn again over one that it continues", () => {
+  assert.deepEqual(over(1, 1), [[1, 1]]);
+  assert.deepEqual(over(1, 0), [[1, 0], [1, -1], [1, 1]]);
+  assert.deepEqual(over(0, 0).slice(0, 5), [[0, 0], [0, -1], [-1, 0], [1, 0], [0, 1]]);
+  assert.equal(over(0, 0).length, 9);
 });
 
 test("a tile has the world's class, or that of a tile it continues", async () => {
