@@ -23,7 +23,7 @@ from benchmarks.harness import ROOT, percentile_ms, result_file, table, write_re
 from export.manifest import read_manifest
 from fewstep.client import Client, Wanted
 from fewstep.ranges import whole
-from server.settings.sources import DEFAULT_MODEL, model_engine
+from server.settings.sources import DEFAULT_MODELS, model_engine
 
 COLUMNS = {
     "mode": "mode", "ready_s": "ready s", "first_image_s": "first image s", "pss_mb": "PSS MB", "rss_mb": "RSS MB",
@@ -35,7 +35,7 @@ IDLE_S = 2.0
 def measure(mode: str, requests: int) -> dict[str, Any]:
     """One server's life."""
     command = [sys.executable, "-m", "server", "--port", "0", "--drain-s", "0", "--mode", mode]
-    command += ["--backend", read_manifest(model_engine(DEFAULT_MODEL)).backend]  # and not the fastest there is
+    command += ["--backend", read_manifest(model_engine(DEFAULT_MODELS[0])).backend]  # and not the fastest there is
     started = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:

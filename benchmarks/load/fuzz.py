@@ -295,7 +295,7 @@ def main() -> None:
     if options.url:
         rows = measure(options.url, options.cases, options.seed)
     else:
-        with server(options.server or ["--max-images", "4"]) as url:
+        with server(options.server or ["--model", "fashion", "--max-images", "4"]) as url:
             rows = measure(url, options.cases, options.seed)
     print(json.dumps(rows, indent=2))
     if options.out:

@@ -19,7 +19,7 @@ import psutil
 from benchmarks.harness import ROOT
 from benchmarks.load.cores import Layout, pin
 from export.manifest import read_manifest
-from server.settings.sources import DEFAULT_MODEL, model_engine
+from server.settings.sources import DEFAULT_MODELS, model_engine
 
 START_S = 240.0  # Ray takes minutes on a busy machine
 STOP_S = 40.0
@@ -60,7 +60,7 @@ def ours(
     tree: the checkout whose server runs.
     """
     port = _free_port()
-    flags = ["--port", str(port), *arguments, *_own_backend(arguments)]
+    flags = ["--port", str(port), *arguments, *_one_model(arguments)]
     flags += ["--drain-s", "0"] if tree == ROOT else []  # older servers do not know it
     script = [str(tree / "benchmarks/load/fixed_cost.py"), "--cost", str(cost), "--", *flags]
     command = script if cost else ["-m", "server", *flags]
@@ -93,13 +93,18 @@ def peer(
         yield server
 
 
-def _own_backend(arguments: Sequence[str]) -> list[str]:
-    """The engine's backend by name, unless one is given: left to itself, a server takes another where that is faster,
-    and would not be compared with what it is compared with."""
+def _one_model(arguments: Sequence[str]) -> list[str]:
+    """The first shipped model, unless an engine is given, and the engine's backend by name, unless one is given.
+
+    Left to itself, a server takes another backend where that is faster, and would not be compared with what it is
+    compared with.
+    """
+    given = dict(itertools.pairwise(arguments))
+    model = [] if {"--engine", "--model"} & given.keys() else ["--model", DEFAULT_MODELS[0]]
     if any(argument.startswith("--backend") for argument in arguments):
-        return []
-    given = dict(itertools.pairwise(arguments)).get("--engine")
-    return ["--backend", read_manifest(Path(given) if given else model_engine(DEFAULT_MODEL)).backend]
+        return model
+    engine = Path(given["--engine"]) if "--engine" in given else model_engine(given.get("--model", DEFAULT_MODELS[0]))
+    return [*model, "--backend", read_manifest(engine).backend]
 
 
 def stop(server: Running) -> tuple[int | None, int]:
