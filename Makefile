@@ -11,8 +11,8 @@ PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --cons
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-serve: .venv/serving ## serve the shipped student on http://127.0.0.1:8000, or PORT=...
-	.venv/bin/python -m server --model $(MODEL) --port $(PORT)
+serve: .venv/serving ## serve the shipped students on http://127.0.0.1:8000, or PORT=...
+	.venv/bin/python -m server $(addprefix --model ,$(MODEL)) --port $(PORT)
 
 train: photos-given .venv/training ## train a student on PHOTOS=..., a folder of pictures, in OUT=runs/mine; then serve it
 	.venv/bin/python -m fewstep train '$(PHOTOS)' --out '$(OUT)' $(ARGS) --serve

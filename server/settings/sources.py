@@ -30,7 +30,7 @@ from server.settings.settings import (
     shown,
 )
 
-DEFAULT_MODEL = "fashion"
+DEFAULT_MODELS = ("fashion",)  # the first is the default of requests
 # Settings that are not fields of Settings: what they name is read, and its content becomes one.
 NAMED = ("model", "engine", "api_keys_file")
 KEYS_VARIABLE = "FEWSTEP_API_KEYS"  # a key on a command line would be seen by every user of the machine
@@ -106,7 +106,7 @@ def resolve(arguments: Sequence[str] | None = None, environment: Mapping[str, st
         by_rank.append(_settings_file(config))
     values: dict[str, Any] = {}
     sources = {field.name: "default" for field in fields(Settings)}
-    engines, keys_file = _Source({}, str, [("model", None, DEFAULT_MODEL)]), None
+    engines, keys_file = _Source({}, str, [("model", None, name) for name in DEFAULT_MODELS]), None
     for source in reversed(by_rank):
         found = source.values()
         values |= found
@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     groups["engines"].add_argument(
         "--model", type=lambda name: ("model", name), metavar="NAME", **models,
         help="a model that ships with fewstep, such as fashion; repeatable, the first is the default of requests "
-        f"(default: {DEFAULT_MODEL})",
+        f"(default: {' and '.join(DEFAULT_MODELS)})",
     )  # fmt: skip
     groups["engines"].add_argument(
         "--engine", type=lambda folder: ("engine", folder), metavar="[NAME=]DIR", **models,
