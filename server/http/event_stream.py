@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from server.http.access import Record, record_of
 from server.http.answers import INLINE_BYTES
 from server.http.errors import CLIENT_GONE, STATUS, error_body
-from server.http.service import ImageService, Order, Watch, with_edit
+from server.http.service import ImageService, Order, Watch, nothing, with_edit
 from server.scheduler.events import Event, Failed, Finished, Progress
 from server.scheduler.refusal import Refusal
 
@@ -73,13 +73,13 @@ async def _parts(watch: Watch, record: Record, write: Write, keepalive_s: float)
     events = aiter(watch.stream)
     while True:
         try:
-            async with asyncio.timeout(keepalive_s):
-                last = await anext(events)
-        except TimeoutError:
-            yield KEEPALIVE
-            continue
+            event = await _next(events, watch, keepalive_s)
         except StopAsyncIteration:
             break
+        if event is None:
+            yield KEEPALIVE
+            continue
+        last = event
         if isinstance(last, Failed):
             yield _failed(last.refusal(), record)
         else:
@@ -89,6 +89,21 @@ async def _parts(watch: Watch, record: Record, write: Write, keepalive_s: float)
                 yield part
     if not isinstance(last, Finished | Failed):
         record.status = CLIENT_GONE
+
+
+async def _next(events: AsyncIterator[Event], watch: Watch, keepalive_s: float) -> Event | None:
+    """The next event; None when none comes for so long, or when it is in doubt whether the client is there.
+
+    Raises StopAsyncIteration behind the last one.
+    """
+    try:
+        async with asyncio.timeout(keepalive_s) as wait:
+            watch.doubt = lambda: wait.reschedule(asyncio.get_running_loop().time())
+            return await anext(events)
+    except TimeoutError:
+        return None
+    finally:
+        watch.doubt = nothing
 
 
 async def _written(write: Write, event: Event) -> Iterable[bytes]:

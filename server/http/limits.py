@@ -9,7 +9,8 @@ Here each of these requests gets one answer from the app, and every state of a c
     body after its answer was sent            HEAD_S and LINGER_BYTES
     body before its answer, images being made the app's own limits (server.http.dialects.native, server.http.app)
     half closed, images being made            as before; a client that has left is found within LAST_CHECK_S
-    half closed, answer being sent            as before; one that has left is found so after the next part of the answer
+    half closed, answer being sent            as before; one that has left is found so after the next part of the
+                                              answer, which a stream of events sends at once
     answer that the client does not read      WRITE_S, again and again while MIN_READ_BYTES were read in it
     after its last answer                     LINGER_S and LINGER_BYTES to read the rest away, so that it is not reset
 """
@@ -139,7 +140,8 @@ class BoundedHttp(HttpToolsProtocol):
         A client that waits for an answer may only have closed its sending half, or it may have left: the two look the
         same until something is sent. A client that is there ignores an interim answer (RFC 9110, section 15.2), and
         the system of one that has left refuses it with a reset. HTTP/1.0 has no such answers: there it counts as gone.
-        Within an answer, such as a stream of events, no other can be sent: there its next part provokes the reset.
+        Within an answer, such as a stream of events, no other can be sent: there its next part provokes the reset, and
+        whoever watches is told of the doubt.
         """
         self._watch_reader()
         running = self.running
@@ -153,6 +155,8 @@ class BoundedHttp(HttpToolsProtocol):
             self.transport.write(INTERIM)
         self.half_closed = True
         self.cycle.keep_alive = False
+        if running.response_started and DEPARTURE in running.scope:
+            running.scope[DEPARTURE].doubted()
         self.loop.call_later(FIRST_CHECK_S, self._check_departure, FIRST_CHECK_S)
         return True
 

@@ -61,14 +61,19 @@ def test_a_client_that_has_closed_its_sending_half_gets_its_answers():
 
 
 class Stream(Response):
-    """Three parts, each after one release of go. It watches for the client's departure as streams of images do."""
+    """Three parts, each after one release of go. It watches for the client's departure as streams of images do.
 
-    def __init__(self, http: Request, begun: asyncio.Event, go: asyncio.Semaphore, left: asyncio.Event) -> None:
+    probes: it sends a part when its client may have left.
+    """
+
+    def __init__(
+        self, http: Request, begun: asyncio.Event, go: asyncio.Semaphore, left: asyncio.Event, probes: bool
+    ) -> None:
         super().__init__()
-        self.http, self.begun, self.go, self.left = http, begun, go, left
+        self.http, self.begun, self.go, self.left, self.probes = http, begun, go, left, probes
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        forget = watch(self.http, self.left.set)
+        forget = watch(self.http, self.left.set, self.go.release if self.probes else None)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         self.begun.set()
         for part in (b"a", b"b", b"c"):
@@ -78,7 +83,7 @@ class Stream(Response):
         forget()
 
 
-def play_stream(behind: bytes, leave: bool) -> None:
+def play_stream(behind: bytes, leave: bool, probes: bool = False) -> None:
     """A stream begins, and its client closes its sending half, or leaves. behind: what else the client has sent."""
     begun, left, ended, go = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Semaphore(0)
 
@@ -89,7 +94,7 @@ def play_stream(behind: bytes, leave: bool) -> None:
 
     async def stream(http: Request) -> Response:
         await http.body()
-        return Stream(http, begun, go, left)
+        return Stream(http, begun, go, left, probes)
 
     async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(HEAD.replace(b"/length", b"/stream") + b"\r\n" + behind)
@@ -97,7 +102,8 @@ def play_stream(behind: bytes, leave: bool) -> None:
         assert b"chunked" in await reader.readuntil(b"\r\n\r\n")
         writer.close() if leave else writer.write_eof()
         await ended.wait()
-        go.release()
+        if not probes:
+            go.release()
         if leave:
             await left.wait()
         go.release()
@@ -120,6 +126,12 @@ def test_a_stream_goes_on_when_the_client_closes_its_sending_half(behind: bytes)
 
 def test_a_client_that_leaves_within_a_stream_is_found_after_the_next_part():
     play_stream(b"", leave=True)
+
+
+@pytest.mark.parametrize("leave", [True, False])
+def test_a_stream_is_told_when_its_client_may_have_left_so_that_it_sends_a_part(leave: bool):
+    """One that has left is found by it, and one that has only closed its sending half gets the part."""
+    play_stream(b"", leave, probes=True)
 
 
 @pytest.mark.parametrize(("version", "half"), [(b"1.1", False), (b"1.0", False), (b"1.0", True)])

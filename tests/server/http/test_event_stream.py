@@ -1,11 +1,13 @@
 """Streams of events by a clock that jumps: the comment that keeps a connection, and what remains after an answer."""
 
 import asyncio
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
 from starlette.requests import Request
 
+from server.http.departure import DEPARTURE, Departure
 from server.http.event_stream import KEEPALIVE, KEEPALIVE_S, message, streamed
 from server.http.service import Order
 from server.processes.stream import PoolStream
@@ -45,18 +47,24 @@ async def _stays() -> Any:
     return await asyncio.Event().wait()
 
 
-def sent(times: list[tuple[float, Event]]) -> tuple[list[tuple[float, bytes]], Service]:
-    """When which part of an answer was sent, in seconds from its start."""
+def sent(
+    times: list[tuple[float, Event]], scope: Mapping[str, Any] = {}, begin: Callable[[FakeClockLoop], object] = id
+) -> tuple[list[tuple[float, bytes]], Service]:
+    """When which part of an answer was sent, in seconds from its start.
+
+    scope: more of the request's. begin: called first.
+    """
     parts: list[tuple[float, bytes]] = []
     with closing(FakeClockLoop()) as loop:
         service = Service(loop, times)
+        begin(loop)
 
         async def send(part: Any) -> None:
             if part.get("body"):
                 parts.append((loop.time(), part["body"]))
 
         async def scene() -> None:
-            http = Request({"type": "http", "headers": []}, _stays)
+            http = Request({"type": "http", "headers": [], **scope}, _stays)
             write = lambda event: [type(event).__name__.encode()]  # noqa: E731
             answer = await streamed(service, ORDER, http, write, {}, KEEPALIVE_S)
             assert service.held == 1
@@ -71,6 +79,25 @@ def test_a_comment_is_sent_every_15_seconds_in_which_nothing_else_is():
     parts, service = sent([(20.0, Progress(0, 0, 1, 2, "png", b"x")), (51.0, done)])
     assert parts == [(15.0, KEEPALIVE), (20.0, b"Progress"), (35.0, KEEPALIVE), (50.0, KEEPALIVE), (51.0, b"Finished")]
     assert KEEPALIVE.startswith(b":") and KEEPALIVE.endswith(b"\n\n") and service.held == 0
+
+
+def test_a_comment_is_sent_at_once_when_the_client_may_have_left():
+    """Its protocol says so between two events, again, and while nobody waits for an event."""
+    told: list[Departure] = []
+
+    class Listening(Departure):
+        def watch(self, tell, doubt=None):
+            super().watch(tell, doubt)
+            told.append(self)
+
+    def doubt(loop: FakeClockLoop) -> None:
+        for at_s in (4.0, 6.0):
+            loop.call_later(at_s, lambda: told[0].doubted())
+
+    done = Finished(0, "png", (b"x",), 0.0, 0.0)
+    parts, _ = sent([(20.0, done)], {DEPARTURE: Listening(lambda: None)}, doubt)
+    assert parts == [(4.0, KEEPALIVE), (6.0, KEEPALIVE), (20.0, b"Finished")]
+    told[0].doubted()  # behind the end: nobody is there to be told
 
 
 def test_a_stream_without_an_end_ends_at_its_deadline_in_an_error():
