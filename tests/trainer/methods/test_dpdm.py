@@ -112,8 +112,7 @@ def test_every_rule_trains_and_changes_only_student_and_auxiliary(rule, small_te
 
 
 # From 2.5 down a student of this teacher gains or loses with the teacher's seed; from 80 down it gains with every one.
-@pytest.mark.parametrize("steps", [1, 2])
-def test_short_distillation_brings_samples_closer_to_the_data(steps, small_teacher):
+def test_short_distillation_brings_samples_closer_to_the_data(small_teacher):
     network, pixels, labels = small_teacher
     settings = StudentConfig(steps=(1, 2), sigma_max=80.0, auxiliary_sees_level=False)
     torch.manual_seed(0)
@@ -121,14 +120,14 @@ def test_short_distillation_brings_samples_closer_to_the_data(steps, small_teach
     config = replace(settings, adam=steady, auxiliary_adam=replace(settings.auxiliary_adam, decay_from=1.0))
     student = Student(network, 0.66, config, Compute())
     average = average_of(student.networks["student"])
-    served, levels = Denoiser(average, 0.66, TINY.classes), student_levels(steps, settings.sigma_min, 80.0)
-    data = pixels[::6].flatten(1)
-    before = energy_distance(samples(served, levels), data)
+    served, data = Denoiser(average, 0.66, TINY.classes), pixels[::6].flatten(1)
+    lists = [student_levels(steps, settings.sigma_min, 80.0) for steps in settings.steps]
+    before = [energy_distance(samples(served, levels), data) for levels in lists]
     rng, order = draws(0), torch.Generator().manual_seed(1)  # as in the loop, the batches have an order of their own
     for i in range(200):
         index = torch.randint(len(pixels), (64,), generator=order)
         student.update(pixels[index], labels[index], 0.1, rng)
         blend(average, student.networks["student"], power_decay(0.15, 64, 64 * (i + 1)))
-    after = energy_distance(samples(served, levels), data)
+    after = [energy_distance(samples(served, levels), data) for levels in lists]
     print("energy distance to the data, teacher and student with the same sampler:", before, after)
-    assert after < 0.85 * before
+    assert all(later < 0.85 * earlier for later, earlier in zip(after, before, strict=True))
