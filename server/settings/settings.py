@@ -286,8 +286,6 @@ OPTIONS = tuple(_options())
 
 def checked_path(text: str, where: str) -> str:
     """The path, if a file can have it and a settings file can name it. Raises SettingsError."""
-    if not text:
-        raise SettingsError(f"{where} is empty; name a path")
     if not PATH.fullmatch(text):
         raise SettingsError(f"{where} must be a path in UTF-8, not {shown(text)}")
     return text
