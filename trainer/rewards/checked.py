@@ -41,8 +41,8 @@ def checked(reward: LogReward, name: str, floor: float = FLOOR) -> LogReward:
             )
         if found.is_complex() or found.is_meta or found.layout != torch.strided:
             raise RewardError(
-                f"the reward {name} returned a tensor of {found.dtype} on {found.device}, {found.layout}; it must return "
-                "real numbers, one for every image"
+                f"the reward {name} returned a tensor of {found.dtype} on {found.device}, {found.layout}; it must "
+                "return real numbers, one for every image"
             )
         found = found.to(images.device, torch.float32)
         bad = {"NaN": found.isnan().sum(), "+inf": found.isposinf().sum()}
@@ -68,7 +68,7 @@ def unchanged() -> Iterator[None]:
     """Put back at the end what a reward may have changed for the whole process: the folder in which relative paths
     begin, and torch's default dtype and device. A run that went on with another would write elsewhere, or compute
     something else."""
-    folder, dtype, device = os.getcwd(), torch.get_default_dtype(), torch.get_default_device()
+    folder, dtype, device = Path.cwd(), torch.get_default_dtype(), torch.get_default_device()
     try:
         yield
     finally:
