@@ -127,6 +127,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def changing(folder: Path, seen: Manifest | None = None) -> Iterator[Manifest]:
     """The manifest as it is now, to be changed and written: two commands wait for each other here, and neither loses
     what the other one has written. Raises CheckpointError when the network is not the one that was `seen` before."""
+    read_manifest(folder)  # says what is missing there
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

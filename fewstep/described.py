@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import TypeVar
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
 
 from fewstep.schedule import check_levels
 
@@ -15,14 +15,28 @@ def from_json(kind: type[T], data: object) -> T:
 
     Raises ValueError for a value of another type, a field that is missing, and one that this version does not know.
     """
-    if isinstance(data, dict) and (unknown := sorted(set(data) - {field.name for field in fields(kind)})):  # pyright: ignore[reportArgumentType]
-        raise ValueError(f"it has a field {unknown[0]!r}, which this version does not know")
     import msgspec  # only here: --help is quick
 
     try:
-        return msgspec.convert(data, kind, str_keys=True)
+        found = msgspec.convert(data, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from error
+    _check_known(found, data)
+    return found
+
+
+def _check_known(found: object, data: Any) -> None:
+    """Raise ValueError for a field in `data`, from which `found` was made, that is none of its dataclass."""
+    if isinstance(found, tuple):
+        for one, entry in zip(found, data, strict=True):
+            _check_known(one, entry)
+    elif is_dataclass(found):
+        known = {field.name: getattr(found, field.name) for field in fields(found)}
+        if unknown := sorted(set(data) - set(known)):
+            raise ValueError(f"it has a field {unknown[0]!r}, which this version does not know")
+        for name, value in known.items():
+            if name in data:
+                _check_known(value, data[name])
 
 
 def check_counts(levels: Mapping[int, tuple[float, ...]]) -> None:
@@ -34,8 +48,8 @@ def check_counts(levels: Mapping[int, tuple[float, ...]]) -> None:
 
 
 def check_names(names: tuple[str, ...], classes: int) -> None:
-    """Raise ValueError unless there are no names of classes, or one for each class."""
-    if names and len(names) != classes:
+    """Raise ValueError unless there are no classes, no names of them, or one for each."""
+    if names and classes and len(names) != classes:
         raise ValueError(f"it names {len(names)} classes, and has {classes}")
 
 

@@ -28,6 +28,10 @@ MANIFEST = Manifest(
     bounds={"mean": 1.0, "max": 3.0},
     versions={"onnxruntime": "1.31.0"},
 )
+ADAPTER = {
+    "name": "a", "sha256": "d" * 64, "levels": {"1": [80.0]}, "classes": 2, "class_names": [], "parity": {},
+    "bounds": {},
+}  # fmt: skip
 
 
 def test_round_trip(tmp_path):
@@ -68,6 +72,7 @@ def test_a_marginal_manifest_is_one_that_a_reader_without_the_field_can_read(tmp
         ({"class_names": "ab"}, "got `str`"),
         ({"class_names": ["shirt"]}, "it names 1 classes, and has 2"),
         ({"adapters": [{}]}, "missing required field `name`"),
+        ({"adapters": [ADAPTER | {"colour": "red"}]}, "a field 'colour', which this version does not know"),
         ({"adapted": {"layer": [1, 2]}}, "length 3"),
     ],
 )
