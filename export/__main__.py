@@ -44,6 +44,7 @@ EXPORT = f"""Export a checkpoint's network as an engine directory.
 {PROG} diffusers --model DIR --out DIR writes a student as a folder of diffusers."""
 ADAPTER = """Add an adapter to an engine, or remove one. The network is not exported again: the adapter is a file beside
 it, and the server offers it as MODEL:NAME. The engine must have been exported with --adapters."""
+RUNNING = "; servers that run go on with the adapters of their start"
 DIFFUSERS = """Write a student as a folder of diffusers: DiffusionPipeline.from_pretrained(DIR, custom_pipeline=DIR,
 trust_remote_code=True) loads it, and samples the images of the server. fewstep need not be installed there.
 `fewstep trainer import DIR --out OUT` makes a checkpoint of such a folder again."""
@@ -135,13 +136,13 @@ def _adapter(asked: "AdapterCommand") -> int:
 
     if asked.remove is not None:
         remove_adapter(asked.engine, asked.remove)
-        print(f"{asked.engine}: the adapter {asked.remove} is gone")
+        print(f"{asked.engine}: the adapter {asked.remove} is gone{RUNNING}")
         return 0
     assert asked.add is not None
     entry = add_adapter(asked.engine, asked.add, asked.name, model=asked.model, threads=asked.threads)
     print(gap_table({steps: Gap(**fields) for steps, fields in entry.parity.items()}))
-    size = (asked.engine / entry.file).stat().st_size / 1e6
-    print(f"{asked.engine}: adapter {entry.name}, {size:.2f} MB, steps {', '.join(map(str, entry.levels))}, verified")
+    size, steps = (asked.engine / entry.file).stat().st_size / 1e6, ", ".join(map(str, entry.levels))
+    print(f"{asked.engine}: adapter {entry.name}, {size:.2f} MB, steps {steps}, verified{RUNNING}")
     return 0
 
 

@@ -1,6 +1,5 @@
 """The adapters of an engine directory, as what its network takes: the factors of all of them, stacked by index."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.manifest import AdapterEntry, Manifest
+from export.manifest import AdapterFiles, Manifest
 from fewstep.card import CheckpointError
 from fewstep.tensor_file import read_tensors
 
@@ -29,9 +28,10 @@ class Stacked:
         return sum(values.nbytes for values in self.inputs.values())
 
 
-def read_adapters(folder: Path, manifest: Manifest) -> Stacked:
-    """The adapters of an engine directory. Raises CheckpointError for a file that its manifest does not describe."""
-    return stack([_read(folder / entry.file, entry, manifest) for entry in manifest.adapters], manifest)
+def stacked_adapters(folder: Path, manifest: Manifest, files: AdapterFiles) -> Stacked:
+    """folder: only named in errors. Raises CheckpointError for files that do not fit the manifest's layers."""
+    named = zip(files.entries, files.contents, strict=True)
+    return stack([_factors(folder / entry.file, content, manifest) for entry, content in named], manifest)
 
 
 def stack(adapters: list[Factors], manifest: Manifest) -> Stacked:
@@ -51,17 +51,7 @@ def stack(adapters: list[Factors], manifest: Manifest) -> Stacked:
     return Stacked(inputs, count, rank)
 
 
-def _read(path: Path, entry: AdapterEntry, manifest: Manifest) -> Factors:
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing, and the manifest names it. Add the adapter again: fewstep export adapter"
-        )
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise CheckpointError(
-            f"{path} is not the file its manifest describes: it is truncated or was changed. Add it again: "
-            "fewstep export adapter"
-        )
+def _factors(path: Path, content: bytes, manifest: Manifest) -> Factors:
     try:
         factors = read_tensors(content)
     except (ValueError, KeyError, TypeError) as error:

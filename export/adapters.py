@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -22,6 +21,7 @@ from export.manifest import (
     WITH_ADAPTERS,
     AdapterEntry,
     Manifest,
+    changing,
     read_manifest,
     write_manifest,
 )
@@ -29,6 +29,7 @@ from export.verify import BOUNDS_OF, Gap, measure, refuse_beyond
 from fewstep.adapters import Adapter, LoadedStudent, load_adapter, load_student, told
 from fewstep.card import CheckpointError, write_atomically
 from fewstep.checkpoint import NetworkModule, load_denoiser, network_config
+from fewstep.scratch import scratch
 from fewstep.unet_config import UNetConfig
 
 
@@ -74,19 +75,20 @@ def add_adapter(
         gaps = prove_adapter(load_engine(trial, backend=_backend(manifest), threads=threads), name, student)
     refuse_beyond(gaps, bounds)
     entry = dataclasses.replace(entry, parity=_as_json(gaps), bounds=dict(bounds))
-    _put(engine, manifest, entry, content)
+    with changing(engine, manifest) as latest:
+        _put(engine, latest, entry, content)
     return entry
 
 
 def remove_adapter(engine: Path, name: str) -> None:
     """Take an adapter out of an engine directory. Raises CheckpointError when there is none of that name."""
-    manifest = read_manifest(engine)
-    entry = next((each for each in manifest.adapters if each.name == name), None)
-    if entry is None:
-        raise CheckpointError(f"{engine} has no adapter {name!r}; it has {_listed(manifest)}")
-    rest = tuple(each for each in manifest.adapters if each.name != name)
-    write_manifest(engine, dataclasses.replace(manifest, adapters=rest))
-    (engine / entry.file).unlink(missing_ok=True)
+    with changing(engine) as manifest:
+        entry = next((each for each in manifest.adapters if each.name == name), None)
+        if entry is None:
+            raise CheckpointError(f"{engine} has no adapter {name!r}; it has {_listed(manifest)}")
+        rest = tuple(each for each in manifest.adapters if each.name != name)
+        write_manifest(engine, dataclasses.replace(manifest, adapters=rest))
+        (engine / entry.file).unlink(missing_ok=True)
 
 
 def prove_adapter(engine: Engine, name: str, student: LoadedStudent) -> dict[str, Gap]:
@@ -149,9 +151,9 @@ def _check(engine: Path, manifest: Manifest, name: str, student: LoadedStudent) 
 def _copy(engine: Path) -> Iterator[Path]:
     """Of an engine directory, beside it for a while: the backend `torch` looks for the checkpoint there."""
     engine = engine.resolve()
-    with tempfile.TemporaryDirectory(prefix=f".{engine.name}.", dir=engine.parent) as folder:
+    with scratch(engine.parent, f".{engine.name}.adapter.") as folder:
         shutil.copytree(engine, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PLANS_FOLDER))
-        yield Path(folder)
+        yield folder
 
 
 def _put(engine: Path, manifest: Manifest, entry: AdapterEntry, content: bytes) -> None:

@@ -23,6 +23,7 @@ from export.manifest import (
     ENGINE_FILE,
     NETWORK_FILE,
     Manifest,
+    changing,
     read_manifest,
     write_manifest,
 )
@@ -35,6 +36,7 @@ from fewstep.checkpoint import NetworkModule, load_checkpoint, load_denoiser, ne
 from fewstep.latent import latent_shape
 from fewstep.noise import NOISE_VERSION
 from fewstep.precond import Denoiser
+from fewstep.scratch import scratch
 
 RECORDED_VERSIONS = ("torch", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 DEFAULT_BACKENDS = (BACKEND_ORT_CPU,)
@@ -108,6 +110,7 @@ def export_checkpoint(
             manifest = with_proof(manifest, backend, prove(engine, eager, card, bounds))
         write_manifest(stage, manifest)
         manifest = read_manifest(stage)
+        check_destination(out, card)  # another command may have put something there since
         _replace_directory(stage, out)
     return manifest
 
@@ -137,7 +140,8 @@ def verify_engine(
     engine = load_engine(folder, backend=backend, threads=threads, buckets=buckets)
     proof = prove(engine, eager, card, bounds)
     if record:
-        write_manifest(folder, with_proof(manifest, backend, proof))
+        with changing(folder, manifest) as latest:
+            write_manifest(folder, with_proof(latest, backend, proof))
     return proof
 
 
@@ -167,6 +171,7 @@ def check_destination(out: Path, card: Card) -> None:
             f"{out} holds adapters, which an export would remove with the rest. Give --out another directory, or "
             f"remove {kept} first"
         )
+    found = {name for name in found if not (name.startswith(".") and name.endswith(".part"))}  # a killed writer's
     foreign = sorted(found - {ENGINE_FILE, NETWORK_FILE, PLANS_FOLDER, ADAPTERS_FOLDER})
     if foreign or (found and ENGINE_FILE not in found):
         raise CheckpointError(
@@ -220,12 +225,11 @@ def _manifest(card: Card, name: str, content: bytes, weights_dtype: str) -> Mani
 def _staged(out: Path) -> Iterator[Path]:
     """A fresh directory beside `out`, gone after a failure, with the parents made for it."""
     made = [parent for parent in out.parents if not parent.exists()]
-    stage = out.with_name(f".{out.name}.{os.getpid()}.part")
-    stage.mkdir(parents=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield stage
+        with scratch(out.parent, f".{out.name}.export.", mode=0o777) as stage:
+            yield stage
     except BaseException:  # an interrupt must not leave anything either
-        shutil.rmtree(stage)
         for parent in made:
             with contextlib.suppress(OSError):  # someone else has put something in it
                 parent.rmdir()

@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,9 @@ from export.manifest import (
     BACKENDS,
     ENGINE_FILE,
     WITH_ADAPTERS,
+    AdapterFiles,
     Manifest,
+    adapter_files,
     read_manifest,
 )
 from fewstep.card import WEIGHTS_FILE, CheckpointError, file_sha256
@@ -100,16 +102,22 @@ class Engine:
 
 
 def load_engine(
-    folder: str | Path, *, backend: str | None = None, threads: int = 0, buckets: Sequence[int] | None = None
+    folder: str | Path,
+    *,
+    backend: str | None = None,
+    threads: int = 0,
+    buckets: Sequence[int] | None = None,
+    adapters: AdapterFiles | None = None,
 ) -> Engine:
     """The engine in a folder, checked against its manifest and, where one lies beside it, its checkpoint.
 
     backend: one of export.manifest.BACKENDS; None: the manifest's. threads: cores one network call may use; 0 lets
     the backend choose (one thread per physical core). buckets: batch sizes that a backend of fixed shapes prepares,
-    None: the manifest's, or powers of two up to 64. Other batches are padded or split.
+    None: the manifest's, or powers of two up to 64. Other batches are padded or split. adapters: those that were read
+    before, whatever the folder holds by now; None: those of the folder.
     Raises CheckpointError with a sentence when the folder is not a usable engine, or the backend cannot run it.
     """
-    source = read_source(folder)
+    source = read_source(folder, adapters)
     manifest = source.manifest
     if backend is None and manifest.backend not in BACKENDS:
         raise CheckpointError(f"{source.folder / ENGINE_FILE} wants backend {manifest.backend}; {_known()}")
@@ -122,10 +130,15 @@ def prepared_buckets(manifest: Manifest, buckets: Sequence[int] | None) -> tuple
     return check_buckets(buckets if buckets is not None else manifest.buckets or DEFAULT_BUCKETS)
 
 
-def read_source(folder: str | Path) -> Source:
-    """The files of an engine directory, checked. Raises CheckpointError when they do not belong together."""
+def read_source(folder: str | Path, adapters: AdapterFiles | None = None) -> Source:
+    """The files of an engine directory, checked. Raises CheckpointError when they do not belong together.
+
+    adapters: as for `load_engine`.
+    """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    adapters = adapters or adapter_files(folder, manifest.adapters)
+    manifest = replace(manifest, adapters=adapters.entries)
     path = folder / manifest.network
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {manifest.network}: it is incomplete. {_export_again(folder)}")
@@ -137,7 +150,7 @@ def read_source(folder: str | Path) -> Source:
             f"{manifest.network_sha256[:12]}...): it is truncated or was changed. {_export_again(folder)}"
         )
     _check_checkpoint(folder, manifest)
-    return Source(folder, manifest, content)
+    return Source(folder, manifest, content, adapters)
 
 
 def _open(source: Source, backend: str, threads: int, buckets: tuple[int, ...]) -> Opened:

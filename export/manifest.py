@@ -3,15 +3,19 @@
 Standard library only, because the server reads it before it loads anything heavy.
 """
 
+import fcntl
 import hashlib
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fewstep.card import WEIGHTS_FILE, CheckpointError, Levels, levels_from_json, write_atomically
+from fewstep.card import WEIGHTS_FILE, CheckpointError, Levels, write_atomically
+from fewstep.described import check_counts, check_deviation, check_names, from_json
 
 ENGINE_FORMAT = 1
 ENGINE_FILE = "engine.json"
@@ -119,6 +123,25 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_atomically(folder / ENGINE_FILE, (json.dumps(fields, indent=2) + "\n").encode())
 
 
+@contextmanager
+def changing(folder: Path, seen: Manifest | None = None) -> Iterator[Manifest]:
+    """The manifest as it is now, to be changed and written: two commands wait for each other here, and neither loses
+    what the other one has written. Raises CheckpointError when the network is not the one that was `seen` before."""
+    read_manifest(folder)  # says what is missing there
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        latest = read_manifest(folder)
+        if seen and any(getattr(latest, name) != getattr(seen, name) for name in ("checkpoint", "network_sha256")):
+            raise CheckpointError(
+                f"the network of {folder} was exported again meanwhile. Nothing was written; start the command once "
+                "more"
+            )
+        yield latest
+    finally:
+        os.close(descriptor)
+
+
 def read_student(folder: Path, name: str) -> Manifest:
     """The manifest of an engine, under the name it is served by. Raises CheckpointError where it has no levels and no
     adapters that have."""
@@ -196,14 +219,17 @@ def manifest_from_json(text: str, where: Path) -> Manifest:
                 f"{where} has engine format {data['format']}; this version reads format {ENGINE_FORMAT}. "
                 f"Install the fewstep version that wrote it, or export the checkpoint again: fewstep export"
             )
-        data["levels"] = levels_from_json(data["levels"])
-        data["class_names"] = tuple(data["class_names"])
-        data["buckets"] = None if data["buckets"] is None else tuple(data["buckets"])
-        data["adapted"] = {layer: tuple(sizes) for layer, sizes in data.get("adapted", {}).items()}
-        data["adapters"] = tuple(_adapter_from_json(entry, where) for entry in data.get("adapters", ()))
-        manifest = Manifest(**data)
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+        manifest = from_json(Manifest, data)
+        _check(manifest)
+    except CheckpointError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not a readable fewstep engine manifest ({error})") from error
+    for entry in manifest.adapters:
+        if not ADAPTER_NAME.fullmatch(entry.name):
+            raise CheckpointError(
+                f"{where} names an adapter {entry.name!r}, which cannot be the name of a file and a model"
+            )
     names = [entry.name for entry in manifest.adapters]
     if len(set(names)) < len(names):
         raise CheckpointError(f"{where} names an adapter twice: {', '.join(names)}")
@@ -212,12 +238,43 @@ def manifest_from_json(text: str, where: Path) -> Manifest:
     return manifest
 
 
-def _adapter_from_json(data: dict[str, Any], where: Path) -> AdapterEntry:
-    entry = AdapterEntry(
-        **{**data, "levels": levels_from_json(data["levels"]), "class_names": tuple(data["class_names"])}
-    )
-    if not ADAPTER_NAME.fullmatch(entry.name):
+@dataclass(frozen=True)
+class AdapterFiles:
+    """The adapters of an engine, read once: files may be added, replaced and removed while they are served."""
+
+    entries: tuple[AdapterEntry, ...]
+    contents: tuple[bytes, ...]
+
+
+def adapter_files(folder: Path, entries: tuple[AdapterEntry, ...]) -> AdapterFiles:
+    """Raises CheckpointError for a file of an engine directory that its manifest does not describe."""
+    return AdapterFiles(entries, tuple(_read(folder / entry.file, entry) for entry in entries))
+
+
+def _read(path: Path, entry: AdapterEntry) -> bytes:
+    if not path.is_file():
         raise CheckpointError(
-            f"{where} names an adapter {entry.name!r}, which cannot be the name of a file and a model"
+            f"{path} is missing, and the manifest names it. Add the adapter again: fewstep export adapter"
         )
-    return entry
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise CheckpointError(
+            f"{path} is not the file its manifest describes: it is truncated or was changed. Add it again: "
+            "fewstep export adapter"
+        )
+    return content
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise ValueError for values that no image can be made with."""
+    sizes = (manifest.channels, manifest.resolution, *(size for sizes in manifest.adapted.values() for size in sizes))
+    if min(sizes) < 1 or min(manifest.extra, manifest.classes, manifest.told) < 0:
+        raise ValueError("it has a size below 1, or a count below 0")
+    check_deviation(manifest.sigma_data)
+    check_names(manifest.class_names, manifest.classes)
+    check_counts(manifest.levels)
+    for entry in manifest.adapters:
+        if not 0 <= entry.classes <= manifest.columns:
+            raise ValueError(f"its adapter {entry.name} is told {entry.classes} classes of {manifest.columns}")
+        check_names(entry.class_names, entry.classes)
+        check_counts(entry.levels)

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fewstep.ancestral import Chain
-from fewstep.card import Card, CheckpointError, Levels, levels_from_json, write_atomically
+from fewstep.card import Card, CheckpointError, Levels, write_atomically
 from fewstep.checkpoint import build_network, load_denoiser, network_config
+from fewstep.described import check_counts, check_names, from_json
 from fewstep.outputs import ADAPTER_CARD, ADAPTER_FILE
 from fewstep.precond import Denoiser
 from fewstep.unet_config import UNetConfig
@@ -178,16 +179,18 @@ def read_adapter_card(folder: Path) -> AdapterCard:
         raise CheckpointError(f"{folder} holds no {ADAPTER_CARD}: it is not an adapter")
     try:
         fields = json.loads(path.read_text("utf-8", errors="replace"))
+        if not isinstance(fields, dict) or "format" not in fields:
+            raise CheckpointError(f"{path} is not a readable adapter card: it has no format number")
         if fields["format"] != ADAPTER_FORMAT:
             raise CheckpointError(f"{path} has format {fields['format']}; this version reads {ADAPTER_FORMAT}")
-        if fields["chain"] is not None:
-            fields["chain"] = Chain(**{name: tuple(values) for name, values in fields["chain"].items()})
-        fields["levels"] = levels_from_json(fields.get("levels", {}))
-        fields["class_names"] = tuple(fields.get("class_names", ()))
-        return AdapterCard(**fields)
+        card = from_json(AdapterCard, fields)
+        if card.rank < 1 or card.groups < 0:
+            raise ValueError(f"it has rank {card.rank} and {card.groups} groups; at least 1 and 0 are allowed")
+        check_counts(card.levels)
+        return card
     except CheckpointError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a readable adapter card ({error})") from error
 
 
@@ -207,24 +210,14 @@ def load_posterior(prior: Path, folder: Path, *, merge: bool = True) -> LoadedPo
     merge: put the adapter into a copy of the weights; otherwise one network computes both.
     Raises CheckpointError when one of them cannot be read, or the adapter was trained for another prior.
     """
-    denoiser, prior_card = load_denoiser(prior)
     card = read_adapter_card(folder)
     if (chain := card.chain) is None:
         raise CheckpointError(
             f"the adapter in {folder} is a student's, which has levels and no chain; load it with load_student"
         )
-    if card.prior != prior_card.weights:
-        raise CheckpointError(
-            f"the adapter in {folder} belongs to a prior with the sha256 {card.prior[:12]}..., and {prior} is "
-            f"{prior_card.weights[:12]}...; give the prior it was trained with"
-        )
-    assert isinstance(denoiser.network, nn.Module)
-    network = told(denoiser.network, prior_card, card.groups)
-    adapter, _ = load_adapter(folder, network)
-    run = merged(network, adapter) if merge else adapted(network, adapter)
-    posterior = Denoiser(run, denoiser.sigma_data, card.groups or denoiser.classes)
-    log_variance = tuple(adapter.log_variance.tolist())
-    return LoadedPosterior(denoiser, posterior, chain, log_variance, card, prior_card)
+    beside = _beside(prior, folder, card, merge)
+    log_variance = tuple(beside.adapter.log_variance.tolist())
+    return LoadedPosterior(beside.backbone, beside.adapted, chain, log_variance, card, beside.card)
 
 
 @dataclass(frozen=True)
@@ -240,23 +233,43 @@ def load_student(backbone: Path, folder: Path, *, merge: bool = True) -> LoadedS
     merge: as of `load_posterior`. Raises CheckpointError when one of them cannot be read, when the adapter stands
     beside another network, or is no student's.
     """
-    denoiser, of_backbone = load_denoiser(backbone)
     card = read_adapter_card(folder)
     if not card.levels:
         raise CheckpointError(
             f"the adapter in {folder} has no levels to sample in few steps: it is no student's. A posterior becomes "
             "one by: fewstep posterior ... --distil"
         )
+    beside = _beside(backbone, folder, card, merge)
+    try:
+        check_names(card.class_names, beside.adapted.classes)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / ADAPTER_CARD} is not a readable adapter card ({error})") from error
+    return LoadedStudent(beside.adapted, card, beside.card)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """An adapter beside its backbone."""
+
+    backbone: Denoiser
+    card: Card
+    adapter: Adapter
+    adapted: Denoiser  # labels: the backbone's classes, or y where the adapter is told one
+
+
+def _beside(backbone: Path, folder: Path, card: AdapterCard, merge: bool) -> _Beside:
+    """Raises CheckpointError when the adapter was trained beside another network, or does not fit it."""
+    denoiser, of_backbone = load_denoiser(backbone)
     if card.prior != of_backbone.weights:
         raise CheckpointError(
-            f"the adapter in {folder} stands beside a network with the sha256 {card.prior[:12]}..., and {backbone} is "
-            f"{of_backbone.weights[:12]}...; give the one it was trained with"
+            f"the adapter in {folder} was trained beside the network with the sha256 {card.prior[:12]}..., and "
+            f"{backbone} is {of_backbone.weights[:12]}...; give the one it was trained with"
         )
     assert isinstance(denoiser.network, nn.Module)
     network = told(denoiser.network, of_backbone, card.groups)
-    adapter, card = load_adapter(folder, network)
+    adapter, _ = load_adapter(folder, network)
     run = merged(network, adapter) if merge else adapted(network, adapter)
-    return LoadedStudent(Denoiser(run, denoiser.sigma_data, card.groups or denoiser.classes), card, of_backbone)
+    return _Beside(denoiser, of_backbone, adapter, Denoiser(run, denoiser.sigma_data, card.groups or denoiser.classes))
 
 
 def told(network: nn.Module, card: Card, groups: int) -> nn.Module:

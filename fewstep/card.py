@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from fewstep.described import check_counts, check_deviation, check_names, from_json
+
 CARD_FORMAT = 1
 CARD_FILE = "card.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -74,19 +76,23 @@ def card_from_json(text: str, where: Path) -> Card:
                 f"{where} has card format {data['format']}; this version reads format {CARD_FORMAT}. "
                 "Install the fewstep version that wrote it, or train again"
             )
-        data["dataset"] = Dataset(**data["dataset"])
-        data["class_names"] = tuple(data["class_names"])
-        data["levels"] = levels_from_json(data["levels"])
-        return Card(**data)
+        return _checked(from_json(Card, data))
     except CheckpointError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where} is not a readable fewstep card ({error})") from error
 
 
-def levels_from_json(levels: dict[str, list[float]]) -> Levels:
-    """JSON turns integer keys into strings; turn them back."""
-    return {int(steps): tuple(sigmas) for steps, sigmas in levels.items()}
+def _checked(card: Card) -> Card:
+    """The card. Raises ValueError for values that no image can be made with."""
+    for name, low in (("channels", 1), ("resolution", 1), ("classes", 0)):
+        value = card.network.get(name)
+        if type(value) is not int or value < low:
+            raise ValueError(f"its network has {name} {value!r}; a whole number from {low} up is allowed")
+    check_deviation(card.sigma_data)
+    check_names(card.class_names, card.network["classes"])
+    check_counts(card.levels)
+    return card
 
 
 def read_card(folder: Path) -> Card:

@@ -43,15 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         listener = bind(settings)
         configure(settings)
         settings = settled(resolved, models)
+        gc.disable()  # until the parent has loaded its modules (server.processes.worker.freeze_heap)
+        # After the checks: a wrong flag should not have to wait for these modules.
+        from server.hosts.forked import ForkedServer
+
+        server = ForkedServer(settings, models, listener)
     except (SettingsError, CheckpointError) as error:
         sentence = printable(" ".join(str(error).split("\n")))
         print(f"error: {sentence}", file=sys.stderr)
         return EXIT_REFUSED
-    gc.disable()  # until the parent has loaded its modules (server.processes.worker.freeze_heap)
-    # After the checks: a wrong flag should not have to wait for these modules.
-    from server.hosts.forked import ForkedServer
-
-    server = ForkedServer(settings, models, listener)
     logging.getLogger(__name__).debug("ready to fork after %.3f s", time.monotonic() - started_s)
     return server.serve()
 

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from export.manifest import Manifest, engine_of, read_student, served_models
 from fewstep.card import CheckpointError
+from fewstep.outputs import check_writable
 from fewstep.pixels import KEYWORD, Pixels, encode, png_size, text_of, with_text
 from server.http.pictures import MODES, PictureError, decode
 from server.scheduler.loading import LoadOptions
@@ -34,6 +35,7 @@ def remake(path: Path, out: Path, engine: Path | None = None) -> str:
 
     engine: of the model that made it; None: the checkout's model of that name. Raises RemakeError.
     """
+    check_out(out)
     try:
         png = path.read_bytes()
     except OSError as error:
@@ -65,6 +67,18 @@ def remake(path: Path, out: Path, engine: Path | None = None) -> str:
     return f"wrote {out}: {compared(png, made, pixels)}"
 
 
+def check_out(out: Path) -> None:
+    """Raise RemakeError, before any work, where no file can be written."""
+    try:
+        if out.is_dir():
+            raise RemakeError(f"--out {out} is a folder; name the file to write")
+        check_writable(out.parent)
+        if not out.parent.is_dir():
+            raise RemakeError(f"--out {out} cannot be written: there is no folder {out.parent}")
+    except CheckpointError as error:
+        raise RemakeError(str(error)) from error
+
+
 def _parsed(path: Path, text: str) -> dict[str, Any]:
     """What a PNG says. Raises RemakeError."""
     try:
@@ -76,7 +90,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         complete = complete and type(levels) is list and all(type(level) in (int, float) for level in levels)
     except (ValueError, TypeError, KeyError, RecursionError):
         complete, recipe = False, {}
-    if not complete or not MODEL_NAME.fullmatch(engine_of(recipe["model"])):
+    if not complete or not recipe["checkpoint"] or not MODEL_NAME.fullmatch(engine_of(recipe["model"])):
         raise RemakeError(f"{path} holds a text of ours that is damaged: {shown(text)}")
     if recipe.get("edit"):
         raise RemakeError(f"{path} began at a picture, which it does not hold; send that picture to /v1/generate again")

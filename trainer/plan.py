@@ -19,6 +19,7 @@ import torch
 
 from fewstep.checkpoint import load_denoiser
 from fewstep.precond import Denoiser
+from fewstep.scratch import scratch
 from trainer.data.format import ImageSet
 from trainer.recipes.recipe import NetworkSize, Recipe, Stage
 from trainer.run.compute import Precision
@@ -136,8 +137,8 @@ def rehearse(
     first one is not run but estimated from the teacher: its speed, its seconds without updates and its disk space.
     """
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="fewstep-measuring-") as name:
-        folder, measured = Path(name), {}
+    with scratch(Path(tempfile.gettempdir()), "fewstep-plan-") as folder:
+        measured: dict[str, Measured] = {}
         for stage in stages:
             if measured and time.monotonic() - started > limit_s:
                 break

@@ -29,8 +29,8 @@ from benchmarks.serving.arrivals import PROCESSES, Process, times
 from benchmarks.serving.costs import chosen_capacity, linear, measured, read_times
 from benchmarks.serving.mix import Mix, described, draw_kinds, mean_calls, parse_mix
 from benchmarks.serving.simulate import Requests, Site, simulate
-from benchmarks.serving.units import seconds, seconds_from_zero, shown
-from fewstep.ranges import POSITIVE, Range, number, whole
+from benchmarks.serving.units import RATES, seconds, seconds_from_zero, shown
+from fewstep.ranges import Range, number, whole
 from fewstep.subcommands import Parser, refuse
 from server.scheduler.policy import policy_of
 
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _options(parser: Parser) -> Parser:
     add = parser.add_argument
-    add("--rate", type=number(POSITIVE), required=True, metavar="R", help="requests a second")
+    add("--rate", type=number(RATES), required=True, metavar="R", help="requests a second")
     add("--mix", type=argument(parse_mix), required=True, metavar="MIX", help="STEPS:SHARE,..., such as 1:.5,4:.5; "
         "4x8:.1 for 8 images of 4 steps; 4x8b:.1 for batch priority; or the peers' JSON list")  # fmt: skip
     add("--p99", type=argument(seconds), required=True, metavar="TIME", help="within which 99 %% of the requests are "

@@ -32,8 +32,8 @@ from benchmarks.serving.plan import argument
 from benchmarks.serving.reachable import check
 from benchmarks.serving.search import FACTOR, search
 from benchmarks.serving.target import Target, checked_url, extra_field
-from benchmarks.serving.units import seconds, seconds_from_zero, shown
-from fewstep.ranges import POSITIVE, number, whole
+from benchmarks.serving.units import RATES, seconds, seconds_from_zero, shown
+from fewstep.ranges import number, whole
 from fewstep.subcommands import Parser, refuse
 
 SEARCH_DURATION_S, DURATION_S = 10.0, 30.0
@@ -149,7 +149,7 @@ def _load(args: argparse.Namespace) -> Load:
 
 def rate_or_search(text: str) -> float | str:
     """A rate above 0, or "search". Raises ValueError with a sentence."""
-    return text if text == "search" else number(POSITIVE)(text)
+    return text if text == "search" else number(RATES)(text)
 
 
 def _options(parser: Parser) -> Parser:

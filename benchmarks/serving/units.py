@@ -2,6 +2,9 @@
 
 import re
 
+from fewstep.ranges import Range
+
+RATES = Range(0.001, 1_000_000)  # requests a second that can be asked for
 UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from export.adapter_factors import read_adapters
+from export.adapter_factors import stacked_adapters
 from export.backends.opened import Floats, Opened, Source, require_float32
 from fewstep.card import CheckpointError
 
@@ -20,7 +20,7 @@ def open_network(source: Source, backend: str, threads: int) -> Opened:
     names = [value.name for value in session.get_inputs()]
     factors: dict[str, np.ndarray] = {}
     if source.manifest.adapted:
-        factors = dict(read_adapters(source.folder, source.manifest).inputs)
+        factors = dict(stacked_adapters(source.folder, source.manifest, source.adapters).inputs)
 
     def network(*arrays: np.ndarray) -> Floats:
         feed = dict(zip(INPUTS, arrays, strict=False)) | factors

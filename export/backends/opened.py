@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.device_network import DeviceNetwork
-from export.manifest import Manifest
+from export.manifest import AdapterFiles, Manifest
 from fewstep.card import CheckpointError
 
 Floats = NDArray[np.float32]
@@ -25,6 +25,7 @@ class Source:
     folder: Path
     manifest: Manifest
     content: bytes  # of the ONNX file
+    adapters: AdapterFiles
 
     @property
     def path(self) -> Path:

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from export.adapter_factors import read_adapters
+from export.adapter_factors import stacked_adapters
 from export.backends.host import host_network
 from export.backends.opened import Opened, Source, library, not_installed
 from export.grouped import grouped_network
@@ -151,8 +151,8 @@ def _module(
 
 
 def _with_adapters(module: Callable[..., Tensor], source: Source, device: torch.device) -> Callable[..., Tensor]:
-    """F(x, c_noise, onehot, adapter) with the adapters of the engine's folder. Changes `module`."""
+    """F(x, c_noise, onehot, adapter) with the adapters of the engine. Changes `module`."""
     grouped = grouped_network(cast(torch.nn.Module, module))
-    stacked = read_adapters(source.folder, source.manifest).inputs.values()
+    stacked = stacked_adapters(source.folder, source.manifest, source.adapters).inputs.values()
     factors = [torch.from_numpy(values).to(device) for values in stacked]
     return lambda *rows: grouped(*rows, *factors)

@@ -12,7 +12,7 @@ follow the imports of what it imports, and fewstep need not be installed.
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors.torch import save as save_tensors
@@ -31,6 +31,7 @@ from fewstep.unet_config import UNetConfig
 HERE = Path(__file__).parent
 # In the order in which they need each other.
 NETWORK = (fewstep.unet_config.__file__, fewstep.older_precond.__file__, fewstep.network.__file__, HERE / "network.py")
+OURS = r"^(from fewstep(\.\w+)* import (\([^)]*\)|[^\n]*)|import fewstep[^\n]*)\n"  # an import, of any number of lines
 PIPELINE = (fewstep.noise.__file__, HERE / "pipeline.py")
 
 
@@ -58,10 +59,22 @@ def write_folder(model: Path, out: Path) -> Card:
         Path("model_index.json"): _json(index),  # last: without it there is no such folder
     }
     tensors = {f"{PREFIX}{name}": tensor.contiguous() for name, tensor in weights.items()}
-    write_atomically(out / WEIGHTS, save_tensors(tensors, {"format": "pt"}))
-    for path, text in files.items():
-        write_atomically(out / path, text.encode())
+    contents = {Path(WEIGHTS): save_tensors(tensors, {"format": "pt"})}
+    contents |= {path: text.encode() for path, text in files.items()}
+    _check_free(out, contents)
+    for path, content in contents.items():
+        write_atomically(out / path, content)
     return card
+
+
+def _check_free(out: Path, contents: Mapping[Path, bytes]) -> None:
+    """Raise CheckpointError where a file of somebody else stands in the place of one to write. Equal ones were left by
+    an export that was interrupted."""
+    for path, content in contents.items():
+        if (out / path).is_dir() or ((out / path).exists() and (out / path).read_bytes() != content):
+            raise CheckpointError(
+                f"--out {out} already holds another {path}, which is left as it is; name another folder"
+            )
 
 
 def check_new(out: Path) -> None:
@@ -89,7 +102,7 @@ def _config(card: Card, model: Path) -> UNetConfig:
 def _one_file(sources: Iterable[str | Path]) -> str:
     """The files one after the other, without their imports of fewstep's files: those come before."""
     texts = [Path(source).read_text("utf-8") for source in sources]
-    return "\n\n".join(re.sub(r"^from fewstep\.\w+ import .*\n", "", text, flags=re.MULTILINE) for text in texts)
+    return "\n\n".join(re.sub(OURS, "", text, flags=re.MULTILINE) for text in texts)
 
 
 def _json(value: object) -> str:

@@ -85,6 +85,10 @@ def _generate(args: argparse.Namespace) -> int:
 
     seeds, output = parse_seeds(args.seeds), kind_for(args.out, args.format)
     engine, manifest = named_engine(args.model)
+    if engine.resolve() in args.out.resolve().parents:
+        raise BulkError(
+            f"--out {args.out} lies in the folder of the engine, which holds nothing else; name another place"
+        )
     options = LoadOptions(args.backend, "exact", args.capacity, args.threads, processes=args.workers)
     per_file = (args.per_file or shard_images(manifest.image_shape)) if output == "webdataset" else 0
     if args.per_file and not per_file:

@@ -48,15 +48,17 @@ class Journal:
             return chunk
         try:
             begun = json.loads(path.read_text("utf-8"))
-            before, chunk = dict(begun["recipe"]), int(begun["chunk"])
-        except (ValueError, KeyError, TypeError) as error:
+            before, size = dict(begun["recipe"]), begun["chunk"]
+            if type(size) is not int or size < 1 or size % recipe["capacity"]:
+                raise ValueError(size)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BulkError(f"{path} is damaged; remove {self.folder} to begin anew") from error
         if changed := differences(before, recipe):
             raise BulkError(
                 f"{self.folder} holds an unfinished run of other settings: {'; '.join(changed)}. Give those, name "
                 "another --out, or remove that folder to begin anew"
             )
-        return chunk
+        return size
 
     def chunk_path(self, number: int) -> Path:
         return self.folder / f"chunk-{number:06d}.npy"
@@ -70,13 +72,18 @@ class Journal:
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(pixels))
             file.write(pixels.data)  # NumPy's own writing does not say why it fails
 
-    def read(self, number: int) -> Pixels:
-        """uint8 [B, H, W, C]. Raises BulkError for a file that is damaged."""
+    def read(self, number: int, shape: tuple[int, ...]) -> Pixels:
+        """uint8 of this shape, [B, H, W, C]. Raises BulkError for a file that holds anything else."""
+        path = self.chunk_path(number)
         try:
-            return np.load(self.chunk_path(number), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            path = self.chunk_path(number)
-            raise BulkError(f"{path} is damaged ({error}); remove it, and the same command makes it again") from error
+            with path.open("rb") as file:
+                pixels = np.lib.format.read_array(file, allow_pickle=False)
+                damaged = pixels.shape != shape or pixels.dtype != np.uint8 or bool(file.read(1))
+        except (ValueError, EOFError):
+            damaged, pixels = True, np.zeros(shape, np.uint8)
+        if damaged:
+            raise BulkError(f"{path} is damaged; remove it, and the same command makes it again")
+        return pixels
 
     def is_written(self, file: int) -> bool:
         return (self.folder / f"written-{file:06d}").exists()
@@ -95,6 +102,8 @@ class Journal:
             if descriptor is not None:
                 break
         else:
+            if not self.folder.is_dir():  # a file system that takes no folders, such as /proc
+                raise BulkError(f"{self.folder} cannot be made; name another --out")
             raise self._at_work()
         try:
             yield

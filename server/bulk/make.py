@@ -53,6 +53,15 @@ class Maker:
         """
         order = self.order
         with LocalService.open({engine_of(order.manifest.name): self.engine}, self.options) as service:
+            served = service.manifests.get(order.manifest.name)
+            if served is None or (served.checkpoint, served.levels) != (
+                order.manifest.checkpoint,
+                order.manifest.levels,
+            ):
+                raise CheckpointError(
+                    f"{self.engine} has changed since this command began: it serves another {order.manifest.name} now. "
+                    "Start the command again"
+                )
             yield Made(0)
             waiting: deque[tuple[int, bool, EventStream]] = deque()
             done: list[Pixels] = []

@@ -1,5 +1,6 @@
 """A bulk run: make what is missing, write files as they become complete, and leave nothing but the output."""
 
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +19,11 @@ from server.bulk.outputs.kind import Chunks, Kind
 from server.scheduler.loading import LoadOptions
 from server.scheduler.refusal import Refusal
 
+# What a file that is none of ours, or damaged, makes its reader raise.
+UNREADABLE = (
+    OSError, EOFError, ValueError, TypeError, KeyError, AttributeError, RecursionError, NotImplementedError, BadZipFile,
+    zlib.error,
+)  # fmt: skip
 Progress = Callable[[int], None]  # called with how many images are made, from earlier runs on; first when loaded
 
 
@@ -74,9 +80,10 @@ def is_complete(order: Order, out: Path) -> bool:
         raise BulkError(f"--out {out} is {what[0]}, and --format {order.output} writes {what[1]}; name another place")
     try:
         recipe = kind.recipe(out)
-    except (OSError, ValueError, KeyError, AttributeError, BadZipFile) as error:
+    except UNREADABLE as error:
         raise BulkError(
-            f"--out {out} exists and cannot be read ({error}); it is left as it is. Name another"
+            f"--out {out} exists and cannot be read: it is damaged or of something else. It is left as it is; name "
+            "another place"
         ) from error
     if not isinstance(recipe, dict):
         if kind.is_folder and (journal_folder(out, kind).exists() or not any(out.iterdir())):
@@ -84,7 +91,25 @@ def is_complete(order: Order, out: Path) -> bool:
         raise BulkError(f"--out {out} exists and is none of this command's; it is left as it is. Name another place")
     if changed := differences(recipe, order.recipe()):
         raise BulkError(f"--out {out} is complete, of other settings: {'; '.join(changed)}. Name another place")
+    if lacks := sorted(set(names(order, kind)) - {entry.name for entry in out.iterdir()} if kind.is_folder else ()):
+        raise BulkError(
+            f"--out {out} was complete, and lacks {len(lacks):,} of its files now, such as {lacks[0]}; what is left "
+            "stays as it is. Name another place"
+        )
     return True
+
+
+def file_chunks(order: Order, kind: Kind) -> list[range]:
+    """The chunks of each file of the output; of a folder of images, each chunk alone."""
+    each = 1 if kind.each_chunk else max(1, order.per_file // order.chunk) if order.per_file else order.chunks
+    return [range(first, min(first + each, order.chunks)) for first in range(0, order.chunks, each)]
+
+
+def names(order: Order, kind: Kind) -> Iterator[str]:
+    """Every file of an output that is a folder, but the one that describes it."""
+    assert kind.names is not None, "a single file names itself"
+    for number, chunks in enumerate(file_chunks(order, kind)):
+        yield from kind.names(order, number, chunks)
 
 
 class _Writer:
@@ -92,9 +117,8 @@ class _Writer:
 
     def __init__(self, order: Order, out: Path, kind: Kind, journal: Journal) -> None:
         self.order, self.out, self.kind, self.journal = order, out, kind, journal
-        each = 1 if kind.each_chunk else max(1, order.per_file // order.chunk) if order.per_file else order.chunks
-        files = (range(first, min(first + each, order.chunks)) for first in range(0, order.chunks, each))
-        self.files = {number: chunks for number, chunks in enumerate(files) if not journal.is_written(number)}
+        files = enumerate(file_chunks(order, kind))
+        self.files = {number: chunks for number, chunks in files if not journal.is_written(number)}
         self.missing = {n: {chunk for chunk in chunks if not journal.has(chunk)} for n, chunks in self.files.items()}
 
     def run(self, maker: Maker, progress: Progress) -> int:
@@ -127,7 +151,10 @@ class _Writer:
         self.journal.written(number, chunks)
 
     def _read(self, chunks: range) -> Chunks:
-        return ((chunk, self.journal.read(chunk)) for chunk in chunks)
+        channels, height, width = self.order.manifest.image_shape
+        for chunk in chunks:
+            count = min(self.order.chunk, self.order.seeds.count - chunk * self.order.chunk)
+            yield chunk, self.journal.read(chunk, (count, height, width, channels))
 
 
 def _unfinished(writing: list[Future[None]]) -> Iterator[Future[None]]:

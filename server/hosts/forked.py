@@ -38,7 +38,8 @@ class ForkedServer:
     """
 
     def __init__(self, settings: Settings, models: Mapping[str, Manifest], listener: socket.socket) -> None:
-        """models: the manifests of the engines, under the names they are served by."""
+        """models: the manifests of the engines, under the names they are served by. Raises CheckpointError when an
+        adapter of theirs cannot be read."""
         self.settings = settings
         self.models = all_served(models.values())
         self.listeners = share_port(listener, settings.api_processes)

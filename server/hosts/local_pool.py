@@ -50,7 +50,7 @@ class LocalPool:
         """Load and warm up every model. manifests: of the engines. Raises CheckpointError in a sentence."""
         started_s, config = time.monotonic(), WorkerConfig.of(settings, manifests)
         models = {
-            name: load_model(name, folder, config.options, config.times, manifests[name])
+            name: load_model(name, folder, config.options, config.times, manifests[name], config.adapters[name])
             for name, folder in config.engines.items()
         }
         served = all_served(manifests.values())

@@ -143,8 +143,10 @@ def understood(arguments: Sequence[str] | None = None) -> tuple[Settings, dict[s
 
     Raises SettingsError or CheckpointError.
     """
-    chosen, others = _parser().parse_known_args(arguments)
-    resolved = resolve(others)
+    parser = _parser()
+    chosen, others = parser.parse_known_args(arguments)
+    own = [name for action in parser._actions for name in action.option_strings]
+    resolved = resolve(others, prog=parser.prog, further=own)
     if resolved.check:
         raise SettingsError("--check is for one machine: fewstep serve --check tries the engines and ends")
     for name, why in RAYS.items():

@@ -18,6 +18,8 @@ from server.machine.choice import Layout
 
 FORMAT = 1
 MAX_BYTES = 2**20
+SIZES = range(1, 1025)  # of a batch, and seconds of a call, that a damaged file is told by
+MIN_CALL_S, MAX_CALL_S = 1e-6, 1e4
 PROCESSOR = Path("/proc/cpuinfo")
 LIBRARIES = ("onnxruntime", "openvino", "numpy")
 
@@ -80,7 +82,9 @@ def read(path: Path | None, known: Mapping[str, Any]) -> tuple[Kept, str]:
             raise ValueError("it is of another format or another machine")
         calls = {_layout(entry): _times(entry["calls_s"]) for entry in data["measured"]}
         refused = {_layout(entry): str(entry["why"]) for entry in data["refused"]}
-        return Kept(calls, refused, float(data["load"])), ""
+        if not (type(data["load"]) is float and 0 <= data["load"] < math.inf):
+            raise ValueError("its load is no number")
+        return Kept(calls, refused, data["load"]), ""
     except FileNotFoundError:
         return Kept(), ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -118,9 +122,12 @@ def _layout(entry: Mapping[str, Any]) -> Layout:
 
 
 def _times(entry: Mapping[str, float]) -> dict[int, float]:
-    times = {int(size): float(seconds) for size, seconds in entry.items()}
-    if not times or not all(size > 0 and 0 < seconds < math.inf for size, seconds in times.items()):
-        raise ValueError("a call time is not a positive number of seconds")
+    times = dict(sorted((int(size), seconds) for size, seconds in entry.items()))
+    if not times or not all(type(seconds) is float and size in SIZES for size, seconds in times.items()):
+        raise ValueError("a call time is not one of a batch size")
+    values = list(times.values())
+    if values != sorted(values) or not MIN_CALL_S < values[0] <= values[-1] < MAX_CALL_S:  # nan fails, too
+        raise ValueError("a call time is not a positive number of seconds, or larger batches take less")
     return times
 
 

@@ -70,11 +70,15 @@ def settle(
     if times.load > BUSY >= load:
         times = Kept()
         notes.append("the call times were measured while the machine was busy, and are measured again")
+    if not any(each in times.calls for each in asked.layouts):
+        times = replace(times, refused={})  # what stopped every layout may be mended by now
     missing = [each for each in asked.layouts if each not in times.calls and each not in times.refused]
     if missing:
         say(f"measuring call times of {asked.manifest.name} for {len(missing)} layouts; the next start knows them")
-        times = _measured(asked.folder, missing, replace(times, load=max(load, times.load)), measure)
-        notes += [note for note in [kept.write(path, known, times)] if note]
+        times, passing = _measured(asked.folder, missing, replace(times, load=max(load, times.load)), measure)
+        if times.calls:
+            notes += [note for note in [kept.write(path, known, times)] if note]
+        times = replace(times, refused={**times.refused, **passing})
     calls = {layout: times.calls[layout] for layout in asked.layouts if layout in times.calls}
     refused = [
         f"{layout} does not run here: {times.refused[layout]}" for layout in asked.layouts if layout in times.refused
@@ -139,13 +143,15 @@ def _measured(
     missing: Sequence[Layout],
     times: Kept,
     measure: Callable[[Path, Layout], Mapping[int, float]] | None,
-) -> Kept:
+) -> tuple[Kept, dict[Layout, str]]:
+    """The times with those of the missing layouts; and what did not run for a reason that may be gone at the next
+    start, such as a busy machine."""
     from server.machine.trial import LayoutError, measure_layout  # only where there is something to measure
 
-    calls, refused = dict(times.calls), dict(times.refused)
+    calls, refused, passing = dict(times.calls), dict(times.refused), {}
     for layout in missing:
         try:
             calls[layout] = (measure or measure_layout)(folder, layout)
         except LayoutError as error:
-            refused[layout] = error.why
-    return replace(times, calls=calls, refused=refused)
+            (refused if error.lasting else passing)[layout] = error.why
+    return replace(times, calls=calls, refused=refused), passing

@@ -28,6 +28,7 @@ class LayoutError(Exception):
     """A layout that does not run here, and why, in a sentence."""
 
     why: str
+    lasting: bool = False  # the backend or the engine said so; else the next start tries again
 
 
 def measure_layout(folder: Path, layout: Layout, timeout_s: float = TIMEOUT_S) -> dict[int, float]:
@@ -77,7 +78,7 @@ def _answers(links: Sequence[Connection], until_s: float) -> list[dict[int, floa
             except (EOFError, ConnectionError):
                 raise LayoutError("a process that measured has ended") from None
             if isinstance(answer, str):
-                raise LayoutError(answer)
+                raise LayoutError(answer, lasting=True)
             said[link] = answer
     return [said[link] for link in links]
 

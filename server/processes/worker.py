@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from export.manifest import Manifest
+from export.manifest import AdapterFiles, Manifest, adapter_files
 from fewstep.card import CheckpointError
 from server.processes.messages import Answer, Loading, Ready
 from server.processes.pipes import HttpLinks
@@ -50,15 +50,20 @@ class WorkerConfig:
     options: LoadOptions
     policy: Policy
     times: SharedTimes  # create it before the fork
+    adapters: Mapping[str, AdapterFiles]  # of the announced engines
 
     @classmethod
     def of(cls, settings: Settings, announced: Mapping[str, Manifest]) -> "WorkerConfig":
+        """Raises CheckpointError when the files of announced adapters cannot be read."""
         options = LoadOptions(
             backend=settings.backend, mode=settings.mode, capacity=settings.capacity, threads=settings.threads,
             processes=settings.workers, stall_s=settings.stall_s,
         )  # fmt: skip
         policy = policy_of(settings.policy, settings.ageing, settings.batch_delay_s)
-        return cls(settings.engines, announced, options, policy, SharedTimes())
+        adapters = {
+            name: adapter_files(settings.engines[name], manifest.adapters) for name, manifest in announced.items()
+        }
+        return cls(settings.engines, announced, options, policy, SharedTimes(), adapters)
 
 
 def load(links: HttpLinks, config: WorkerConfig, number: int) -> dict[str, Model]:
@@ -72,7 +77,9 @@ def load(links: HttpLinks, config: WorkerConfig, number: int) -> dict[str, Model
         with links.exit_when_closed():
             for name, folder in config.engines.items():
                 links.send([Loading(name)])
-                models[name] = load_model(name, folder, options, config.times, config.announced[name])
+                models[name] = load_model(
+                    name, folder, options, config.times, config.announced[name], config.adapters[name]
+                )
     except CheckpointError as error:
         print(error, file=sys.stderr, flush=True)
         sys.exit(EXIT_BAD_ENGINE)

@@ -10,7 +10,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from export.manifest import BACKEND_OPENVINO, BACKEND_OPENVINO_F32, Manifest, adapter_numbers, read_manifest
+from export.manifest import (
+    BACKEND_OPENVINO,
+    BACKEND_OPENVINO_F32,
+    AdapterFiles,
+    Manifest,
+    adapter_numbers,
+    read_manifest,
+)
 from fewstep import cores
 from fewstep.card import CheckpointError
 from fewstep.pixels import encode
@@ -72,27 +79,41 @@ def own_cores(options: LoadOptions, backend: str) -> Iterator[LoadOptions]:
 
 
 def load_model(
-    name: str, folder: Path, options: LoadOptions, times: SharedTimes, announced: Manifest | None = None
+    name: str,
+    folder: Path,
+    options: LoadOptions,
+    times: SharedTimes,
+    announced: Manifest | None = None,
+    adapters: AdapterFiles | None = None,
 ) -> Model:
     """A warm model, ready for an engine loop.
 
-    announced: the manifest that clients see. Raises CheckpointError in a sentence, also when the folder
-    holds something else by now.
+    announced: the manifest that clients see. adapters: those that it names, read when it was; the folder may have
+    others by now. Raises CheckpointError in a sentence, also when the folder holds another network.
     """
     with own_cores(options, options.backend or read_manifest(folder).backend) as fixed:
-        return _load_model(name, folder, fixed, times, announced)
+        return _load_model(name, folder, fixed, times, announced, adapters)
 
 
-def _load_model(name: str, folder: Path, options: LoadOptions, times: SharedTimes, announced: Manifest | None) -> Model:
+def _load_model(
+    name: str,
+    folder: Path,
+    options: LoadOptions,
+    times: SharedTimes,
+    announced: Manifest | None,
+    adapters: AdapterFiles | None,
+) -> Model:
     # Only here: the engine's libraries belong to the worker, and the other processes import this module too.
     from export.engine import load_engine
 
     found = read_manifest(folder)
+    if adapters:
+        found = replace(found, adapters=adapters.entries)
     expected = announced or found
     check_announced(folder, expected, found)
 
     def load(buckets: Sequence[int]) -> "Engine":
-        engine = load_engine(folder, backend=options.backend, threads=options.cores, buckets=buckets)
+        engine = load_engine(folder, backend=options.backend, threads=options.cores, buckets=buckets, adapters=adapters)
         check_announced(folder, expected, engine.manifest)  # it may have been replaced since it was read
         return engine
 
@@ -100,8 +121,8 @@ def _load_model(name: str, folder: Path, options: LoadOptions, times: SharedTime
     capacity = buckets[-1]
     manifest = engine.manifest
     if options.mode == "exact":
-        adapters = len(manifest.adapters) if manifest.adapted else None
-        check_rows_independent(engine.network, manifest.input_shape, manifest.columns, capacity, adapters)
+        count = len(manifest.adapters) if manifest.adapted else None
+        check_rows_independent(engine.network, manifest.input_shape, manifest.columns, capacity, count)
     table = slot_table(engine, buckets)
     # A backend of fixed shapes may prepare one at its first call; the others need no more than the smallest and the
     # largest.

@@ -93,9 +93,17 @@ class _Source:
         return engines
 
 
-def resolve(arguments: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> Resolved:
-    """Settings and their sources. Raises SettingsError or CheckpointError; --help exits with 0."""
-    flags = {name: value for name, value in vars(_parser().parse_args(arguments)).items() if value is not None}
+def resolve(
+    arguments: Sequence[str] | None = None,
+    environment: Mapping[str, str] = os.environ,
+    prog: str = "fewstep serve",
+    further: Sequence[str] = (),
+) -> Resolved:
+    """Settings and their sources. Raises SettingsError or CheckpointError; --help exits with 0.
+
+    prog: the command, for its errors. further: flags that it has read already.
+    """
+    flags = {k: value for k, value in vars(_parser(prog, further).parse_args(arguments)).items() if value is not None}
     variables = _variables(environment)
     named = [(kind, part) for kind in NAMED[:2] for part in variables.get(kind, "").split(",") if part.strip()]
     by_rank = [
@@ -140,6 +148,8 @@ def visible_gpu(gpu: int, environment: Mapping[str, str]) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    further: Sequence[str] = ()  # flags that exist and are read elsewhere
+
     def error(self, message: str) -> NoReturn:
         raise SettingsError(f"{message}; {self.prog} --help lists the flags")
 
@@ -149,16 +159,16 @@ class _Parser(argparse.ArgumentParser):
             flag = unknown[0].partition("=")[0]  # never the value: it may be a secret
             if not flag.startswith("-"):
                 raise SettingsError(f"{flag!r} is not expected here; every setting has a flag, see --help")
-            known = [name for action in self._actions for name in action.option_strings]
+            known = [*self.further, *(name for action in self._actions for name in action.option_strings)]
             near = difflib.get_close_matches(flag, known, n=1)
             what = f"the nearest is {near[0]}" if near else f"`{self.prog} --help` lists the flags"
             raise SettingsError(f"there is no flag {flag}; {what}")
         return parsed
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str, further: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="fewstep serve",
+        prog=prog,
         description="Serve students over HTTP. Each flag is also an environment variable (--max-queue:\n"
         "FEWSTEP_MAX_QUEUE) and a key of the file that --config names (max_queue); flags win\n"
         "over the environment, which wins over the file.",
@@ -179,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         help="an engine directory, served under its own name or this one; repeatable",
     )  # fmt: skip
     groups["security"].add_argument("--api-keys-file", metavar="FILE", help="API keys, one per line (default: none)")
+    parser.further = further
     for option in OPTIONS:
         yes_no: dict[str, Any] = {"nargs": "?", "const": "true"} if option.entry is bool else {}
         metavar = "TEXT" if option.many else METAVARS[option.entry]

@@ -1,5 +1,6 @@
 """Adapters: nothing at first, merged as switched, stored and read back, and refused where they do not belong."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fewstep.adapters import (
     load_adapter,
     load_posterior,
     merged,
+    read_adapter_card,
     save_adapter,
     told,
 )
@@ -112,7 +114,7 @@ def test_a_prior_that_is_told_y_is_the_prior_until_the_adapter_is_trained(networ
 def test_wrong_pairs_and_damaged_files_are_refused_in_a_sentence(network: UNet, tmp_path: Path):
     prior = stored(tmp_path / "prior", network)
     save_adapter(tmp_path / "p", trained(network), AdapterCard("0" * 64, 3, 0, CHAIN, "r"))
-    with pytest.raises(CheckpointError, match="belongs to a prior"):
+    with pytest.raises(CheckpointError, match="was trained beside the network"):
         load_posterior(tmp_path / "prior", tmp_path / "p")
     with pytest.raises(CheckpointError, match="does not fit this network"):
         load_adapter(tmp_path / "p", lively(replace(PRIOR, width=8)))
@@ -121,6 +123,24 @@ def test_wrong_pairs_and_damaged_files_are_refused_in_a_sentence(network: UNet, 
     classes = Card("teacher", {**describe(network), "classes": 3}, 0.5, prior.weights, Dataset("none", "", "none", 0))
     with pytest.raises(CheckpointError, match="3 classes of its own"):
         told(network, classes, 2)
+    path = tmp_path / "p" / "adapter.json"
+    whole = json.loads(path.read_text())
+    for change, words in (
+        ({"levels": {"1": [-1.0]}}, "levels must be positive"),
+        ({"levels": {"2": [1.0]}}, "the levels of 2 steps are 1"),
+        ({"levels": {"1": ["a"]}}, "Expected `float`, got `str`"),
+        ({"class_names": "ab"}, "Expected `array`, got `str`"),
+        ({"rank": 0}, "it has rank 0"),
+        ({"chain": {"sigmas": [1.0]}}, "missing required field `gains`"),
+        ({"extra": 1}, "a field 'extra', which this version does not know"),
+    ):
+        path.write_text(json.dumps(whole | change))
+        with pytest.raises(CheckpointError, match=f"is not a readable adapter card .*{words}"):
+            read_adapter_card(tmp_path / "p")
+    path.write_text("[]")
+    with pytest.raises(CheckpointError, match="it has no format number"):
+        read_adapter_card(tmp_path / "p")
+    path.write_text(json.dumps(whole))
     (tmp_path / "p" / "adapter.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError, match=r"not the file that adapter\.json describes"):
         load_adapter(tmp_path / "p", network)

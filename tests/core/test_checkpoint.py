@@ -151,7 +151,23 @@ def test_a_file_that_is_no_card_is_refused_in_words(saved: Path, text: bytes):
 
 
 @pytest.mark.parametrize(
-    "fields", [{"levels": {"one": [80.0]}}, {"levels": [1]}, {"class_names": None}, {"surprise": 1}], ids=str
+    "fields",
+    [
+        {"levels": {"one": [80.0]}},
+        {"levels": [1]},
+        {"levels": {"1": [0.0]}},
+        {"levels": {"3": [1.0]}},
+        {"class_names": None},
+        {"class_names": "abc"},
+        {"class_names": ["one"]},
+        {"surprise": 1},
+        {"role": "rival"},
+        {"sigma_data": -1.0},
+        {"sigma_data": "0.5"},
+        {"network": {}},
+        {"network": {**asdict(CONFIG), "channels": "1"}},
+    ],
+    ids=str,
 )
 def test_a_card_with_a_wrong_field_is_refused_in_words(saved: Path, fields: dict[str, object]):
     edit_card(saved, **fields)

@@ -3,13 +3,15 @@ without an adapter the bytes of the backbone's own engine; what does not belong 
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 
+from export import adapters
 from export.__main__ import main
 from export.adapter_factors import stack
 from export.adapters import add_adapter, engine_factors, remove_adapter
@@ -17,9 +19,10 @@ from export.build import export_checkpoint
 from export.engine import Engine, load_engine
 from export.fusible import fusible
 from export.grouped import adapted_layers, grouped_network
-from export.manifest import Manifest, read_manifest, served_models
+from export.manifest import Manifest, read_manifest, served_models, write_manifest
 from export.residuals import residuals_folded
 from export.upsampling import enlarged_last
+from export.verify import Gap
 from fewstep.adapters import Adapter, AdapterCard, load_student, merged, save_adapter, told
 from fewstep.ancestral import ancestral_chain
 from fewstep.card import CheckpointError, read_card
@@ -202,6 +205,38 @@ def network_without_classes(folder: Path) -> torch.nn.Module:
     return cast(torch.nn.Module, load_denoiser(folder)[0].network)
 
 
+def test_what_two_commands_write_at_once_stays(
+    backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """Both begin with the same manifest; one ends while the other one still measures."""
+    folder = tmp_path / "copy"
+    shutil.copytree(backbone, folder)
+    engine, measured = folder / "engine", adapters.prove_adapter
+
+    def meanwhile(command: Callable[[], object]) -> None:
+        def prove(*arguments: Any) -> dict[str, Gap]:
+            monkeypatch.setattr(adapters, "prove_adapter", measured)
+            command()
+            return measured(*arguments)
+
+        monkeypatch.setattr(adapters, "prove_adapter", prove)
+
+    meanwhile(lambda: add_adapter(engine, folder / "fives", "second", threads=1))
+    add_adapter(engine, folder / "threes", "first", threads=1)
+    meanwhile(lambda: remove_adapter(engine, "threes"))
+    add_adapter(engine, folder / "threes", "third", threads=1)
+    names = ["fives", "second", "first", "third"]
+    assert [entry.name for entry in read_manifest(engine).adapters] == names
+    loaded = load_engine(engine, threads=1)
+    assert loaded.facts["adapters"] == "4"
+
+    other = dataclasses.replace(loaded.manifest, network_sha256="0" * 64)
+    meanwhile(lambda: write_manifest(engine, other))
+    assert main(["adapter", str(engine), "--add", str(folder / "threes"), "--name", "late"]) == 2
+    assert "was exported again meanwhile" in capsys.readouterr().err
+    assert read_manifest(engine) == other and not (engine / "adapters" / "late.safetensors").exists()
+
+
 def test_wrong_pairs_are_refused_and_leave_the_engine_as_it_was(backbone: Path, tmp_path: Path, capsys):
     folder = tmp_path / "copy"
     shutil.copytree(backbone, folder)
@@ -212,7 +247,7 @@ def test_wrong_pairs_are_refused_and_leave_the_engine_as_it_was(backbone: Path, 
     adapter = lively_adapter(network, 2, seed=9)
     chain = ancestral_chain((2.0, 0.5), "small")
     for name, card, why in (
-        ("other", AdapterCard("0" * 64, 2, 0, None, "r", levels=LEVELS), "stands beside a network"),
+        ("other", AdapterCard("0" * 64, 2, 0, None, "r", levels=LEVELS), "was trained beside the network"),
         ("chain", AdapterCard(weights, 2, 0, chain, "r"), "it is no student's"),
     ):
         save_adapter(folder / name, adapter if name == "other" else Adapter(network, 2, 1), card)

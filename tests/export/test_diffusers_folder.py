@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from export.__main__ import main
-from export.diffusers.folder import write_folder
+from export.diffusers.folder import _one_file, write_folder
 from fewstep.card import Card, CheckpointError, Dataset, read_card
 from fewstep.checkpoint import load_checkpoint, load_denoiser, save_checkpoint
 from fewstep.network import UNet
@@ -103,3 +103,33 @@ def test_a_folder_that_holds_a_pipeline_is_left_as_it_is(tmp_path: Path, capsys:
     assert main(["diffusers", "--model", str(model), "--out", str(tmp_path / "folder")]) == 2
     assert "already holds a model_index.json" in capsys.readouterr().err
     assert before == {path: path.read_bytes() for path in (tmp_path / "folder").rglob("*") if path.is_file()}
+
+
+def test_files_of_somebody_else_are_left_and_an_interrupted_export_goes_on(tmp_path: Path) -> None:
+    model, folder = student(tmp_path / "model"), tmp_path / "folder"
+    write_folder(model, folder)
+    whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (folder / "model_index.json").unlink()
+    (folder / "pipeline.py").unlink()
+    write_folder(model, folder)
+    assert whole == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (folder / "model_index.json").unlink()
+    (folder / "README.md").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"already holds another README\.md"):
+        write_folder(model, folder)
+    assert (folder / "README.md").read_text() == "mine" and not (folder / "model_index.json").exists()
+
+
+def test_imports_of_our_files_are_left_out_however_many_lines_they_have(tmp_path: Path) -> None:
+    text = """import numpy as np
+from fewstep.noise import normals
+from fewstep.network import (
+    UNet,
+    attention,
+)
+from fewstep.metrics.kid import kid
+import fewstep.card
+FROM = "from fewstep.noise import x"
+"""
+    (tmp_path / "file.py").write_text(text)
+    assert _one_file([tmp_path / "file.py"]) == 'import numpy as np\nFROM = "from fewstep.noise import x"\n'

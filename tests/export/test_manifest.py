@@ -28,6 +28,10 @@ MANIFEST = Manifest(
     bounds={"mean": 1.0, "max": 3.0},
     versions={"onnxruntime": "1.31.0"},
 )
+ADAPTER = {
+    "name": "a", "sha256": "d" * 64, "levels": {"1": [80.0]}, "classes": 2, "class_names": [], "parity": {},
+    "bounds": {},
+}  # fmt: skip
 
 
 def test_round_trip(tmp_path):
@@ -59,6 +63,17 @@ def test_a_marginal_manifest_is_one_that_a_reader_without_the_field_can_read(tmp
         ({"levels": None}, "not a readable fewstep engine manifest"),
         ({"colour": "red"}, "not a readable fewstep engine manifest"),
         ({"network": "../elsewhere.onnx"}, "outside its own directory"),
+        ({"levels": {"1": [-1.0]}}, "levels must be positive"),
+        ({"levels": {"2": [80.0]}}, "the levels of 2 steps are 1"),
+        ({"levels": {"1": ["80"]}}, "Expected `float`, got `str`"),
+        ({"channels": "3"}, "Expected `int`, got `str`"),
+        ({"channels": 0}, "a size below 1"),
+        ({"sigma_data": float("nan")}, "its sigma_data is nan"),
+        ({"class_names": "ab"}, "got `str`"),
+        ({"class_names": ["shirt"]}, "it names 1 classes, and has 2"),
+        ({"adapters": [{}]}, "missing required field `name`"),
+        ({"adapters": [ADAPTER | {"colour": "red"}]}, "a field 'colour', which this version does not know"),
+        ({"adapted": {"layer": [1, 2]}}, "length 3"),
     ],
 )
 def test_refuses_what_it_does_not_know(tmp_path, change, says):

@@ -3,10 +3,12 @@ bytes of its model and seed whatever shares it."""
 
 import hashlib
 import io
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import onnx
 import pytest
@@ -28,10 +30,12 @@ from server.scheduler.local import LocalService
 from server.scheduler.refusal import Refusal
 from server.scheduler.slots import Image, ImageKey, SlotTable
 from server.scheduler.validate import choose_model, image_request
-from tests.server.conftest import Server, serving, write_engine
+from tests.server.conftest import DEADLINE_S, Server, serving, write_engine
 from tests.server.fakes import LEVELS, SHAPE, SIGMA_DATA
 from tests.server.scheduler.test_device_slots import Device, device_table
+from tests.server.test_faults import metric, post, workers
 
+Until = Callable[[Callable[[], bool]], None]
 LAYER, RANK = "table", 2
 ADAPTERS = {"red": {1: (1.0,), 2: (2.0, 0.4)}, "blue": {1: (3.0,)}}  # with levels of their own
 
@@ -226,6 +230,47 @@ def test_a_row_keeps_its_adapter_while_others_end(engine: Path):
             )
             distance = np.abs(made[image.key.request].astype(int) - to_pixels(sample.images)[0])
             assert distance.max() <= 1  # the device's normals differ in the last bit
+
+
+def test_a_worker_that_starts_later_serves_the_adapters_of_the_start(tmp_path: Path, until: Until):
+    """Whatever was added, replaced or removed in the folder since: the same models, and the same bytes."""
+    folder = tmp_path / "engine"
+    write_adapters(folder)
+    with serving(folder, "--mode", "exact", "--restart-limit", "9") as server:
+
+        def images() -> list[bytes]:
+            answers = [post(server, model=model, seed=3, steps=1, label=1) for model in MODELS]
+            assert [answer.status_code for answer in answers] == [200] * len(MODELS)
+            return [answer.content for answer in answers]
+
+        before = images()
+        manifest = read_manifest(folder)
+        red, blue = manifest.adapters
+        content = (folder / red.file).read_bytes()
+        other = replace(blue, sha256=hashlib.sha256(content).hexdigest())
+        for entries in ((red, blue, replace(red, name="green")), (red, other), (blue,), ()):
+            for entry in entries:
+                if entry.name != "blue" or entry is other:
+                    (folder / entry.file).write_bytes(content)
+            write_manifest(folder, replace(manifest, adapters=entries))
+            if not entries:
+                shutil.rmtree(folder / "adapters")
+            restarts = metric(server, "fewstep_worker_restarts_total")
+            workers(server)[0].kill()
+            until(lambda restarts=restarts: metric(server, "fewstep_worker_restarts_total") > restarts)
+            until(lambda: httpx.get(f"{server.url}/readyz", timeout=DEADLINE_S).status_code == 200)
+            assert images() == before
+        assert server.stop() == 0
+
+
+def test_an_adapter_whose_file_is_damaged_is_named_before_anything_listens(tmp_path: Path, capsys):
+    folder = tmp_path / "engine"
+    write_adapters(folder)
+    path = folder / "adapters" / "blue.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    for flag in ("--port=0", "--check"):
+        assert main(["--engine", str(folder), flag]) == 2
+        assert f"{path} is not the file its manifest describes" in capsys.readouterr().err
 
 
 def test_a_backbone_without_levels_serves_its_adapters_alone(engine: Path):

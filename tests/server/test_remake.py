@@ -67,6 +67,7 @@ def changed(**fields: Any) -> str:
         (changed(seed="x"), "damaged"),
         (changed(steps=[4, 2]), "damaged"),
         (changed(edit=True), "began at a picture"),
+        (changed(checkpoint=""), "damaged"),
         (changed(checkpoint="dddd"), 'the checkpoint "dddd", and tiny has "cccc"; --engine'),
         (changed(sigmas=3), "damaged"),
         (changed(sigmas=[1, 2]), "each below the one before"),
@@ -105,10 +106,9 @@ def test_a_missing_file_or_model_ends_in_one_line(tmp_path: Path, capsys: Any):
 def test_a_file_that_cannot_be_written_ends_in_a_sentence(made: Path, engine_dir: Path, tmp_path: Path, capsys: Any):
     out = tmp_path / "absent" / "x.png"
     assert main(["remake", str(made / "plain.png"), "--engine", str(engine_dir), "--out", str(out)]) == 2
-    said = (
-        f"error: {out} cannot be written: No such file or directory; --out FILE names a file in a folder that exists\n"
-    )
-    assert capsys.readouterr().err == said
+    assert capsys.readouterr().err == f"error: --out {out} cannot be written: there is no folder {out.parent}\n"
+    assert main(["remake", str(made / "plain.png"), "--engine", str(engine_dir), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: --out {tmp_path} is a folder; name the file to write\n"
 
 
 def test_a_recipe_names_what_a_request_asked_for(engine_dir: Path):

@@ -1,6 +1,9 @@
 """What every reward must return, said in a sentence when it does not."""
 
+import contextlib
+import os
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -27,13 +30,19 @@ def checked(reward: LogReward, name: str, floor: float = FLOOR) -> LogReward:
     @torch.no_grad()
     def run(images: Tensor, y: Tensor) -> Tensor:
         nonlocal seen, above
-        found = reward(images, y)
+        with unchanged():
+            found = reward(images.clone(), y.clone())  # what it writes into its arguments stays with it
         if not isinstance(found, Tensor):
             raise RewardError(f"the reward {name} returned {type(found).__name__}; it must return a tensor of log r")
         if tuple(found.shape) != (len(images),):
             raise RewardError(
                 f"the reward {name} returned the shape {list(found.shape)} for {len(images)} images; it must return "
                 f"one log r for every image, the shape [{len(images)}]"
+            )
+        if found.is_complex() or found.is_meta or found.layout != torch.strided:
+            raise RewardError(
+                f"the reward {name} returned a tensor of {found.dtype} on {found.device}, {found.layout}; it must "
+                "return real numbers, one for every image"
             )
         found = found.to(images.device, torch.float32)
         bad = {"NaN": found.isnan().sum(), "+inf": found.isposinf().sum()}
@@ -52,6 +61,22 @@ def checked(reward: LogReward, name: str, floor: float = FLOOR) -> LogReward:
         return found.clamp(min=floor)
 
     return run
+
+
+@contextlib.contextmanager
+def unchanged() -> Iterator[None]:
+    """Put back at the end what a reward may have changed for the whole process: the folder in which relative paths
+    begin, and torch's default dtype and device. A run that went on with another would write elsewhere, or compute
+    something else."""
+    folder, dtype, device = Path.cwd(), torch.get_default_dtype(), torch.get_default_device()
+    try:
+        yield
+    finally:
+        if torch.get_default_dtype() != dtype:
+            torch.set_default_dtype(dtype)
+        if torch.get_default_device() != device:
+            torch.set_default_device(None if device.type == "cpu" else device)
+        os.chdir(folder)
 
 
 def blamed(error: BaseException, file: Path | None) -> str:

@@ -29,7 +29,7 @@ from fewstep.outputs import CLASSIFIER_FILE
 from fewstep.pixels import from_pixels
 from trainer.critics.classifier import load_classifier
 from trainer.methods.rtb import LogReward
-from trainer.rewards.checked import FLOOR, RewardError, blamed, checked
+from trainer.rewards.checked import FLOOR, RewardError, blamed, checked, unchanged
 from trainer.rewards.classes import class_reward, clean_logits, told_class_reward
 from trainer.rewards.linear import Operator, blur, inpainting, measured, super_resolution
 
@@ -147,7 +147,8 @@ def _function(text: str) -> tuple[Callable[..., Any], Path | None]:
         raise RewardError(f"--reward {text} lacks its file or its function; write one of {FORMS}")
     own = Path(place) if place.endswith(".py") else None
     try:
-        module = _loaded(own) if own else importlib.import_module(place)
+        with unchanged():
+            module = _loaded(own) if own else importlib.import_module(place)
     except (Exception, SystemExit) as error:  # a file of the user's may raise anything, and may call sys.exit
         file = own or _found(place)
         raise RewardError(

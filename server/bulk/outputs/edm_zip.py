@@ -11,7 +11,7 @@ from typing import IO, Any
 from fewstep.card import replacing
 from server.bulk.order import Order
 from server.bulk.outputs.kind import Chunks, Kind
-from server.bulk.outputs.npz import DATE
+from server.bulk.outputs.npz import DATE, check_whole
 
 INDEX = "dataset.json"
 
@@ -45,7 +45,10 @@ def _index(member: IO[bytes], order: Order) -> None:
 
 def recipe(out: Path) -> dict[str, Any] | None:
     with zipfile.ZipFile(out) as archive:
-        return json.loads(archive.read(INDEX)).get("fewstep") if INDEX in archive.namelist() else None
+        if INDEX not in archive.namelist():
+            return None
+        check_whole(archive)
+        return json.loads(archive.read(INDEX)).get("fewstep")
 
 
 KIND = Kind(".zip", "EDM's data set, PNG files and dataset.json", write, recipe)

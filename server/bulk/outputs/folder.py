@@ -1,6 +1,7 @@
 """A folder of PNG files named by seed, and generate.json, which says what they were made of."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ def write(out: Path, order: Order, file: int, chunks: Chunks) -> None:
             (out / f"{name_of(order, picture.seed)}.png").write_bytes(picture.png)
 
 
+def names(order: Order, file: int, chunks: range) -> Iterator[str]:
+    for chunk in chunks:
+        for seed in order.seeds.part(chunk * order.chunk, order.chunk):
+            yield f"{name_of(order, seed)}.png"
+
+
 def finish(out: Path, order: Order) -> None:
     """Last of all: a folder that has it is complete."""
     write_atomically(out / ABOUT, (json.dumps(order.recipe(), indent=2) + "\n").encode())
@@ -37,4 +44,4 @@ def recipe(out: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-KIND = Kind("", "a PNG for each seed in a folder", write, recipe, finish, each_chunk=True)
+KIND = Kind("", "a PNG for each seed in a folder", write, recipe, finish, names=names, each_chunk=True)

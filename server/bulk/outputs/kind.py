@@ -27,6 +27,8 @@ class Kind:
     finish: Callable[[Path, Order], None] | None = None
     most: int | None = None  # images that it holds
     needs: str = ""  # a module that an extra brings
+    # Of a folder: the names of the files that a call of `write` with this file and these chunks makes.
+    names: Callable[[Order, int, range], Iterable[str]] | None = None
     each_chunk: bool = False  # a file of the output is a chunk; else all chunks, or `Order.per_file` images
 
     @property

@@ -56,8 +56,18 @@ def _header(member: IO[bytes], dtype: np.dtype[Any], shape: tuple[int, ...]) -> 
 
 
 def recipe(out: Path) -> dict[str, Any] | None:
-    with np.load(out, allow_pickle=False) as archive:
-        return json.loads(str(archive["recipe"])) if "recipe" in archive else None
+    with zipfile.ZipFile(out) as archive:
+        if "recipe.npy" not in archive.namelist():
+            return None
+        check_whole(archive)
+        with archive.open("recipe.npy") as member:
+            return json.loads(str(np.lib.format.read_array(member, allow_pickle=False)))
+
+
+def check_whole(archive: zipfile.ZipFile) -> None:
+    """Raise BadZipFile where the file's beginning is missing: the list of its members stands at the end."""
+    if min(member.header_offset for member in archive.infolist()) != 0:
+        raise zipfile.BadZipFile("its beginning is missing")
 
 
 KIND = Kind(".npz", "NumPy arrays images, seeds, labels", write, recipe)

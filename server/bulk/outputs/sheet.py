@@ -25,7 +25,10 @@ def write(out: Path, order: Order, file: int, chunks: Chunks) -> None:
 
 
 def recipe(out: Path) -> dict[str, Any] | None:
-    text = text_of(out.read_bytes(), KEYWORD)
+    png = out.read_bytes()
+    text = text_of(png, KEYWORD)
+    if text is not None and not png.endswith(b"IEND\xae\x42\x60\x82"):
+        raise ValueError("its end is missing")
     return None if text is None else json.loads(text)
 
 

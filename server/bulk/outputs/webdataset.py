@@ -26,12 +26,20 @@ def shard_images(shape: tuple[int, int, int]) -> int:
 def write(out: Path, order: Order, file: int, chunks: Chunks) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with (
-        replacing(out / f"{plain_name(order.manifest.name)}-{file:06d}.tar") as target,
+        replacing(out / name_of(order, file)) as target,
         tarfile.open(fileobj=target, mode="w", format=tarfile.USTAR_FORMAT) as archive,
     ):
         for number, pixels in chunks:
             for picture in order.pictures(number, pixels):
                 _add(archive, folder.name_of(order, picture.seed), picture)
+
+
+def name_of(order: Order, file: int) -> str:
+    return f"{plain_name(order.manifest.name)}-{file:06d}.tar"
+
+
+def names(order: Order, file: int, chunks: range) -> tuple[str]:
+    return (name_of(order, file),)
 
 
 def _add(archive: tarfile.TarFile, name: str, picture: Picture) -> None:
@@ -44,4 +52,4 @@ def _add(archive: tarfile.TarFile, name: str, picture: Picture) -> None:
         archive.addfile(member, io.BytesIO(contents[suffix]))
 
 
-KIND = Kind("", "WebDataset shards in a folder, of about 1 GB", write, folder.recipe, folder.finish)
+KIND = Kind("", "WebDataset shards in a folder, of about 1 GB", write, folder.recipe, folder.finish, names=names)

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.manifest import read_student
+from export.manifest import read_manifest, read_student, write_manifest
 from fewstep.noise import random_labels
 from fewstep.pixels import KEYWORD, text_of
 from server.bulk.journal import Journal
 from server.bulk.order import chunk_size
 from tests.server.bulk.conftest import Generate, contents
 from tests.server.conftest import serving
+from tests.server.fakes import SHAPE
 from trainer.data.sources.edm_zip import read_edm_zip
 
 
@@ -169,6 +171,73 @@ def test_the_files_of_others_are_left_where_the_journal_is(generate: Generate, t
     assert refused.code == 2 and "o.npz.part is a file; a run keeps its work there. Name another" in refused.errors
 
 
+def test_what_is_damaged_or_of_others_is_refused_and_stays(generate: Generate, tmp_path: Path):
+    seeds = "0-9"
+    for name in ("o.npz", "o.zip", "o.png"):
+        out = tmp_path / name
+        assert generate(out, seeds=seeds).code == 0
+        whole = out.read_bytes()
+        deep = io.BytesIO()
+        np.savez(deep, recipe=np.array("[" * 100_000))
+        array = io.BytesIO()
+        np.save(array, np.zeros(3))
+        for content in (b"", whole[: len(whole) // 2], whole[len(whole) // 2 :], deep.getvalue(), array.getvalue()):
+            out.write_bytes(content)
+            refused = generate(out, seeds=seeds)
+            assert refused.code == 2 and out.read_bytes() == content
+            assert "cannot be read: it is damaged" in refused.errors or "none of this command's" in refused.errors
+    for form, lost in (("folder", "000003.png"), ("webdataset", "tiny-000000.tar")):
+        out = tmp_path / form
+        assert generate(out, "--format", form, seeds=seeds).code == 0
+        (out / lost).unlink()
+        refused = generate(out, "--format", form, seeds=seeds)
+        assert refused.code == 2 and f"lacks 1 of its files now, such as {lost}" in refused.errors
+
+
+def test_a_journal_that_is_damaged_is_named(generate: Generate, tmp_path: Path):
+    assert generate(tmp_path / "o", seeds="0-9").code == 0
+    recipe = json.loads((tmp_path / "o" / "generate.json").read_text())
+    journal = tmp_path / "p" / ".generate"
+    journal.mkdir(parents=True)
+
+    def refused(order: str) -> str:
+        (journal / "order.json").write_text(order)
+        ran = generate(tmp_path / "p", seeds="0-9")
+        assert ran.code == 2
+        return ran.errors
+
+    for chunk in (0, -8, 3, True, "8", 8.0, None):
+        assert "order.json is damaged; remove" in refused(json.dumps({"recipe": recipe, "chunk": chunk}))
+    assert "order.json is damaged; remove" in refused("[" * 100_000)
+    order = json.dumps({"recipe": recipe, "chunk": 16})
+    for pixels in (np.zeros((2, 8, 8, 1), np.uint8), np.zeros((10, *SHAPE[1:], SHAPE[0]), np.float32)):
+        np.save(journal / "chunk-000000.npy", pixels)
+        assert "chunk-000000.npy is damaged; remove it" in refused(order)
+    (journal / "chunk-000000.npy").write_bytes(b"")
+    assert "chunk-000000.npy is damaged; remove it" in refused(order)
+    (journal / "chunk-000000.npy").unlink()
+    assert generate(tmp_path / "p", seeds="0-9").code == 0
+
+
+def test_an_engine_that_changes_while_it_is_loaded_makes_no_images(
+    generate: Generate, engine_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    manifest = read_manifest(engine_dir)
+    other = {steps: tuple(0.9 * sigma for sigma in sigmas) for steps, sigmas in manifest.levels.items()}
+    begin = Journal.begin
+
+    def changed(*arguments: Any) -> int:
+        write_manifest(engine_dir, replace(manifest, levels=other))
+        return begin(*arguments)
+
+    monkeypatch.setattr(Journal, "begin", changed)
+    try:
+        ran = generate(tmp_path / "o", seeds="0-9")
+    finally:
+        write_manifest(engine_dir, manifest)
+    assert ran.code == 2 and "has changed since this command began" in ran.errors and not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
     ("out", "options", "words"),
     [
@@ -224,8 +293,6 @@ def test_an_engine_that_was_exported_anew_does_not_go_on_with_the_images_of_the_
     from server.settings import sources
 
     def exported_anew(folder: Path, name: str) -> Any:
-        from dataclasses import replace
-
         return replace(read_student(folder, name), checkpoint="d" * 64)
 
     monkeypatch.setattr(sources, "read_student", exported_anew)

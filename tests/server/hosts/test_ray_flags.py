@@ -29,7 +29,8 @@ def test_flags_of_the_cluster_and_of_the_server_stand_side_by_side(engine_dir: P
         ("--url-bytes 0", "--url-bytes has no effect on Ray: a url may lead to another replica"),
         ("--port 0", "--port 0 would be another port on each node"),
         ("--check", "--check is for one machine: fewstep serve --check"),
-        ("--replicas 2", "there is no flag --replicas"),
+        ("--replicas 2", "there is no flag --replicas; the nearest is --min-replicas"),
+        ("--xyzzy", "there is no flag --xyzzy; `fewstep cluster --help` lists the flags"),
         ("--model nothing", "there is no model"),
     ],
 )

@@ -43,7 +43,7 @@ class Machine:
         self.measured.append(layout)
         times = self.times[layout.backend]
         if isinstance(times, str):
-            raise LayoutError(times)
+            raise LayoutError(times, lasting="for now" not in times)
         return {size: seconds * (1 if layout.workers == 1 else 1.2) for size, seconds in times.items()}
 
     def settle(self, capacity_given: bool = False, workers: int = 0, **changes: Any) -> Settled:
@@ -130,17 +130,21 @@ def test_another_network_library_or_processor_is_measured_anew(machine: Machine,
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'{"format": 2}', b"\xff\xfe", b"[" * 99_999, "times of -1", "another machine", "no load"],
+    [
+        b"", b"{", b"[]", b'{"format": 2}', b"\xff\xfe", b"[" * 99_999, "another machine", "no load",
+        {"1": -1}, {"1": -1.0}, {"1": 10**400}, {"1": float("nan")}, {"1": 1e-300}, {str(10**15): 1.0}, {"x": 1.0},
+        {"1": 1.0, "2": 0.5},
+    ],
 )  # fmt: skip
-def test_a_file_that_is_no_good_is_measured_again_and_replaced(machine: Machine, content: bytes | str):
+def test_a_file_that_is_no_good_is_measured_again_and_replaced(machine: Machine, content: bytes | str | dict):
     first = machine.settle()
     assert first.path
     data = json.loads(first.path.read_bytes())
-    if content == "times of -1":
-        data["measured"][0]["calls_s"]["1"] = -1
+    if isinstance(content, dict):
+        data["measured"][0]["calls_s"] = content
     elif content == "another machine":
         data["identity"]["processor"] = "another"
-    elif content == "no load":
+    else:
         del data["load"]
     first.path.write_bytes(content if isinstance(content, bytes) else json.dumps(data).encode())
     again = machine.settle()
@@ -180,6 +184,16 @@ def test_a_backend_that_does_not_run_is_said_and_remembered(machine: Machine):
     machine.times["onnxruntime-cpu"] = "broken"
     with pytest.raises(SettingsError, match=r"no way to run tiny works here.*broken"):
         machine.settle()
+    machine.times["onnxruntime-cpu"] = SLOW  # the engine was mended, and its network is the same
+    assert machine.settle().settings.workers == 2 and len(machine.measured) == 4
+
+
+def test_what_fails_for_now_is_said_and_tried_again_at_the_next_start(machine: Machine):
+    machine.times["openvino"] = "no memory for now"
+    assert any("no memory for now" in note for note in machine.settle().notes)
+    machine.times["openvino"] = FAST
+    assert machine.settle().settings.backend == "openvino"
+    assert {each.backend for each in machine.measured} == {"openvino"}
 
 
 def test_times_of_a_busy_machine_change_no_backend_and_are_measured_again_when_it_is_idle(machine: Machine):

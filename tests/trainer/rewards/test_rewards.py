@@ -81,11 +81,35 @@ def test_what_is_measured():
         (torch.zeros(3, 1), r"shape \[3, 1\] for 3 images.*the shape \[3\]"),
         (torch.zeros(()), r"shape \[\] for 3 images"),
         (1.5, "returned float; it must return a tensor"),
+        (torch.zeros(3, dtype=torch.complex64), "a tensor of torch.complex64"),
+        (torch.zeros(3, device="meta"), "on meta"),
+        (torch.zeros(3).to_sparse(), "torch.sparse_coo"),
     ],
 )
 def test_a_reward_that_returns_no_log_r_is_stopped_with_a_sentence(returned, said: str):
     with pytest.raises(RewardError, match=said):
         checked(lambda images, y: returned, "mine")(images(), Y)
+
+
+def test_a_reward_changes_neither_its_images_nor_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
+    file = tmp_path / "careless.py"
+    file.write_text(
+        "import os\nimport torch\n"
+        "def change():\n"
+        "    os.chdir('/')\n    torch.set_default_dtype(torch.float64)\n    torch.set_default_device('meta')\n"
+        "change()\n"
+        "def reward(images):\n"
+        "    found = images.mean((1, 2, 3))\n    images.zero_()\n    change()\n    return found\n"
+    )
+    given = images()
+    kept = given.clone()
+    reward = reward_of(f"{file}:reward", SHAPE, 0.1, "cpu").log_reward
+    found = reward(given, Y)
+    assert torch.equal(given, kept) and torch.equal(found, kept.mean((1, 2, 3)))
+    assert (Path.cwd(), torch.get_default_dtype()) == (tmp_path, torch.float32)
+    assert torch.get_default_device() == torch.device("cpu")
 
 
 def test_impossible_images_get_the_floor():
