@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from fewstep.conditions import Conditions, conditions_from_json
+
 CARD_FORMAT = 1
 CARD_FILE = "card.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -52,6 +54,14 @@ class Card:
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return self.network["channels"], self.network["resolution"], self.network["resolution"]
+
+    @property
+    def conditions(self) -> Conditions:
+        """What the network takes beside images, levels and classes; its configuration names them where there are any.
+
+        Raises ValueError, TypeError or KeyError for what this version does not know.
+        """
+        return conditions_from_json(self.network.get("conditions", ()))
 
 
 def distilled_from(student: Card, teacher: Card) -> bool:

@@ -82,12 +82,12 @@ def network_config(card: Card) -> NetworkConfig:
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in card.network.items()}
         family = fields.pop("family", UNET_FAMILY)
         if family == UNET_FAMILY:
-            return UNetConfig(**fields)
+            return UNetConfig(**{**fields, "conditions": card.conditions})
         if family == DDPMConfig.family:
             return DDPMConfig(**fields)
         if family == EDM2Config.family:
             return EDM2Config(**fields)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"the card describes a network this version does not know ({error})") from error
     raise CheckpointError(
         f"the card describes a network of the family {family!r}; this version knows {UNET_FAMILY!r}, "
@@ -105,7 +105,7 @@ def build_network(config: NetworkConfig) -> NetworkModule:
 def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Denoiser, Card]:
     """The denoiser of a checkpoint folder, in fp32 and eval mode, with its card.
 
-    denoiser(x [B, C, H, W] in noise units, sigma [B], labels [B] int or None) -> denoised [B, C, H, W].
+    denoiser(x [B, C, H, W] in noise units, sigma [B], labels [B] int or None, **conditions) -> denoised [B, C, H, W].
     Raises CheckpointError with a sentence when the folder is not a usable checkpoint.
     """
     weights, card = load_checkpoint(Path(folder))
@@ -128,4 +128,4 @@ def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tup
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {folder} do not fit the network of its card: {error}") from error
     network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return Denoiser(network, card.sigma_data, config.classes), card
+    return Denoiser(network, card.sigma_data, config.classes, config.conditions), card

@@ -66,6 +66,8 @@ class TeacherConfig:
     noise: NoiseDistribution = NoiseDistribution()
     adam: AdamConfig = AdamConfig(lr=1e-3, betas=(0.9, 0.99), final=0.02)
     ema_width: Annotated[float, WIDTH] = 0.06  # width of the average that is served (trainer.run.ema)
+    label_dropout: Annotated[float, BELOW_ONE] = 0.0
+    """Share of the images whose class the teacher is not told: 0.1 for guidance."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -173,6 +175,8 @@ class StudentConfig:
     """Share of the run, at its start, in which the top level regresses on stored teacher endpoints."""
     warm_pairs: Annotated[int, COUNT] = 4096
     """Endpoints to store for --warm."""
+    guidance_max: Annotated[float, Range(1, 100)] = 1.0
+    """The student takes a guidance weight of each request, from 1 to this; 1: it takes none."""
     adversary: AdversaryConfig = AdversaryConfig()  # of `--method dmd2` alone
     adam: AdamConfig = AdamConfig(5e-5, (0.0, 0.999), decay_from=0.4, final=0.05)
     # The auxiliary must follow a changing student: with equal rates it lags, and the outputs oscillate (ADR 0003).
