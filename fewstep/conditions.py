@@ -47,7 +47,9 @@ class Condition:
         if self.dtype not in DTYPES:
             raise ValueError(f"{self.name} has the type {self.dtype}; conditions are {DTYPES[0]}")
         if not -math.inf < self.low < self.high < math.inf:
-            raise ValueError(f"{self.name} needs a range from a lower to a higher number, not {self.low} to {self.high}")
+            raise ValueError(
+                f"{self.name} needs a range from a lower to a higher number, not {self.low} to {self.high}"
+            )
         if self.default is not None and not self.low <= self.default <= self.high:
             raise ValueError(f"the default {self.default} of {self.name} is not from {self.low} to {self.high}")
 

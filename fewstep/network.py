@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.conditions import Condition, map_channels
+from fewstep.conditions import LOW, Condition, map_channels
 from fewstep.older_precond import network_input, raw_output
+from fewstep.residual_precond import centred, with_enlarged
 from fewstep.unet_config import UNetConfig
 
 
@@ -63,6 +64,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, onehot: Tensor, *conditions: Tensor) -> Tensor:
         if self.config.precond == "edm":
             return self._raw(x, c_noise, onehot, conditions)
+        if self.config.precond == "residual":
+            return self._residual(x, c_noise, onehot, conditions)
         # D = x - sigma * U magnifies what U rounds: half precision would show from sigma 1 on.
         with torch.autocast(x.device.type, enabled=False):
             image = x[:, : self.config.channels]
@@ -70,6 +73,16 @@ class UNet(nn.Module):
             predicted = self._raw(inputs[0], inputs[1], onehot, conditions)
             sigma = (4 * c_noise).exp()[:, None, None, None]
             return raw_output(self.config.precond, predicted, image, sigma, self.config.sigma_data)
+
+    def _residual(self, x: Tensor, c_noise: Tensor, onehot: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
+        config = self.config
+        enlarged = _enlarged(self._low(conditions), x)
+        inner = torch.cat([centred(x[:, : config.channels], enlarged, c_noise, config.sigma_data),
+                           x[:, config.channels :]], dim=1)  # fmt: skip
+        return with_enlarged(self._raw(inner, c_noise, onehot, conditions), enlarged, c_noise, config.sigma_data)
+
+    def _low(self, conditions: tuple[Tensor, ...]) -> Tensor:
+        return conditions[[condition.name for condition in self.config.conditions].index(LOW)]
 
     def _network_input(self, x: Tensor, c_noise: Tensor) -> tuple[Tensor, Tensor]:
         """x and c_noise as the raw network takes them; further input channels stay as they are."""
@@ -91,6 +104,8 @@ class UNet(nn.Module):
 
         From the finest to the innermost, which has been through the middle blocks.
         """
+        if self.config.precond == "residual":
+            raise ValueError("a network that enlarges images offers no features")
         inner, skips, _ = self._encode(*self._network_input(x, c_noise), onehot, conditions)
         shrunken = [fine for fine, coarse in pairwise(skips) if coarse.shape[2] < fine.shape[2]]
         return (*shrunken, inner)

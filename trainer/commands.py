@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,8 +30,14 @@ from trainer.run.artifacts import describe
 from trainer.run.compute import Compute, move_to_device, runner
 from trainer.run.distributed import rank
 from trainer.run.state import load_network
-from trainer.runs import compute_for, fit_to_data, loop_config, own_folder, run_method
-from trainer.settings import AdversarialConfig, ConsistencyConfig, ProgressiveConfig, StudentConfig
+from trainer.runs import compute_for, deviation, fit_to_data, loop_config, own_folder, run_method
+from trainer.settings import (
+    AdversarialConfig,
+    ConsistencyConfig,
+    ProgressiveConfig,
+    StudentConfig,
+    stored_settings,
+)
 from trainer.switches import (
     ADVERSARIAL,
     CONSISTENCY,
@@ -69,16 +75,17 @@ def _train_teacher(
         settings = replace(settings, label_dropout=label_dropout)
     network, start_card = _starting_teacher(start, data) if start else (None, None)
     torch.manual_seed(options.seed)
-    network = network or UNet(fit_to_data(chosen.network_of(options.network), data))
+    fitted = fit_to_data(chosen.network_of(options.network), data)
+    sigma = start_card.sigma_data if start_card else deviation(fitted, data)
+    network = network or UNet(fitted if fitted.precond == "edm" else replace(fitted, sigma_data=sigma))
     if settings.label_dropout and not network.config.classes:
         raise SwitchError("--label-dropout leaves out classes, and these images have none; leave it out")
     compute = compute_for(options, network, config)
     move_to_device(network, compute.device)
     torch.manual_seed(options.seed + rank())  # each process drops out other units
-    sigma = start_card.sigma_data if start_card else data.sigma_data()
     method = Teacher(network, sigma, settings, compute)
     names = data.class_names if network.config.classes else ()
-    facts = {"start": start_card and start_card.weights, **asdict(settings)}
+    facts = {"start": start_card and start_card.weights, **stored_settings(settings)}
     card = Card("teacher", describe(network), sigma, "", data.provenance(), names)
     return run_method(method, data, config, options, card, facts, compute)
 
@@ -147,7 +154,7 @@ def _train_student(options: RunOptions, data: ImageSet, request: Distillation) -
     name = start_card.parent if start_card and distilled_from(start_card, parent) else parent.weights
     images = data.provenance()
     card = Card("student", describe(method.network), parent.sigma_data, "", images, data.class_names, levels, name)
-    facts = {"method": request.method, "start": start_card and start_card.weights, **asdict(settings)}
+    facts = {"method": request.method, "start": start_card and start_card.weights, **stored_settings(settings)}
     if kept_card:
         facts["kept"] = kept_card.weights
     if classifiers:

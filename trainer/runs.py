@@ -21,7 +21,7 @@ from fewstep.pixels import from_pixels
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
-from trainer.methods.conditions import of_images
+from trainer.methods.conditions import enlarged_again, of_images
 from trainer.options import RunOptions
 from trainer.recipes.recipe import Recipe
 from trainer.run.artifacts import GRID_COLUMNS, environment, write_sheet
@@ -32,6 +32,7 @@ from trainer.run.loop import Clock, LoopConfig, Method, train
 from trainer.run.state import settle_state
 
 CPU_PROBE = 16  # images of the batch that two precisions are timed with
+MEASURED = 2_000  # images whose residuals are measured
 LOGGED = 200  # points of a curve, at least, where the length of a run is known
 
 
@@ -170,6 +171,16 @@ def check_out(options: RunOptions) -> None:
         raise CheckpointError(
             f"{options.out} holds no {STATE_FILE}: there is nothing to resume; start without --resume"
         )
+
+
+def deviation(network: UNetConfig, data: ImageSet) -> float:
+    """sigma_data of a network of these images: their deviation, or that of what an enlarged image lacks."""
+    low = find(network.conditions, LOW)
+    if network.precond != "residual" or low is None:
+        return data.sigma_data()
+    chosen = data.images[evenly(len(data.images), min(len(data.images), MEASURED))]
+    images = torch.from_numpy(from_pixels(chosen))
+    return (images - enlarged_again(images, low)).square().mean().sqrt().item()
 
 
 def fit_to_data(network: UNetConfig, data: ImageSet) -> UNetConfig:

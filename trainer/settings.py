@@ -5,8 +5,8 @@ configuration is made.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, get_args
 
 from fewstep.ranges import COUNT, POSITIVE, SHARE, Range, RangeError, check_range, check_ranges
 from fewstep.schedule import MAX_STEPS, SIGMA_MAX, SIGMA_MIN, student_levels
@@ -175,6 +175,7 @@ class StudentConfig:
     """Share of the run, at its start, in which the top level regresses on stored teacher endpoints."""
     warm_pairs: Annotated[int, COUNT] = 4096
     """Endpoints to store for --warm."""
+    lognormal: NoiseDistribution = NoiseDistribution()  # of the rules lognormal and hybrid
     guidance_max: Annotated[float, Range(1, 100)] = 1.0
     """The student takes a guidance weight of each request, from 1 to this; 1: it takes none."""
     adversary: AdversaryConfig = AdversaryConfig()  # of `--method dmd2` alone
@@ -277,6 +278,19 @@ class AdversarialConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+# Settings that earlier runs do not have, and what they mean there. They are left out of what a run is known by while
+# they say that, so that earlier runs go on.
+LATER = {"label_dropout": 0.0, "guidance_max": 1.0, "lognormal": NoiseDistribution()}
+
+
+def stored_settings(settings: Any) -> dict[str, Any]:
+    """A configuration of this file as a run stores it."""
+    return {
+        name: value for name, value in asdict(settings).items()
+        if name not in LATER or getattr(settings, name) != LATER[name]
+    }  # fmt: skip
 
 
 def _check_top(config: StudentConfig | ConsistencyConfig) -> None:

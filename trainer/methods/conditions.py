@@ -19,6 +19,13 @@ def reduced(images: Tensor, condition: Condition) -> Tensor:
     return functional.adaptive_avg_pool2d(images, condition.shape[1:])
 
 
+def enlarged_again(images: Tensor, condition: Condition) -> Tensor:
+    """The images [B, C, H, W] reduced to `low` and enlarged as a network sees it."""
+    return functional.interpolate(
+        reduced(images, condition), size=images.shape[2:], mode="bilinear", align_corners=False
+    )
+
+
 def drawn(conditions: Conditions, images: Tensor, rng: Draws) -> dict[str, Tensor]:
     """`of_images`, and guidance weights [B], uniform over their range."""
     values = of_images(conditions, images)

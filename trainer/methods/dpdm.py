@@ -146,7 +146,7 @@ class Student:
     def divergence_gradient(self, recovered: Tensor, labels: Tensor | None, fed: Fed, rng: Draws) -> Tensor:
         """The gradient [B, C, H, W] to descend at each output [B, C, H, W], noised to a level drawn for it."""
         config = self.config
-        sigma = renoise_levels(config.renoise, fed.drawn, config.floor, rng)
+        sigma = renoise_levels(config.renoise, fed.drawn, config.floor, rng, config.lognormal)
         noise = sigma[:, None, None, None] * rng.normal_like(recovered)
         teacher = self._teacher_at(sigma, labels, fed)
         auxiliary = partial(self._condition_auxiliary(self.auxiliary, fed), sigma=sigma, labels=labels)
@@ -161,7 +161,7 @@ class Student:
         loss = recovered.new_zeros(())
         denoiser = self._condition_auxiliary(self.fitted, fed)
         for _ in range(self.config.auxiliary_updates):
-            sigma = renoise_levels(self.config.renoise, fed.drawn, self.config.floor, rng)
+            sigma = renoise_levels(self.config.renoise, fed.drawn, self.config.floor, rng, self.config.lognormal)
             loss = denoising_loss(denoiser, recovered, labels, sigma, rng.normal_like(recovered)).mean()
             descend(self.optimizers["auxiliary"], loss, self.config.auxiliary_adam, progress)
         return {"auxiliary_loss": loss.detach()}
