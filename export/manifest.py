@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.card import WEIGHTS_FILE, CheckpointError, Levels, levels_from_json, write_atomically
+from fewstep.conditions import Conditions, conditions_from_json
 
 ENGINE_FORMAT = 1
 ENGINE_FILE = "engine.json"
@@ -29,9 +30,11 @@ BACKENDS = (
     BACKEND_ORT_CUDA, BACKEND_TENSORRT, BACKEND_TENSORRT_RTX,
 )  # fmt: skip
 WITH_ADAPTERS = (BACKEND_ORT_CPU, BACKEND_TORCH)  # those that run engines with adapters by row
+# Those that run networks with conditions.
+WITH_CONDITIONS = (BACKEND_ORT_CPU, BACKEND_OPENVINO, BACKEND_OPENVINO_F32, BACKEND_TORCH, BACKEND_TORCH_COMPILE)
 DTYPE_NAMES = ("float32", "float16", "bfloat16")  # what a network computes in, as torch names them
 # Left out of the file while they are empty: a reader that has never heard of a field refuses it.
-OPTIONAL = ("extra", "facts", "proofs", "told", "adapted", "adapters")
+OPTIONAL = ("extra", "facts", "proofs", "told", "adapted", "adapters", "conditions")
 ADAPTERS_FOLDER = "adapters"  # of an engine directory
 BETWEEN = ":"  # an adapter is served as BACKBONE:NAME
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -87,6 +90,7 @@ class Manifest:
     # Of a network that takes adapters by row: layer -> (out, in, taps) of its weight, in the order of the inputs.
     adapted: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     adapters: tuple[AdapterEntry, ...] = ()  # by their index in the network, from 1
+    conditions: Conditions = ()  # what the network takes beside x, c_noise and onehot, in this order
     format: int = ENGINE_FORMAT
 
     @property
@@ -98,6 +102,12 @@ class Manifest:
     def columns(self) -> int:
         """Columns of the network's onehot: its classes, or the y that its adapters may be told."""
         return self.classes or self.told
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the network takes for each row, by name; one without columns has no input `onehot`."""
+        names = (condition.name for condition in self.conditions)
+        return ("x", "c_noise", "onehot", *names, *(("adapter",) if self.adapted else ()))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -200,9 +210,12 @@ def manifest_from_json(text: str, where: Path) -> Manifest:
         data["class_names"] = tuple(data["class_names"])
         data["buckets"] = None if data["buckets"] is None else tuple(data["buckets"])
         data["adapted"] = {layer: tuple(sizes) for layer, sizes in data.get("adapted", {}).items()}
+        data["conditions"] = conditions_from_json(data.get("conditions", ()))
         data["adapters"] = tuple(_adapter_from_json(entry, where) for entry in data.get("adapters", ()))
         manifest = Manifest(**data)
-    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{where} is not a readable fewstep engine manifest ({error})") from error
     names = [entry.name for entry in manifest.adapters]
     if len(set(names)) < len(names):

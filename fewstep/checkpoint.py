@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -22,12 +22,13 @@ from fewstep.card import (
     read_card,
     write_atomically,
 )
+from fewstep.conditions import enlarged
 from fewstep.ddpm_network import DDPMConfig, DDPMNetwork
 from fewstep.edm2_network import EDM2Config, EDM2Network
 from fewstep.metadata import check_metadata, metadata, read_metadata, with_metadata
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
-from fewstep.unet_config import UNetConfig
+from fewstep.unet_config import UNetConfig, config_fields
 
 NetworkConfig = UNetConfig | DDPMConfig | EDM2Config
 NetworkModule = UNet | DDPMNetwork | EDM2Network  # every module that keeps the contract of F and has such a config
@@ -100,6 +101,29 @@ def build_network(config: NetworkConfig) -> NetworkModule:
     if isinstance(config, UNetConfig):
         return UNet(config)
     return DDPMNetwork(config) if isinstance(config, DDPMConfig) else EDM2Network(config)
+
+
+def at_resolution(denoiser: Denoiser, card: Card, side: int) -> tuple[Denoiser, Card]:
+    """The denoiser and its card for images of side x side, with the same weights: of convolutions alone.
+
+    Raises CheckpointError for a network with attention, which sees images of one size, and for a side it cannot halve.
+    """
+    config = network_config(card)
+    if not isinstance(config, UNetConfig) or config.attention or config.inner_attention:
+        raise CheckpointError(
+            f"the network has attention and makes images of {card.image_shape[1]} pixels a side alone; one of another "
+            "resolution needs a network trained with inner_attention False and without attention"
+        )
+    try:
+        conditions = enlarged(config.conditions, config.resolution, side)
+        config = dataclasses.replace(config, resolution=side, conditions=conditions)
+    except ValueError as error:
+        raise CheckpointError(f"the network cannot make images of {side}x{side}: {error}") from error
+    network = UNet(config)
+    network.load_state_dict(cast(UNet, denoiser.network).state_dict())
+    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    card = dataclasses.replace(card, network=config_fields(config))
+    return dataclasses.replace(denoiser, network=network, conditions=conditions), card
 
 
 def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Denoiser, Card]:

@@ -76,10 +76,10 @@ class UNet(nn.Module):
 
     def _residual(self, x: Tensor, c_noise: Tensor, onehot: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
         config = self.config
-        enlarged = _enlarged(self._low(conditions), x)
+        enlarged = _at_size_of(self._low(conditions), x)
         inner = torch.cat([centred(x[:, : config.channels], enlarged, c_noise, config.sigma_data),
                            x[:, config.channels :]], dim=1)  # fmt: skip
-        return with_enlarged(self._raw(inner, c_noise, onehot, conditions), enlarged, c_noise, config.sigma_data)
+        return with_at_size_of(self._raw(inner, c_noise, onehot, conditions), enlarged, c_noise, config.sigma_data)
 
     def _low(self, conditions: tuple[Tensor, ...]) -> Tensor:
         return conditions[[condition.name for condition in self.config.conditions].index(LOW)]
@@ -121,7 +121,7 @@ class UNet(nn.Module):
         if x.shape[1] != (channels := self.config.channels + self.config.extra):
             raise ValueError(f"this network takes {channels} channels ({self.config.extra} latent), not {x.shape[1]}")
         bundle = list(zip(self.config.conditions, conditions, strict=True))
-        maps = [_enlarged(values.to(x.dtype), x) for condition, values in bundle if condition.is_map]
+        maps = [_at_size_of(values.to(x.dtype), x) for condition, values in bundle if condition.is_map]
         x = functional.pixel_unshuffle(torch.cat([x, *maps], dim=1) if maps else x, self.config.patch)
         others = {condition.name: values for condition, values in bundle if not condition.is_map}
         emb = self.embedding(c_noise, onehot, others).to(x.dtype)
@@ -138,7 +138,7 @@ class UNet(nn.Module):
         return x, skips, emb
 
 
-def _enlarged(values: Tensor, x: Tensor) -> Tensor:
+def _at_size_of(values: Tensor, x: Tensor) -> Tensor:
     """A map [B, c, h, w] at the size of x [B, C, H, W], bilinear."""
     if values.shape[2:] == x.shape[2:]:
         return values
