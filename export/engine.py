@@ -190,8 +190,8 @@ def check_conditions(manifest: Manifest, backend: str) -> None:
     if manifest.conditions and backend in BACKENDS and backend not in WITH_CONDITIONS:
         taken = ", ".join(condition.name for condition in manifest.conditions)
         raise CheckpointError(
-            f"the network of {manifest.name} takes {taken}, and backend {backend} runs none that takes more than images, "
-            f"levels and classes. Choose --backend {', '.join(WITH_CONDITIONS[:-1])} or {WITH_CONDITIONS[-1]}"
+            f"the network of {manifest.name} takes {taken}, and backend {backend} runs none that takes more than "
+            f"images, levels and classes. Choose --backend {', '.join(WITH_CONDITIONS[:-1])} or {WITH_CONDITIONS[-1]}"
         )
 
 

@@ -4,8 +4,9 @@
 
 All are float32; a network that computes in half precision has x, onehot and output in it, and the others in float32.
 An unconditional network has no `onehot` input. An NCVSD student has extra channels, for its latent. Behind `onehot`
-stand the conditions of the network, NAME [batch, *shape] each (`fewstep.conditions`). A network for adapters takes `adapter` [batch] int64 as well, and for every layer LAYER.down [adapters, rank, taps, in] and LAYER.up
-[adapters, out, rank] (`export.grouped`).
+stand the conditions of the network, NAME [batch, *shape] each (`fewstep.conditions`). A network for adapters takes
+`adapter` [batch] int64 as well, and for every layer LAYER.down [adapters, rank, taps, in] and LAYER.up [adapters, out,
+rank] (`export.grouped`).
 """
 
 import contextlib

@@ -79,7 +79,7 @@ class UNet(nn.Module):
         enlarged = _at_size_of(self._low(conditions), x)
         inner = torch.cat([centred(x[:, : config.channels], enlarged, c_noise, config.sigma_data),
                            x[:, config.channels :]], dim=1)  # fmt: skip
-        return with_at_size_of(self._raw(inner, c_noise, onehot, conditions), enlarged, c_noise, config.sigma_data)
+        return with_enlarged(self._raw(inner, c_noise, onehot, conditions), enlarged, c_noise, config.sigma_data)
 
     def _low(self, conditions: tuple[Tensor, ...]) -> Tensor:
         return conditions[[condition.name for condition in self.config.conditions].index(LOW)]

@@ -5,8 +5,8 @@ image's. U is preconditioned for it as Karras et al. 2022 do for images, with s 
 
     D = m + c_skip (x - m) + c_out U(c_in (x - m), c_noise)
 
-Ours is D = c_skip x + c_out F with the same factors: solved for F, since 1 - c_skip = sigma^2 c_in^2 and c_out = sigma s
-c_in,
+Ours is D = c_skip x + c_out F with the same factors: solved for F, since 1 - c_skip = sigma^2 c_in^2 and c_out = sigma
+s c_in,
 
     F = U(c_in x - c_in m, c_noise) + (sigma c_in / s) m
 """

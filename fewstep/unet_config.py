@@ -31,8 +31,8 @@ class UNetConfig:
     encoder: Literal["standard", "residual"] = "standard"  # residual: NCSN++ feeds the shrunken input to each level
     resample: tuple[int, ...] = (1, 1)  # separable filter for down- and upsampling
     head_width: int = 0  # channels per attention head; 0: a single head
-    # What the network was trained inside of (Karras et al. 2022, Table 1, or fewstep.residual_precond). Other than "edm",
-    # F is computed from it.
+    # What the network was trained inside of (Karras et al. 2022, Table 1, or fewstep.residual_precond). Other than
+    # "edm", F is computed from it.
     precond: Precond = "edm"
     sigma_data: float = 0.5  # read by `precond` other than "edm": that of the preconditioning around F
     extra: int = 0  # channels of latent noise behind the image, which F sees and does not predict

@@ -104,8 +104,8 @@ class Student:
         return (self.given(values) if values else self)._update(images, labels, progress, rng)
 
     def given(self, values: Values) -> "Student":
-        """The method with conditions bound to its denoisers for one batch; networks and optimisers are shared. A teacher
-        takes no guidance weight: it is guided by it."""
+        """The method with conditions bound to its denoisers for one batch; networks and optimisers are shared. A
+        teacher takes no guidance weight: it is guided by it."""
         assert isinstance(self.teacher, Denoiser), "a teacher of another kind takes no conditions"
         bound = copy.copy(self)
         taught = self.teacher.given(**{name: value for name, value in values.items() if name != GUIDANCE})
