@@ -100,7 +100,7 @@ def test_a_checkpoint_brings_its_conditions_back(tmp_path: Path):
     [
         (("x", (), 0.0, 1.0), "cannot be called 'x'"),
         (("Text", (3,), 0.0, 1.0), "cannot be called 'Text'"),
-        (("low", (3, 4), 0.0, 1.0), "a number .*, a vector .* or a map"),
+        (("low", (3, 4), 0.0, 1.0), r"a number .*, a vector .* or a map"),
         (("low", (3, 0, 4), 0.0, 1.0), "not \\(3, 0, 4\\)"),
         (("low", (), 1.0, 1.0), "from a lower to a higher number"),
         (("low", (), 0.0, float("nan")), "from a lower to a higher number"),
@@ -133,7 +133,7 @@ def test_convolutions_alone_run_at_another_resolution(tmp_path: Path):
     assert [condition.shape for condition in of_large.conditions] == [(3, 16, 16)]
     made = large.given(low=torch.zeros(1, 3, 16, 16))(torch.randn(1, 3, 64, 64), torch.ones(1))
     assert made.shape == (1, 3, 64, 64)
-    with pytest.raises(CheckpointError, match="cannot make images of 24x24|cannot make images of 18x18"):
+    with pytest.raises(CheckpointError, match="cannot make images of 18x18"):
         at_resolution(denoiser, card, 18)
     attending = saved(tmp_path / "attending", CONFIG)
     with pytest.raises(CheckpointError, match="has attention and makes images of 16 pixels a side alone"):
