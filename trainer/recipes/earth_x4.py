@@ -6,6 +6,7 @@ fifth of EDM's.
 """
 
 import math
+from dataclasses import replace
 
 from fewstep.conditions import low_image
 from fewstep.unet_config import UNetConfig
@@ -20,6 +21,7 @@ NETWORK = UNetConfig(
 LEVELS = NoiseDistribution(math.log(0.10 / 0.5) - 1.2, 1.2)
 EARTH_X4 = Recipe(
     NETWORK,
+    large=replace(NETWORK, width=96, blocks=2),
     stages=(Stage("teacher", "teacher", 0.55), Stage("dpdm", "dpdm", 0.45)),
     teacher=TeacherConfig(noise=LEVELS),
     student=StudentConfig(sigma_min=0.004, sigma_max=1.0, floor=0.01, lognormal=LEVELS),
