@@ -43,7 +43,7 @@ class Given(Struct, frozen=True):
     data: bytes  # float32 [n, *shape]: a row for each image, or one for all
 
     @classmethod
-    def of(cls, name: str, rows: NDArray[np.float32]) -> "Given":
+    def of(cls, name: str, rows: NDArray[np.floating]) -> "Given":
         """rows [n, *shape], n the number of images or 1."""
         return cls(name, rows.shape[1:], np.ascontiguousarray(rows, np.float32).tobytes())
 

@@ -16,7 +16,8 @@ def of_images(conditions: Conditions, images: Tensor) -> dict[str, Tensor]:
 
 def reduced(images: Tensor, condition: Condition) -> Tensor:
     """The images [B, C, H, W] at the size of `low` [B, C, h, w], of which H and W are multiples."""
-    return functional.adaptive_avg_pool2d(images, condition.shape[1:])
+    _, height, width = condition.shape
+    return functional.adaptive_avg_pool2d(images, (height, width))
 
 
 def enlarged_again(images: Tensor, condition: Condition) -> Tensor:
