@@ -13,10 +13,11 @@
 import { seedAt } from "./seeds.mjs";
 
 export const KEPT_TILES = 1500;
+const KEPT_BYTES = 2 ** 28;  // of tiles, where they are large
 
 export class World {
   /**
-   * make: an async function of { seed, label, start }, start null or { rgba, known } (known: Uint8Array, 1 where a pixel
+   * make: an async function of { seed, label, start, i, j }, start null or { rgba, known } (known: Uint8Array, 1 where a pixel
    * is kept), that returns { rgba, label }. label: of every tile; null: a tile that begins at noise has that of its
    * seed, the others that of a neighbour.
    */
@@ -24,6 +25,7 @@ export class World {
     Object.assign(this, { side, seed, label, make });
     this.overlap = Math.floor(side / 4);
     this.stride = side - this.overlap;
+    this.kept = Math.min(KEPT_TILES, Math.floor(KEPT_BYTES / (4 * side * side)));
     this.tiles = new Map();  // "i,j" -> promise, in the order of their last use
   }
 
@@ -49,7 +51,7 @@ export class World {
     this.tiles.set(name, promise);
     if (known === undefined) {
       promise.catch(() => this.tiles.delete(name));
-      if (this.tiles.size > KEPT_TILES) this.tiles.delete(this.tiles.keys().next().value);
+      if (this.tiles.size > this.kept) this.tiles.delete(this.tiles.keys().next().value);
     }
     return promise;
   }
@@ -59,7 +61,7 @@ export class World {
     const tiles = await Promise.all(places.map(([di, dj]) => this.tile(i + di, j + dj)));
     const start = places.length === 0 ? null : this.#start(places, tiles);
     const label = this.label ?? tiles[0]?.label ?? null;
-    const { rgba, label: drawn } = await this.make({ seed: seedAt(this.seed, i, j), label, start });
+    const { rgba, label: drawn } = await this.make({ seed: seedAt(this.seed, i, j), label, start, i, j });
     return { rgba, label: label ?? drawn };
   }
 
@@ -82,6 +84,15 @@ export class World {
     return { rgba, known };
   }
 }
+
+/**
+ * The same world in finer pixels: tile (i, j) is that of `coarse`, enlarged, and continues its finer neighbours in the
+ * way that `coarse` continues its own. make: as of a World, with the tile of `coarse` as `low` beside the rest.
+ */
+export const finer = (coarse, side, make) => new World({
+  side, seed: coarse.seed, label: coarse.label,
+  make: async (asked) => make({ ...asked, low: await coarse.tile(asked.i, asked.j) }),
+});
 
 /** Where the tiles are that a tile continues. */
 export function neighbours(i, j) {
