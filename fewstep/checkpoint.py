@@ -22,7 +22,7 @@ from fewstep.card import (
     read_card,
     write_atomically,
 )
-from fewstep.conditions import enlarged
+from fewstep.conditions import conditions_from_json, enlarged
 from fewstep.ddpm_network import DDPMConfig, DDPMNetwork
 from fewstep.edm2_network import EDM2Config, EDM2Network
 from fewstep.metadata import check_metadata, metadata, read_metadata, with_metadata
@@ -83,7 +83,7 @@ def network_config(card: Card) -> NetworkConfig:
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in card.network.items()}
         family = fields.pop("family", UNET_FAMILY)
         if family == UNET_FAMILY:
-            return UNetConfig(**{**fields, "conditions": card.conditions})
+            return UNetConfig(**{**fields, "conditions": conditions_from_json(fields.get("conditions", ()))})
         if family == DDPMConfig.family:
             return DDPMConfig(**fields)
         if family == EDM2Config.family:
