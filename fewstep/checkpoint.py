@@ -129,7 +129,8 @@ def at_resolution(denoiser: Denoiser, card: Card, side: int) -> tuple[Denoiser, 
 def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Denoiser, Card]:
     """The denoiser of a checkpoint folder, in fp32 and eval mode, with its card.
 
-    denoiser(x [B, C, H, W] in noise units, sigma [B], labels [B] int or None, **conditions) -> denoised [B, C, H, W].
+    denoiser(x [B, C, H, W] in noise units, sigma [B], labels [B] int or None) -> denoised [B, C, H, W]; what else the
+    network takes is bound by `denoiser.given`.
     Raises CheckpointError with a sentence when the folder is not a usable checkpoint.
     """
     weights, card = load_checkpoint(Path(folder))

@@ -96,6 +96,12 @@ class Denoiser:
             raise ValueError(f"this network takes {', '.join(sorted(known)) or 'no conditions'}, not {unknown[0]}")
         return replace(self, bound={**self.bound, **values})
 
+    def filled(self, like: Array) -> "Denoiser":
+        """With every condition at its `fill`, for rows of `like` [B, ...]: for calls of which only the time matters."""
+        xp, rows = array_namespace(like), like.shape[0]
+        options = {"dtype": like.dtype, "device": like.device}
+        return self.given(**{each.name: xp.full((rows, *each.shape), each.fill, **options) for each in self.conditions})
+
     def __call__(self, x: Array, sigma: Array, labels: Array | None = None) -> Array:
         """x [B, C, H, W], sigma [B] > 0, labels [B] int or None -> denoised [B, C, H, W] in the dtype of x.
 
