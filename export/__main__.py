@@ -101,6 +101,7 @@ def _export(asked: "ExportCommand") -> int:
     manifest = export_checkpoint(
         asked.model, asked.out, asked.name, backends=asked.backend or backends_here(), dtype=asked.dtype,
         buckets=asked.proof.buckets, threads=asked.proof.threads, adapters=asked.adapters, told_classes=asked.told,
+        resolution=asked.resolution,
     )  # fmt: skip
     proofs = {manifest.backend: manifest.parity} | {name: proof["parity"] for name, proof in manifest.proofs.items()}
     for backend, parity in proofs.items():

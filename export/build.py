@@ -32,7 +32,7 @@ from export.verify import BOUNDS_OF, Gap, measure, refuse_beyond
 from fewstep import __version__
 from fewstep.adapters import told
 from fewstep.card import WEIGHTS_FILE, Card, CheckpointError, file_sha256, write_atomically
-from fewstep.checkpoint import NetworkModule, load_checkpoint, load_denoiser, network_config
+from fewstep.checkpoint import NetworkModule, at_resolution, load_checkpoint, load_denoiser, network_config
 from fewstep.latent import latent_shape
 from fewstep.noise import NOISE_VERSION
 from fewstep.precond import Denoiser
@@ -68,6 +68,7 @@ def export_checkpoint(
     threads: int = 0,
     adapters: bool = False,
     told_classes: int = 0,
+    resolution: int | None = None,
 ) -> Manifest:
     """Write the engine of the checkpoint folder `model` to the directory `out`; an engine there is replaced.
 
@@ -75,7 +76,8 @@ def export_checkpoint(
     one the engine is served with unless another is asked for. dtype: what the network computes in. buckets: batch sizes
     that backends of fixed shapes prepare. bounds: instead of those of the precision. threads: as for `load_engine`.
     adapters: the network takes adapters by row, which `export.adapters.add_adapter` adds. told_classes: how many values
-    of y these may be told, where the checkpoint has no classes.
+    of y these may be told, where the checkpoint has no classes. resolution: side of the images, where a network of
+    convolutions alone is to make others than it was trained on.
     Raises CheckpointError, and leaves `out` as it was, when the checkpoint is unusable, when `out` is no place
     for an engine, when a backend cannot run it, or when parity is beyond bounds.
     """
@@ -93,6 +95,10 @@ def export_checkpoint(
     del weights
     weights_dtype = dtype if dtype != "float32" else "float16" if half else "float32"
     eager, _ = load_denoiser(model)
+    if resolution is not None:
+        eager, card = at_resolution(eager, card, resolution)
+    if adapters and card.conditions:
+        raise CheckpointError(f"{model} takes {card.conditions[0].name}; an engine with adapters takes classes alone")
     if told_classes and not adapters:
         raise CheckpointError("--told is for the adapters of an engine that takes some; give --adapters, too")
     network = cast(NetworkModule, told(cast(NetworkModule, eager.network), card, told_classes))
@@ -131,6 +137,8 @@ def verify_engine(
     """
     manifest = read_manifest(folder)
     eager, card = load_denoiser(model)
+    if manifest.resolution != card.image_shape[1]:
+        eager, card = at_resolution(eager, card, manifest.resolution)
     if manifest.checkpoint != card.weights:
         raise CheckpointError(
             f"the engine {folder} was exported from another checkpoint than {model} "
@@ -215,6 +223,7 @@ def _manifest(card: Card, name: str, content: bytes, weights_dtype: str) -> Mani
         levels=card.levels,
         buckets=None,
         noise_version=NOISE_VERSION,
+        conditions=card.conditions,
         parity={},  # measured on the finished file
         bounds={},
         versions=versions,

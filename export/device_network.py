@@ -3,6 +3,7 @@
 No import of torch at run time: the CPU server reads this module too.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -44,6 +45,11 @@ class DeviceNetwork(Protocol):
     @property
     def onehot(self) -> "Tensor":
         """[capacity, columns], as the manifest counts them; may be 0."""
+        ...
+
+    @property
+    def conditions(self) -> "Mapping[str, Tensor]":
+        """[capacity, *shape] float32 each, as the manifest names them, in its order."""
         ...
 
     @property

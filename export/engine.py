@@ -25,6 +25,7 @@ from export.manifest import (
     BACKENDS,
     ENGINE_FILE,
     WITH_ADAPTERS,
+    WITH_CONDITIONS,
     AdapterFiles,
     Manifest,
     adapter_files,
@@ -42,14 +43,17 @@ class Engine:
     backend: str
     opened: Opened
 
-    def network(self, x: Floats, c_noise: Floats, onehot: Floats, adapter: NDArray[np.int64] | None = None) -> Floats:
+    def network(
+        self, x: Floats, c_noise: Floats, onehot: Floats, *further: Floats | NDArray[np.int64] | None
+    ) -> Floats:
         """F: x [B, C + extra, H, W] of unit variance, c_noise [B], onehot [B, columns] -> [B, C, H, W], all float32.
 
-        adapter [B]: of each row, its number among the manifest's adapters from 1, or 0 for the backbone; None: all 0.
+        further: a tensor [B, *shape] for each of the manifest's conditions, in their order. Or, of an engine with
+        adapters, [B]: each row's number among the manifest's adapters from 1, or 0 for the backbone; absent: all 0.
         The extra channels, where the manifest counts any, hold an NCVSD student's latent (`fewstep.latent`).
         An unconditional network has no use for onehot [B, 0]. Calls from several threads are safe on a CPU, but share
         the same cores: one call at a time is the fast way. On a GPU the rows are copied there and back; whoever
-        steps many slots uses `on_device`. Raises ValueError on another number of channels.
+        steps many slots uses `on_device`. Raises ValueError on another number of channels or of further inputs.
         """
         manifest = self.manifest
         if x.shape[1] != manifest.channels + manifest.extra:
@@ -58,10 +62,17 @@ class Engine:
                 f"latent noise behind them, not {x.shape[1]} in all; fewstep.latent.with_latent binds the latent"
             )
         rows = [np.ascontiguousarray(array, dtype=np.float32) for array in (x, c_noise, onehot)]
+        given = [each for each in further if each is not None]
         if not manifest.adapted:
-            if adapter is not None:
-                raise ValueError(f"the network of {manifest.name} takes no adapters")
-            return self.opened.network(*rows)
+            if len(given) != len(manifest.conditions):
+                names = (
+                    ", ".join(condition.name for condition in manifest.conditions) or "no adapters and no conditions"
+                )
+                raise ValueError(
+                    f"the network of {manifest.name} takes {names}; {len(given)} further arrays were given"
+                )
+            return self.opened.network(*rows, *(np.ascontiguousarray(each, dtype=np.float32) for each in given))
+        adapter = given[0] if given else None
         if adapter is None:
             adapter = np.zeros(len(x), np.int64)
         if len(adapter) and not 0 <= adapter.min() <= adapter.max() <= len(manifest.adapters):
@@ -79,12 +90,12 @@ class Engine:
         if adapter:
             classes = manifest.adapters[adapter - 1].classes
 
-        def network(x: Floats, c_noise: Floats, onehot: Floats) -> Floats:
+        def network(x: Floats, c_noise: Floats, onehot: Floats, *conditions: Floats) -> Floats:
             wide = np.zeros((len(x), manifest.columns), np.float32)
             wide[:, : onehot.shape[1]] = onehot
-            return self.network(x, c_noise, wide, np.full(len(x), adapter) if manifest.adapted else None)
+            return self.network(x, c_noise, wide, *conditions, np.full(len(x), adapter) if manifest.adapted else None)
 
-        return Denoiser(network, manifest.sigma_data, classes)
+        return Denoiser(network, manifest.sigma_data, classes, manifest.conditions)
 
     @property
     def facts(self) -> dict[str, str]:
@@ -160,6 +171,7 @@ def _open(source: Source, backend: str, threads: int, buckets: tuple[int, ...]) 
             f"the engine {source.folder} takes adapters by row, which backend {backend} does not run. Choose --backend "
             f"{' or '.join(WITH_ADAPTERS)}, or export without --adapters"
         )
+    check_conditions(source.manifest, backend)
     if backend == BACKEND_ORT_CPU:
         from export.backends import onnxruntime_cpu
 
@@ -184,6 +196,16 @@ def _open(source: Source, backend: str, threads: int, buckets: tuple[int, ...]) 
 
         return tensorrt.open_network(source, backend, buckets)
     raise CheckpointError(f"there is no backend {backend!r}; {_known()}")
+
+
+def check_conditions(manifest: Manifest, backend: str) -> None:
+    """Raise CheckpointError where a backend does not run the network's conditions."""
+    if manifest.conditions and backend in BACKENDS and backend not in WITH_CONDITIONS:
+        taken = ", ".join(condition.name for condition in manifest.conditions)
+        raise CheckpointError(
+            f"the network of {manifest.name} takes {taken}, and backend {backend} runs none that takes more than "
+            f"images, levels and classes. Choose --backend {', '.join(WITH_CONDITIONS[:-1])} or {WITH_CONDITIONS[-1]}"
+        )
 
 
 def _require_torch(backend: str) -> None:

@@ -20,7 +20,7 @@ DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def network_in(network: NetworkModule, dtype: str) -> nn.Module:
-    """The network as F(x, c_noise, onehot) whose x, onehot and output have `dtype`; c_noise stays float32.
+    """The network as F whose x, onehot and output have `dtype`; c_noise and conditions stay float32.
 
     Changes `network`, unless dtype is "float32". Raises CheckpointError for a network that has no half precision.
     """
@@ -51,8 +51,8 @@ class HalfUNet(nn.Module):
                     module.to(dtype)
         self.network = network
 
-    def forward(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
-        return self.network(x, c_noise, onehot.float())
+    def forward(self, x: Tensor, c_noise: Tensor, onehot: Tensor, *conditions: Tensor) -> Tensor:
+        return self.network(x, c_noise, onehot.float(), *conditions)
 
 
 class Float32Norm(nn.Module):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.card import WEIGHTS_FILE, CheckpointError, Levels, write_atomically
+from fewstep.conditions import Conditions, check_bundle
 from fewstep.described import check_counts, check_deviation, check_names, from_json
 
 ENGINE_FORMAT = 1
@@ -33,9 +34,11 @@ BACKENDS = (
     BACKEND_ORT_CUDA, BACKEND_TENSORRT, BACKEND_TENSORRT_RTX,
 )  # fmt: skip
 WITH_ADAPTERS = (BACKEND_ORT_CPU, BACKEND_TORCH)  # those that run engines with adapters by row
+# Those that run networks with conditions.
+WITH_CONDITIONS = (BACKEND_ORT_CPU, BACKEND_OPENVINO, BACKEND_OPENVINO_F32, BACKEND_TORCH, BACKEND_TORCH_COMPILE)
 DTYPE_NAMES = ("float32", "float16", "bfloat16")  # what a network computes in, as torch names them
 # Left out of the file while they are empty: a reader that has never heard of a field refuses it.
-OPTIONAL = ("extra", "facts", "proofs", "told", "adapted", "adapters")
+OPTIONAL = ("extra", "facts", "proofs", "told", "adapted", "adapters", "conditions")
 ADAPTERS_FOLDER = "adapters"  # of an engine directory
 BETWEEN = ":"  # an adapter is served as BACKBONE:NAME
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -91,6 +94,7 @@ class Manifest:
     # Of a network that takes adapters by row: layer -> (out, in, taps) of its weight, in the order of the inputs.
     adapted: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     adapters: tuple[AdapterEntry, ...] = ()  # by their index in the network, from 1
+    conditions: Conditions = ()  # what the network takes beside x, c_noise and onehot, in this order
     format: int = ENGINE_FORMAT
 
     @property
@@ -102,6 +106,12 @@ class Manifest:
     def columns(self) -> int:
         """Columns of the network's onehot: its classes, or the y that its adapters may be told."""
         return self.classes or self.told
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the network takes for each row, by name; one without columns has no input `onehot`."""
+        names = (condition.name for condition in self.conditions)
+        return ("x", "c_noise", "onehot", *names, *(("adapter",) if self.adapted else ()))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -273,6 +283,7 @@ def _check(manifest: Manifest) -> None:
     check_deviation(manifest.sigma_data)
     check_names(manifest.class_names, manifest.classes)
     check_counts(manifest.levels)
+    check_bundle(manifest.conditions)
     for entry in manifest.adapters:
         if not 0 <= entry.classes <= manifest.columns:
             raise ValueError(f"its adapter {entry.name} is told {entry.classes} classes of {manifest.columns}")

@@ -44,6 +44,8 @@ class ExportCommand:
 
     adapters: Switch[bool] = False
     """The network takes adapters by row (export adapter)."""
+    resolution: Annotated[int | None, Range(1, 4096, whole=True)] = None
+    """Side of the images, of a network of convolutions alone (default: that it was trained on)."""
     told: Annotated[int, Range(0, 10_000, whole=True)] = 0
     """Values of y that adapters may be told, of a model without classes."""
 

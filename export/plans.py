@@ -7,7 +7,7 @@ import torch
 
 from export.backends.plan import ANY_GPU, plan_key, read_plan
 from export.backends.tensorrt_plan import build_plan, compute_capability, import_module, refit_plan
-from export.engine import prepared_buckets, read_source
+from export.engine import check_conditions, prepared_buckets, read_source
 from export.manifest import BACKEND_TENSORRT
 from fewstep.card import CheckpointError
 
@@ -20,6 +20,7 @@ def make_plan(folder: Path, backend: str, buckets: Sequence[int] | None = None, 
     Raises CheckpointError with a sentence when TensorRT, the GPU or the plan is missing.
     """
     source = read_source(folder)
+    check_conditions(source.manifest, backend)
     if refit_from and backend != BACKEND_TENSORRT:
         raise CheckpointError(f"plans of {backend} cannot be refitted; leave --refit-from away, a build takes seconds")
     trt = import_module(backend)

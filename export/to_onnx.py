@@ -2,10 +2,11 @@
 
     x [batch, C + extra, H, W]  c_noise [batch]  onehot [batch, classes]  ->  output [batch, C, H, W]
 
-All are float32; a network that computes in half precision has x, onehot and output in it, and c_noise in float32.
-An unconditional network has no `onehot` input. An NCVSD student has extra channels, for its latent. A network for
-adapters takes `adapter` [batch] int64 as well, and for every layer LAYER.down [adapters, rank, taps, in] and LAYER.up
-[adapters, out, rank] (`export.grouped`).
+All are float32; a network that computes in half precision has x, onehot and output in it, and the others in float32.
+An unconditional network has no `onehot` input. An NCVSD student has extra channels, for its latent. Behind `onehot`
+stand the conditions of the network, NAME [batch, *shape] each (`fewstep.conditions`). A network for adapters takes
+`adapter` [batch] int64 as well, and for every layer LAYER.down [adapters, rank, taps, in] and LAYER.up [adapters, out,
+rank] (`export.grouped`).
 """
 
 import contextlib
@@ -73,8 +74,8 @@ class _Unconditional(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: Tensor, c_noise: Tensor, *adapters: Tensor) -> Tensor:
-        return self.network(x, c_noise, x.new_zeros(x.shape[0], 0), *adapters)
+    def forward(self, x: Tensor, c_noise: Tensor, *others: Tensor) -> Tensor:
+        return self.network(x, c_noise, x.new_zeros(x.shape[0], 0), *others)
 
 
 def _traced(network: NetworkModule, dtype: str, adapters: bool) -> onnx.ModelProto:
@@ -97,8 +98,14 @@ def _traced(network: NetworkModule, dtype: str, adapters: bool) -> onnx.ModelPro
         names.append("onehot")
     else:
         module = _Unconditional(module)
+    fixed = len(names)
+    for condition in config.conditions:
+        arguments.append(torch.full((batch, *condition.shape), condition.fill))
+        names.append(condition.name)
     rows = torch.export.Dim("batch", min=1)
     shapes: list[Any] = [{0: rows} for _ in names]
+    if config.conditions:  # one variadic parameter
+        shapes = [*shapes[:fixed], tuple(shapes[fixed:])]
     if adapters:
         count, rank = 3, 2  # anything above 1, which torch.export would turn into a constant
         arguments.append(torch.zeros(batch, dtype=torch.int64))

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from fewstep.card import Card, CheckpointError
+from fewstep.conditions import Conditions
 from fewstep.latent import latent_shape, with_latent
 from fewstep.noise import latent_for, noise_for
 from fewstep.pixels import to_pixels
@@ -82,6 +83,14 @@ def proof_labels(classes: int, images: int) -> NDArray[np.int64] | None:
     return index % classes if classes <= images else index * classes // images
 
 
+def proof_values(conditions: Conditions, images: int) -> dict[str, NDArray[np.float32]]:
+    """Values of each condition [images, *shape], evenly distributed over its range, the same in every run."""
+    random = np.random.default_rng(0)
+    return {
+        each.name: random.uniform(each.low, each.high, (images, *each.shape)).astype(np.float32) for each in conditions
+    }
+
+
 def compare(eager: Images, engine: Images, nfe: int) -> Gap:
     """The gap between two float arrays [B, C, H, W] of the same seeds, SEEDS."""
     distance = np.abs(eager.astype(np.float64) - engine.astype(np.float64)) * 127.5
@@ -91,13 +100,15 @@ def compare(eager: Images, engine: Images, nfe: int) -> Gap:
 
 
 def _gap(eager: Denoiser, engine: Denoiser, card: Card, sampler: Sampler, sigmas: Sequence[float]) -> Gap:
-    labels = proof_labels(eager.classes, len(SEEDS))
-    reference = _sample_eager(eager, card, sampler, sigmas, labels)
+    labels, values = proof_labels(eager.classes, len(SEEDS)), proof_values(card.conditions, len(SEEDS))
+    told = eager.given(**{name: torch.from_numpy(value) for name, value in values.items()})
+    reference = _sample_eager(told, card, sampler, sigmas, labels)
     rows, start = [], 0
     for count in BATCHES:
         part = slice(start, start + count)
         latent = latent_for(SEEDS[part], latent_shape(card))
-        denoiser = with_latent(engine, latent, None if labels is None else labels[part])
+        given = engine.given(**{name: value[part] for name, value in values.items()})
+        denoiser = with_latent(given, latent, None if labels is None else labels[part])
         rows.append(sampler(denoiser, noise_for(SEEDS[part], card.image_shape), sigmas).images)
         start += count
     return compare(reference.images, np.concatenate(rows), reference.nfe)

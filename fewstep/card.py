@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from fewstep.conditions import Conditions, conditions_from_json
 from fewstep.described import check_counts, check_deviation, check_names, from_json
 
 CARD_FORMAT = 1
@@ -55,6 +56,14 @@ class Card:
         """(C, H, W)."""
         return self.network["channels"], self.network["resolution"], self.network["resolution"]
 
+    @property
+    def conditions(self) -> Conditions:
+        """What the network takes beside images, levels and classes; its configuration names them where there are any.
+
+        Raises ValueError, TypeError or KeyError for what this version does not know.
+        """
+        return conditions_from_json(self.network.get("conditions", ()))
+
 
 def distilled_from(student: Card, teacher: Card) -> bool:
     """Whether the student was distilled from these weights, or from the run whose float16 copy they are."""
@@ -89,6 +98,10 @@ def _checked(card: Card) -> Card:
         value = card.network.get(name)
         if type(value) is not int or value < low:
             raise ValueError(f"its network has {name} {value!r}; a whole number from {low} up is allowed")
+    try:
+        _ = card.conditions
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"its network has conditions that are none ({error!r})") from error
     check_deviation(card.sigma_data)
     check_names(card.class_names, card.network["classes"])
     check_counts(card.levels)

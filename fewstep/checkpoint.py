@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -22,12 +22,13 @@ from fewstep.card import (
     read_card,
     write_atomically,
 )
+from fewstep.conditions import conditions_from_json, enlarged
 from fewstep.ddpm_network import DDPMConfig, DDPMNetwork
 from fewstep.edm2_network import EDM2Config, EDM2Network
 from fewstep.metadata import check_metadata, metadata, read_metadata, with_metadata
 from fewstep.network import UNet
 from fewstep.precond import Denoiser
-from fewstep.unet_config import UNetConfig
+from fewstep.unet_config import UNetConfig, config_fields
 
 NetworkConfig = UNetConfig | DDPMConfig | EDM2Config
 NetworkModule = UNet | DDPMNetwork | EDM2Network  # every module that keeps the contract of F and has such a config
@@ -82,12 +83,12 @@ def network_config(card: Card) -> NetworkConfig:
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in card.network.items()}
         family = fields.pop("family", UNET_FAMILY)
         if family == UNET_FAMILY:
-            return UNetConfig(**fields)
+            return UNetConfig(**{**fields, "conditions": conditions_from_json(fields.get("conditions", ()))})
         if family == DDPMConfig.family:
             return DDPMConfig(**fields)
         if family == EDM2Config.family:
             return EDM2Config(**fields)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"the card describes a network this version does not know ({error})") from error
     raise CheckpointError(
         f"the card describes a network of the family {family!r}; this version knows {UNET_FAMILY!r}, "
@@ -102,10 +103,34 @@ def build_network(config: NetworkConfig) -> NetworkModule:
     return DDPMNetwork(config) if isinstance(config, DDPMConfig) else EDM2Network(config)
 
 
+def at_resolution(denoiser: Denoiser, card: Card, side: int) -> tuple[Denoiser, Card]:
+    """The denoiser and its card for images of side x side, with the same weights: of convolutions alone.
+
+    Raises CheckpointError for a network with attention, which sees images of one size, and for a side it cannot halve.
+    """
+    config = network_config(card)
+    if not isinstance(config, UNetConfig) or config.attention or config.inner_attention:
+        raise CheckpointError(
+            f"the network has attention and makes images of {card.image_shape[1]} pixels a side alone; one of another "
+            "resolution needs a network trained with inner_attention False and without attention"
+        )
+    try:
+        conditions = enlarged(config.conditions, config.resolution, side)
+        config = dataclasses.replace(config, resolution=side, conditions=conditions)
+    except ValueError as error:
+        raise CheckpointError(f"the network cannot make images of {side}x{side}: {error}") from error
+    network = UNet(config)
+    network.load_state_dict(cast(UNet, denoiser.network).state_dict())
+    network.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    card = dataclasses.replace(card, network=config_fields(config))
+    return dataclasses.replace(denoiser, network=network, conditions=conditions), card
+
+
 def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Denoiser, Card]:
     """The denoiser of a checkpoint folder, in fp32 and eval mode, with its card.
 
-    denoiser(x [B, C, H, W] in noise units, sigma [B], labels [B] int or None) -> denoised [B, C, H, W].
+    denoiser(x [B, C, H, W] in noise units, sigma [B], labels [B] int or None) -> denoised [B, C, H, W]; what else the
+    network takes is bound by `denoiser.given`.
     Raises CheckpointError with a sentence when the folder is not a usable checkpoint.
     """
     weights, card = load_checkpoint(Path(folder))
@@ -128,4 +153,4 @@ def load_denoiser(folder: str | Path, device: torch.device | str = "cpu") -> tup
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {folder} do not fit the network of its card: {error}") from error
     network.eval().requires_grad_(False).to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return Denoiser(network, card.sigma_data, config.classes), card
+    return Denoiser(network, card.sigma_data, config.classes, config.conditions), card

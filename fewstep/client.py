@@ -111,7 +111,7 @@ class Wanted(TypedDict, total=False):
     """The fields of POST /v1/generate (docs/api.md); None means absent.
 
     image: what the images begin at: uint8 [H, W] or [H, W, C], or the bytes of a PNG, JPEG or WebP file. mask: what is
-    made again: bool or uint8 [H, W], or such a file.
+    made again: bool or uint8 [H, W], or such a file. upscale: what a model for it enlarges, as image.
     """
 
     model: str | None
@@ -124,6 +124,8 @@ class Wanted(TypedDict, total=False):
     labels: list[int | str | None] | None
     steps: int | list[int] | None
     sigmas: list[float] | None
+    guidance: float | list[float] | None
+    upscale: Pixels | bytes | None
     image: Pixels | bytes | None
     mask: NDArray[np.bool_] | Pixels | bytes | None
     strength: float | None
@@ -306,7 +308,7 @@ def _body(wanted: Wanted) -> dict[str, Any]:
     for name, value in wanted.items():
         if value is None:
             continue
-        if name in ("image", "mask"):
+        if name in ("image", "mask", "upscale"):
             body[name] = base64.b64encode(_file(name, value)).decode()
             continue
         try:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.conditions import Conditions
+
 Betas = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 Prediction = Literal["epsilon", "sample", "v_prediction", "consistency"]
 
@@ -52,6 +54,7 @@ class DDPMConfig:
     sigma_data: float = 0.5
     family: Literal["ddpm"] = "ddpm"  # how a card tells this network from the U-Net of fewstep.network
     extra: ClassVar[int] = 0  # F sees nothing beside the image, unlike a UNet with further input channels
+    conditions: ClassVar[Conditions] = ()  # nor anything else
 
     def __post_init__(self) -> None:
         choices = {"betas": get_args(Betas), "prediction": get_args(Prediction), "down_padding": (0, 1)}

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.conditions import Conditions
+
 EPSILON = 1e-4  # added to every norm that is divided by
 
 
@@ -39,6 +41,7 @@ class EDM2Config:
     clip: float = 256.0  # of activations after each block; 0: none
     family: Literal["edm2"] = "edm2"  # how a card tells this network from the others
     extra: ClassVar[int] = 0  # F sees nothing beside the image
+    conditions: ClassVar[Conditions] = ()  # nor anything else
 
     def __post_init__(self) -> None:
         stride = 2 ** (len(self.mult) - 1)

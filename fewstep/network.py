@@ -1,6 +1,7 @@
 """The raw network F: one U-Net whose configuration covers the EDM family (`fewstep.unet_config`)."""
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Literal
 
@@ -8,18 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fewstep.conditions import LOW, Condition, map_channels
 from fewstep.older_precond import network_input, raw_output
+from fewstep.residual_precond import centred, with_enlarged
 from fewstep.unet_config import UNetConfig
 
 
 class UNet(nn.Module):
-    """F(x, c_noise, onehot): x [B, C + extra, H, W] scaled to unit variance, c_noise [B], onehot [B, classes]."""
+    """F(x, c_noise, onehot, *conditions): x [B, C + extra, H, W] scaled to unit variance, c_noise [B], onehot
+    [B, classes], and what `config.conditions` names (`fewstep.conditions`)."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         widths = [config.width * m for m in config.mult]
-        stem_in = (config.channels + config.extra) * config.patch**2
+        stem_in = (config.channels + config.extra + map_channels(config.conditions)) * config.patch**2
         size = config.resolution // config.patch
 
         self.embedding = Embedding(config)
@@ -42,7 +46,8 @@ class UNet(nn.Module):
                 cout = width
                 skips.append(cout)
 
-        self.middle = nn.ModuleList([Block(config, cout, cout, attention=True), Block(config, cout, cout)])
+        attend = config.inner_attention
+        self.middle = nn.ModuleList([Block(config, cout, cout, attention=attend), Block(config, cout, cout)])
         self.decoder = nn.ModuleList()
         for level, width in reversed(list(enumerate(widths))):
             here = size >> level
@@ -56,16 +61,28 @@ class UNet(nn.Module):
         self.out_norm = group_norm(cout, config)
         self.out_conv = Conv(cout, config.channels * config.patch**2, 3, gain=1e-5 if config.style == "song" else 0.0)
 
-    def forward(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, onehot: Tensor, *conditions: Tensor) -> Tensor:
         if self.config.precond == "edm":
-            return self._raw(x, c_noise, onehot)
+            return self._raw(x, c_noise, onehot, conditions)
+        if self.config.precond == "residual":
+            return self._residual(x, c_noise, onehot, conditions)
         # D = x - sigma * U magnifies what U rounds: half precision would show from sigma 1 on.
         with torch.autocast(x.device.type, enabled=False):
             image = x[:, : self.config.channels]
             inputs = self._network_input(x, c_noise)
-            predicted = self._raw(inputs[0], inputs[1], onehot)
+            predicted = self._raw(inputs[0], inputs[1], onehot, conditions)
             sigma = (4 * c_noise).exp()[:, None, None, None]
             return raw_output(self.config.precond, predicted, image, sigma, self.config.sigma_data)
+
+    def _residual(self, x: Tensor, c_noise: Tensor, onehot: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
+        config = self.config
+        enlarged = _at_size_of(self._low(conditions), x)
+        inner = torch.cat([centred(x[:, : config.channels], enlarged, c_noise, config.sigma_data),
+                           x[:, config.channels :]], dim=1)  # fmt: skip
+        return with_enlarged(self._raw(inner, c_noise, onehot, conditions), enlarged, c_noise, config.sigma_data)
+
+    def _low(self, conditions: tuple[Tensor, ...]) -> Tensor:
+        return conditions[[condition.name for condition in self.config.conditions].index(LOW)]
 
     def _network_input(self, x: Tensor, c_noise: Tensor) -> tuple[Tensor, Tensor]:
         """x and c_noise as the raw network takes them; further input channels stay as they are."""
@@ -75,19 +92,21 @@ class UNet(nn.Module):
         inputs = network_input(config.precond, x[:, : config.channels], c_noise, config.sigma_data)
         return torch.cat([inputs.image, x[:, config.channels :]], dim=1), inputs.c_noise
 
-    def _raw(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
-        x, skips, emb = self._encode(x, c_noise, onehot)
+    def _raw(self, x: Tensor, c_noise: Tensor, onehot: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
+        x, skips, emb = self._encode(x, c_noise, onehot, conditions)
         for block in self.decoder:
             x = block(x if block.resample else torch.cat([x, skips.pop()], dim=1), emb)
         x = self.out_conv(functional.silu(self.out_norm(x)))
         return functional.pixel_shuffle(x, self.config.patch)
 
-    def features(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> tuple[Tensor, ...]:
+    def features(self, x: Tensor, c_noise: Tensor, onehot: Tensor, *conditions: Tensor) -> tuple[Tensor, ...]:
         """What the encoder knows, at half the cost of a call: the last map [B, feature_widths[i], h, w] of each level.
 
         From the finest to the innermost, which has been through the middle blocks.
         """
-        inner, skips, _ = self._encode(*self._network_input(x, c_noise), onehot)
+        if self.config.precond == "residual":
+            raise ValueError("a network that enlarges images offers no features")
+        inner, skips, _ = self._encode(*self._network_input(x, c_noise), onehot, conditions)
         shrunken = [fine for fine, coarse in pairwise(skips) if coarse.shape[2] < fine.shape[2]]
         return (*shrunken, inner)
 
@@ -95,12 +114,17 @@ class UNet(nn.Module):
     def feature_widths(self) -> tuple[int, ...]:
         return tuple(self.config.width * m for m in self.config.mult)
 
-    def _encode(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    def _encode(
+        self, x: Tensor, c_noise: Tensor, onehot: Tensor, conditions: tuple[Tensor, ...]
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
         """The innermost feature map, what the decoder is handed on its way out, and the embedding."""
         if x.shape[1] != (channels := self.config.channels + self.config.extra):
             raise ValueError(f"this network takes {channels} channels ({self.config.extra} latent), not {x.shape[1]}")
-        x = functional.pixel_unshuffle(x, self.config.patch)
-        emb = self.embedding(c_noise, onehot).to(x.dtype)
+        bundle = list(zip(self.config.conditions, conditions, strict=True))
+        maps = [_at_size_of(values.to(x.dtype), x) for condition, values in bundle if condition.is_map]
+        x = functional.pixel_unshuffle(torch.cat([x, *maps], dim=1) if maps else x, self.config.patch)
+        others = {condition.name: values for condition, values in bundle if not condition.is_map}
+        emb = self.embedding(c_noise, onehot, others).to(x.dtype)
         fed, x = x, self.stem(x)  # fed: what the next feeder shrinks
         skips = [x]
         feeders = iter(self.feeders)
@@ -114,8 +138,15 @@ class UNet(nn.Module):
         return x, skips, emb
 
 
+def _at_size_of(values: Tensor, x: Tensor) -> Tensor:
+    """A map [B, c, h, w] at the size of x [B, C, H, W], bilinear."""
+    if values.shape[2:] == x.shape[2:]:
+        return values
+    return functional.interpolate(values, size=x.shape[2:], mode="bilinear", align_corners=False)
+
+
 class Embedding(nn.Module):
-    """Noise level and class -> one vector per image, [B, 4 * width]."""
+    """Noise level, class, and conditions that are numbers or vectors -> one vector per image, [B, 4 * width]."""
 
     freqs: Tensor  # [features / 2]
 
@@ -136,8 +167,12 @@ class Embedding(nn.Module):
         self.linear1 = linear(out, out, config.style)
         if self.classes:
             self.label = linear(self.classes, features if self.song else out, config.style, bias=self.song)
+        self.given = {condition.name: condition for condition in config.conditions if not condition.is_map}
+        self.conditions = nn.ModuleDict(
+            {name: Given(condition, features if self.song else out) for name, condition in self.given.items()}
+        )
 
-    def forward(self, c_noise: Tensor, onehot: Tensor) -> Tensor:
+    def forward(self, c_noise: Tensor, onehot: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         angles = c_noise[:, None] * self.freqs.to(c_noise.dtype)
         if self.kind == "fourier":
             angles = angles * (2 * math.pi)
@@ -147,11 +182,36 @@ class Embedding(nn.Module):
         if self.song:
             if self.classes:
                 emb = emb + self.label(onehot * math.sqrt(self.classes))
+            for name, layer in self.conditions.items():
+                emb = emb + layer(conditions[name])
             return functional.silu(self.linear1(functional.silu(self.linear0(emb))))
         emb = self.linear1(functional.silu(self.linear0(emb)))
         if self.classes:
             emb = emb + self.label(onehot)
+        for name, layer in self.conditions.items():
+            emb = emb + layer(conditions[name])
         return functional.silu(emb)
+
+
+class Given(nn.Module):
+    """A condition that is a number [B] or a vector [B, n] -> [B, out]. Zero at first: a network that is widened by it
+    is unchanged until it is trained."""
+
+    FREQUENCIES = (0.5, 1.0, 2.0, 4.0)  # half turns from the lowest number to the highest
+
+    def __init__(self, condition: Condition, out: int) -> None:
+        super().__init__()
+        self.condition = condition
+        self.linear = nn.Linear(condition.size if condition.shape else 2 * len(self.FREQUENCIES), out, bias=False)
+        nn.init.zeros_(self.linear.weight)
+
+    def forward(self, values: Tensor) -> Tensor:
+        condition = self.condition
+        if condition.shape:
+            return self.linear(values)
+        share = (values - condition.low) / (condition.high - condition.low)
+        angles = torch.stack([share * (math.pi * turns) for turns in self.FREQUENCIES], dim=1)
+        return self.linear(torch.cat([angles.sin(), angles.cos()], dim=1))
 
 
 class Block(nn.Module):

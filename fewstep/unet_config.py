@@ -5,10 +5,12 @@ and shifts with it (Karras et al. 2022, Table 7). `patch` puts a space-to-depth 
 makes small images several times cheaper.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
-Precond = Literal["edm", "vp", "ve", "iddpm"]
+from fewstep.conditions import LOW, Conditions, check_bundle, find
+
+Precond = Literal["edm", "vp", "ve", "iddpm", "residual"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,13 @@ class UNetConfig:
     encoder: Literal["standard", "residual"] = "standard"  # residual: NCSN++ feeds the shrunken input to each level
     resample: tuple[int, ...] = (1, 1)  # separable filter for down- and upsampling
     head_width: int = 0  # channels per attention head; 0: a single head
-    # What the network was trained inside of (Karras et al. 2022, Table 1). Other than "edm", F is computed from it.
+    # What the network was trained inside of (Karras et al. 2022, Table 1, or fewstep.residual_precond). Other than
+    # "edm", F is computed from it.
     precond: Precond = "edm"
-    sigma_data: float = 0.5  # read by `precond` other than "edm": of the preconditioning around F, a free choice
-    extra: int = 0  # further input channels that F sees and does not predict, such as a conditioning image
+    sigma_data: float = 0.5  # read by `precond` other than "edm": that of the preconditioning around F
+    extra: int = 0  # channels of latent noise behind the image, which F sees and does not predict
+    inner_attention: bool = True  # False, with `attention` empty: convolutions alone, for images of any size
+    conditions: Conditions = ()  # what F takes beside x, c_noise and onehot, in this order
 
     def __post_init__(self) -> None:
         stride = self.patch * 2 ** (len(self.mult) - 1)
@@ -43,6 +48,20 @@ class UNetConfig:
             )
         if len(self.resample) % 2:
             raise ValueError(f"resample filter {self.resample} must have an even number of taps")
+        check_bundle(self.conditions)
+        low = find(self.conditions, LOW)
+        if self.precond == "residual" and (low is None or low.shape[0] != self.channels):
+            raise ValueError(f"precond residual enlarges {LOW}, a condition of {self.channels} channels")
+
+
+LATER = {"inner_attention": True, "conditions": ()}  # fields that earlier cards do not have, and what they mean there
+
+
+def config_fields(config: Any) -> dict[str, Any]:
+    """A network's configuration as a card stores it, of whichever family. A field that earlier versions did not know is
+    left out while it says what they did."""
+    fields = asdict(config)
+    return {name: value for name, value in fields.items() if name not in LATER or value != LATER[name]}
 
 
 def ddpmpp(resolution: int, channels: int = 3, classes: int = 0) -> UNetConfig:

@@ -87,6 +87,7 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
         levels = recipe.get("sigmas") or []
         seed_to, mix = recipe.get("seed_to", 0), recipe.get("mix", 0.0)
         complete = complete and type(seed_to) is int and type(mix) in (int, float)
+        complete = complete and type(recipe.get("guidance", 1.0)) in (int, float)
         complete = complete and type(levels) is list and all(type(level) in (int, float) for level in levels)
     except (ValueError, TypeError, KeyError, RecursionError):
         complete, recipe = False, {}
@@ -112,7 +113,7 @@ def requested(path: Path, recipe: dict[str, Any], manifest: Manifest) -> ImageRe
     steps = None if sigmas else recipe["steps"]
     request = image_request(
         manifest, steps=steps, sigmas=sigmas, seed=recipe["seed"], label=recipe["label"],
-        seed_to=recipe.get("seed_to"), mix=recipe.get("mix"),
+        seed_to=recipe.get("seed_to"), mix=recipe.get("mix"), guidance=recipe.get("guidance"),
     )  # fmt: skip
     return replace(request, format="pixels")
 

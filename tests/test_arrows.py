@@ -49,6 +49,7 @@ TORCH_FREE = (
     "blend",
     "card",
     "client",
+    "conditions",
     "tensor_file",
     "command_line",
     "consistency",
@@ -328,7 +329,7 @@ def test_every_core_module_says_on_which_side_of_torch_it_stands():
         "network",
         "noise_torch",
     }
-    with_torch |= {"older_precond"}
+    with_torch |= {"older_precond", "residual_precond"}
     with_torch |= {"metrics.panel", "metrics.two_sample"}
     with_torch |= {
         f"metrics.extractors.{name}" for name in ("efficientnet_lite0", "inception", "random_convolutions", "teacher")

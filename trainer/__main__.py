@@ -84,7 +84,10 @@ def _teacher(arguments: Sequence[str]) -> int:
     from trainer.commands import train_teacher
 
     return _run_training(
-        asked.run, lambda: train_teacher(asked.run, _images(asked.run, asked.images, asked.init), asked.init, asked.lr)
+        asked.run,
+        lambda: train_teacher(
+            asked.run, _images(asked.run, asked.images, asked.init), asked.init, asked.lr, asked.label_dropout
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from trainer.data.format import ImageSet
 from trainer.data.matching import check_match, check_shape, check_teacher
 from trainer.methods.consistency import Consistency
 from trainer.methods.dmd2 import DMD2, dmd2
-from trainer.methods.dpdm import Student
+from trainer.methods.dpdm import Student, asked_conditions
 from trainer.methods.edm import Teacher
 from trainer.methods.endpoints import Endpoints, load_or_make
 from trainer.methods.gan import Adversarial
@@ -30,8 +30,14 @@ from trainer.run.artifacts import describe
 from trainer.run.compute import Compute, move_to_device, runner
 from trainer.run.distributed import rank
 from trainer.run.state import load_network
-from trainer.runs import compute_for, fit_to_data, loop_config, own_folder, run_method
-from trainer.settings import AdversarialConfig, ConsistencyConfig, ProgressiveConfig, StudentConfig
+from trainer.runs import compute_for, deviation, fit_to_data, loop_config, own_folder, run_method
+from trainer.settings import (
+    AdversarialConfig,
+    ConsistencyConfig,
+    ProgressiveConfig,
+    StudentConfig,
+    stored_settings,
+)
 from trainer.switches import (
     ADVERSARIAL,
     CONSISTENCY,
@@ -46,30 +52,40 @@ from trainer.switches import (
 from trainer.switches import DMD2 as DMD2_SWITCHES
 
 
-def train_teacher(options: RunOptions, data: ImageSet, start: Path | None = None, lr: float | None = None) -> bool:
-    """start: a teacher to continue, with its network. lr: a learning rate that replaces the recipe's.
+def train_teacher(
+    options: RunOptions, data: ImageSet, start: Path | None = None, lr: float | None = None,
+    label_dropout: float | None = None,
+) -> bool:  # fmt: skip
+    """start: a teacher to continue, with its network. lr, label_dropout: in place of the recipe's.
 
     Returns False when interrupted; the checkpoint in options.out is usable either way. Raises CheckpointError or
     DataError when start and data do not belong together, RangeError when lr is out of range.
     """
     with own_folder(options):
-        return _train_teacher(options, data, start, lr)
+        return _train_teacher(options, data, start, lr, label_dropout)
 
 
-def _train_teacher(options: RunOptions, data: ImageSet, start: Path | None, lr: float | None) -> bool:
+def _train_teacher(
+    options: RunOptions, data: ImageSet, start: Path | None, lr: float | None, label_dropout: float | None
+) -> bool:
     chosen = recipe(options.recipe)
     config = loop_config(options, chosen, chosen.teacher_images)
     settings = chosen.teacher if lr is None else replace(chosen.teacher, adam=replace(chosen.teacher.adam, lr=lr))
+    if label_dropout is not None:
+        settings = replace(settings, label_dropout=label_dropout)
     network, start_card = _starting_teacher(start, data) if start else (None, None)
     torch.manual_seed(options.seed)
-    network = network or UNet(fit_to_data(chosen.network_of(options.network), data))
+    fitted = fit_to_data(chosen.network_of(options.network), data)
+    sigma = start_card.sigma_data if start_card else deviation(fitted, data)
+    network = network or UNet(fitted if fitted.precond == "edm" else replace(fitted, sigma_data=sigma))
+    if settings.label_dropout and not network.config.classes:
+        raise SwitchError("--label-dropout leaves out classes, and these images have none; leave it out")
     compute = compute_for(options, network, config)
     move_to_device(network, compute.device)
     torch.manual_seed(options.seed + rank())  # each process drops out other units
-    sigma = start_card.sigma_data if start_card else data.sigma_data()
     method = Teacher(network, sigma, settings, compute)
     names = data.class_names if network.config.classes else ()
-    facts = {"start": start_card and start_card.weights, **asdict(settings)}
+    facts = {"start": start_card and start_card.weights, **stored_settings(settings)}
     card = Card("teacher", describe(network), sigma, "", data.provenance(), names)
     return run_method(method, data, config, options, card, facts, compute)
 
@@ -93,6 +109,7 @@ OWN_SWITCHES = {
     "adversarial": ADVERSARIAL,
 }
 Settings = StudentConfig | ConsistencyConfig | ProgressiveConfig | AdversarialConfig
+WITH_CONDITIONS = ("dpdm", "tied", "diff-instruct")  # methods whose students may take conditions
 
 
 def train_student(options: RunOptions, data: ImageSet, request: Distillation) -> bool:
@@ -108,6 +125,7 @@ def _train_student(options: RunOptions, data: ImageSet, request: Distillation) -
     check_match(parent, data, request.teacher)
     classifiers = [_classifier(folder, parent) for folder in request.critics]
     settings = _settings(chosen, request, classifiers)
+    _check_conditions(parent, request.method, settings)
     start, start_card = _starting_student(request.start, parent, settings) if request.start else (None, None)
     kept, kept_card = _kept_student(request.kept, parent, settings) if request.kept else (None, None)
     network = denoiser.network
@@ -136,7 +154,7 @@ def _train_student(options: RunOptions, data: ImageSet, request: Distillation) -
     name = start_card.parent if start_card and distilled_from(start_card, parent) else parent.weights
     images = data.provenance()
     card = Card("student", describe(method.network), parent.sigma_data, "", images, data.class_names, levels, name)
-    facts = {"method": request.method, "start": start_card and start_card.weights, **asdict(settings)}
+    facts = {"method": request.method, "start": start_card and start_card.weights, **stored_settings(settings)}
     if kept_card:
         facts["kept"] = kept_card.weights
     if classifiers:
@@ -169,6 +187,24 @@ def _settings(chosen: Recipe, request: Distillation, classifiers: Sequence[Noisy
     return apply_switches(with_lists(presets[request.method], request.lists), request.switches)
 
 
+def _check_conditions(parent: Card, method: str, settings: Settings) -> None:
+    """Raise SwitchError where the method or the teacher cannot have what the student is to take."""
+    guided = isinstance(settings, StudentConfig) and settings.guidance_max > 1
+    if not parent.conditions and not guided:
+        return
+    if method not in WITH_CONDITIONS:
+        taken = ", ".join(condition.name for condition in parent.conditions) or "a guidance weight"
+        raise SwitchError(f"--method {method} trains no student that takes {taken}; {', '.join(WITH_CONDITIONS)} do")
+    assert isinstance(settings, StudentConfig), "WITH_CONDITIONS saw to it"
+    if settings.warm:
+        raise SwitchError("--warm stores endpoints of the teacher without conditions, which this teacher needs")
+    if guided and not (parent.network["classes"] and parent.training.get("label_dropout")):
+        raise SwitchError(
+            "--guidance-max needs a teacher that knows images without their class, too: train one of images with "
+            "classes with --label-dropout 0.1"
+        )
+
+
 def _refuse_variants(request: Distillation) -> None:
     """Raise SwitchError for switches that a method with a file of its own does not take."""
     method = request.method
@@ -189,6 +225,10 @@ def _starting_student(
     if card.role != "student" or not same or card.sigma_data != parent.sigma_data:
         raise CheckpointError(f"{folder} is not a student of such a teacher; {use}")
     assert isinstance(denoiser.network, NetworkModule)
+    asked = asked_conditions(settings) if isinstance(settings, StudentConfig) else ()
+    if card.conditions not in (parent.conditions, (*parent.conditions, *asked)):
+        taken = ", ".join(f"{each.name} up to {each.high:g}" for each in card.conditions) or "no conditions"
+        raise CheckpointError(f"{folder} takes {taken}, which is not what is trained here; {use}")
     ncvsd = isinstance(settings, StudentConfig) and settings.objective == "ncvsd"
     if denoiser.network.config.extra and not ncvsd:
         raise CheckpointError(f"{folder} is an NCVSD student; continue it with --objective ncvsd")

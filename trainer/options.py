@@ -13,6 +13,7 @@ from fewstep.schedule import check_levels
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import NetworkSize
 from trainer.settings import (
+    BELOW_ONE,
     RATE,
     WIDTH,
     AdversarialConfig,
@@ -102,6 +103,9 @@ class TeacherCommand:
     """Continue this teacher (it may be published or imported)."""
     lr: Annotated[float | None, RATE] = None
     """Learning rate (default: the recipe's)."""
+    label_dropout: Annotated[float | None, BELOW_ONE] = None
+    """Share of the images whose class the teacher is not told, such as 0.1: a student of it may take a guidance weight
+    (default: the recipe's)."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -124,7 +128,7 @@ def _levels(text: str) -> tuple[float, ...]:
 
 DPDM = FlagsOf(StudentConfig, (
     "renoise", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates", "auxiliary_first",
-    "simulate", "simulate_from", "warm", "warm_pairs", "sigma_max", "top",
+    "simulate", "simulate_from", "warm", "warm_pairs", "sigma_max", "top", "guidance_max",
 ))  # fmt: skip
 PROGRESSIVE = FlagsOf(
     ProgressiveConfig,

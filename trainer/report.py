@@ -17,12 +17,14 @@ from fewstep.metrics.extractors.teacher import REFERENCE_SEED, TeacherSpace, eve
 from fewstep.metrics.nearest import nearest
 from fewstep.network import UNet
 from fewstep.noise_torch import noise_for
-from fewstep.pixels import Pixels, encode, grid, to_pixels
+from fewstep.pixels import Pixels, encode, from_pixels, grid, to_pixels
+from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from trainer.curves import curves, svg
 from trainer.data.format import ImageSet
 from trainer.journal import Journal
 from trainer.levels.calibration import labels_in_proportion
+from trainer.methods.conditions import of_images
 from trainer.plan import Plan, expect, images_seen, too_few
 from trainer.recipes.recipe import Recipe
 from trainer.run.progress import format_seconds
@@ -106,10 +108,20 @@ def generate(contents: Contents) -> tuple[dict[int, Pixels], NDArray[np.integer]
             own = labels[first : first + BATCH]
             noise = noise_for(range(first, first + len(own)), card.image_shape, torch.device(contents.device))
             classes = torch.from_numpy(own.astype(np.int64)).to(contents.device) if student.classes else None
-            bound = lambda x, sigma, classes=classes: student(x, sigma, classes)  # noqa: E731
+            own_student = student.given(**conditions_of(contents, student, range(first, first + len(own))))
+            bound = lambda x, sigma, classes=classes, own=own_student: own(x, sigma, classes)  # noqa: E731
             parts.append(to_pixels(sample_dpdm(bound, noise, card.levels[steps]).images.cpu().numpy()))
         made[steps] = np.concatenate(parts)
     return made, labels
+
+
+def conditions_of(contents: Contents, student: Denoiser, seeds: range) -> dict[str, torch.Tensor]:
+    """What the student is shown, of training images spread evenly over the data: one for each seed."""
+    if not student.conditions:
+        return {}
+    rows = evenly(len(contents.data.images), contents.plan.report_images)[seeds.start : seeds.stop]
+    images = torch.from_numpy(from_pixels(contents.data.images[rows])).to(contents.device)
+    return of_images(student.conditions, images)
 
 
 def distances_of(contents: Contents, made: Mapping[int, Pixels], labels: NDArray[np.integer]) -> dict[str, float]:
@@ -117,7 +129,7 @@ def distances_of(contents: Contents, made: Mapping[int, Pixels], labels: NDArray
     many images of the other half. Empty for a teacher without such features."""
     teacher, _ = load_denoiser(contents.out / "teacher", contents.device)
     images, count = contents.data.images, len(labels)
-    if not isinstance(teacher.network, UNet) or len(images) < 4:
+    if not isinstance(teacher.network, UNet) or teacher.conditions or len(images) < 4:
         return {}
     half, other = np.arange(0, len(images), 2), np.arange(1, len(images), 2)
     half = half[evenly(len(half), min(len(half), 4 * count))]

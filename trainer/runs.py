@@ -9,17 +9,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fewstep.card import Card, CheckpointError, read_card
 from fewstep.checkpoint import NetworkModule, save_checkpoint
+from fewstep.conditions import LOW, enlarged, find
+from fewstep.metrics.extractors.teacher import evenly
 from fewstep.outputs import STATE_FILE, check_folder, check_writable
+from fewstep.pixels import from_pixels
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import DataError, ImageSet
 from trainer.data.loader import batches
+from trainer.methods.conditions import enlarged_again, of_images
 from trainer.options import RunOptions
 from trainer.recipes.recipe import Recipe
-from trainer.run.artifacts import environment, write_sheet
+from trainer.run.artifacts import GRID_COLUMNS, environment, write_sheet
 from trainer.run.claim import claim
 from trainer.run.compute import Compute, Precision, faster_precision, step_seconds, usable_device, worth_compiling
 from trainer.run.distributed import from_first, rank, ranks
@@ -27,6 +32,7 @@ from trainer.run.loop import Clock, LoopConfig, Method, train
 from trainer.run.state import settle_state
 
 CPU_PROBE = 16  # images of the batch that two precisions are timed with
+MEASURED = 2_000  # images whose residuals are measured
 LOGGED = 200  # points of a curve, at least, where the length of a run is known
 
 
@@ -67,13 +73,21 @@ def run_method(
         save_checkpoint(folder, average.state_dict(), replace(card, training=training))
 
     def draw(average: nn.Module, clock: Clock, folder: Path) -> None:
-        write_sheet(folder, average, card, clock.images)
+        write_sheet(folder, average, card, clock.images, sheet_conditions(card, data, compute.device))
 
     sheets = draw if options.sheets else None
     return train(
         method, partial(batches, data, config), config, options.out, save, draw=sheets, resume=options.resume,
         identity=identity,
     )  # fmt: skip
+
+
+def sheet_conditions(card: Card, data: ImageSet, device: str) -> dict[str, Tensor]:
+    """Conditions of a sample sheet's columns that follow from pictures, of pictures spread evenly over the data."""
+    if not card.conditions:
+        return {}
+    shown = data.images[evenly(len(data.images), GRID_COLUMNS)]
+    return of_images(card.conditions, torch.from_numpy(from_pixels(shown)).to(device))
 
 
 def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
@@ -159,6 +173,16 @@ def check_out(options: RunOptions) -> None:
         )
 
 
+def deviation(network: UNetConfig, data: ImageSet) -> float:
+    """sigma_data of a network of these images: their deviation, or that of what an enlarged image lacks."""
+    low = find(network.conditions, LOW)
+    if network.precond != "residual" or low is None:
+        return data.sigma_data()
+    chosen = data.images[evenly(len(data.images), min(len(data.images), MEASURED))]
+    images = torch.from_numpy(from_pixels(chosen))
+    return (images - enlarged_again(images, low)).square().mean().sqrt().item()
+
+
 def fit_to_data(network: UNetConfig, data: ImageSet) -> UNetConfig:
     """The network configuration with the shape of the data. Raises DataError when the network cannot have it."""
     _, resolution, _, channels = data.images.shape
@@ -171,4 +195,10 @@ def fit_to_data(network: UNetConfig, data: ImageSet) -> UNetConfig:
             f"{data.name} is {resolution}x{resolution}, and the recipe's network takes sides that are multiples of "
             f"{stride}; make the data again with --resolution {fitting}"
         )
-    return replace(network, resolution=resolution, channels=channels, classes=classes)
+    try:
+        conditions = enlarged(network.conditions, network.resolution, resolution)
+    except ValueError as error:
+        raise DataError(f"{data.name} does not fit the recipe: {error}") from error
+    if (low := find(conditions, LOW)) and low.shape[0] != channels:
+        raise DataError(f"{data.name} has {channels} channels, and the recipe enlarges images of {low.shape[0]}")
+    return replace(network, resolution=resolution, channels=channels, classes=classes, conditions=conditions)

@@ -5,8 +5,8 @@ configuration is made.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, get_args
 
 from fewstep.ranges import COUNT, POSITIVE, SHARE, Range, RangeError, check_range, check_ranges
 from fewstep.schedule import MAX_STEPS, SIGMA_MAX, SIGMA_MIN, student_levels
@@ -66,6 +66,8 @@ class TeacherConfig:
     noise: NoiseDistribution = NoiseDistribution()
     adam: AdamConfig = AdamConfig(lr=1e-3, betas=(0.9, 0.99), final=0.02)
     ema_width: Annotated[float, WIDTH] = 0.06  # width of the average that is served (trainer.run.ema)
+    label_dropout: Annotated[float, BELOW_ONE] = 0.0
+    """Share of the images whose class the teacher is not told: 0.1 for guidance."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -173,6 +175,9 @@ class StudentConfig:
     """Share of the run, at its start, in which the top level regresses on stored teacher endpoints."""
     warm_pairs: Annotated[int, COUNT] = 4096
     """Endpoints to store for --warm."""
+    lognormal: NoiseDistribution = NoiseDistribution()  # of the rules lognormal and hybrid
+    guidance_max: Annotated[float, Range(1, 100)] = 1.0
+    """The student takes a guidance weight of each request, from 1 to this; 1: it takes none."""
     adversary: AdversaryConfig = AdversaryConfig()  # of `--method dmd2` alone
     adam: AdamConfig = AdamConfig(5e-5, (0.0, 0.999), decay_from=0.4, final=0.05)
     # The auxiliary must follow a changing student: with equal rates it lags, and the outputs oscillate (ADR 0003).
@@ -273,6 +278,19 @@ class AdversarialConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+# Settings that earlier runs do not have, and what they mean there. They are left out of what a run is known by while
+# they say that, so that earlier runs go on.
+LATER = {"label_dropout": 0.0, "guidance_max": 1.0, "lognormal": NoiseDistribution()}
+
+
+def stored_settings(settings: Any) -> dict[str, Any]:
+    """A configuration of this file as a run stores it."""
+    return {
+        name: value for name, value in asdict(settings).items()
+        if name not in LATER or getattr(settings, name) != LATER[name]
+    }  # fmt: skip
 
 
 def _check_top(config: StudentConfig | ConsistencyConfig) -> None:

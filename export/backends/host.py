@@ -17,7 +17,7 @@ def host_network(network: DeviceNetwork) -> HostNetwork:
 
     def call(*arguments: Any) -> Floats:
         *arrays, bucket = arguments
-        buffers = [network.x, network.c_noise, network.onehot]
+        buffers = [network.x, network.c_noise, network.onehot, *network.conditions.values()]
         if len(arrays) > len(buffers):
             assert network.adapter is not None, "a network without adapters was given some"
             buffers.append(network.adapter)

@@ -10,7 +10,6 @@ from export.backends.opened import Floats, Opened, Source, require_float32
 from fewstep.card import CheckpointError
 
 PROVIDER = "CPUExecutionProvider"
-INPUTS = ("x", "c_noise", "onehot", "adapter")
 
 
 def open_network(source: Source, backend: str, threads: int) -> Opened:
@@ -23,7 +22,7 @@ def open_network(source: Source, backend: str, threads: int) -> Opened:
         factors = dict(stacked_adapters(source.folder, source.manifest, source.adapters).inputs)
 
     def network(*arrays: np.ndarray) -> Floats:
-        feed = dict(zip(INPUTS, arrays, strict=False)) | factors
+        feed = dict(zip(source.manifest.inputs, arrays, strict=True)) | factors
         return np.asarray(session.run(None, {name: feed[name] for name in names})[0])
 
     facts = {

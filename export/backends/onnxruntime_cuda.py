@@ -74,6 +74,7 @@ class BoundNetwork:
         self.capacity, self.buckets = buffers.capacity, buffers.buckets
         self.x, self.c_noise, self.onehot = buffers.x, buffers.c_noise, buffers.onehot
         self.adapter = None  # export.manifest.WITH_ADAPTERS has this backend not
+        self.conditions: dict[str, Tensor] = {}  # nor has WITH_CONDITIONS
         self.output = buffers.output
         self.bindings = {bucket: self._bound(bucket, buffers) for bucket in buffers.buckets}
 

@@ -14,7 +14,7 @@ from export.manifest import AdapterFiles, Manifest
 from fewstep.card import CheckpointError
 
 Floats = NDArray[np.float32]
-# x, c_noise, onehot -> output, as in Engine.network; of an engine with adapters, adapter [B] int64 is a fourth array
+# x, c_noise, onehot, conditions... -> output, as in Engine.network; with adapters, adapter [B] int64 is the last array
 HostNetwork = Callable[..., Floats]
 
 

@@ -5,6 +5,7 @@ Every bucket is a model of static shape: the CPU plugin runs those about twice a
 
 import functools
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,6 @@ from export.manifest import BACKEND_OPENVINO
 from fewstep import cores
 from fewstep.card import CheckpointError
 
-INPUTS = ("x", "c_noise", "onehot")
 PRECISIONS = {"bf16": "bfloat16", "f32": "float32"}
 
 
@@ -81,8 +81,9 @@ class _Compiled:
             self.models[bucket] = self._compile(bucket // streams, streams)
         return self.models[bucket]
 
-    def __call__(self, x: Floats, c_noise: Floats, onehot: Floats, bucket: int) -> Floats:
-        return self.model(bucket)(x, c_noise, onehot)
+    def __call__(self, *arguments: Any) -> Floats:
+        *arrays, bucket = arguments
+        return self.model(bucket)(*arrays)
 
     def _compile(self, rows: int, streams: int) -> "_Streams":
         settings = {
@@ -99,18 +100,21 @@ class _Compiled:
         try:
             model = self.core.read_model(self.source.content)
             model.reshape({port: [rows, *list(port.partial_shape)[1:]] for port in model.inputs})
-            waves = detached_waves(model) if self.precision == "bf16" else None
+            numbers = [condition.name for condition in self.source.manifest.conditions if not condition.shape]
+            waves = detached_waves(model, ["c_noise", *numbers]) if self.precision == "bf16" else None
             exact = {**settings, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
             front = None if waves is None else self.core.compile_model(waves, "CPU", exact)
-            return _Streams(self.core.compile_model(model, "CPU", settings), front, rows, streams)
+            compiled = self.core.compile_model(model, "CPU", settings)
+            return _Streams(compiled, front, rows, streams, self.source.manifest.inputs)
         except RuntimeError as error:
             raise CheckpointError(
                 f"OpenVINO cannot run {self.source.path}: {error}. Choose --backend onnxruntime-cpu"
             ) from error
 
 
-def detached_waves(model: Any) -> Any:
-    """A model of the sines and cosines alone, which become inputs of `model`; None where it has none.
+def detached_waves(model: Any, inputs: Sequence[str] = ("c_noise",)) -> Any:
+    """A model of the sines and cosines alone, which become inputs of `model`; None where it has none. inputs: of those
+    that sines are taken of, by name.
 
     A Fourier embedding takes the sine of up to some hundred radians, and a bfloat16 holds those to the nearest whole
     one: F was off by 6 % with it, and by 0.8 %, as other networks are, without.
@@ -122,8 +126,8 @@ def detached_waves(model: Any) -> Any:
     nodes = [node for node in model.get_ordered_ops() if node.get_type_name() in ("Sin", "Cos")]
     if not nodes:
         return None
-    level = next(port.get_node() for port in model.inputs if "c_noise" in port.names)
-    waves = ov.Model([node.output(0) for node in nodes], [level], "waves").clone()
+    numbers = [port.get_node() for port in model.inputs if port.names & set(inputs)]
+    waves = ov.Model([node.output(0) for node in nodes], numbers, "waves").clone()
     for node in nodes:
         wave = opset13.parameter(node.output(0).get_partial_shape(), np.float32)
         for reader in node.output(0).get_target_inputs():
@@ -136,24 +140,27 @@ def detached_waves(model: Any) -> Any:
 class _Streams:
     """One compiled model and a request per stream; each request takes its share of the rows."""
 
-    def __init__(self, compiled: Any, front: Any, rows: int, streams: int) -> None:
+    def __init__(self, compiled: Any, front: Any, rows: int, streams: int, inputs: Sequence[str]) -> None:
         self.rows = rows
+        self.inputs = inputs
         self.front = front  # of `detached_waves`
         # By position: where the network hands an input on unchanged, the port has that tensor's name too.
-        names = [next((name for name in INPUTS if name in port.names), None) for port in compiled.inputs]
+        names = [next((name for name in inputs if name in port.names), None) for port in compiled.inputs]
         self.positions = {port: name for port, name in enumerate(names) if name is not None}
         self.wave_positions = [port for port, name in enumerate(names) if name is None]
+        ports = () if front is None else front.inputs
+        self.front_names = [next(name for name in inputs if name in port.names) for port in ports]
         self.requests = [compiled.create_infer_request() for _ in range(streams)]
         self.lock = threading.Lock()  # a request holds the inputs of one call
 
-    def __call__(self, x: Floats, c_noise: Floats, onehot: Floats) -> Floats:
-        arrays = {"x": x, "c_noise": c_noise, "onehot": onehot}
+    def __call__(self, *rows: Floats) -> Floats:
+        arrays = dict(zip(self.inputs, rows, strict=True))
         with self.lock:
             for index, request in enumerate(self.requests):
                 part = slice(index * self.rows, (index + 1) * self.rows)
                 feed = {port: arrays[name][part] for port, name in self.positions.items()}
                 if self.front is not None:
-                    waves = self.front([c_noise[part]]).to_tuple()
+                    waves = self.front([arrays[name][part] for name in self.front_names]).to_tuple()
                     feed |= dict(zip(self.wave_positions, waves, strict=True))
                 request.start_async(feed, share_inputs=True)
             outputs = []

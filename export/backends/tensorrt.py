@@ -53,6 +53,7 @@ class PlanNetwork:
         self.capacity, self.buckets = buffers.capacity, buffers.buckets
         self.x, self.c_noise, self.onehot = buffers.x, buffers.c_noise, buffers.onehot
         self.adapter = None  # export.manifest.WITH_ADAPTERS has this backend not
+        self.conditions: dict[str, Tensor] = {}  # nor has WITH_CONDITIONS
         self.output = buffers.output
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))

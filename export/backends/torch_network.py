@@ -87,6 +87,10 @@ class TorchNetwork:
         self.x = self.x.contiguous(memory_format=self.memory_format)
         self.c_noise = torch.zeros(self.capacity, device=device)
         self.onehot = torch.zeros((self.capacity, manifest.columns), dtype=self.dtype, device=device)
+        self.conditions = {
+            each.name: torch.full((self.capacity, *each.shape), each.fill, device=device)
+            for each in manifest.conditions
+        }
         self.adapter = torch.zeros(self.capacity, dtype=torch.int64, device=device) if manifest.adapted else None
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.outputs: dict[int, Tensor] = {}
@@ -116,7 +120,7 @@ class TorchNetwork:
 
     @torch.inference_mode()
     def _eager(self, bucket: int) -> Tensor:
-        buffers = [self.x, self.c_noise, self.onehot]
+        buffers = [self.x, self.c_noise, self.onehot, *self.conditions.values()]
         if self.adapter is not None:
             buffers.append(self.adapter)
         output = self.module(*(buffer[:bucket] for buffer in buffers))
@@ -131,7 +135,7 @@ def _exact() -> AbstractContextManager[None]:
 def _module(
     folder: Path, manifest: Manifest, device: torch.device, backend: str, buckets: tuple[int, ...]
 ) -> tuple[Callable[..., Tensor], str]:
-    """F(x, c_noise, onehot), and what its layers are."""
+    """F(x, c_noise, onehot, *conditions), and what its layers are."""
     denoiser, card = load_denoiser(folder)
     network = cast(NetworkModule, told(cast(NetworkModule, denoiser.network), card, manifest.told))
     if backend == BACKEND_TORCH_COMPILE:  # which fuses by itself

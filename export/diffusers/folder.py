@@ -9,7 +9,6 @@ A Python file is several of fewstep's, one after the other: diffusers runs it wi
 follow the imports of what it imports, and fewstep need not be installed.
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -17,20 +16,25 @@ from pathlib import Path
 
 from safetensors.torch import save as save_tensors
 
+import fewstep.conditions
 import fewstep.network
 import fewstep.noise
 import fewstep.older_precond
+import fewstep.residual_precond
 import fewstep.unet_config
 from export.diffusers.readme import model_card
 from fewstep.card import Card, CheckpointError, card_to_json, write_atomically
 from fewstep.checkpoint import load_checkpoint, network_config
 from fewstep.diffusers_folder import CARD, PREFIX, WEIGHTS
 from fewstep.outputs import check_folder
-from fewstep.unet_config import UNetConfig
+from fewstep.unet_config import UNetConfig, config_fields
 
 HERE = Path(__file__).parent
 # In the order in which they need each other.
-NETWORK = (fewstep.unet_config.__file__, fewstep.older_precond.__file__, fewstep.network.__file__, HERE / "network.py")
+NETWORK = (
+    fewstep.conditions.__file__, fewstep.unet_config.__file__, fewstep.older_precond.__file__,
+    fewstep.residual_precond.__file__, fewstep.network.__file__, HERE / "network.py",
+)  # fmt: skip
 OURS = r"^(from fewstep(\.\w+)* import (\([^)]*\)|[^\n]*)|import fewstep[^\n]*)\n"  # an import, of any number of lines
 PIPELINE = (fewstep.noise.__file__, HERE / "pipeline.py")
 
@@ -53,7 +57,7 @@ def write_folder(model: Path, out: Path) -> Card:
     files = {
         Path("pipeline.py"): _one_file(PIPELINE),
         Path("network", "fewstep_network.py"): _one_file(NETWORK),
-        Path("network", "config.json"): _json({"_class_name": "FewstepNetwork", **dataclasses.asdict(config)}),
+        Path("network", "config.json"): _json({"_class_name": "FewstepNetwork", **config_fields(config)}),
         Path(CARD): card_to_json(card),
         Path("README.md"): model_card(card, out.resolve().name),
         Path("model_index.json"): _json(index),  # last: without it there is no such folder
@@ -96,6 +100,8 @@ def _config(card: Card, model: Path) -> UNetConfig:
         )
     if config.extra:
         raise CheckpointError(f"{model} takes a latent beside the image, which the pipeline does not make")
+    if config.conditions:
+        raise CheckpointError(f"{model} takes {config.conditions[0].name}, which the pipeline has no argument for")
     return config
 
 

@@ -25,7 +25,8 @@ From pictures to a student that makes more of their kind in one to eight steps: 
 it, exports the student, and writes a report. What a budget buys on this machine is measured and said before the work.
 
 PHOTOS is a folder of pictures (each subfolder a class), a zip of one, EDM's dataset zip, the data.zip of an earlier
-run, an IDX file of images, or the name of a recipe: digits, fashion, sprites, emoji, emoji64, earth.
+run, an IDX file of images, or the name of a recipe: digits, fashion, sprites, emoji, emoji64, earth,
+earth-x4.
 
 Stop it at any time: the same command goes on where it stopped. OUT/stages.json says what is complete.
 """
@@ -81,7 +82,8 @@ def _export(model: Path, out: Path) -> dict[str, Any]:
         times = []
         for seed in range(TIMED_IMAGES):
             started = time.perf_counter()
-            sample_dpdm(_bound(engine.denoiser, labels), noise_for([seed], shape), manifest.levels[steps])
+            noise = noise_for([seed], shape)
+            sample_dpdm(_bound(engine.denoiser.filled(noise(0)), labels), noise, manifest.levels[steps])
             times.append(time.perf_counter() - started)
         taken[str(steps)] = round(1000 * min(times), 2)
     return {"ms_per_image": taken, "backend": manifest.backend}

@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.manifest import Manifest
-from fewstep.pixels import Pixels
+from fewstep.conditions import LOW, find
+from fewstep.pixels import Pixels, from_pixels
 from server.http.pictures import MODES, PictureError, base64_length, own_bytes
 from server.scheduler.refusal import invalid
-from server.scheduler.request import Edit
+from server.scheduler.request import Edit, Given
 from server.settings.settings import Settings
 
 MIN_BODY_LIMIT = 5 * 2**20  # bytes, of a server whose settings name no other: a photograph as base64, and a mask
@@ -38,6 +39,21 @@ def check_edits(manifest: Manifest) -> None:
 def edit_of(manifest: Manifest, image: Pixels, known: NDArray[np.bool_] | None) -> Edit:
     """image: uint8 [H, W, C]. known: [H, W], True where a pixel is kept; None: no pixel is kept."""
     return Edit(manifest.image_shape, image.tobytes(), None if known is None else known.tobytes())
+
+
+def low_of(manifest: Manifest, decode: Callable[[int, int], Pixels]) -> Given:
+    """The image that a model enlarges, from a picture. decode: (side, channels) -> uint8 [side, side, C]; it may raise
+    PictureError. Raises Refusal."""
+    condition = find(manifest.conditions, LOW)
+    assert condition is not None, "choose_conditions saw to it"
+    channels, side, _ = condition.shape
+    pixels = decode_picture("upscale", lambda: decode(side, channels))
+    return Given.of(LOW, from_pixels(pixels[None]))
+
+
+def enlarges(manifest: Manifest) -> bool:
+    """Whether the model makes its images of smaller ones."""
+    return find(manifest.conditions, LOW) is not None
 
 
 def body_limit(settings: Settings, models: Mapping[str, Manifest]) -> int:

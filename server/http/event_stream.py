@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from server.http.access import Record, record_of
 from server.http.answers import INLINE_BYTES
 from server.http.errors import CLIENT_GONE, STATUS, error_body
-from server.http.service import ImageService, Order, Watch, nothing, with_edit
+from server.http.service import ImageService, Order, Watch, nothing, with_pictures
 from server.scheduler.events import Event, Failed, Finished, Progress
 from server.scheduler.refusal import Refusal
 
@@ -53,7 +53,7 @@ async def streamed(
     record.request = order.request
     ticket = service.admit(order.request.model, order.request.images, order.request.calls)
     try:
-        record.request = request = await with_edit(order)
+        record.request = request = await with_pictures(order)
         record.stage = "images"
         watch = Watch(service.submit(request, order.timeout_s), order.timeout_s, http)
     except BaseException:

@@ -21,7 +21,7 @@ MODULES = FOLDER / "local"
 
 def in_browser(name: str, manifest: Manifest, settings: Settings) -> dict[str, Any] | None:
     """What a page needs to know of a model that it may run by itself; None for those that it cannot."""
-    if settings.page_runtime is None or manifest.extra or manifest.dtype != "float32":
+    if settings.page_runtime is None or manifest.extra or manifest.conditions or manifest.dtype != "float32":
         return None
     path = settings.engines[name] / manifest.network
     size = path.stat().st_size if path.is_file() else 0

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from export.manifest import Manifest
+from fewstep.conditions import GUIDANCE
 from fewstep.pixels import KEYWORD, with_text
 from server.scheduler.request import ImageRequest
 
@@ -39,4 +40,6 @@ def recipe(request: ImageRequest, index: int, manifest: Manifest, *, edited: boo
         text["sigmas"] = request.levels(index)
     if request.blends:
         text["seed_to"], text["mix"] = request.blends[index]
+    if weight := request.condition(GUIDANCE):
+        text["guidance"] = float(weight.row(index))
     return {**text, "edit": True} if edited else text

@@ -13,7 +13,7 @@ from server.http.access import COMPLETE, record_of
 from server.scheduler.events import Event, Failed, Finished
 from server.scheduler.model import ModelInfo
 from server.scheduler.refusal import Refusal, shown
-from server.scheduler.request import Edit, ImageRequest
+from server.scheduler.request import Edit, Given, ImageRequest
 
 CODINGS = {b"content-encoding": "Content-Encoding", b"transfer-encoding": "Transfer-Encoding"}
 
@@ -52,12 +52,19 @@ def is_ready(check_ready: Callable[[], None]) -> bool:
     return True
 
 
+class Pictures(Struct, frozen=True):
+    """What the decoded pictures of a request are."""
+
+    edit: Edit | None = None  # what its images begin at
+    conditions: tuple[Given, ...] = ()  # what the model is shown
+
+
 class Order(Struct, frozen=True):
     """A request that a dialect has understood."""
 
     request: ImageRequest  # without its pictures
     timeout_s: float
-    decode: Callable[[], Edit] | None = None  # decodes its pictures, once it has been admitted; may raise Refusal
+    decode: Callable[[], Pictures] | None = None  # decodes its pictures, once it has been admitted; may raise Refusal
 
 
 async def made(service: ImageService, order: Order, http: Request) -> Finished:
@@ -66,7 +73,7 @@ async def made(service: ImageService, order: Order, http: Request) -> Finished:
     record.request = request = order.request
     ticket = service.admit(request.model, request.images, request.calls)
     try:
-        record.request = request = await with_edit(order)
+        record.request = request = await with_pictures(order)
         record.stage = "images"
         record.finished = done = await finished(service, request, order.timeout_s, http)
     finally:
@@ -74,11 +81,13 @@ async def made(service: ImageService, order: Order, http: Request) -> Finished:
     return done
 
 
-async def with_edit(order: Order) -> ImageRequest:
+async def with_pictures(order: Order) -> ImageRequest:
     """The request with its decoded pictures, if it has any; a small file may take a second. Raises Refusal."""
     if order.decode is None:
         return order.request
-    return replace(order.request, edit=await asyncio.to_thread(order.decode))
+    pictures = await asyncio.to_thread(order.decode)
+    request = order.request
+    return replace(request, edit=pictures.edit, conditions=(*request.conditions, *pictures.conditions))
 
 
 async def finished(service: ImageService, asked: ImageRequest, timeout_s: float, http: Request) -> Finished:

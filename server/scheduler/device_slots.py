@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fewstep.blend import Blend, weights
+from fewstep.conditions import Conditions
 from fewstep.noise import STREAM_LATENT, STREAM_NOISE
 from fewstep.pixels import Pixels
 from fewstep.schedule import MAX_STEPS
@@ -23,7 +24,7 @@ from kernels.initial_noise import initial_noise
 from kernels.philox import normals_reference
 from kernels.rows import KNOWN, STARTED, Inpainting, RowsUpload, layout
 from kernels.step import step, to_pixels_reference
-from server.scheduler.slots import Image, ImageKey, Start, Tick, nothing
+from server.scheduler.slots import Image, ImageKey, Start, Tick, nothing, row_of
 
 if TYPE_CHECKING:
     from export.engine import DeviceNetwork
@@ -40,12 +41,16 @@ class DeviceSlotTable:
     """
 
     def __init__(
-        self, network: "DeviceNetwork", *, shape: tuple[int, int, int], classes: int, sigma_data: float, extra: int = 0
-    ) -> None:
+        self, network: "DeviceNetwork", *, shape: tuple[int, int, int], classes: int, sigma_data: float, extra: int = 0,
+        conditions: Conditions = (),
+    ) -> None:  # fmt: skip
         expected = (network.capacity, shape[0] + extra, *shape[1:])
         assert tuple(network.x.shape) == expected, f"the network takes {tuple(network.x.shape)}, not {expected}"
         assert network.onehot.shape[1] == classes, f"the network takes {network.onehot.shape[1]} classes, not {classes}"
+        named = [condition.name for condition in conditions]
+        assert list(network.conditions) == named, f"the network takes {list(network.conditions)}, not {named}"
         self.network = network
+        self.conditions = conditions
         self.sigma_data = sigma_data
         self.buckets = network.buckets
         self.capacity = capacity = network.capacity
@@ -59,6 +64,7 @@ class DeviceSlotTable:
         self.inpainting = Inpainting(torch.zeros_like(self.x, dtype=torch.bool), torch.zeros_like(self.x))
         self.pixels = torch.zeros((capacity, *shape[1:], shape[0]), dtype=torch.uint8, device=device)
         self.broken = torch.zeros(capacity, dtype=torch.int32, device=device)
+        self.given = [torch.zeros((capacity, *each.shape), device=device) for each in conditions]  # by slot
         # What the host sends to it and reads from it.
         self.admitted, self.stepped = RowsUpload(capacity, device), RowsUpload(capacity, device)
         self.pixels_read = torch.zeros(self.pixels.shape, dtype=torch.uint8, pin_memory=on_gpu)
@@ -109,6 +115,11 @@ class DeviceSlotTable:
             seed=self.seeds[slots].view(np.int64), label=self.labels[slots], flags=self.flags[slots],
         )  # fmt: skip
         initial_noise(self.x, sent, self.network, inpainting=self.inpainting)
+        for condition, by_slot in zip(self.conditions, self.given, strict=True):
+            rows_given = np.empty((count, *condition.shape), np.float32)
+            for place, image in enumerate(images):
+                rows_given[place] = row_of(condition, image)
+            by_slot[torch.from_numpy(slots).to(by_slot.device)] = torch.from_numpy(rows_given).to(by_slot.device)
         self.blends |= {int(slot): image.blend for slot, image in zip(slots, images, strict=True) if image.blend}
         self._blend(slots, rows, self.calls[slots], levels.sigma, levels.c_in)
         self.row[slots] = rows
@@ -152,6 +163,8 @@ class DeviceSlotTable:
             by_row = np.zeros(batch, np.int64)
             by_row[self.row[slots]] = self.adapters[slots]
             self.network.adapter[:batch].copy_(torch.from_numpy(by_row))
+        if self.conditions:
+            self._bring_conditions(slots, batch)
         output = self.network.run(batch)
         shown = np.flatnonzero(self.previews[slots, made] & ~last)
         denoised = (
@@ -180,6 +193,14 @@ class DeviceSlotTable:
         self.row[slots] = target
         self._release(slots[last | ~sound])
         return Tick(finished, broken, len(slots), batch, previews)
+
+    def _bring_conditions(self, slots: NDArray[np.int64], batch: int) -> None:
+        """Put each image's conditions into its row of the network's input; rows without an image have those of any."""
+        by_row = np.full(batch, slots[0])
+        by_row[self.row[slots]] = slots
+        index = torch.from_numpy(by_row).to(self.x.device)
+        for by_slot, given in zip(self.given, self.network.conditions.values(), strict=True):
+            torch.index_select(by_slot, 0, index, out=given[:batch])
 
     def _blend(
         self, slots: NDArray[np.int64], target: NDArray[np.int64], call: NDArray[np.int64],

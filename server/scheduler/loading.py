@@ -122,7 +122,9 @@ def _load_model(
     manifest = engine.manifest
     if options.mode == "exact":
         count = len(manifest.adapters) if manifest.adapted else None
-        check_rows_independent(engine.network, manifest.input_shape, manifest.columns, capacity, count)
+        check_rows_independent(
+            engine.network, manifest.input_shape, manifest.columns, capacity, count, manifest.conditions
+        )
     table = slot_table(engine, buckets)
     # A backend of fixed shapes may prepare one at its first call; the others need no more than the smallest and the
     # largest.
@@ -212,11 +214,11 @@ def slot_table(engine: "Engine", buckets: Sequence[int]) -> Slots:
         assert engine.on_device is not None, "a GPU engine has buffers on the device"
         return DeviceSlotTable(
             engine.on_device, shape=manifest.image_shape, classes=manifest.columns, sigma_data=manifest.sigma_data,
-            extra=manifest.extra,
+            extra=manifest.extra, conditions=manifest.conditions,
         )  # fmt: skip
     return SlotTable(
         engine.network, manifest.image_shape, manifest.columns, manifest.sigma_data, buckets, manifest.extra,
-        bool(manifest.adapted),
+        bool(manifest.adapted), manifest.conditions,
     )  # fmt: skip
 
 

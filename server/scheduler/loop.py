@@ -317,6 +317,7 @@ def _images(number: int, flight: _Flight, count: int, adapter: int) -> list[Imag
             request.previewed(i),
             blends[i],
             adapter,
+            request.given(i),
         )
         for i in range(flight.granted, flight.granted + count)
     ]

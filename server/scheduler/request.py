@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from export.manifest import engine_of
 from fewstep.blend import Blend
@@ -34,6 +35,28 @@ class Edit:
         return Start(image, np.frombuffer(self.known, np.bool_).reshape(1, height, width).copy())
 
 
+class Given(Struct, frozen=True):
+    """Values of one condition, as bytes, because a request crosses a process boundary."""
+
+    name: str  # as the model's manifest has it
+    shape: tuple[int, ...]  # of a row
+    data: bytes  # float32 [n, *shape]: a row for each image, or one for all
+
+    @classmethod
+    def of(cls, name: str, rows: NDArray[np.floating]) -> "Given":
+        """rows [n, *shape], n the number of images or 1."""
+        return cls(name, rows.shape[1:], np.ascontiguousarray(rows, np.float32).tobytes())
+
+    def rows(self) -> NDArray[np.float32]:
+        """[n, *shape]. Raises ValueError where there are other bytes than of whole rows."""
+        return np.frombuffer(self.data, np.float32).reshape(-1, *self.shape)
+
+    def row(self, image: int) -> NDArray[np.float32]:
+        """Of one image, by its index."""
+        rows = self.rows()
+        return rows[image if len(rows) > 1 else 0]
+
+
 class ImageRequest(Struct, frozen=True):
     """Image i has the noise of seeds[i], the class labels[i] and the levels `levels(i)`."""
 
@@ -50,6 +73,7 @@ class ImageRequest(Struct, frozen=True):
     blends: tuple[Blend, ...] = ()  # of each image: another seed, whose noise is mixed in; empty: none is
     priority: Priority = "interactive"
     preview_calls: tuple[int, ...] | None = None  # the calls, from 1, that `previews` is about; None: all
+    conditions: tuple[Given, ...] = ()  # what the images are made by beside their classes; absent ones: their defaults
 
     @property
     def images(self) -> int:
@@ -74,6 +98,13 @@ class ImageRequest(Struct, frozen=True):
     def levels(self, image: int) -> tuple[float, ...]:
         """Of one image, by its index."""
         return self.schedules[image] if self.schedules else self.sigmas
+
+    def given(self, image: int) -> dict[str, NDArray[np.float32]] | None:
+        """The conditions of one image, by its index, as arrays of a row; None: there are none."""
+        return {each.name: each.row(image) for each in self.conditions} if self.conditions else None
+
+    def condition(self, name: str) -> Given | None:
+        return next((each for each in self.conditions if each.name == name), None)
 
     def previewed(self, image: int) -> Sequence[int]:
         """The calls of one image, from 1, that Progress is sent after; its last, which ends it, is not among them."""

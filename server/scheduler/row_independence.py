@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fewstep.card import CheckpointError
+from fewstep.conditions import Conditions
 from fewstep.noise import normals
 from fewstep.precond import onehot
 
-Rows = list[NDArray]  # x, c_noise, onehot, and adapter where the network takes one
+Rows = list[NDArray]  # x, c_noise, onehot, conditions, and adapter where the network takes one
 
 
 def check_rows_independent(
@@ -18,16 +19,20 @@ def check_rows_independent(
     classes: int,
     capacity: int,
     adapters: int | None = None,
+    conditions: Conditions = (),
 ) -> None:
     """A row must give the same bytes in every slot of the padded shape, alone, among copies and among other rows.
 
     shape: (channels, H, W) of the network's input. adapters: how many a network has that takes them by row, which then
-    have a turn; None: it takes none. Raises CheckpointError when it does not. Seven network calls.
+    have a turn; None: it takes none. conditions: what it takes behind `onehot`. Raises CheckpointError when it does
+    not. Seven network calls.
     """
     seeds = np.arange(capacity, dtype=np.uint64)
     x = normals(seeds, np.zeros(capacity, np.int64), shape)
     c_noise = np.linspace(-0.75, 1.1, capacity, dtype=np.float32)  # ln(sigma) / 4 for sigma from 0.05 to 80
     batch: Rows = [x, c_noise, onehot(np.arange(capacity) % max(classes, 1), classes, x)]
+    random = np.random.default_rng(0)
+    batch += [random.uniform(each.low, each.high, (capacity, *each.shape)).astype(np.float32) for each in conditions]
     if adapters is not None:
         batch.append(np.arange(capacity) % (adapters + 1))
     ends_and_middle = sorted({0, capacity // 2, capacity - 1})

@@ -5,7 +5,7 @@ No threads, no clock, no HTTP. Rows differ in level, step count, seed and label;
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +15,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from fewstep.blend import Blend, blend
+from fewstep.conditions import Condition, Conditions
 from fewstep.noise import STREAM_LATENT, normals
 from fewstep.pixels import Pixels, to_pixels
 from fewstep.schedule import MAX_STEPS
@@ -49,6 +50,7 @@ class Image(Struct, frozen=True, eq=False):
     previews: Sequence[int] = ()  # calls, from 1, after which its denoised image is handed out; never the last
     blend: Blend | None = None  # mixes the noise of another seed into its own
     adapter: int = 0  # its number in a network that takes adapters by row; 0: the backbone
+    given: Mapping[str, NDArray[np.float32]] | None = None  # its rows of the network's conditions; absent: their fill
 
 
 class Tick(Struct, frozen=True):
@@ -96,7 +98,8 @@ class SlotTable:
     buckets: batch sizes the network is called with, ascending, the last one being the capacity. Exact mode has a
     single bucket: the shape, and with it every row's bytes, never depends on the rest of the batch.
     extra: channels of latent noise that the network takes behind the image; 0 for a marginal student. adapters: whether
-    the network takes the number of each row's adapter, [B] int64, behind its other inputs.
+    the network takes the number of each row's adapter, [B] int64, behind its other inputs. conditions: what it takes
+    behind `onehot`; rows differ in them as in all else.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class SlotTable:
         buckets: Sequence[int],
         extra: int = 0,
         adapters: bool = False,
+        conditions: Conditions = (),
     ) -> None:
         self.network = network
         self.shape = shape
@@ -131,6 +135,8 @@ class SlotTable:
         self.input = np.zeros((capacity, shape[0] + extra, *shape[1:]), np.float32)
         self.c_noise = np.zeros(capacity, np.float32)
         self.onehot = np.zeros((capacity, classes), np.float32)
+        self.conditions = conditions
+        self.given = [np.zeros((capacity, *condition.shape), np.float32) for condition in conditions]
         self.adapter = np.zeros(capacity, np.int64) if adapters else None
         self.used = 0  # rows that may not be zero
 
@@ -158,6 +164,9 @@ class SlotTable:
         self.drawn[slots] = False
         labels = np.array([image.label for image in images])
         self.onehot[slots] = labels[:, None] == np.arange(self.classes)  # a row of zeros for -1, no class
+        for condition, rows in zip(self.conditions, self.given, strict=True):
+            for slot, image in enumerate(images, start=first):
+                rows[slot] = row_of(condition, image)
         if self.adapter is not None:
             self.adapter[slots] = [image.adapter for image in images]
         self.used = max(self.used, len(self.images))
@@ -274,7 +283,7 @@ class SlotTable:
                 blend(z, [image.blend for image in self.images], self.step[:count], STREAM_LATENT)
         write_network_input(self.x[:count], levels.c_in, z, out=self.input[:count])
         self.c_noise[:count] = levels.c_noise
-        arrays = [self.input, self.c_noise, self.onehot]
+        arrays = [self.input, self.c_noise, self.onehot, *self.given]
         if self.adapter is not None:
             arrays.append(self.adapter)
         if self.used > count:
@@ -306,11 +315,16 @@ class SlotTable:
         rows = stays.nonzero()[0]
         first = int(np.count_nonzero(rows == self.rows[: len(rows)]))  # that is moved
         if first < len(rows):
-            arrays = [self.x, self.levels, self.step, self.seeds, self.drawn, self.onehot]
+            arrays = [self.x, self.levels, self.step, self.seeds, self.drawn, self.onehot, *self.given]
             if self.adapter is not None:
                 arrays.append(self.adapter)
             for array in arrays:
                 array[first : len(rows)] = array[rows[first:]]
+
+
+def row_of(condition: Condition, image: Image) -> NDArray[np.float32] | float:
+    """An image's row of a condition, of its shape; or what a row is filled with that nobody asked for."""
+    return (image.given or {}).get(condition.name, condition.fill)
 
 
 def buckets_for(capacity: int, exact: bool, any_size: bool = False) -> tuple[int, ...]:

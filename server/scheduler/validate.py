@@ -3,19 +3,22 @@
 import math
 import secrets
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import pairwise
 from typing import cast, get_args
 
+import numpy as np
+
 from export.manifest import Manifest
 from fewstep.blend import Blend, evenly
+from fewstep.conditions import GUIDANCE, LOW, Condition, find
 from fewstep.editing import calls_for
 from fewstep.noise import random_labels
 from fewstep.schedule import MAX_STEPS
 from server.scheduler.refusal import Refusal, escaped, invalid, shown
-from server.scheduler.request import Edit, ImageFormat, ImageRequest, Previews, Priority
+from server.scheduler.request import Edit, Given, ImageFormat, ImageRequest, Previews, Priority
 
 DEFAULT_STEPS = 4
 SEED_LIMIT = 2**63
@@ -44,6 +47,8 @@ def image_request(
     previews: Previews = "none",
     quality: int | None = None,
     priority: str | None = None,
+    guidance: float | Sequence[float] | None = None,
+    pictured: Collection[str] = (),
 ) -> ImageRequest:
     """Image i gets seed + i or seeds[i], and label or labels[i]. Absent: 4 steps, a drawn seed, one image or as many as
     the lists have entries, and for each image, or entry that is None, a class drawn from its seed.
@@ -51,7 +56,8 @@ def image_request(
     steps: one step count, or that of each image. sigmas: the levels of all images instead. strength: the share of the
     step count's calls that are made, the last ones; None: all. seed_to: all images have the noise between that of
     seed and that of seed_to, mix of the way, or mix[i]; None: evenly from one to the other.
-    priority: a Priority; None: interactive. Raises Refusal.
+    priority: a Priority; None: interactive. guidance: the guidance weight of all images, or that of each. pictured:
+    names of the conditions that the request's pictures will bring. Raises Refusal.
     """
     if strength is not None and not 0 < strength <= 1:  # NaN is not
         message = f"strength must be above 0 and at most 1, not {shown(strength)}"
@@ -59,11 +65,13 @@ def image_request(
     each = {
         "seeds": seeds, "labels": labels, "steps": steps if isinstance(steps, Sequence) else None,
         "mix": mix if isinstance(mix, Sequence) else None,
+        "guidance": guidance if isinstance(guidance, Sequence) else None,
     }  # fmt: skip
     images = image_count(images, {name: len(entries) for name, entries in each.items() if entries is not None})
     if format == "jpeg" and manifest.channels not in JPEG_CHANNELS:
         message = f"{manifest.name} makes images of {manifest.channels} channels, which JPEG cannot hold; ask for png"
         raise invalid(message, code="unsupported_format", param="format")
+    conditions = choose_conditions(manifest, guidance, pictured)
     blends = choose_blends(seed_to, mix, images)
     if blends:
         chosen = choose_seeds(seed, 1) * images
@@ -92,6 +100,7 @@ def image_request(
         previews=previews,
         quality=quality,
         priority=choose_priority(priority),
+        conditions=conditions,
     )
 
 
@@ -158,6 +167,63 @@ def choose_priority(name: str | None) -> Priority:
         message = f"priority must be {' or '.join(known)}, not {shown(name)}"
         raise invalid(message, code="unknown_priority", param="priority")
     return cast(Priority, name or known[0])
+
+
+def choose_conditions(
+    manifest: Manifest, guidance: float | Sequence[float] | None, pictured: Collection[str]
+) -> tuple[Given, ...]:
+    """The conditions that are numbers. Raises Refusal for one that the model does not take, for a number out of its
+    range, and for one that must be given and is not among `pictured` either."""
+    weight = find(manifest.conditions, GUIDANCE)
+    if guidance is not None and weight is None:
+        message = f"{manifest.name} takes no guidance weight; leave guidance out"
+        raise invalid(message, code="unsupported_condition", param=GUIDANCE)
+    if LOW in pictured and find(manifest.conditions, LOW) is None:
+        message = f"{manifest.name} enlarges no images; leave upscale out"
+        raise invalid(message, code="unsupported_condition", param="upscale")
+    for condition in manifest.conditions:
+        if condition.default is None and condition.name not in (*pictured, GUIDANCE):
+            raise _missing(condition, manifest)
+    if guidance is None or weight is None:
+        return ()
+    weights = list(guidance) if isinstance(guidance, Sequence) else [guidance]
+    for each in weights:
+        check_range(GUIDANCE, each, weight.low, weight.high)
+    return (Given.of(GUIDANCE, np.array(weights, np.float32)),)
+
+
+def _missing(condition: Condition, manifest: Manifest) -> Refusal:
+    if condition.name == LOW:
+        size = f"{condition.shape[2]}x{condition.shape[1]}"
+        message = (
+            f"{manifest.name} enlarges images of {size}: send the picture to enlarge as upscale of /v1/generate, or as "
+            "image of /v1/images/edits"
+        )
+        return invalid(message, code="missing_image", param="upscale")
+    message = f"{manifest.name} needs {condition.name}, which no field of this API brings"
+    return invalid(message, code="unsupported_condition", param=condition.name)
+
+
+def check_conditions(given: Sequence[Given], manifest: Manifest, images: int) -> None:
+    """Refuse conditions that a slot table cannot run. Raises Refusal."""
+    left = {condition.name: condition for condition in manifest.conditions}
+    for each in given:
+        condition = left.pop(each.name, None)
+        if condition is None:
+            message = f"{manifest.name} takes no {shown(each.name)}, or the request has it twice"
+            raise invalid(message, code="unsupported_condition", param="conditions")
+        rows = len(each.data) / (4 * condition.size)
+        if tuple(each.shape) != condition.shape or rows not in (1, images):
+            message = (
+                f"{each.name} of {manifest.name} has the shape {condition.shape} for each image, or for all of them"
+            )
+            raise invalid(message, code="out_of_range", param=each.name)
+        values = each.rows()
+        check_range(each.name, float(values.min()), condition.low, condition.high)
+        check_range(each.name, float(values.max()), condition.low, condition.high)
+    for condition in left.values():
+        if condition.default is None:
+            raise _missing(condition, manifest)
 
 
 def choose_seeds(seed: int | None, images: int) -> tuple[int, ...]:
@@ -279,6 +345,7 @@ def check_request(request: ImageRequest, manifests: Mapping[str, Manifest]) -> N
     if not short or not all(0 < sigma < math.inf for schedule in schedules for sigma in schedule):
         message = f"sigmas must be 1 to {MAX_STEPS} levels above 0, not {shown(sigmas)}"
         raise invalid(message, code="out_of_range", param="sigmas")
+    check_conditions(request.conditions, manifest, len(seeds))
     if edit is not None:
         size, pixels = math.prod(manifest.image_shape), math.prod(manifest.image_shape[1:])
         if (edit.shape, len(edit.image)) != (manifest.image_shape, size) or len(edit.known or b"*" * pixels) != pixels:

@@ -22,7 +22,7 @@ from fewstep.ranges import COUNT, SEED, Range, check_ranges
 from fewstep.subcommands import as_sentence, subcommand
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.named import read_recipe
-from trainer.data.sources.earth import read_earth
+from trainer.data.sources.earth import read_earth, read_earth_x4
 from trainer.data.sources.edm_zip import read_edm_zip
 from trainer.data.sources.emoji import read_emoji
 from trainer.data.sources.folder import read_folder
@@ -42,6 +42,7 @@ KINDS = {
     "emoji": "Noto emoji, 32x32 RGB",
     "emoji64": "Noto, Twemoji and Fluent emoji, 64x64 RGB",
     "earth": "crops of NASA's Blue Marble, 64x64 RGB",
+    "earth-x4": "the same without classes, to be enlarged from 16x16",
     "folder": "a folder of images; each subfolder is a class",
     "edm-zip": "a dataset zip of EDM or StyleGAN",
     "idx": "a pair of IDX files, as MNIST has them",
@@ -141,9 +142,10 @@ class Earth:
     def output(self) -> Output:
         return self.chosen.output
 
-    def read(self, _kind: str) -> ImageSet:
+    def read(self, kind: str) -> ImageSet:
         split, half = self.chosen.split, self.chosen.half
-        return read_earth(self.source, split, half, per_class=self.per_class, seed=self.seed)
+        reader = read_earth_x4 if kind == "earth-x4" else read_earth
+        return reader(self.source, split, half, per_class=self.per_class, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ class Show:
 
 FLAGS: dict[str, type[Digits | Named | Emoji | Earth | Folder | EdmZip | Idx | Show]] = {
     "digits": Digits, "fashion": Named, "sprites": Named, "emoji": Emoji, "emoji64": Named, "earth": Earth,
-    "folder": Folder, "edm-zip": EdmZip,
+    "earth-x4": Earth, "folder": Folder, "edm-zip": EdmZip,
     "idx": Idx, "show": Show,
 }  # fmt: skip
 

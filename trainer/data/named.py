@@ -6,7 +6,7 @@ from pathlib import Path
 
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.sources.digits import read_digits
-from trainer.data.sources.earth import read_earth
+from trainer.data.sources.earth import read_earth, read_earth_x4
 from trainer.data.sources.emoji import read_emoji
 from trainer.data.sources.emoji64 import read_emoji64
 from trainer.data.sources.fashion import read_fashion
@@ -23,12 +23,14 @@ READERS: dict[str, Callable[[Path | None, Split], ImageSet]] = {
     "emoji": read_emoji,
     "emoji64": read_emoji64,
     "earth": read_earth,
+    "earth-x4": read_earth_x4,
 }
 # The halves of these are of places or concepts and not of pictures: neighbouring crops overlap, and the drawings of a
 # concept are alike.
 HALVED_BY_READER: dict[str, Callable[[Path | None, Split, Half | None], ImageSet]] = {
     "emoji64": read_emoji64,
     "earth": read_earth,
+    "earth-x4": read_earth_x4,
 }
 
 

@@ -1,11 +1,12 @@
 """A pretrained model: what every importer returns, and how it becomes a checkpoint folder."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import fewstep
 from fewstep.card import Card, CheckpointError, Dataset, Levels
+from fewstep.unet_config import config_fields
 
 if TYPE_CHECKING:  # at run time not before a network is read: `import --help` works without torch
     from torch import Tensor
@@ -56,7 +57,7 @@ def save_imported(out: Path, model: Imported, provenance: Provenance) -> Card:
         raise CheckpointError(f"there are {len(names)} class names, but the {model.role} has {classes} classes")
     card = Card(
         role=model.role,
-        network=asdict(model.config),
+        network=config_fields(model.config),
         sigma_data=model.sigma_data,
         weights="",
         dataset=Dataset(provenance.data_name or model.data_name, UNKNOWN, provenance.data_licence, model.images),

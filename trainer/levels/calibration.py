@@ -146,6 +146,8 @@ def teacher_space(model: Path, teacher: Path, data: ImageSet, compute: Compute) 
             f"that one is {parent.weights[:12]}...); give --teacher the folder it was distilled from"
         )
     check_match(parent, data, teacher)
+    if card.conditions:
+        raise CheckpointError(f"{model} takes {card.conditions[0].name}; levels of such students are not calibrated")
     space = TeacherSpace.of(denoiser, data.images, data.labels)
     return space, {"space": space.description, "teacher": parent.weights}
 

@@ -12,18 +12,22 @@ from torch import Tensor, nn
 
 from fewstep.card import CheckpointError
 from fewstep.checkpoint import NetworkModule
+from fewstep.conditions import Conditions, map_channels
 from fewstep.network import Conv, UNet
 from fewstep.unet_config import UNetConfig
 
 LEVEL_FEATURES = 16
 
 
-def widen(network: NetworkModule, *, channels: int = 0, features: int = 0) -> NetworkModule:
-    """A copy that also takes `channels` channels behind the noisy image, and `features` numbers behind the classes.
+def widen(
+    network: NetworkModule, *, channels: int = 0, features: int = 0, conditions: Conditions = ()
+) -> NetworkModule:
+    """A copy that also takes `channels` channels behind the noisy image, `features` numbers behind the classes, and
+    further `conditions`.
 
     Raises CheckpointError when the network is of a family that cannot be widened.
     """
-    if not channels and not features:
+    if not channels and not features and not conditions:
         return copy.deepcopy(network)
     if not isinstance(network, UNet):
         raise CheckpointError(
@@ -31,11 +35,18 @@ def widen(network: NetworkModule, *, channels: int = 0, features: int = 0) -> Ne
             "train with --no-auxiliary-sees-level, and not with --objective ncvsd"
         )
     old = network.config
-    config = replace(old, extra=old.extra + channels, classes=old.classes + features)
+    config = replace(
+        old, extra=old.extra + channels, classes=old.classes + features, conditions=(*old.conditions, *conditions)
+    )
     wide = UNet(config)
-    weights = dict(network.state_dict())
+    fresh = {name: torch.zeros_like(value) for name, value in wide.embedding.conditions.state_dict().items()}
+    weights = {f"embedding.conditions.{name}": value for name, value in fresh.items()} | network.state_dict()
+    pixels = old.patch**2  # of the image in one of the stem's
+    maps = (old.channels + old.extra) * pixels  # where the columns of maps begin
     for name in _image_layers(network):
-        weights[name] = _zero_columns(weights[name], channels * old.patch**2)
+        first, rest = weights[name][:, :maps], weights[name][:, maps:]
+        first = _zero_columns(first, channels * pixels)
+        weights[name] = _zero_columns(torch.cat([first, rest], dim=1), map_channels(conditions) * pixels)
     if features:
         weights |= _label_weights(weights, wide, old, config)
     wide.load_state_dict(weights)

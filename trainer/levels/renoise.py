@@ -57,7 +57,9 @@ class Drawn:
     position: Tensor  # [B] index in the list; 0 is the top
 
 
-def renoise_levels(rule: Rule, drawn: Drawn, floor: float, rng: Draws) -> Tensor:
+def renoise_levels(
+    rule: Rule, drawn: Drawn, floor: float, rng: Draws, lognormal: NoiseDistribution = NoiseDistribution()
+) -> Tensor:
     """Levels [B] to which the student's outputs are noised.
 
     tied         the student's own level (the paper's Eq. 3.4)
@@ -74,7 +76,7 @@ def renoise_levels(rule: Rule, drawn: Drawn, floor: float, rng: Draws) -> Tensor
     inside = _karras_uniform(below, sigma, rng).clamp(min=floor)
     if rule == "subinterval":
         return inside
-    anywhere = lognormal_levels(NoiseDistribution(), len(sigma), rng).clamp(min=floor)
+    anywhere = lognormal_levels(lognormal, len(sigma), rng).clamp(min=floor)
     if rule == "lognormal":
         return anywhere
     use_lognormal = rng.uniform(len(sigma)) < 0.6

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
 from trainer.levels.renoise import Drawn, LevelLists
 from trainer.run.compute import Compute, runner
@@ -69,7 +70,7 @@ def imitation_loss(output: Tensor, target: Tensor, unit: Tensor | float, shown: 
 
 
 def denoiser_of(
-    network: nn.Module, sigma_data: float, classes: int, compute: Compute, *, trained: bool = False
+    network: NetworkModule, sigma_data: float, classes: int, compute: Compute, *, trained: bool = False
 ) -> Denoiser:
     """The denoiser of a network as training calls it (trainer.run.compute.runner). trained: by these calls."""
-    return Denoiser(runner(network, compute, trained=trained), sigma_data, classes)
+    return Denoiser(runner(network, compute, trained=trained), sigma_data, classes, network.config.conditions)

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.checkpoint import NetworkModule
-from fewstep.precond import Denoiser, with_inputs
+from fewstep.conditions import GUIDANCE, Conditions, guidance_weight
+from fewstep.precond import Denoiser, Values, guided, with_inputs
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features, widen
 from trainer.levels.renoise import LevelLists, renoise_levels
 from trainer.methods.base import Fed, add_noise, denoiser_of, simulate_input
+from trainer.methods.conditions import drawn
 from trainer.methods.consistency import pseudo_huber
 from trainer.methods.divergence import ScoreNetwork, kl_gradient, sid_gradient
 from trainer.methods.edm import denoising_loss
@@ -62,8 +64,12 @@ class Student:
         frozen = teacher.eval().requires_grad_(False)
         extra = teacher.config.channels if ncvsd else 0
         begun = copy.deepcopy(start if start is not None else teacher)
-        student = begun if begun.config.extra == extra else widen(begun, channels=extra)
-        auxiliary = widen(teacher, channels=extra, features=LEVEL_FEATURES if _sees_level(config) else 0)
+        told = tuple(each for each in asked_conditions(config) if each not in begun.config.conditions)
+        student = begun if begun.config.extra == extra and not told else widen(
+            begun, channels=extra - begun.config.extra, conditions=told
+        )  # fmt: skip
+        features = LEVEL_FEATURES if _sees_level(config) else 0
+        auxiliary = widen(teacher, channels=extra, features=features, conditions=asked_conditions(config))
         student, auxiliary = (net.requires_grad_(True).eval() for net in (student, auxiliary))  # eval: no dropout
         self.network = student
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=teacher.config.classes, compute=compute)
@@ -94,6 +100,22 @@ class Student:
         self.fitted = parts.fitted or parts.auxiliary
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        values = drawn(self.student.conditions, images, rng)
+        return (self.given(values) if values else self)._update(images, labels, progress, rng)
+
+    def given(self, values: Values) -> "Student":
+        """The method with conditions bound to its denoisers for one batch; networks and optimisers are shared. A
+        teacher takes no guidance weight: it is guided by it."""
+        assert isinstance(self.teacher, Denoiser), "a teacher of another kind takes no conditions"
+        bound = copy.copy(self)
+        taught = self.teacher.given(**{name: value for name, value in values.items() if name != GUIDANCE})
+        bound.teacher = guided(taught, values[GUIDANCE]) if GUIDANCE in values else taught
+        bound.student, bound.auxiliary, bound.fitted = (
+            each.given(**values) for each in (self.student, self.auxiliary, self.fitted)
+        )
+        return bound
+
+    def _update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         if progress < self.config.warm:
             return self.warm_up(len(images), progress, rng)
         fed = self.feed(images, labels, progress, rng)
@@ -124,7 +146,7 @@ class Student:
     def divergence_gradient(self, recovered: Tensor, labels: Tensor | None, fed: Fed, rng: Draws) -> Tensor:
         """The gradient [B, C, H, W] to descend at each output [B, C, H, W], noised to a level drawn for it."""
         config = self.config
-        sigma = renoise_levels(config.renoise, fed.drawn, config.floor, rng)
+        sigma = renoise_levels(config.renoise, fed.drawn, config.floor, rng, config.lognormal)
         noise = sigma[:, None, None, None] * rng.normal_like(recovered)
         teacher = self._teacher_at(sigma, labels, fed)
         auxiliary = partial(self._condition_auxiliary(self.auxiliary, fed), sigma=sigma, labels=labels)
@@ -139,7 +161,7 @@ class Student:
         loss = recovered.new_zeros(())
         denoiser = self._condition_auxiliary(self.fitted, fed)
         for _ in range(self.config.auxiliary_updates):
-            sigma = renoise_levels(self.config.renoise, fed.drawn, self.config.floor, rng)
+            sigma = renoise_levels(self.config.renoise, fed.drawn, self.config.floor, rng, self.config.lognormal)
             loss = denoising_loss(denoiser, recovered, labels, sigma, rng.normal_like(recovered)).mean()
             descend(self.optimizers["auxiliary"], loss, self.config.auxiliary_adam, progress)
         return {"auxiliary_loss": loss.detach()}
@@ -177,6 +199,11 @@ class Student:
             image = scale[:, None, None, None] * fed.x
         features = level_features(fed.drawn.sigma)
         return replace(auxiliary, network=with_inputs(auxiliary.network, image, features))
+
+
+def asked_conditions(config: StudentConfig) -> Conditions:
+    """What a student takes beside what its teacher takes."""
+    return (guidance_weight(config.guidance_max),) if config.guidance_max > 1 else ()
 
 
 def _sees_level(config: StudentConfig) -> bool:

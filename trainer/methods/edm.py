@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
 from trainer.levels.renoise import lognormal_levels
+from trainer.methods.conditions import of_images, without_some
 from trainer.run.compute import Compute, runner
 from trainer.run.draws import Draws
 from trainer.run.optimizer import adam, descend
@@ -22,11 +23,14 @@ class Teacher:
         self.ema_width = config.ema_width
         self.networks: dict[str, nn.Module] = {"teacher": network.train()}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"teacher": adam(network, config.adam, compute.device)}
-        self.denoiser = Denoiser(runner(network, compute, trained=True), sigma_data, network.config.classes)
+        run = runner(network, compute, trained=True)
+        self.denoiser = Denoiser(run, sigma_data, network.config.classes, network.config.conditions)
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         sigma = lognormal_levels(self.config.noise, len(images), rng)
-        loss = denoising_loss(self.denoiser, images, labels, sigma, rng.normal_like(images)).mean()
+        labels = without_some(labels, self.config.label_dropout, rng)
+        denoiser = self.denoiser.given(**of_images(self.denoiser.conditions, images))
+        loss = denoising_loss(denoiser, images, labels, sigma, rng.normal_like(images)).mean()
         norm = descend(self.optimizers["teacher"], loss, self.config.adam, progress)
         return {"loss": loss.detach(), "gradient": norm}
 

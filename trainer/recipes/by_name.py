@@ -2,6 +2,7 @@
 
 from trainer.recipes.digits import DIGITS
 from trainer.recipes.earth import EARTH
+from trainer.recipes.earth_x4 import EARTH_X4
 from trainer.recipes.emoji import EMOJI
 from trainer.recipes.emoji64 import EMOJI_64
 from trainer.recipes.fashion import FASHION
@@ -16,6 +17,7 @@ RECIPES: dict[str, Recipe] = {
     "emoji": EMOJI,
     "emoji64": EMOJI_64,
     "earth": EARTH,
+    "earth-x4": EARTH_X4,
     "photos": PHOTOS,
     "photos-64": PHOTOS_64,
 }

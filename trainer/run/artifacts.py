@@ -1,13 +1,13 @@
 """Files of a checkpoint of a training run: the network part of the card, and the sample sheet."""
 
 import platform
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import fewstep
 from fewstep.card import Card, write_atomically
@@ -18,6 +18,7 @@ from fewstep.pixels import Pixels, encode, grid, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm, sample_heun
 from fewstep.schedule import solver_sigmas
+from fewstep.unet_config import config_fields
 from trainer.run.sheet import add_titles
 
 GRID_COLUMNS = 20
@@ -31,13 +32,17 @@ def environment() -> dict[str, str]:
 
 def describe(network: NetworkModule) -> dict[str, Any]:
     """The network part of a card."""
-    return asdict(network.config)
+    return config_fields(network.config)
 
 
-def write_sheet(out: Path, network: nn.Module, card: Card, images: int) -> None:
-    """A titled sample sheet under samples/, named after the images seen."""
+def write_sheet(
+    out: Path, network: nn.Module, card: Card, images: int, values: Mapping[str, Tensor] | None = None
+) -> None:
+    """A titled sample sheet under samples/, named after the images seen. values: conditions [GRID_COLUMNS, ...], a row
+    for each column."""
     assert isinstance(network, NetworkModule)
-    sheet = sample_sheet(Denoiser(network, card.sigma_data, network.config.classes), card)
+    denoiser = Denoiser(network, card.sigma_data, network.config.classes, network.config.conditions)
+    sheet = sample_sheet(denoiser.given(**(values or {})), card)
     side, names = card.image_shape[1], card.class_names
     columns = [names[column % len(names)] for column in range(GRID_COLUMNS)] if names else []
     calls = 2 * TEACHER_LEVELS - 1

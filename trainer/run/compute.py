@@ -58,7 +58,7 @@ def runner(network: nn.Module, compute: Compute, *, trained: bool = False) -> Ne
         in_parts = InParts(_compiled(network, compute), compute.rows)
         function = replicate(in_parts) if trained else in_parts
     run = _with_layout(function, compute)
-    return lambda x, c_noise, onehot: run(x, c_noise, onehot).float()
+    return lambda x, c_noise, onehot, *conditions: run(x, c_noise, onehot, *conditions).float()
 
 
 def wrap_for_compute(function: Callable[..., Any], compute: Compute) -> Callable[..., Any]:
@@ -122,11 +122,12 @@ def step_seconds(network: NetworkModule, device: str, batch: int, precision: Pre
     move_to_device(network, device)
     x = torch.randn(batch, config.channels, config.resolution, config.resolution, device=device)
     c_noise, onehot = torch.zeros(batch, device=device), torch.zeros(batch, config.classes, device=device)
+    given = [torch.full((batch, *each.shape), each.fill, device=device) for each in config.conditions]
     run = runner(network, Compute(device, precision))
     durations = []
     for _ in range(3):
         start = time.perf_counter()
-        run(x, c_noise, onehot).square().mean().backward()
+        run(x, c_noise, onehot, *given).square().mean().backward()
         if device == "cuda":
             torch.cuda.synchronize()
         durations.append(time.perf_counter() - start)

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from export.manifest import Manifest, engine_of
+from fewstep.conditions import GUIDANCE, LOW
 from fewstep.pixels import FORMATS, MEDIA_TYPES, Format, encode, grid
 from server.http.access import timings_ms
 from server.http.answers import image_headers, json_answer
@@ -36,6 +37,8 @@ from server.http.edits import (
     decode_picture,
     edit_bytes,
     edit_of,
+    enlarges,
+    low_of,
 )
 from server.http.event_stream import KEEPALIVE_S, message, streamed
 from server.http.event_stream import MEDIA_TYPE as EVENTS
@@ -46,7 +49,7 @@ from server.http.openapi import JSON
 from server.http.pictures import MODES, decode_base64, decode_mask, from_base64
 from server.http.png_text import with_text_of, with_texts
 from server.http.routes import PRIORITY_HEADER, Route
-from server.http.service import ImageService, Order, made, read_body
+from server.http.service import ImageService, Order, Pictures, made, read_body
 from server.scheduler.events import Event, Finished, Progress
 from server.scheduler.model import ModelInfo
 from server.scheduler.refusal import Kind, Refusal, invalid
@@ -106,6 +109,7 @@ class NativeDialect:
         request = image_request(
             manifest, steps=fields.steps, sigmas=fields.sigmas, seed=fields.seed, seeds=fields.seeds, images=images,
             seed_to=fields.seed_to, mix=fields.mix, label=fields.label, labels=fields.labels, format=format,
+            guidance=fields.guidance, pictured=() if fields.upscale is None else (LOW,),
             strength=strength, previews="images" if answer == EVENTS else "none",
             priority=priority if fields.priority is None else fields.priority,
         )  # fmt: skip
@@ -139,13 +143,10 @@ class Asked(Struct, frozen=True):
 
     @property
     def edited(self) -> bool:
-        return self.fields.image is not None
+        return self.fields.image is not None or self.fields.upscale is not None
 
     def order(self) -> Order:
-        fields, manifest = self.fields, self.manifest
-        if fields.image is None:
-            return Order(self.request, self.timeout_s)
-        decode = partial(decode_edit, fields.image, fields.mask, manifest)
+        decode = partial(decode_pictures, self.fields, self.manifest) if self.edited else None
         return Order(self.request, self.timeout_s, decode)
 
 
@@ -155,7 +156,9 @@ def count_images(fields: GenerateBody, most: int) -> int:
         if getattr(fields, first) is not None and getattr(fields, second) is not None:
             raise invalid(f"give {first} or {second}, not both", code="conflict", param=second)
     lists = {
-        name: value for name in ("seeds", "labels", "steps", "mix") if isinstance(value := getattr(fields, name), list)
+        name: value
+        for name in ("seeds", "labels", "steps", "mix", "guidance")
+        if isinstance(value := getattr(fields, name), list)
     }
     if fields.n is not None:
         check_range("n", fields.n, 1, most)
@@ -254,6 +257,14 @@ def strength_of(fields: GenerateBody) -> float | None:
     return None
 
 
+def decode_pictures(fields: GenerateBody, manifest: Manifest) -> Pictures:
+    """The pictures of a body, decoded. Raises Refusal."""
+    edit = None if fields.image is None else decode_edit(fields.image, fields.mask, manifest)
+    if (text := fields.upscale) is None:
+        return Pictures(edit)
+    return Pictures(edit, (low_of(manifest, lambda side, channels: decode_base64(text, side, channels)),))
+
+
 def decode_edit(image: str, mask: str | None, manifest: Manifest) -> Edit:
     """Pictures as base64 -> what the images begin at. Raises Refusal."""
     check_edits(manifest)
@@ -269,6 +280,7 @@ def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, A
     """The JSON of images; bytes become base64."""
     request, manifest = asked.request, asked.manifest
     assert request.format != "pixels"
+    weight = request.condition(GUIDANCE)
     names, images = manifest.class_names, with_texts(request, done.images, manifest, edited=asked.edited)
     return {
         "created": int(time.time()),
@@ -289,6 +301,7 @@ def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, A
                 "calls": len(request.levels(index)),
                 "seed_to": request.blends[index].seed if request.blends else None,
                 "mix": request.blends[index].mix if request.blends else None,
+                **({"guidance": float(weight.row(index))} if weight else {}),
             }
             for index, (image, seed, label) in enumerate(zip(images, request.seeds, request.labels, strict=True))
         ],
@@ -319,7 +332,11 @@ def _model_entry(
         "steps": sorted(manifest.levels),
         "levels": {str(steps): list(sigmas) for steps, sigmas in sorted(manifest.levels.items())},
         "max_images": settings.max_images,
-        "edits": manifest.channels in MODES and edit_bytes(manifest) <= limit,
+        "edits": manifest.channels in MODES and edit_bytes(manifest) <= limit and not enlarges(manifest),
+        "conditions": [
+            {"name": each.name, "shape": each.shape, "low": each.low, "high": each.high, "default": each.default}
+            for each in manifest.conditions
+        ],
         "backend": settings.backend or manifest.backend,
         "dtype": manifest.dtype,
         "mode": settings.mode,

@@ -7,9 +7,10 @@ from typing import get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from export.manifest import Manifest, plain_name
+from fewstep.conditions import GUIDANCE, find
 from fewstep.pixels import MEDIA_TYPES, Format
 from fewstep.schedule import MAX_STEPS
-from server.http.edits import REPAINT_STRENGTH, VARY_STRENGTH
+from server.http.edits import REPAINT_STRENGTH, VARY_STRENGTH, enlarges
 from server.http.event_stream import MEDIA_TYPE as EVENTS
 from server.http.openapi import EVENT_SCHEMA, JSON, Schema, answers, headers, record, reference
 from server.http.pictures import MODES, REPAINTED_FROM
@@ -22,6 +23,7 @@ MIN_TIMEOUT_S = 0.001
 ZIP = "application/zip"
 PICTURE = "picture"  # format of a string that is a whole file, as base64
 EXCLUSIVE = (("seed", "seeds"), ("seeds", "seed_to"), ("label", "labels"), ("steps", "sigmas"), ("strength", "sigmas"))
+ENCODED: Schema = {"type": "string", "format": PICTURE, "contentEncoding": "base64"}
 MIX: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 SYNTAX_CHARACTERS = frozenset(r"^$\.*+?()[]{}|/")  # of ECMA's regular expressions, which JSON Schema has
 
@@ -65,6 +67,11 @@ class GenerateBody(BaseModel):
         default=None,
         description="In place of steps: the noise level of each network call, each below the one before.",
     )
+    guidance: float | list[float] | None = Field(
+        default=None,
+        description="Guidance weight, or that of each image, for models that take one: above 1 images resemble their "
+        "class more and one another less. Absent: 1.",
+    )
     format: Format | None = Field(default=None, description="Encoding of the images; absent: by Accept, else png.")
     stream: bool | None = Field(
         default=None,
@@ -93,6 +100,11 @@ class GenerateBody(BaseModel):
         default=None,
         description=f"A picture: what is transparent is made again; where nothing is, gray from {REPAINTED_FROM} on. "
         "The rest of the image stays as it was.",
+    )
+    upscale: str | None = Field(
+        default=None,
+        description="The picture that a model for it enlarges, as base64 of a PNG, JPEG or WebP. Of another size than "
+        "the model takes, its middle square is resized to that.",
     )
 
 
@@ -158,6 +170,7 @@ def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -
         "mix": {"anyOf": [MIX, {"type": "array", "items": MIX}, {"type": "null"}]},
         "label": _label(manifest),
         "labels": {"type": ["array", "null"], "items": _label(manifest)},
+        "guidance": _guidance(manifest),
         "format": {"enum": [*MEDIA_TYPES, None]},
         "stream": {"type": ["boolean", "null"]},
         "priority": {"enum": [*get_args(Priority), None]},
@@ -170,12 +183,14 @@ def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -
         "image": _picture(manifest),
         "strength": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
         "mask": _picture(manifest),
+        "upscale": ENCODED if enlarges(manifest) else {"type": "null"},
     }
     properties = {
         field: {**allowed[field], "description": described["description"]}
         for field, described in schema["properties"].items()
     }
-    required = {} if default else {"required": ["model"]}
+    needed = ([] if default else ["model"]) + (["upscale"] if enlarges(manifest) else [])
+    required = {"required": needed} if needed else {}
     conditions: Schema = {
         "allOf": [reference("schemas", "ImageCount"), _with_image(), _with_seed_to(), *map(_not_both, EXCLUSIVE)]
     }
@@ -212,7 +227,7 @@ def _image_count(max_images: int) -> Schema:
         entries: Schema = {"minItems": n, "maxItems": n}  # of what is no list they say nothing
         properties = {
             "n": {"enum": [n, None]},
-            **dict.fromkeys(("seeds", "labels", "steps", "mix"), entries),
+            **dict.fromkeys(("seeds", "labels", "steps", "mix", "guidance"), entries),
         }
         seed: Schema = {"properties": {"seed": {"maximum": SEED_LIMIT - n}}}
         return {"properties": properties, "anyOf": [seed, _seed_to_given()]}
@@ -252,11 +267,16 @@ def _letter(letter: str) -> str:
     return escaped[0] if len(escaped) == 1 else f"(?:{'|'.join(escaped)})"
 
 
-def _picture(manifest: Manifest) -> Schema:
-    if manifest.channels not in MODES:
+def _guidance(manifest: Manifest) -> Schema:
+    condition = find(manifest.conditions, GUIDANCE)
+    if condition is None:
         return {"type": "null"}
-    encoded: Schema = {"type": "string", "format": PICTURE, "contentEncoding": "base64"}
-    return {"anyOf": [encoded, {"type": "null"}]}
+    weight: Schema = {"type": "number", "minimum": condition.low, "maximum": condition.high}
+    return {"anyOf": [weight, {"type": "array", "items": weight}, {"type": "null"}]}
+
+
+def _picture(manifest: Manifest) -> Schema:
+    return {"anyOf": [ENCODED, {"type": "null"}]} if manifest.channels in MODES else {"type": "null"}
 
 
 def _images() -> Schema:
@@ -272,6 +292,7 @@ def _images() -> Schema:
         "seed_to": {"type": ["integer", "null"]},
         "mix": {"anyOf": [MIX, {"type": "null"}]},
     }
+    weight: Schema = {"guidance": {"type": "number", "description": "Where the request has a guidance weight."}}
     return record(
         {
             "created": whole,
@@ -283,9 +304,14 @@ def _images() -> Schema:
             "mode": {"enum": ["fast", "exact"]},
             "media_type": {"enum": list(MEDIA_TYPES.values())},
             "timings_ms": record(dict.fromkeys(("queue", "engine", "encode"), milliseconds)),
-            "data": {"type": "array", "minItems": 1, "items": record(image)},
+            "data": {"type": "array", "minItems": 1, "items": _with_optional(record(image), weight)},
         }
     )
+
+
+def _with_optional(schema: Schema, properties: Schema) -> Schema:
+    """A record that may have further properties of these names."""
+    return {**schema, "properties": {**schema["properties"], **properties}}
 
 
 def _models() -> Schema:
@@ -296,6 +322,7 @@ def _models() -> Schema:
         "steps": {"type": "array", "items": whole},
         "classes": whole,
         "edits": {"type": "boolean"},
+        "conditions": {"type": "array", "description": "What the model takes beside classes; [] for most."},
         "browser": {"type": ["object", "null"], "description": "What a page needs to run the network by itself."},
     }
     entry = {**record(model), "additionalProperties": True}

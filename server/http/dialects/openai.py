@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from export.manifest import Manifest
+from fewstep.conditions import GUIDANCE, LOW, find
 from server.http.access import timings_ms
 from server.http.answers import image_headers, json_answer
 from server.http.dialects.openai_schema import (
@@ -33,6 +34,8 @@ from server.http.edits import (
     check_edits,
     decode_picture,
     edit_of,
+    enlarges,
+    low_of,
 )
 from server.http.event_stream import KEEPALIVE_S, message, streamed
 from server.http.fields import decoded, only_value, typed, validated
@@ -42,10 +45,10 @@ from server.http.openapi import address_of
 from server.http.pictures import decode, decode_mask
 from server.http.png_text import with_text_of
 from server.http.routes import EXTRA_HEADERS, Route
-from server.http.service import ImageService, Order, made, read_body
+from server.http.service import ImageService, Order, Pictures, made, read_body
 from server.scheduler.events import Event, Finished, Progress
 from server.scheduler.refusal import Kind, Refusal, invalid, shown
-from server.scheduler.request import Edit, ImageRequest
+from server.scheduler.request import ImageRequest
 from server.scheduler.validate import (
     check_range,
     choose_model,
@@ -141,8 +144,10 @@ class OpenAIDialect:
             label=label_of(fields, manifest),
             format=format,
             quality=None if format == "png" else fields.output_compression,
-            strength=_strength(fields, pictures),
+            strength=_strength(fields, pictures, manifest),
             priority=fields.priority,
+            guidance=fields.guidance_scale if find(manifest.conditions, GUIDANCE) else None,
+            pictured=(LOW,) if pictures and enlarges(manifest) else (),
         )
         if by_step:  # the worker makes no preview that is not sent
             shown = partial_calls(fields.partial_images or 0, request.calls)
@@ -355,19 +360,28 @@ def _number_or_name(label: int | str, manifest: Manifest) -> int | str:
     return label
 
 
-def _strength(fields: ImagesBody, pictures: Mapping[str, bytes] | None) -> float | None:
+def _strength(fields: ImagesBody, pictures: Mapping[str, bytes] | None, manifest: Manifest) -> float | None:
+    """Raises Refusal for what has no meaning where an image is enlarged."""
+    if enlarges(manifest):
+        for name, given in (("mask", "mask" in (pictures or {})), ("strength", fields.strength is not None)):
+            if given:
+                message = f"{manifest.name} enlarges the image; leave {name} out"
+                raise invalid(message, code="unsupported_condition", param=name)
+        return None
     if pictures is None or fields.strength is not None:
         return fields.strength
     return REPAINT_STRENGTH if "mask" in pictures else VARY_STRENGTH
 
 
-def decode_files(pictures: Mapping[str, bytes], manifest: Manifest) -> Edit:
-    """Files -> what the images begin at. Raises Refusal."""
+def decode_files(pictures: Mapping[str, bytes], manifest: Manifest) -> Pictures:
+    """Files -> what the images begin at, or what is enlarged. Raises Refusal."""
+    if enlarges(manifest):
+        return Pictures(None, (low_of(manifest, partial(decode, pictures["image"])),))
     check_edits(manifest)
     side, mask = manifest.resolution, pictures.get("mask")
     image = decode_picture("image", lambda: decode(pictures["image"], side, manifest.channels))
     known = None if mask is None else ~decode_picture("mask", lambda: decode_mask(mask, side))
-    return edit_of(manifest, image, known)
+    return Pictures(edit_of(manifest, image, known))
 
 
 def size_of(manifest: Manifest) -> str:

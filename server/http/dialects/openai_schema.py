@@ -84,7 +84,9 @@ class ImagesBody(BaseModel):
     safety_identifier: str | None = Field(default=None, description=NO_EFFECT)
     input_fidelity: str | None = Field(default=None, description=f"{NO_EFFECT} strength decides.")
     negative_prompt: str | None = Field(default=None, description=NO_EFFECT)
-    guidance_scale: float | None = Field(default=None, description=NO_EFFECT)
+    guidance_scale: float | None = Field(
+        default=None, description="Guidance weight, for models that take one; without effect for the others."
+    )
     true_cfg_scale: float | None = Field(default=None, description=NO_EFFECT)
     generator_device: str | None = Field(default=None, description=NO_EFFECT)
     enable_teacache: bool | None = Field(default=None, description=NO_EFFECT)
@@ -108,7 +110,8 @@ def edits_operation() -> Schema:
     pictures: Mapping[str, Schema] = {
         "image": {
             **picture,
-            "description": "A PNG, JPEG or WebP; of another size, its middle square is resized. image[] is the same.",
+            "description": "A PNG, JPEG or WebP; of another size, its middle square is resized. image[] is the same. A "
+            "model that enlarges images enlarges this one.",
         },
         "mask": {
             **picture,

@@ -36,6 +36,18 @@ export async function listModels() {
   return (await (await ask("v1/models")).json()).data;
 }
 
+/** Those that make images of noise alone, which the form can ask for: of the others each needs a picture to enlarge. */
+export function offered(models) {
+  const found = models.filter((each) => each.conditions.every((condition) => condition.default !== null));
+  return found.length ? found : models;
+}
+
+/** The first model that makes images of `model` larger; null: none is served. */
+export function enlargerOf(models, model) {
+  const image = [model.channels, model.resolution, model.resolution].join();
+  return models.find((each) => each.conditions.some(({ name, shape }) => name === "low" && shape.join() === image)) ?? null;
+}
+
 /** The page of /metrics, as text. */
 export async function readMetrics() {
   return (await ask("metrics")).text();

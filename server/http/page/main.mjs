@@ -1,6 +1,6 @@
 // The page: what each button starts, and what is told of it.
 
-import { encodedIn, generate, generateStream, listModels, useKey } from "./client.mjs";
+import { encodedIn, enlargerOf, generate, generateStream, listModels, offered, useKey } from "./client.mjs";
 import { copyPanel } from "./copy.mjs";
 import { $, element } from "./dom.mjs";
 import {
@@ -206,7 +206,7 @@ function makeWorld(values) {
   tell("");
   const { label, ...body } = bodyOf({ ...values, count: 1 }, named());
   delete body.seed;
-  showMap({ ...body, label }, values.seed, model, place);
+  showMap({ ...body, label }, values.seed, model, place, $("map-fine").checked ? enlargerOf(models, model) : null);
 }
 
 /** What Generate does. */
@@ -286,9 +286,10 @@ function dropped(event) {
 async function load() {
   useKey($("key").value.trim());
   models = await listModels();
-  $("model").replaceChildren(...models.map((each) => new Option(each.id, each.id)));
-  $("model-field").hidden = models.length === 1;
-  pick(models.find((each) => each.id === wanted.model) ?? models[0]);
+  const choice = offered(models);
+  $("model").replaceChildren(...choice.map((each) => new Option(each.id, each.id)));
+  $("model-field").hidden = choice.length === 1;
+  pick(choice.find((each) => each.id === wanted.model) ?? choice[0]);
   startMeter();
   if (wanted.model && wanted.model !== model.id) throw new Refused(`There is no model “${wanted.model}” here; this is ${model.id}.`, "model");
   if (wanted.label && wanted.label !== $("label").value) throw new Refused(`${model.id} has no class “${wanted.label}”.`, "label");
@@ -299,6 +300,9 @@ function pick(chosen) {
   $("model").value = chosen.id;
   describe(model);
   if (viewNow() === "map" && !model.edits) $("view-images").checked = true;
+  const enlarger = enlargerOf(models, model);
+  $("map-fine-field").hidden = enlarger === null;
+  $("map-fine-by").textContent = enlarger?.id ?? "";
   showView();
 }
 
@@ -349,6 +353,7 @@ $("model").addEventListener("change", () => pick(models.find((each) => each.id =
 $("key").addEventListener("input", () => useKey($("key").value.trim()));
 for (const id of ["seed", "seed-to"]) $(id).addEventListener("input", () => { $("fresh").checked = false; });
 $("map-stop").addEventListener("click", cancel);
+$("map-fine").addEventListener("change", submit);
 $("dice").addEventListener("click", () => {
   reuseSeed(drawSeed());
   if (viewNow() === "map") submit();

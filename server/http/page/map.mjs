@@ -4,11 +4,13 @@ import { encodedIn, generate } from "./client.mjs";
 import { $ } from "./dom.mjs";
 import { encode, pixelsOf, save } from "./picture.mjs";
 import { plural } from "./words.mjs";
-import { World, over } from "./world.mjs";
+import { World, finer, over } from "./world.mjs";
 
 const AT_ONCE = 8;  // requests; browsers open six connections to a server
 
-let shown = null;  // { world, place: { x, y }, scale, abort, failed }
+// { world, stride, finer, place: { x, y }, scale, abort }; place and stride in pixels of the model's own tiles, of which
+// one is `finer` pixels of the world that is shown.
+let shown = null;
 let onChange = () => {}, onFailure = () => {};
 
 /** changed(place): the window has moved. failed(error): a tile could not be made; the map waits until `showMap`. */
@@ -29,25 +31,32 @@ export function prepareMap(changed, failed) {
     const [dx, dy] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key] ?? [0, 0];
     if (!shown || (dx === 0 && dy === 0)) return;
     event.preventDefault();
-    moveTo(shown.place.x + dx * shown.world.stride, shown.place.y + dy * shown.world.stride);  // a tile, so that one finds back
+    moveTo(shown.place.x + dx * shown.stride, shown.place.y + dy * shown.stride);  // a tile, so that one finds back
   });
   $("map-scale").addEventListener("input", () => shown && rescale());
   $("map-save").addEventListener("click", () => $("map").toBlob((blob) => save(blob, `world-${shown.world.seed}-${shown.place.x}-${shown.place.y}.png`)));
   new ResizeObserver(() => shown && !$("map-panel").hidden && draw()).observe(canvas);
 }
 
-/** Show a world. body: { model, steps, label }, label as a tile's class; seed: the world's. */
-export function showMap(body, seed, model, place) {
+/**
+ * Show a world. body: { model, steps, label }, label as a tile's class; seed: the world's. enlarger: a model that makes
+ * the tiles larger; null: they are shown as they are.
+ */
+export function showMap(body, seed, model, place, enlarger) {
   stopMap();
   const abort = new AbortController(), turn = queue(AT_ONCE);
-  const make = ({ seed: of, label, start }) => turn(async () => {
+  const made = (asked, side, start) => turn(async () => {
     abort.signal.throwIfAborted();
-    const side = model.resolution, edit = start && { image: encode(start.rgba, side), mask: encode(maskOf(start.known), side), strength: 1 };
-    const answer = await generate({ ...body, label, seed: of, ...edit }, abort.signal);
+    const edit = start && { image: encode(start.rgba, side), mask: encode(maskOf(start.known), side), strength: 1 };
+    const answer = await generate({ ...asked, ...edit }, abort.signal);
     const [entry] = answer.data;
     return { rgba: await pixelsOf(encodedIn(entry), side), label: entry.label };
   });
-  shown = { world: new World({ side: model.resolution, seed, label: body.label ?? null, make }), place, abort, scale: 1 };
+  const side = model.resolution;
+  const own = new World({ side, seed, label: body.label ?? null, make: ({ seed: of, label, start }) => made({ ...body, label, seed: of }, side, start) });
+  const world = enlarger === null ? own : finer(own, enlarger.resolution, ({ seed: of, start, low }) =>
+    made({ model: enlarger.id, seed: of, upscale: encode(low.rgba, side) }, enlarger.resolution, start));
+  shown = { world, stride: own.stride, finer: world.side / side, place, abort, scale: 1 };
   rescale();
 }
 
@@ -79,13 +88,14 @@ function moveTo(x, y) {
 /** Draw what is there of the window, and the rest as it comes. */
 function draw() {
   const canvas = $("map"), now = shown, { world, place, abort } = now;
-  canvas.width = Math.ceil(canvas.clientWidth / now.scale);
-  canvas.height = Math.ceil(canvas.clientHeight / now.scale);
-  const context = canvas.getContext("2d"), view = { ...place, width: canvas.width, height: canvas.height };
+  canvas.width = Math.ceil(canvas.clientWidth / now.scale) * now.finer;
+  canvas.height = Math.ceil(canvas.clientHeight / now.scale) * now.finer;
+  const corner = { x: place.x * now.finer, y: place.y * now.finer };
+  const context = canvas.getContext("2d"), view = { ...corner, width: canvas.width, height: canvas.height };
   const tiles = world.covering(view), drawn = new Map();  // "i,j" -> rgba
   const put = (i, j) => {
     const rgba = drawn.get(`${i},${j}`);
-    if (rgba) context.putImageData(new ImageData(rgba, world.side, world.side), i * world.stride - place.x, j * world.stride - place.y);
+    if (rgba) context.putImageData(new ImageData(rgba, world.side, world.side), i * world.stride - corner.x, j * world.stride - corner.y);
   };
   let done = 0;
   onChange(place);

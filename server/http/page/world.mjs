@@ -14,10 +14,11 @@
 import { seedAt } from "./seeds.mjs";
 
 export const KEPT_TILES = 1500;
+const KEPT_BYTES = 2 ** 28;  // of tiles, where they are large
 
 export class World {
   /**
-   * make: an async function of { seed, label, start }, start null or { rgba, known } (known: Uint8Array, 1 where a pixel
+   * make: an async function of { seed, label, start, i, j }, start null or { rgba, known } (known: Uint8Array, 1 where a pixel
    * is kept), that returns { rgba, label }. label: of every tile; null: a tile that begins at noise has that of its
    * seed, the others that of a neighbour.
    */
@@ -25,6 +26,7 @@ export class World {
     Object.assign(this, { side, seed, label, make });
     this.overlap = Math.floor(side / 4);
     this.stride = side - this.overlap;
+    this.kept = Math.min(KEPT_TILES, Math.floor(KEPT_BYTES / (4 * side * side)));
     this.tiles = new Map();  // "i,j" -> promise, in the order of their last use
   }
 
@@ -50,7 +52,7 @@ export class World {
     this.tiles.set(name, promise);
     if (known === undefined) {
       promise.catch(() => this.tiles.delete(name));
-      if (this.tiles.size > KEPT_TILES) this.tiles.delete(this.tiles.keys().next().value);
+      if (this.tiles.size > this.kept) this.tiles.delete(this.tiles.keys().next().value);
     }
     return promise;
   }
@@ -61,7 +63,7 @@ export class World {
     const shared = places.length === 0 ? null : this.#shared(places, tiles);
     const label = this.label ?? tiles[0]?.label ?? null;
     const start = shared && { rgba: shared.rgba, known: Uint8Array.from(shared.share, (share) => share === 1) };
-    const made = await this.make({ seed: seedAt(this.seed, i, j), label, start });
+    const made = await this.make({ seed: seedAt(this.seed, i, j), label, start, i, j });
     return { rgba: shared ? faded(shared, made.rgba) : made.rgba, label: label ?? made.label };
   }
 
@@ -101,6 +103,15 @@ export function over(i, j) {
   const above = around.filter((place) => rank(...place) > rank(i, j));
   return [[i, j], ...above.sort((a, b) => rank(...a) - rank(...b))];
 }
+
+/**
+ * The same world in finer pixels: tile (i, j) is that of `coarse`, enlarged, and continues its finer neighbours in the
+ * way that `coarse` continues its own. make: as of a World, with the tile of `coarse` as `low` beside the rest.
+ */
+export const finer = (coarse, side, make) => new World({
+  side, seed: coarse.seed, label: coarse.label,
+  make: async (asked) => make({ ...asked, low: await coarse.tile(asked.i, asked.j) }),
+});
 
 /** Where the tiles are that a tile continues. */
 export function neighbours(i, j) {

@@ -11,7 +11,8 @@ const { bodyOfOne, toJson } = await page("request");
 const { Mask } = await page("mask");
 const { fromAddress, toAddress } = await page("address");
 const { countersIn, rates } = await page("counters");
-const { World, neighbours, over } = await page("world");
+const { World, finer, neighbours, over } = await page("world");
+const { enlargerOf, offered } = await page("client");
 
 test("a seed is a whole number from 0 to 2^63 - 1", () => {
   assert.deepEqual(["0", " 7 ", "9223372036854775807"].map(parseSeed), [0n, 7n, LAST_SEED]);
@@ -188,6 +189,42 @@ test("the tiles of a window cover it, the nearest to its middle first", () => {
   for (let y = 5; y < 35; y++) for (let x = -37; x < 13; x++) assert.ok(covered.has(`${x},${y}`), `${x},${y}`);
   const far = ([i, j]) => Math.hypot(i * 12 + 8 - (-37 + 25), j * 12 + 8 - (5 + 15));
   assert.deepEqual(tiles.map(far), tiles.map(far).toSorted((a, b) => a - b));
+});
+
+test("a finer world enlarges the tiles of its coarse one and shares pixels as it does", async () => {
+  const asked = [];
+  const fine = () => finer(world(), 32, async ({ seed, start, low }) => {
+    asked.push(seed);
+    const rgba = new Uint8ClampedArray(4 * 32 * 32);
+    for (let at = 0; at < 1024; at++) {
+      const under = 4 * (16 * (at >> 6) + ((at % 32) >> 1));
+      rgba.set(start?.known[at] ? start.rgba.subarray(4 * at, 4 * at + 4) : low.rgba.subarray(under, under + 4), 4 * at);
+    }
+    return { rgba, label: null };
+  });
+  const w = fine(), coarse = world();
+  assert.deepEqual([w.stride, w.overlap], [2 * coarse.stride, 2 * coarse.overlap]);
+  for (const [i, j] of [[0, 0], [1, 0], [1, 1], [-1, 2]]) {
+    const [{ rgba }, below] = [await w.tile(i, j), await coarse.tile(i, j)];
+    for (let at = 0; at < 1024; at++) {
+      const [x, y] = [at % 32, at >> 5], depths = neighbours(i, j).map(([di, dj]) => (di + dj < 0 ? -(di * x + dj * y) : 31 - di * x - dj * y));
+      if (depths.some((depth) => depth >= w.overlap / 2 && depth < w.overlap)) continue;  // fades
+      assert.equal(rgba[4 * at], below.rgba[4 * (16 * (y >> 1) + (x >> 1))], `${i},${j} at ${x},${y}`);
+    }
+  }
+  assert.ok(asked.includes(seedAt(7n, 0, 0)) && new Set(asked).size === asked.length);
+  assert.equal(new World({ side: 256, seed: 1n, label: null, make }).kept, 1024);
+  assert.equal(world().kept, 1500);
+});
+
+test("the model that enlarges tiles is the one that takes images of their size", () => {
+  const model = { id: "earth", channels: 3, resolution: 64, conditions: [{ name: "guidance", shape: [], default: 1 }] };
+  const other = { id: "text", channels: 3, resolution: 64, conditions: [{ name: "text", shape: [64] }] };
+  const small = { id: "x2", channels: 3, resolution: 64, conditions: [{ name: "low", shape: [3, 32, 32] }] };
+  const fits = { id: "x4", channels: 3, resolution: 256, conditions: [{ name: "low", shape: [3, 64, 64], default: null }] };
+  assert.equal(enlargerOf([model, other, small, fits], model), fits);
+  assert.equal(enlargerOf([model, other, small], model), null);
+  assert.deepEqual([offered([fits, model]), offered([fits])], [[model], [fits]]);
 });
 
 test("a tile that failed is made again when it is asked for again", async () => {

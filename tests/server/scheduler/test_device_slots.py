@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fewstep.analytic import Gaussian
+from fewstep.conditions import Conditions
 from fewstep.pixels import from_pixels, to_pixels
 from fewstep.precond import Network
 from server.scheduler.device_slots import DeviceSlotTable
@@ -30,7 +31,7 @@ class Device:
     def __init__(
         self, network: Network, buckets: Sequence[int], extra: int = 0, classes: int = CLASSES,
         memory_format: torch.memory_format = torch.contiguous_format, dtype: torch.dtype = torch.float32,
-        adapters: bool = False,
+        adapters: bool = False, conditions: Conditions = (),
     ) -> None:  # fmt: skip
         self.network = network
         self.device, self.dtype, self.memory_format = DEVICE, dtype, memory_format
@@ -39,13 +40,15 @@ class Device:
         self.x = torch.zeros(shape, device=DEVICE, dtype=dtype).contiguous(memory_format=memory_format)
         self.c_noise = torch.zeros(self.capacity, device=DEVICE)
         self.onehot = torch.zeros((self.capacity, classes), device=DEVICE, dtype=dtype)
+        self.conditions = {each.name: torch.zeros((self.capacity, *each.shape), device=DEVICE) for each in conditions}
         self.adapter = torch.zeros(self.capacity, dtype=torch.int64, device=DEVICE) if adapters else None
         self.before: Callable[[], None] = lambda: None  # may raise
         self.output = torch.zeros(0)
 
     def run(self, bucket: int) -> Tensor:
         self.before()
-        inputs = [buffer[:bucket].float().cpu().numpy() for buffer in (self.x, self.c_noise, self.onehot)]
+        buffers = (self.x, self.c_noise, self.onehot, *self.conditions.values())
+        inputs = [buffer[:bucket].float().cpu().numpy() for buffer in buffers]
         if self.adapter is not None:
             inputs.append(self.adapter[:bucket].cpu().numpy())
         self.output.fill_(float("nan"))  # the last result is not valid any longer
