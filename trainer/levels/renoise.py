@@ -23,18 +23,19 @@ class LevelLists:
     sigmas: Tensor  # [lists, longest + 1]: each list, then its floor
     lengths: Tensor  # [lists]
     floor: float
+    on_host: tuple[tuple[float, ...], ...]  # the same lists, for `list_at`, which must not wait for a device
 
     @staticmethod
     def of(lists: Sequence[Sequence[float]], floor: float, device: torch.device | str = "cpu") -> "LevelLists":
         longest = max(map(len, lists))
         rows = [[*levels, *[floor] * (longest + 1 - len(levels))] for levels in lists]
-        lengths = torch.tensor([len(levels) for levels in lists], device=device)
-        return LevelLists(torch.tensor(rows, device=device), lengths, floor)
+        lengths, sigmas = [len(levels) for levels in lists], torch.tensor(rows)
+        on_host = tuple(tuple(row[:length]) for row, length in zip(sigmas.tolist(), lengths, strict=True))
+        return LevelLists(sigmas.to(device), torch.tensor(lengths, device=device), floor, on_host)
 
     def list_at(self, u: float) -> tuple[float, ...]:
         """One of the lists, chosen by u in [0, 1)."""
-        index = int(u * len(self.lengths))
-        return tuple(self.sigmas[index, : self.lengths[index]].tolist())
+        return self.on_host[int(u * len(self.on_host))]
 
     def draw(self, count: int, top: float, rng: Draws) -> "Drawn":
         """`count` student levels: a list at random, then its top level with probability `top`, else any other."""
