@@ -23,7 +23,7 @@ from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
 from trainer.run.compute import Compute, move_to_device, usable_device, worth_compiling
 from trainer.run.loop import Clock, train
-from trainer.runs import loop_config, own_folder
+from trainer.runs import divides, loop_config, own_folder
 
 
 def train_classifier(options: RunOptions, data: ImageSet) -> bool:
@@ -45,7 +45,8 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     settings = ClassifierConfig(side, channels, len(data.class_names), data.sigma_data())
     device = usable_device(options.device)
     compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
-    compute = Compute(device, "fp32" if options.precision == "auto" else options.precision, compile)
+    precision = "fp32" if options.precision == "auto" else options.precision
+    compute = Compute(device, precision, compile, shard=divides(options))
     network = move_to_device(NoisyClassifier(settings), device)
     identity = json.loads(
         json.dumps({
@@ -61,5 +62,6 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
 
     method = Classification(network, compute)
     return train(
-        method, partial(batches, data, config), config, options.out, save, resume=options.resume, identity=identity
-    )
+        method, partial(batches, data, config), config, options.out, save, resume=options.resume, identity=identity,
+        shard=compute.shard,
+    )  # fmt: skip

@@ -53,6 +53,8 @@ class RunOptions:
     rows: Annotated[int | None, COUNT, arg(name="rows-at-once")] = None
     """Images of one network call in a process (default: all). A larger batch is computed in parts, and each part again
     for the gradient: less memory, a third more time, the same result."""
+    shard: Switch[bool] = False
+    """Divide networks, moments and averages among torchrun's processes (FSDP2); each has its own copy without it."""
     checkpoint_s: Annotated[float, Range(0), DURATION, arg(name="checkpoint-every")] = 300.0
     """How often the checkpoint is written."""
     snapshot_images: Annotated[int | None, COUNT, arg(name="snapshot-every")] = None

@@ -25,6 +25,7 @@ from trainer.run.compute import Compute, Precision, faster_precision, step_secon
 from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import Clock, LoopConfig, Method, train
 from trainer.run.state import settle_state
+from trainer.settings import MachineError
 
 CPU_PROBE = 16  # images of the batch that two precisions are timed with
 LOGGED = 200  # points of a curve, at least, where the length of a run is known
@@ -62,6 +63,7 @@ def run_method(
             "device": compute.device,
             "precision": compute.precision,
             "compiled": compute.compile,
+            "sharded": compute.shard,
             "environment": environment(),
         }
         save_checkpoint(folder, average.state_dict(), replace(card, training=training))
@@ -72,7 +74,7 @@ def run_method(
     sheets = draw if options.sheets else None
     return train(
         method, partial(batches, data, config), config, options.out, save, draw=sheets, resume=options.resume,
-        identity=identity,
+        identity=identity, shard=compute.shard,
     )  # fmt: skip
 
 
@@ -101,6 +103,7 @@ def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
 
 def compute_for(options: RunOptions, network: NetworkModule, config: LoopConfig) -> Compute:
     """Where and how a run computes, the same in every process."""
+    divides(options)  # refused before anything is timed
     device, rows = usable_device(options.device), config.batch // ranks()
     rows = min(rows, options.rows or rows)  # what is timed must fit into memory, too
     precision = _decide_precision(options, network, device, rows)
@@ -108,7 +111,16 @@ def compute_for(options: RunOptions, network: NetworkModule, config: LoopConfig)
     if rank() == 0 and options.announces:
         how = "compiled, so the first updates take minutes" if compile else "eager"
         print(f"device {device}, {precision}, {how}", file=sys.stderr, flush=True)
-    return Compute(device, precision, compile, options.rows)
+    return Compute(device, precision, compile, options.rows, divides(options))
+
+
+def divides(options: RunOptions) -> bool:
+    """Whether networks are divided. Raises MachineError when there is one process."""
+    if options.shard and ranks() == 1:
+        raise MachineError(
+            "--shard divides networks among processes, and there is one: start several with torchrun, or leave it out"
+        )
+    return options.shard
 
 
 def _decide_compile(options: RunOptions, config: LoopConfig, device: str, step_s: Callable[[], float]) -> bool:

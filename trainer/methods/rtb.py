@@ -169,7 +169,8 @@ def deviations(
     """How far trajectories are from balance [B], the factors of grad sum l in the gradient of the loss.
 
     log_z [groups]; None: minus the mean residual of a group (VarGrad: Richter et al. 2020), for which the loss is half
-    the variance. groups: how many; None: read from y. Dead zone and clip are heuristics of the paper's code and ours: both keep zero where it is.
+    the variance. groups: how many; None: read from y, for which the host waits. Dead zone and clip are heuristics of
+    the paper's code and ours: both keep zero where it is.
     """
     if log_z is None:
         groups = int(y.max()) + 1 if groups is None else groups

@@ -26,6 +26,7 @@ class Compute:
     precision: Precision = "fp32"  # of the network F; preconditioning, losses and averages are always fp32
     compile: bool = False
     rows: int | None = None  # of a call of the network; more are computed in parts (InParts). None: no limit
+    shard: bool = False  # networks are divided among the processes (trainer.run.sharding), not copied to each
 
 
 class InParts(nn.Module):
@@ -53,10 +54,10 @@ def runner(network: nn.Module, compute: Compute, *, trained: bool = False) -> Ne
     trained: by these calls. Its gradients are then averaged over the processes of torchrun.
     """
     if compute.rows is None:
-        function = _compiled(replicate(network) if trained else network, compute)
+        function = _compiled(replicate(network, divided=compute.shard) if trained else network, compute)
     else:  # the parts are compiled, not the loop over them
         in_parts = InParts(_compiled(network, compute), compute.rows)
-        function = replicate(in_parts) if trained else in_parts
+        function = replicate(in_parts, divided=compute.shard) if trained else in_parts
     run = _with_layout(function, compute)
     return lambda x, c_noise, onehot: run(x, c_noise, onehot).float()
 
