@@ -17,7 +17,7 @@ from trainer.critics.classifier import (
     save_classifier,
 )
 from trainer.data.format import DataError, ImageSet
-from trainer.data.loader import batches
+from trainer.data.loader import batches, order_facts
 from trainer.options import RunOptions
 from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
@@ -51,7 +51,7 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     identity = json.loads(
         json.dumps({
             "recipe": options.recipe, "data": data.provenance().sha256, "seed": config.seed, "batch": config.batch,
-            **asdict(settings), "adam": asdict(ADAM),
+            **asdict(settings), "adam": asdict(ADAM), **order_facts(data),
         })
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from fewstep.checkpoint import NetworkModule, save_checkpoint
 from fewstep.outputs import STATE_FILE, check_folder, check_writable
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import DataError, ImageSet
-from trainer.data.loader import batches
+from trainer.data.loader import batches, order_facts
 from trainer.options import RunOptions
 from trainer.recipes.recipe import Recipe
 from trainer.run.artifacts import environment, write_sheet
@@ -47,6 +47,7 @@ def run_method(
         "teacher": card.parent,
         "seed": config.seed,
         "batch": config.batch,
+        **order_facts(data),
         **settings,
     }
     identity = json.loads(json.dumps(identity))  # as it will be read back

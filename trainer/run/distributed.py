@@ -80,7 +80,7 @@ def from_first(value: T) -> T:
 
 
 def synchronise_clock(elapsed_s: float, stop: bool) -> tuple[float, bool]:
-    """The first process's clock, and whether any process was asked to stop. The hosts agree; no device is waited for."""
+    """The first process's clock, and whether any process was asked to stop. The hosts agree, no device waits."""
     if ranks() == 1:
         return elapsed_s, stop
     votes = torch.tensor([elapsed_s if rank() == 0 else 0.0, float(stop)], dtype=torch.float64)

@@ -83,7 +83,7 @@ def is_divided(tensor: Tensor) -> "TypeGuard[DTensor]":
 
 
 def fitted(value: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor, the same in every process, divided as `like` is; itself where `like` is whole or it is divided."""
+    """A tensor, the same in every process, divided as `like` is. Itself where `like` is whole or it is divided."""
     if not is_divided(like) or is_divided(value):
         return value
     from torch.distributed.tensor import distribute_tensor
