@@ -118,13 +118,13 @@ def runs(data: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactor
         plan: dict[str, tuple[list[str], list[int] | None]] = {
             **{f"{name} 2": ([*argv, *to(f"{name} 2")], None) for name, argv in by_method.items()},
             **{
-                f"{name} sharded": ([*argv, *to(f"{name} sharded"), "--shard"], None)
-                for name, argv in by_method.items()
+                f"{name} sharded": ([*by_method[name], *to(f"{name} sharded"), "--shard"], None)
+                for name in ("teacher", *OTHERS)
             },
             "1 then 2": ([*sid, *to("1 then 2"), "--resume"], None),
             "2 then 1": ([*sid, *to("2 then 1")], [1, 3]),
             "1 then sharded": ([*sid, *to("1 then sharded"), "--resume", "--shard"], None),
-            "sharded then 1": ([*sid, *to("sharded then 1"), "--shard"], [1, 3]),
+            "sharded then 1": ([*by_method["warm"], *to("sharded then 1"), "--shard"], [1, 5]),
             "again": ([*sid, *to("sid 2"), "--resume"], None),
             "indivisible": (["teacher", *common, "--batch", "7", *to("indivisible")], None),
         }
@@ -136,9 +136,9 @@ def runs(data: Path, tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactor
         reports = [json.loads((folder / f"report.{rank}.json").read_text()) for rank in range(2)]
         first, second = (dict(zip(plan, report, strict=True)) for report in reports)
 
-        for name in ("2 then 1", "sharded then 1"):
-            assert load_denoiser(folder / name)[1].training["images"] == 24
-            assert alone(*sid, *to(name), "--resume") == 0
+        for name, method, images in (("2 then 1", "sid", 24), ("sharded then 1", "warm", 40)):
+            assert load_denoiser(folder / name)[1].training["images"] == images
+            assert alone(*by_method[method], *to(name), "--resume") == 0
     return Runs(folder, (first, second))
 
 
@@ -156,9 +156,9 @@ PAIRS = {
     **{method: (f"{method} 1", f"{method} 2") for method in OTHERS},
     "resumed by more": ("sid 1", "1 then 2"),
     "resumed by fewer": ("sid 1", "2 then 1"),
-    **{f"{name}, sharded": (f"{name} 1", f"{name} sharded") for name in ("teacher", "sid", "warm", *OTHERS)},
-    "resumed sharded": ("sid 1", "1 then sharded"),
-    "resumed from shards by one": ("sid 1", "sharded then 1"),
+    **{f"{name}, sharded": (f"{name} 1", f"{name} sharded") for name in ("teacher", *OTHERS)},
+    "student, resumed sharded": ("sid 1", "1 then sharded"),
+    "ncvsd, sharded, resumed by one": ("warm 1", "sharded then 1"),
 }
 
 
@@ -177,7 +177,8 @@ def test_two_processes_train_the_weights_of_one(runs: Runs, one: str, two: str):
     ours, theirs = runs.weights(one), runs.weights(two)
     assert ours.keys() == theirs.keys()
     apart = {name: (ours[name] - theirs[name]).abs().max().item() for name in ours}
-    assert max(apart.values()) < 1e-6
+    # Divided weights are not channels-last, so that convolutions round in another way.
+    assert max(apart.values()) < (5e-6 if "sharded" in two else 1e-6)
     assert any(name.startswith("net.average-") for name in ours)
 
 
@@ -189,7 +190,9 @@ def test_the_comparison_can_fail(runs: Runs):
 
 def test_only_the_first_process_writes(runs: Runs):
     first, second = runs.reports
-    assert [name for name, entry in second.items() if entry["written"]] == []
+    written = {path for entry in second.values() for path in entry["written"]}
+    assert all(f"/{FOLDER}/" in path for path in written)
+    assert sum(bool(entry["written"]) for entry in second.values()) == len(OTHERS) + 3  # the sharded runs
     for name, files in (("sid 2", ("model.safetensors", STATE_FILE)), ("warm 2", (FILE,))):
         assert all(any(file in path for path in first[name]["written"]) for file in files)
 

@@ -54,7 +54,9 @@ def divide(
 def _divide_network(network: nn.Module, mesh: "DeviceMesh") -> None:
     from torch.distributed.fsdp import fully_shard
 
-    network.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]  # FSDP2 takes no other
+    for parameter in network.parameters():
+        if not parameter.is_contiguous():  # channels-last, which FSDP2 does not take
+            parameter.data = parameter.data.contiguous()
     # From the leaves up, as FSDP2 asks. Also the outermost parameters are freed after each call: else a call without a
     # gradient would leave them gathered, and the averages would read them.
     for module in reversed(list(network.modules())):

@@ -5,6 +5,7 @@ be read by any number of them, into divided tensors or whole ones.
 """
 
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def read_shards(folder: Path, name: str, like: Callable[[str], Tensor | None], p
                 own, dtype = like(key), stored.properties.dtype
                 fits = own is not None and own.shape == stored.size
                 tensors[key] = torch.empty_like(own, dtype=dtype) if fits else torch.empty(stored.size, dtype=dtype)
-        checkpoint.load(tensors, storage_reader=reader, no_dist=ranks() == 1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is meant
+            checkpoint.load(tensors, storage_reader=reader, no_dist=ranks() == 1)
     except (CheckpointException, KeyError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); choose another --out") from error
     return tensors
