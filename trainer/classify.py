@@ -21,7 +21,7 @@ from trainer.data.loader import batches, order_facts
 from trainer.options import RunOptions
 from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
-from trainer.run.compute import Compute, move_to_device, usable_device, worth_compiling
+from trainer.run.compute import Compute, move_to_device, usable_device, use_tf32, worth_compiling
 from trainer.run.loop import Clock, train
 from trainer.runs import divides, loop_config, own_folder
 
@@ -46,7 +46,8 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     device = usable_device(options.device)
     compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
     precision = "fp32" if options.precision == "auto" else options.precision
-    compute = Compute(device, precision, compile, shard=divides(options))
+    tf32 = use_tf32(device, options.tf32 == "on")
+    compute = Compute(device, precision, compile, tf32=tf32, shard=divides(options))
     network = move_to_device(NoisyClassifier(settings), device)
     identity = json.loads(
         json.dumps({
@@ -57,7 +58,10 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
 
     def save(average: nn.Module, clock: Clock, folder: Path) -> None:
         assert isinstance(average, NoisyClassifier)
-        facts = {"images": clock.images, "seconds": round(clock.elapsed_s, 1), "environment": environment()}
+        facts = {
+            "images": clock.images, "seconds": round(clock.elapsed_s, 1), "precision": compute.precision,
+            "tf32": compute.tf32, "environment": environment(),
+        }  # fmt: skip
         save_classifier(folder, average, {**identity, **facts})
 
     method = Classification(network, compute)

@@ -21,7 +21,15 @@ from trainer.options import RunOptions
 from trainer.recipes.recipe import Recipe
 from trainer.run.artifacts import environment, write_sheet
 from trainer.run.claim import claim
-from trainer.run.compute import Compute, Precision, faster_precision, step_seconds, usable_device, worth_compiling
+from trainer.run.compute import (
+    Compute,
+    Precision,
+    faster_precision,
+    step_seconds,
+    usable_device,
+    use_tf32,
+    worth_compiling,
+)
 from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import Clock, LoopConfig, Method, train
 from trainer.run.state import settle_state
@@ -63,6 +71,7 @@ def run_method(
             "processes": ranks(),
             "device": compute.device,
             "precision": compute.precision,
+            "tf32": compute.tf32,
             "compiled": compute.compile,
             "sharded": compute.shard,
             "environment": environment(),
@@ -106,13 +115,14 @@ def compute_for(options: RunOptions, network: NetworkModule, config: LoopConfig)
     """Where and how a run computes, the same in every process."""
     divides(options)  # refused before anything is timed
     device, rows = usable_device(options.device), config.batch // ranks()
+    tf32 = use_tf32(device, options.tf32 == "on")
     rows = min(rows, options.rows or rows)  # what is timed must fit into memory, too
     precision = _decide_precision(options, network, device, rows)
     compile = _decide_compile(options, config, device, lambda: step_seconds(network, device, rows, precision))
     if rank() == 0 and options.announces:
         how = "compiled, so the first updates take minutes" if compile else "eager"
         print(f"device {device}, {precision}, {how}", file=sys.stderr, flush=True)
-    return Compute(device, precision, compile, options.rows, divides(options))
+    return Compute(device, precision, compile, options.rows, tf32, options.shard)
 
 
 def divides(options: RunOptions) -> bool:

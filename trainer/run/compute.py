@@ -22,10 +22,18 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Compute:
+    """Where networks run and in which numbers.
+
+    Weights, gradients, moments and averages are float32 always, and so are preconditioning and losses. bf16: layers of
+    the network that multiply get bfloat16 inputs (autocast). TF32 (`use_tf32`) is about what is left in float32 on a
+    GPU. Both are in the card.
+    """
+
     device: str = "cpu"
     precision: Precision = "fp32"  # of the network F; preconditioning, losses and averages are always fp32
     compile: bool = False
     rows: int | None = None  # of a call of the network; more are computed in parts (InParts). None: no limit
+    tf32: bool = False  # whether float32 is multiplied in TensorFloat-32
     shard: bool = False  # networks are divided among the processes (trainer.run.sharding), not copied to each
 
 
@@ -108,6 +116,18 @@ def usable_device(asked: str | None) -> str:
     if asked == "cuda" and not torch.cuda.is_available():
         built = "torch sees no GPU here" if torch.version.cuda else "this torch was built without CUDA"
         raise MachineError(f"--device cuda: {built} (torch {torch.__version__}); say --device cpu")
+    return asked
+
+
+def use_tf32(device: str, asked: bool) -> bool:
+    """Set, for this process, whether a GPU multiplies float32 in TensorFloat-32, in matrices and convolutions alike.
+
+    PyTorch itself starts with convolutions in TensorFloat-32 and matrices in float32. Returns whether it is used: never
+    on a CPU, whose settings stay as they are.
+    """
+    if device != "cuda":
+        return False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = asked
     return asked
 
 
