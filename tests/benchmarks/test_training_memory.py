@@ -8,10 +8,9 @@ from fewstep.network import UNet
 (TINY,) = SMOKE.values()
 
 
-def test_a_divided_process_keeps_its_share_and_parts_of_a_batch_take_less():
+def test_a_divided_process_keeps_its_share():
     weights = 4 * sum(parameter.numel() for parameter in UNet(TINY).parameters())
     alone, divided = memory(TINY, "teacher", 1, None, 16), memory(TINY, "teacher", 2, None, 16)
     assert alone.kept == pytest.approx(5 * weights, rel=0.05)  # with two moments and two averages
     assert divided.kept == pytest.approx(alone.kept / 2, rel=0.1)
     assert alone.peak > alone.kept + weights  # with gradients and activations
-    assert memory(TINY, "teacher", 1, 4, 16).peak < 0.7 * alone.peak
