@@ -16,7 +16,7 @@ extras.name_missing()
 
 import argparse
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple, Self
@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.harness import ROOT, result_file, table, write_result
 from fewstep.network import UNet
+from fewstep.ranges import whole
 from fewstep.unet_config import UNetConfig, adm
 from trainer.methods.dpdm import Student
 from trainer.methods.edm import Teacher
@@ -52,11 +53,8 @@ NETWORKS = {
     "ImageNet-64 (ADM)": adm(64),
 }
 SMOKE = {"tiny": UNetConfig(8, width=16, mult=(1,), blocks=1)}
-# Method, processes, rows at once
-CASES = (
-    ("teacher", 1, None), ("teacher", 1, AT_ONCE), ("teacher", 2, None), ("teacher", 16, None),
-    ("dpdm", 1, None), ("dpdm", 16, None),
-)  # fmt: skip
+METHODS = ("teacher", "dpdm")
+PROCESSES = (1, 2, 16)
 COLUMNS = {
     "network": "network", "parameters_m": "M parameters", "method": "method", "processes": "processes",
     "rows_at_once": "rows at once", "kept_mb": "MB between updates", "peak_mb": "peak MB",
@@ -134,6 +132,15 @@ class AnyDraws(Draws):
         return 0.5
 
 
+def cases(methods: Sequence[str], processes: Sequence[int]) -> Iterator[tuple[str, int, int | None]]:
+    """Method, processes and rows at once. Parts of a batch are counted for one process alone."""
+    for method in methods:
+        for count in processes:
+            yield method, count, None
+            if count == 1:
+                yield method, count, AT_ONCE
+
+
 class Memory(NamedTuple):
     kept: int  # bytes between two updates
     peak: int  # bytes in an update
@@ -192,6 +199,10 @@ def _process_group(processes: int) -> Iterator[None]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smoke", action="store_true", help="a tiny network; proves that it runs")
+    parser.add_argument("--method", nargs="+", choices=METHODS, default=METHODS, help="what is trained (default: both)")
+    parser.add_argument(
+        "--processes", nargs="+", type=whole(1, 4096), default=PROCESSES, help="how many (default: 1 2 16)"
+    )
     parser.add_argument(
         "--out", type=result_file, default=ROOT / "runs" / "training-memory.json", metavar="FILE.json",
         help="where the JSON goes (default: %(default)s)",
@@ -201,7 +212,7 @@ def main() -> None:
     for network, config in (SMOKE if args.smoke else NETWORKS).items():
         with torch.device("meta"):
             parameters = sum(parameter.numel() for parameter in UNet(config).parameters())
-        for name, processes, at_once in CASES:
+        for name, processes, at_once in cases(args.method, args.processes):
             found = memory(config, name, processes, at_once, ROWS)
             rows.append({
                 "network": network, "parameters_m": round(parameters / 1e6, 1), "method": name,
@@ -210,7 +221,8 @@ def main() -> None:
             })  # fmt: skip
             print(table(rows[-1:], COLUMNS).splitlines()[-1], flush=True)
     print(table(rows, COLUMNS))
-    write_result(args.out, "training_memory", {"rows": ROWS, "smoke": args.smoke}, rows)
+    settings = {"rows": ROWS, "smoke": args.smoke, "method": args.method, "processes": args.processes}
+    write_result(args.out, "training_memory", settings, rows)
 
 
 if __name__ == "__main__":
