@@ -74,7 +74,12 @@ class Alive(TorchDispatchMode):
         self._resize = torch.UntypedStorage.resize_
 
     def __enter__(self) -> Self:
-        torch.UntypedStorage.resize_ = lambda storage, size: self._resized(storage, size)
+        alive = self
+
+        def resize_(self: torch.UntypedStorage, size: int) -> torch.UntypedStorage:
+            return alive._resized(self, size)
+
+        torch.UntypedStorage.resize_ = resize_
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:

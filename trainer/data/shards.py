@@ -59,9 +59,8 @@ class ShardedImages:
         if index.ndim == 0:
             return self[index[None]][0]
         contents = self.contents(index)
-        decoded = map(self._pixels, index, contents) if self.threads == 1 else self._pool.map(
-            self._pixels, index, contents
-        )  # fmt: skip
+        run = map if self.threads == 1 else self._pool.map
+        decoded = run(self._pixels, index.tolist(), contents)
         result = np.empty((len(index), *self.shape[1:]), np.uint8)
         for place, pixels in enumerate(decoded):
             result[place] = pixels

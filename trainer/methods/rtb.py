@@ -214,9 +214,8 @@ class TrajectoryBalance:
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         """images: data, read by the behaviour `noised_back`, otherwise for their shape. labels: y [B], from 0 up."""
         config, beta = self.config, beta_at(self.config, progress)
-        behaviour = choose(
-            config.mix, rng.shared_uniform(), progress >= config.replay_from and self.replay.filled.numpy() > 0
-        )
+        replayable = progress >= config.replay_from and bool(self.replay.filled.numpy())
+        behaviour = choose(config.mix, rng.shared_uniform(), replayable)
         found = self.trajectories(behaviour, images, labels, progress, rng)
         residual = found.residual(beta)
         learned = config.log_z == "learned"

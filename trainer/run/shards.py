@@ -6,8 +6,9 @@ be read by any number of them, into divided tensors or whole ones.
 
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,18 +24,18 @@ def save_shards(folder: Path, tensors: dict[str, Tensor]) -> str:
 
     Raises CheckpointError in all of them when one cannot write.
     """
-    from torch.distributed import checkpoint
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     name = from_first(_next_name(folder) if rank() == 0 else "")
     path = folder / FOLDER / name
     try:
-        checkpoint.save(tensors, storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
+        save(tensors, storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
     except CheckpointException as error:
-        reasons = "; ".join(sorted({str(failure[0]) for failure in error.failures.values()}))
         raise CheckpointError(
-            f"{path} cannot be written ({reasons}); every machine needs the same --out, with room for the state"
+            f"{path} cannot be written ({_reasons(error.failures)}); every machine needs the same --out, with room for "
+            "the state"
         ) from error
     return name
 
@@ -45,10 +46,10 @@ def read_shards(folder: Path, name: str, like: Callable[[str], Tensor | None], p
     Each is divided as `like(its name)` is, where that has its shape, and otherwise whole. Every process takes part.
     Raises CheckpointError for shards that are missing or cannot be read.
     """
-    from torch.distributed import checkpoint
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     path = folder / FOLDER / name
     if not path.is_dir():
@@ -60,12 +61,16 @@ def read_shards(folder: Path, name: str, like: Callable[[str], Tensor | None], p
         for key, stored in reader.read_metadata().state_dict_metadata.items():
             if key.startswith(prefix) and isinstance(stored, TensorStorageMetadata):
                 own, dtype = like(key), stored.properties.dtype
-                fits = own is not None and own.shape == stored.size
-                tensors[key] = torch.empty_like(own, dtype=dtype) if fits else torch.empty(stored.size, dtype=dtype)
+                if own is not None and own.shape == stored.size:
+                    tensors[key] = torch.empty_like(own, dtype=dtype, requires_grad=False)
+                else:
+                    tensors[key] = torch.empty(stored.size, dtype=dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # which is meant
-            checkpoint.load(tensors, storage_reader=reader, no_dist=ranks() == 1)
-    except (CheckpointException, KeyError, ValueError, OSError) as error:
+            load(tensors, storage_reader=reader, no_dist=ranks() == 1)
+    except CheckpointException as error:
+        raise CheckpointError(f"{path} cannot be read ({_reasons(error.failures)}); choose another --out") from error
+    except (KeyError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); choose another --out") from error
     return tensors
 
@@ -80,6 +85,11 @@ def remove_shards(folder: Path, kept: str | None) -> None:
             shutil.rmtree(path)
     if not any(shards.iterdir()):
         shards.rmdir()
+
+
+def _reasons(failures: Mapping[int, tuple[BaseException, Any]]) -> str:
+    """What went wrong in the processes, each reason once."""
+    return "; ".join(sorted({str(error) for error, _ in failures.values()}))
 
 
 def _next_name(folder: Path) -> str:
