@@ -17,13 +17,13 @@ from trainer.critics.classifier import (
     save_classifier,
 )
 from trainer.data.format import DataError, ImageSet
-from trainer.data.loader import batches
+from trainer.data.loader import batches, order_facts
 from trainer.options import RunOptions
 from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
-from trainer.run.compute import Compute, move_to_device, usable_device, worth_compiling
+from trainer.run.compute import Compute, move_to_device, usable_device, use_tf32, worth_compiling
 from trainer.run.loop import Clock, train
-from trainer.runs import loop_config, own_folder
+from trainer.runs import divides, loop_config, own_folder
 
 
 def train_classifier(options: RunOptions, data: ImageSet) -> bool:
@@ -45,21 +45,27 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     settings = ClassifierConfig(side, channels, len(data.class_names), data.sigma_data())
     device = usable_device(options.device)
     compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
-    compute = Compute(device, "fp32" if options.precision == "auto" else options.precision, compile)
+    precision = "fp32" if options.precision == "auto" else options.precision
+    tf32 = use_tf32(device, options.tf32 == "on")
+    compute = Compute(device, precision, compile, tf32=tf32, shard=divides(options))
     network = move_to_device(NoisyClassifier(settings), device)
     identity = json.loads(
         json.dumps({
             "recipe": options.recipe, "data": data.provenance().sha256, "seed": config.seed, "batch": config.batch,
-            **asdict(settings), "adam": asdict(ADAM),
+            **asdict(settings), "adam": asdict(ADAM), **order_facts(data),
         })
     )  # fmt: skip
 
     def save(average: nn.Module, clock: Clock, folder: Path) -> None:
         assert isinstance(average, NoisyClassifier)
-        facts = {"images": clock.images, "seconds": round(clock.elapsed_s, 1), "environment": environment()}
+        facts = {
+            "images": clock.images, "seconds": round(clock.elapsed_s, 1), "precision": compute.precision,
+            "tf32": compute.tf32, "environment": environment(),
+        }  # fmt: skip
         save_classifier(folder, average, {**identity, **facts})
 
     method = Classification(network, compute)
     return train(
-        method, partial(batches, data, config), config, options.out, save, resume=options.resume, identity=identity
-    )
+        method, partial(batches, data, config), config, options.out, save, resume=options.resume, identity=identity,
+        shard=compute.shard,
+    )  # fmt: skip

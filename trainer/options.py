@@ -47,6 +47,8 @@ class RunOptions:
     """Continue the run in --out."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the network; auto measures which is faster."""
+    tf32: Literal["on", "off"] = "on"
+    """On a GPU: multiply float32 in TensorFloat-32, which keeps 10 bits of a factor and is several times faster."""
     compile: Literal["auto", "on", "off"] = "auto"
     """auto compiles where that saves time."""
     device: Annotated[str | None, arg(metavar="{cpu,cuda}")] = None
@@ -54,6 +56,8 @@ class RunOptions:
     rows: Annotated[int | None, COUNT, arg(name="rows-at-once")] = None
     """Images of one network call in a process (default: all). A larger batch is computed in parts, and each part again
     for the gradient: less memory, a third more time, the same result."""
+    shard: Switch[bool] = False
+    """Divide networks, moments and averages among torchrun's processes (FSDP2); each has its own copy without it."""
     checkpoint_s: Annotated[float, Range(0), DURATION, arg(name="checkpoint-every")] = 300.0
     """How often the checkpoint is written."""
     snapshot_images: Annotated[int | None, COUNT, arg(name="snapshot-every")] = None

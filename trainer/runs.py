@@ -20,16 +20,25 @@ from fewstep.outputs import STATE_FILE, check_folder, check_writable
 from fewstep.pixels import from_pixels
 from fewstep.unet_config import UNetConfig
 from trainer.data.format import DataError, ImageSet
-from trainer.data.loader import batches
+from trainer.data.loader import batches, order_facts
 from trainer.methods.conditions import enlarged_again, of_images
 from trainer.options import RunOptions
 from trainer.recipes.recipe import Recipe
 from trainer.run.artifacts import GRID_COLUMNS, environment, write_sheet
 from trainer.run.claim import claim
-from trainer.run.compute import Compute, Precision, faster_precision, step_seconds, usable_device, worth_compiling
+from trainer.run.compute import (
+    Compute,
+    Precision,
+    faster_precision,
+    step_seconds,
+    usable_device,
+    use_tf32,
+    worth_compiling,
+)
 from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import Clock, LoopConfig, Method, train
 from trainer.run.state import settle_state
+from trainer.settings import MachineError
 
 CPU_PROBE = 16  # images of the batch that two precisions are timed with
 MEASURED = 2_000  # images whose residuals are measured
@@ -52,6 +61,7 @@ def run_method(
         "teacher": card.parent,
         "seed": config.seed,
         "batch": config.batch,
+        **order_facts(data),
         **settings,
     }
     identity = json.loads(json.dumps(identity))  # as it will be read back
@@ -67,7 +77,9 @@ def run_method(
             "processes": ranks(),
             "device": compute.device,
             "precision": compute.precision,
+            "tf32": compute.tf32,
             "compiled": compute.compile,
+            "sharded": compute.shard,
             "environment": environment(),
         }
         save_checkpoint(folder, average.state_dict(), replace(card, training=training))
@@ -78,7 +90,7 @@ def run_method(
     sheets = draw if options.sheets else None
     return train(
         method, partial(batches, data, config), config, options.out, save, draw=sheets, resume=options.resume,
-        identity=identity,
+        identity=identity, shard=compute.shard,
     )  # fmt: skip
 
 
@@ -115,14 +127,25 @@ def loop_config(options: RunOptions, chosen: Recipe, images: int) -> LoopConfig:
 
 def compute_for(options: RunOptions, network: NetworkModule, config: LoopConfig) -> Compute:
     """Where and how a run computes, the same in every process."""
+    divides(options)  # refused before anything is timed
     device, rows = usable_device(options.device), config.batch // ranks()
+    tf32 = use_tf32(device, options.tf32 == "on")
     rows = min(rows, options.rows or rows)  # what is timed must fit into memory, too
     precision = _decide_precision(options, network, device, rows)
     compile = _decide_compile(options, config, device, lambda: step_seconds(network, device, rows, precision))
     if rank() == 0 and options.announces:
         how = "compiled, so the first updates take minutes" if compile else "eager"
         print(f"device {device}, {precision}, {how}", file=sys.stderr, flush=True)
-    return Compute(device, precision, compile, options.rows)
+    return Compute(device, precision, compile, options.rows, tf32, options.shard)
+
+
+def divides(options: RunOptions) -> bool:
+    """Whether networks are divided. Raises MachineError when there is one process."""
+    if options.shard and ranks() == 1:
+        raise MachineError(
+            "--shard divides networks among processes, and there is one: start several with torchrun, or leave it out"
+        )
+    return options.shard
 
 
 def _decide_compile(options: RunOptions, config: LoopConfig, device: str, step_s: Callable[[], float]) -> bool:

@@ -48,7 +48,7 @@ class Adversary:
         self.heads = Critic(teacher.feature_widths[-1]).to(compute.device)
         self.optimizer = adam(self.heads, config.adam, compute.device)
         self._features = wrap_for_compute(teacher.features, compute)
-        self._replicated_heads = replicate(self.heads)
+        self._replicated_heads = replicate(self.heads, divided=compute.shard)
 
     def gradient(self, recovered: Tensor, labels: Tensor, rng: Draws) -> Tensor:
         """Gradient [B, C, H, W] of the non-saturating generator loss at the outputs, weight included."""

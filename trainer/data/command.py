@@ -22,12 +22,14 @@ from fewstep.ranges import COUNT, SEED, Range, check_ranges
 from fewstep.subcommands import as_sentence, subcommand
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.named import read_recipe
+from trainer.data.shards import is_index, read_index
 from trainer.data.sources.earth import read_earth, read_earth_x4
 from trainer.data.sources.edm_zip import read_edm_zip
 from trainer.data.sources.emoji import read_emoji
 from trainer.data.sources.folder import read_folder
 from trainer.data.sources.idx import read_idx
 from trainer.data.sources.selection import halved, limit_images
+from trainer.data.sources.shards import write_index
 from trainer.settings import Half, Split
 
 SHEET_COLUMNS = 16
@@ -46,7 +48,8 @@ KINDS = {
     "folder": "a folder of images; each subfolder is a class",
     "edm-zip": "a dataset zip of EDM or StyleGAN",
     "idx": "a pair of IDX files, as MNIST has them",
-    "show": "what a dataset zip holds",
+    "shards": "an index of WebDataset tars or of EDM's zip, to train from images that do not fit into memory",
+    "show": "what a dataset zip or an index of shards holds",
 }
 SIDE = Range(1, 4096, whole=True)
 NAMES = value_of(lambda text: tuple(name.strip() for name in text.split(",") if text), "A,B,...", ",".join)
@@ -59,6 +62,8 @@ def run(arguments: Sequence[str]) -> None:
     asked = parse(FLAGS[kind], rest, f"{PROG} {kind}", as_sentence(KINDS[kind]))
     if isinstance(asked, Show):
         _show(asked)
+    elif isinstance(asked, Shards):
+        _index(asked)
     else:
         _write(asked.output, lambda: asked.read(kind))
 
@@ -206,16 +211,37 @@ class Idx:
 
 
 @dataclass(frozen=True)
+class Shards:
+    path: Positional[Path]
+    """A folder of .tar files (KEY.png and KEY.cls), one of them, or EDM's dataset zip."""
+    out: Annotated[Path, arg(metavar="FILE.zip")]
+    """The index. The images stay where they are."""
+    name: Annotated[str | None, arg(metavar="TEXT")] = None
+    """Name of the dataset (default: after its source)."""
+    resolution: Annotated[int | None, SIDE] = None
+    """Crop and resize to a square of so many pixels a side, each time an image is read."""
+    gray: Switch[bool] = False
+    """One channel instead of three."""
+    licence: Licence = "not stated"
+    """Stored in every model's card."""
+    class_names: Annotated[tuple[str, ...], NAMES] = ()
+    """Names of classes 0, 1, ..."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
 class Show:
     path: Annotated[Positional[Path], arg(metavar="FILE.zip")]
     png: Annotated[Path | None, arg(metavar="FILE.png")] = None
     """Also draw a contact sheet."""
 
 
-FLAGS: dict[str, type[Digits | Named | Emoji | Earth | Folder | EdmZip | Idx | Show]] = {
+FLAGS: dict[str, type[Digits | Named | Emoji | Earth | Folder | EdmZip | Idx | Shards | Show]] = {
     "digits": Digits, "fashion": Named, "sprites": Named, "emoji": Emoji, "emoji64": Named, "earth": Earth,
     "earth-x4": Earth, "folder": Folder, "edm-zip": EdmZip,
-    "idx": Idx, "show": Show,
+    "idx": Idx, "shards": Shards, "show": Show,
 }  # fmt: skip
 
 
@@ -234,10 +260,25 @@ def _write(output: Output, make: Callable[[], ImageSet]) -> None:
     print(f"wrote {output.out}, {output.out.stat().st_size / 1e6:.1f} MB")
 
 
+def _index(asked: Shards) -> None:
+    check_file(asked.out, ".zip")
+    if asked.out.exists():
+        read_index(asked.out)  # an index may be replaced, another zip may not
+    try:
+        write_index(
+            asked.path, asked.out, name=asked.name, licence=asked.licence, resolution=asked.resolution,
+            gray=asked.gray or None, class_names=asked.class_names,
+        )  # fmt: skip
+    except OSError as error:
+        raise DataError(f"{asked.out} cannot be written ({error})") from error
+    print(describe(read_index(asked.out)).encode(errors="backslashreplace").decode())
+    print(f"wrote {asked.out}, {asked.out.stat().st_size / 1e6:.1f} MB; the images stay in their shards")
+
+
 def _show(asked: Show) -> None:
     if asked.png:
         check_file(asked.png, ".png")
-    images = read_image_set(asked.path, verify=True)
+    images = read_index(asked.path) if is_index(asked.path) else read_image_set(asked.path, verify=True)
     print(describe(images))
     if asked.png:
         try:

@@ -13,6 +13,7 @@ import io
 import json
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,12 +90,21 @@ def sigma_data(images: NDArray[np.uint8]) -> float:
 
     Counted in pieces: `bincount` takes eight bytes a pixel.
     """
+    return deviation(count_values(images))
+
+
+def count_values(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How often each of the 256 values occurs. [256]."""
     pixels, counts = images.reshape(-1), np.zeros(256, dtype=np.int64)
     for start in range(0, pixels.size, _PIECE):
         counts += np.bincount(pixels[start : start + _PIECE], minlength=256)
-    counts = counts / pixels.size
-    values = np.arange(256) / 127.5 - 1
-    return float(np.sqrt(counts @ values**2 - (counts @ values) ** 2))
+    return counts
+
+
+def deviation(counts: NDArray[np.int64]) -> float:
+    """Standard deviation in [-1, 1] units of pixels that have the 256 values so often."""
+    shares, values = counts / counts.sum(), np.arange(256) / 127.5 - 1
+    return float(np.sqrt(shares @ values**2 - (shares @ values) ** 2))
 
 
 def write_image_set(path: Path, images: ImageSet) -> None:
@@ -108,10 +118,15 @@ def write_image_set(path: Path, images: ImageSet) -> None:
         "sha256": images.measured_sha256(),
         "sigma_data": sigma_data(images.images),
     }
-    date = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same images give the same file
     labels = images.labels.astype(np.int32)
+    write_archive(path, {"images.npy": images.images, "labels.npy": labels}, meta)
+
+
+def write_archive(path: Path, arrays: Mapping[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+    """Write a zip of arrays, by the names of its members, and dataset.json to a temporary file and rename it."""
+    date = (1980, 1, 1, 0, 0, 0)  # fixed, so that the same images give the same file
     with card.replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in (("images.npy", images.images), ("labels.npy", labels)):
+        for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(name, date), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.ascontiguousarray(array), allow_pickle=False)
         archive.writestr(zipfile.ZipInfo("dataset.json", date), json.dumps(meta, indent=2))
@@ -130,7 +145,7 @@ def read_image_set(path: Path, *, verify: bool = False) -> ImageSet:
             labels = np.load(io.BytesIO(archive.read("labels.npy")), allow_pickle=False)
             images = _map_member(path, archive.getinfo("images.npy"))
         result = ImageSet(meta["name"], images, labels, tuple(meta["class_names"]), meta["licence"], meta["source"])
-        object.__setattr__(result, "stored", _read_stored(meta))
+        object.__setattr__(result, "stored", read_stored(meta))
     except DataError:
         raise
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError) as error:
@@ -142,7 +157,7 @@ def read_image_set(path: Path, *, verify: bool = False) -> ImageSet:
     return result
 
 
-def _read_stored(meta: dict[str, Any]) -> Stored:
+def read_stored(meta: dict[str, Any]) -> Stored:
     """Raises ValueError for values that no data set has."""
     sha256, deviation = meta["sha256"], meta.get("sigma_data")
     if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{64}", sha256):

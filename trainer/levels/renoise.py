@@ -8,6 +8,7 @@ list; the list's last level is followed by `floor`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,18 +24,19 @@ class LevelLists:
     sigmas: Tensor  # [lists, longest + 1]: each list, then its floor
     lengths: Tensor  # [lists]
     floor: float
+    on_host: tuple[tuple[float, ...], ...]  # the same numbers, for `list_at`, which must not wait for a device
 
     @staticmethod
     def of(lists: Sequence[Sequence[float]], floor: float, device: torch.device | str = "cpu") -> "LevelLists":
         longest = max(map(len, lists))
         rows = [[*levels, *[floor] * (longest + 1 - len(levels))] for levels in lists]
         lengths = torch.tensor([len(levels) for levels in lists], device=device)
-        return LevelLists(torch.tensor(rows, device=device), lengths, floor)
+        on_host = tuple(tuple(np.float32(levels).tolist()) for levels in lists)
+        return LevelLists(torch.tensor(rows, device=device), lengths, floor, on_host)
 
     def list_at(self, u: float) -> tuple[float, ...]:
         """One of the lists, chosen by u in [0, 1)."""
-        index = int(u * len(self.lengths))
-        return tuple(self.sigmas[index, : self.lengths[index]].tolist())
+        return self.on_host[int(u * len(self.on_host))]
 
     def draw(self, count: int, top: float, rng: Draws) -> "Drawn":
         """`count` student levels: a list at random, then its top level with probability `top`, else any other."""

@@ -93,7 +93,7 @@ class DMD2:
 
 
 class Turns(nn.Module):
-    """Counts updates. It is a module, so that the count is saved and resumed with the networks."""
+    """Counts updates, on the host. It is a module, so that the count is saved and resumed with the networks."""
 
     done: Tensor
 
@@ -104,4 +104,4 @@ class Turns(nn.Module):
     def next(self) -> int:
         """Count one update and return its number: 1, 2, ..."""
         self.done += 1
-        return int(self.done)
+        return int(self.done.numpy())

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fewstep.card import CheckpointError, write_atomically
-from fewstep.noise_torch import noise_for
+from fewstep.noise_torch import noise_for, normals
 from fewstep.precond import Denoiser
 from fewstep.samplers import sample_heun
 from fewstep.schedule import solver_sigmas
@@ -35,8 +35,8 @@ class Endpoints:
     def draw(self, count: int, rng: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """`count` pairs: unit normals [B, C, H, W], labels [B], images [B, C, H, W]."""
         index = rng.integers(len(self.images), count)
-        seeds = [FIRST_SEED + i for i in index.tolist()]
-        noise = noise_for(seeds, tuple(self.images.shape[1:]), self.images.device)(0)
+        keys = FIRST_SEED + index  # of `noise_for`, made on the device: the host does not wait for the indices
+        noise = normals(keys, torch.zeros_like(keys), tuple(self.images.shape[1:]))
         return noise, self.labels[index], self.images[index]
 
 

@@ -36,7 +36,7 @@ class Adversarial:
         self, start: NetworkModule, classifiers: Sequence[NoisyClassifier], sigma_data: float,
         config: AdversarialConfig, compute: Compute,
     ) -> None:  # fmt: skip
-        self.config = config
+        self.config, self.divided = config, compute.shard
         self.ema_width = config.ema_width
         frozen = start.eval().requires_grad_(False)
         student = copy.deepcopy(frozen).requires_grad_(True).eval()  # eval: no dropout
@@ -49,7 +49,7 @@ class Adversarial:
         }
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=start.config.classes, compute=compute)
         self.student, self.start = denoiser(student, trained=True), denoiser(frozen)
-        self._replicated_critics = replicate(self.critics)
+        self._replicated_critics = replicate(self.critics, divided=compute.shard)
         lists, top = config.lists, config.lists[0][0]
         longer = tuple(levels for levels in lists if len(levels) > 1)
         self.trained_lists = {"all": lists, "first": lists[:1], "rest": longer}[config.trained_steps]
@@ -164,11 +164,15 @@ class Adversarial:
         for step in range(1, steps):
             fresh, u = rng.normal_like(images), rng.uniform(rows)  # drawn in every process, so that all stay in step
             done = min(max(sum(counts[:step]) - rng.rank * rows, 0), rows)
-            rest = slice(done, None)
-            if done == rows:
+            if done == rows and not self.divided:
                 continue
+            # All processes have to call a divided network together: one without rows of this step calls it with its
+            # last row, and drops the output.
+            rest = slice(min(done, rows - 1), None)
             with torch.no_grad():
                 recovered = self.student(own[rest], levels[rest, step - 1], labels[rest])
+            if done == rows:
+                continue
             noise = levels[rest, step, None, None, None] * fresh[rest]
             own = torch.cat([own[:done], recovered + noise])
             follow = (u[rest] < self.config.simulate)[:, None, None, None]

@@ -87,9 +87,9 @@ class Problem:
         """What the prior and the posterior make of x, the states at level i."""
         return self.prior(x, self._level(x, i), y), self.posterior(x, self._level(x, i), y)
 
-    def spread(self, i: int) -> float:
-        """The posterior's standard deviation in step i."""
-        return math.sqrt(self.chain.variances[i] * math.exp(float(self.log_variance[i])))
+    def spread(self, i: int) -> Tensor:
+        """The posterior's standard deviation in step i, a scalar."""
+        return math.sqrt(self.chain.variances[i]) * (self.log_variance[i] / 2).exp()
 
     def prior_step(self, i: int, x: Tensor, prior: Tensor, rng: Draws) -> Tensor:
         mean = step_mean(self.chain, i, x, prior)
@@ -163,14 +163,17 @@ def start(problem: Chains, like: Tensor, rng: Draws) -> Tensor:
     return problem.start(like, rng)
 
 
-def deviations(residual: Tensor, y: Tensor, log_z: Tensor | None, config: PosteriorConfig) -> Tensor:
+def deviations(
+    residual: Tensor, y: Tensor, log_z: Tensor | None, config: PosteriorConfig, groups: int | None = None
+) -> Tensor:
     """How far trajectories are from balance [B], the factors of grad sum l in the gradient of the loss.
 
     log_z [groups]; None: minus the mean residual of a group (VarGrad: Richter et al. 2020), for which the loss is half
-    the variance. Dead zone and clip are heuristics of the paper's code and ours: both keep zero where it is.
+    the variance. groups: how many; None: read from y, for which the host waits. Dead zone and clip are heuristics of
+    the paper's code and ours: both keep zero where it is.
     """
     if log_z is None:
-        groups = int(y.max()) + 1
+        groups = int(y.max()) + 1 if groups is None else groups
         count = residual.new_zeros(groups).index_add_(0, y, torch.ones_like(residual)).clamp(min=1)
         log_z = -residual.new_zeros(groups).index_add_(0, y, residual) / count
     away = residual + log_z[y]
@@ -202,21 +205,22 @@ class TrajectoryBalance:
         self.networks: dict[str, nn.Module] = {"adapter": trained, "log_z": self.log_z, "replay": self.replay}
         weights = [weight for weight in trained.parameters() if weight.requires_grad]
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "adapter": torch.optim.Adam(weights, config.adam.lr, config.adam.betas),
-            "log_z": torch.optim.Adam(self.log_z.parameters(), config.log_z_lr),
+            # fused: its step count is not read by the host
+            "adapter": torch.optim.Adam(weights, config.adam.lr, config.adam.betas, fused=True),
+            "log_z": torch.optim.Adam(self.log_z.parameters(), config.log_z_lr, fused=True),
         }
         self.monitored: dict[str, Tensor] = {}
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         """images: data, read by the behaviour `noised_back`, otherwise for their shape. labels: y [B], from 0 up."""
         config, beta = self.config, beta_at(self.config, progress)
-        behaviour = choose(
-            config.mix, rng.shared_uniform(), progress >= config.replay_from and bool(self.replay.filled)
-        )
+        replayable = progress >= config.replay_from and bool(self.replay.filled.numpy())
+        behaviour = choose(config.mix, rng.shared_uniform(), replayable)
         found = self.trajectories(behaviour, images, labels, progress, rng)
         residual = found.residual(beta)
         learned = config.log_z == "learned"
-        away = deviations(residual, found.y, self.log_z.value.detach() if learned else None, config)
+        log_z = self.log_z.value.detach() if learned else None
+        away = deviations(residual, found.y, log_z, config, self.problem.groups)
         if learned:
             (away * self.log_z.value[found.y]).mean().backward()
         accumulate(self.problem, found, away, self._steps(rng))
@@ -245,8 +249,8 @@ class TrajectoryBalance:
     def _shares(self) -> dict[str, Tensor]:
         """Of the updates so far, by behaviour; without those that the mix does not have."""
         shares = self.replay.used / self.replay.used.sum()
-        named = zip(BEHAVIOURS, shares, strict=True)
-        return {f"share_{name}": share for name, share in named if getattr(self.config.mix, name) or share}
+        named = zip(BEHAVIOURS, shares, self.replay.used.numpy(), strict=True)  # counted on the host
+        return {f"share_{name}": share for name, share, used in named if getattr(self.config.mix, name) or used}
 
     def _steps(self, rng: Draws) -> list[int]:
         steps = self.problem.steps
@@ -297,9 +301,10 @@ class Replay(nn.Module):
 
     def draw(self, count: int, power: float, rng: Draws) -> tuple[Tensor, Tensor]:
         """Last states [count, C, H, W] and their y, in proportion to r^power."""
-        kept = min(int(self.filled), len(self.y))
-        weights = (power * self.log_rewards[:kept]).softmax(dim=0).cpu()
-        rows = torch.multinomial(weights, count, replacement=True, generator=rng.generator).to(self.y.device)
+        kept = min(int(self.filled.numpy()), len(self.y))
+        shares = (power * self.log_rewards[:kept]).softmax(dim=0).cumsum(dim=0)
+        drawn = torch.rand(count, generator=rng.generator).to(shares)  # the host does not wait for the rewards
+        rows = torch.searchsorted(shares, drawn * shares[-1], right=True).clamp(max=kept - 1)
         return self.states[rows], self.y[rows]
 
 

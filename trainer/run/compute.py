@@ -22,10 +22,19 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Compute:
+    """Where networks run and in which numbers.
+
+    Weights, gradients, moments and averages are float32 always, and so are preconditioning and losses. bf16: layers of
+    the network that multiply get bfloat16 inputs (autocast). TF32 (`use_tf32`) is about what is left in float32 on a
+    GPU. Both are in the card.
+    """
+
     device: str = "cpu"
     precision: Precision = "fp32"  # of the network F; preconditioning, losses and averages are always fp32
     compile: bool = False
     rows: int | None = None  # of a call of the network; more are computed in parts (InParts). None: no limit
+    tf32: bool = False  # whether float32 is multiplied in TensorFloat-32
+    shard: bool = False  # networks are divided among the processes (trainer.run.sharding), not copied to each
 
 
 class InParts(nn.Module):
@@ -53,10 +62,10 @@ def runner(network: nn.Module, compute: Compute, *, trained: bool = False) -> Ne
     trained: by these calls. Its gradients are then averaged over the processes of torchrun.
     """
     if compute.rows is None:
-        function = _compiled(replicate(network) if trained else network, compute)
+        function = _compiled(replicate(network, divided=compute.shard) if trained else network, compute)
     else:  # the parts are compiled, not the loop over them
         in_parts = InParts(_compiled(network, compute), compute.rows)
-        function = replicate(in_parts) if trained else in_parts
+        function = replicate(in_parts, divided=compute.shard) if trained else in_parts
     run = _with_layout(function, compute)
     return lambda x, c_noise, onehot, *conditions: run(x, c_noise, onehot, *conditions).float()
 
@@ -107,6 +116,18 @@ def usable_device(asked: str | None) -> str:
     if asked == "cuda" and not torch.cuda.is_available():
         built = "torch sees no GPU here" if torch.version.cuda else "this torch was built without CUDA"
         raise MachineError(f"--device cuda: {built} (torch {torch.__version__}); say --device cpu")
+    return asked
+
+
+def use_tf32(device: str, asked: bool) -> bool:
+    """Set, for this process, whether a GPU multiplies float32 in TensorFloat-32, in matrices and convolutions alike.
+
+    PyTorch itself starts with convolutions in TensorFloat-32 and matrices in float32. Returns whether it is used: never
+    on a CPU, whose settings stay as they are.
+    """
+    if device != "cuda":
+        return False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = asked
     return asked
 
 

@@ -1,4 +1,4 @@
-"""Training in several processes with PyTorch's DistributedDataParallel under torchrun. One process needs none of it."""
+"""Training in several processes of torchrun, on one machine or several. One process needs none of it."""
 
 import os
 from collections.abc import Iterator
@@ -26,7 +26,8 @@ def join_processes(device: str) -> Iterator[None]:
         if local >= gpus:
             raise MachineError(f"torchrun started {local + 1} processes or more, and this machine has {gpus} GPUs")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    # Tensors of the host go by gloo also between GPUs: a vote on the clock must not wait for a device.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
     try:
         yield
     finally:
@@ -59,9 +60,12 @@ def ranks() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def replicate(network: nn.Module) -> nn.Module:
-    """The network with gradients averaged over all processes, or the network itself with only one process."""
-    if ranks() == 1:
+def replicate(network: nn.Module, *, divided: bool) -> nn.Module:
+    """The network with gradients averaged over all processes by DistributedDataParallel.
+
+    The network itself with only one process, or if it is divided (trainer.run.sharding): FSDP2 averages them.
+    """
+    if ranks() == 1 or divided:
         return network
     return DistributedDataParallel(network, broadcast_buffers=False)
 
@@ -75,11 +79,11 @@ def from_first(value: T) -> T:
     return box[0]
 
 
-def synchronise_clock(elapsed_s: float, stop: bool, device: torch.device) -> tuple[float, bool]:
-    """The first process's clock, and whether any process was asked to stop."""
+def synchronise_clock(elapsed_s: float, stop: bool) -> tuple[float, bool]:
+    """The first process's clock, and whether any process was asked to stop. The hosts agree, no device waits."""
     if ranks() == 1:
         return elapsed_s, stop
-    votes = torch.tensor([elapsed_s if rank() == 0 else 0.0, float(stop)], dtype=torch.float64, device=device)
+    votes = torch.tensor([elapsed_s if rank() == 0 else 0.0, float(stop)], dtype=torch.float64)
     dist.all_reduce(votes, dist.ReduceOp.MAX)
     return votes[0].item(), bool(votes[1])
 

@@ -48,7 +48,7 @@ class Draws:
 
     def shared_uniform(self) -> float:
         """One number in [0, 1), the same in every process."""
-        return torch.rand((), generator=self.generator).item()
+        return float(torch.rand((), generator=self.generator).numpy())  # not item(), which waits for a device
 
     def _words(self, count: int) -> Tensor:
         """[count] in [0, 2^32)."""

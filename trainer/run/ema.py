@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fewstep.card import CheckpointError, write_atomically
+from trainer.run.distributed import rank
 from trainer.run.older import current_tensor_name
+from trainer.run.sharding import undivided, whole
 from trainer.settings import WIDEST
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -108,23 +110,32 @@ class Averages:
             blend(average, self.network, power_decay(width, batch, images))
 
     def store(self, folder: Path, images: int) -> None:
-        """Both averages, as float16, in one file of `folder`/averages."""
+        """Both averages, as float16, in one file of `folder`/averages.
+
+        Every process takes part where they are divided; the first one writes.
+        """
         tensors = {
-            f"{width}.{name}": value.detach().to("cpu", torch.float16).contiguous()
+            f"{width}.{name}": undivided(value.detach()).to("cpu", torch.float16).contiguous()
             for width, average in zip(WIDTHS, self.kept.values(), strict=True)
             for name, value in average.named_parameters()
         }
+        if rank() > 0:
+            return
         facts = {"images": images, "widths": WIDTHS}
         path = folder / FOLDER / f"{images:09d}.safetensors"
         write_atomically(path, save_tensors(tensors, metadata={"facts": json.dumps(facts)}))
 
     def of_width(self, width: float, folder: Path, images: int) -> nn.Module:
-        """The average of this width at `images`, from those stored in `folder` and the two current ones."""
-        if images == 0:  # a checkpoint before the first step
-            return average_of(self.network)
-        kept = zip(WIDTHS, self.kept.values(), strict=True)
+        """The average of this width at `images`, from those stored in `folder` and the two current ones.
+
+        Every process takes part where they are divided.
+        """
+        current = [whole(average) for average in self.kept.values()]
+        if images == 0 or rank() > 0:  # before the first step both are the network; only the first process saves
+            return average_of(current[0])
+        kept = zip(WIDTHS, current, strict=True)
         here = [(Profile(gamma_of(own), images), dict(average.named_parameters())) for own, average in kept]
-        return combine_averages(self.network, [*stored_before(folder, images), *here], Profile(gamma_of(width), images))
+        return combine_averages(current[0], [*stored_before(folder, images), *here], Profile(gamma_of(width), images))
 
 
 Stored = tuple[Profile, Mapping[str, Tensor]]

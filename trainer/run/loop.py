@@ -28,6 +28,7 @@ from trainer.run.ema import FOLDER as AVERAGES
 from trainer.run.ema import STORED, Averages
 from trainer.run.older import current_settings
 from trainer.run.progress import Progress
+from trainer.run.sharding import divide
 from trainer.run.state import Parts, load_state, read_facts, settle_state, stage_state
 
 # Images already seen, device -> endless batches of images [B, C, H, W] in [-1, 1] and labels [B].
@@ -95,6 +96,7 @@ def train(
     draw: Callable[[nn.Module, Clock, Path], None] | None = None,  # after the checkpoint, draws a sample sheet
     resume: bool = False,
     identity: dict[str, Any],  # what a resumed run must share with the run it continues
+    shard: bool = False,  # divide networks, moments and averages among the processes (trainer.run.sharding)
 ) -> bool:
     """Train until a limit is reached. Returns False when interrupted; either way the checkpoint is usable.
 
@@ -105,6 +107,8 @@ def train(
     if not resume and rank() == 0:
         shutil.rmtree(out / AVERAGES, ignore_errors=True)  # of an earlier run without a checkpoint
     averages = Averages(method.networks[method.served])
+    if shard:
+        divide(method.networks, method.optimizers.values(), averages.kept.values(), method.served, device)
     generator = torch.Generator().manual_seed(config.seed)
     rng = Draws(generator, rank(), ranks(), device)
     parts = Parts({**method.networks, **averages.kept}, method.optimizers, generator)
@@ -129,10 +133,12 @@ def train(
 
     def checkpoint() -> None:
         _check_finite(average_over_processes(scalars), clock, out)
-        if rank() > 0:
+        if rank() > 0 and not shard:
             return
         average = averages.of_width(method.ema_width, out, clock.images)
         stage_state(out, parts, {**asdict(clock), "budget_s": budget_s, "identity": identity})
+        if rank() > 0:
+            return
         save(average, clock, out)
         settle_state(out)
         if draw:
@@ -140,11 +146,11 @@ def train(
 
     def snapshot() -> None:
         _check_finite(average_over_processes(scalars), clock, out)
+        if rank() > 0 and not shard:
+            return
+        average = averages.of_width(method.ema_width, out, clock.images)
         if rank() == 0:
-            average, folder = (
-                averages.of_width(method.ema_width, out, clock.images),
-                out / "snapshots" / f"{clock.images:09d}",
-            )
+            folder = out / "snapshots" / f"{clock.images:09d}"
             save(average, clock, folder)
             if draw:
                 draw(average, clock, folder)
@@ -160,7 +166,7 @@ def train(
     with _interruptible() as interrupted, closing(shown), writer or nullcontext():
         for updates, (images, labels) in enumerate(batches(clock.images, device), start=1):
             # One clock for all processes, so that decisions by time are the same in all.
-            clock.elapsed_s, stopped = synchronise_clock(started_s + time.monotonic() - since, interrupted(), device)
+            clock.elapsed_s, stopped = synchronise_clock(started_s + time.monotonic() - since, interrupted())
             if clock.progress >= 1 or stopped:
                 break
             if clock.elapsed_s - saved_s >= config.checkpoint_s:
@@ -171,7 +177,7 @@ def train(
             clock.images += config.batch
             clock.images_per_s = speed.after_update()
             averages.update(config.batch, clock.images)
-            if int(STORED * clock.progress) > before and rank() == 0:
+            if int(STORED * clock.progress) > before and (rank() == 0 or shard):
                 averages.store(out, clock.images)
             if config.snapshot_images and clock.images % config.snapshot_images < config.batch:
                 snapshot()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from trainer.run.sharding import undivided
 from trainer.settings import AdamConfig
 
 
@@ -24,4 +25,4 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, config: AdamConfig, 
     norm = nn.utils.clip_grad_norm_(group["params"], config.clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm
+    return undivided(norm)

@@ -2,13 +2,16 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainer.tiny import TINY, lively
-from trainer.run.compute import Compute, runner
+from tests.trainer.tiny import TINY, lively, run_options
+from trainer.run.compute import Compute, runner, use_tf32
+from trainer.runs import divides
+from trainer.settings import MachineError
 
 BATCH = 7
 
@@ -103,3 +106,19 @@ def test_dropout_is_that_of_the_part_in_both_of_its_calls():
     again = [weight.grad for weight in network.parameters() if weight.grad is not None]
     for one, other in zip(found, again, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_tf32_is_set_for_matrices_and_convolutions_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch):
+    for place in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        monkeypatch.setattr(place, "allow_tf32", place.allow_tf32)  # restored afterwards
+    for asked in (True, False):
+        assert use_tf32("cuda", asked) is asked
+        assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is asked
+        assert not use_tf32("cpu", not asked)
+        assert torch.backends.cuda.matmul.allow_tf32 is asked
+
+
+def test_one_process_has_nobody_to_divide_networks_with(tmp_path: Path):
+    assert not divides(run_options(tmp_path))
+    with pytest.raises(MachineError, match="start several with torchrun, or leave it out"):
+        divides(run_options(tmp_path, shard=True))

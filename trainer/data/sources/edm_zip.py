@@ -35,12 +35,9 @@ def read_edm_zip(
     gray: None is as the first image. class_names: the format has none; without them classes are "0", "1", ...
     Raises DataError.
     """
+    files, labels = list_edm_zip(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            files = sorted(name for name in archive.namelist() if _is_picture(PurePosixPath(name)))
-            if not files:
-                raise DataError(f"{path} holds no images")
-            labels = _labels(archive.read(INDEX) if INDEX in archive.namelist() else None, path, files)
             chosen = spread(len(files), limit)
 
             def read(picture: str) -> bytes:
@@ -53,8 +50,20 @@ def read_edm_zip(
             images = read_pictures(pictures, read, resolution=resolution, gray=gray)
     except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, zlib.error) as error:
         raise DataError(f"{path} is not a readable zip ({error})") from error
-    names = _names(labels, class_names, path)
+    names = class_names_of(labels, class_names, path)
     return ImageSet(name or path.stem, images, labels[chosen], names, licence, "EDM dataset zip")
+
+
+def list_edm_zip(path: Path) -> tuple[list[str], NDArray[np.int32]]:
+    """The names of the images, in order, and their labels [N]; -1 where there are none. Raises DataError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            files = sorted(name for name in archive.namelist() if _is_picture(PurePosixPath(name)))
+            if not files:
+                raise DataError(f"{path} holds no images")
+            return files, _labels(archive.read(INDEX) if INDEX in archive.namelist() else None, path, files)
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, zlib.error) as error:
+        raise DataError(f"{path} is not a readable zip ({error})") from error
 
 
 def read_edm_folder(
@@ -78,10 +87,11 @@ def read_edm_folder(
     images = read_pictures(pictures, lambda file: Path(file).read_bytes(), resolution=resolution, gray=gray)
     unread = tuple(file for file in seen if file != INDEX and file not in set(files))
     title = name or path.resolve().name
-    return ImageSet(title, images, labels[chosen], _names(labels, (), path), licence, "EDM data set", unread)
+    return ImageSet(title, images, labels[chosen], class_names_of(labels, (), path), licence, "EDM data set", unread)
 
 
-def _names(labels: NDArray[np.int32], class_names: Sequence[str], path: Path) -> tuple[str, ...]:
+def class_names_of(labels: NDArray[np.int32], class_names: Sequence[str], path: Path) -> tuple[str, ...]:
+    """The names given, or "0", "1", ... Raises DataError when fewer are given than there are classes."""
     classes = int(labels.max()) + 1
     if class_names and len(class_names) < classes:
         raise DataError(f"{path} has {classes} classes but {len(class_names)} class names were given")

@@ -1,0 +1,195 @@
+"""Images that stay in their shards, encoded, and are read while training: WebDataset tars, or EDM's zip.
+
+An index says where they are (`fewstep trainer data shards`; trainer.data.sources.shards makes it). It is a zip of
+
+members.npy   int64 [N, 4]: the number of the file, first byte, bytes, and how they are compressed (0: not, 8: deflate)
+labels.npy    int32 [N], -1 where there is no class
+dataset.json  as of a dataset zip (trainer.data.format), and {"files": [[path, bytes], ...], "shape": [N, H, W, C]};
+              paths are absolute or relative to the index
+"""
+
+import io
+import json
+import os
+import tarfile
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.format import DataError, ImageSet, read_stored
+from trainer.data.sources.pictures import centre_square, decode, flatten, to_array
+
+FORMAT = 1
+MEMBERS = "members.npy"
+PART = 64  # consecutive images that are brought from the disk together
+REMEMBERED = 2**14  # parts that were brought and are not brought again
+DEFLATED = zipfile.ZIP_DEFLATED
+MAX_THREADS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class ShardedImages:
+    """uint8 [N, H, W, C] like an array, but every access reads and decodes: `images[rows]` for an array of rows."""
+
+    files: tuple[Path, ...]
+    members: NDArray[np.int64]  # [N, 4]
+    shape: tuple[int, int, int, int]
+    threads: int  # that decode
+    exact: bool = False  # refuse images of another size, which are otherwise cropped and resized
+    _brought: OrderedDict[int, None] = field(default_factory=OrderedDict)
+    dtype = np.dtype(np.uint8)
+    ndim = 4
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
+        """Rows as an array, a list or a slice -> [n, H, W, C]; one row -> [H, W, C]. Raises DataError, which names the
+        shard and the member."""
+        index = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
+        if index.ndim == 0:
+            return self[index[None]][0]
+        contents = self.contents(index)
+        run = map if self.threads == 1 else self._pool.map
+        decoded = run(self._pixels, index.tolist(), contents)
+        result = np.empty((len(index), *self.shape[1:]), np.uint8)
+        for place, pixels in enumerate(decoded):
+            result[place] = pixels
+        return result
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """All of them in memory."""
+        return self[:].astype(dtype or np.uint8, copy=False)
+
+    def where(self, row: int) -> str:
+        """The shard and the member of an image, as messages name them."""
+        return f"{self.files[self.members[row, 0]]}: {self._name(row)}"
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self.threads, "decoding")
+
+    def contents(self, rows: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
+        """The encoded images, read file by file."""
+        index = np.asarray(rows)
+        contents = [b""] * len(index)
+        for number in np.unique(self.members[index, 0]):
+            with self.files[number].open("rb", buffering=0) as file:
+                for place in np.flatnonzero(self.members[index, 0] == number):
+                    self._bring(file.fileno(), int(index[place]))
+                    contents[place] = self._content(file.fileno(), int(index[place]))
+        return contents
+
+    def _bring(self, file: int, row: int) -> None:
+        """Ask the system for the images around this one: training wants them soon (trainer.data.loader)."""
+        part = row // PART
+        if part in self._brought or not hasattr(os, "posix_fadvise"):
+            return
+        self._brought[part] = None
+        if len(self._brought) > REMEMBERED:
+            self._brought.popitem(last=False)
+        members = self.members[part * PART : (part + 1) * PART]
+        own = members[members[:, 0] == self.members[row, 0]]
+        first, last = own[:, 1].min(), (own[:, 1] + own[:, 2]).max()
+        os.posix_fadvise(file, int(first), int(last - first), os.POSIX_FADV_WILLNEED)
+
+    def _content(self, file: int, row: int) -> bytes:
+        _, offset, size, compression = (int(value) for value in self.members[row])
+        content = os.pread(file, size, offset)
+        if len(content) != size:
+            raise DataError(f"{self.where(row)}: the file ends inside it; copy the file again")
+        try:
+            return zlib.decompress(content, -zlib.MAX_WBITS) if compression == DEFLATED else content
+        except zlib.error as error:
+            raise DataError(f"{self.where(row)} is damaged ({error}); copy the file again") from error
+
+    def _pixels(self, row: int, content: bytes) -> NDArray[np.uint8]:
+        try:
+            return self._decoded(content, "")
+        except DataError:  # the name of a member is searched for only where it has to be said
+            return self._decoded(content, self.where(row))
+
+    def _decoded(self, content: bytes, where: str) -> NDArray[np.uint8]:
+        _, side, _, channels = self.shape
+        image = decode(content, where)
+        if self.exact and image.size != (side, side):
+            raise DataError(
+                f"{where} is {image.width}x{image.height}, not {side}x{side}; "
+                "give --resolution N to crop and resize every image"
+            )
+        return to_array(centre_square(flatten(image, where, gray=channels == 1), side))
+
+    def _name(self, row: int) -> str:
+        path, offset = self.files[self.members[row, 0]], self.members[row, 1]
+        try:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    before = [info for info in archive.infolist() if info.header_offset < offset]
+                return max(before, key=lambda info: info.header_offset).filename
+            with tarfile.open(path, "r:") as archive:
+                return next(member.name for member in archive if member.offset_data == offset)
+        except (OSError, tarfile.TarError, zipfile.BadZipFile, ValueError, StopIteration):
+            return f"image {row}"  # the list of its members is damaged, too
+
+
+def decoding_threads() -> int:
+    """Threads that decode in one of the processes of this machine: its share of the cores, from 1 to 8."""
+    return min(max(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1), MAX_THREADS)
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is an index of shards."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return MEMBERS in archive.namelist()
+
+
+def read_index(path: Path) -> ImageSet:
+    """The images of an index. They are not read now; its hash and deviation are trusted.
+
+    Raises DataError for an index that cannot be read, and for a shard that is missing or has another size.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            meta = json.loads(archive.read("dataset.json"))
+            if meta.get("format") != FORMAT:
+                raise DataError(f"{path} has index format {meta.get('format')}; this version reads {FORMAT}")
+            members, labels = (
+                np.load(io.BytesIO(archive.read(name)), allow_pickle=False) for name in (MEMBERS, "labels.npy")
+            )
+        files = check_files(path, meta["files"])
+        images = ShardedImages(files, members, cast(Any, tuple(meta["shape"])), decoding_threads())
+        if members.shape != (len(images), 4) or members.dtype != np.int64:
+            raise ValueError(f"{MEMBERS} is {members.dtype} {members.shape}")
+        found = ImageSet(
+            meta["name"], cast(Any, images), labels, tuple(meta["class_names"]), meta["licence"], meta["source"]
+        )
+        object.__setattr__(found, "stored", read_stored(meta))
+    except DataError:
+        raise
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError) as error:
+        raise DataError(f"{path} is not an index of shards ({error}); make it again") from error
+    return found
+
+
+def check_files(index: Path, listed: Sequence[tuple[str, int]]) -> tuple[Path, ...]:
+    """The shards. Raises DataError for one that is missing or has another size than the index says."""
+    files = []
+    for name, size in listed:
+        path = index.parent / name
+        if not path.is_file():
+            raise DataError(f"{path} is missing, which {index} lists; every machine needs the shards at the same place")
+        if path.stat().st_size != size:
+            raise DataError(f"{path} has changed since {index} was made; make the index again")
+        files.append(path)
+    return tuple(files)
