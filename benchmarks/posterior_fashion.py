@@ -159,12 +159,13 @@ class Task:
 
     @cached_property
     def proposals(self) -> Tensors:
-        """Images of the prior's chain, as many of every class: images, y and log r. The second half is learned from."""
+        """Images of the prior's chain, as many of every class. Those behind `--proposals` are learned from."""
+        tone, _ = self.tone, self.chain  # made first: their time is not that of these images
 
         def make() -> Tensors:
             y = torch.arange(self.args.proposals + self.args.pool) % CLASSES
             images = self.chain_images(self.prior, y, seed=1)
-            return {"images": images, "y": y, "log_rewards": self.tone.log_reward(images)}
+            return {"images": images, "y": y, "log_rewards": tone.log_reward(images)}
 
         return self.kept("proposals", make)
 

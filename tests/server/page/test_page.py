@@ -14,6 +14,7 @@ from fewstep.pixels import encode
 from tests.server.conftest import ROOT, Server, serving, wait_until
 from tests.server.live import live
 from tests.server.page.browser import NEEDS_BROWSER, Browser, browsing
+from tests.server.test_adapters import write_adapters
 
 pytestmark = NEEDS_BROWSER
 ENGINE = ROOT / "models" / "fashion" / "engine"
@@ -345,10 +346,11 @@ def test_tiles_wait_are_cancelled_and_leave_the_servers_slots(browser: Browser, 
     browser.errors()  # the console has the broken connections
 
 
-def test_a_key_is_asked_for_and_several_models_are_offered(browser: Browser, tmp_path: Path, engine_dir: Path):
-    keys = tmp_path / "keys.txt"
+def test_a_key_is_asked_for_and_several_models_are_offered(browser: Browser, tmp_path: Path):
+    keys, other = tmp_path / "keys.txt", tmp_path / "other"
+    write_adapters(other)
     keys.write_text("of-sixteen-characters\n", "utf-8")
-    with serving(ENGINE, "--engine", f"other={engine_dir}", "--api-keys-file", str(keys)) as server:
+    with serving(ENGINE, "--engine", f"other={other}", "--api-keys-file", str(keys)) as server:
         browser.open(server.url)
         browser.until("!document.getElementById('error').hidden")
         assert browser.text("#error") == "This server asks for an API key."
@@ -360,9 +362,12 @@ def test_a_key_is_asked_for_and_several_models_are_offered(browser: Browser, tmp
         browser.press("Enter")
         browser.until("document.querySelectorAll('.tile:not(.pending)').length === 12")
         browser.done()
+        assert browser.run("return [...document.querySelectorAll('#model option')].map((each) => each.innerText)") == [
+            "fashion", "other", "other:red (posterior)", "other:blue (posterior)",
+        ]  # fmt: skip
         browser.run(
             "const model = document.getElementById('model');"
-            "model.value = 'other'; model.dispatchEvent(new Event('change'))"
+            "model.value = 'other:red'; model.dispatchEvent(new Event('change'))"
         )
         assert "8 gray images" in browser.text("#about")
         browser.click("#go")
