@@ -11,7 +11,9 @@ between the smallest and the largest of 19 answers in (19 - 1) / (19 + 1) = 90 %
 
 Columns: coverage of all unknown pixels, and of the places that vary most over the training images ("varied", chosen
 without these pictures); below, above: on which side the truth is where it is outside; width: mean of the interval, in
-levels of 255; error: a standard error over pictures. "Nothing known" says how far the student itself, without an edit,
+levels of 255; error: a standard error over pictures. Coverage says nothing of answers that could be nearer: off is the
+root mean square of truth less the mean of the answers, crps the continuous ranked probability score (Gneiting and
+Raftery 2007, Eq. 21), lowest for the exact posterior; both of the varied places. "Nothing known" says how far the student itself, without an edit,
 is from the pictures. Equal levels, as of the black ground, are told apart by a uniform draw within each level.
 """
 
@@ -44,7 +46,7 @@ VARIED = 0.5  # of the places of an image: those with the larger standard deviat
 GRAY = 128  # what is not known, as the page sends it
 COLUMNS = {
     "known": "known", "steps": "steps", "coverage": "coverage", "error": "error", "varied": "varied",
-    "varied_error": "error", "below": "below", "above": "above", "width": "width",
+    "varied_error": "error", "below": "below", "above": "above", "width": "width", "off": "off", "crps": "crps",
 }  # fmt: skip
 
 
@@ -89,6 +91,14 @@ def answers_to(
     return np.stack(made)[..., 0]
 
 
+def crps(truth: NDArray[np.float64], answers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """E|X - x| - E|X - X'| / 2 over the answers X [N, m, P] to truth x [N, P]: [N, P], without bias in m."""
+    m, ordered = answers.shape[1], np.sort(answers, axis=1)
+    ranks = 2 * np.arange(m) - m + 1
+    apart = 2 * (ranks[None, :, None] * ordered).sum(axis=1) / (m * (m - 1))
+    return np.abs(answers - truth[:, None]).mean(axis=1) - apart / 2
+
+
 def row(truth: Pixels, answers: Pixels, known: NDArray[np.bool_], varied: NDArray[np.bool_]) -> dict[str, float]:
     """truth uint8 [N, H, W], answers [N, ANSWERS, H, W]."""
     found = outside(truth, answers, np.random.default_rng(0))
@@ -96,10 +106,12 @@ def row(truth: Pixels, answers: Pixels, known: NDArray[np.bool_], varied: NDArra
     widths = answers.max(axis=1).astype(float) - answers.min(axis=1)
     places = varied & ~known
     every, chosen = inside[:, ~known].mean(axis=1), inside[:, places].mean(axis=1)
+    seen, made = truth[:, places].astype(float), answers[:, :, places].astype(float)
     return {
         "coverage": float(every.mean()), "error": _error(every), "varied": float(chosen.mean()),
         "varied_error": _error(chosen), "below": float(found.below[:, places].mean()),
         "above": float(found.above[:, places].mean()), "width": float(widths[:, places].mean()),
+        "off": float(((seen - made.mean(axis=1)) ** 2).mean() ** 0.5), "crps": float(crps(seen, made).mean()),
     }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.edit_coverage import ANSWERS, NOMINAL, answers_to, masks, outside, row
+from benchmarks.edit_coverage import ANSWERS, NOMINAL, answers_to, crps, masks, outside, row
 from benchmarks.harness import ROOT
 from export.engine import load_engine
 
@@ -26,6 +26,9 @@ def test_answers_of_the_truths_law_cover_it_in_nine_of_ten_cases(law: str):
     if law == "normal":
         narrow = (128 + (answers.astype(float) - 128) / 3).astype(np.uint8)
         sides = outside(truth, narrow, rng)
+        assert found["off"] == pytest.approx(30 * (1 + 1 / ANSWERS) ** 0.5, rel=0.03)
+        assert found["crps"] == pytest.approx(30 / np.pi**0.5, rel=0.03), "of a Gaussian for its own draws"
+        assert crps(truth[:, 0].astype(float), narrow[:, :, 0].astype(float)).mean() > found["crps"]
         assert 0.15 < sides.below.mean() < 0.35 and 0.15 < sides.above.mean() < 0.35
 
 
