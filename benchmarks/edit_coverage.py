@@ -13,8 +13,8 @@ Columns: coverage of all unknown pixels, and of the places that vary most over t
 without these pictures); below, above: on which side the truth is where it is outside; width: mean of the interval, in
 levels of 255; error: a standard error over pictures. Coverage says nothing of answers that could be nearer: off is the
 root mean square of truth less the mean of the answers, crps the continuous ranked probability score (Gneiting and
-Raftery 2007, Eq. 21), lowest for the exact posterior; both of the varied places. "Nothing known" says how far the student itself, without an edit,
-is from the pictures. Equal levels, as of the black ground, are told apart by a uniform draw within each level.
+Raftery 2007, Eq. 21), lowest for the exact posterior; both of the varied places. "Nothing known" says how far the
+student itself, without an edit, is from the pictures. Equal levels, as of the black ground, are told apart by a uniform draw within each level.
 """
 
 from fewstep import extras

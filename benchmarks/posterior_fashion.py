@@ -14,8 +14,9 @@ student           DPDM of the better of both in distance (`chosen`), from the sh
                   It is exported beside the shipped backbone, and its images are those of `fewstep serve`, over HTTP
 
 Columns: E[log r]; judged: share that a classifier of other images calls light; exact: share lighter than the threshold;
-class: share whose class the shipped half-b classifier confirms; distance: Fréchet distance in its features to the
-accepted images' other half; pairwise: mean distance of two images. What is finished is kept in --work.
+class: share whose class the shipped half-b classifier confirms; distance: Fréchet distance to the accepted images'
+other half in the judge's features; class distance: in those of the half-b classifier, to which tones are all the same;
+pairwise: mean distance of two images. What is finished is kept in --work.
 """
 
 from fewstep import extras
@@ -72,7 +73,7 @@ SIGMA_MIN, SIGMA_MAX = 0.05, 20.0
 ROWS = 64  # images of a network call
 COLUMNS = {
     "method": "method", "nfe": "calls", "log_reward": "E[log r]", "judged": "judged", "exact": "exact",
-    "class": "class", "distance": "distance", "pairwise": "pairwise", "elbo": "log Z - ELBO", "ess": "ESS",
+    "class": "class", "distance": "distance", "class_distance": "class distance", "pairwise": "pairwise", "elbo": "log Z - ELBO", "ess": "ESS",
     "cpu_s": "train CPU s",
 }  # fmt: skip
 Tensors = dict[str, Tensor]
@@ -210,11 +211,13 @@ class Task:
         pixels, other = to_pixels(images.numpy()), self.accepted["images"][len(self.labels) :]
         features, classes = self.extractor(pixels)
         reference = self.extractor(to_pixels(other.numpy()))[0]
+        between = lambda these, those: frechet_distance(Moments.of(these), Moments.of(those))  # noqa: E731
         return {
             "log_reward": float(self.tone.log_reward(images).mean()), "judged": self.tone.judged(images),
             "exact": float((tones(pixels) > self.tone.threshold).mean()),
             "class": float((classes == y.numpy()).mean()),
-            "distance": frechet_distance(Moments.of(features), Moments.of(reference)),
+            "distance": between(self.tone.features(images), self.tone.features(other)),
+            "class_distance": between(features, reference),
             "pairwise": float(torch.pdist(images.flatten(1)).mean()), **more,
         }  # fmt: skip
 

@@ -68,6 +68,11 @@ class Tone:
             return self.classifier(images).log_softmax(dim=1)[:, LIGHT]
 
     @torch.no_grad()
+    def features(self, images: Tensor) -> NDArray[np.float32]:
+        """[N, 64] of the judge."""
+        return self.judge[:-1](images).numpy()
+
+    @torch.no_grad()
     def judged(self, images: Tensor) -> float:
         """Share of the images that the judge calls light."""
         return float((self.judge(images).argmax(dim=1) == LIGHT).float().mean())
