@@ -14,7 +14,8 @@ without these pictures); below, above: on which side the truth is where it is ou
 levels of 255; error: a standard error over pictures. Coverage says nothing of answers that could be nearer: off is the
 root mean square of truth less the mean of the answers, crps the continuous ranked probability score (Gneiting and
 Raftery 2007, Eq. 21), lowest for the exact posterior; both of the varied places. "Nothing known" says how far the
-student itself, without an edit, is from the pictures. Equal levels, as of the black ground, are told apart by a uniform draw within each level.
+student itself, without an edit, is from the pictures. Equal levels, as of the black ground, are told apart by a
+uniform draw within each level.
 """
 
 from fewstep import extras

@@ -73,8 +73,8 @@ SIGMA_MIN, SIGMA_MAX = 0.05, 20.0
 ROWS = 64  # images of a network call
 COLUMNS = {
     "method": "method", "nfe": "calls", "log_reward": "E[log r]", "judged": "judged", "exact": "exact",
-    "class": "class", "distance": "distance", "class_distance": "class distance", "pairwise": "pairwise", "elbo": "log Z - ELBO", "ess": "ESS",
-    "cpu_s": "train CPU s",
+    "class": "class", "distance": "distance", "class_distance": "class distance", "pairwise": "pairwise",
+    "elbo": "log Z - ELBO", "ess": "ESS", "cpu_s": "train CPU s",
 }  # fmt: skip
 Tensors = dict[str, Tensor]
 
