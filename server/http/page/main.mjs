@@ -323,7 +323,8 @@ function pick(chosen) {
   model = chosen;
   $("model").value = chosen.id;
   describe(model);
-  if (isEditing()) adopt(model);
+  const editor = adopt(model);
+  if (editor !== null && editor !== model) tell(`The open picture stays with ${editor.id}: images of ${model.id} are of another kind.`);
   if (viewNow() === "map" && !model.edits) $("view-images").checked = true;
   showView();
 }

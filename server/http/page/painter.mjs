@@ -61,10 +61,11 @@ export function asked(what) {
   };
 }
 
-/** Another model of the same images edits from now on. */
+/** Another model edits from now on, if its images are of the same kind; the one that does, or null where nothing is open. */
 export function adopt(model) {
   const same = (name) => model[name] === edited.model[name];
   if (edited !== null && model.edits && same("resolution") && same("channels")) edited.model = model;
+  return edited?.model ?? null;
 }
 
 /** A file becomes the mask. Raises Refused. */
