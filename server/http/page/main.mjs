@@ -19,7 +19,7 @@ import { Refused, plural, time } from "./words.mjs";
 
 const ANSWERS = 16;
 const ROUGHLY = "Known pixels are put back after every call and have no spread. What is around them follows them less than in the exact posterior.";
-const ONE_CALL = "With one step nothing follows the known pixels: they are pasted. Choose more steps.";
+const ONE_CALL = "With one step the answers see the known pixels through the noise of the first level alone. More steps follow them better.";
 
 let models = [], model = null;
 let running = null;  // AbortController of what is being made
