@@ -175,6 +175,7 @@ const clamp = (value, side) => Math.min(side, Math.max(0, value));
 function undo() {
   edited.mask.undo();
   edited.down = false;
+  edited.last = null;  // a stroke that goes on would change what was before it
   redraw();
 }
 

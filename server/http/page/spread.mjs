@@ -47,7 +47,7 @@ export function summary() {
     async show(images, side, said) {
       if (images.length < 2) return;
       const { mean, spread } = statistics(await Promise.all(images.map((image) => pixelsOf(image.encoded, side))));
-      const most = Math.max(...spread), scale = Array.from({ length: 64 * 64 }, (_, i) => (i % 64) / 63);
+      const most = spread.reduce((a, b) => Math.max(a, b)), scale = Array.from({ length: 64 * 64 }, (_, i) => (i % 64) / 63);
       const name = `fewstep-${images[0].seed}`;
       const bar = element("img", { class: "scale", src: dataUrl(encode(pictureOf(scale), 64)), alt: "" });
       whole.replaceChildren(
