@@ -1,7 +1,7 @@
 """A posterior of the shipped Fashion-MNIST models, by adapters alone, from training to the images a server returns.
 
     fewstep trainer data fashion --out runs/data/fashion.zip
-    python benchmarks/posterior_fashion.py             # about twelve minutes of one core; goes on where it stopped
+    python benchmarks/posterior_fashion.py             # about ten minutes of one core; goes on where it stopped
     python benchmarks/posterior_fashion.py --smoke     # half a minute; proves that it runs
 
 r(x) is a classifier's probability that a garment is light (`benchmarks/posterior_fashion_tone.py`). The prior is the
@@ -452,7 +452,7 @@ def _arguments() -> argparse.Namespace:
     add("--lr", type=number(POSITIVE), default=1e-3, help="of trajectory balance (default %(default)s)")
     add("--balance-batch", type=whole(20), default=40, help="trajectories of an update (default %(default)s)")
     add("--gradient-levels", type=whole(1), default=3, help="steps whose gradient is taken (default %(default)s)")
-    add("--distil-updates", type=whole(1), default=120, help="of the student (default %(default)s)")
+    add("--distil-updates", type=whole(1), default=80, help="of the student (default %(default)s)")
     add("--distil-batch", type=whole(2), default=32, help="images of an update of the student (default %(default)s)")
     add("--distil-lr", type=number(POSITIVE), default=2e-3, help="of the auxiliary; the student's is a quarter of it")
     add("--work", type=Path, default=WORK / "runs/posterior-fashion", metavar="DIR",
