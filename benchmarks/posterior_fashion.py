@@ -70,13 +70,14 @@ from trainer.settings import PosteriorConfig
 
 CLASSES, CALLS, RANK = 10, (1, 2, 4), 4
 SIGMA_MIN, SIGMA_MAX = 0.05, 20.0
-ROWS = 64  # images of a network call
+ROWS, ASKED = 64, 32  # images of a network call, and of a request
 COLUMNS = {
     "method": "method", "nfe": "calls", "log_reward": "E[log r]", "judged": "judged", "exact": "exact",
     "class": "class", "distance": "distance", "class_distance": "class distance", "pairwise": "pairwise",
     "elbo": "log Z - ELBO", "ess": "ESS", "cpu_s": "train CPU s",
 }  # fmt: skip
 Tensors = dict[str, Tensor]
+TILTED, RTB = "tilted denoising", "RTB"
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,7 @@ class Task:
 
     def trained(self, name: str, train: Callable[[Adapter], None]) -> tuple[Adapter, float]:
         """An adapter beside the teacher, and the CPU time of its training. One that is kept is read."""
-        folder, adapter = self.args.work / name, self.new_adapter(self.chain.steps)
+        folder, adapter = self.args.work / folder_of(name), self.new_adapter(self.chain.steps)
         if not (folder / "adapter.json").exists():
             since = time.process_time()
             train(adapter)
@@ -247,6 +248,10 @@ def balance(task: Task, adapter: Adapter, seconds: float) -> None:
         say(update, float(found["loss"]))
 
 
+def folder_of(method: str) -> str:
+    return method.split()[0].lower()
+
+
 def told_every(updates: int) -> Callable[[int, float], None]:
     def say(update: int, loss: float) -> None:
         if update % updates == 0:
@@ -266,7 +271,7 @@ def chain_row(task: Task, name: str, adapter: Adapter) -> tuple[Tensor, dict[str
         images, log_weights = (torch.cat(part) for part in zip(*parts, strict=True))
         return {"images": images, "log_weights": log_weights}
 
-    stored, shares = task.kept(f"images-{name}", make), []
+    stored, shares = task.kept(f"images-{folder_of(name)}", make), []
     for label in task.labels.unique():
         log_weights = stored["log_weights"][task.labels == label]
         proposals = task.proposals["y"][: task.args.proposals] == label
@@ -342,11 +347,22 @@ def served(engine: Path) -> Iterator[Client]:
 def served_images(client: Client, model: str, y: Tensor, calls: int) -> Tensor:
     """Images [N, 1, 32, 32] of seeds from 0 on, one per label."""
     made = []
-    for first in range(0, len(y), ROWS):
-        part = y[first : first + ROWS].tolist()
+    for first in range(0, len(y), ASKED):
+        part = y[first : first + ASKED].tolist()
         seeds = list(range(first, first + len(part)))
         made.append(client.generate(model=model, seeds=seeds, labels=part, steps=calls).pixels)
     return torch.from_numpy(from_pixels(np.concatenate(made)))
+
+
+def teachers(task: Task) -> dict[str, tuple[Adapter, float]]:
+    """The adapters of both methods, or of the one that is asked for, and the CPU time of each with its images."""
+    args = task.args
+    pool_s = float(task.proposals["cpu_s"]) * args.pool / (args.pool + args.proposals)
+    tilted, spent = task.trained(TILTED, lambda adapter: tilt(task, adapter))
+    found = {TILTED: (tilted, spent + pool_s)}
+    if not args.without_rtb:
+        found[RTB] = task.trained(RTB, lambda adapter: balance(task, adapter, spent + pool_s))
+    return found
 
 
 def run(task: Task) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict[str, Any]]:
@@ -363,16 +379,13 @@ def run(task: Task) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict[str, 
     add("rejection", task.accepted["images"][: len(y)], nfe=args.levels / acceptance)
     prior = task.kept("images-prior", lambda: {"images": task.chain_images(task.prior, y, seed=3)})["images"]
     add("prior's chain", prior, nfe=args.levels)
-    pool_s = float(task.proposals["cpu_s"]) * args.pool / (args.pool + args.proposals)
-    tilted, spent = task.trained("tilted", lambda adapter: tilt(task, adapter))
-    images, monitors = chain_row(task, "tilted", tilted)
-    add("tilted denoising", images, nfe=args.levels, cpu_s=spent + pool_s, **monitors)
-    balanced, took = task.trained("rtb", lambda adapter: balance(task, adapter, spent + pool_s))
-    others, monitors = chain_row(task, "rtb", balanced)
-    add("RTB", others, nfe=args.levels, cpu_s=took, **monitors)
-    nearer = rows[-2]["distance"] <= rows[-1]["distance"]
-    adapter, learned = (tilted, images) if nearer else (balanced, others)
-    engine = engine_with(task, distil(task, adapter, learned))
+    trained = {}
+    for name, (adapter, spent) in teachers(task).items():
+        images, monitors = chain_row(task, name, adapter)
+        add(name, images, nfe=args.levels, cpu_s=spent, **monitors)
+        trained[name] = adapter, images, rows[-1]["distance"]
+    chosen = min(trained, key=lambda name: trained[name][2])
+    engine = engine_with(task, distil(task, *trained[chosen][:2]))
     spent = json.loads((args.work / "light" / "adapter.json").read_text())["training"]["cpu_s"]
     with served(engine) as client:
         add("prior's student, served", served_images(client, "fashion", y, 4), nfe=4)
@@ -381,13 +394,13 @@ def run(task: Task) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict[str, 
     weights = {"backbone": "model.safetensors", "adapter": "light/adapter.safetensors"}
     facts = {
         "acceptance": acceptance, "accepted": len(task.accepted["y"]), "judged_by": len(y),
-        "chosen": "tilted denoising" if nearer else "RTB", "threshold": task.tone.threshold,
+        "chosen": chosen, "threshold": task.tone.threshold,
         "log_reward": _expected(task), "labels": torch.bincount(y, minlength=CLASSES).tolist(),
         "bytes": {
             name: (MODELS if name == "backbone" else args.work).joinpath(file).stat().st_size
             for name, file in weights.items()
         },
-        "verdict": verdict(rows, "tilted denoising" if nearer else "RTB", args.levels),
+        "verdict": verdict(rows, chosen, args.levels),
     }  # fmt: skip
     return rows, shown, facts
 
@@ -422,7 +435,8 @@ def main() -> None:
     if not args.data.exists():
         sys.exit(f"error: {args.data} does not exist; make it with: fewstep trainer data fashion --out {args.data}")
     args.work.mkdir(parents=True, exist_ok=True)
-    settings = {name: value for name, value in vars(args).items() if name not in ("out", "smoke", "work", "data")}
+    free = ("out", "smoke", "work", "data", "without_rtb")  # what is kept holds with other values of these, too
+    settings = {name: value for name, value in vars(args).items() if name not in free}
     _same_settings(args.work / "settings.json", settings)
     began = time.monotonic()
     rows, shown, facts = run(Task(args))
@@ -452,6 +466,7 @@ def _arguments() -> argparse.Namespace:
     add("--lr", type=number(POSITIVE), default=1e-3, help="of trajectory balance (default %(default)s)")
     add("--balance-batch", type=whole(20), default=40, help="trajectories of an update (default %(default)s)")
     add("--gradient-levels", type=whole(1), default=3, help="steps whose gradient is taken (default %(default)s)")
+    add("--without-rtb", action="store_true", help="leave trajectory balance out: half of the training")
     add("--distil-updates", type=whole(1), default=80, help="of the student (default %(default)s)")
     add("--distil-batch", type=whole(2), default=32, help="images of an update of the student (default %(default)s)")
     add("--distil-lr", type=number(POSITIVE), default=2e-3, help="of the auxiliary; the student's is a quarter of it")
