@@ -63,6 +63,7 @@ from trainer.data.sources.selection import halved
 from trainer.methods.dpdm import Student
 from trainer.methods.posterior_student import adapter_parts, pool_batches
 from trainer.methods.rtb import Problem, TrajectoryBalance, effective_share, own_steps, start, walk
+from trainer.methods.tilted import TILTED as TILTED_ADAM
 from trainer.methods.tilted import tilted_regression
 from trainer.posterior_distil import student_config
 from trainer.posterior_options import DistilConfig
@@ -230,7 +231,7 @@ def tilt(task: Task, adapter: Adapter) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         tilted_regression(
             denoiser, adapter, pool, (SIGMA_MIN, SIGMA_MAX), task.args.tilted_updates, draws(800),  # pyright: ignore[reportArgumentType]
-            batch=task.args.batch, told=True, said=told_every(20),
+            batch=task.args.batch, adam=replace(TILTED_ADAM, lr=task.args.tilted_lr), told=True, said=told_every(20),
         )  # fmt: skip
 
 
@@ -295,7 +296,7 @@ def distil(task: Task, adapter: Adapter, images: Tensor) -> Path:
     parts = adapter_parts(
         teacher, RANK, task.prior.sigma_data, CLASSES, torch.Generator().manual_seed(60), begun.network, sees_level=True
     )
-    config = student_config(DistilConfig(lr=task.args.distil_lr), lists, sees_level=True)
+    config = student_config(DistilConfig(), task.args.distil_lr, lists, sees_level=True)
     method, rng, say = Student.of_parts(parts, config, "cpu"), draws(70), told_every(20)
     batches = pool_batches((images, torch.zeros(len(images)), task.labels), task.args.distil_batch, 71, False, 0)
     with torch.autocast("cpu", torch.bfloat16):
@@ -462,6 +463,7 @@ def _arguments() -> argparse.Namespace:
     add("--pool", type=whole(20), default=800, help="further ones that tilted denoising learns from (default 800)")
     add("--classifier-updates", type=whole(1), default=600, help="of classifier and judge (default %(default)s)")
     add("--tilted-updates", type=whole(1), default=120, help="of tilted denoising (default %(default)s)")
+    add("--tilted-lr", type=number(POSITIVE), default=5e-4, help="of tilted denoising (default %(default)s)")
     add("--batch", type=whole(2), default=48, help="images of an update of tilted denoising (default %(default)s)")
     add("--lr", type=number(POSITIVE), default=1e-3, help="of trajectory balance (default %(default)s)")
     add("--balance-batch", type=whole(20), default=40, help="trajectories of an update (default %(default)s)")
@@ -469,7 +471,7 @@ def _arguments() -> argparse.Namespace:
     add("--without-rtb", action="store_true", help="leave trajectory balance out: half of the training")
     add("--distil-updates", type=whole(1), default=80, help="of the student (default %(default)s)")
     add("--distil-batch", type=whole(2), default=32, help="images of an update of the student (default %(default)s)")
-    add("--distil-lr", type=number(POSITIVE), default=2e-3, help="of the auxiliary; the student's is a quarter of it")
+    add("--distil-lr", type=number(POSITIVE), default=5e-4, help="of the auxiliary; the student's is a quarter of it")
     add("--work", type=Path, default=WORK / "runs/posterior-fashion", metavar="DIR",
         help="what is finished (default runs/posterior-fashion)")  # fmt: skip
     add("--out", type=result_file, default=ROOT / "build" / "posterior-fashion.json", metavar="FILE.json",
