@@ -463,7 +463,7 @@ def _arguments() -> argparse.Namespace:
     add("--pool", type=whole(20), default=800, help="further ones that tilted denoising learns from (default 800)")
     add("--classifier-updates", type=whole(1), default=600, help="of classifier and judge (default %(default)s)")
     add("--tilted-updates", type=whole(1), default=120, help="of tilted denoising (default %(default)s)")
-    add("--tilted-lr", type=number(POSITIVE), default=5e-4, help="of tilted denoising (default %(default)s)")
+    add("--tilted-lr", type=number(POSITIVE), default=3e-4, help="of tilted denoising (default %(default)s)")
     add("--batch", type=whole(2), default=48, help="images of an update of tilted denoising (default %(default)s)")
     add("--lr", type=number(POSITIVE), default=1e-3, help="of trajectory balance (default %(default)s)")
     add("--balance-batch", type=whole(20), default=40, help="trajectories of an update (default %(default)s)")
