@@ -84,9 +84,7 @@ def few_step_student(folder: Path, prior: Card, groups: int, device: str = "cpu"
 def distil(setup: Setup, adapter: Adapter, config: DistilConfig) -> bool:
     """Write OUT/student. Returns False when interrupted. Raises CheckpointError for a run with other settings."""
     out, work = setup.order.out / STUDENT, setup.order.out / WORK
-    config = replace(
-        config, lr=_lr(setup, config)
-    )  # among the facts, so that a run of an earlier default is told apart
+    config = replace(config, lr=_lr(setup, config))  # so that the facts tell a run of another default apart
     facts = _facts(setup, config)
     _same_settings(work / SETTINGS_FILE, facts)
     if setup.card.role == "student":
@@ -189,9 +187,8 @@ def _few_steps(
     if config.student:
         start, card = few_step_student(config.student, setup.card, setup.groups, setup.device)
         levels, stands_by = card.levels, card.weights
-    settings = student_config(
-        config, _lr(setup, config), levels, sees_level=isinstance(teacher, UNet)
-    )  # a level is a UNet's input alone
+    sees_level = isinstance(teacher, UNet)  # a level is a UNet's input alone
+    settings = student_config(config, _lr(setup, config), levels, sees_level)
     generator = torch.Generator().manual_seed(order.seed + 4)
     parts = adapter_parts(
         teacher,
