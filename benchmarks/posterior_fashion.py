@@ -2,10 +2,10 @@
 
     fewstep trainer data fashion --out runs/data/fashion.zip
     python benchmarks/posterior_fashion.py             # about ten minutes of one core; goes on where it stopped
-    python benchmarks/posterior_fashion.py --smoke     # half a minute; proves that it runs
+    python benchmarks/posterior_fashion.py --smoke     # a minute; proves that it runs
 
 r(x) is a classifier's probability that a garment is light (`benchmarks/posterior_fashion_tone.py`). The prior is the
-shipped teacher, told its class, in a chain of `--levels` calls: so there is a posterior, and a Z, for every class.
+shipped teacher, told its class, in a chain of `--levels` calls (of 40, four calls are a tenth): so there is a posterior, and a Z, for every class.
 Rejection from that chain is exact, for r <= 1. Every row has the labels of the accepted images.
 
 tilted denoising  the prior's images in proportion to r; then Adam on the denoising loss, at all levels
