@@ -5,8 +5,9 @@
     python benchmarks/posterior_fashion.py --smoke     # a minute; proves that it runs
 
 r(x) is a classifier's probability that a garment is light (`benchmarks/posterior_fashion_tone.py`). The prior is the
-shipped teacher, told its class, in a chain of `--levels` calls (of 40, four calls are a tenth): so there is a posterior, and a Z, for every class.
-Rejection from that chain is exact, for r <= 1. Every row has the labels of the accepted images.
+shipped teacher, told its class, in a chain of `--levels` calls (of 40, four calls are a tenth): so there is a
+posterior, and a Z, for every class. Rejection from that chain is exact, for r <= 1. Every row has the labels of the
+accepted images.
 
 tilted denoising  the prior's images in proportion to r; then Adam on the denoising loss, at all levels
 RTB               trajectory balance, for as long as tilted denoising took with its images of the prior (CPU time)
