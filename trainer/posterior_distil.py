@@ -42,7 +42,7 @@ from trainer.methods.posterior_student import Pool, adapter_parts, imitate, pool
 from trainer.methods.tilted import posterior_pool, tilted_regression
 from trainer.posterior_chain import say
 from trainer.posterior_options import DistilConfig, Order
-from trainer.posterior_setup import Setup
+from trainer.posterior_setup import Setup, usual_lr
 from trainer.run.artifacts import describe, write_sheet
 from trainer.run.draws import Draws
 from trainer.run.loop import Clock, LoopConfig, train
@@ -84,6 +84,7 @@ def few_step_student(folder: Path, prior: Card, groups: int, device: str = "cpu"
 def distil(setup: Setup, adapter: Adapter, config: DistilConfig) -> bool:
     """Write OUT/student. Returns False when interrupted. Raises CheckpointError for a run with other settings."""
     out, work = setup.order.out / STUDENT, setup.order.out / WORK
+    config = replace(config, lr=_lr(setup, config))  # so that the facts tell a run of another default apart
     facts = _facts(setup, config)
     _same_settings(work / SETTINGS_FILE, facts)
     if setup.card.role == "student":
@@ -93,6 +94,10 @@ def distil(setup: Setup, adapter: Adapter, config: DistilConfig) -> bool:
     pool = _pool(setup, adapter, config, work / POOL_FILE)
     teacher = _teacher(setup, adapter, pool, config, work / "teacher")
     return _few_steps(setup, teacher, pool, config, facts, out, work / "teacher")
+
+
+def _lr(setup: Setup, config: DistilConfig) -> float:
+    return config.lr or usual_lr(setup.card.image_shape)
 
 
 def _facts(setup: Setup, config: DistilConfig) -> dict[str, Any]:
@@ -155,7 +160,7 @@ def _teacher(setup: Setup, adapter: Adapter, pool: Pool, config: DistilConfig, f
     sigmas = setup.chain.sigmas  # DPDM noises to levels up to SIGMA_MAX, whatever the chain's highest is
     tilted_regression(
         denoiser, fresh, (images, weights, y), (sigmas[-1], max(sigmas[0], SIGMA_MAX)), config.consolidate,
-        Draws(generator, device=setup.device), batch=order.batch, adam=replace(config.adam, lr=config.lr),
+        Draws(generator, device=setup.device), batch=order.batch, adam=replace(config.adam, lr=_lr(setup, config)),
         told=bool(setup.groups),
         said=lambda done, loss: say(f"teacher of all levels  {done} of {config.consolidate}  loss {loss:.3g}")
         if done % every == 0 else None,
@@ -182,7 +187,8 @@ def _few_steps(
     if config.student:
         start, card = few_step_student(config.student, setup.card, setup.groups, setup.device)
         levels, stands_by = card.levels, card.weights
-    settings = student_config(config, levels, sees_level=isinstance(teacher, UNet))  # a level is a UNet's input alone
+    sees_level = isinstance(teacher, UNet)  # a level is a UNet's input alone
+    settings = student_config(config, _lr(setup, config), levels, sees_level)
     generator = torch.Generator().manual_seed(order.seed + 4)
     parts = adapter_parts(
         teacher,
@@ -237,11 +243,11 @@ def _few_steps(
 
 
 def student_config(
-    config: DistilConfig, levels: Mapping[int, tuple[float, ...]] | None, sees_level: bool
+    config: DistilConfig, lr: float, levels: Mapping[int, tuple[float, ...]] | None, sees_level: bool
 ) -> StudentConfig:
     """DPDM's switches for adapters. levels: of a student that is continued; None: the usual lists."""
-    rate = replace(config.adam, lr=config.lr, betas=(0.0, 0.99))
-    base = StudentConfig(adam=replace(rate, lr=config.lr / 4), auxiliary_adam=rate, auxiliary_sees_level=sees_level)
+    rate = replace(config.adam, lr=lr, betas=(0.0, 0.99))
+    base = StudentConfig(adam=replace(rate, lr=lr / 4), auxiliary_adam=rate, auxiliary_sees_level=sees_level)
     if levels is None:
         return base
     highest = max(max(each) for each in levels.values())
@@ -258,7 +264,7 @@ def _one_network(setup: Setup, adapter: Adapter, config: DistilConfig, out: Path
     every = max(config.consolidate // 10, 1)
     imitate(
         problem, lambda x, sigma, y: denoiser(x, sigma, y if setup.groups else None), fresh, setup.like(order.batch),
-        setup.y(order.batch), config.consolidate, replace(config.adam, lr=config.lr),
+        setup.y(order.batch), config.consolidate, replace(config.adam, lr=_lr(setup, config)),
         Draws(generator, device=setup.device),
         said=lambda done, loss: say(f"one network  {done} of {config.consolidate}  error {math.sqrt(loss):.3g}")
         if done % every == 0 else None,

@@ -30,8 +30,8 @@ class DistilConfig:
     """Updates of the teacher of all levels; of a student's one network."""
     updates: Annotated[int, Range(1, MOST_UPDATES, whole=True), arg(name="distil-updates")] = 1000
     """Updates of the student."""
-    lr: Annotated[float, RATE, arg(name="distil-lr")] = 2e-3  # the student's is a quarter of it
-    """Learning rate of the teacher's and auxiliary's adapters."""
+    lr: Annotated[float | None, RATE, arg(name="distil-lr")] = None  # the student's is a quarter of it
+    """Learning rate of the teacher's and auxiliary's adapters (default: 0.016 / root of the pixel values)."""
     adam: AdamConfig = AdamConfig(2e-3, (0.9, 0.99), warmup=0.05, decay_from=0.5, final=0.02, clip=1.0)
 
     def __post_init__(self) -> None:

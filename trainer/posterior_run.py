@@ -1,7 +1,6 @@
 """One run of `fewstep posterior`: the chain, the adapter, training, and what is written of it."""
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from trainer.data.loader import batches
 from trainer.data.matching import check_shape
 from trainer.data.named import read_data
 from trainer.methods.rtb import TrajectoryBalance, evaluate
-from trainer.methods.tilted import prior_pool, tilted_regression
+from trainer.methods.tilted import TILTED, prior_pool, tilted_regression
 from trainer.posterior_chain import chain_of_teacher, say, steps_of_student
 from trainer.posterior_checks import (
     PROBED,
@@ -35,7 +34,7 @@ from trainer.posterior_checks import (
 from trainer.posterior_distil import check_distil, distil
 from trainer.posterior_options import Order
 from trainer.posterior_report import Sheet, write_report, write_sheet
-from trainer.posterior_setup import Setup
+from trainer.posterior_setup import Setup, usual_lr
 from trainer.report import FILE as REPORT
 from trainer.rewards.named import reward_of
 from trainer.run.artifacts import describe, environment
@@ -50,8 +49,6 @@ from trainer.settings import MachineError
 Outcome = Literal["complete", "diverged", "interrupted"]
 MERGED = "merged"  # the folder below --out
 COLUMNS = 16  # of a sheet
-# A log-ratio is a sum over pixel values, so its gradient grows with the image. 0.002 for 8x8, 0.0003 for 32x32 colour.
-ROOT_LR = 0.016
 
 
 def run(order: Order, command: str) -> Outcome:
@@ -119,10 +116,10 @@ def _train(setup: Setup, identity: dict[str, Any], resumed: bool, command: str) 
     order, out = setup.order, setup.order.out
     generator = torch.Generator().manual_seed(order.seed)
     adapter = Adapter(setup.network, order.rank, setup.chain.steps, generator).to(setup.device)
-    lr = order.lr or ROOT_LR / math.sqrt(math.prod(setup.card.image_shape))
+    lr = order.lr or usual_lr(setup.card.image_shape)
     config = replace(order.config, adam=replace(order.config.adam, lr=lr))
     if order.warm_start and not resumed:
-        _warm(setup, adapter, Draws(generator, device=setup.device))
+        _warm(setup, adapter, lr, Draws(generator, device=setup.device))
     method = TrajectoryBalance(setup.problem(adapter), adapter, config, setup.like(1)[0])
     loop = LoopConfig(
         batch=order.batch, images=order.updates * order.batch, checkpoint_s=order.checkpoint_s, seed=order.seed,
@@ -164,14 +161,14 @@ def _train(setup: Setup, identity: dict[str, Any], resumed: bool, command: str) 
     return True
 
 
-def _warm(setup: Setup, adapter: Adapter, rng: Draws) -> None:
+def _warm(setup: Setup, adapter: Adapter, lr: float, rng: Draws) -> None:
     order, problem = setup.order, setup.problem(adapter)
     say(f"warm start: {order.pool} samples of the prior")
     pool = prior_pool(problem, setup.like(order.batch), setup.y(order.batch), order.pool, rng)
     every = max(order.warm_start // 10, 1)
     tilted_regression(
         setup.posterior(adapter), adapter, pool, (setup.chain.sigmas[-1], setup.chain.sigmas[0]), order.warm_start, rng,
-        beta=order.config.beta, batch=order.batch, told=bool(setup.groups),
+        beta=order.config.beta, batch=order.batch, adam=replace(TILTED, lr=lr), told=bool(setup.groups),
         said=lambda done, loss: say(f"warm start  {done} of {order.warm_start}  loss {loss:.3g}")
         if done % every == 0 else None,
     )  # fmt: skip

@@ -25,6 +25,7 @@ from fewstep.unet_config import UNetConfig
 from tests.server.conftest import serving
 from tests.trainer.flags import numeric_flags
 from tests.trainer.tiny import lively, normals
+from trainer import posterior_distil, posterior_run
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier, save_classifier
 from trainer.data.format import ImageSet, write_image_set
 from trainer.posterior import PROG
@@ -314,6 +315,21 @@ def test_a_weak_reward_is_not_said_to_diverge(weak: str, prior: Path, tmp_path: 
 def test_divergence_takes_both_a_lower_elbo_and_a_small_sample_size(elbo, error, ess, said):
     monitors = {"elbo": elbo, "elbo_error": error, "ess": ess, "prior_log_reward": -0.5, "prior_log_reward_error": 0.0}
     assert diverged(monitors, beta=2.0) is said
+
+
+def test_rates_fall_with_the_size_of_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of the warm start and of the teacher of all levels, too; a rate that is asked for is taken."""
+    (tmp_path / "mine.py").write_text(BRIGHT)
+    rates: list[float] = []
+    for module in (posterior_run, posterior_distil):
+        monkeypatch.setattr(module, "tilted_regression", lambda *given, adam, **more: rates.append(adam.lr))
+    prior = checkpoint(tmp_path / "prior", replace(PRIOR, resolution=16))
+    assert run(prior, tmp_path / "p", "--warm-start", "2", "--pool", "16", "--variance", "small", *DISTIL) == 0
+    assert rates == pytest.approx([0.001, 0.001])
+    assert json.loads((tmp_path / "p" / "distil" / "settings.json").read_text())["lr"] == pytest.approx(0.001)
+    assert run(prior, tmp_path / "q", "--lr", "0.003", "--distil-lr", "0.004", "--warm-start", "2", "--pool", "16",
+               "--variance", "small", *DISTIL) == 0  # fmt: skip
+    assert rates[2:] == [0.003, 0.004]
 
 
 def test_a_run_that_diverged_says_so_and_is_not_distilled(prior: Path, tmp_path: Path, capsys):

@@ -9,12 +9,17 @@ import {
 import { Batch } from "./history.mjs";
 import { prepareMap, showMap, stopMap } from "./map.mjs";
 import { startMeter } from "./meter.mjs";
-import { asked, closeEditor, edit, isEditing, loadMask, prepareEditor, redraw } from "./painter.mjs";
+import { adopt, asked, closeEditor, edit, isEditing, loadMask, measure, prepareEditor, redraw } from "./painter.mjs";
 import { encode, fitted } from "./picture.mjs";
 import { player } from "./player.mjs";
 import { drawSeed } from "./seeds.mjs";
+import { summary } from "./spread.mjs";
 import { enlarge, prepareViewer } from "./viewer.mjs";
 import { Refused, plural, time } from "./words.mjs";
+
+const ANSWERS = 16;
+const ROUGHLY = "Known pixels are put back after every call and have no spread. What is around them follows them less than in the exact posterior.";
+const ONE_CALL = "With one step the answers see the known pixels through the noise of the first level alone. More steps follow them better.";
 
 let models = [], model = null;
 let running = null;  // AbortController of what is being made
@@ -224,18 +229,27 @@ async function submit() {
   }
 }
 
-/** What Vary and Repaint do: other versions of the picture in the editor, as many as the form says. */
-async function again(masked) {
+/**
+ * What the editor's buttons do, in one request. "vary", "repaint": other versions of the picture, as many as the form
+ * says. "answers": sixteen pictures with what is known, and then their mean and spread.
+ */
+async function again(what) {
   try {
     forgive();
-    const { model: from, how, ...start } = asked(masked);
+    const { model: from, how, ...start } = asked(what), several = what === "answers" ? summary() : null;
     if (viewNow() === "images" && $("fresh").checked) $("seed").value = drawSeed();
-    const values = valuesOf(from, "images"), { count } = values, given = bodyOf(values, named());
+    const values = valuesOf(from, "images"), count = several ? Math.min(ANSWERS, from.max_images) : values.count;
+    const given = bodyOf({ ...values, count }, named());
     const body = { ...given, ...start, label: given.label ?? start.label };  // the form's class, or that of the image
     await busy(async (signal) => {
-      const title = [plural(count, "image"), how, plural(values.steps, "step"), `seed ${values.seed}`].join(" · ");
-      const batch = new Batch({ title, count, actions: actionsFor(from, values) });
-      await fill(batch, body, signal, () => ({ how }));
+      const made = several ? [plural(count, "answer"), from.id] : [plural(count, "image"), how];
+      const title = [...made, plural(values.steps, "step"), `seed ${values.seed}`].join(" · ");
+      const batch = new Batch({ title, count, actions: actionsFor(from, values), player: several?.element });
+      try {
+        await fill(batch, body, signal, () => ({ how }));
+      } finally {
+        await several?.show(batch.images, from.resolution, values.steps > 1 ? ROUGHLY : ONE_CALL);
+      }
     });
   } catch (error) {
     complain(error);
@@ -245,6 +259,17 @@ async function again(masked) {
 }
 
 // Pictures of one's own.
+
+function startMeasurement() {
+  try {
+    forgive();
+    if (!model?.edits) throw new Refused("This model takes no pictures.");
+    measure(model, $("measure"));
+    tell("Paint what you know. What is tinted is made.");
+  } catch (error) {
+    complain(error);
+  }
+}
 
 async function openPicture(file) {
   try {
@@ -287,7 +312,7 @@ async function load() {
   useKey($("key").value.trim());
   models = await listModels();
   const choice = offered(models);
-  $("model").replaceChildren(...choice.map((each) => new Option(each.id, each.id)));
+  $("model").replaceChildren(...choice.map((each) => new Option(each.id.includes(":") ? `${each.id} (posterior)` : each.id, each.id)));
   $("model-field").hidden = choice.length === 1;
   pick(choice.find((each) => each.id === wanted.model) ?? choice[0]);
   startMeter();
@@ -299,6 +324,8 @@ function pick(chosen) {
   model = chosen;
   $("model").value = chosen.id;
   describe(model);
+  const editor = adopt(model);
+  if (editor !== null && editor !== model) tell(`The open picture stays with ${editor.id}: images of ${model.id} are of another kind.`);
   if (viewNow() === "map" && !model.edits) $("view-images").checked = true;
   const enlarger = enlargerOf(models, model);
   $("map-fine-field").hidden = enlarger === null;
@@ -359,8 +386,8 @@ $("dice").addEventListener("click", () => {
   if (viewNow() === "map") submit();
 });
 $("cancel").addEventListener("click", cancel);
-$("vary").addEventListener("click", () => again(false));
-$("repaint").addEventListener("click", () => again(true));
+for (const what of ["vary", "repaint", "answers"]) $(what).addEventListener("click", () => again(what));
+$("measure").addEventListener("click", startMeasurement);
 $("open").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", () => { openPicture($("file").files[0]); $("file").value = ""; });
 $("open-mask").addEventListener("click", () => $("mask-file").click());

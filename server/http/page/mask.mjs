@@ -1,11 +1,18 @@
-// Which pixels of a picture are to be made again, with undo.
+// A picture, and which of its pixels are to be made again; both are painted on, with undo.
 
 const KEPT_STEPS = 100;  // of undo
+const GRAY = [128, 128, 128, 255];
+
+/** A picture of which nothing is known: RGBA. */
+export const blank = (side) => new Uint8ClampedArray(Array.from({ length: side * side }, () => GRAY).flat());
 
 export class Mask {
-  constructor(side) {
+  /** picture: RGBA. unknown: whether all of it is made again at first. */
+  constructor(side, picture = new Uint8ClampedArray(4 * side * side), unknown = false) {
     this.side = side;
-    this.pixels = new Uint8Array(side * side);  // 1: made again
+    this.picture = picture;
+    this.pixels = new Uint8Array(side * side).fill(Number(unknown));  // 1: made again
+    this.first = { picture, pixels: this.pixels };
     this.past = [];
   }
 
@@ -13,34 +20,44 @@ export class Mask {
     return this.pixels.reduce((sum, on) => sum + on, 0);
   }
 
-  /** What follows is one step of undo. */
+  /** What follows is one step of undo. Whatever changes pixels puts new arrays in place of those of `past`. */
   begin() {
-    this.past.push(this.pixels.slice());
+    this.past.push({ picture: this.picture, pixels: this.pixels });
+    this.pixels = this.pixels.slice();
     if (this.past.length > KEPT_STEPS) this.past.shift();
   }
 
   /** Whether there was a step to undo. */
   undo() {
     const before = this.past.pop();
-    if (before) this.pixels = before;
+    Object.assign(this, before);
     return before !== undefined;
   }
 
-  /** A dot of a brush; x, y and diameter in pixels of the picture. */
-  dot(x, y, diameter) {
+  /** What follows paints known pixels, too: one step of undo. */
+  beginInk() {
+    this.begin();
+    this.picture = this.picture.slice();
+  }
+
+  /** A dot of a brush; x, y and diameter in pixels of the picture. ink: [r, g, b] of what is known; null: made again. */
+  dot(x, y, diameter, ink = null) {
     const { side } = this, radius = Math.max(0.5, diameter / 2);
     for (let row = 0; row < side; row++) {
       for (let column = 0; column < side; column++) {
-        if (Math.hypot(column + 0.5 - x, row + 0.5 - y) <= radius) this.pixels[row * side + column] = 1;
+        if (Math.hypot(column + 0.5 - x, row + 0.5 - y) > radius) continue;
+        const at = row * side + column;
+        this.pixels[at] = Number(ink === null);
+        if (ink) this.picture.set(ink, 4 * at);
       }
     }
   }
 
   /** Dots along a line, so that a fast pointer leaves no gaps. */
-  line(from, to, diameter) {
+  line(from, to, diameter, ink = null) {
     const steps = Math.max(1, Math.ceil(Math.hypot(to.x - from.x, to.y - from.y)));
     for (let i = 0; i <= steps; i++) {
-      this.dot(from.x + (to.x - from.x) * i / steps, from.y + (to.y - from.y) * i / steps, diameter);
+      this.dot(from.x + (to.x - from.x) * i / steps, from.y + (to.y - from.y) * i / steps, diameter, ink);
     }
   }
 
@@ -52,8 +69,16 @@ export class Mask {
     this.pixels = this.pixels.map((on) => 1 - on);
   }
 
+  /** As it was at first. */
   clear() {
-    this.pixels.fill(0);
+    Object.assign(this, { picture: this.first.picture, pixels: this.first.pixels.slice() });
+  }
+
+  /** The picture with gray in place of what is made again, so that an answer begins at nothing of it. */
+  known() {
+    const out = this.picture.slice();
+    this.pixels.forEach((on, i) => { if (on) out.set(GRAY, 4 * i); });
+    return out;
   }
 
   /**

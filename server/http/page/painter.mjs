@@ -1,26 +1,35 @@
-// The editor: vary an image, or paint over a part of it and repaint that. By pointer or by keys.
+// The editor: vary an image, repaint a part of it, or see the posterior of what is known of it. By pointer or by keys.
 
 import { $ } from "./dom.mjs";
-import { Mask } from "./mask.mjs";
-import { dataUrl, encode, fitted } from "./picture.mjs";
+import { Mask, blank } from "./mask.mjs";
+import { drawn, encode, fitted, grayOf, pixelsOf } from "./picture.mjs";
 import { describeImage } from "./tiles.mjs";
 import { plural } from "./words.mjs";
 
 const CANVAS = 480;  // pixels of the canvas; the picture's are drawn as squares
-let edited = null;  // { image, model, picture, mask, touched, cursor, down, opener }
+let edited = null;  // { image, model, mask, touched, cursor, down, last, opener }
 
 export const isEditing = () => edited !== null;
 
 /** image: as in a tile, or of a file: { encoded, name }. opener: what gets the focus back. */
 export async function edit(image, model, opener) {
-  const picture = new Image();
-  picture.src = dataUrl(image.encoded);
-  await picture.decode();
   const side = model.resolution;
-  edited = { image, model, picture, mask: new Mask(side), touched: false, cursor: null, down: false, last: null, opener };
+  show(image, model, new Mask(side, await pixelsOf(image.encoded, side)), opener);
+  $("editor-title").textContent = image.name ? `Your picture ${image.name}` : describeImage(image);
+}
+
+/** Begin with a picture of which nothing is known; the brush paints what is. */
+export function measure(model, opener) {
+  show({ label: null, className: null }, model, new Mask(model.resolution, blank(model.resolution), true), opener);
+  $("editor-title").textContent = "A measurement";
+}
+
+function show(image, model, mask, opener) {
+  edited = { image, model, mask, touched: false, cursor: null, down: false, last: null, opener };
+  const { side } = mask;
+  $(mask.painted ? "paint-known" : "paint-unknown").checked = true;
   $("brush").max = Math.max(2, Math.round(side / 2));
   $("brush").value = Math.max(1, Math.round(side / 6));
-  $("editor-title").textContent = image.name ? `Your picture ${image.name}` : describeImage(image);
   $("editor").hidden = false;
   $("canvas-said").textContent = "";
   redraw();
@@ -35,17 +44,28 @@ export function closeEditor() {
   (opener?.isConnected ? opener : $("go")).focus();
 }
 
-/** What Vary or Repaint asks for, beside the form's values: { image, strength, mask, label, how }. */
-export function asked(masked) {
-  const { image, mask, model } = edited;
+const HOW = { vary: "varied", repaint: "repainted", answers: "answer" };
+
+/** What Vary, Repaint or Answers asks for, beside the form's values: { image, strength, mask, label, model, how }. */
+export function asked(what) {
+  const { image, mask, model } = edited, { side } = mask;
+  const own = image.className ?? image.label;
+  const has = image.className === null ? own !== null && own < model.classes : model.class_names.includes(own);
   return {
-    image: image.encoded,
-    strength: Number($("strength").value),
-    mask: masked ? encode(mask.rgba(), model.resolution) : undefined,
-    label: image.className ?? image.label ?? undefined,
+    image: encode(what === "answers" ? mask.known() : mask.picture, side),
+    strength: what === "answers" ? 1 : Number($("strength").value),
+    mask: what === "vary" ? undefined : encode(mask.rgba(), side),
+    label: has ? own : undefined,
     model,
-    how: masked ? "repainted" : "varied",
+    how: HOW[what],
   };
+}
+
+/** Another model edits from now on, if its images are of the same kind; the one that does, or null where nothing is open. */
+export function adopt(model) {
+  const same = (name) => model[name] === edited.model[name];
+  if (edited !== null && model.edits && same("resolution") && same("channels")) edited.model = model;
+  return edited?.model ?? null;
 }
 
 /** A file becomes the mask. Raises Refused. */
@@ -56,10 +76,10 @@ export async function loadMask(file) {
 
 export function redraw() {
   if (edited === null) return;
-  const { mask, cursor, picture } = edited, side = mask.side, scale = CANVAS / side;
+  const { mask, cursor } = edited, side = mask.side, scale = CANVAS / side;
   const context = $("canvas").getContext("2d");
   context.imageSmoothingEnabled = false;
-  context.drawImage(picture, 0, 0, CANVAS, CANVAS);
+  context.drawImage(drawn(mask.picture, side), 0, 0, CANVAS, CANVAS);
   context.fillStyle = "rgb(124 116 255 / 62%)";
   mask.pixels.forEach((on, i) => {
     if (on) context.fillRect((i % side) * scale, Math.floor(i / side) * scale, scale, scale);
@@ -68,6 +88,7 @@ export function redraw() {
   const painted = mask.painted;
   if (!edited.touched) $("strength").value = painted ? 1 : 0.5;  // as the server does when it is not told
   $("repaint").disabled = painted === 0;
+  $("answers").disabled = painted === 0 || painted === side * side;
   $("undo").disabled = mask.past.length === 0;
   const strength = Number($("strength").value), steps = Number($("steps").value);
   $("strength-now").textContent = `${strength.toFixed(2)} · ${Math.max(1, Math.ceil(strength * steps - 1e-9))} of ${plural(steps, "call")}`;
@@ -92,6 +113,20 @@ function change(what) {
   redraw();
 }
 
+/** What the brush paints: the colour of what is known, or null for what is made again. */
+function ink() {
+  if ($("paint-unknown").checked) return null;
+  const rgb = [1, 3, 5].map((at) => parseInt($("ink").value.slice(at, at + 2), 16));
+  return edited.model.channels === 1 ? Array(3).fill(grayOf(...rgb)) : rgb;
+}
+
+/** The brush comes down: one step of undo. */
+function dot({ x, y }) {
+  edited.mask[ink() ? "beginInk" : "begin"]();
+  edited.mask.dot(x, y, brush(), ink());
+  redraw();
+}
+
 function placeOf(event) {
   const box = $("canvas").getBoundingClientRect(), { side } = edited.mask;
   return { x: (event.clientX - box.left) / box.width * side, y: (event.clientY - box.top) / box.height * side };
@@ -103,13 +138,13 @@ function pressed(event) {
   if (event.button !== 0) return;
   $("canvas").setPointerCapture(event.pointerId);
   edited.last = placeOf(event);
-  change(() => edited.mask.dot(edited.last.x, edited.last.y, brush()));
+  dot(edited.last);
 }
 
 function moved(event) {
   if (!(event.buttons & 1) || !edited.last) return;
   const to = placeOf(event);
-  edited.mask.line(edited.last, to, brush());
+  edited.mask.line(edited.last, to, brush(), ink());
   edited.last = to;
   redraw();
 }
@@ -122,20 +157,17 @@ function keyed(event) {
   if (event.key in ARROWS) {
     const [dx, dy] = ARROWS[event.key], far = event.shiftKey ? 4 : 1, from = { ...edited.cursor };
     edited.cursor = { x: clamp(from.x + far * dx, side), y: clamp(from.y + far * dy, side) };
-    if (edited.down) mask.line(from, edited.cursor, brush());
+    if (edited.down) mask.line(from, edited.cursor, brush(), ink());
   } else if (event.key === " ") {
     edited.down = !edited.down;
-    if (edited.down) {
-      mask.begin();
-      mask.dot(edited.cursor.x, edited.cursor.y, brush());
-    }
+    if (edited.down) dot(edited.cursor);
   } else {
     return;
   }
   event.preventDefault();
   redraw();
   const { x, y } = edited.cursor;
-  $("canvas-said").textContent = `Brush ${edited.down ? "down" : "up"} at ${Math.round(x)}, ${Math.round(y)}; ${plural(mask.painted, "pixel")} painted`;
+  $("canvas-said").textContent = `Brush ${edited.down ? "down" : "up"} at ${Math.round(x)}, ${Math.round(y)}; ${plural(mask.painted, "pixel")} made again`;
 }
 
 const clamp = (value, side) => Math.min(side, Math.max(0, value));
@@ -143,6 +175,7 @@ const clamp = (value, side) => Math.min(side, Math.max(0, value));
 function undo() {
   edited.mask.undo();
   edited.down = false;
+  edited.last = null;  // a stroke that goes on would change what was before it
   redraw();
 }
 

@@ -22,12 +22,15 @@ export async function pixelsOf(encoded, side) {
   return context.getImageData(0, 0, side, side).data;
 }
 
-/** A PNG of RGBA, as base64. */
-export function encode(rgba, side) {
+/** A canvas of RGBA. */
+export function drawn(rgba, side) {
   const context = canvasOf(side);
   context.putImageData(new ImageData(rgba, side, side), 0, 0);
-  return context.canvas.toDataURL("image/png").split(",")[1];
+  return context.canvas;
 }
+
+/** A PNG of RGBA, as base64. */
+export const encode = (rgba, side) => drawn(rgba, side).toDataURL("image/png").split(",")[1];
 
 /**
  * RGBA of a file of any format the browser reads and any size: upright, the square in its middle, scaled to the side.
@@ -57,9 +60,12 @@ export async function fitted(file, side, { channels = 3, flat = true } = {}) {
   return rgba;
 }
 
-function toGray(rgba) {  // ITU-R 601-2 luma, as the server's
+/** ITU-R 601-2 luma, as the server's. */
+export const grayOf = (red, green, blue) => Math.round(0.299 * red + 0.587 * green + 0.114 * blue);
+
+function toGray(rgba) {
   for (let i = 0; i < rgba.length; i += 4) {
-    rgba.fill(Math.round(0.299 * rgba[i] + 0.587 * rgba[i + 1] + 0.114 * rgba[i + 2]), i, i + 3);
+    rgba.fill(grayOf(rgba[i], rgba[i + 1], rgba[i + 2]), i, i + 3);
   }
 }
 

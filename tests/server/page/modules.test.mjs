@@ -8,9 +8,10 @@ const { LAST_SEED, drawSeed, parseSeed, seedAt } = await page("seeds");
 const { eventsOf } = await page("events");
 const { Refused, plural, refusalOf, time } = await page("words");
 const { bodyOfOne, toJson } = await page("request");
-const { Mask } = await page("mask");
+const { Mask, blank } = await page("mask");
 const { fromAddress, toAddress } = await page("address");
 const { countersIn, rates } = await page("counters");
+const { colourOf, statistics } = await page("spread");
 const { World, finer, neighbours, over } = await page("world");
 const { enlargerOf, offered } = await page("client");
 
@@ -78,6 +79,36 @@ test("a mask is painted, undone and loaded", () => {
   gray[3] = 0;
   mask.load(gray);
   assert.deepEqual([mask.painted, mask.pixels[0]], [1, 1], "where something is transparent, that is made again");
+});
+
+test("what is known is painted, undone and cleared, and the rest is sent as gray", () => {
+  const mask = new Mask(4, blank(4), true), red = [200, 0, 0];
+  mask.beginInk();
+  mask.dot(0.5, 0.5, 1, red);
+  assert.deepEqual([mask.painted, mask.pixels[0], ...mask.picture.slice(0, 4)], [15, 0, 200, 0, 0, 255]);
+  mask.begin();
+  mask.dot(0.5, 0.5, 1);
+  assert.deepEqual([mask.painted, ...mask.known().slice(0, 8)], [16, 128, 128, 128, 255, 128, 128, 128, 255], "nothing of it is told");
+  assert.equal(mask.picture[0], 200, "it is still there");
+  mask.undo();
+  assert.deepEqual([mask.painted, ...mask.known().slice(0, 8)], [15, 200, 0, 0, 255, 128, 128, 128, 255]);
+  mask.undo();
+  assert.deepEqual([mask.painted, mask.picture[0]], [16, 128]);
+  mask.beginInk();
+  mask.line({ x: 0, y: 2 }, { x: 4, y: 2 }, 4, red);
+  mask.clear();
+  assert.deepEqual([mask.painted, [...mask.picture]], [16, [...blank(4)]]);
+});
+
+test("the mean and the spread are those of the pixels", () => {
+  const pictures = [[0, 10, 0], [100, 10, 30]].map((rgb) => new Uint8ClampedArray([...rgb, 255, 50, 50, 50, 255]));
+  const { mean, spread } = statistics(pictures);
+  assert.deepEqual([...mean], [50, 10, 15, 255, 50, 50, 50, 255]);
+  assert.ok(Math.abs(spread[0] - Math.sqrt((5000 + 0 + 450) / 3)) < 1e-9 && spread[1] === 0);
+  const light = ([red, green, blue]) => 0.299 * red + 0.587 * green + 0.114 * blue;
+  const scale = Array.from({ length: 21 }, (_, i) => light(colourOf(i / 20)));
+  assert.deepEqual(scale, scale.toSorted((a, b) => a - b), "more is lighter");
+  assert.deepEqual([colourOf(-1), colourOf(2)], [colourOf(0), colourOf(1)]);
 });
 
 test("the address holds the form's values and nothing that is wrong", () => {

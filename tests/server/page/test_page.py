@@ -14,6 +14,7 @@ from fewstep.pixels import encode
 from tests.server.conftest import ROOT, Server, serving, wait_until
 from tests.server.live import live
 from tests.server.page.browser import NEEDS_BROWSER, Browser, browsing
+from tests.server.test_adapters import write_adapters
 
 pytestmark = NEEDS_BROWSER
 ENGINE = ROOT / "models" / "fashion" / "engine"
@@ -48,12 +49,12 @@ def visit(browser: Browser, server: Server, address: str = "") -> None:
     browser.done()
 
 
-def pictures(page: Browser, batch: int = 1) -> list[bytes]:
-    """The PNGs of the tiles of a batch, the newest batch being 1."""
+def pictures(page: Browser, batch: int = 1, part: str = ".tile") -> list[bytes]:
+    """The PNGs of the tiles of a batch, the newest batch being 1, or of another part of it."""
     sources = page.run(
-        "return [...document.querySelectorAll(`.batch:nth-child(${arguments[0]}) .tile img`)].map((img) => img.src)",
-        batch,
-    )
+        "return [...document.querySelectorAll(`.batch:nth-child(${arguments[0]}) ${arguments[1]} img`)]"
+        ".map((img) => img.src)", batch, part,
+    )  # fmt: skip
     return [base64.b64decode(source.partition(",")[2]) for source in sources]
 
 
@@ -166,6 +167,41 @@ def test_a_part_is_painted_by_keys_undone_and_repainted(page: Browser):
         True,
         "Edit",
     ]
+
+
+def answered(page: Browser) -> None:
+    """A measurement painted by keys, and its sixteen answers."""
+    page.click("#measure")
+    page.until("document.activeElement.id === 'canvas'")
+    assert page.run("return document.getElementById('answers').disabled"), "nothing is known yet"
+    page.press(" ")
+    page.press("Shift", "Down")
+    page.press("Shift", "Right")
+    page.click("#answers")
+    page.until("document.querySelectorAll('.film .tile:not(.pending) .seed').length === 16")
+    page.done()
+    page.until("document.querySelector('.summary .scale')")
+
+
+def test_a_measurement_has_sixteen_answers_their_mean_and_their_spread(page: Browser):
+    page.run("window.asked = []; const real = fetch; window.fetch = (path, options) => "
+             "{ if (options?.body) asked.push(JSON.parse(options.body)); return real(path, options); }")  # fmt: skip
+    answered(page)
+    asked = page.run("return asked")
+    assert [(body["n"], body["strength"], "label" in body) for body in asked] == [(16, 1, False)], "one request"
+    answers = np.stack([pixels(png) for png in pictures(page)]).astype(float)
+    assert answers.shape[0] == 16
+    mean, spread, _ = (pixels(png) for png in pictures(page, part=".summary"))
+    assert np.abs(mean - answers.mean(axis=0)).max() <= 0.51
+    deviations = answers.std(axis=0, ddof=1)
+    known = pixels(base64.b64decode(asked[0]["mask"])) == 0
+    assert (answers[:, known] == 255).all() and 20 < known.sum() < 200 and (spread[known] == spread.min()).all()
+    assert page.text(".summary .key").split() == ["0", f"{deviations.max():.1f}", "of", "255"]
+    order = deviations[~known].argsort()
+    assert (np.diff(spread[~known][order].astype(int)) >= -1).all(), "lighter is more"
+    page.run("document.getElementById('canvas').focus()")
+    page.press("Escape")
+    assert page.run("return document.activeElement.id") == "measure"
 
 
 @pytest.fixture
@@ -310,10 +346,11 @@ def test_tiles_wait_are_cancelled_and_leave_the_servers_slots(browser: Browser, 
     browser.errors()  # the console has the broken connections
 
 
-def test_a_key_is_asked_for_and_several_models_are_offered(browser: Browser, tmp_path: Path, engine_dir: Path):
-    keys = tmp_path / "keys.txt"
+def test_a_key_is_asked_for_and_several_models_are_offered(browser: Browser, tmp_path: Path):
+    keys, other = tmp_path / "keys.txt", tmp_path / "other"
+    write_adapters(other)
     keys.write_text("of-sixteen-characters\n", "utf-8")
-    with serving(ENGINE, "--engine", f"other={engine_dir}", "--api-keys-file", str(keys)) as server:
+    with serving(ENGINE, "--engine", f"other={other}", "--api-keys-file", str(keys)) as server:
         browser.open(server.url)
         browser.until("!document.getElementById('error').hidden")
         assert browser.text("#error") == "This server asks for an API key."
@@ -325,9 +362,12 @@ def test_a_key_is_asked_for_and_several_models_are_offered(browser: Browser, tmp
         browser.press("Enter")
         browser.until("document.querySelectorAll('.tile:not(.pending)').length === 12")
         browser.done()
+        assert browser.run("return [...document.querySelectorAll('#model option')].map((each) => each.innerText)") == [
+            "fashion", "other", "other:red (posterior)", "other:blue (posterior)",
+        ]  # fmt: skip
         browser.run(
             "const model = document.getElementById('model');"
-            "model.value = 'other'; model.dispatchEvent(new Event('change'))"
+            "model.value = 'other:red'; model.dispatchEvent(new Event('change'))"
         )
         assert "8 gray images" in browser.text("#about")
         browser.click("#go")
@@ -375,7 +415,7 @@ def animated(page: Browser) -> None:
 
 STATES: dict[str, State] = {
     "images": lambda page: None, "strip": stripped, "between": animated, "map": mapped, "editor": edited,
-    "enlarged": enlarged, "refused": refused,
+    "enlarged": enlarged, "refused": refused, "answers": answered,
 }  # fmt: skip
 
 
