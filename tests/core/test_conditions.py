@@ -68,6 +68,13 @@ def test_an_absent_condition_has_its_default_or_is_asked_for():
     x, sigma = torch.randn(1, 3, 16, 16), torch.ones(1)
     expected = denoiser.given(**given, guidance=torch.ones(1))(x, sigma)
     assert torch.equal(denoiser.given(**given)(x, sigma), expected)
+    filled = denoiser.filled(x).bound
+    assert {name: value.mean().item() for name, value in filled.items()} == {
+        "guidance": 1,
+        "text": 0,
+        "low": 0,
+        "mask": 0.5,
+    }
     with pytest.raises(ValueError, match=r"needs text, of shape \(1, 5\)"):
         denoiser(x, sigma)
     with pytest.raises(ValueError, match=r"low has the shape \(1, 3, 8, 8\); this network takes \(1, 3, 4, 4\)"):
