@@ -35,13 +35,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.harness import ROOT, WORK, result_file, table, write_result
-from export.adapter_factors import read_adapters
+from export.adapter_factors import stacked_adapters
 from export.adapters import engine_factors
 from export.backends.onnxruntime_cpu import open_session
 from export.build import export_checkpoint
 from export.engine import load_engine
 from export.grouped import shifted_sum
-from export.manifest import AdapterEntry, read_manifest, write_manifest
+from export.manifest import AdapterEntry, adapter_files, read_manifest, write_manifest
 from export.to_onnx import OPSET, quiet
 from fewstep.adapters import Adapter
 from fewstep.checkpoint import NetworkModule, load_denoiser
@@ -209,7 +209,8 @@ def main() -> None:
     one = args.model / "engine"
     with tempfile.TemporaryDirectory() as folder:
         many = with_adapters(args.model, Path(folder) / "engine", args.adapters, args.rank)
-        factors = read_adapters(many, read_manifest(many)).bytes
+        manifest = read_manifest(many)
+        factors = stacked_adapters(many, manifest, adapter_files(many, manifest.adapters)).bytes
         rows = call_times(one, many, sorted({1, args.batch}), rounds)
         memory = []
         for name, engine in (("one model", one), (f"{args.adapters} adapters", many)):

@@ -126,6 +126,7 @@ def test_each_adapter_is_a_model_with_levels_and_classes_of_its_own(server: Serv
         listed = {entry["id"]: entry for entry in client.get("/v1/models").json()["data"]}
         assert tuple(listed) == MODELS
         assert listed["tiny:red"]["steps"] == [1, 2] and listed["tiny:blue"]["class_names"][0] == "blue bag"
+        assert client.get("/v1/models/tiny:red").json() == listed["tiny:red"]
         assert listed["tiny:red"]["capacity"] == listed["tiny"]["capacity"] == 8
         refused = client.post("/v1/generate", json={"model": "tiny:rad"})
         assert refused.status_code == 404

@@ -200,4 +200,7 @@ def test_a_full_server_is_asked_again_by_the_package_itself(client: openai.OpenA
 
 
 def test_the_package_lists_the_models(client: openai.OpenAI):
-    assert [model.id for model in client.models.list()] == ["fashion"]
+    (model,) = client.models.list()
+    assert model.id == "fashion" and client.models.retrieve("fashion") == model
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")

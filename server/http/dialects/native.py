@@ -16,7 +16,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
-from export.manifest import Manifest, engine_of
+from export.manifest import Manifest, engine_of, plain_name
 from fewstep.conditions import GUIDANCE, LOW
 from fewstep.pixels import FORMATS, MEDIA_TYPES, Format, encode, grid
 from server.http.access import timings_ms
@@ -27,6 +27,7 @@ from server.http.dialects.native_schema import (
     ZIP,
     GenerateBody,
     generate_operation,
+    model_operation,
     models_operation,
 )
 from server.http.edits import (
@@ -77,7 +78,14 @@ class NativeDialect:
         return [
             Route("/v1/generate", "POST", self.generate, "Make images.", operation, GENERATE_REFUSALS, True),
             Route("/v1/models", "GET", self.list_models, served, models_operation()),
-        ]
+            *(
+                Route(
+                    f"/v1/models/{name}", "GET", partial(self.one_model, name), f"What {name} can do.",
+                    model_operation(plain_name(name)),
+                )
+                for name in self.models
+            ),
+        ]  # fmt: skip
 
     async def generate(self, http: Request) -> Response:
         """One image goes as it is unless JSON is preferred; several go as JSON unless another form is."""
@@ -96,6 +104,11 @@ class NativeDialect:
     async def list_models(self, http: Request) -> Response:
         body = models_body(self.models, self.service.models, self.settings)
         return Response(msgspec.json.encode(body), media_type=JSON)
+
+    async def one_model(self, name: str, http: Request) -> Response:
+        """Its entry of the list: clients of OpenAI's API retrieve a model by name."""
+        body = models_body({name: self.models[name]}, self.service.models, self.settings, self.models)
+        return Response(msgspec.json.encode(body["data"][0]), media_type=JSON)
 
     def read(self, body: bytes, accept: str = "", priority: str | None = None) -> "Asked":
         """What is asked for; pictures are not decoded yet. priority: of the header. Raises Refusal."""
@@ -308,9 +321,15 @@ def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, A
     }
 
 
-def models_body(models: Mapping[str, Manifest], loaded: Mapping[str, ModelInfo], settings: Settings) -> dict[str, Any]:
-    """`GET /v1/models`. loaded: how workers run the models that they have loaded."""
-    limit = body_limit(settings, models)
+def models_body(
+    models: Mapping[str, Manifest],
+    loaded: Mapping[str, ModelInfo],
+    settings: Settings,
+    served: Mapping[str, Manifest] | None = None,
+) -> dict[str, Any]:
+    """`GET /v1/models`. loaded: how workers run the models that they have loaded. served: all models of the server,
+    where `models` are some of them."""
+    limit = body_limit(settings, served or models)
     data = [
         _model_entry(name, manifest, loaded.get(engine_of(name)), settings, limit) for name, manifest in models.items()
     ]

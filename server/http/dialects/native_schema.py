@@ -109,12 +109,13 @@ class GenerateBody(BaseModel):
 
 
 def schemas(models: Mapping[str, Manifest], settings: Settings) -> Schema:
-    """For the document: a GenerateRequest.NAME of each model (the first is the default), Images and Models."""
+    """For the document: a GenerateRequest.NAME of each model (the first is the default), Images, Model and Models."""
     default = next(iter(models))
     requests = {
         request_name(name): _request(name, manifest, settings, name == default) for name, manifest in models.items()
     }
-    return {**requests, "ImageCount": _image_count(settings.max_images), "Images": _images(), "Models": _models()}
+    images = {"ImageCount": _image_count(settings.max_images), "Images": _images()}
+    return {**requests, **images, "Model": _model(), "Models": _models()}
 
 
 def request_name(model: str) -> str:
@@ -147,6 +148,11 @@ def generate_operation(models: Mapping[str, Manifest]) -> Schema:
 def models_operation() -> Schema:
     """Of GET /v1/models."""
     return answers(JSON, reference("schemas", "Models"), "The models.")
+
+
+def model_operation(name: str) -> Schema:
+    """Of GET /v1/models/NAME. name: what ends the name of the operation."""
+    return {"operationId": f"v1_model_{name}", **answers(JSON, reference("schemas", "Model"), "The model.")}
 
 
 def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -> Schema:
@@ -314,7 +320,7 @@ def _with_optional(schema: Schema, properties: Schema) -> Schema:
     return {**schema, "properties": {**schema["properties"], **properties}}
 
 
-def _models() -> Schema:
+def _model() -> Schema:
     whole: Schema = {"type": "integer", "minimum": 0}
     model = {
         "id": {"type": "string"},
@@ -325,5 +331,9 @@ def _models() -> Schema:
         "conditions": {"type": "array", "description": "What the model takes beside classes; [] for most."},
         "browser": {"type": ["object", "null"], "description": "What a page needs to run the network by itself."},
     }
-    entry = {**record(model), "additionalProperties": True}
-    return record({"object": {"const": "list"}, "data": {"type": "array", "minItems": 1, "items": entry}})
+    return {**record(model), "additionalProperties": True}
+
+
+def _models() -> Schema:
+    entries = {"type": "array", "minItems": 1, "items": reference("schemas", "Model")}
+    return record({"object": {"const": "list"}, "data": entries})

@@ -233,7 +233,11 @@ def test_the_routes_of_the_document_describe_themselves_too():
         return asyncio.run(cast(Any, own[path].answer(Request({**scope, **headers}))))
 
     paths = json.loads(bytes(get("/openapi.json", "a").body))["paths"]
-    assert set(paths) == {"/v1/generate", "/v1/models", *own} == {*DOCUMENT["paths"]} - {"/livez"}
+    assert (
+        set(paths)
+        == {"/v1/generate", "/v1/models", *(f"/v1/models/{name}" for name in MODELS), *own}
+        == {*DOCUMENT["paths"]} - {"/livez"}
+    )
     page = get("/docs", "images.example:8000")
     assert b"curl http://images.example:8000/v1/generate " in bytes(page.body)
     assert page.headers["content-security-policy"].startswith("default-src 'none'; style-src")
