@@ -108,14 +108,16 @@ def test_dropout_is_that_of_the_part_in_both_of_its_calls():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_tf32_is_set_for_matrices_and_convolutions_of_a_gpu_alone(monkeypatch: pytest.MonkeyPatch):
-    for place in (torch.backends.cuda.matmul, torch.backends.cudnn):
-        monkeypatch.setattr(place, "allow_tf32", place.allow_tf32)  # restored afterwards
-    for asked in (True, False):
-        assert use_tf32("cuda", asked) is asked
-        assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is asked
-        assert not use_tf32("cpu", not asked)
-        assert torch.backends.cuda.matmul.allow_tf32 is asked
+def test_tf32_is_set_for_matrices_and_convolutions_of_a_gpu_alone():
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    try:
+        for asked in (True, False):
+            assert use_tf32("cuda", asked) is asked
+            assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is asked
+            assert not use_tf32("cpu", not asked)
+            assert torch.backends.cuda.matmul.allow_tf32 is asked
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def test_one_process_has_nobody_to_divide_networks_with(tmp_path: Path):
