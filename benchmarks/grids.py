@@ -53,7 +53,10 @@ def main() -> None:
     except (CheckpointError, ValueError) as error:
         parser.error(str(error))
     count = args.columns * args.lines
-    picture = draw([(name, grid(pixels(*row, count), args.columns)) for name, *row in named])
+    strips = [
+        (name, grid(pixels(network, method, calls, count), args.columns)) for name, network, method, calls in named
+    ]
+    picture = draw(strips)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     picture.save(args.out, quality=QUALITY)
     print(f"wrote {args.out}")

@@ -12,9 +12,9 @@ class SlowEngine(Engine):
 
     seconds = 0.0  # that each network call takes more
 
-    def network(self, x: Any, c_noise: Any, onehot: Any) -> Any:
+    def network(self, x: Any, c_noise: Any, onehot: Any, *further: Any) -> Any:
         time.sleep(self.seconds)
-        return super().network(x, c_noise, onehot)
+        return super().network(x, c_noise, onehot, *further)
 
 
 def install(seconds: float) -> None:

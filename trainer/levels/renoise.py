@@ -31,7 +31,7 @@ class LevelLists:
         longest = max(map(len, lists))
         rows = [[*levels, *[floor] * (longest + 1 - len(levels))] for levels in lists]
         lengths = torch.tensor([len(levels) for levels in lists], device=device)
-        on_host = tuple(tuple(np.float32(levels).tolist()) for levels in lists)
+        on_host = tuple(tuple(np.asarray(levels, np.float32).tolist()) for levels in lists)
         return LevelLists(torch.tensor(rows, device=device), lengths, floor, on_host)
 
     def list_at(self, u: float) -> tuple[float, ...]:

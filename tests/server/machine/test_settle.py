@@ -71,7 +71,8 @@ def test_the_faster_backend_runs_and_the_user_is_told_in_one_line(machine: Machi
 
 
 def test_without_auto_nothing_is_measured_and_the_engines_backend_runs(machine: Machine):
-    for changes in ({"workers": 1}, {"workers": 3, "threads": 1}, {"workers": 1, "mode": "exact"}):
+    many: list[dict[str, Any]] = [{"workers": 1}, {"workers": 3, "threads": 1}, {"workers": 1, "mode": "exact"}]
+    for changes in many:
         found = machine.settle(**changes)
         assert found == Settled(Settings(HERE, **changes)) and not machine.measured
 

@@ -124,7 +124,9 @@ def test_an_update_reads_no_scalar_of_the_device(name: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    "read", [Tensor.item, float, bool, Tensor.tolist, Tensor.cpu, lambda x: x[x > 0]], ids=lambda read: str(read)
+    "read",
+    [Tensor.item, float, bool, Tensor.tolist, Tensor.cpu, lambda x: x[x > 0]],
+    ids=["item", "float", "bool", "tolist", "cpu", "mask"],
 )
 def test_the_check_finds_what_the_host_waits_for(read: Callable[[Tensor], Any], monkeypatch: pytest.MonkeyPatch):
     read = {Tensor.tolist: lambda x: x.tolist(), Tensor.cpu: lambda x: x.cpu()}.get(read, read)
