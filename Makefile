@@ -1,7 +1,7 @@
 # Every target prints the commands it runs; the README has those of serve, train and test for whoever has no make.
 PYTHON ?= python3
 PORT ?= 8000
-MODEL ?= fashion
+MODEL ?= fashion earth
 OUT ?= runs/mine
 BUDGET ?= 10h
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt

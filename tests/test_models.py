@@ -16,7 +16,8 @@ from fewstep.noise import noise_for
 from fewstep.pixels import to_pixels
 from fewstep.samplers import sample_dpdm
 
-FASHION = Path(__file__).resolve().parent.parent / "models" / "fashion"
+MODELS = Path(__file__).resolve().parent.parent / "models"
+FASHION, EARTH = MODELS / "fashion", MODELS / "earth"
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +30,29 @@ def pixels(engine, levels, count=300) -> np.ndarray:
     return to_pixels(sample_dpdm(denoiser, noise_for(range(count), (1, 32, 32)), levels).images)
 
 
-def test_student_teacher_and_engines_name_each_other():
-    _, student = load_denoiser(FASHION)
-    _, teacher = load_denoiser(FASHION / "teacher")
+@pytest.mark.parametrize(("model", "images"), [(FASHION, 60_000), (EARTH, 36_000)], ids=["fashion", "earth"])
+def test_student_teacher_and_engines_name_each_other(model: Path, images: int):
+    _, student = load_denoiser(model)
+    _, teacher = load_denoiser(model / "teacher")
     assert distilled_from(student, teacher)
-    assert student.dataset.sha256 == teacher.dataset.sha256 and student.dataset.images == 60_000
-    assert load_engine(FASHION / "engine").manifest.checkpoint == student.weights
-    assert load_engine(FASHION / "teacher" / "engine").manifest.checkpoint == teacher.weights
+    assert student.dataset.sha256 == teacher.dataset.sha256 and student.dataset.images == images
+    manifest = load_engine(model / "engine").manifest
+    assert (manifest.checkpoint, manifest.levels, manifest.name) == (student.weights, student.levels, model.name)
+    assert load_engine(model / "teacher" / "engine").manifest.checkpoint == teacher.weights
     assert sorted(student.levels) == list(range(1, 9))
+    served = [model / "model.safetensors", *(model / "engine").iterdir()]
+    assert sum(file.stat().st_size for file in served) < 20e6
+
+
+def test_an_ocean_is_blue_and_snow_is_not():
+    """The mean colours of classes of `earth`, with the calls that a request makes unless it says how many."""
+    engine, labels = load_engine(EARTH / "engine", threads=1), np.arange(12) % 6
+    levels = engine.manifest.levels[4]
+    noise = noise_for(range(12), (3, 64, 64))
+    made = to_pixels(sample_dpdm(functools.partial(engine.denoiser, labels=labels), noise, levels).images)
+    ocean, snow = (made[labels == engine.manifest.class_names.index(name)] for name in ("ocean", "snow and ice"))
+    red, _, blue = ocean.mean((0, 1, 2))
+    assert blue > 2 * red and snow.mean() > ocean.mean() + 40
 
 
 def test_rivals_are_students_of_the_same_teacher_and_data():
@@ -49,8 +65,8 @@ def test_rivals_are_students_of_the_same_teacher_and_data():
 
 
 def test_shipped_networks_carry_no_file_paths_of_the_machine_that_made_them():
-    networks = sorted(FASHION.rglob("*.onnx"))
-    assert len(networks) == 4
+    networks = sorted(MODELS.rglob("*.onnx"))
+    assert len(networks) == 6
     assert [path for path in networks if b".py" in path.read_bytes()] == []
 
 

@@ -30,7 +30,7 @@ from server.settings.settings import (
     shown,
 )
 
-DEFAULT_MODELS = ("fashion",)  # the first is the default of requests
+DEFAULT_MODELS = ("fashion", "earth")  # the first is the default of requests
 # Settings that are not fields of Settings: what they name is read, and its content becomes one.
 NAMED = ("model", "engine", "api_keys_file")
 KEYS_VARIABLE = "FEWSTEP_API_KEYS"  # a key on a command line would be seen by every user of the machine

@@ -23,7 +23,7 @@ from server.http.metrics import (
     occupancy_histogram,
 )
 from server.processes.messages import Answer, encode
-from server.processes.pool import Worker
+from server.processes.pool import Worker, WorkerPool
 from server.scheduler.refusal import Kind
 from server.scheduler.stats import Stats, resident_bytes
 from tests.server.http.counting import (
@@ -106,7 +106,9 @@ def test_what_the_workers_report_is_shown_by_model_and_worker():
 
 def test_counters_of_a_worker_do_not_fall_when_it_is_replaced():
     metrics = metrics_of()
-    metrics.pool.workers.clear()
+    assert isinstance(metrics.pool, WorkerPool)
+    pool = metrics.pool
+    pool.workers.clear()
     pages: list[Samples] = []
 
     def report(worker: Worker, answer: Answer) -> None:
@@ -115,7 +117,7 @@ def test_counters_of_a_worker_do_not_fall_when_it_is_replaced():
 
     async def life(scales: list[int]) -> None:
         ours, workers = socket.socketpair()
-        worker = await metrics.pool.connect(1, 0, ours)
+        worker = await pool.connect(1, 0, ours)
         for scale in scales:
             report(worker, Stats({"tiny": reported(scale)}, 1_000))
         workers.close()
