@@ -137,13 +137,13 @@ def verify_engine(
     """
     manifest = read_manifest(folder)
     eager, card = load_denoiser(model)
-    if manifest.resolution != card.image_shape[1]:
-        eager, card = at_resolution(eager, card, manifest.resolution)
     if manifest.checkpoint != card.weights:
         raise CheckpointError(
             f"the engine {folder} was exported from another checkpoint than {model} "
             f"(manifest says sha256 {manifest.checkpoint[:12]}..., card says {card.weights[:12]}...)"
         )
+    if manifest.resolution != card.image_shape[1]:
+        eager, card = at_resolution(eager, card, manifest.resolution)
     backend = backend or manifest.backend
     engine = load_engine(folder, backend=backend, threads=threads, buckets=buckets)
     proof = prove(engine, eager, card, bounds)

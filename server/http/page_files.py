@@ -3,7 +3,9 @@
 `/` is the page itself; the files beside it are at /page/NAME. All are read when the server starts.
 """
 
+import gzip
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,19 +36,34 @@ HEADERS: Mapping[str, str] = {
 }
 
 
+# The codings in Accept-Encoding that gzip satisfies, and their quality (RFC 9110, section 12.5.3).
+GZIP = re.compile(r"\s*(?:x-)?gzip\s*(?:;\s*q\s*=\s*([01](?:\.[0-9]*)?)\s*)?", re.IGNORECASE)
+MAX_PACKED = 2**20  # larger files would take long at every start of the server
+
+
 def page_file(path: Path, policy: str = POLICY) -> Answer:
-    """What answers with a file of the page. policy: what a document may load and run."""
+    """What answers with a file of the page, compressed for those who take that. policy: what a document may do."""
     content, media_type = path.read_bytes(), MEDIA_TYPES[path.suffix]
     # Of the policy, too: a browser that is told that nothing has changed keeps the policy it has.
-    tag = f'"{hashlib.sha256(content + policy.encode()).hexdigest()[:16]}"'
-    headers = {**HEADERS, "Content-Security-Policy": policy, "ETag": tag}
+    digest = hashlib.sha256(content + policy.encode()).hexdigest()[:16]
+    common = {**HEADERS, "Content-Security-Policy": policy, "Vary": "Accept-Encoding"}
+    plain = {**common, "ETag": f'"{digest}"'}, content
+    packed = {**common, "ETag": f'"{digest}-gzip"', "Content-Encoding": "gzip"}, gzip.compress(content, mtime=0)
+    packed = packed if len(content) <= MAX_PACKED else plain
 
     async def answer(http: Request) -> Response:
-        if is_known(tag, http):
+        headers, body = packed if takes_gzip(http.headers.get("accept-encoding", "")) else plain
+        if is_known(headers["ETag"], http):
             return Response(status_code=304, headers=headers)
-        return Response(content, media_type=media_type, headers=headers)
+        return Response(body, media_type=media_type, headers=headers)
 
     return answer
+
+
+def takes_gzip(accept: str) -> bool:
+    """Whether an Accept-Encoding names gzip, with a quality above 0."""
+    found = [match for part in accept.split(",") if (match := GZIP.fullmatch(part))]
+    return any(float(match[1] or 1) > 0 for match in found)
 
 
 def is_known(tag: str, http: Request) -> bool:

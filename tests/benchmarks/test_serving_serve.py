@@ -153,7 +153,7 @@ def test_a_search_finds_the_rate_at_which_the_server_begins_to_refuse(tmp_path: 
          "takes no ['model', 'num_inference_steps', 'prompt', 'seed']; it was {"),
         ("--rate 1 --key-env EMPTY", "--key-env EMPTY: there is no such variable, or it is empty"),
         ("--rate 1 --key-env PATH", "the server does not take the API key that --key-env names (401: no key)"),
-        ("--rate 0", "--rate: 0 is not a number above 0"),
+        ("--rate 0", "--rate: 0 is not a number from 0.001 to 1,000,000"),
         ("--rate search", "--rate search needs --p99"),
         ("--rate 1 --p99 5ms", "--p99 is of --rate search; --slo"),
         ("--rate 1 --requests 2 --duration 2s", "give --requests or --duration, not both"),

@@ -177,7 +177,7 @@ def test_the_noise_level_enters_as_sines_and_cosines_in_the_order_of_the_publish
     embedding = UNet(UNetConfig(resolution=8, width=16, mult=(1,), blocks=1, style=style)).embedding
     seen = []
     embedding.linear0.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    embedding(torch.tensor([0.7]), torch.zeros(1, 0))
+    embedding(torch.tensor([0.7]), torch.zeros(1, 0), {})
     exponents = torch.arange(8) / (7 if style == "song" else 8)
     angles = 0.7 * 10000.0**-exponents
     halves = (angles.sin(), angles.cos()) if style == "song" else (angles.cos(), angles.sin())
@@ -188,7 +188,7 @@ def test_a_class_enters_ddpmpp_as_its_column_times_the_root_of_the_number_of_cla
     embedding = UNet(UNetConfig(resolution=8, classes=9, width=16, mult=(1,), blocks=1)).embedding
     seen = []
     embedding.linear0.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    embedding(torch.zeros(2), torch.stack([torch.zeros(9), torch.eye(9)[4]]))
+    embedding(torch.zeros(2), torch.stack([torch.zeros(9), torch.eye(9)[4]]), {})
     torch.testing.assert_close(seen[0][1] - seen[0][0], 3.0 * embedding.label.weight[:, 4])
 
 

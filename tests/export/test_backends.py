@@ -145,7 +145,7 @@ def test_a_network_of_static_buffers_takes_one_call_at_a_time():
             others[0].join(timeout=0.1)
         return buffers["x"]
 
-    network = host_network(cast(DeviceNetwork, SimpleNamespace(run=run, buckets=(1,), **buffers)))
+    network = host_network(cast(DeviceNetwork, SimpleNamespace(run=run, buckets=(1,), conditions={}, **buffers)))
 
     def call(value: float) -> float:
         rows = np.full((1, 1), value, np.float32)

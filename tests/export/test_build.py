@@ -108,7 +108,7 @@ def test_terminated_export_leaves_nothing(model):
     before = snapshot(model)
     command = [sys.executable, "-m", "export", "--model", str(model), "--out", str(model / "engine"), "--threads=1"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
-        while process.returncode is None and not list(model.glob(".engine.*.part")):
+        while process.returncode is None and not list(model.glob(".engine.export.*")):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(0.01)
         process.send_signal(signal.SIGTERM)

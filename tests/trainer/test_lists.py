@@ -20,7 +20,14 @@ LEVELS = {k: (2.0, 0.5, 0.2, 0.1, 0.02, 0.01, 0.008, 0.005)[:k] for k in range(1
 def serving(folder: Path, levels: dict[int, tuple[float, ...]]) -> Path:
     """A folder with the card of a student that serves these lists."""
     folder.mkdir()
-    card = Card("student", {}, 0.5, "", Dataset("drawn", "", "CC0-1.0", 1), levels=levels)
+    card = Card(
+        "student",
+        {"channels": 1, "resolution": 8, "classes": 0},
+        0.5,
+        "",
+        Dataset("drawn", "", "CC0-1.0", 1),
+        levels=levels,
+    )
     (folder / CARD_FILE).write_text(card_to_json(card))
     return folder
 

@@ -8,11 +8,25 @@ from server.http.page_files import FOLDER, INDEX, MEDIA_TYPES, page_routes
 from tests.server.in_process import Site
 
 FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in MEDIA_TYPES)
-MAX_BYTES = 100_000  # of all of them
+MAX_BYTES = 50_000  # of all of them
 
 
-def test_all_files_together_are_small():
-    assert sum(path.stat().st_size for path in FILES) <= MAX_BYTES
+def test_all_files_together_are_small_on_the_wire():
+    site, sizes = Site(), []
+    for path in FILES:
+        answer = site.get("/" if path == INDEX else f"/page/{path.name}", {"accept-encoding": "br, gzip;q=0.5"})
+        assert answer.headers["content-encoding"] == "gzip" and answer.content == path.read_bytes()
+        sizes.append(int(answer.headers["content-length"]))
+    assert sum(sizes) <= MAX_BYTES
+
+
+@pytest.mark.parametrize("accept", ["", "identity", "br", "gzip;q=0", "gzip; q=0.0", "gzipped", "deflate, *;q=0"])
+def test_who_does_not_take_gzip_gets_the_file_itself(accept: str):
+    plain = Site().get("/page/main.mjs", {"accept-encoding": accept})
+    assert "content-encoding" not in plain.headers and plain.headers["vary"] == "Accept-Encoding"
+    assert plain.content == (FOLDER / "main.mjs").read_bytes()
+    packed = Site().get("/page/main.mjs", {"accept-encoding": "gzip"})
+    assert packed.headers["etag"] != plain.headers["etag"], "a cache must not take one for the other"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

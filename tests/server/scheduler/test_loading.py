@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -65,7 +65,9 @@ class Counted(Engine):
     sizes: ClassVar[list[tuple[int, ...]]] = []
 
     @classmethod
-    def load(cls, folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int]) -> "Counted":
+    def load(
+        cls, folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int], adapters: Any
+    ) -> "Counted":
         engine = load_engine(folder, backend=backend, threads=threads)
         cls.sizes.append(tuple(buckets))
         cls.live += 1
@@ -112,7 +114,7 @@ def test_an_engine_that_takes_any_size_is_opened_once_and_called_with_what_there
 ):
     opened: list[Engine] = []
 
-    def load(folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int]) -> Engine:
+    def load(folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int], adapters: Any) -> Engine:
         opened.append(load_engine(folder, backend=backend, threads=threads, buckets=buckets))
         return opened[-1]
 

@@ -48,6 +48,7 @@ class Affine(nn.Module):
     """An affine map of x that depends on the level smoothly, beside the denoiser `base`: 0 at first."""
 
     sigma_data = 1.0
+    conditions = ()
 
     def __init__(self, base, steps: int = 0) -> None:
         super().__init__()
