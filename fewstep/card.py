@@ -101,7 +101,7 @@ def _checked(card: Card) -> Card:
     try:
         _ = card.conditions
     except (TypeError, KeyError) as error:
-        raise ValueError(f"its network has conditions that are none ({error!r})") from error
+        raise ValueError(f"the conditions of its network cannot be read ({error!r})") from error
     check_deviation(card.sigma_data)
     check_names(card.class_names, card.network["classes"])
     check_counts(card.levels)

@@ -41,7 +41,7 @@ def _made(parent: Path, prefix: str, mode: int) -> tuple[Path, int]:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Of somebody else, or in use: it stays."""
+    """Remove a folder unless its owner runs, or another user owns it."""
     with contextlib.suppress(OSError):
         lock = os.open(folder, os.O_RDONLY)
         try:

@@ -77,8 +77,7 @@ def _description(card: Card) -> str:
     lines = [
         f"- **Model type:** {card.role}, a U-Net inside EDM's preconditioning",
         f"- **Classes:** {names}",
-        "- **License:** whoever publishes these weights states it here. "
-        f"The training images are under: {card.dataset.licence}",
+        f"- **License:** not stated for the weights; the training images: {card.dataset.licence}",
     ]
     if card.parent:
         lines.append(f"- **Finetuned from model:** distilled from the teacher with the SHA-256 `{card.parent}`")

@@ -72,8 +72,10 @@ def write_folder(model: Path, out: Path) -> Card:
 
 
 def _check_free(out: Path, contents: Mapping[Path, bytes]) -> None:
-    """Raise CheckpointError where a file of somebody else stands in the place of one to write. Equal ones were left by
-    an export that was interrupted."""
+    """Raise CheckpointError if a file that would be written exists with other content.
+
+    Files with the same content are from an export that was interrupted.
+    """
     for path, content in contents.items():
         if (out / path).is_dir() or ((out / path).exists() and (out / path).read_bytes() != content):
             raise CheckpointError(

@@ -323,7 +323,7 @@ class SlotTable:
 
 
 def row_of(condition: Condition, image: Image) -> NDArray[np.float32] | float:
-    """An image's row of a condition, of its shape; or what a row is filled with that nobody asked for."""
+    """An image's row of a condition [*shape], or the condition's fill value if the request gives none."""
     return (image.given or {}).get(condition.name, condition.fill)
 
 

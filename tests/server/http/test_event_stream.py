@@ -82,7 +82,7 @@ def test_a_comment_is_sent_every_15_seconds_in_which_nothing_else_is():
 
 
 def test_a_comment_is_sent_at_once_when_the_client_may_have_left():
-    """Its protocol says so between two events, again, and while nobody waits for an event."""
+    """Twice between two events. A doubt after the last event has no effect."""
     told: list[Departure] = []
 
     class Listening(Departure):
@@ -97,7 +97,7 @@ def test_a_comment_is_sent_at_once_when_the_client_may_have_left():
     done = Finished(0, "png", (b"x",), 0.0, 0.0)
     parts, _ = sent([(20.0, done)], {DEPARTURE: Listening(lambda: None)}, doubt)
     assert parts == [(4.0, KEEPALIVE), (6.0, KEEPALIVE), (20.0, b"Finished")]
-    told[0].doubted()  # behind the end: nobody is there to be told
+    told[0].doubted()  # after the last event
 
 
 def test_a_stream_without_an_end_ends_at_its_deadline_in_an_error():
