@@ -29,7 +29,9 @@ COLUMNS = {
     "cache": "cache", "requests": "requests", "bytes": "bytes", "round_trips": "round trips",
     "script_ms": "script CPU ms", "task_ms": "all CPU ms", "usable_after_load_ms": "usable after load ms",
 }  # fmt: skip
-USABLE = "document.readyState === 'complete' && document.querySelector('#label option')"
+# The browser lists a request a moment after its answer was read.
+LISTED = "performance.getEntriesByType('resource').some((each) => each.name.endsWith('/v1/models'))"
+USABLE = f"document.readyState === 'complete' && document.querySelector('#label option') && {LISTED}"
 TIMES = """
     const [page] = performance.getEntriesByType("navigation");
     const files = performance.getEntriesByType("resource");
