@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from server.http.access import Record, record_of
 from server.http.answers import INLINE_BYTES
 from server.http.errors import CLIENT_GONE, STATUS, error_body
-from server.http.service import ImageService, Order, Watch, nothing, with_pictures
+from server.http.service import ImageService, Order, Watch, with_pictures
 from server.scheduler.events import Event, Failed, Finished, Progress
 from server.scheduler.refusal import Refusal
 
@@ -103,7 +103,7 @@ async def _next(events: AsyncIterator[Event], watch: Watch, keepalive_s: float) 
     except TimeoutError:
         return None
     finally:
-        watch.doubt = nothing
+        watch.doubt = None
 
 
 async def _written(write: Write, event: Event) -> Iterable[bytes]:

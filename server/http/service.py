@@ -106,18 +106,18 @@ async def finished(service: ImageService, asked: ImageRequest, timeout_s: float,
     raise ClientDisconnect
 
 
-def nothing() -> None:
-    """The default of callbacks."""
-
-
 class Watch:
     """Ends a request's stream at its deadline, with a Failed, and when its client leaves, without one."""
 
     def __init__(self, stream: Stream, timeout_s: float, http: Request) -> None:
         self.stream = stream
         self.timer = asyncio.get_running_loop().call_later(timeout_s, self._expire, timeout_s)
-        self.doubt: Callable[[], object] = nothing  # called when only a further part of the answer shows who is there
-        self.forget_client = departure.watch(http, stream.cancel, lambda: self.doubt())
+        self.doubt: Callable[[], object] | None = None  # called when the client may have left; see departure.watch
+        self.forget_client = departure.watch(http, stream.cancel, self._doubted)
+
+    def _doubted(self) -> None:
+        if self.doubt is not None:
+            self.doubt()
 
     def _expire(self, timeout_s: float) -> None:
         message = f"the images were not ready after {timeout_s:g} s; ask for fewer or retry later"
