@@ -2,7 +2,8 @@
 
     python benchmarks/cold_start.py --out build/cold_start.json
 
-Starts real servers one after the other, modes in turn, and stops each with SIGTERM.
+Starts real servers one after the other, and stops each with SIGTERM: with the first shipped model alone and with all
+of them, in both modes, in turn. The clients ask for images of the first model.
 """
 
 from fewstep import extras
@@ -26,16 +27,17 @@ from fewstep.ranges import whole
 from server.settings.sources import DEFAULT_MODELS, model_engine
 
 COLUMNS = {
-    "mode": "mode", "ready_s": "ready s", "first_image_s": "first image s", "pss_mb": "PSS MB", "rss_mb": "RSS MB",
+    "models": "models", "mode": "mode", "ready_s": "ready s", "first_image_s": "first image s", "pss_mb": "PSS MB", "rss_mb": "RSS MB",
     "idle_cpu": "idle CPU", "p50_ms": "p50 ms", "p95_ms": "p95 ms", "images_per_s": "images/s, n=64", "exit": "exit",
 }  # fmt: skip
 IDLE_S = 2.0
 
 
-def measure(mode: str, requests: int) -> dict[str, Any]:
+def measure(models: tuple[str, ...], mode: str, requests: int) -> dict[str, Any]:
     """One server's life."""
     command = [sys.executable, "-m", "server", "--port", "0", "--drain-s", "0", "--mode", mode]
-    command += ["--backend", read_manifest(model_engine(DEFAULT_MODELS[0])).backend]  # and not the fastest there is
+    command += [part for name in models for part in ("--model", name)]
+    command += ["--backend", read_manifest(model_engine(models[0])).backend]  # and not the fastest there is
     started = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -56,6 +58,7 @@ def measure(mode: str, requests: int) -> dict[str, Any]:
             server.terminate()
             code = server.wait()
     return {
+        "models": " ".join(models),
         "mode": mode,
         "ready_s": ready,
         "first_image_s": first,
@@ -92,8 +95,13 @@ def main() -> None:
         help="the JSON with the result (default %(default)s)",
     )
     args = parser.parse_args()
-    runs = [measure(mode, args.requests) for _ in tqdm(range(args.repeats)) for mode in ("fast", "exact")]
-    rows = [_median([run for run in runs if run["mode"] == mode]) for mode in ("fast", "exact")]
+    cases = [(models, mode) for models in (DEFAULT_MODELS[:1], DEFAULT_MODELS) for mode in ("fast", "exact")]
+    order = [case for _ in range(args.repeats) for case in cases]
+    runs = [measure(models, mode, args.requests) for models, mode in tqdm(order)]
+    rows = [
+        _median([run for run in runs if run["models"] == " ".join(models) and run["mode"] == mode])
+        for models, mode in cases
+    ]
     print(table(rows, COLUMNS))
     settings = {"repeats": args.repeats, "requests": args.requests, "steps": 4}
     write_result(args.out, "cold_start", settings, rows, runs=runs)
@@ -102,7 +110,8 @@ def main() -> None:
 
 def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        key: value if key == "mode" else float(np.median([run[key] for run in runs])) for key, value in runs[0].items()
+        key: value if isinstance(value, str) else float(np.median([run[key] for run in runs]))
+        for key, value in runs[0].items()
     }
 
 

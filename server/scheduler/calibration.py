@@ -6,7 +6,6 @@ sizes that double are measured and the rest is interpolated.
 
 import fcntl
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,7 +17,8 @@ KNEE = 0.9  # share of the best throughput that is enough; more slots buy little
 WORTH = 0.03  # a bucket that saves less than this share of the call it would be padded to is left out
 MAX_KNEE = 128  # larger batches are not tried on a network that takes any size
 BUDGET_S = 0.3  # no larger size is tried once timed calls have taken this long together
-REPEATS = 3  # the fastest counts
+REPEATS = 4  # at most; the fastest counts
+AGREE = 0.1  # calls of one size are not repeated once the two fastest differ by less than this share
 
 
 def measure(
@@ -26,22 +26,23 @@ def measure(
 ) -> dict[int, float]:
     """Seconds of `call(size)` for ascending sizes, until the budget is spent; always at least the first size.
 
-    One call per size is for warming up. A size that seems slower than a larger one is given the larger one's time:
-    the batch could be padded, and noise only ever adds.
+    The first call of a size may allocate or compile, so it is repeated at least once and is not taken from the
+    budget. A size that seems slower than a larger one is given the larger one's time: the batch could be padded, and
+    noise only ever adds.
     """
     times: dict[int, float] = {}
     spent_s = 0.0
     for size in sizes:
-        call(size)
-        fastest_s = math.inf
-        for _ in range(REPEATS):
+        taken: list[float] = []
+        while len(taken) < 2 or (len(taken) < REPEATS and taken[1] > (1 + AGREE) * taken[0]):
             before_s = clock()
             call(size)
             elapsed_s = clock() - before_s
-            fastest_s, spent_s = min(fastest_s, elapsed_s), spent_s + elapsed_s
+            spent_s += elapsed_s if taken else 0.0
+            taken = sorted([*taken, elapsed_s])
             if spent_s > BUDGET_S:
                 break
-        times[size] = fastest_s
+        times[size] = taken[0]
         if spent_s > BUDGET_S:
             break
     return {size: min(seconds for other, seconds in times.items() if other >= size) for size in times}

@@ -117,7 +117,7 @@ def _load_model(
         check_announced(folder, expected, engine.manifest)  # it may have been replaced since it was read
         return engine
 
-    engine, buckets, calls = open_measured(name, load, options, times)
+    engine, buckets, calls, warm = open_measured(name, load, options, times)
     capacity = buckets[-1]
     manifest = engine.manifest
     if options.mode == "exact":
@@ -127,8 +127,9 @@ def _load_model(
         )
     table = slot_table(engine, buckets)
     # A backend of fixed shapes may prepare one at its first call; the others need no more than the smallest and the
-    # largest.
-    tick_s = warm_up(table, (buckets[0], buckets[-1]) if takes_any_size(engine) else table.buckets)
+    # largest, and measuring has called both.
+    sizes = (() if warm else (buckets[0], buckets[-1])) if takes_any_size(engine) else table.buckets
+    tick_s = warm_up(table, sizes)
     if options.stall_s and tick_s >= options.stall_s:
         raise CheckpointError(
             f"a network call of {name} over {capacity} images takes {tick_s:.1f} s, and a worker that is silent for "
@@ -155,8 +156,8 @@ def check_announced(folder: Path, announced: Manifest, found: Manifest) -> None:
 
 def open_measured(
     name: str, load: "Callable[[Sequence[int]], Engine]", options: LoadOptions, times: SharedTimes
-) -> "tuple[Engine, tuple[int, ...], Mapping[int, float]]":
-    """The engine, the batch sizes to call it with, and the measured times from which they were chosen.
+) -> "tuple[Engine, tuple[int, ...], Mapping[int, float], bool]":
+    """The engine, the batch sizes to call it with, the measured times from which they were chosen; was it measured.
 
     load: opens the engine for some batch sizes. The engine that is measured is the one to be served where its batch
     sizes fit, and gone before that one is opened where they do not: a GPU need not hold two.
@@ -173,6 +174,7 @@ def open_measured(
     calls = times.get(name, measured)
     capacity = capacity or knee(calls)
     buckets = choose_buckets(buckets_for(capacity, exact), calls)
+    warm = bool(probe)
     if probe and takes_any_size(probe[0]):
         engine = probe.pop()
     elif capacity == prepared[-1] and set(buckets) <= set(prepared):
@@ -180,10 +182,10 @@ def open_measured(
     else:
         if probe:
             release(probe)
-        engine = load(buckets)
+        engine, warm = load(buckets), False
     if takes_any_size(engine):
         buckets = choose_buckets(buckets_for(capacity, exact, any_size=True), calls)
-    return engine, buckets, calls
+    return engine, buckets, calls, warm
 
 
 def takes_any_size(engine: "Engine") -> bool:
