@@ -27,8 +27,9 @@ from fewstep.ranges import whole
 from server.settings.sources import DEFAULT_MODELS, model_engine
 
 COLUMNS = {
-    "models": "models", "mode": "mode", "ready_s": "ready s", "first_image_s": "first image s", "pss_mb": "PSS MB", "rss_mb": "RSS MB",
-    "idle_cpu": "idle CPU", "p50_ms": "p50 ms", "p95_ms": "p95 ms", "images_per_s": "images/s, n=64", "exit": "exit",
+    "models": "models", "mode": "mode", "ready_s": "ready s", "first_image_s": "first image s", "pss_mb": "PSS MB",
+    "rss_mb": "RSS MB", "idle_cpu": "idle CPU", "p50_ms": "p50 ms", "p95_ms": "p95 ms",
+    "images_per_s": "images/s, n=64", "exit": "exit",
 }  # fmt: skip
 IDLE_S = 2.0
 
