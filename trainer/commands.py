@@ -139,7 +139,8 @@ def _train_student(options: RunOptions, data: ImageSet, request: Distillation) -
         levels = {k: consistency_levels(k, parent.sigma_data, settings.sigma_max) for k in settings.steps}
     elif isinstance(settings, ProgressiveConfig):
         assert start is not None and start_card is not None, "_settings saw to it"
-        method, levels = Progressive(start, parent.sigma_data, settings, compute, kept), start_card.levels
+        method = Progressive(start, parent.sigma_data, settings, compute, kept, network)
+        levels = start_card.levels
     elif isinstance(settings, AdversarialConfig):
         assert start is not None and start_card is not None, "_settings saw to it"
         method = Adversarial(start, classifiers, parent.sigma_data, settings, compute)

@@ -132,7 +132,7 @@ def _levels(text: str) -> tuple[float, ...]:
 
 DPDM = FlagsOf(StudentConfig, (
     "renoise", "loss", "alpha", "weight", "objective", "auxiliary_sees_level", "auxiliary_updates", "auxiliary_first",
-    "simulate", "simulate_from", "warm", "warm_pairs", "sigma_max", "top", "guidance_max",
+    "simulate", "simulate_from", "warm", "warm_pairs", "sigma_max", "top", "coarse", "guidance_max",
 ))  # fmt: skip
 PROGRESSIVE = FlagsOf(
     ProgressiveConfig,
@@ -150,7 +150,7 @@ class StudentCommand:
     images: Flat[Images]
     distillation: Flat[Distillation]
     dpdm: Annotated[Given, DPDM]
-    """Variants of DPDM; what is not given is the recipe's. --top and --simulate are of other methods, too."""
+    """Variants of DPDM; what is not given is the recipe's. --top, --simulate and --coarse are of other methods, too."""
     progressive: Annotated[Given, PROGRESSIVE]
     """Progressive distillation of --init by itself."""
     consistency: Annotated[Given, CONSISTENCY]

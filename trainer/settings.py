@@ -31,6 +31,7 @@ BELOW_ONE = Range(0, 0.999)
 STEPS = Range(1, MAX_STEPS, whole=True)
 LEVEL = Range(0, 10_000, above=True)
 WIDTH = Range(0, WIDEST, above=True)
+COARSE = Range(0, 1)
 
 
 class MachineError(ValueError):
@@ -175,6 +176,9 @@ class StudentConfig:
     """Share of the run, at its start, in which the top level regresses on stored teacher endpoints."""
     warm_pairs: Annotated[int, COUNT] = 4096
     """Endpoints to store for --warm."""
+    coarse: Annotated[float, COARSE] = 0.0
+    """The coarse part of outputs is drawn to that of the teacher's: means under windows so wide that noise of the level
+    moves them by at most this, such as 0.05 (images reach from -1 to 1); 0: it is not."""
     lognormal: NoiseDistribution = NoiseDistribution()  # of the rules lognormal and hybrid
     guidance_max: Annotated[float, Range(1, 100)] = 1.0
     """The student takes a guidance weight of each request, from 1 to this; 1: it takes none."""
@@ -232,6 +236,7 @@ class ProgressiveConfig:
     # The error is taken after clipping, because images are clipped in the end. docs/log.md, saturated targets
     saturate: Annotated[float, SHARE] = 0.0
     """Targets this close to black or white (-1, 1) are set to it; 0: they stay as they are."""
+    coarse: Annotated[float, COARSE] = 0.0  # the targets' coarse part is the teacher's
     top: Annotated[float, BELOW_ONE] = 0.65  # share of each longer list's updates spent on its top level
     anchor_weight: Annotated[float, POSITIVE] = 1.0  # weight of the updates that keep a level as it is
     simulate: Annotated[float, SHARE] = 0.0  # of the updates below the top: input is the student's own trajectory
@@ -282,7 +287,7 @@ class AdversarialConfig:
 
 # Settings that earlier runs do not have, and what they mean there. They are left out of what a run is known by while
 # they say that, so that earlier runs go on.
-LATER = {"label_dropout": 0.0, "guidance_max": 1.0, "lognormal": NoiseDistribution()}
+LATER = {"coarse": 0.0, "label_dropout": 0.0, "guidance_max": 1.0, "lognormal": NoiseDistribution()}
 
 
 def stored_settings(settings: Any) -> dict[str, Any]:

@@ -20,9 +20,10 @@ from fewstep.precond import Denoiser, Values, guided, with_inputs
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features, widen
 from trainer.levels.renoise import LevelLists, renoise_levels
 from trainer.methods.base import Fed, add_noise, denoiser_of, simulate_input
+from trainer.methods.coarse import coarse_part
 from trainer.methods.conditions import drawn
 from trainer.methods.consistency import pseudo_huber
-from trainer.methods.divergence import ScoreNetwork, kl_gradient, sid_gradient
+from trainer.methods.divergence import ScoreNetwork, kl_gradient, l1_error, sid_gradient
 from trainer.methods.edm import denoising_loss
 from trainer.methods.endpoints import Endpoints
 from trainer.methods.ncvsd import Observation, combine
@@ -126,6 +127,8 @@ class Student:
         if progress >= self.config.auxiliary_first:
             gradient = self.divergence_gradient(recovered, labels, fed, rng)
             scalars["gap"] = gradient.abs().mean()
+            if self.config.coarse:
+                gradient = gradient + self.coarse_gradient(recovered, images, labels, fed)
             loss = (gradient * generated).sum() / len(images)
             scalars["gradient"] = descend(self.optimizers["student"], loss, self.config.adam, progress)
         return scalars | self.fit_auxiliary(recovered, labels, fed, progress, rng)
@@ -153,6 +156,14 @@ class Student:
         if config.loss == "sid":
             return sid_gradient(recovered, noise, teacher, auxiliary, config.weight, config.alpha)
         return kl_gradient(recovered, recovered + noise, teacher, auxiliary, config.weight)
+
+    @torch.no_grad()
+    def coarse_gradient(self, recovered: Tensor, images: Tensor, labels: Tensor | None, fed: Fed) -> Tensor:
+        """The gradient [B, C, H, W] to descend towards the coarse part that the input shows (trainer.methods.coarse), in
+        units of the teacher's error, as the divergence has them."""
+        sigma = fed.drawn.sigma
+        taught = self.teacher(fed.x, sigma, labels)
+        return coarse_part(recovered - taught, sigma, self.config.coarse) / l1_error(taught, images)
 
     def fit_auxiliary(
         self, recovered: Tensor, labels: Tensor, fed: Fed, progress: float, rng: Draws

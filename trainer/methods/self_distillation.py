@@ -4,7 +4,8 @@ Salimans & Ho 2022 train one step of a deterministic sampler to do the work of t
 so that the result of further calls is random, and under a squared error the student learns its mean. At small levels
 the randomness is small: further calls there only correct fine detail, and the mean of their results is nearly as close
 to the data as one result (docs/log.md, self-distillation). No score network takes part, so the teacher's errors are not
-copied again.
+copied again. With `coarse` the teacher says what brightness and colours the targets have, where the input shows them
+(trainer.methods.coarse).
 """
 
 import copy
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.checkpoint import NetworkModule
+from fewstep.precond import Denoiser
 from fewstep.schedule import check_levels
 from trainer.methods.base import denoiser_of, imitation_loss, own_trajectory
+from trainer.methods.coarse import coarse_part, shown
 from trainer.methods.divergence import l1_error
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
@@ -34,9 +37,10 @@ class Progressive:
 
     def __init__(
         self, start: NetworkModule, sigma_data: float, config: ProgressiveConfig, compute: Compute,
-        kept: NetworkModule | None = None,
+        kept: NetworkModule | None = None, teacher: NetworkModule | None = None,
     ) -> None:  # fmt: skip
-        """Raises ValueError when the further levels are not positive and descending."""
+        """teacher: needed when config.coarse > 0. Raises ValueError when the further levels are not positive and
+        descending."""
         check_levels(config.further)
         self.config = config
         self.ema_width = config.ema_width
@@ -48,6 +52,7 @@ class Progressive:
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=start.config.classes, compute=compute)
         self.student, self.start = denoiser(student, trained=True), denoiser(frozen)
         self.kept = denoiser(kept.eval().requires_grad_(False)) if kept is not None else self.start
+        self.teacher = denoiser(teacher.eval().requires_grad_(False)) if teacher is not None and config.coarse else None
         self.further = further_levels(config.lists, config.further, config.further_for)
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
@@ -90,14 +95,21 @@ class Progressive:
         The unit is the mean distance by which the further calls move the image. Without further calls it is the error
         of the target to `clean` [B, C, H, W], the images that x was before the noise, divided by `anchor_weight`.
         """
-        call = lambda denoiser, x, level: denoiser(x, x.new_full((len(x),), level), labels)  # noqa: E731
         if not self.further[level]:
-            target = call(self.kept, x, level)
+            target = self.corrected(self.kept, x, level, labels)
             return target, l1_error(target, clean) / self.config.anchor_weight
-        first = target = call(self.start, x, level)
+        first = target = self.corrected(self.start, x, level, labels)
         for lower in self.further[level]:
-            target = call(self.start, target + lower * rng.normal_like(x), lower)
+            target = self.corrected(self.start, target + lower * rng.normal_like(x), lower, labels)
         return target, l1_error(target, first)
+
+    def corrected(self, denoiser: Denoiser, x: Tensor, level: float, labels: Tensor | None) -> Tensor:
+        """The output of a frozen denoiser for x [B, C, H, W], with the coarse part of the teacher's."""
+        sigma = x.new_full((len(x),), level)
+        output = denoiser(x, sigma, labels)
+        if self.teacher is None or not shown(level, min(x.shape[-2:]), self.config.coarse):
+            return output
+        return output + coarse_part(self.teacher(x, sigma, labels) - output, sigma, self.config.coarse)
 
 
 def saturate_extremes(images: Tensor, margin: float) -> Tensor:
