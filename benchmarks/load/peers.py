@@ -132,13 +132,14 @@ class Contest:
         return self.campaign.cores
 
     @contextlib.contextmanager
-    def running(self, each: Peer) -> Iterator[Running]:
+    def running(self, each: Peer, own: Sequence[str] = ()) -> Iterator[Running]:
+        """own: flags of our server alone."""
         args, campaign = self.args, self.campaign
         flags = ["--engine", str(args.engine), "--capacity", str(campaign.args.capacity)]
         flags += ["--threads", str(len(self.cores.engine)), *campaign.backend()]
         log = args.logs / f"{campaign.network}-{each.name.replace(' ', '-')}.log"
         if each is OURS:
-            started = ours([*flags, "--max-queue", str(MAX_QUEUE)], self.cores, cost=campaign.cost, log=log)
+            started = ours([*flags, *own, "--max-queue", str(MAX_QUEUE)], self.cores, cost=campaign.cost, log=log)
         else:
             flags += ["--batching", each.batching, "--batch-timeout-s", str(args.batch_timeout_s)]
             started = peer(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from benchmarks.load import peers
+from benchmarks.load import galleries, peers
 from benchmarks.load.http_client import Answer
 from benchmarks.load.peer_servers.fastapi_lock import application
 from benchmarks.load.peers import OURS, PEERS, Peer, available_peers, medians, ratios
@@ -106,3 +106,18 @@ def test_every_peers_file_is_there_and_explains_itself():
     for each in PEERS[1:]:
         text = (Path(peers.__file__).parent / each.script).read_text("utf-8")
         assert "A peer: " in text.splitlines()[0]
+
+
+def test_galleries_compare_every_shape_of_ours_with_one_image_and_one_process():
+    every = list(galleries.turns(PEERS[:3], (1, 2), (1, 8)))
+    assert every[0] == (OURS, 1, 1) and len(every) == 4 + 2
+    assert all((processes, n) == (1, 1) for each, processes, n in every if each is not OURS)
+    shape = {"api_processes": 1, "images": 1, "share": 0.1, "cpu_ms": 1.0}
+    rows = [
+        {"server": server, "round": number, "images_per_s": rate, **shape}
+        for number, rates in enumerate(((100.0, 50.0), (300.0, 100.0)))
+        for server, rate in zip(("ours", "peer"), rates, strict=True)
+    ]
+    ours, other = galleries.medians(rows)
+    assert ours["ratio"].startswith("1.00") and other["ratio"] == "2.50 [2.00, 3.00]"
+    assert other["images_per_s"] == 75.0
