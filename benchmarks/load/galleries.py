@@ -4,11 +4,11 @@
     python benchmarks/load/galleries.py --smoke     # two minutes; proves that it runs
     python benchmarks/load/galleries.py --peer-python build/peers/bin/python     # where BentoML and Ray are installed
 
-The network is the one of fixed cost of peers.py, 1 ms + 5 us a row, 128 slots; steps are mixed from 1, 2, 4 and 8. Every
-server has as many images outstanding, four full batches of them. The peers of peers.py take one image a request; whoever
-wants eight of them sends eight requests, so their figure for one image stands for every number. All take turns. R* is
-the back-to-back limit of the network, measured before each round. Where HTTP processes, client and network share two
-cores, more processes cannot help; the CPU time per image says what each costs.
+The network is the one of fixed cost of peers.py, 1 ms + 5 us a row, 128 slots; steps are mixed from 1, 2, 4 and 8.
+Every server has as many images outstanding, four full batches of them. The peers of peers.py take one image a request;
+whoever wants eight of them sends eight requests, so their figure for one image stands for every number. All take turns.
+R* is the back-to-back limit of the network, measured before each round. Where HTTP processes, client and network share
+two cores, more processes cannot help; the CPU time per image says what each costs.
 """
 
 from fewstep import extras

@@ -159,8 +159,8 @@ class Student:
 
     @torch.no_grad()
     def coarse_gradient(self, recovered: Tensor, images: Tensor, labels: Tensor | None, fed: Fed) -> Tensor:
-        """The gradient [B, C, H, W] to descend towards the coarse part that the input shows (trainer.methods.coarse), in
-        units of the teacher's error, as the divergence has them."""
+        """The gradient [B, C, H, W] to descend towards the coarse part that the input shows (trainer.methods.coarse),
+        in units of the teacher's error, as the divergence has them."""
         sigma = fed.drawn.sigma
         taught = self.teacher(fed.x, sigma, labels)
         return coarse_part(recovered - taught, sigma, self.config.coarse) / l1_error(taught, images)
