@@ -56,8 +56,8 @@ def inpaint(denoiser: BoundDenoiser, image: Array, mask: Array, noise: Noise, si
 def repaint(denoiser: BoundDenoiser, image: Array, mask: Array, noise: Noise, sigmas: Sequence[float]) -> Sample:
     """`vary` for the pixels that are not known, while those that are known stay as in `inpaint`; same arguments.
 
-    sigmas: the whole list of a step count, or its lower end. Even from the top level a little of what is to be made
-    again remains, as far as sigmas[0] does not drown the image; `inpaint` sees nothing of it.
+    sigmas: the whole list of a step count, or its lower end. Even from the top level, a trace of the old pixels remains
+    in those that are made again, unless sigmas[0] is far above the image; with `inpaint` none does.
     """
     return vary(_replacing(denoiser, image, mask), image, noise, sigmas)
 
