@@ -47,8 +47,8 @@ def inpaint(denoiser: BoundDenoiser, image: Array, mask: Array, noise: Noise, si
     image [B, C, H, W] in [-1, 1]; mask [B, C, H, W] bool, or broadcastable to that, True where a pixel is known: it
     comes out as it went in. What `image` holds elsewhere does not matter. sigmas starts at the top level. The known
     pixels replace the denoised ones after every call. So the other pixels depend on the known ones from the second call
-    on, and with one level the known pixels are only pasted; with few calls the others follow less than they should. Raises ValueError on a
-    mask that is not bool or does not fit, or an image that does not.
+    on, and with one level the known pixels are only pasted; with few calls the others follow the known ones less than
+    they should. Raises ValueError on a mask that is not bool or does not fit, or an image that does not.
     """
     return sample_dpdm(_replacing(denoiser, image, mask), noise, sigmas)
 
