@@ -6,8 +6,8 @@
 
 Handwritten digits of 8x8 pixels (scikit-learn), one teacher for all; every variant sees as many training images from
 the same start. The distance is Fréchet's, in the features of a small classifier of these digits, at k = 1, 2, 4 and 8
-calls; its floor is that of as many real held-out digits. What each costs,
-training_cost.py measures. Prints a table, writes JSON and a plot.
+calls; its floor is that of as many real held-out digits. training_cost.py measures what each variant costs. Prints a
+table, writes JSON and a plot.
 """
 
 from fewstep import extras

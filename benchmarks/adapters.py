@@ -7,7 +7,7 @@ Prints tables and writes JSON. The backbone is exported with --adapters, and get
 memory are those of trained ones. Calls are timed in CPU seconds of this process, one thread, and interleaved. Memory is
 that of a process of its own which has loaded an engine and called it.
 
-The second table is why a convolution's low rank is computed by taps: one layer alone, with its adapter by row, as
+The second table shows why a convolution's low rank is computed by taps: one layer alone, with its adapter by row, as
 products of every pixel with each tap that are shifted and summed ("taps"), and as products of the unfolded map.
 """
 

@@ -1,7 +1,7 @@
 """A benchmark cut into cells that are kept on disk as they are finished, so that an interrupted run goes on.
 
-A cell is the images of one method, count of network calls and range of seeds; of them are kept the moments of their
-features, and features and pixels of the first few. The code of a sampler is in no key: `verify` samples again.
+A cell is the images of one method, count of network calls and range of seeds. On disk are the moments of their
+features, and features and pixels of the first few images. The code of a sampler is in no key: `verify` samples again.
 """
 
 import time

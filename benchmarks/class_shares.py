@@ -1,11 +1,11 @@
-"""Which classes hold a student's distance: what it would be if the mean of a class were the data's.
+"""Which classes a student's distance comes from: what it would be if the mean of a class were the data's.
 
     python benchmarks/class_shares.py --images 5000
     python benchmarks/class_shares.py --student consistency=runs/cd --nfe 4
     python benchmarks/class_shares.py --smoke                       # seconds; proves that it runs
 
-A Fréchet distance is of all classes together and says not which are wrong. Here the features of one class are moved so
-that their mean is that of the class's training images, all others stay, and the distance is taken again; then the
+A Fréchet distance is of all classes together and does not say which are wrong. Here the features of one class are moved
+so that their mean is that of the class's training images, all others stay, and the distance is taken again; then the
 classes are moved one after another, those first that gain most alone. What is left when all are moved is in the spread
 within the classes. Prints tables, writes JSON.
 """

@@ -3,7 +3,7 @@
     python benchmarks/classifier.py --train fashion.zip --test fashion-test.zip --out models/fashion/classifier
     python benchmarks/classifier.py --train fashion-b.zip --test fashion-test.zip --out models/fashion/classifier-b
 
-The first is `fashion128`, of all training images; the second `fashion128-b`, a judge of the panel, of half b alone
+The first is `fashion128`, of all training images; the second `fashion128-b`, of half b alone, which the panel uses
 (`fewstep trainer data fashion --half b --out fashion-b.zip`). Each was run once, with these defaults; the shipped
 files are its output and are never retrained in place, because published distances are relative to them.
 """

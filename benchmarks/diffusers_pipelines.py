@@ -5,9 +5,10 @@
 
 DDPM, DDIM, DPM-Solver++ and UniPC with the teacher, a consistency pipeline with the student. Both sides call one
 PyTorch network on one thread, from the same noise and, where we have the solver, at the same noise levels. The gap
-between their images, in grey levels, says whether they compute the same; processor time beyond the network's own says
-what the loop around it costs. It is what a busy machine disturbs least; the sides take turns, and the ratio is given as
-median and range. The last row of a batch is the server's own path: ONNX Runtime and the arithmetic of its slots.
+between their images, in gray levels, says whether they compute the same; processor time beyond the network's own says
+what the loop around it costs. A busy machine disturbs processor time least; the sides take turns, and the ratio is
+given as median and range. The last row of a batch is the server's own path: ONNX Runtime and the arithmetic of its
+slots.
 """
 
 from fewstep import extras

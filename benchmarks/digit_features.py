@@ -1,4 +1,4 @@
-"""The yardstick of 8x8 digits: Fréchet distance in the features of a small classifier, and its floor.
+"""How far 8x8 digits are from the data: Fréchet distance in the features of a small classifier, and its floor.
 
 At this size a two-layer perceptron is as good an extractor as any; it is trained here, on the images the models train
 on, with a fixed seed. Its numbers compare only with one another.

@@ -1,8 +1,8 @@
 """Rows of an earlier run beside those of this one: what was measured once is not measured again.
 
-A cell of a quality table depends on a network, the way it is sampled, the images' number and the features. Where an
-earlier run agrees in all of them its row is as good as a new one, and where its seeds are others, the two rows are one
-over all ranges. Such a row says where it comes from.
+A cell of a quality table depends on a network, the way it is sampled, the number of images and the features. Where an
+earlier run agrees in all of these, its row is used; where its seeds differ, both rows become one over all ranges. Such
+a row says where it comes from.
 """
 
 import json

@@ -6,8 +6,9 @@
 
 Held-out pictures lose the pixels outside of a mask, and the shipped student answers `ANSWERS` times with what is known
 (fewstep.editing.repaint, as a server does for image, mask and strength 1; the class is told, and what is not known is
-gray). Were the answers draws of the exact posterior, then truth and answers would be alike, and the truth would lie
-between the smallest and the largest of 19 answers in (19 - 1) / (19 + 1) = 90 % of the cases. Less: too narrow.
+gray). If the answers were draws of the exact posterior, truth and answers would be alike, and the truth would lie
+between the smallest and the largest of 19 answers in (19 - 1) / (19 + 1) = 90 % of the cases. A lower share says that
+the answers are too narrow.
 
 Columns: coverage of all unknown pixels, and of the places that vary most over the training images ("varied", chosen
 without these pictures); below, above: on which side the truth is where it is outside; width: mean of the interval, in

@@ -1,4 +1,4 @@
-"""Joules that the machine used, where it tells: RAPL counters of CPU packages, and what GPUs count themselves (NVML).
+"""Joules used by the machine, if it counts them: RAPL counters of CPU packages, and the GPUs' own counts (NVML).
 
 A counter is of a whole package or a whole GPU, with everything else that runs there.
 """

@@ -1,4 +1,4 @@
-"""Who is measured against the kernels on a GPU, for `kernel_speed.py`.
+"""What the kernels are compared with on a GPU, for `kernel_speed.py`.
 
 "reference" is the kernel's own reference: the same numbers, bit for bit in the noise. "eager" is what one would write
 in torch for a full batch, with torch's own generator, which is fused and fast; "compiled" is that after torch.compile.

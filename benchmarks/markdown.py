@@ -1,4 +1,4 @@
-"""Committed results as the Markdown tables of docs/quality.md, which a test holds to them."""
+"""Committed results as the Markdown tables of docs/quality.md; a test compares the page with the results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

@@ -6,8 +6,8 @@
 Every network is trained as `fewstep trainer teacher` trains it (compiled, bf16), on as many images as fit into its
 minutes: the CPU seconds of an update are measured first. The networks train side by side, one process and one thread
 each, and minutes are CPU time, so that other work on the machine costs all of them the same. Compilation is not
-counted. Each is judged by its denoising error on held-out images, relative to the noise, at several noise levels; a
-sheet of samples lies beside it. What is in KEEP is not trained again: the same command goes on after an interruption.
+counted. Each is measured by its denoising error on held-out images, relative to the noise, at several noise levels; a
+sheet of samples lies beside it. Networks in KEEP are not trained again: the same command goes on after an interruption.
 At the end the calls of all networks are timed in turns. Prints a table, writes JSON.
 """
 

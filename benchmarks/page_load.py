@@ -3,9 +3,9 @@
     python benchmarks/page_load.py --out build/page_load.json
 
 Loads the page in headless Chromium from a server of its own, without and with a cache. Requests, bytes and round trips
-are the same in every run; CPU time is that of the renderer's main thread, which other programs on the machine lengthen
-less than the clock's. The page can be used once its handlers are there and the models are listed: milliseconds of the
-clock from the load event to that, negative where it is earlier, are printed for the record.
+are the same in every run; CPU time is that of the renderer's main thread; other programs on the machine lengthen it
+less than time by the clock. The page can be used once its handlers are there and the models are listed: milliseconds of
+the clock from the load event to that, negative where it is earlier, are printed for the record.
 """
 
 from fewstep import extras

@@ -11,9 +11,9 @@ Networks run in float32: through their engine where there is one, else through P
 calls, the teacher SA-Solver's 35 and DPM-Solver++ 2M's 4 as published, and what --tuned names of --schedules
 (benchmarks/solver_search.py). What the metrics are, and what they may not be used for, is in fewstep/metrics/panel.py.
 
-What is sampled and judged is kept (--cache): the same command goes on where the last one stopped. All columns grow
-together, 500 images at a time, so that a stopped run of 10,000 images holds a run of fewer: the same command with
---images 1000, say, has only to judge.
+Samples and figures are kept (--cache): the same command goes on where the last one stopped. All columns grow together,
+500 images at a time, so that a stopped run of 10,000 images holds a run of fewer: the same command with --images 1000,
+for example, samples no more.
 """
 
 from fewstep import extras

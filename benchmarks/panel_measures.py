@@ -1,7 +1,7 @@
 """The bars of a release, and how a panel stands to them: which metrics of a panel.py result are hits and which misses.
 
-The bars were set before the runs. Figures are means over the ranges of seeds; those of a network that is missing count
-neither way. The best solver at a student's count is another one under every metric: each metric has its own.
+The bars were set before the runs. Figures are means over the ranges of seeds; metrics of a network that is
+missing count neither way. Each metric has its own best solver at a student's count of calls.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Recovery of the data distribution from one call (DPDM, section 5.1): the student's promise, tested level by level.
+"""Recovery of the data distribution from one call (DPDM, section 5.1): tested at every level.
 
     python benchmarks/recovery.py --images 2000
     python benchmarks/recovery.py --student consistency=runs/cd

@@ -1,4 +1,4 @@
-"""A generator that asks its network once for what it is asked for again.
+"""A generator that makes each network call once, however often it is asked for.
 
 A student's lists of levels begin alike: with eight calls it makes the calls of four, and some more. Sampled one after
 the other on the same seeds, 36 calls of k = 1 .. 8 are 15 different ones. The images are the same to the last bit.

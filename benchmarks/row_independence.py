@@ -3,10 +3,10 @@
     python benchmarks/row_independence.py            # minutes
     python benchmarks/row_independence.py --quick    # seconds
 
-Prints a table and writes JSON. "Same shape" is what exact mode rests on: one batch size, another slot, other neighbours
+Prints a table and writes JSON. "Same shape" is what exact mode needs: one batch size, another slot, other neighbours
 or none; the bytes must be the same. "Buckets" is what fast mode allows: another batch size may choose another kernel.
 The largest difference that makes, in F and in finished images, is what the table publishes beside the bound. A backend
-that takes batches of any size is tried at every one up to the largest bucket, for a server calls it with every one.
+that takes batches of any size is tried at every one up to the largest bucket, because a server calls it with every one.
 """
 
 from fewstep import extras

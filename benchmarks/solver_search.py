@@ -1,4 +1,4 @@
-"""The schedule at which each solver is best with a few calls: the search that the student's levels get, for its rivals.
+"""The schedule at which each solver is best with a few calls: found as the student's levels are.
 
     python benchmarks/solver_search.py --calls 4 --out schedules.json
     python benchmarks/solver_search.py --teacher runs/teacher --data runs/data/fashion-a.zip --calls 2 4 8
@@ -8,8 +8,8 @@
 A schedule is sigma_max, sigma_min and rho (Karras et al. 2022, Eq. 5; 1 / rho = 0 is uniform in log SNR), and with
 some solvers an order or SA-Solver's tau. The start is the published schedule and two more; then one number at a time is
 moved by golden-section search, in a wide window and in a narrower one, as `trainer calibrate` moves a student's levels.
-Closeness is the Fréchet distance in the teacher's own features to the training images, so that no judge of the panel
-chooses. The seeds are none that a published figure uses. What is found is kept if it is better on four ranges of seeds
+Closeness is the Fréchet distance in the teacher's own features to the training images, so that no metric of the panel
+chooses. No published figure uses these seeds. A schedule is kept if it is better on four ranges of seeds
 that the search has not seen. latency.py, quality.py and panel.py take the file: --schedules FILE.
 
 Every distance is kept (--cache): the same command goes on where the last one stopped.

@@ -1,4 +1,4 @@
-"""What an adapted layer adds, as ONNX: the nodes `export.grouped` leaves while it is traced, spelled out.
+"""What an adapted layer adds, as ONNX operators in place of the single nodes that `export.grouped` leaves in a trace.
 
 The operators are those of `export.grouped.GroupedConv` and `GroupedLinear`, in the same order.
 """

@@ -1,4 +1,4 @@
-"""F in float16 or bfloat16 with float32 islands: the noise and class embedding, and every group norm.
+"""F in float16 or bfloat16, but for the noise and class embedding and every group norm, which stay float32.
 
 The embedding turns ln(sigma) into angles of up to some hundred radians, which half precision does not resolve. The
 statistics of a group norm are sums over thousands of elements. The rest is convolutions and attention.

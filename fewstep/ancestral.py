@@ -113,7 +113,7 @@ def sample_ancestral(
 
 
 class WeightedSample(NamedTuple):
-    """Images of a posterior's chain with what is wrong with them."""
+    """Images of a posterior's chain with their log importance weights."""
 
     images: Array  # [B, C, H, W]
     log_weight: Array  # [B]

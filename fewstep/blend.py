@@ -24,7 +24,7 @@ class Blend(NamedTuple):
 
 
 def weights(mix: float) -> tuple[float, float]:
-    """Of the noise of the seed, and of that of the other; exact at both ends."""
+    """The weights of the seed's noise and of the other seed's noise; exact at both ends."""
     if mix in (0, 1):
         return 1.0 - mix, float(mix)
     return math.cos(mix * math.pi / 2), math.sin(mix * math.pi / 2)

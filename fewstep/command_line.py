@@ -49,7 +49,7 @@ Flat = Annotated[T, _FLAT]  # a dataclass whose fields have flags among those of
 
 
 def exclusive(title: str) -> Any:
-    """For the annotations of flags of which one at most may be given."""
+    """For the annotations of flags of which at most one may be given."""
     return tyro.conf.create_mutex_group(required=False, title=title)
 
 

@@ -86,7 +86,7 @@ def find(conditions: Iterable[Condition], name: str) -> Condition | None:
 
 
 def map_channels(conditions: Iterable[Condition]) -> int:
-    """Channels that the maps among them add to a network's input."""
+    """How many channels the maps among the conditions add to a network's input."""
     return sum(condition.shape[0] for condition in conditions if condition.is_map)
 
 

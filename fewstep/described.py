@@ -48,7 +48,7 @@ def check_counts(levels: Mapping[int, tuple[float, ...]]) -> None:
 
 
 def check_names(names: tuple[str, ...], classes: int) -> None:
-    """Raise ValueError unless there are no classes, no names of them, or one for each."""
+    """Raise ValueError unless there are no classes, no class names, or one name for each class."""
     if names and classes and len(names) != classes:
         raise ValueError(f"it names {len(names)} classes, and has {classes}")
 

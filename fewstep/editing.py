@@ -46,9 +46,9 @@ def inpaint(denoiser: BoundDenoiser, image: Array, mask: Array, noise: Noise, si
 
     image [B, C, H, W] in [-1, 1]; mask [B, C, H, W] bool, or broadcastable to that, True where a pixel is known: it
     comes out as it went in. What `image` holds elsewhere does not matter. sigmas starts at the top level. The known
-    pixels replace the denoised ones after every call, so the others learn of them from the second call on and one
-    level alone only pastes; with few calls they follow less than the true conditional would. Raises ValueError on a
-    mask that is not bool or does not fit, or an image that does not.
+    pixels replace the denoised ones after every call. So the other pixels depend on the known ones from the second call
+    on, and with one level the known pixels are only pasted; with few calls the others follow the known ones less than
+    they should. Raises ValueError on a mask that is not bool or does not fit, or an image that does not.
     """
     return sample_dpdm(_replacing(denoiser, image, mask), noise, sigmas)
 
@@ -56,8 +56,8 @@ def inpaint(denoiser: BoundDenoiser, image: Array, mask: Array, noise: Noise, si
 def repaint(denoiser: BoundDenoiser, image: Array, mask: Array, noise: Noise, sigmas: Sequence[float]) -> Sample:
     """`vary` for the pixels that are not known, while those that are known stay as in `inpaint`; same arguments.
 
-    sigmas: the whole list of a step count, or its lower end. Even from the top level a little of what is to be made
-    again remains, as far as sigmas[0] does not drown the image; `inpaint` sees nothing of it.
+    sigmas: the whole list of a step count, or its lower end. Even from the top level, a trace of the old pixels remains
+    in those that are made again, unless sigmas[0] is far above the image; with `inpaint` none does.
     """
     return vary(_replacing(denoiser, image, mask), image, noise, sigmas)
 

@@ -1,4 +1,4 @@
-"""Where a command may write: known before the work, and never over a finished model."""
+"""Where a command may write. It is checked before the work; a finished model is never overwritten."""
 
 import os
 from pathlib import Path

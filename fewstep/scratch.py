@@ -1,4 +1,4 @@
-"""Folders for a while: gone when the work ends, and, where a process was killed, when the next one works there."""
+"""Temporary folders, removed when the work ends; those of a killed process by the next one that works there."""
 
 import contextlib
 import fcntl

@@ -1,6 +1,6 @@
 """The noisy images before the first call: sigma times the initial noise of each seed, on an image where there is one.
 
-That call's input is written as well. `fewstep.step.begin` is the numpy twin.
+That call's input is written as well. `fewstep.step.begin` is the same in numpy.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """One step of every image in flight, after a network call and before the next: denoise, re-noise, next input or pixels.
 
-Rows differ in level, step, seed and label; arrays on the device carry the difference. `fewstep.step` is the numpy twin.
+Rows differ in level, step, seed and label; arrays on the device hold these values. `fewstep.step` is the same in numpy.
 """
 
 from typing import Any

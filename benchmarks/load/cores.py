@@ -1,4 +1,4 @@
-"""Which cores the network gets and which the rest, so that the load generator does not steal from what it measures."""
+"""Which cores the network gets and which the rest, so that the load generator takes no time from what it measures."""
 
 import os
 from collections.abc import Iterable, Sequence

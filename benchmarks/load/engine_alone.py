@@ -2,8 +2,8 @@
 
     python benchmarks/load/engine_alone.py --engine models/fashion/engine --capacity 8 --threads 1
 
-Both run a full batch all the time. Their ratio is what gathering, noise, stepping and bookkeeping leave of the
-network's own speed; back to back is also the limit R* that a server is measured against.
+Both run a full batch all the time. Their ratio is the share of the network's own speed that remains
+beside gathering, noise, stepping and bookkeeping; back to back is also the limit R* that a server is measured against.
 """
 
 from fewstep import extras

@@ -2,9 +2,9 @@
 
     python benchmarks/load/fixed_cost.py --cost 12,1,0 -- --port 8000 --capacity 8
 
-Where two cores are shared by a server and its load generator, a real network measures their quarrel. This one sleeps,
-as the host does while a GPU computes. The images are noise. Everything but the network is the server as it is: this
-script puts a loader of its own in the place of export.engine.load_engine and then runs `python -m server`.
+Where a server and its load generator share two cores, a real network measures how they disturb each other. This one
+sleeps, as the host does while a GPU computes. The images are noise. Everything but the network is the server as it is:
+this script puts a loader of its own in the place of export.engine.load_engine and then runs `python -m server`.
 """
 
 from fewstep import extras

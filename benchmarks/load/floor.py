@@ -4,8 +4,8 @@
 
 A client, an HTTP process and a worker as the server has them, joined by the same kinds of sockets, but nothing is
 parsed, checked, scheduled or counted. Each row adds one part of the work of a request; compare the last with the p50 of
-hot_path.py for one client. The parts run after a sleep of a millisecond, when a core's caches have been given
-to others: noise or a PNG then takes two to four times as long as in a loop.
+hot_path.py for one client. The parts run after a sleep of a millisecond, when other programs have used a
+core's caches: noise or a PNG then takes two to four times as long as in a loop.
 """
 
 from fewstep import extras

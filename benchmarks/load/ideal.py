@@ -1,10 +1,11 @@
-"""What a first-come server would do if everything but its network calls took no time: the floor under `capacity.py`.
+"""What a first-come server would do if everything but its network calls took no time: the best that `capacity.py` can
+measure.
 
     python benchmarks/load/ideal.py --capacity 8 16 24 32              # on the fixed-cost network of capacity.py
     python benchmarks/load/ideal.py --cost 4,3.1 --overhead-ms 2       # t(B) of your own, and something around it
 
 Prints the 99th percentile over its goal, (S_max + 2) t(cap) + 10 ms, over many draws of the arrivals: whether the goal
-can be reached at all, and how much of a measured figure is the draw. Simulated in seconds; nothing is served.
+can be reached at all, and how much a measured figure depends on the draw. Simulated in seconds; nothing is served.
 """
 
 from fewstep import extras

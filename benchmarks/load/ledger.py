@@ -1,4 +1,4 @@
-"""A soak's books: what the visitors saw against what the server says it did. Pure."""
+"""A soak's counts: what the visitors saw, compared with what the server says it did. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -42,7 +42,7 @@ class Visitor(FastHttpUser):
         self.generate(random.choice((1, 2, 4, 8)), 8)
 
     def generate(self, steps: int, images: int) -> None:
-        """One request. 429 is the server's honest answer to too many users: listed apart, not as a failure."""
+        """One request. 429 is the server's answer to too many users: listed apart, not as a failure."""
         name = f"/v1/generate steps={steps} n={images}"
         fields = {"steps": steps, "n": images, "seed": next(SEEDS)}
         with self.client.post("/v1/generate", json=fields, name=name, catch_response=True) as answer:

@@ -51,7 +51,7 @@ def sample(at_s: float, roles: dict[str, list[psutil.Process]]) -> list[Sample]:
 def growth(samples: Sequence[Sample]) -> list[Growth]:
     """Of every process with enough samples to draw a line through, by RSS.
 
-    PSS is the honest size of several processes together, but it moves when a neighbour takes or drops a shared page.
+    PSS counts a shared page once over all processes, but it moves when another process takes or drops such a page.
     """
     found = []
     for role, pid in dict.fromkeys((s.role, s.pid) for s in samples):

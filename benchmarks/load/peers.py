@@ -1,4 +1,4 @@
-"""Our server beside what a user would pick instead: the same engine, the same arrivals, in turns.
+"""Our server beside what a user would choose instead: the same engine, the same arrivals, in turns.
 
     python benchmarks/load/peers.py                   # 70 minutes; --rounds and --seconds make it shorter
     python benchmarks/load/peers.py --smoke           # a few minutes; proves that every peer runs and makes our images

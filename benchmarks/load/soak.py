@@ -1,4 +1,4 @@
-"""Fifteen minutes of ordinary abuse: visitors who leave, nonsense, and two workers killed; then the books are checked.
+"""Fifteen minutes of ordinary abuse: visitors who leave, nonsense, and two workers killed; then all counts are checked.
 
     python benchmarks/load/soak.py                # fifteen minutes
     python benchmarks/load/soak.py --minutes 1    # a smoke

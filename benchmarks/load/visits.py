@@ -62,7 +62,7 @@ def plan(schedule: Sequence[Arrival], *, leaving: float, bad: float, call_s: flo
         if kind == "stays" and rng.random() < HURRIED_SHARE:
             fields["timeout_s"] = max(MIN_TIMEOUT_S, arrival.steps * call_s)
             expected = (200, 429, 503, 504)
-        # 429 is an honest answer to a queue that filled while no worker was there, 503 to a worker that was killed.
+        # 429 is right for a queue that filled while no worker was there, 503 to a worker that was killed.
         leaves_s = float(rng.uniform(0, LEAVES_WITHIN * arrival.steps * call_s)) if kind == "leaves" else None
         visits.append(Visit(arrival.due_s, kind, "generate", generate(fields), expected, leaves_s))
     return visits

@@ -1,7 +1,7 @@
 """When requests come: Poisson, bursty and diurnal arrivals, each a function of its seed.
 
 All are Poisson processes with a rate of their own, r(t): unit-rate arrivals E_1, E_1 + E_2, ... are sent through the
-inverse of the integral of r (the time change theorem), so one seed is the same luck for each of them.
+inverse of the integral of r (the time change theorem), so one seed gives all of them the same random numbers.
 """
 
 from typing import Literal

@@ -86,7 +86,7 @@ def figures(process: Process, requests: Requests, site: Site, bound_s: float, ov
 def fewest(within: Callable[[int], bool], least: int) -> int | None:
     """The smallest number of devices from `least` up that is within the bound; None: none up to MAX_DEVICES is.
 
-    Doubles the distance from `least`, then halves it: more devices are never worse, up to the luck of a draw.
+    Doubles the distance from `least`, then halves it: more devices are never worse, but for the noise of a draw.
     """
     bad, step = least - 1, 1
     while not within(good := bad + step):

@@ -12,7 +12,7 @@ from export.device_network import DeviceNetwork
 
 
 def host_network(network: DeviceNetwork) -> HostNetwork:
-    """For whoever has no kernels on the device: the proof, the samplers, and tests. One call at a time."""
+    """For callers without kernels on the device: the proof, the samplers, and tests. One call at a time."""
     lock = threading.Lock()  # the buffers hold the inputs of one call
 
     def call(*arguments: Any) -> Floats:

@@ -1,1 +1,1 @@
-"""One file per command of `fewstep`. They stand above all rooms; `fewstep.__main__` dispatches to them."""
+"""One file per command of `fewstep`. They may import every folder; `fewstep.__main__` dispatches to them."""

@@ -1,4 +1,4 @@
-"""Which classes a Fréchet distance comes from: the distance if the mean of a class were the data's.
+"""Which classes a Fréchet distance comes from: what it would be if the mean of a class were the data's.
 
 The features of one class are moved so that their mean is that of the class's real images, all others stay, and the
 distance is taken again. What is left when all classes are moved is in the spread within the classes.

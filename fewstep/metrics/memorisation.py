@@ -1,7 +1,8 @@
 """Does a generator copy its training images? Nearest training images of its output, beside those of held-out images.
 
-A model that has learnt the distribution stays as far from the training images as real images it never saw do; a copier
-comes closer. No distance between distributions sees the difference: a copy of the training set has distance zero.
+Generated images of a model that has learnt the distribution are as far from the training images as unseen real images
+are; those of a model that copies are nearer. No distance between distributions shows this: a copy of the training set
+has distance zero.
 """
 
 from dataclasses import dataclass

@@ -187,7 +187,7 @@ def judge(panel: Panel, pixels: Pixels, labels: Labels, number: int, real: bool 
     """Every metric of one range of images uint8 [N, H, W, C] that were made for labels [N]; None where it is not known.
 
     number: of the range, from 0; it seeds the two-sample tests and the choice of as many test images, so that several
-    ranges are several seeds of them. real: the images are of half a, and it says nothing whether they are close to it.
+    ranges are several seeds of them. real: the images are of half a itself, so they are not searched for copies of it.
     """
     from fewstep.metrics.two_sample import cnn_auc, in_16_levels, ridge_auc  # needs torch
 

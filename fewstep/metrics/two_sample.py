@@ -40,7 +40,7 @@ def in_16_levels(pixels: Pixels) -> Pixels:
 
 
 def halves(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """A random half of the rows 0 .. count - 1 to train on, and the rest to judge by.
+    """A random half of the rows 0 .. count - 1 to train on, and the rest to rank.
 
     Raises ValueError for fewer than four rows.
     """
@@ -81,7 +81,7 @@ def cnn_auc(real: Pixels, generated: Pixels, seed: int, config: SmallCNN = Small
 
 
 def _sides(real: NDArray, generated: NDArray, seed: int) -> tuple[tuple[NDArray, NDArray], tuple[NDArray, NDArray]]:
-    """(rows to train on, 0 or 1 for each: generated), (real rows, generated rows) to judge by."""
+    """(rows to train on, 0 or 1 for each: generated), (real rows, generated rows) to rank."""
     (real_train, real_test), (made_train, made_test) = halves(len(real), seed), halves(len(generated), seed)
     labels = np.repeat([0, 1], [len(real_train), len(made_train)])
     return (np.concatenate([real[real_train], generated[made_train]]), labels), (real[real_test], generated[made_test])

@@ -79,7 +79,7 @@ class HttpProcess:
         self.control.ready()
 
     def _replace(self, worker: Worker) -> None:
-        """The parent kills it, unless it is dead already, and starts another one."""
+        """Ask the parent to kill a worker, unless it is dead already, and to start another one."""
         self.control.worker_stalled(worker.pid)
 
     @asynccontextmanager
@@ -116,7 +116,7 @@ class HttpProcess:
 
 
 def _end_if_failed(task: asyncio.Task[None]) -> None:
-    """An HTTP process that does not watch or reach its workers any more would wait for them for ever."""
+    """An HTTP process that no longer watches or reaches its workers ends, because it would wait for them for ever."""
     if not task.cancelled() and (error := task.exception()):
         logger.error("the HTTP process cannot go on; the server stops", exc_info=error)
         os.kill(os.getpid(), signal.SIGTERM)

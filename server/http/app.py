@@ -1,6 +1,6 @@
 """The ASGI application: ids, CORS, the gate, one route table, counts and log line. One layer, no framework.
 
-A route may raise Refusal. What else it raises is a fault of the server: 500, and the log has the traceback.
+A route may raise Refusal. Any other exception is a fault of the server: 500, and the log has the traceback.
 """
 
 import asyncio

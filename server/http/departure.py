@@ -1,7 +1,7 @@
 """Whether the client of a request has left.
 
-ASGI tells it to whoever waits for `receive`, which takes a task per request: 6 % of an HTTP process's time. Our own
-protocol, server.http.limits, calls back instead.
+ASGI reports it only to a task that waits for `receive`, and a task per request takes 6 % of an HTTP process's time. Our
+own protocol, server.http.limits, calls back instead.
 """
 
 import asyncio

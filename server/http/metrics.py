@@ -1,7 +1,7 @@
 """Prometheus metrics (docs/operations.md lists them): requests of all HTTP processes, and what the workers report.
 
 Each HTTP process counts in its own row of a shared table, which has a cell for every combination of labels. All of
-them are known before the fork: models, step counts, paths, statuses, codes; never what a client makes up.
+them are known before the fork: models, step counts, paths, statuses, codes; never a text of a client.
 """
 
 import os

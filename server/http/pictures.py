@@ -218,7 +218,7 @@ def _check_jpeg(image: Image.Image, data: bytes) -> None:
 def _without_exif(data: bytes) -> tuple[bytes, bytes]:
     """A JPEG without the segments that hold EXIF or XMP (APP1), and the first EXIF among them.
 
-    Pillow would read all entries of them all, which takes seconds, and warn of each that is damaged.
+    Pillow would read every entry of every segment, which takes seconds, and warn of each damaged one.
     """
     parts, exif, begin, at, segments = [], b"", 0, 2, 0
     while (marker := JPEG_MARKER.match(data, at)) and marker[2] != b"\xda":
@@ -235,7 +235,7 @@ def _without_exif(data: bytes) -> tuple[bytes, bytes]:
 
 
 def _digest(image: Image.Image) -> bytes:
-    """Of the pixels; comparing them themselves would hold two copies more."""
+    """A digest of the pixels. Comparing the pixels themselves would hold two copies more."""
     return hashlib.sha256(image.tobytes()).digest()
 
 

@@ -95,5 +95,5 @@ def choose(measured: Mapping[Layout, CallTimes], own: str, capacity: int) -> Fit
 
 
 def gain(own: Fit, other: Fit) -> float:
-    """How many times as fast the other is, by the less flattering of a lone image and a full server."""
+    """How many times as fast the other is: the smaller of its ratios with a lone image and with a full server."""
     return min(own.alone_s / other.alone_s, other.images_per_s / own.images_per_s)

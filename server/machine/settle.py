@@ -1,4 +1,4 @@
-"""From the settings a user gave to those the server runs with: what is left to the machine is measured and chosen."""
+"""From the settings a user gave to those the server runs with: settings left to the machine are measured and chosen."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Parent <-> one HTTP process: a socket that can carry file descriptors. Its end of file: the parent is gone."""
+"""Parent <-> one HTTP process: a socket that can carry file descriptors. Its end of file says that one is gone."""
 
 import errno
 import fcntl

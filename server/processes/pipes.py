@@ -167,7 +167,7 @@ class HttpLinks:
             os._exit(1)
 
     def _send_rest(self) -> None:
-        """For ever: send what was left over, whenever an HTTP process takes more."""
+        """Runs until the process ends: sends what was left over, whenever an HTTP process takes more."""
         while self.blocked.wait():
             self.blocked.clear()
             while waiting := [process for process, unsent in enumerate(self.unsent) if unsent]:

@@ -1,4 +1,4 @@
-"""A peer: FastAPI with a lock around the engine, the first server that anybody writes. One image at a time.
+"""A peer: FastAPI with a lock around the engine, the simplest server. One image at a time.
 
 python benchmarks/load/peer_servers/fastapi_lock.py --engine models/fashion/engine --port 8001
 

@@ -1,6 +1,7 @@
 """`fashion128`: our own Fashion-MNIST classifier, shipped with the statistics of its training images.
 
-`fashion128-b` is the same network trained on half b of the images (benchmarks/classifier.py); the panel judges in it.
+`fashion128-b` is the same network trained on half b of the images (benchmarks/classifier.py). The panel uses its
+features.
 """
 
 import hashlib

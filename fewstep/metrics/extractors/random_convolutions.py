@@ -1,8 +1,8 @@
 """Features of an untrained network: three layers of random convolutions. PyTorch, inference only.
 
-What a random filter sees was tuned on no image and no label, so neither a student nor a critic can have learnt to
-please it (Saxe et al. 2011: random weights tell textures apart because of the architecture). The weights are drawn by
-`fewstep.noise` from a fixed seed, so that they are the same on every machine and for ever.
+Random filters were tuned on no image and no label, so neither a student nor a critic can have been fitted to them (Saxe
+et al. 2011: random weights tell textures apart because of the architecture). The weights are drawn by `fewstep.noise`
+from a fixed seed, so that they are the same on every machine and for ever.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""Distances in the features of a frozen teacher: a yardstick every data set has, and no outside extractor is tuned on.
+"""Distances in the features of a frozen teacher, which every data set has and which no table of results uses.
 
-A diffusion model's inner features describe images well at a moderate noise level, where it has to know what it looks
-at; the noise of every image is fixed by a seed, so that equal images are always at the same place.
+A diffusion model's inner features describe images well at a moderate noise level, at which denoising depends on what
+an image shows. The noise of every image is fixed by a seed, so that equal images have equal features.
 """
 
 from collections.abc import Sequence

@@ -70,7 +70,7 @@ def limit_images(images: ImageSet, limit: int | None) -> ImageSet:
 
 
 def halved(images: ImageSet, half: Half) -> ImageSet:
-    """Half of a set, the same images for ever: `a` is what networks are trained on, `b` what judges are trained on.
+    """Half of a set, the same images for ever. Networks are trained on `a`, the panel's own extractor on `b`.
 
     Of every class (and of the images without one) half `a` has the images whose SHA-256 of the pixels is smaller, and
     the odd one; so both halves have the classes' shares, and the order of the set does not matter. Raises DataError
