@@ -91,6 +91,16 @@ class Preview:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """A network call has been made whose denoised image was not asked for."""
+
+    image: int  # its place in the request, from 0
+    seed: int
+    call: int  # from 1, less than `calls`
+    calls: int
+
+
+@dataclass(frozen=True)
 class Model:
     """What the server says of a model."""
 
@@ -111,7 +121,8 @@ class Wanted(TypedDict, total=False):
     """The fields of POST /v1/generate (docs/api.md); None means absent.
 
     image: what the images begin at: uint8 [H, W] or [H, W, C], or the bytes of a PNG, JPEG or WebP file. mask: what is
-    made again: bool or uint8 [H, W], or such a file. upscale: what a model for it enlarges, as image.
+    made again: bool or uint8 [H, W], or such a file. upscale: what a model for it enlarges, as image. previews: of a
+    stream alone: how many calls of each image come as Preview, the others as Progress; 0 to 7.
     """
 
     model: str | None
@@ -129,6 +140,7 @@ class Wanted(TypedDict, total=False):
     image: Pixels | bytes | None
     mask: NDArray[np.bool_] | Pixels | bytes | None
     strength: float | None
+    previews: int | None
     timeout_s: float | None
     priority: str | None  # "interactive" or "batch"
 
@@ -178,8 +190,9 @@ class Client:
         """Images that begin at a picture. Raises ClientError."""
         return self.generate(**{**wanted, "image": image})
 
-    def stream(self, **wanted: Unpack[Wanted]) -> Iterator[Preview | Images]:
-        """The denoised image of each network call once it is made, and last all images. Raises ClientError."""
+    def stream(self, **wanted: Unpack[Wanted]) -> Iterator[Preview | Progress | Images]:
+        """The denoised image of each network call once it is made, or of as many as `previews` says, and last all
+        images. Raises ClientError."""
         request = self.http.build_request("POST", "/v1/generate", **_streamed(wanted))
         answer = self._answer(request, stream=True)
         try:
@@ -247,8 +260,9 @@ class AsyncClient:
         """Images that begin at a picture. Raises ClientError."""
         return await self.generate(**{**wanted, "image": image})
 
-    async def stream(self, **wanted: Unpack[Wanted]) -> AsyncIterator[Preview | Images]:
-        """The denoised image of each network call once it is made, and last all images. Raises ClientError."""
+    async def stream(self, **wanted: Unpack[Wanted]) -> AsyncIterator[Preview | Progress | Images]:
+        """The denoised image of each network call once it is made, or of as many as `previews` says, and last all
+        images. Raises ClientError."""
         request = self.http.build_request("POST", "/v1/generate", **_streamed(wanted))
         answer = await self._answer(request, stream=True)
         lines: list[str] = []
@@ -377,13 +391,15 @@ def _messages(lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
             name, data = "", ""
 
 
-def _event(message: tuple[str, Any]) -> Preview | Images | None:
+def _event(message: tuple[str, Any]) -> Preview | Progress | Images | None:
     """None: an event that this client does not know. Raises ClientError for an error."""
     name, data = message
     if name == "error":
         raise _error_of(data["error"], 0)
     if name in ("preview", "image"):
         return Preview(data["image"], data["seed"], data["call"], data["calls"], _pixels(data["b64_json"]))
+    if name == "progress":
+        return Progress(data["image"], data["seed"], data["call"], data["calls"])
     return _images(data) if name == "images" else None
 
 

@@ -164,6 +164,7 @@ def _events(model: Mapping[str, Any]) -> st.SearchStrategy[ApiRequest]:
         "image": pngs(),
         "mask": pngs(),
         "strength": st.sampled_from([0.5, 1]),
+        "previews": st.integers(0, 7),
     }
     return st.builds(
         lambda given, events: ApiRequest("/v1/generate", {**given, "stream": True}, events=events),

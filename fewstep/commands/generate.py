@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.card import CheckpointError
-from fewstep.ranges import whole
+from fewstep.ranges import POSITIVE, number, whole
 from fewstep.subcommands import REFUSED, Parser
 
 SHIPPED = "fashion"
@@ -24,12 +24,18 @@ outputs, by the suffix of --out or by --format:
   FILE.zip       EDM's data set, which `fewstep train` and the panel read
   DIR, with --format webdataset: shards of about 1 GB, with SEED.png, SEED.cls and SEED.json for each image
   FILE.parquet   image, seed, label and checkpoint, as Hugging Face's datasets reads it; needs [parquet]
+
+A model that enlarges images needs --inputs: an image for each of its pictures, in the order of their names.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Returns the exit status: 0 the output is complete, 2 refused or stopped with a sentence on stderr."""
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.seeds is None and args.inputs is None:
+        parser.error("--seeds or --inputs is required")
+    from server.bulk.inputs import InputsError
     from server.bulk.journal import BulkError
     from server.bulk.make import stopped
     from server.bulk.seeds import SeedsError
@@ -38,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
     try:
         return _generate(args)
-    except (BulkError, CheckpointError, Refusal, SeedsError, SettingsError) as error:
+    except (BulkError, CheckpointError, InputsError, Refusal, SeedsError, SettingsError) as error:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"error: {stopped(error, args.out)}", file=sys.stderr)
@@ -52,7 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--model", default=SHIPPED, metavar="NAME|DIR", help="a shipped model, or the folder of one or "
                         "of an engine (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--seeds", required=True, metavar="LIST", help="0-63, or 0-9,40,100-199")
+    parser.add_argument("--seeds", metavar="LIST", help="0-63, or 0-9,40,100-199 (with --inputs: one for each of "
+                        "its pictures; default then: 0 up)")  # fmt: skip
+    parser.add_argument("--inputs", type=Path, metavar="FOLDER|ZIP", help="PNG, JPEG or WebP pictures that the model "
+                        "enlarges; of another size than it takes, their middle squares are resized")  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="a folder or a file; see below")
     parser.add_argument("--format", choices=FORMATS, help="default: what the suffix of --out means")
     parser.add_argument("--steps", type=int, metavar="K", help="network calls for an image (default: 4)")
@@ -60,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         "--label", default="random", metavar="CLASS", help="the name or number of a class; balanced: seed modulo the "
         "number of classes; random: drawn from the seed, as the server does (default)",
     )  # fmt: skip
+    parser.add_argument("--guidance", type=number(POSITIVE), metavar="W", help="weight of the class, for models that "
+                        "take one: from 1, the class itself, to the model's most (default: 1)")  # fmt: skip
     parser.add_argument("--per-file", type=whole(1, 10**9), metavar="N", help="images of a shard, rounded down to "
                         "whole parts of at most 256 (default: about 1 GB)")  # fmt: skip
     parser.add_argument("--workers", type=whole(1, 64), default=1, metavar="N", help="processes (default: 1)")
@@ -72,23 +83,28 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _generate(args: argparse.Namespace) -> int:
+    from server.bulk.inputs import seeds_and_inputs
     from server.bulk.journal import BulkError
-    from server.bulk.order import Order, chosen_label, chunk_size
+    from server.bulk.order import Order, chosen_label, chunk_size, pictured
     from server.bulk.outputs.by_name import kind_for
     from server.bulk.outputs.webdataset import shard_images
     from server.bulk.run import is_complete, run
-    from server.bulk.seeds import parse_seeds
+    from server.http.pictures import decode
     from server.scheduler.loading import LoadOptions
-    from server.scheduler.validate import choose_steps
+    from server.scheduler.validate import choose_conditions, choose_steps
     from server.settings.sources import named_engine
     from trainer.run.progress import Progress, format_seconds
 
-    seeds, output = parse_seeds(args.seeds), kind_for(args.out, args.format)
+    output = kind_for(args.out, args.format)
     engine, manifest = named_engine(args.model)
     if engine.resolve() in args.out.resolve().parents:
         raise BulkError(
             f"--out {args.out} lies in the folder of the engine, which holds nothing else; name another place"
         )
+    if args.inputs:
+        print(f"generate  reading {args.inputs}", file=sys.stderr, flush=True)
+    seeds, inputs = seeds_and_inputs(args.seeds, args.inputs, manifest, decode)
+    choose_conditions(manifest, args.guidance, pictured(manifest))
     options = LoadOptions(args.backend, "exact", args.capacity, args.threads, processes=args.workers)
     per_file = (args.per_file or shard_images(manifest.image_shape)) if output == "webdataset" else 0
     if args.per_file and not per_file:
@@ -96,6 +112,7 @@ def _generate(args: argparse.Namespace) -> int:
     order = Order(
         manifest, seeds, choose_steps(args.steps, manifest), chosen_label(args.label, manifest),
         args.backend or manifest.backend, args.capacity, output, per_file, chunk_size(seeds.count, args.capacity),
+        args.guidance, inputs,
     )  # fmt: skip
     shown = Progress("generate", seeds.count)
     if is_complete(order, args.out):

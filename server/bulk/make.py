@@ -18,6 +18,7 @@ import numpy as np
 from export.manifest import engine_of
 from fewstep.card import CheckpointError
 from fewstep.pixels import Pixels
+from server.bulk.inputs import InputsError
 from server.bulk.journal import BulkError, Journal
 from server.bulk.order import Order
 from server.scheduler.loading import LoadOptions
@@ -49,7 +50,7 @@ class Maker:
     def make(self, chunks: Sequence[int]) -> Iterator[Made]:
         """Make these chunks and keep them in the journal. Yields once when the engine is loaded, with no images.
 
-        Raises Refusal, CheckpointError, OSError.
+        Raises Refusal, CheckpointError, InputsError, OSError.
         """
         order = self.order
         with LocalService.open({engine_of(order.manifest.name): self.engine}, self.options) as service:
@@ -67,7 +68,7 @@ class Maker:
             done: list[Pixels] = []
             for number in chunks:
                 for first, count, last in parts(order, number):
-                    waiting.append((number, last, service.submit(order.request(first, count))))
+                    waiting.append((number, last, service.submit(order.whole_request(first, count))))
                     if len(waiting) > AHEAD:
                         yield self._take(*waiting.popleft(), done)
             while waiting:
@@ -132,7 +133,7 @@ def _worker(maker: Maker, chunks: Sequence[int], link: Connection) -> None:
         for made in maker.make(chunks):
             _say(link, made)
         _say(link, None)
-    except (Refusal, CheckpointError, BulkError, OSError) as error:
+    except (Refusal, CheckpointError, BulkError, InputsError, OSError) as error:
         _say(link, sentence(error, maker))
     except KeyboardInterrupt:
         pass  # the parent got it, too, and says so

@@ -35,8 +35,8 @@ def journal_folder(out: Path, kind: Kind) -> Path:
 def run(order: Order, engine: Path, out: Path, options: LoadOptions, progress: Progress) -> int:
     """Make the output of an order. Returns how many images this call made; 0 where the output was complete.
 
-    options: of the engine; with more than one process, so many make the images. Raises BulkError, Refusal,
-    CheckpointError or OSError; the same call then goes on from there.
+    options: of the engine; with more than one process, so many make the images. Raises BulkError, InputsError,
+    Refusal, CheckpointError or OSError; the same call then goes on from there.
     """
     kind = KINDS[order.output]
     journal = Journal(journal_folder(out, kind))

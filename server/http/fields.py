@@ -33,12 +33,17 @@ def parse(body: bytes, model: type[Body]) -> Body:
     return validated(decoded(body), model)
 
 
-def decoded(body: bytes, instead_of_form: str = "send JSON, with pictures as base64") -> dict[str, Any]:
-    """A JSON object; an empty body is an empty one. instead_of_form: advice to who sends a form. Raises Refusal."""
+def decoded(
+    body: bytes,
+    instead_of_form: str = "send JSON, with pictures as base64",
+    instead_of_many: str = "no field needs as many",
+) -> dict[str, Any]:
+    """A JSON object; an empty body is an empty one. instead_of_...: advice to who sends a form, or too many values.
+    Raises Refusal."""
     if not body:
         return {}
     if len(body) > MAX_VALUES and sum(map(body.count, SEPARATORS)) > MAX_VALUES:
-        message = f"the body has more than {MAX_VALUES} values or names; no field needs as many"
+        message = f"the body has more than {MAX_VALUES} values or names; {instead_of_many}"
         raise invalid(message, code="malformed_json")
     try:
         data = DECODER.decode(body.decode(json.detect_encoding(body)))

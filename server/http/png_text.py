@@ -1,6 +1,7 @@
 """What is written into a PNG, so that its image can be made again from the file: `fewstep remake`."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -18,12 +19,18 @@ def with_text_of(request: ImageRequest, index: int, image: Any, manifest: Manife
     """Image `index` of a request; a PNG with a tEXt chunk of the keyword KEYWORD that holds a JSON object."""
     if request.format != "png":
         return image
-    return with_text(image, KEYWORD, ENCODER.encode(recipe(request, index, manifest, edited=edited)).decode())
+    return with_text(image, KEYWORD, as_text(recipe(request, index, manifest, edited=edited)))
 
 
 def with_texts(request: ImageRequest, images: Sequence[Any], manifest: Manifest, *, edited: bool) -> tuple[Any, ...]:
     """All images of a request likewise."""
     return tuple(with_text_of(request, index, image, manifest, edited=edited) for index, image in enumerate(images))
+
+
+def as_text(facts: Mapping[str, Any]) -> str:
+    """JSON in ASCII, as a PNG's text must be."""
+    text = ENCODER.encode(facts).decode()
+    return text if text.isascii() else json.dumps(facts)
 
 
 def recipe(request: ImageRequest, index: int, manifest: Manifest, *, edited: bool) -> dict[str, Any]:
@@ -41,5 +48,5 @@ def recipe(request: ImageRequest, index: int, manifest: Manifest, *, edited: boo
     if request.blends:
         text["seed_to"], text["mix"] = request.blends[index]
     if weight := request.condition(GUIDANCE):
-        text["guidance"] = float(weight.row(index))
+        text["guidance"] = weight.number(index)
     return {**text, "edit": True} if edited else text

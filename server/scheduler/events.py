@@ -29,7 +29,7 @@ class Progress(Struct, frozen=True):
     step: int  # calls made so far, from 1
     of: int  # calls in all
     format: ImageFormat
-    preview: Image | None  # the denoised image of that call; None where the request asks for steps only
+    preview: Image | None  # the denoised image of that call; None where the request does not ask for it
     quality: int | None = None  # that the request asks for
 
 

@@ -250,8 +250,7 @@ class EngineLoop:
             self._fail(number, "failed", "network_not_finite", message)
         for key, step, pixels in tick.previews:
             if flight := self.flights.get(key.request):
-                request = flight.request
-                self.finished.append(_progress(key, request, step, pixels if request.previews == "images" else None))
+                self.finished.append(_progress(key, flight.request, step, pixels))
         for key, pixels in tick.finished:
             self._finish(key, pixels)
 
@@ -318,6 +317,7 @@ def _images(number: int, flight: _Flight, count: int, adapter: int) -> list[Imag
             blends[i],
             adapter,
             request.given(i),
+            request.told(i),
         )
         for i in range(flight.granted, flight.granted + count)
     ]

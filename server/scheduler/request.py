@@ -56,6 +56,10 @@ class Given(Struct, frozen=True):
         rows = self.rows()
         return rows[image if len(rows) > 1 else 0]
 
+    def number(self, image: int) -> float:
+        """Of one image, where a row is a number: 2.6 for the float32 that is nearest to it, not 2.5999999046325684."""
+        return float(str(self.row(image)))
+
 
 class ImageRequest(Struct, frozen=True):
     """Image i has the noise of seeds[i], the class labels[i] and the levels `levels(i)`."""
@@ -67,12 +71,13 @@ class ImageRequest(Struct, frozen=True):
     sigmas: tuple[float, ...]  # one network call per level, high to low; of an edit, the last levels only
     format: ImageFormat = "png"  # what Finished holds: encoded bytes, or arrays ("pixels")
     edit: Edit | None = None  # None: the images begin at noise alone
-    previews: Previews = "none"  # whether Progress is sent after each call, and whether with the denoised image
+    previews: Previews = "none"  # whether Progress is sent after calls, and whether with the denoised image
     quality: int | None = None  # of WebP and JPEG, see fewstep.pixels.encode
     schedules: tuple[tuple[float, ...], ...] = ()  # the levels of each image where they differ; `sigmas`: the longest
     blends: tuple[Blend, ...] = ()  # of each image: another seed, whose noise is mixed in; empty: none is
     priority: Priority = "interactive"
-    preview_calls: tuple[int, ...] | None = None  # the calls, from 1, that `previews` is about; None: all
+    preview_count: int | None = None  # how many calls of each image `previews` is about, see spread_calls; None: all
+    every_call: bool = False  # whether Progress is sent after the others, too, without an image
     conditions: tuple[Given, ...] = ()  # what the images are made by beside their classes; absent ones: their defaults
 
     @property
@@ -107,11 +112,27 @@ class ImageRequest(Struct, frozen=True):
         return next((each for each in self.conditions if each.name == name), None)
 
     def previewed(self, image: int) -> Sequence[int]:
-        """The calls of one image, from 1, that Progress is sent after; its last, which ends it, is not among them."""
-        if self.previews == "none":
-            return ()
-        before = range(1, len(self.levels(image)))
-        return before if self.preview_calls is None else tuple(call for call in before if call in self.preview_calls)
+        """The calls of one image, from 1, whose denoised image is sent with Progress; never its last, which ends it."""
+        return self._chosen(image) if self.previews == "images" else ()
+
+    def told(self, image: int) -> Sequence[int]:
+        """The calls of one image, from 1, that Progress is sent after without an image."""
+        if self.every_call:
+            sent = self.previewed(image)
+            return [call for call in range(1, len(self.levels(image))) if call not in sent]
+        return self._chosen(image) if self.previews == "steps" else ()
+
+    def _chosen(self, image: int) -> Sequence[int]:
+        return spread_calls(self.preview_count, len(self.levels(image)))
+
+
+def spread_calls(count: int | None, calls: int) -> Sequence[int]:
+    """Which of an image's network calls, from 1: `count` of all but the last, the first among them and the others at
+    equal distances; all of them for None, or where there are no more than `count`."""
+    before = calls - 1
+    if count is None or count >= before:
+        return range(1, calls)
+    return tuple(1 + place * before // count for place in range(count))
 
 
 class Submit(Struct, frozen=True):

@@ -51,6 +51,7 @@ class Image(Struct, frozen=True, eq=False):
     blend: Blend | None = None  # mixes the noise of another seed into its own
     adapter: int = 0  # its number in a network that takes adapters by row; 0: the backbone
     given: Mapping[str, NDArray[np.float32]] | None = None  # its rows of the network's conditions; absent: their fill
+    told: Sequence[int] = ()  # calls, from 1, that are told without an image; none of `previews`, and never the last
 
 
 class Tick(Struct, frozen=True):
@@ -61,8 +62,8 @@ class Tick(Struct, frozen=True):
     active: int = 0  # rows that were images
     batch: int = 0  # rows the network saw; batch - active were padding
     # Of the images that asked for it after this call and go on: which, the number of the call from 1, and the denoised
-    # image uint8 [H, W, C].
-    previews: tuple[tuple[ImageKey, int, Pixels], ...] = ()
+    # image uint8 [H, W, C]; None where the call alone is told.
+    previews: tuple[tuple[ImageKey, int, Pixels | None], ...] = ()
 
 
 def nothing() -> None:
@@ -155,7 +156,7 @@ class SlotTable:
         slots = slice(first, first + len(images))
         self.images += images
         self.ahead += [None] * len(images)
-        self.special |= any(image.start or image.previews or image.blend for image in images)
+        self.special |= any(image.start or image.previews or image.told or image.blend for image in images)
         for sigmas in {image.sigmas for image in images}:  # nearly always one list
             same = [slot for slot, image in enumerate(images, start=first) if image.sigmas == sigmas]
             self.levels[same, : len(sigmas)] = levels_of(sigmas, self.sigma_data)
@@ -292,8 +293,8 @@ class SlotTable:
             self.used = count
         return [array[:batch] for array in arrays]
 
-    def _specials(self, more: NDArray[np.bool_]) -> tuple[tuple[ImageKey, int, Pixels], ...]:
-        """Put back the pixels that images keep; return the denoised images that are asked for now and go on.
+    def _specials(self, more: NDArray[np.bool_]) -> tuple[tuple[ImageKey, int, Pixels | None], ...]:
+        """Put back the pixels that images keep; return what is asked for now of images that go on: see Tick.previews.
 
         `step` counts the call just made already.
         """
@@ -301,11 +302,13 @@ class SlotTable:
             if image.start and image.start.known is not None:  # as `fewstep.editing.inpaint` does
                 np.copyto(self.x[row], image.start.image, where=image.start.known)
         made = self.step[: len(self.images)].tolist()
-        rows = [row for row, image in enumerate(self.images) if made[row] in image.previews and more[row]]
+        going = [(row, image) for row, image in enumerate(self.images) if more[row]]
+        told = tuple((image.key, made[row], None) for row, image in going if made[row] in image.told)
+        rows = [row for row, image in going if made[row] in image.previews]
         if not rows:
-            return ()
+            return told
         keys, calls = [self.images[row].key for row in rows], [made[row] for row in rows]
-        return tuple(zip(keys, calls, to_pixels(self.x[rows]), strict=True))
+        return (*told, *zip(keys, calls, to_pixels(self.x[rows]), strict=True))
 
     def _keep(self, stays: NDArray[np.bool_]) -> None:
         """Free the slots where `stays` [images in flight] is False, and close the gaps, in order."""

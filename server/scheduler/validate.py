@@ -174,16 +174,8 @@ def choose_conditions(
 ) -> tuple[Given, ...]:
     """The conditions that are numbers. Raises Refusal for one that the model does not take, for a number out of its
     range, and for one that must be given and is not among `pictured` either."""
+    check_taken(manifest, guidance is not None, pictured)
     weight = find(manifest.conditions, GUIDANCE)
-    if guidance is not None and weight is None:
-        message = f"{manifest.name} takes no guidance weight; leave guidance out"
-        raise invalid(message, code="unsupported_condition", param=GUIDANCE)
-    if LOW in pictured and find(manifest.conditions, LOW) is None:
-        message = f"{manifest.name} enlarges no images; leave upscale out"
-        raise invalid(message, code="unsupported_condition", param="upscale")
-    for condition in manifest.conditions:
-        if condition.default is None and condition.name not in (*pictured, GUIDANCE):
-            raise _missing(condition, manifest)
     if guidance is None or weight is None:
         return ()
     weights = list(guidance) if isinstance(guidance, Sequence) else [guidance]
@@ -192,12 +184,28 @@ def choose_conditions(
     return (Given.of(GUIDANCE, np.array(weights, np.float32)),)
 
 
+def check_taken(manifest: Manifest, guided: bool, pictured: Collection[str]) -> None:
+    """Raises Refusal for a condition that is given and that the model does not take, and for one that is missing.
+
+    guided: whether there is a guidance weight. pictured: names of the conditions that pictures bring.
+    """
+    if guided and find(manifest.conditions, GUIDANCE) is None:
+        message = f"{manifest.name} takes no guidance weight; leave guidance out"
+        raise invalid(message, code="unsupported_condition", param=GUIDANCE)
+    if LOW in pictured and find(manifest.conditions, LOW) is None:
+        message = f"{manifest.name} enlarges no images; leave upscale out"
+        raise invalid(message, code="unsupported_condition", param="upscale")
+    for condition in manifest.conditions:
+        if condition.default is None and condition.name not in (*pictured, GUIDANCE):
+            raise _missing(condition, manifest)
+
+
 def _missing(condition: Condition, manifest: Manifest) -> Refusal:
     if condition.name == LOW:
         size = f"{condition.shape[2]}x{condition.shape[1]}"
         message = (
-            f"{manifest.name} enlarges images of {size}: send the picture to enlarge as upscale of /v1/generate, or as "
-            "image of /v1/images/edits"
+            f"{manifest.name} enlarges images of {size}: send the picture to enlarge as upscale of /v1/generate or "
+            "/v2, or as image of /v1/images/edits"
         )
         return invalid(message, code="missing_image", param="upscale")
     message = f"{manifest.name} needs {condition.name}, which no field of this API brings"

@@ -20,14 +20,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from export.manifest import BACKEND_ORT_CPU, NETWORK_FILE, Manifest, write_manifest
+from fewstep.conditions import Conditions
 from tests.server.fakes import LEVELS, manifest
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60.0  # for things that take a second; a test that waits this long has failed
 
 
-def tiny_network(shape: tuple[int, int, int], classes: int, extra: int = 0) -> bytes:
-    """An ONNX file with the contract of F: tanh(conv3x3(x) + onehot @ table + c_noise). extra: channels behind x's."""
+def tiny_network(shape: tuple[int, int, int], classes: int, extra: int = 0, conditions: Conditions = ()) -> bytes:
+    """An ONNX file with the contract of F: tanh(conv3x3(x) + onehot @ table + c_noise). extra: channels behind x's.
+    conditions: numbers and maps, a tenth of the former and the latter enlarged being added."""
     channels, _, _ = shape
     rng = np.random.default_rng(7)
     kernel = rng.normal(size=(channels, channels + extra, 3, 3), scale=0.3).astype(np.float32)
@@ -39,15 +41,32 @@ def tiny_network(shape: tuple[int, int, int], classes: int, extra: int = 0) -> b
         helper.make_node("Add", ["shift", "noise_column"], ["shift_noise"]),
         helper.make_node("Unsqueeze", ["shift_noise", "two_three"], ["plane"]),
         helper.make_node("Add", ["conv", "plane"], ["sum"]),
-        helper.make_node("Tanh", ["sum"], ["F"]),
     ]
+    last = "sum"
+    for each in conditions:
+        name, scale = each.name, f"{each.name}.scale"
+        if each.is_map:
+            nodes.append(helper.make_node("Resize", [name, "", scale], [f"{name}.plane"], mode="nearest"))
+        else:
+            nodes.append(helper.make_node("Mul", [name, scale], [f"{name}.scaled"]))
+            nodes.append(helper.make_node("Unsqueeze", [f"{name}.scaled", f"{name}.axes"], [f"{name}.plane"]))
+        nodes.append(helper.make_node("Add", [last, f"{name}.plane"], [f"{name}.sum"]))
+        last = f"{name}.sum"
+    nodes.append(helper.make_node("Tanh", [last], ["F"]))
     constants = {
         "kernel": kernel,
         "table": table,
         "one": np.array([1]),
         "two_three": np.array([2, 3]),
     }
+    for each in conditions:
+        if each.is_map:
+            scales = np.array([1, 1, *np.divide(shape[1:], each.shape[1:])], np.float32)
+            constants[f"{each.name}.scale"] = scales
+        else:
+            constants |= {f"{each.name}.scale": np.array(0.1, np.float32), f"{each.name}.axes": np.array([1, 2, 3])}
     inputs = {"x": ["B", channels + extra, *shape[1:]], "c_noise": ["B"], "onehot": ["B", classes]}
+    inputs |= {each.name: ["B", *each.shape] for each in conditions}
     graph = helper.make_graph(
         nodes,
         "tiny",
@@ -59,10 +78,14 @@ def tiny_network(shape: tuple[int, int, int], classes: int, extra: int = 0) -> b
     return model.SerializeToString()
 
 
-def write_engine(folder: Path, name: str = "tiny", extra: int = 0, channels: int = 1, resolution: int = 8) -> Manifest:
+def write_engine(
+    folder: Path, name: str = "tiny", extra: int = 0, channels: int = 1, resolution: int = 8,
+    conditions: Conditions = (),
+) -> Manifest:  # fmt: skip
     levels = {k: v for k, v in LEVELS.items() if k != 7}
-    described = replace(manifest(name), levels=levels, extra=extra, channels=channels, resolution=resolution)
-    content = tiny_network(described.image_shape, described.classes, extra)
+    shape = {"channels": channels, "resolution": resolution}
+    described = replace(manifest(name), levels=levels, extra=extra, conditions=conditions, **shape)
+    content = tiny_network(described.image_shape, described.classes, extra, conditions)
     folder.mkdir(parents=True)
     (folder / NETWORK_FILE).write_bytes(content)
     described = replace(described, network_sha256=hashlib.sha256(content).hexdigest(), backend=BACKEND_ORT_CPU)

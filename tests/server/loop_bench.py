@@ -45,13 +45,15 @@ class Bench:
 
     def submit(
         self, number: int, steps: int, images: int = 1, seed: int = 0, model: str = "tiny", timeout_s: float = math.inf,
-        edit: Edit | None = None, previews: Previews = "none", preview_calls: tuple[int, ...] | None = None,
+        edit: Edit | None = None, previews: Previews = "none", preview_count: int | None = None,
+        every_call: bool = False,
     ) -> None:  # fmt: skip
         labels = tuple(i % CLASSES for i in range(images))
         seeds = tuple(range(seed, seed + images))
         request = ImageRequest(
-            model, steps, seeds, labels, LEVELS[steps], edit=edit, previews=previews, preview_calls=preview_calls
-        )
+            model, steps, seeds, labels, LEVELS[steps], edit=edit, previews=previews, preview_count=preview_count,
+            every_call=every_call,
+        )  # fmt: skip
         self.inbox.put(Submit(number, request, self.now_s, self.now_s + timeout_s))
 
     def cancel(self, number: int) -> None:

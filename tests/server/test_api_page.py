@@ -49,7 +49,8 @@ def test_the_commands_work_in_a_shell(server: Server, tmp_path: Path):
     assert (tmp_path / "sandals.zip").read_bytes().startswith(b"PK")
     assert '"b64_json"' in (tmp_path / "edited.json").read_text("utf-8")
     assert Image.open(tmp_path / "bag.png").size == Image.open(tmp_path / "kept.png").size == (32, 32)
-    assert said.count("event: preview") == 3 and said.count("event: images") == 1
+    assert said.count("event: preview") == 3 + 2 and said.count("event: progress") == 5
+    assert said.count("event: images") == 2
     assert "'total_tokens': 4" in said and "boot.remade.png: the same" in said
 
 

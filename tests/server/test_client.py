@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fewstep import client as module
-from fewstep.client import AsyncClient, Client, ClientError, Images, Patience, Preview, Wanted
+from fewstep.client import AsyncClient, Client, ClientError, Images, Patience, Preview, Progress, Wanted
 from fewstep.pixels import encode
 from server.http.dialects.native_schema import GenerateBody
 from tests.server.conftest import ROOT, Server
@@ -81,6 +81,13 @@ def test_a_stream_has_every_call_and_then_all_images(served: Client):
     np.testing.assert_array_equal(last.pixels, served.generate(seeds=[7, 8], steps=[4, 2], label=1).pixels)
     finished = next(each for each in previews if isinstance(each, Preview) and (each.image, each.call) == (1, 2))
     np.testing.assert_array_equal(finished.pixels, last.images[1].pixels)
+    few = list(served.stream(seeds=[7], steps=4, label=1, previews=1))
+    assert [type(event) for event in few] == [Preview, Progress, Progress, Images]
+    assert few[1] == Progress(image=0, seed=7, call=2, calls=4)
+    first = next(each for each in previews if isinstance(each, Preview) and (each.image, each.call) == (0, 1))
+    np.testing.assert_array_equal(cast(Preview, few[0]).pixels, first.pixels)
+    with pytest.raises(ClientError, match="previews needs stream: true"):
+        served.generate(previews=1)
 
 
 def test_models_and_health(served: Client):

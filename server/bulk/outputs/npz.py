@@ -1,4 +1,5 @@
-"""NumPy's archive: images uint8 [N, H, W, C], seeds int64 [N], labels int64 [N] (-1: no class), recipe (a JSON text).
+"""NumPy's archive: images uint8 [N, H, W, C], seeds int64 [N], labels int64 [N] (-1: no class), recipe (a JSON text),
+and of orders that have them, guidance float32 [N] and inputs [N], the names of the pictures that were enlarged.
 
 EDM's and guided diffusion's tools call the images `arr_0`; here they have the name of what they are.
 """
@@ -34,6 +35,12 @@ def write(out: Path, order: Order, file: int, chunks: Chunks) -> None:
                 _header(member, np.dtype(np.int64), (count,))
                 for part in _columns(order, index):
                     member.write(part.data)
+        if order.guidance is not None:
+            with _member(archive, "guidance") as member:
+                np.lib.format.write_array(member, np.full(count, order.guidance, np.float32), allow_pickle=False)
+        if order.inputs is not None:
+            with _member(archive, "inputs") as member:
+                np.lib.format.write_array(member, np.array(order.inputs.names), allow_pickle=False)
         with _member(archive, "recipe") as member:
             np.lib.format.write_array(member, np.array(json.dumps(order.recipe())), allow_pickle=False)
 

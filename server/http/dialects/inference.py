@@ -5,39 +5,41 @@ The specification is KServe's; clients of Triton Inference Server speak it. Erro
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
 from export.manifest import Manifest, plain_name
 from fewstep import __version__
+from fewstep.conditions import GUIDANCE, LOW
+from fewstep.pixels import from_pixels
 from server.http.answers import INLINE_BYTES, image_headers
 from server.http.dialects.inference_schema import (
     BINARY,
-    INPUTS,
-    INTEGERS,
+    UPSCALE,
     InferBody,
     infer_operation,
+    inputs_of,
     metadata_body,
     metadata_operation,
 )
+from server.http.dialects.inference_tensors import Tensor, check_names, parameter_of, read_inputs
 from server.http.dialects.native_schema import MIN_TIMEOUT_S
 from server.http.edits import body_limit
-from server.http.fields import only_value, parse
+from server.http.fields import decoded, only_value, validated
 from server.http.openapi import JSON, answers
 from server.http.routes import HEADER_LENGTH, MODEL_VERSION, PRIORITY_HEADER, Route
-from server.http.service import ImageService, Order, made, read_body
+from server.http.service import ImageService, Order, Pictures, made, read_body
 from server.scheduler.events import Finished
 from server.scheduler.refusal import Kind, invalid, shown
-from server.scheduler.request import ImageRequest
-from server.scheduler.validate import check_range, image_request
+from server.scheduler.request import Given, ImageRequest
+from server.scheduler.validate import check_range, check_taken, image_request
 from server.settings.settings import Settings
 
 REFUSALS: Sequence[Kind] = (
@@ -45,10 +47,9 @@ REFUSALS: Sequence[Kind] = (
 )  # fmt: skip
 OUTPUTS: Mapping[str, str] = {"image": "UINT8", "seed": "INT64", "label": "INT64"}
 PARAMETERS = ("binary_data_output", "timeout", "priority")
-INPUT_FIELDS = ("name", "datatype", "shape", "data", "parameters")
 OUTPUT_FIELDS = ("name", "parameters")
 LENGTH = re.compile(r"[0-9]{1,18}")
-Integers = NDArray[np.integer]
+TOO_MANY = "send large tensors as binary data"
 
 
 @dataclass(frozen=True)
@@ -133,12 +134,15 @@ class InferenceDialect:
         header_length: of the JSON, where binary data follows it. priority: of the header.
         """
         text, binary = split(body, header_length)
-        fields = parse(text, InferBody)
+        fields = validated(decoded(text, instead_of_many=TOO_MANY), InferBody)
         check_text("id", fields.id or "")
         parameters = fields.parameters or {}
         check_names("parameters", parameters, PARAMETERS, "parameters")
         binary_output = flag("binary_data_output", parameters.get("binary_data_output"), False, "parameters")
-        tensors = read_inputs(fields.inputs or [], binary)
+        inputs, manifest = fields.inputs or [], self.models[name]
+        names = [tensor.get("name") for tensor in inputs]
+        check_taken(manifest, GUIDANCE in names, (LOW,) if UPSCALE in names else ())
+        tensors = read_inputs(inputs, binary, inputs_of(manifest))
         if "seed" not in tensors:
             message = "inputs must have the tensor seed, with one whole number for each image"
             raise invalid(message, code="missing_input", param="inputs")
@@ -146,23 +150,17 @@ class InferenceDialect:
             message = f"seed must have 1 to {self.settings.max_images} values, one for each image, not"
             raise invalid(f"{message} {len(tensors['seed'])}", code="out_of_range", param="inputs")
         request = self._request(name, tensors, priority_of(parameters.get("priority"), priority))
-        return Wanted(
-            fields.id,
-            Order(request, self._timeout_s(parameters.get("timeout"))),
-            wanted_outputs(fields.outputs, binary_output),
-        )
+        order = Order(request, self._timeout_s(parameters.get("timeout")), enlarged(tensors))
+        return Wanted(fields.id, order, wanted_outputs(fields.outputs, binary_output))
 
-    def _request(self, name: str, tensors: Mapping[str, Integers], priority: str | None) -> ImageRequest:
+    def _request(self, name: str, tensors: Mapping[str, Tensor], priority: str | None) -> ImageRequest:
         seeds = tensors["seed"].tolist()
-        labels, steps = ([*tensors[each].tolist()] if each in tensors else None for each in ("label", "steps"))
+        labels, steps, guidance = (each_of(tensors, each, len(seeds)) for each in ("label", "steps", GUIDANCE))
         labels = None if labels is None else [None if label == -1 else label for label in labels]
-        if labels is not None and len(labels) == 1:
-            labels *= len(seeds)
-        if steps is not None and len(steps) == 1:
-            steps *= len(seeds)
         return image_request(
-            self.models[name], seeds=seeds, labels=labels, steps=steps, format="npy", priority=priority
-        )
+            self.models[name], seeds=seeds, labels=labels, steps=steps, guidance=guidance, format="npy",
+            priority=priority, pictured=(LOW,) if UPSCALE in tensors else (),
+        )  # fmt: skip
 
     def _timeout_s(self, microseconds: Any) -> float:
         if microseconds is None:
@@ -173,6 +171,28 @@ class InferenceDialect:
         least, most = round(1e6 * MIN_TIMEOUT_S), int(1e6 * self.settings.timeout_s)
         check_range("timeout (in microseconds)", microseconds, least, most)
         return microseconds / 1e6
+
+
+def each_of(tensors: Mapping[str, Tensor], name: str, images: int) -> list[Any] | None:
+    """The value of each image; None where the tensor is absent. One value is that of all images."""
+    if name not in tensors:
+        return None
+    values: list[Any] = tensors[name].tolist()
+    return values * images if len(values) == 1 else values
+
+
+def enlarged(tensors: Mapping[str, Tensor]) -> Callable[[], Pictures] | None:
+    """What makes the pictures that are enlarged, once there is room for the request; None: there are none.
+
+    Raises Refusal unless there is one for each image, or one for all.
+    """
+    pixels, images = tensors.get(UPSCALE), len(tensors["seed"])
+    if pixels is None:
+        return None
+    if len(pixels) not in (1, images):
+        message = f"upscale has {len(pixels)} pictures, but seed has {images}; give one for each image, or one for all"
+        raise invalid(message, code="out_of_range", param="inputs")
+    return lambda: Pictures(conditions=(Given.of(LOW, from_pixels(pixels)),))
 
 
 def priority_of(parameter: Any, header: str | None) -> str | None:
@@ -217,79 +237,11 @@ def check_text(name: str, text: str) -> None:
         raise invalid(message, code="wrong_type", param=name) from error
 
 
-def check_names(where: str, given: Mapping[str, Any], known: Sequence[str], param: str) -> None:
-    """Raises Refusal for a name that would have no effect. where: in words, what holds the names."""
-    if other := [name for name in given if name not in known]:
-        message = f"{where} cannot have {shown(other[0])}; this server knows {', '.join(known)}"
-        raise invalid(message, code="unknown_field", param=param)
-
-
 def flag(name: str, value: Any, default: bool, param: str) -> bool:
     """default: of a value that is None. Raises Refusal."""
     if value is not None and type(value) is not bool:
         raise invalid(f"{name} must be true or false, not {shown(value)}", code="wrong_type", param=param)
     return default if value is None else value
-
-
-def read_inputs(inputs: Sequence[Mapping[str, Any]], binary: bytes) -> dict[str, Integers]:
-    """The input tensors by name, each of one dimension. binary: data of those that name its size. Raises Refusal."""
-    tensors: dict[str, Integers] = {}
-    at = 0
-    for tensor in inputs:
-        name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
-        if not isinstance(name, str) or name not in INPUTS or name in tensors:
-            message = f"an input is one of {', '.join(INPUTS)}, each once, not {shown(name)}"
-            raise invalid(message, code="unknown_input", param="inputs")
-        if not isinstance(datatype, str) or datatype not in INTEGERS:
-            message = f"the datatype of {name} must be one of {', '.join(INTEGERS)}, not {shown(datatype)}"
-            raise invalid(message, code="wrong_type", param="inputs")
-        check_names(f"the input {name}", tensor, INPUT_FIELDS, "inputs")
-        size = _parameter(f"the input {name}", tensor, "binary_data_size", "inputs")
-        if size is None:
-            values = _from_json(name, tensor.get("data"), INTEGERS[datatype])
-        else:
-            values = _from_binary(name, binary[at:], size, INTEGERS[datatype])
-            at += size
-        if shape not in ([len(values)], [len(values), 1]):
-            message = f"{name} has {len(values)} values, and its shape must be [{len(values)}], not {shown(shape)}"
-            raise invalid(message, code="out_of_range", param="inputs")
-        tensors[name] = values
-    if at != len(binary):
-        message = f"the inputs name {at} bytes of binary data, and the body has {len(binary)}"
-        raise invalid(message, code="out_of_range", param="inputs")
-    return tensors
-
-
-def _parameter(where: str, tensor: Mapping[str, Any], name: str, param: str) -> Any:
-    """The one parameter that an input or an output may have; None if it is absent. Raises Refusal."""
-    parameters = tensor.get("parameters")
-    if parameters is None:
-        return None
-    if not isinstance(parameters, dict):
-        message = f"parameters must be an object, not {shown(parameters)}"
-        raise invalid(message, code="wrong_type", param=param)
-    check_names(f"parameters of {where}", parameters, (name,), param)
-    return parameters.get(name)
-
-
-def _from_json(name: str, data: Any, kind: str) -> Integers:
-    """A list of whole numbers, or of lists with one of them. Raises Refusal."""
-    given = data if isinstance(data, list) else [None]
-    values = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in given]
-    bounds = np.iinfo(kind)
-    if not all(type(each) is int and bounds.min <= each <= bounds.max for each in values):
-        message = f"the data of {name} must be a list of whole numbers of its datatype, not {shown(data)}"
-        raise invalid(message, code="wrong_type", param="inputs")
-    return np.array(values, kind)
-
-
-def _from_binary(name: str, data: bytes, size: Any, kind: str) -> Integers:
-    """Little-endian integers. Raises Refusal."""
-    item = np.dtype(kind).itemsize
-    if type(size) is not int or not 0 <= size <= len(data) or size % item:
-        message = f"binary_data_size of {name} must be a multiple of {item} up to {len(data)}, not {shown(size)}"
-        raise invalid(message, code="out_of_range", param="inputs")
-    return np.frombuffer(data[:size], kind)
 
 
 def wanted_outputs(outputs: Sequence[Mapping[str, Any]] | None, binary: bool) -> dict[str, bool]:
@@ -303,7 +255,7 @@ def wanted_outputs(outputs: Sequence[Mapping[str, Any]] | None, binary: bool) ->
             message = f"an output is one of {', '.join(OUTPUTS)}, each once, not {shown(name)}"
             raise invalid(message, code="unknown_output", param="outputs")
         check_names(f"the output {name}", output, OUTPUT_FIELDS, "outputs")
-        given = _parameter(f"the output {name}", output, "binary_data", "outputs")
+        given = parameter_of(f"the output {name}", output, "binary_data", "outputs")
         wanted[name] = flag(f"binary_data of the output {name}", given, binary, "outputs")
     return wanted
 
@@ -314,7 +266,7 @@ def answer(wanted: Wanted, done: Finished, manifest: Manifest) -> tuple[bytes, i
     size = manifest.resolution**2 * manifest.channels
     shape = [request.images, manifest.resolution, manifest.resolution, manifest.channels]
     pixels = b"".join(image[-size:] for image in done.images)  # an .npy file ends in the bytes of its array
-    tensors: dict[str, Integers] = {
+    tensors: dict[str, Tensor] = {
         "image": np.frombuffer(pixels, np.uint8).reshape(shape),
         "seed": np.array(request.seeds, "<i8"),
         "label": np.array(request.labels, "<i8"),

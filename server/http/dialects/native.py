@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -119,6 +120,9 @@ class NativeDialect:
         images = count_images(fields, self.settings.max_images)
         answer, format = answer_form(fields, images, accept)
         strength = strength_of(fields)
+        if fields.previews is not None and not fields.stream:
+            message = "previews needs stream: true, because nothing else has previews"
+            raise invalid(message, code="missing_stream", param="previews")
         request = image_request(
             manifest, steps=fields.steps, sigmas=fields.sigmas, seed=fields.seed, seeds=fields.seeds, images=images,
             seed_to=fields.seed_to, mix=fields.mix, label=fields.label, labels=fields.labels, format=format,
@@ -126,6 +130,8 @@ class NativeDialect:
             strength=strength, previews="images" if answer == EVENTS else "none",
             priority=priority if fields.priority is None else fields.priority,
         )  # fmt: skip
+        if fields.previews is not None:
+            request = replace(request, preview_count=fields.previews, every_call=True)
         return Asked(fields, manifest, timeout_s, strength, answer, request)
 
     async def _answer(self, asked: "Asked", done: Finished) -> Response:
@@ -249,10 +255,13 @@ def events_of(asked: Asked, settings: Settings, event: Event) -> Iterable[bytes]
         label = request.labels[event.image] if asked.manifest.classes else None
         data = {"image": event.image, "seed": request.seeds[event.image], "label": label}
         data |= {"call": event.step, "calls": event.of}
-        last, image = event.step == event.of, event.preview
-        if last:
-            image = with_text_of(request, event.image, image, asked.manifest, edited=asked.edited)
-        yield message("image" if last else "preview", {**data, "b64_json": image})
+        if event.step == event.of:
+            image = with_text_of(request, event.image, event.preview, asked.manifest, edited=asked.edited)
+            yield message("image", {**data, "b64_json": image})
+        elif event.preview is None:
+            yield message("progress", data)
+        else:
+            yield message("preview", {**data, "b64_json": event.preview})
     elif isinstance(event, Finished):
         yield message("images", images_body(asked, event, settings))
 
@@ -314,7 +323,7 @@ def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, A
                 "calls": len(request.levels(index)),
                 "seed_to": request.blends[index].seed if request.blends else None,
                 "mix": request.blends[index].mix if request.blends else None,
-                **({"guidance": float(weight.row(index))} if weight else {}),
+                **({"guidance": weight.number(index)} if weight else {}),
             }
             for index, (image, seed, label) in enumerate(zip(images, request.seeds, request.labels, strict=True))
         ],

@@ -20,6 +20,7 @@ from server.scheduler.validate import SEED_LIMIT, choose_steps
 from server.settings.settings import Settings
 
 MIN_TIMEOUT_S = 0.001
+MAX_PREVIEWS = MAX_STEPS - 1  # of an image: the last call makes the image itself
 ZIP = "application/zip"
 PICTURE = "picture"  # format of a string that is a whole file, as base64
 EXCLUSIVE = (("seed", "seeds"), ("seeds", "seed_to"), ("label", "labels"), ("steps", "sigmas"), ("strength", "sigmas"))
@@ -77,6 +78,13 @@ class GenerateBody(BaseModel):
         default=None,
         description="true: server-sent events, `preview` with the denoised image of each network call but the last, "
         "`image` with each finished image but the last, then `images` with the JSON answer.",
+    )
+    previews: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_PREVIEWS,
+        description="With stream: how many network calls of each image have a `preview`, the first among them and the "
+        "others at equal distances; the rest have `progress`, without an image. Absent: all but the last call.",
     )
     priority: Priority | None = Field(
         default=None,
@@ -179,6 +187,7 @@ def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -
         "guidance": _guidance(manifest),
         "format": {"enum": [*MEDIA_TYPES, None]},
         "stream": {"type": ["boolean", "null"]},
+        "previews": {"type": ["integer", "null"], "minimum": 0, "maximum": MAX_PREVIEWS},
         "priority": {"enum": [*get_args(Priority), None]},
         "timeout_s": {
             "type": ["number", "null"],
@@ -198,8 +207,11 @@ def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -
     needed = ([] if default else ["model"]) + (["upscale"] if enlarges(manifest) else [])
     required = {"required": needed} if needed else {}
     conditions: Schema = {
-        "allOf": [reference("schemas", "ImageCount"), _with_image(), _with_seed_to(), *map(_not_both, EXCLUSIVE)]
-    }
+        "allOf": [
+            reference("schemas", "ImageCount"), _with_image(), _with_seed_to(), _with_stream(),
+            *map(_not_both, EXCLUSIVE),
+        ]
+    }  # fmt: skip
     return {"type": "object", "properties": properties, "additionalProperties": False, **required, **conditions}
 
 
@@ -216,6 +228,12 @@ def _with_image() -> Schema:
 def _with_seed_to() -> Schema:
     """mix needs the seed that the images are on the way to."""
     return {"anyOf": [_seed_to_given(), {"properties": {"mix": {"type": "null"}}}]}
+
+
+def _with_stream() -> Schema:
+    """previews need a stream."""
+    stream: Schema = {"properties": {"stream": {"const": True}}, "required": ["stream"]}
+    return {"anyOf": [stream, {"properties": {"previews": {"type": "null"}}}]}
 
 
 def _seed_to_given() -> Schema:

@@ -150,8 +150,7 @@ class OpenAIDialect:
             pictured=(LOW,) if pictures and enlarges(manifest) else (),
         )
         if by_step:  # the worker makes no preview that is not sent
-            shown = partial_calls(fields.partial_images or 0, request.calls)
-            request = replace(request, previews="images", preview_calls=shown)
+            request = replace(request, previews="images", preview_count=fields.partial_images or 0)
         decode = partial(decode_files, pictures, manifest) if pictures else None
         order = Order(request, self.settings.timeout_s, decode)
         return Asked(fields, manifest, order, pictures is not None)
@@ -194,7 +193,7 @@ class Events:
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
-        self.shown = asked.request.preview_calls or ()
+        self.shown = asked.request.previewed(0)  # all images make as many calls
         self.completed: set[int] = set()  # images that have been sent
 
     def __call__(self, event: Event) -> Iterable[bytes]:
@@ -235,14 +234,6 @@ class Events:
             "usage": usage(1, asked.request.calls),
         }
         return message(name, data)
-
-
-def partial_calls(count: int, calls: int) -> tuple[int, ...]:
-    """Which of an image's network calls, from 1, show their denoised image: `count` of all but the last, the first
-    among them and the others at equal distances; all of them where there are no more than `count`."""
-    before = calls - 1
-    count = min(count, before)
-    return tuple(1 + place * before // count for place in range(count))
 
 
 def form_of(body: bytes, content_type: str) -> tuple[dict[str, Any], dict[str, bytes]]:

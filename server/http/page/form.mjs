@@ -9,6 +9,9 @@ export const STRIP_STEPS = [1, 2, 4, 8];
 
 export const viewNow = () => VIEWS.find((view) => $(`view-${view}`).checked);
 
+/** What a model says of the guidance weight that it takes: { low, high, default }; undefined: it takes none. */
+export const guidanceOf = (model) => model.conditions.find((each) => each.name === "guidance");
+
 /** Show the fields of the view that is chosen. */
 export function showView() {
   const view = viewNow();
@@ -35,12 +38,26 @@ export function describe(model) {
   $("label").replaceChildren(new Option("any", ""));
   for (let i = 0; i < model.classes; i++) $("label").append(new Option(model.class_names[i] ?? `class ${i}`, model.class_names[i] ?? i));
   $("label").value = [...$("label").options].some((option) => option.value === label) ? label : "";
+  describeGuidance(guidanceOf(model));
   $("here-field").hidden = !model.browser;
   for (const view of document.querySelectorAll("[data-edits]")) view.hidden = !model.edits;
 }
 
+/** A weight that the next model takes, too, stays. */
+function describeGuidance(weight) {
+  $("guidance-field").hidden = weight === undefined;
+  if (weight === undefined) return;
+  const chosen = $("guidance").value;
+  $("guidance").min = weight.low;  // the browser keeps the value within the range
+  $("guidance").max = weight.high;
+  $("guidance").value = chosen;
+  showSteps();
+}
+
+/** The numbers beside the sliders. */
 export function showSteps() {
   $("steps-now").textContent = $("steps").value;
+  $("guidance-now").textContent = $("guidance").value;
 }
 
 /** New seeds where the form says so. */
@@ -65,9 +82,11 @@ export function valuesOf(model, view = viewNow()) {
   }
   const steps = Number($("steps").value);
   if (!model.steps.includes(steps)) throw new Refused(`This model takes ${model.steps.join(", ")} steps, not ${steps}.`, "steps");
+  const weight = guidanceOf(model), chosen = Math.min(Number($("guidance").value), weight?.high ?? 0);
   return {
     view, model: model.id, steps, count, seed,
     label: model.classes ? $("label").value : "",
+    guidance: weight === undefined || chosen === weight.default ? undefined : chosen,
     seedTo: view === "between" ? seedOf("seed-to", "Second seed") : undefined,
     fresh: $("fresh").checked,
   };
@@ -90,16 +109,17 @@ function seedOf(id, name) {
 }
 
 /** The request of some values; label: a class's name or, where classes have none, its number. */
-export function bodyOf({ model, steps, label, seed, seedTo, count }, named) {
+export function bodyOf({ model, steps, label, guidance, seed, seedTo, count }, named) {
   const given = label === "" ? undefined : named ? label : Number(label);
-  return { model, steps, n: count > 1 ? count : undefined, seed, seed_to: seedTo, label: given };
+  return { model, steps, n: count > 1 ? count : undefined, seed, seed_to: seedTo, label: given, guidance };
 }
 
-/** Fill the form from the page's address; returns the model and the class that it wants, the map's place, and whether it has a seed. */
+/** Fill the form from the page's address; returns the model, class and guidance that it wants, the map's place, and whether it has a seed. */
 export function readAddress() {
   const given = fromAddress(location.search);
   if (given.view) $(`view-${given.view}`).checked = true;
   if (given.steps !== undefined) $("steps").value = given.steps;
+  if (given.guidance !== undefined) $("guidance").value = given.guidance;
   if (given.count !== undefined) $("count").value = given.count;
   if (given.seed !== undefined) $("seed").value = given.seed;
   if (given.seedTo !== undefined) $("seed-to").value = given.seedTo;
@@ -108,7 +128,7 @@ export function readAddress() {
     $("label").append(new Option(given.label));  // `describe` keeps it if the model has it
     $("label").value = given.label;
   }
-  return { model: given.model, label: given.label, place: { x: given.x ?? 0, y: given.y ?? 0 }, seeded: given.seed !== undefined };
+  return { model: given.model, label: given.label, guidance: given.guidance, place: { x: given.x ?? 0, y: given.y ?? 0 }, seeded: given.seed !== undefined };
 }
 
 /** Put values into the address, without a step in the browser's history. */

@@ -4,7 +4,8 @@ import { encodedIn, enlargerOf, generate, generateStream, listModels, offered, u
 import { copyPanel } from "./copy.mjs";
 import { $, element } from "./dom.mjs";
 import {
-  STRIP_STEPS, bodyOf, describe, readAddress, refreshSeeds, reuseSeed, showSteps, showView, valuesOf, viewNow, writeAddress,
+  STRIP_STEPS, bodyOf, describe, guidanceOf, readAddress, refreshSeeds, reuseSeed, showSteps, showView, valuesOf, viewNow,
+  writeAddress,
 } from "./form.mjs";
 import { Batch } from "./history.mjs";
 import { prepareMap, showMap, stopMap } from "./map.mjs";
@@ -23,6 +24,7 @@ const ONE_CALL = "With one step the answers see the known pixels through the noi
 
 let models = [], model = null;
 let running = null;  // AbortController of what is being made
+let world = null;  // the form's values when the map was shown
 let place = { x: 0, y: 0 };  // of the map's window
 let writing;  // timer
 
@@ -108,6 +110,7 @@ function restore(values) {
   if (values.model !== model.id) pick(models.find((each) => each.id === values.model));
   $("steps").value = values.steps;
   $("label").value = values.label;
+  $("guidance").value = values.guidance ?? guidanceOf(model)?.default ?? 1;
   $("count").value = values.count;
   if (values.seedTo !== undefined) $("seed-to").value = values.seedTo;
   reuseSeed(values.seed);
@@ -163,7 +166,8 @@ async function makerOf(body) {
 }
 
 const titleOf = (values, what) => [
-  what, values.view === "strip" ? null : plural(values.steps, "step"), values.label === "" ? null : className(values.label), `seed ${values.seed}`,
+  what, values.view === "strip" ? null : plural(values.steps, "step"), values.label === "" ? null : className(values.label),
+  values.guidance === undefined ? null : `guidance ${values.guidance}`, `seed ${values.seed}`,
 ].filter(Boolean).join(" · ");
 
 const className = (label) => ($("label").selectedOptions[0]?.value === label ? $("label").selectedOptions[0].textContent : label);
@@ -209,6 +213,7 @@ const makeBetween = (values) => busy(async (signal) => {
 function makeWorld(values) {
   forgive();
   tell("");
+  world = values;
   const { label, ...body } = bodyOf({ ...values, count: 1 }, named());
   delete body.seed;
   showMap({ ...body, label }, values.seed, model, place, $("map-fine").checked ? enlargerOf(models, model) : null);
@@ -243,7 +248,7 @@ async function again(what) {
     const body = { ...given, ...start, label: given.label ?? start.label };  // the form's class, or that of the image
     await busy(async (signal) => {
       const made = several ? [plural(count, "answer"), from.id] : [plural(count, "image"), how];
-      const title = [...made, plural(values.steps, "step"), `seed ${values.seed}`].join(" · ");
+      const title = titleOf({ ...values, label: "" }, made.join(" · "));
       const batch = new Batch({ title, count, actions: actionsFor(from, values), player: several?.element });
       try {
         await fill(batch, body, signal, () => ({ how }));
@@ -318,6 +323,15 @@ async function load() {
   startMeter();
   if (wanted.model && wanted.model !== model.id) throw new Refused(`There is no model “${wanted.model}” here; this is ${model.id}.`, "model");
   if (wanted.label && wanted.label !== $("label").value) throw new Refused(`${model.id} has no class “${wanted.label}”.`, "label");
+  checkGuidance(wanted.guidance);
+}
+
+/** Raises Refused where the slider cannot show what the link asks for; undefined: it asks for nothing. */
+function checkGuidance(asked) {
+  const weight = guidanceOf(model);
+  if (asked === undefined || (weight && Number($("guidance").value) === asked)) return;
+  if (!weight) throw new Refused(`${model.id} takes no guidance.`);
+  throw new Refused(`${model.id} takes guidance from ${weight.low} to ${weight.high} in steps of ${$("guidance").step}, not ${asked}.`, "guidance");
 }
 
 function pick(chosen) {
@@ -359,7 +373,7 @@ prepareMap((moved) => {
   place = moved;
   clearTimeout(writing);  // browsers refuse more than some changes of the address a second
   writing = setTimeout(() => {
-    if (viewNow() === "map") writeAddress({ view: "map", model: model.id, steps: $("steps").value, seed: $("seed").value, label: $("label").value, ...place });
+    if (viewNow() === "map") writeAddress({ ...world, ...place });
   }, 300);
 }, complain);
 $("copy").append(copyPanel(() => {
@@ -375,7 +389,7 @@ $("form").addEventListener("submit", (event) => {
 });
 $("form").addEventListener("input", forgive);
 for (const radio of document.querySelectorAll("[name=view]")) radio.addEventListener("change", changeView);
-$("steps").addEventListener("input", () => { showSteps(); redraw(); });
+for (const id of ["steps", "guidance"]) $(id).addEventListener("input", () => { showSteps(); redraw(); });
 $("model").addEventListener("change", () => pick(models.find((each) => each.id === $("model").value)));
 $("key").addEventListener("input", () => useKey($("key").value.trim()));
 for (const id of ["seed", "seed-to"]) $(id).addEventListener("input", () => { $("fresh").checked = false; });

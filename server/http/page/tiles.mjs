@@ -9,13 +9,15 @@ export const nameOf = (image) => image.className ?? (image.label === null ? "ima
 /** In words: Bag, seed 7, 4 steps. */
 export const describeImage = (image) => [
   nameOf(image), `seed ${image.seed}`, plural(image.steps, "step"),
+  ...(image.body.guidance === undefined ? [] : [`guidance ${image.body.guidance}`]),
   ...(image.mix === undefined ? [] : [`${Math.round(100 * image.mix)} % of the way to seed ${image.body.seed_to}`]),
   ...(image.how ? [image.how] : []),
 ].join(", ");
 
 export function fileNameOf(image) {
   const mix = image.mix === undefined ? null : `mix-${String(Math.round(1000 * image.mix)).padStart(4, "0")}`;
-  return `${[image.model, image.seed, `${image.steps}-steps`, mix, image.how].filter(Boolean).join("-")}.png`;
+  const weight = image.body.guidance === undefined ? null : `guidance-${image.body.guidance}`;
+  return `${[image.model, image.seed, `${image.steps}-steps`, weight, mix, image.how].filter(Boolean).join("-")}.png`;
 }
 
 export const saveImage = (image) => save(new Blob([bytesOf(image.encoded)], { type: "image/png" }), fileNameOf(image));

@@ -12,7 +12,7 @@ export class Refused extends Error {
 const FIELDS = {
   n: ["Images", "count"], steps: ["Steps", "steps"], seed: ["Seed", "seed"], seed_to: ["Second seed", "seed-to"],
   label: ["Class", "label"], model: ["Model", "model"], image: ["The picture", null], mask: ["The mask", null],
-  strength: ["Strength", "strength"],
+  strength: ["Strength", "strength"], guidance: ["Guidance", "guidance"],
 };
 
 export const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;

@@ -1,26 +1,36 @@
 """`fewstep generate`: the server's bytes, six kinds of output, and what is refused."""
 
+import base64
 import errno
 import fcntl
 import io
 import json
 import os
 import tarfile
+import zipfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 
 from export.manifest import read_manifest, read_student, write_manifest
+from fewstep.__main__ import main
+from fewstep.conditions import guidance_weight
 from fewstep.noise import random_labels
-from fewstep.pixels import KEYWORD, text_of
+from fewstep.pixels import KEYWORD, encode, text_of
 from server.bulk.journal import Journal
 from server.bulk.order import chunk_size
-from tests.server.bulk.conftest import Generate, contents
-from tests.server.conftest import serving
+from server.http.dialects.native import NativeDialect
+from server.http.service import ImageService
+from server.scheduler.loading import LoadOptions
+from server.scheduler.local import LocalService
+from server.settings.settings import Settings
+from tests.server.bulk.conftest import Generate, contents, write_pictures
+from tests.server.conftest import serving, write_engine
 from tests.server.fakes import SHAPE
 from trainer.data.sources.edm_zip import read_edm_zip
 
@@ -238,6 +248,143 @@ def test_an_engine_that_changes_while_it_is_loaded_makes_no_images(
     assert ran.code == 2 and "has changed since this command began" in ran.errors and not (tmp_path / "o").exists()
 
 
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An engine that takes a weight."""
+    folder = tmp_path_factory.mktemp("models") / "guided"
+    write_engine(folder, "guided", conditions=(guidance_weight(4.0),))
+    return folder
+
+
+def test_a_weight_is_in_every_kind_of_output_and_an_image_is_made_again_with_it(
+    generate: Generate, guided: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    given, seeds, shards = ("--model", str(guided), "--guidance", "2.5"), "0-9", ("--format", "webdataset")
+    for name in ("folder", "a.npz", "s.zip", "shards"):
+        made = generate(tmp_path / name, *given, *(shards if name == "shards" else ()), seeds=seeds)
+        assert made.code == 0, made.errors
+    assert generate(tmp_path / "plain.npz", *given[:2], seeds=seeds).code == 0
+    with np.load(tmp_path / "a.npz") as archive, np.load(tmp_path / "plain.npz") as plain:
+        assert archive["guidance"].tolist() == [2.5] * 10 and "guidance" not in plain
+        assert (archive["images"] != plain["images"]).any(axis=(1, 2, 3)).all()
+        images = archive["images"]
+    about = json.loads((tmp_path / "folder" / "generate.json").read_text())
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        assert json.loads(archive.read("dataset.json"))["fewstep"] == {**about, "output": "zip"}
+    assert about["guidance"] == 2.5
+    with tarfile.open(tmp_path / "shards" / "guided-000000.tar") as archive:
+        facts = [json.load(archive.extractfile(m)) for m in archive if m.name.endswith(".json")]  # pyright: ignore[reportArgumentType]
+    assert [each["guidance"] for each in facts] == [2.5] * 10
+    path = tmp_path / "folder" / "000007.png"
+    assert np.array_equal(decoded(path.read_bytes()), images[7])
+    assert main(["remake", str(path), "--engine", str(guided)]) == 0
+    assert capsys.readouterr().out.endswith(": the same bytes\n")
+
+
+def test_parquet_has_a_column_for_the_weight(generate: Generate, guided: Path, tmp_path: Path):
+    table = pytest.importorskip("pyarrow.parquet", reason="needs the extra [parquet]")
+    assert generate(tmp_path / "s.parquet", "--model", str(guided), "--guidance", "2.5", seeds="0-2").code == 0
+    rows = table.read_table(tmp_path / "s.parquet").to_pylist()
+    assert [row["guidance"] for row in rows] == [2.5] * 3
+
+
+def test_a_run_goes_on_with_its_own_weight_only(generate: Generate, guided: Path, tmp_path: Path):
+    whole, begun, model = tmp_path / "whole", tmp_path / "begun", ("--model", str(guided))
+    assert generate(whole, *model, "--guidance", "2.5", seeds="0-9").code == 0
+    (begun / ".generate").mkdir(parents=True)
+    order = {"recipe": json.loads((whole / "generate.json").read_text()), "chunk": 8}
+    (begun / ".generate" / "order.json").write_text(json.dumps(order))
+    for out, state in ((whole, "is complete, of"), (begun, "holds an unfinished run of")):
+        for options, now in (((), "not given"), (("--guidance", "3"), "3.0")):
+            other = generate(out, *model, *options, seeds="0-9")
+            assert other.code == 2 and f"{state} other settings: --guidance was 2.5, now {now}" in other.errors
+    assert generate(begun, *model, "--guidance", "2.5", seeds="0-9").code == 0
+    assert [path.read_bytes() for path in sorted(begun.iterdir())] == [
+        path.read_bytes() for path in sorted(whole.iterdir())
+    ]
+    beyond = generate(tmp_path / "o", *model, "--guidance", "4.5", seeds="0-9")
+    assert beyond.code == 2 and "guidance must be from 1 to 4, not 4.5" in beyond.errors
+    assert not (tmp_path / "o").exists()
+
+
+def as_by_the_api(enlarging: Path, pictures: list[bytes]) -> np.ndarray:
+    """Each picture enlarged with the seed of its number, as POST /v1/generate reads it."""
+    manifest = read_student(enlarging, "enlarging")
+    dialect = NativeDialect({"enlarging": manifest}, Settings({"enlarging": enlarging}), cast(ImageService, None))
+    with LocalService.open({"enlarging": enlarging}, LoadOptions(mode="exact")) as service:
+        made = []
+        for seed, picture in enumerate(pictures):
+            body = {"seed": seed, "upscale": base64.b64encode(picture).decode()}
+            order = dialect.read(json.dumps(body).encode()).order()
+            assert order.decode is not None
+            given = order.decode().conditions
+            made += service.submit(structs.replace(order.request, conditions=given, format="pixels")).result().images
+        return np.stack(made)
+
+
+def test_every_picture_is_enlarged_once_as_by_the_api(generate: Generate, enlarging: Path, tmp_path: Path):
+    small = tmp_path / "small"
+    write_pictures(small, 20)
+    large = np.random.default_rng(2).integers(0, 256, (6, 9, 3), np.uint8)
+    (small / "é.JPG").write_bytes(encode(large, "jpeg"))  # its middle square is resized, and it becomes gray
+    (small / ".0000.png").write_bytes(b"of an operating system")
+    (small / "generate.json").write_text("{}")
+    with zipfile.ZipFile(tmp_path / "small.zip", "w") as archive:
+        for path in small.iterdir():
+            archive.write(path, path.name)
+    given = ("--model", str(enlarging), "--inputs")
+    for out, source in (("a.npz", small), ("b.npz", tmp_path / "small.zip"), ("folder", small)):
+        made = generate(tmp_path / out, *given, str(source), seeds=None)
+        assert made.code == 0 and "21 images of enlarging" in made.said, made.errors
+    names = [*(f"{number:04d}.png" for number in range(20)), "é.JPG"]
+    with np.load(tmp_path / "a.npz") as archive:
+        assert archive["inputs"].tolist() == names and archive["seeds"].tolist() == list(range(21))
+        api = as_by_the_api(enlarging, [(small / name).read_bytes() for name in names])
+        assert np.array_equal(archive["images"], api)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    texts = [text_of(path.read_bytes(), KEYWORD) or "" for path in sorted((tmp_path / "folder").glob("*.png"))]
+    assert [(json.loads(text)["input"], json.loads(text)["edit"]) for text in texts] == [(name, True) for name in names]
+
+
+def test_a_run_goes_on_with_its_own_pictures_only(generate: Generate, enlarging: Path, tmp_path: Path):
+    write_pictures(tmp_path / "small", 10)
+    write_pictures(tmp_path / "other", 10, seed=2)
+    given = ("--model", str(enlarging), "--inputs")
+    assert generate(tmp_path / "o", *given, str(tmp_path / "small"), seeds=None).code == 0
+    recipe = json.loads((tmp_path / "o" / "generate.json").read_text())
+    (tmp_path / "p" / ".generate").mkdir(parents=True)
+    (tmp_path / "p" / ".generate" / "order.json").write_text(json.dumps({"recipe": recipe, "chunk": 8}))
+    for out in ("o", "p"):
+        refused = generate(tmp_path / out, *given, str(tmp_path / "other"), seeds=None)
+        assert refused.code == 2 and "of other settings: the hash of --inputs was " in refused.errors
+
+
+@pytest.mark.parametrize(
+    ("inputs", "seeds", "words"),
+    [
+        (None, "0-1", "enlarging enlarges images of 4x4; --inputs names a folder or a zip of them"),
+        ("absent", None, "absent is not there; name a folder or a zip of pictures"),
+        ("empty", None, "empty holds no file that ends in .png, .jpg, .jpeg, .webp"),
+        ("text.zip", None, "text.zip is neither a folder nor a zip: File is not a zip file"),
+        ("damaged", None, "0001.png of --inputs "),
+        ("damaged", None, " is cut off before its end"),
+        ("small", "0-2", "--seeds lists 3 and --inputs "),
+        ("small", "0-2", " has 2 pictures; each picture needs one seed"),
+    ],
+)
+def test_inputs_that_cannot_be_enlarged_are_said_before_the_work(
+    generate: Generate, enlarging: Path, tmp_path: Path, inputs: str | None, seeds: str | None, words: str
+):
+    for name in ("small", "damaged"):
+        write_pictures(tmp_path / name, 2)
+    (tmp_path / "damaged" / "0001.png").write_bytes((tmp_path / "small" / "0001.png").read_bytes()[:40])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.zip").write_text("no archive")
+    given = ("--inputs", str(tmp_path / inputs)) if inputs else ()
+    refused = generate(tmp_path / "o", "--model", str(enlarging), *given, seeds=seeds)
+    assert refused.code == 2 and words in refused.errors.splitlines()[-1] and not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
     ("out", "options", "words"),
     [
@@ -246,6 +393,9 @@ def test_an_engine_that_changes_while_it_is_loaded_makes_no_images(
         ("o.zip", ("--per-file", "9"), "--per-file is of --format webdataset"),
         ("o", ("--label", "boat"), 'no class "boat"; a class is a number from 0 to 2'),
         ("o", ("--steps", "7"), "has no levels for 7 steps"),
+        ("o", ("--guidance", "2"), "tiny takes no guidance weight; leave guidance out"),
+        ("o", ("--inputs", "."), "tiny enlarges no images; leave --inputs out"),
+        ("o", ("--guidance", "nan"), "--guidance: nan is not a number above 0"),
         ("o", ("--model", "absent"), "there is no model 'absent'; the models with an engine are: "),
         ("o", ("--model", "no/where"), "no/where holds no engine.json"),
         ("o", ("--backend", "foo"), "there is no backend 'foo'"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.bulk.conftest import Generate, contents
+from tests.server.bulk.conftest import Generate, contents, write_pictures
 from tests.server.conftest import ROOT, wait_until
 
 SCRIPT = ROOT / "tests" / "server" / "bulk" / "dying_generate.py"
@@ -29,16 +29,20 @@ def ran(argv: Sequence[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "most"),
+    ("name", "options", "most", "model"),
     [
-        ("s.zip", (), 12),
-        ("images", (), 150),
-        ("shards", ("--format", "webdataset", "--per-file", "160"), 15),
+        ("s.zip", (), 12, "tiny"),
+        ("images", (), 150, "tiny"),
+        ("shards", ("--format", "webdataset", "--per-file", "160"), 15, "enlarging"),
     ],
 )
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
-    generate: Generate, engine_dir: Path, tmp_path: Path, name: str, options: Sequence[str], most: int
-):
+    generate: Generate, engine_dir: Path, enlarging: Path, tmp_path: Path, name: str, options: Sequence[str], most: int,
+    model: str,
+):  # fmt: skip
+    if model == "enlarging":
+        write_pictures(tmp_path / "small", IMAGES)
+        options = (*options, "--model", str(enlarging), "--inputs", str(tmp_path / "small"))
     straight, killed = tmp_path / "straight" / name, tmp_path / "killed" / name
     assert generate(straight, "--label", "balanced", *options, seeds=SEEDS).code == 0
     moments = random.Random(name)
@@ -47,7 +51,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
         assert done.returncode == -signal.SIGKILL, f"the run has ended before it was killed: {done.stderr}"
     ended = ran(command(engine_dir, killed, options))
     assert ended.returncode == 0, ended.stderr
-    assert f"{IMAGES} images of tiny; " in ended.stdout, "a part of them had been made before"
+    assert f"{IMAGES} images of {model}; " in ended.stdout, "a part of them had been made before"
     assert contents(killed) == contents(straight)
     assert [path.name for path in killed.parent.iterdir()] == [name], "nothing but the output is left"
 

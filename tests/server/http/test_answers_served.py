@@ -107,3 +107,20 @@ def test_a_stream_has_the_previews_of_every_image_and_then_the_json(client: http
         "it had fewer calls to make"
     )
     assert events(generate(client, "text/event-stream", seed=7, steps=1).text)[0][0] == "images"
+
+
+def test_a_stream_has_as_many_previews_as_it_asks_for_and_the_same_images(client: httpx.Client):
+    body = {"stream": True, "seeds": [7, 8], "steps": [8, 2], "label": 1}
+    every = {(name, each["image"], each["call"]): each for name, each in events(generate(client, **body).text)[:-1]}
+    for count, shown in ((0, []), (2, [(0, 1), (0, 4), (1, 1)])):
+        *before, (_, last) = events(generate(client, **body, previews=count).text)
+        previews = {(each["image"], each["call"]): each for name, each in before if name == "preview"}
+        progress = {(each["image"], each["call"]): each for name, each in before if name == "progress"}
+        assert sorted(previews) == shown
+        assert all(every["preview", *place] == each for place, each in previews.items())
+        assert sorted([*previews, *progress]) == [(0, call) for call in range(1, 8)] + [(1, 1)]
+        for (image, call), each in progress.items():
+            assert each == {"image": image, "seed": 7 + image, "label": 1, "call": call, "calls": (8, 2)[image]}
+        assert [each for name, each in before if name == "image"] == [every["image", 1, 2]]
+        assert len(before) == len(previews) + len(progress) + 1
+    assert last["data"] == generate(client, seeds=[7, 8], steps=[8, 2], label=1).json()["data"]

@@ -2,6 +2,8 @@
 
 import io
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,21 +13,28 @@ import pytest
 import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
+from fewstep.conditions import guidance_weight, low_image
 from fewstep.noise import random_labels
+from fewstep.pixels import to_pixels
 from server.http.dialects.inference import InferenceDialect, split
 from server.http.routes import HEADER_LENGTH
 from server.http.service import ImageService
 from server.scheduler.refusal import Refusal
 from server.settings.settings import Settings
-from tests.server.conftest import Server
-from tests.server.fakes import CLASSES, manifest
+from tests.server.conftest import Server, serving, write_engine
+from tests.server.fakes import CLASSES, manifest, png
 from tests.server.in_process import Site
 
-DIALECT = InferenceDialect({"tiny": manifest()}, Settings({"tiny": Path("/nowhere")}), cast(ImageService, None))
+GUIDED = replace(manifest("guided"), conditions=(guidance_weight(4.0),))
+ENLARGING = replace(manifest("enlarging"), conditions=(low_image(1, 2),))
+MODELS = {each.name: each for each in (manifest(), GUIDED, ENLARGING)}
+SETTINGS = Settings({name: Path("/nowhere") for name in MODELS})
+DIALECT = InferenceDialect(MODELS, SETTINGS, cast(ImageService, None))
+KINDS = {"INT64": np.int64, "INT32": np.int32, "UINT8": np.uint8, "FP32": np.float32, "FP64": np.float64}
 
 
 def tensor(name: str, values: Any, datatype: str = "INT64", binary: bool = True) -> triton.InferInput:
-    array = np.array(values, {"INT64": np.int64, "INT32": np.int32, "UINT8": np.uint8}[datatype])
+    array = np.array(values, KINDS[datatype])
     made = triton.InferInput(name, list(array.shape), datatype)
     made.set_data_from_numpy(array, binary_data=binary)
     return made
@@ -95,6 +104,49 @@ def test_the_version_that_the_metadata_lists_is_served(served: Any):
         served.infer("tiny", [tensor("seed", [7])], model_version=each).as_numpy("image") for each in ("", version)
     ]
     np.testing.assert_array_equal(*images)
+
+
+@pytest.fixture(scope="module")
+def conditioned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of a model that takes a weight, and of one that enlarges images of 4x4."""
+    folder = tmp_path_factory.mktemp("conditioned")
+    write_engine(folder / "guided", "guided", conditions=(guidance_weight(4.0),))
+    write_engine(folder / "enlarging", "enlarging", conditions=(low_image(1, 4),))
+    flags = ("--engine", f"enlarging={folder / 'enlarging'}", "--mode", "exact")
+    with serving(folder / "guided", *flags) as running:
+        yield running
+
+
+def natively(server: Server, **body: Any) -> np.ndarray:
+    """What /v1/generate answers, uint8 [n, H, W, C]."""
+    with server.client() as client:
+        answer = client.post("/v1/generate", json=body, headers={"Accept": "application/x-npy"})
+        return np.load(io.BytesIO(answer.content))
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_conditions_are_inputs_and_give_the_images_of_our_own_api(conditioned: Server, binary: bool):
+    client = triton.InferenceServerClient(conditioned.url.removeprefix("http://"), network_timeout=60.0)
+    seed = tensor("seed", [7, 3], binary=binary)
+
+    def infer(model: str, name: str, values: Any, datatype: str) -> Any:
+        return client.infer(model, [seed, tensor(name, values, datatype, binary)]).as_numpy("image")
+
+    assert [client.get_model_metadata(name)["inputs"][3:] for name in ("guided", "enlarging")] == [
+        [{"name": "guidance", "datatype": "FP32", "shape": [-1]}],
+        [{"name": "upscale", "datatype": "UINT8", "shape": [-1, 4, 4, 1]}],
+    ]
+    each, one = infer("guided", "guidance", [1.5, 4], "FP32"), infer("guided", "guidance", [2.5], "FP64")
+    np.testing.assert_array_equal(each, natively(conditioned, seeds=[7, 3], guidance=[1.5, 4]))
+    np.testing.assert_array_equal(one, natively(conditioned, seeds=[7, 3], guidance=2.5))
+    assert (each != one).any(axis=(1, 2, 3)).all()
+    small = np.random.default_rng(3).integers(0, 256, (2, 4, 4, 1), np.uint8)
+    each, one = (infer("enlarging", "upscale", pixels, "UINT8") for pixels in (small, small[:1]))
+    ours = {"model": "enlarging", "upscale": png(small[0])}
+    np.testing.assert_array_equal(one, natively(conditioned, seeds=[7, 3], **ours))
+    np.testing.assert_array_equal(each[0], one[0])
+    assert (each[1] != one[1]).any()
+    client.close()
 
 
 @pytest.mark.parametrize(
@@ -192,6 +244,60 @@ def labels(count: int) -> dict[str, Any]:
 def test_what_is_wrong_is_named_in_a_sentence(body: Any, words: str):
     with pytest.raises(Refusal, match=words):
         DIALECT.read("tiny", json.dumps(body).encode(), None)
+
+
+def weights(values: Any, datatype: str = "FP32", **fields: Any) -> dict[str, Any]:
+    return {"name": "guidance", "datatype": datatype, "shape": [len(values)], "data": list(values), **fields}
+
+
+def small(data: Any, shape: Any = (1, 2, 2, 1), datatype: str = "UINT8") -> dict[str, Any]:
+    return {"name": "upscale", "datatype": datatype, "shape": list(shape), "data": data}
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "words"),
+    [
+        ("tiny", weights([2.0]), "tiny takes no guidance weight; leave guidance out"),
+        ("tiny", small([0] * 4), "tiny enlarges no images; leave upscale out"),
+        ("guided", weights([4.5]), "guidance must be from 1 to 4, not 4.5"),
+        ("guided", weights([1, 0.5]), "guidance must be from 1 to 4, not 0.5"),
+        ("guided", weights([1, 2, 3]), "guidance has 3 entries, but seeds has 2"),
+        ("guided", weights([]), "guidance has 0 entries"),
+        ("guided", weights([2], "INT64"), "the datatype of guidance must be one of FP32, FP64, not"),
+        ("guided", weights([10**400]), "guidance must be a list of numbers of its datatype"),
+        ("guided", weights([float("nan")]), "guidance must be a list of numbers of its datatype"),
+        ("guided", weights([True]), "guidance must be a list of numbers of its datatype"),
+        ("guided", weights([2.0], shape=[1, 2]), r"guidance has 1 values, and its shape must be \[1\]"),
+        ("enlarging", None, "enlarging enlarges images of 2x2: send the picture to enlarge as upscale"),
+        ("enlarging", small([0] * 12, (3, 2, 2, 1)), "upscale has 3 pictures, but seed has 2; give one for each"),
+        ("enlarging", small([], (0, 2, 2, 1)), "upscale has 0 pictures"),
+        ("enlarging", small([0] * 4, (1, 4, 1, 1)), r"upscale must have the shape \[n, 2, 2, 1\] and as many values"),
+        ("enlarging", small([0] * 3), r"not \[1, 2, 2, 1\] and 3"),
+        ("enlarging", small([0, 0, 0, 256]), "upscale must be a list of whole numbers of its datatype"),
+        ("enlarging", small([0, 0, 0, 0.5]), "upscale must be a list of whole numbers of its datatype"),
+        ("enlarging", small([[[[0]], [[0]]], [0, 0]]), "upscale must be a list of whole numbers"),
+        ("enlarging", small([0] * 4, datatype="FP32"), "the datatype of upscale must be one of UINT8, not"),
+    ],
+)
+def test_conditions_that_do_not_fit_the_model_are_refused_as_in_our_own_api(model: str, given: Any, words: str):
+    body = {"inputs": [seeds([1, 2]), *([given] if given else [])]}
+    with pytest.raises(Refusal, match=words):
+        DIALECT.read(model, json.dumps(body).encode(), None)
+
+
+@pytest.mark.parametrize("data", [[0, 51, 102, 255], [[[[0], [51]], [[102], [255]]]]], ids=["flat", "nested"])
+def test_pixels_are_flat_or_nested_as_their_shape(data: Any):
+    wanted = DIALECT.read("enlarging", json.dumps({"inputs": [seeds([1, 2]), small(data)]}).encode(), None)
+    assert wanted.order.decode is not None and not wanted.order.request.conditions, "decoded once there is room"
+    (given,) = wanted.order.decode().conditions
+    np.testing.assert_array_equal(to_pixels(given.row(1)[None])[0, ..., 0], [[0, 51], [102, 255]])
+
+
+def test_a_weight_that_is_binary_and_no_number_is_refused():
+    head = {**weights([0]), "parameters": {"binary_data_size": 4}}
+    text = json.dumps({"inputs": [seeds(), {name: head[name] for name in head if name != "data"}]}).encode()
+    with pytest.raises(Refusal, match="guidance must be from 1 to 4, not NaN"):
+        DIALECT.read("guided", text + np.array([np.nan], "<f4").tobytes(), str(len(text)))
 
 
 def test_binary_data_is_read_behind_the_json_and_nothing_is_left():

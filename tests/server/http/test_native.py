@@ -140,6 +140,11 @@ WRONG = [
     (b'{"sigmas": [NaN]}', "sigmas", "out_of_range", "not [NaN]"),
     (b'{"sigmas": [' + b"9" * 4_000 + b"]}", "sigmas", "wrong_type", "a list with a number for each entry"),
     ({"stream": 1}, "stream", "wrong_type", "true or false, not 1"),
+    ({"stream": True, "previews": 8}, "previews", "out_of_range", "at least 0 and at most 7, not 8"),
+    ({"stream": True, "previews": -1}, "previews", "out_of_range", "at least 0 and at most 7, not -1"),
+    ({"stream": True, "previews": 0.5}, "previews", "wrong_type", "a whole number, not 0.5"),
+    ({"previews": 0}, "previews", "missing_stream", "previews needs stream: true"),
+    ({"previews": 2, "stream": False, "n": 2}, "previews", "missing_stream", "previews needs stream: true"),
     ({"steps": True}, "steps", "wrong_type", "not true"),
     ({"steps": 4.5}, "steps", "wrong_type", "not 4.5"),
     (b'{"steps": 4.00000000000000000001}', "steps", "wrong_type", "whole number"),
@@ -268,6 +273,21 @@ def test_nothing_is_made_that_accept_does_not_allow(body: Any, accept: str, word
 )
 def test_events_come_where_they_are_asked_for(body: Any, accept: str, answer: str):
     assert read(body, accept).answer == answer
+
+
+def test_a_stream_has_the_previews_that_it_asks_for():
+    def calls(**body: Any) -> list[tuple[list[int], list[int]]]:
+        """Of each image, the calls with an image and those without."""
+        request = read({"stream": True, **body}).request
+        assert request.previews == "images", "finished images come one by one"
+        return [([*request.previewed(image)], [*request.told(image)]) for image in range(request.images)]
+
+    assert calls(steps=4) == [([1, 2, 3], [])]
+    assert calls(steps=4, previews=None) == [([1, 2, 3], [])]
+    assert calls(steps=4, previews=0) == [([], [1, 2, 3])]
+    assert calls(steps=[8, 4, 1], previews=2) == [([1, 4], [2, 3, 5, 6, 7]), ([1, 2], [3]), ([], [])]
+    assert calls(sigmas=[80, 2, 1], previews=7) == [([1, 2], [])]
+    assert read({}).request.previews == "none" and not read({}).request.told(0)
 
 
 @pytest.mark.parametrize("mask", [None, PICTURE])

@@ -124,6 +124,7 @@ near_values: dict[str, st.SearchStrategy[Any]] = {
     "mix": st.sampled_from([None, 0, 0.5, 1.0, 1.01, -0.1, True, "1", [], [0.5], [0, 1], [0, None], [2]]),
     "labels": st.sampled_from([None, [], [0], [" bag", None], [None], [3], ["boot"], "Bag", [True], [2, 1.0, 0]]),
     "stream": st.sampled_from([True, False, None, "true", 1]),
+    "previews": st.sampled_from([None, 0, 7, 1.0, 8, -1, 0.5, True, "1"]),
     "n": st.integers(0, 6) | st.none() | st.sampled_from(["2", 2.0, 1e30, -0.0]),
     "seed": st.integers(2**63 - 6, 2**63) | st.sampled_from([0, 1, -1, None, "7", 1.5, 1e18, 1e30]),
     "label": st.integers(-1, 3)
@@ -158,6 +159,9 @@ def accepts(body: bytes) -> None:
 @example({"seed": 2**63 - 1, "n": 2, "seed_to": None})
 @example({"model": "named", "label": "e\u0301LAN (1+1) "})
 @example({"model": "named", "label": "T-SHIRT/top"})
+@example({"previews": 3, "stream": True})
+@example({"previews": 3, "stream": None})
+@example({"previews": 3})
 def test_the_document_calls_valid_exactly_what_the_server_takes(wanted: dict[str, Any]):
     try:
         accepts(json.dumps(wanted).encode())

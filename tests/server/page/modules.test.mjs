@@ -112,11 +112,11 @@ test("the mean and the spread are those of the pixels", () => {
 });
 
 test("the address holds the form's values and nothing that is wrong", () => {
-  const values = { view: "between", model: "fashion", steps: 2, label: "T-shirt/top", seed: LAST_SEED, seedTo: 3n, fresh: false, count: 9 };
+  const values = { view: "between", model: "fashion", steps: 2, label: "T-shirt/top", guidance: 2.5, seed: LAST_SEED, seedTo: 3n, fresh: false, count: 9 };
   assert.deepEqual(fromAddress(toAddress(values)), { ...values, x: undefined, y: undefined });
   const map = fromAddress(toAddress({ view: "map", model: "earth", steps: 4, label: "", seed: 5n, fresh: true, count: 1, x: -120, y: 48 }));
-  assert.deepEqual([map.view, map.label, map.x, map.y, map.count, map.fresh], ["map", undefined, -120, 48, undefined, undefined]);
-  const wrong = fromAddress("?view=x&seed=-1&n=1e9&steps=four&to=9223372036854775808&x=1.5");
+  assert.deepEqual([map.view, map.label, map.x, map.y, map.count, map.fresh, map.guidance], ["map", undefined, -120, 48, undefined, undefined, undefined]);
+  const wrong = fromAddress("?view=x&seed=-1&n=1e9&steps=four&to=9223372036854775808&x=1.5&guidance=1e2");
   assert.deepEqual(Object.values(wrong).filter((value) => value !== undefined), []);
 });
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.pixels import encode
-from tests.server.conftest import ROOT, Server, serving, wait_until
+from fewstep.conditions import guidance_weight
+from fewstep.pixels import KEYWORD, encode, text_of
+from tests.server.conftest import ROOT, Server, serving, wait_until, write_engine
 from tests.server.live import live
 from tests.server.page.browser import NEEDS_BROWSER, Browser, browsing
 from tests.server.test_adapters import write_adapters
@@ -30,8 +32,11 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving(ENGINE, "--mode", "exact", "--capacity", "2") as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Of fashion, and of a model that takes a guidance weight."""
+    guided = tmp_path_factory.mktemp("models") / "guided"
+    write_engine(guided, "guided", conditions=(guidance_weight(4.0),))
+    with serving(ENGINE, "--engine", f"guided={guided}", "--mode", "exact", "--capacity", "2") as running:
         yield running
 
 
@@ -95,6 +100,39 @@ def test_a_strip_is_one_seed_with_four_step_counts(page: Browser):
         page.run("return new Set([...document.querySelectorAll('.strip .seed')].map((each) => each.innerText)).size")
         == 1
     )
+
+
+def weights_of(page: Browser, batch: int = 1) -> list[float | None]:
+    """What the PNGs of a batch say of guidance."""
+    return [json.loads(text_of(png, KEYWORD) or "").get("guidance") for png in pictures(page, batch)]
+
+
+def test_guidance_is_offered_where_a_model_takes_it_and_stays_with_its_images(page: Browser, server: Server):
+    assert page.run("return document.getElementById('guidance-field').hidden"), "fashion takes none"
+    visit(page, server, "?model=guided&seed=7&keep=1&n=2&steps=2&guidance=2.5")
+    assert weights_of(page) == [2.5, 2.5] and page.text("#guidance-now") == "2.5"
+    assert "guidance 2.5" in page.text(".batch h2") and "guidance 2.5" in page.run(
+        "return document.querySelector('.tile img').alt"
+    )
+    page.run("document.getElementById('guidance').focus()")
+    page.press("Right")
+    assert page.text("#guidance-now") == "2.6"
+    page.click("#view-strip + span")
+    page.click("#go")
+    page.until("document.querySelectorAll('.strip .tile:not(.pending)').length === 4")
+    page.done()
+    assert weights_of(page) == [2.6] * 4 and "guidance=2.6" in page.run("return location.search")
+    page.click(".batch:nth-child(2) .head button")  # use these settings
+    assert page.run("return document.getElementById('guidance').value") == "2.5"
+    page.click("#copy button")
+    page.until("!document.querySelector('#copy pre').hidden")
+    assert '"guidance": 2.5' in page.text("#copy pre")
+    page.run("const slider = document.getElementById('guidance'); slider.value = 1;"
+             "slider.dispatchEvent(new Event('input', { bubbles: true }))")  # fmt: skip
+    page.click("#go")
+    page.until("document.querySelectorAll('.batch').length === 3")
+    page.done()
+    assert weights_of(page) == [None, None] and "guidance" not in page.run("return location.search")
 
 
 def test_an_animation_goes_from_one_seed_to_the_other(page: Browser):
@@ -310,6 +348,9 @@ def test_what_is_wrong_is_said_in_the_words_of_the_labels(page: Browser, field: 
     [
         ("?class=Hat", "fashion has no class “Hat”."),
         ("?model=faces", "There is no model “faces” here; this is fashion."),
+        ("?guidance=2", "fashion takes no guidance."),
+        ("?model=guided&guidance=4.1", "guided takes guidance from 1 to 4 in steps of 0.1, not 4.1."),
+        ("?model=guided&guidance=2.55", "guided takes guidance from 1 to 4 in steps of 0.1, not 2.55."),
     ],
 )
 def test_a_link_to_what_is_not_there_says_so(page: Browser, server: Server, address: str, said: str):
@@ -413,9 +454,19 @@ def animated(page: Browser) -> None:
     page.until("document.querySelectorAll('.film .tile:not(.pending)').length === 2")
 
 
+def guided(page: Browser) -> None:
+    page.run(
+        "const model = document.getElementById('model');"
+        "model.value = 'guided'; model.dispatchEvent(new Event('change'))"
+    )
+    page.click("#guidance")  # its middle
+    page.click("#go")
+    page.until("document.querySelectorAll('.tile:not(.pending)').length === 4")
+
+
 STATES: dict[str, State] = {
-    "images": lambda page: None, "strip": stripped, "between": animated, "map": mapped, "editor": edited,
-    "enlarged": enlarged, "refused": refused, "answers": answered,
+    "images": lambda page: None, "guided": guided, "strip": stripped, "between": animated, "map": mapped,
+    "editor": edited, "enlarged": enlarged, "refused": refused, "answers": answered,
 }  # fmt: skip
 
 

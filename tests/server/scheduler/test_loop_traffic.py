@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from server.scheduler.events import Finished, Progress, is_last
 from server.scheduler.model import PROBE
 from server.scheduler.policy import Policy, earliest_deadline, fifo
-from server.scheduler.request import Previews
+from server.scheduler.request import Previews, spread_calls
 from tests.server.fakes import CLASSES, expected_pixels
 from tests.server.loop_bench import Bench, explode, poison_all, poison_first
 
@@ -31,6 +31,7 @@ class Traffic(RuleBasedStateMachine):
         self.submitted: dict[int, tuple[str, int, int, float]] = {}  # model, steps, images, deadline
         self.previews: dict[int, Previews] = {}
         self.wanted: dict[int, list[int]] = {}  # calls that Progress is to be sent after, but for the last
+        self.pictured: dict[int, list[int]] = {}  # those of them whose image is to be sent, too
         self.cancelled: dict[int, int] = {}  # how many events there were by then
 
     @rule(
@@ -39,18 +40,23 @@ class Traffic(RuleBasedStateMachine):
         images=st.integers(1, 12),
         timeout_s=st.sampled_from([0.5, 6.0, 40.0, math.inf]),
         previews=st.sampled_from(["none", "steps", "images"]),
-        calls=st.none() | st.lists(st.integers(1, 8), unique=True).map(tuple),
+        count=st.none() | st.integers(0, 8),
+        every_call=st.booleans(),
     )
     def arrive(
-        self, model: str, steps: int, images: int, timeout_s: float, previews: Previews, calls: tuple[int, ...] | None
-    ) -> None:
+        self, model: str, steps: int, images: int, timeout_s: float, previews: Previews, count: int | None,
+        every_call: bool,
+    ) -> None:  # fmt: skip
         number = len(self.submitted)
         self.submitted[number] = (model, steps, images, self.bench.now_s + timeout_s)
         self.previews[number] = previews
-        self.wanted[number] = [call for call in range(1, steps) if calls is None or call in calls]
+        chosen = [] if previews == "none" else list(spread_calls(count, steps))
+        self.wanted[number] = list(range(1, steps)) if every_call else chosen
+        self.pictured[number] = [*chosen, steps] if previews == "images" else []
         self.bench.submit(
-            number, steps, images, 1000 * number, model, timeout_s, previews=previews, preview_calls=calls
-        )
+            number, steps, images, 1000 * number, model, timeout_s, previews=previews, preview_count=count,
+            every_call=every_call,
+        )  # fmt: skip
 
     @precondition(lambda self: self.submitted)
     @rule(data=st.data())
@@ -101,10 +107,8 @@ class Traffic(RuleBasedStateMachine):
                 if isinstance(event, Progress):
                     told[event.image].append(event.step)
                     assert event.of == steps
-                    assert (event.preview is not None) == (self.previews[number] == "images")
-            if self.previews[number] == "none":
-                assert not told
-            elif isinstance(events[-1], Finished):
+                    assert (event.preview is not None) == (event.step in self.pictured[number])
+            if isinstance(events[-1], Finished):
                 last = images - 1 if self.previews[number] == "images" else 0  # images whose last call is told, too
                 each = sorted((told[image] for image in range(images)), key=len)
                 assert each == [self.wanted[number]] * (images - last) + [[*self.wanted[number], steps]] * last

@@ -10,7 +10,9 @@ from msgspec.structs import replace
 from fewstep.noise import noise_for
 from fewstep.pixels import Pixels, from_pixels, to_pixels
 from fewstep.precond import Denoiser
+from server.scheduler import device_slots, slots
 from server.scheduler.device_slots import DeviceSlotTable
+from server.scheduler.request import ImageRequest
 from server.scheduler.slots import Image, ImageKey, Slots, SlotTable, Start
 from tests.server.fakes import CLASSES, LEVELS, SHAPE, SIGMA_DATA, GaussianNetwork
 from tests.server.scheduler.test_device_slots import Device
@@ -108,6 +110,42 @@ def test_a_row_that_is_not_finite_has_no_preview_and_one_after_an_eviction_has_i
     assert sorted((key.request, call) for key, call, _ in tick.previews) == [(2, 2), (3, 2)]
     for key, call, pixels in tick.previews:
         assert_close(pixels, denoised(Image(key, key.request, 0, LEVELS[4]))[call - 1])
+
+
+@TABLES
+def test_calls_that_are_only_told_make_no_image(table_of, monkeypatch: pytest.MonkeyPatch):
+    made: list[int] = []  # rows that became pixels
+
+    def counted(real):
+        return lambda images: made.append(len(images)) or real(images)
+
+    monkeypatch.setattr(slots, "to_pixels", counted(slots.to_pixels))
+    monkeypatch.setattr(device_slots, "to_pixels_reference", counted(device_slots.to_pixels_reference))
+    images = [Image(ImageKey(0, 0), 50, 0, LEVELS[4], previews=(2,), told=(1, 3))]
+    images += [Image(ImageKey(n, 0), 50 + n, 0, LEVELS[n], told=range(1, n)) for n in (3, 1)]
+    previews, finished = run(table := table_of(GaussianNetwork()), images)
+    shown = previews.pop((0, 2))
+    assert_close(shown, denoised(images[0])[1])
+    assert previews == dict.fromkeys([(0, 1), (0, 3), (3, 1), (3, 2)]) and len(finished) == 3
+    assert sum(made) == 1 + (len(finished) if isinstance(table, SlotTable) else 0)
+
+
+@pytest.mark.parametrize(
+    ("count", "calls", "spread"),
+    [
+        (None, 4, [1, 2, 3]), (0, 8, []), (1, 4, [1]), (2, 4, [1, 2]), (3, 4, [1, 2, 3]), (2, 8, [1, 4]),
+        (3, 8, [1, 3, 5]), (7, 8, [1, 2, 3, 4, 5, 6, 7]), (3, 3, [1, 2]), (3, 1, []),
+    ],
+)  # fmt: skip
+def test_previews_are_spread_over_the_calls_of_each_image(count: int | None, calls: int, spread: list[int]):
+    request = ImageRequest(
+        "tiny", calls, (1, 2), (0, 0), LEVELS[calls], previews="images", preview_count=count, every_call=True,
+        schedules=(LEVELS[calls], LEVELS[1]),
+    )  # fmt: skip
+    assert list(request.previewed(0)) == spread and list(request.previewed(1)) == []
+    assert sorted([*request.previewed(0), *request.told(0)]) == list(range(1, calls))
+    quiet = replace(request, every_call=False)
+    assert list(quiet.previewed(0)) == spread and not quiet.told(0)
 
 
 @TABLES
