@@ -231,8 +231,9 @@ class ProgressiveConfig:
 
     further: Annotated[tuple[float, ...], POSITIVE] = (0.1, 0.05)
     """Levels of the further calls that every list's last call learns to replace, highest first: 0.1,0.05."""
-    further_for: Annotated[int | None, Range(1, MAX_STEPS, whole=True)] = None
-    """Only lists of up to so many calls learn it; longer lists are anchored (default: all learn)."""
+    further_for: Annotated[int | None, Range(0, MAX_STEPS, whole=True)] = None
+    """Only lists of up to so many calls learn it; longer lists are anchored (default: all learn). 0, which needs
+    --coarse: none does."""
     # The error is taken after clipping, because images are clipped in the end. docs/log.md, saturated targets
     saturate: Annotated[float, SHARE] = 0.0
     """Targets this close to black or white (-1, 1) are set to it; 0: they stay as they are."""

@@ -96,6 +96,8 @@ def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card
     if "lr" in switches:
         config = replace(config, adam=replace(config.adam, lr=switches["lr"]))
     config = replace(config, **{name: switches[name] for name in PROGRESSIVE if name in switches and name != "lr"})
+    if config.further_for == 0 and config.coarse:
+        return config
     calls, shortest = config.further_for, len(config.lists[0])
     learning = [levels for levels in config.lists if calls is None or len(levels) <= calls]
     if not learning:

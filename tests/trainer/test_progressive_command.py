@@ -77,7 +77,8 @@ def test_what_it_does_not_have_is_refused_before_anything_is_written(
         ),
         (replace(request, switches={"lr": 0.0}), "--lr must be a number above 0"),
         (replace(request, switches={"further": (3.0, 2.0)}), "--further 2 is not below any list's last level"),
-        (replace(request, switches={"further_for": 0}), "--further-for must be a whole number from 1 to 8, not 0"),
+        (replace(request, switches={"further_for": 9}), "--further-for must be a whole number from 0 to 8, not 9"),
+        (replace(request, switches={"further_for": 0}), "--further-for 0: --init's shortest list has 1; choose that"),
         (replace(request, lists=first), "--lists-of: progressive distillation is trained at the lists that --init"),
         (replace(request, method="dpdm", switches={"further": (0.1,)}), "--further belongs to --method progressive"),
         (replace(request, method="dpdm", switches={"further_for": 1}), "--further-for belongs to --method progressive"),
@@ -110,3 +111,14 @@ def test_a_student_to_be_kept_serves_the_same_lists(thumbnails: ImageSet, tiny_t
         with pytest.raises(CheckpointError, match=sentence):
             train_student(run_options(tmp_path / "run"), thumbnails, replace(kept, kept=wrong))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("tiny_recipe")
+def test_all_calls_may_be_anchored_where_the_teacher_says_the_coarse_part(
+    thumbnails: ImageSet, tiny_teacher: Path, tmp_path
+):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train_student(run_options(first, images=16), thumbnails, Distillation(tiny_teacher))
+    request = Distillation(tiny_teacher, "progressive", {"further_for": 0, "coarse": 0.05}, start=first)
+    assert train_student(run_options(second, images=16), thumbnails, request)
+    assert read_card(second).training["coarse"] == 0.05 and "coarse" not in read_card(first).training
