@@ -50,7 +50,7 @@ from trainer.runs import fit_to_data
 
 DATA, EXPORT, REPORT = "data", "export", "report"
 DATA_FILE = "data.zip"
-INDEX = "index"  # in the facts of the stage `data`: the index of shards that the images are read by
+INDEX = "index"  # in the facts of the stage `data`: the name of the index of shards that the images are read by
 STUDENT = "student"  # folder of the exported student, with its engine inside
 INTERRUPTED = 130
 
@@ -260,7 +260,7 @@ def _prepare(order: Order, journal: Journal) -> None:
     journal.order = order.facts()
     journal.write()  # before any result: results without a journal are not this command's
     if isinstance(images.images, ShardedImages):  # they are too many for a copy
-        facts = {INDEX: str(Path(order.photos).resolve())}
+        facts = {INDEX: Path(order.photos).name}  # where it lies is the order's: models are published with these facts
     else:
         write_image_set(order.out / DATA_FILE, images)
         facts = {"file": DATA_FILE}
@@ -278,11 +278,12 @@ def _read_data(journal: Journal) -> ImageSet:
     done = journal.stages[DATA]
     if INDEX not in done.facts:
         return read_image_set(journal.folder / done.facts["file"])
-    images = read_index(Path(done.facts[INDEX]))
+    index = Path(journal.order["photos"])
+    images = read_index(index)
     if images.sha256() != done.result:
         raise CheckpointError(
-            f"{done.facts[INDEX]} lists other images than those {journal.folder} was begun with; choose another --out, or "
-            f"begin anew with --from {DATA}"
+            f"{index} lists other images than those {journal.folder} was begun with; choose another --out, or begin anew "
+            f"with --from {DATA}"
         )
     return images
 

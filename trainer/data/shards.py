@@ -62,10 +62,10 @@ class ShardedImages:
         index = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
         return self._read(index, neighbours=False) if index.ndim else self[index[None]][0]
 
-    def with_neighbours(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def with_neighbours(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
         """[n] -> [n, H, W, C], as `images[rows]`. The system is asked to read the parts around them, too: training wants
         these soon (trainer.data.loader), and a sample from everywhere would read all of the shards that way."""
-        return self._read(rows, neighbours=True)
+        return self._read(np.asarray(rows), neighbours=True)
 
     def _read(self, index: NDArray[np.int64], neighbours: bool) -> NDArray[np.uint8]:
         contents = self.contents(index, neighbours)

@@ -1,5 +1,6 @@
 """Images that stay in tar files or in EDM's zip: their index, the order they are read in, and errors that name them."""
 
+import os
 import tarfile
 import threading
 import zipfile
@@ -115,6 +116,23 @@ def test_an_epoch_shows_every_image_once_and_a_stream_reads_whole_parts():
     parts = np.unique(own // PART)
     assert len(parts) <= len(own) / PART + 3  # its own, and one or two that it shares with its neighbours
     assert len(np.unique(own[:64] // PART)) > 8  # which are shuffled among each other
+
+
+def test_training_asks_for_the_parts_around_its_images_and_a_sample_does_not(index, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *request: asked.append(request), raising=False)
+    data = read_index(index)
+    assert np.array_equal(data.images[[0, 300]], cast(Any, data.images).with_neighbours([0, 300])) and len(asked) == 2
+    asked.clear()
+    assert len(data.images[::50]) == 12 and not asked
+    taken(data, 1)
+    assert asked
+
+
+def test_pictures_with_a_tar_beside_them_are_read(pictures, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(pictures.images[0]))
+    write_tar(tmp_path / "a.tar", {})
+    assert read_data(tmp_path, 8).unread == ("a.tar",)
 
 
 def damaged(path: Path, member: str) -> None:
