@@ -1,4 +1,4 @@
-"""What judges in `benchmarks/posterior_fashion.py`: networks that nothing was trained with, and the chain's own monitors."""
+"""What judges in `benchmarks/posterior_fashion.py`: networks that trained nothing, and the chain's monitors."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,4 +1,4 @@
-"""What `benchmarks/posterior_fashion.py` trains: two adapters of the teacher's chain, and a student of the better one."""
+"""What `benchmarks/posterior_fashion.py` trains: two adapters of the teacher's chain, and a student of one of them."""
 
 import time
 from collections.abc import Callable

@@ -202,8 +202,8 @@ def nearest_part(picture: Pixels, copies: Mapping[str, float], count: int) -> st
     )
     if copies["searched"] < count:
         said += (
-            f" The nearest was looked for among {copies['searched']:,} of the {count:,} training images, evenly spread; "
-            "a copy of another one is not found."
+            f" The nearest was looked for among {copies['searched']:,} of the {count:,} training images, evenly "
+            "spread; a copy of another one is not found."
         )
     return f"{image(encode(picture, 'png'), 'nearest in pixels')}<p>{said}</p>" + table(
         ("median root mean square difference", "of the range from black to white"),

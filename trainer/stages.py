@@ -282,8 +282,8 @@ def _read_data(journal: Journal) -> ImageSet:
     images = read_index(index)
     if images.sha256() != done.result:
         raise CheckpointError(
-            f"{index} lists other images than those {journal.folder} was begun with; choose another --out, or begin anew "
-            f"with --from {DATA}"
+            f"{index} lists other images than those {journal.folder} was begun with; choose another --out, or begin "
+            f"anew with --from {DATA}"
         )
     return images
 

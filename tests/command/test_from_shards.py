@@ -1,8 +1,7 @@
-"""`fewstep train` from an index of shards: nothing is copied, a stopped run goes on to the same student, and shards or an
-index that have changed are refused."""
+"""`fewstep train` from an index of shards: nothing is copied, a stopped run goes on to the same student, and changed
+shards are refused."""
 
 import json
-import os
 import shutil
 import signal
 from dataclasses import replace
@@ -49,7 +48,9 @@ def stopped(index: Path, out: Path) -> Made:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Teacher, "update", interrupted)
-        patch.setattr(stages, "plan", lambda *a, **facts: replace(plan(*a, **facts), images={"teacher": 48, "dpdm": 16}))
+        patch.setattr(
+            stages, "plan", lambda *a, **facts: replace(plan(*a, **facts), images={"teacher": 48, "dpdm": 16})
+        )
         return command(index, out, "--budget", "2s")
 
 
@@ -102,7 +103,9 @@ def test_the_report_says_that_it_looked_among_some_of_the_images(runs):
     assert "nearest training image of 30 that were looked at" in (made.out / "student" / "README.md").read_text()
 
 
-def test_changed_shards_and_an_index_of_other_images_are_refused_and_the_same_images_are_not(runs, tmp_path, monkeypatch):
+def test_changed_shards_and_an_index_of_other_images_are_refused_and_the_same_images_are_not(
+    runs, tmp_path, monkeypatch
+):
     without_engine(monkeypatch)
     made, folder, out = runs[0], tmp_path / "shards", tmp_path / "run"
     folder.mkdir()
@@ -121,7 +124,7 @@ def test_changed_shards_and_an_index_of_other_images_are_refused_and_the_same_im
     assert other.code == 2 and f"{index} lists other images than those {out} was begun with" in other.progress
     anew = command(index, out, "--from", "data", "--dry-run", "--budget", "1s")
     assert anew.code == 0 and "shards    3 files" in anew.said, anew.progress
-    os.remove(folder / "p-000002.tar")
+    (folder / "p-000002.tar").unlink()
     gone = command(index, out, "--from", "data")
     assert gone.code == 2 and "p-000002.tar is missing" in gone.progress
 

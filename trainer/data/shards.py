@@ -63,8 +63,8 @@ class ShardedImages:
         return self._read(index, neighbours=False) if index.ndim else self[index[None]][0]
 
     def with_neighbours(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
-        """[n] -> [n, H, W, C], as `images[rows]`. The system is asked to read the parts around them, too: training wants
-        these soon (trainer.data.loader), and a sample from everywhere would read all of the shards that way."""
+        """[n] -> [n, H, W, C], as `images[rows]`. The system is asked for the parts around them, too: training wants
+        these soon (trainer.data.loader). A sample from everywhere would read all of the shards that way."""
         return self._read(np.asarray(rows), neighbours=True)
 
     def _read(self, index: NDArray[np.int64], neighbours: bool) -> NDArray[np.uint8]:
@@ -172,16 +172,18 @@ def is_index(path: Path) -> bool:
 
 
 def refuse_tars(path: Path) -> None:
-    """Raise DataError for a tar, or a folder of tars without pictures beside them: they need an index first."""
+    """Raise DataError for a tar, or a folder of tars: they need an index first. Where pictures lie beside the tars, or in
+    folders beside them, the folder is one of pictures."""
     if path.is_dir():
-        tars = any(path.glob("*.tar")) and not any(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))
+        beside = (file for pattern in ("*", "*/*") for file in path.glob(pattern))
+        tars = any(path.glob("*.tar")) and not any(file.suffix.lower() in SUFFIXES for file in beside)
     else:
         tars = path.suffix == ".tar" and path.is_file()
     if tars:
         words = shlex.join([str(path), "--out", f"{path.resolve().name.removesuffix('.tar')}.zip"])
+        kind = "a folder of shards" if path.is_dir() else "a shard"
         raise DataError(
-            f"{path} is {'a folder of shards' if path.is_dir() else 'a shard'}; make an index of it first, and name that: "
-            f"fewstep trainer data shards {words}"
+            f"{path} is {kind}; make an index of it first, and name that: fewstep trainer data shards {words}"
         )
 
 

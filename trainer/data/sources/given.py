@@ -1,4 +1,4 @@
-"""Reads all kinds of pictures a user can name: a folder, a zip of one, EDM's zip, a dataset zip, an index, IDX files."""
+"""Reads all kinds of pictures a user can name: a folder, a zip of one, EDM's zip, a data set, an index, IDX files."""
 
 import json
 import shutil
@@ -17,8 +17,8 @@ from trainer.data.sources.pictures import SUFFIXES
 INDEX = "dataset.json"
 IDX_IMAGES, IDX_LABELS = "images-idx3", "labels-idx1"
 KINDS = (
-    "a folder of pictures, a zip of one, EDM's dataset zip, a data set or an index of shards of `trainer data`, or an IDX "
-    "file of images"
+    "a folder of pictures, a zip of one, EDM's dataset zip, a data set or an index of shards of `trainer data`, or an "
+    "IDX file of images"
 )
 DEFAULT_SIDE = 32
 
