@@ -172,8 +172,8 @@ def is_index(path: Path) -> bool:
 
 
 def refuse_tars(path: Path) -> None:
-    """Raise DataError for a tar, or a folder of tars: they need an index first. Where pictures lie beside the tars, or in
-    folders beside them, the folder is one of pictures."""
+    """Raise DataError for a tar, or a folder of tars: they need an index first. With pictures beside the tars, or in
+    folders beside them, it is a folder of pictures."""
     if path.is_dir():
         beside = (file for pattern in ("*", "*/*") for file in path.glob(pattern))
         tars = any(path.glob("*.tar")) and not any(file.suffix.lower() in SUFFIXES for file in beside)
