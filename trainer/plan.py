@@ -296,8 +296,9 @@ def _shards(data: ImageSet) -> list[str]:
     """Where the images are, unless they are in memory or in a file of the run."""
     if not isinstance(data.images, ShardedImages):
         return []
-    count = len(data.images.files)
-    where = f"{count:,} file{'s' * (count != 1)} of {data.images.disk_bytes / 1e9:.3g} GB"
+    count, size = len(data.images.files), data.images.disk_bytes
+    space = f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+    where = f"{count:,} file{'s' * (count != 1)} of {space} in all"
     return [f"shards    {where}, which stay where they are: every image is read and decoded each time it is seen"]
 
 

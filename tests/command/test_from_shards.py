@@ -80,7 +80,7 @@ def test_the_plan_says_how_many_images_in_how_many_files_and_how_often_each_is_s
     made, _ = runs
     size = sum(file.stat().st_size for file in made.photos.parent.glob("*.tar"))
     assert "pictures  40 of 32x32, RGB, 2 classes of 20 to 20" in made.said
-    assert f"shards    3 files of {size / 1e9:.3g} GB, which stay where they are" in made.said
+    assert f"shards    3 files of {size / 1e6:.1f} MB in all, which stay where they are" in made.said
     [teacher] = [line.split() for line in made.said.splitlines() if line.startswith("teacher ")]
     assert teacher[2:4] == ["48", "1.2"]
 
