@@ -27,16 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import ROOT, result_file, table, write_result
 from benchmarks.posterior_ddpo import clipped_policy_gradient
 from benchmarks.posterior_digits import Digits, make_digits
 from benchmarks.posterior_ram import reinforce_adjoint_matching
+from benchmarks.posterior_results import SHOWN, end, parsed, said, summary, with_deviations, write_rows
 from benchmarks.posterior_rivals import Reference, best_of, dps, own_images, policy_gradient, prior_images, rejection
 from fewstep.adapters import Adapter, adapted
 from fewstep.analytic import Mixture
 from fewstep.ancestral import Chain, ancestral_chain, denoising_errors
-from fewstep.card import write_atomically
-from fewstep.pixels import encode, grid, to_pixels
 from fewstep.precond import Denoiser
 from fewstep.ranges import POSITIVE, number, whole
 from fewstep.schedule import karras_sigmas
@@ -44,14 +42,12 @@ from trainer.levels.conditioning import LEVEL_FEATURES, level_features
 from trainer.methods.rtb import Problem, TrajectoryBalance, evaluate, own_steps, start, walk
 from trainer.methods.tilted import prior_pool, tilted_regression
 from trainer.rewards.classes import class_reward
-from trainer.run.draws import Draws
-from trainer.run.sheet import add_titles
+from trainer.run.draws import Draws, seeded
 from trainer.settings import BehaviourMix, PosteriorConfig
 
 SIGMA_MIN, SIGMA_MAX = 0.05, 10.0  # of the digits' chain
 RANK = 4
 STEPS_OF_DPS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
-SHOWN = 64
 EVALUATED = 256  # rows of a batch where nothing is trained
 CLOSED_COLUMNS = {
     "task": "task", "method": "method", "mean_error": "|mean error|", "cov_error": "|cov error|", "mode_tv": "mode TV",
@@ -62,14 +58,6 @@ DIGIT_COLUMNS = {
     "pairwise": "pairwise", "elbo": "ELBO", "log_z": "IS log Z", "eubo": "EUBO", "ess": "ESS", "nfe": "NFE",
     "cpu_s": "train CPU s",
 }  # fmt: skip
-
-
-def draws(seed: int) -> Draws:
-    return Draws(torch.Generator().manual_seed(seed))
-
-
-def said(text: str, began: float) -> None:
-    print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
 
 
 # Closed forms
@@ -125,7 +113,7 @@ def _measured(
     sigmas = karras_sigmas(levels, SIGMA_MIN, sigma_max)
     rng = np.random.default_rng(0)
     data = torch.from_numpy(prior.sample(20_000, rng)).float().view(-1, 1, 1, 2)
-    errors = denoising_errors(prior.denoiser, data, sigmas, lambda i: draws(i).normal_like(data))
+    errors = denoising_errors(prior.denoiser, data, sigmas, lambda i: seeded(i).normal_like(data))
     return Closed(name, prior, posterior, log_z, log_reward, ancestral_chain(sigmas, "opt", errors))
 
 
@@ -145,7 +133,7 @@ def closed_rows(task: Closed, args: argparse.Namespace, began: float) -> list[di
     for seed in range(args.seeds):
         for name, chosen in trained.items():
             torch.manual_seed(seed)
-            network, rng = Correction(task.prior, task.chain.steps), draws(100 + seed)
+            network, rng = Correction(task.prior, task.chain.steps), seeded(100 + seed)
             problem = closed_problem(task, network)
             data = (
                 torch.from_numpy(task.prior.sample(args.batch, np.random.default_rng(seed))).float().view(-1, 1, 1, 2)
@@ -161,7 +149,7 @@ def closed_rows(task: Closed, args: argparse.Namespace, began: float) -> list[di
                 "log_z_error": abs(numbers["log_z"] - task.log_z), "gap": task.log_z - numbers["elbo"],
                 "ess": numbers["ess"],
             })  # fmt: skip
-        network, rng = Correction(task.prior, task.chain.steps), draws(200 + seed)
+        network, rng = Correction(task.prior, task.chain.steps), seeded(200 + seed)
         problem = closed_problem(task, network)
         found.setdefault("DPS, scale 1", []).append(_closed_errors(task, dps(problem, like, task.log_reward, 1.0, rng)))
         found.setdefault("prior", []).append(_closed_errors(task, prior_images(problem, like, len(like), rng)[0]))
@@ -229,7 +217,7 @@ def digit_task(args: argparse.Namespace, began: float) -> DigitTask:
     said(f"prior and classifiers; accuracy of classifier and judge {digits.accuracy}", began)
     denoiser = Denoiser(digits.prior, digits.sigma_data)
     sigmas = karras_sigmas(args.levels, SIGMA_MIN, SIGMA_MAX)
-    errors = denoising_errors(denoiser, digits.images, sigmas, lambda i: draws(i).normal_like(digits.images))
+    errors = denoising_errors(denoiser, digits.images, sigmas, lambda i: seeded(i).normal_like(digits.images))
     chain = ancestral_chain(sigmas, "opt", errors)
     reward = class_reward(digits.classifier, [args.digit])
     no_label = lambda x, sigma, _: denoiser(x, sigma)  # noqa: E731
@@ -245,7 +233,7 @@ def digit_task(args: argparse.Namespace, began: float) -> DigitTask:
 
     new = lambda seed: Adapter(digits.prior, RANK, chain.steps, torch.Generator().manual_seed(seed))  # noqa: E731
     like = torch.empty(EVALUATED, 1, 8, 8)
-    reference = rejection(problem(new(0)), like, args.proposals, draws(1))
+    reference = rejection(problem(new(0)), like, args.proposals, seeded(1))
     count = min(args.images, len(reference.accepted) // 2)
     said(f"{len(reference.accepted)} of {args.proposals} proposals accepted, log Z {reference.log_z:.3f}", began)
     split = digits.distance(reference.accepted[:count], reference.accepted[count : 2 * count])
@@ -342,19 +330,19 @@ def digit_rows(args: argparse.Namespace, began: float, keep: Kept) -> None:
     acceptance = task.reference.acceptance
     add("rejection (the reference's other half)", 0, task.halves[1], log_z=task.reference.log_z, nfe=calls / acceptance)
     for seed in seeds:
-        add("prior", seed, prior_images(untrained, task.like, len(task.like), draws(300 + seed))[0], nfe=calls)
+        add("prior", seed, prior_images(untrained, task.like, len(task.like), seeded(300 + seed))[0], nfe=calls)
         for among in (4, 16):
-            add(f"best of {among}", seed, best_of(untrained, task.like, among, draws(400 + seed)), nfe=among * calls)
+            add(f"best of {among}", seed, best_of(untrained, task.like, among, seeded(400 + seed)), nfe=among * calls)
     reward = class_reward(task.digits.classifier, [args.digit])
     tuned = {}
     for scale in args.dps_steps:
-        images = dps(untrained, task.like[:1000], reward, scale, draws(500))
+        images = dps(untrained, task.like[:1000], reward, scale, seeded(500))
         if bool(images.isfinite().all()):  # large steps diverge
             tuned[scale] = task.digits.distance(images, task.halves[0])
     best = min(tuned, key=tuned.__getitem__)
     for seed in seeds:
-        add("DPS, tuned", seed, dps(untrained, task.like, reward, best, draws(600 + seed)), nfe=calls)
-        add("DPS, scale 1", seed, dps(untrained, task.like, reward, 1.0, draws(600 + seed)), nfe=calls)
+        add("DPS, tuned", seed, dps(untrained, task.like, reward, best, seeded(600 + seed)), nfe=calls)
+        add("DPS, scale 1", seed, dps(untrained, task.like, reward, 1.0, seeded(600 + seed)), nfe=calls)
     facts = {
         "acceptance": acceptance, "log_z": task.reference.log_z, "log_reward": task.reference.log_reward,
         "split_distance": task.split,
@@ -370,7 +358,7 @@ def digit_rows(args: argparse.Namespace, began: float, keep: Kept) -> None:
         for name, train in trainers(args).items():
             if args.only and name not in args.only:
                 continue
-            adapter, rng = task.new_adapter(700 + seed), draws(800 + seed)
+            adapter, rng = task.new_adapter(700 + seed), seeded(800 + seed)
             since = time.process_time()
             train(task, adapter, rng)
             spent = time.process_time() - since
@@ -382,35 +370,9 @@ def digit_rows(args: argparse.Namespace, began: float, keep: Kept) -> None:
         keep([{"task": "digits", "method": name, **summary(runs)} for name, runs in found.items()], shown, facts)
 
 
-def summary(runs: list[dict[str, float]]) -> dict[str, Any]:
-    """Means over seeds, their standard deviations (ddof 1; None for one seed) under "std", and every seed's numbers."""
-    names = runs[0]
-    deviation = {name: float(np.std([run[name] for run in runs], ddof=1)) if len(runs) > 1 else None for name in names}
-    return {**{name: float(np.mean([run[name] for run in runs])) for name in names}, "std": deviation, "seeds": runs}
-
-
-def with_deviations(rows: list[dict[str, Any]], columns: dict[str, str]) -> str:
-    """A table of `mean ± std`."""
-    shown = []
-    for row in rows:
-        cells = {key: row.get(key) for key in columns}
-        for key in cells:
-            if (deviation := row["std"].get(key)) is not None and key not in ("nfe", "cpu_s"):
-                cells[key] = f"{row[key]:.3g} ± {deviation:.2g}"
-        shown.append(cells)
-    return table(shown, columns)
-
-
-def picture(shown: dict[str, Tensor]) -> bytes:
-    """The first images of the first seed of every method, without a choice: a row of 64 each."""
-    sheet = grid(np.concatenate([to_pixels(images.numpy()) for images in shown.values()]), SHOWN)
-    return encode(add_titles(sheet, 8, "first 64 images of the first seed", [], list(shown)), "png")
-
-
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(args.threads)
-    settings = {name: value for name, value in vars(args).items() if name not in ("out", "smoke")}
     began = time.monotonic()
     rows: list[dict[str, Any]] = []
     more: dict[str, Any] = {}
@@ -423,17 +385,16 @@ def main() -> None:
         def keep(found: list[dict[str, Any]], shown: dict[str, Tensor], facts: dict[str, Any]) -> None:
             rows[:] = closed + found
             more["reference"] = facts
-            write_result(args.out, "posterior", settings, rows, **more)
-            write_atomically(args.out.with_suffix(".png"), picture(shown))
+            write_rows(args, "posterior", rows, shown, **more)
 
         digit_rows(args, began, keep)
+    write_rows(args, "posterior", rows, **more)
+    tables = []
     if closed := [row for row in rows if row["task"] != "digits"]:
-        print("\n" + with_deviations(closed, CLOSED_COLUMNS))
+        tables.append(with_deviations(closed, CLOSED_COLUMNS))
     if digits := [row for row in rows if row["task"] == "digits"]:
-        print("\n" + with_deviations(digits, DIGIT_COLUMNS))
-        print(f"\nreference: {more['reference']}")
-    write_result(args.out, "posterior", settings, rows, **more)
-    print(f"\nwrote {args.out}")
+        tables += [with_deviations(digits, DIGIT_COLUMNS), f"reference: {more['reference']}"]
+    end(args.out, *tables)
 
 
 def _arguments() -> argparse.Namespace:
@@ -478,15 +439,7 @@ def _arguments() -> argparse.Namespace:
     add("--pool", type=whole(256), default=24_000, help="samples of the prior for tilted denoising")
     add("--images", type=whole(2), default=2000, help="that a row is judged by (default 2000)")
     add("--threads", type=whole(1), default=1, help="of PyTorch (default %(default)s)")
-    add(
-        "--out",
-        type=result_file,
-        default=ROOT / "build" / "posterior.json",
-        metavar="FILE.json",
-        help="the JSON with the result (default %(default)s)",
-    )
-    add("--smoke", action="store_true", help="a few updates of everything")
-    args = parser.parse_args()
+    args = parsed(parser, "posterior")
     args.dps_steps = list(STEPS_OF_DPS)
     if args.smoke:
         args.seeds, args.levels, args.updates, args.closed_updates = 2, 5, 3, 3

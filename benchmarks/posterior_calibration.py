@@ -29,15 +29,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import ROOT, result_file, table, write_result
-from benchmarks.posterior import draws, said
+from benchmarks.harness import table
+from benchmarks.posterior_results import end, parsed, said, write_rows
 from benchmarks.posterior_rivals import dps
 from benchmarks.posterior_told import Told, gaussian_denoiser, gaussian_error, told_problem, train_told
 from fewstep.ancestral import Chain, ancestral_chain
 from fewstep.ranges import POSITIVE, number, whole
 from fewstep.schedule import karras_sigmas
 from trainer.methods.rtb import Problem, own_steps, start, walk
-from trainer.run.draws import Draws
+from trainer.run.draws import Draws, seeded
 from trainer.settings import PosteriorConfig
 
 BINS, INTERVAL = 20, 0.9
@@ -73,7 +73,7 @@ class Linear:
 
 
 def linear_case() -> Linear:
-    rotation = torch.linalg.qr(draws(1).normal_like(torch.empty(4, 4)))[0]
+    rotation = torch.linalg.qr(seeded(1).normal_like(torch.empty(4, 4)))[0]
     covariance = rotation @ torch.diag(torch.tensor([1.5, 1.0, 0.5, 0.25])) @ rotation.T
     return Linear(covariance, torch.tensor([[1.0, 0.5, 0.0, -0.5], [0.0, 1.0, 1.0, 0.0]]), 0.5)
 
@@ -100,7 +100,7 @@ def trained(case: Linear, chain: Chain, updates: int, lr: float, seed: int, *, l
     network, (m, d) = told(case, chain), case.matrix.shape
     config = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=lr), learn_variance=learn_variance)
     draw = lambda count, rng: case.draw(count, rng)[1]  # noqa: E731
-    train_told(lambda table: problem_of(case, network, table), network, draw, config, updates, draws(seed), d=d, m=m)
+    train_told(lambda table: problem_of(case, network, table), network, draw, config, updates, seeded(seed), d=d, m=m)
     return network.requires_grad_(False)
 
 
@@ -173,7 +173,7 @@ def uniformity(place: Tensor) -> float:
 
 
 def calibration(case: Linear, sampler: Sampler, trials: int, samples: int, seed: int) -> dict[str, Any]:
-    rng = draws(seed)
+    rng = seeded(seed)
     truth, measured = case.draw(trials, rng)
     made, weights = sampler(measured, samples, rng)
     place = places(truth, made, weights, rng)
@@ -192,7 +192,6 @@ def main() -> None:
     args = _arguments()
     torch.set_num_threads(1)
     began, case, rows = time.monotonic(), linear_case(), []
-    settings = {name: value for name, value in vars(args).items() if name not in ("out", "smoke")}
 
     def add(name: str, levels: int | None, sampler: Sampler) -> None:
         with torch.no_grad() if name != "DPS, scale 1" else torch.enable_grad():
@@ -210,8 +209,8 @@ def main() -> None:
         fixed = trained(case, chain, args.updates, args.lr, args.seed, learn_variance=False)
         add("RTB, fixed variance", levels, by_rtb(case, fixed, weighted=False))
         add("DPS, scale 1", levels, by_dps(case, chain))
-        write_result(args.out, "posterior_calibration", settings, rows)
-    print(f"\n{table(rows, COLUMNS)}\n\nwrote {args.out}")
+        write_rows(args, "posterior_calibration", rows)
+    end(args.out, table(rows, COLUMNS))
 
 
 def _arguments() -> argparse.Namespace:
@@ -223,15 +222,7 @@ def _arguments() -> argparse.Namespace:
     add("--updates", type=whole(1), default=300, help="of trajectory balance (default 300)")
     add("--lr", type=number(POSITIVE), default=0.02, help="of trajectory balance (default %(default)s)")
     add("--seed", type=whole(0), default=0, help="of measurements and training (default %(default)s)")
-    add(
-        "--out",
-        type=result_file,
-        default=ROOT / "build" / "posterior-calibration.json",
-        metavar="FILE.json",
-        help="the JSON with the result (default %(default)s)",
-    )
-    add("--smoke", action="store_true", help="a few updates of everything")
-    args = parser.parse_args()
+    args = parsed(parser, "posterior-calibration")
     if args.smoke:
         args.levels, args.trials, args.samples, args.updates = [5], 100, 19, 3
     return args

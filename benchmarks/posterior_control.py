@@ -31,8 +31,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import ROOT, result_file, write_result
-from benchmarks.posterior import draws, said, summary, with_deviations
 from benchmarks.posterior_linear_quadratic import (
     LinearQuadratic,
     behaviour_law,
@@ -59,13 +57,14 @@ from benchmarks.posterior_pendulum import (
     train_prior,
     wasserstein,
 )
+from benchmarks.posterior_results import end, parsed, said, summary, with_deviations, write_rows
 from benchmarks.posterior_told import Given, told_problem, train_told
 from fewstep.adapters import Adapter, adapted, merged
 from fewstep.ancestral import Chain, ancestral_chain, denoising_errors, sample_ancestral
 from fewstep.ranges import POSITIVE, number, whole
 from fewstep.schedule import karras_sigmas
 from trainer.methods.rtb import Problem, evaluate
-from trainer.run.draws import Draws
+from trainer.run.draws import Draws, seeded
 from trainer.settings import PosteriorConfig
 
 RANK = 64  # of the adapter: all that the prior's layers have
@@ -107,11 +106,11 @@ def trained_linear(
     network, before = told(case, chain), behaviour_law(case, chain)
     problem = lambda states: problem_of(case, network, states)  # noqa: E731
     draw = lambda count, rng: draw_states(case, count, rng)  # noqa: E731
-    train_told(problem, network, draw, config, args.linear_updates, draws(seed), d=d, m=m)
+    train_told(problem, network, draw, config, args.linear_updates, seeded(seed), d=d, m=m)
     reached, target, exact = policy_law(case, network), case.posterior(before), case.posterior()
-    states = draw(50, draws(1000 + seed))
+    states = draw(50, seeded(1000 + seed))
     y = torch.arange(50 * 40) % 50
-    numbers = evaluate(problem(states), torch.empty(len(y), 1, 1, d), y, 1.0, draws(2000 + seed))
+    numbers = evaluate(problem(states), torch.empty(len(y), 1, 1, d), y, 1.0, seeded(2000 + seed))
     log_z = float(case.log_z(states, before).mean())
     apart = lambda one, other: float((one - other).abs().max())  # noqa: E731
     return {
@@ -165,7 +164,7 @@ def make_pendulum(args: argparse.Namespace, seed: int) -> tuple[Pendulum, Tensor
     sigmas, shown = karras_sigmas(args.pendulum_levels, 0.03, 20.0), steps.actions[:4000].view(-1, 1, 1, 1)
     prior, states = denoiser_of(network, sigma_data), steps.states[:4000]
     bound = lambda x, sigma: prior(x, sigma, states)  # noqa: E731
-    errors = denoising_errors(bound, shown, sigmas, lambda i: draws(i).normal_like(shown))
+    errors = denoising_errors(bound, shown, sigmas, lambda i: seeded(i).normal_like(shown))
     return Pendulum(
         steps, critic, spread(critic, steps), network, sigma_data, ancestral_chain(sigmas, "opt", errors)
     ), returns
@@ -259,11 +258,11 @@ def weighted(task: Pendulum, beta: float, states: Tensor, rng: Draws) -> tuple[T
 
 def make_judge(task: Pendulum, beta: float, args: argparse.Namespace, seed: int) -> tuple[Judge, Row]:
     """With the row of the reference itself, by another draw of it."""
-    states = task.draw(STATES, draws(5000 + seed))
-    actions, weights, log_rewards = weighted(task, beta, states, draws(6000 + seed))
+    states = task.draw(STATES, seeded(5000 + seed))
+    actions, weights, log_rewards = weighted(task, beta, states, seeded(6000 + seed))
     log_z = float((log_rewards.logsumexp(dim=1) - math.log(REFERENCE)).mean())
     judge = Judge(task, beta, states, actions, weights, log_z, args.episodes, 500_000 + 1000 * seed)
-    rng = draws(7000 + seed)
+    rng = seeded(7000 + seed)
     others, other_weights, again = weighted(task, beta, states, rng)
     drawn = torch.multinomial(other_weights, JUDGED, replacement=True, generator=rng.generator)
     return judge, {
@@ -308,10 +307,10 @@ def _tilted_rows(
     judge, reference = make_judge(task, beta, args, seed)
     calls = len(task.chain.sigmas)
     add("reference", reference)
-    add("behaviour", judge.judged(lambda states, rng=draws(seed): act(task, states, rng), calls))
+    add("behaviour", judge.judged(lambda states, rng=seeded(seed): act(task, states, rng), calls))
     for among in AMONG:
-        add(f"best of {among}", judge.judged(best_of(task, among, draws(100 + seed)), among * calls))
-        add(f"one of {among} by r", judge.judged(one_of(task, among, beta, draws(200 + seed)), among * calls))
+        add(f"best of {among}", judge.judged(best_of(task, among, seeded(100 + seed)), among * calls))
+        add(f"one of {among} by r", judge.judged(one_of(task, among, beta, seeded(200 + seed)), among * calls))
     new = lambda: Adapter(task.network, RANK, task.chain.steps, torch.Generator().manual_seed(seed))  # noqa: E731
 
     def done(name: str, adapter: Adapter, cpu_s: float) -> None:
@@ -323,7 +322,7 @@ def _tilted_rows(
     adapter, started = new(), time.process_time()
     log_rewards = task.log_reward(beta)(task.steps.actions.view(-1, 1, 1, 1), task.steps.states)
     run = adapted(task.network, adapter)
-    regress(run, adapter, task.steps, task.sigma_data, log_rewards, args.tilted_updates, draws(500 + seed))
+    regress(run, adapter, task.steps, task.sigma_data, log_rewards, args.tilted_updates, seeded(500 + seed))
     done("tilted denoising", adapter, spent := time.process_time() - started)
     spent += balance(task, adapter, beta, args, args.updates // 2, seed)
     done("tilted denoising, then RTB", adapter, spent)
@@ -334,13 +333,13 @@ def balance(task: Pendulum, adapter: Adapter, beta: float, args: argparse.Namesp
     config, started = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=args.lr)), time.process_time()
     train_told(
         lambda states: task.problem(adapter, beta, states), adapter, task.draw, config, updates,
-        draws(300 + seed), d=1, m=3, each=args.each,
+        seeded(300 + seed), d=1, m=3, each=args.each,
     )  # fmt: skip
     return time.process_time() - started
 
 
 def _monitored(judge: Judge, adapter: Adapter, seed: int) -> Row:
-    task, calls, rng = judge.task, len(judge.task.chain.sigmas), draws(400 + seed)
+    task, calls, rng = judge.task, len(judge.task.chain.sigmas), seeded(400 + seed)
     y = torch.arange(STATES * 64) % STATES
     numbers = evaluate(task.problem(adapter, judge.beta, judge.states), torch.empty(len(y), 1, 1, 1), y, 1.0, rng)
     return {
@@ -352,17 +351,13 @@ def _monitored(judge: Judge, adapter: Adapter, seed: int) -> Row:
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(1)
-    settings = {name: value for name, value in vars(args).items() if name not in ("out", "smoke")}
     began = time.monotonic()
     linear = linear_rows(args, began) if "linear" in args.parts else []
-    keep = lambda found: write_result(args.out, "posterior_control", settings, linear + found)  # noqa: E731
+    keep = lambda found: write_rows(args, "posterior_control", linear + found)  # noqa: E731
     keep([])
     found = pendulum_rows(args, began, keep) if "pendulum" in args.parts else []
-    if linear:
-        print("\n" + with_deviations(linear, LQ_COLUMNS))
-    if found:
-        print("\n" + with_deviations(found, PENDULUM_COLUMNS))
-    print(f"\nwrote {args.out}")
+    tables = [(linear, LQ_COLUMNS), (found, PENDULUM_COLUMNS)]
+    end(args.out, *(with_deviations(rows, columns) for rows, columns in tables if rows))
 
 
 def _arguments() -> argparse.Namespace:
@@ -388,15 +383,7 @@ def _arguments() -> argparse.Namespace:
     add("--each", type=whole(2), default=16, help="trajectories of a state in an update (default %(default)s)")
     add("--lr", type=number(POSITIVE), default=0.01, help="of trajectory balance (default %(default)s)")
     add("--episodes", type=whole(1), default=30, help="that a policy plays (default %(default)s)")
-    add(
-        "--out",
-        type=result_file,
-        default=ROOT / "build" / "posterior-control.json",
-        metavar="FILE.json",
-        help="the JSON with the result (default %(default)s)",
-    )
-    add("--smoke", action="store_true", help="a few updates of everything")
-    args = parser.parse_args()
+    args = parsed(parser, "posterior-control")
     if args.smoke:
         args.seeds, args.levels, args.linear_updates, args.pendulum_levels, args.updates = 1, 5, 3, 4, 2
         args.tilted_updates = 2

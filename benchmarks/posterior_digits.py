@@ -13,7 +13,7 @@ from fewstep.pixels import from_pixels
 from fewstep.precond import Denoiser
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features
 from trainer.methods.edm import denoising_loss
-from trainer.run.draws import Draws
+from trainer.run.draws import seeded
 from trainer.run.optimizer import descend
 from trainer.settings import AdamConfig
 
@@ -43,7 +43,7 @@ class Perceptron(nn.Module):
 def train_prior(images: Tensor, sigma_data: float, updates: int, seed: int) -> Perceptron:
     """EDM training on images [N, 1, 8, 8], frozen at the end."""
     torch.manual_seed(seed)
-    network, rng = Perceptron(), Draws(torch.Generator().manual_seed(seed))
+    network, rng = Perceptron(), seeded(seed)
     optimizer = torch.optim.Adam(network.parameters(), PRIOR_ADAM.lr, PRIOR_ADAM.betas)
     denoiser = Denoiser(network, sigma_data)
     for update in range(updates):
@@ -57,7 +57,7 @@ def train_prior(images: Tensor, sigma_data: float, updates: int, seed: int) -> P
 def train_classifier(images: Tensor, labels: Tensor, updates: int, seed: int) -> nn.Sequential:
     """Taught on slightly noised images, as those of a chain are; label smoothing keeps log r of wrong ones finite."""
     torch.manual_seed(seed)
-    network, rng = build(), Draws(torch.Generator().manual_seed(seed))
+    network, rng = build(), seeded(seed)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
     for _ in range(updates):
         rows = rng.integers(len(images), 128)

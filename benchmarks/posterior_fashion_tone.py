@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fewstep.pixels import Pixels, from_pixels
-from trainer.run.draws import Draws
+from trainer.run.draws import seeded
 
 LIGHT = 1  # of the two classes
 BACKGROUND = 25  # of 255: pixels up to it are no garment
@@ -39,7 +39,7 @@ def fit(pixels: Pixels, light: NDArray[np.bool_], updates: int, seed: int) -> nn
     """A classifier of `light`, frozen. Images are noised a little, as those of a chain are; label smoothing keeps log r
     of the wrong class above log(SMOOTHING / 2) or so."""
     torch.manual_seed(seed)
-    network, rng = build(), Draws(torch.Generator().manual_seed(seed))
+    network, rng = build(), seeded(seed)
     answers = torch.from_numpy(light).long()
     optimizer = torch.optim.Adam(network.parameters(), 2e-3)
     for update in range(updates):

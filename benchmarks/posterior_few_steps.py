@@ -28,12 +28,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.harness import ROOT, result_file, write_result
-from benchmarks.posterior import DigitTask, digit_task, draws, judged, picture, said, summary, with_deviations
+from benchmarks.posterior import DigitTask, digit_task, judged
+from benchmarks.posterior_results import SHOWN, end, parsed, said, summary, with_deviations, write_rows
 from benchmarks.posterior_rivals import best_of, own_images
 from fewstep.adapters import Adapter, adapted, merged
 from fewstep.ancestral import denoising_errors, sample_ancestral, student_chain
-from fewstep.card import write_atomically
 from fewstep.precond import Denoiser
 from fewstep.ranges import POSITIVE, number, whole
 from fewstep.samplers import sample_dpdm
@@ -43,6 +42,7 @@ from trainer.methods.posterior_student import Pool, adapter_parts, interpolated,
 from trainer.methods.rtb import Problem, TrajectoryBalance, evaluate
 from trainer.methods.tilted import TILTED, posterior_pool, tilted_regression
 from trainer.rewards.classes import class_reward
+from trainer.run.draws import seeded
 from trainer.settings import AdamConfig, PosteriorConfig, StudentConfig
 
 CALLS = (1, 2, 4, 8)
@@ -59,7 +59,7 @@ WHOLE = StudentConfig(
 
 def distilled(parts: Parts, config: StudentConfig, pool: Pool, updates: int, seed: int, weighted: bool = False) -> None:
     """Train the student of `parts` in place."""
-    method, rng = Student.of_parts(parts, config, "cpu"), draws(seed)
+    method, rng = Student.of_parts(parts, config, "cpu"), seeded(seed)
     batches = pool_batches(pool, 128, seed, weighted, 0)
     for update in range(updates):
         images, _ = next(batches)
@@ -67,7 +67,7 @@ def distilled(parts: Parts, config: StudentConfig, pool: Pool, updates: int, see
 
 
 def images_of(student: Denoiser, calls: int, like: Tensor, seed: int) -> Tensor:
-    rng = draws(seed)
+    rng = seeded(seed)
     with torch.no_grad():
         return sample_dpdm(student, lambda _: rng.normal_like(like), WHOLE.level_lists[calls]).images
 
@@ -91,7 +91,6 @@ def student_of_prior(task: DigitTask, updates: int) -> Any:
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(1)
-    settings = {name: value for name, value in vars(args).items() if name not in ("out", "smoke")}
     began = time.monotonic()
     task = digit_task(args, began)
     begun = student_of_prior(task, args.student_updates)
@@ -102,7 +101,7 @@ def main() -> None:
     def add(name: str, seed: int, images: Tensor, **more: float) -> None:
         found.setdefault(name, []).append({**judged(task, images), **more})
         if seed == 0:
-            shown[name] = images[:64]
+            shown[name] = images[:SHOWN]
         said(f"{name}, seed {seed}: {found[name][-1]}", began)
 
     acceptance = task.reference.acceptance
@@ -115,9 +114,8 @@ def main() -> None:
             "acceptance": acceptance, "log_z": task.reference.log_z, "log_reward": task.reference.log_reward,
             "split_distance": task.split, "judged_by": len(task.like), "seeds_done": seed + 1,
         }  # fmt: skip
-        write_result(args.out, "posterior_few_steps", settings, rows, reference=reference)
-        write_atomically(args.out.with_suffix(".png"), picture(shown))
-    print("\n" + with_deviations(rows, COLUMNS) + f"\n\nwrote {args.out}")
+        write_rows(args, "posterior_few_steps", rows, shown, reference=reference)
+    end(args.out, with_deviations(rows, COLUMNS))
 
 
 def one_seed(task: DigitTask, begun: Any, args: argparse.Namespace, seed: int, add: Callable[..., None]) -> None:
@@ -125,7 +123,7 @@ def one_seed(task: DigitTask, begun: Any, args: argparse.Namespace, seed: int, a
     few = lambda network: Denoiser(network, sigma_data)  # noqa: E731
     add("prior's student, 4 calls", seed, images_of(few(begun), 4, like, 300 + seed), nfe=4)
     problem = own_problem(task, begun, 4, Adapter(begun, RANK, 3))
-    add("prior's student, best of 8, 4 calls", seed, best_of(problem, like, 8, draws(seed)), nfe=32)
+    add("prior's student, best of 8, 4 calls", seed, best_of(problem, like, 8, seeded(seed)), nfe=32)
     if "two" in args.routes:
         from_chain(task, begun, args, seed, add)
     if "one" in args.routes:
@@ -138,7 +136,7 @@ def from_chain(task: DigitTask, begun: Any, args: argparse.Namespace, seed: int,
     like, since = task.like, time.process_time()
     adapter = task.new_adapter(700 + seed)
     balance(task.problem(adapter), adapter, args.updates, args.lr, 800 + seed)
-    problem, rng = task.problem(adapter.requires_grad_(False)), draws(900 + seed)
+    problem, rng = task.problem(adapter.requires_grad_(False)), seeded(900 + seed)
     taught = time.process_time() - since
     monitored = lambda of: {key: numbers_of(of, like, rng)[key] for key in ("elbo", "log_z", "ess")}  # noqa: E731
     add("RTB", seed, own_images(problem, like, rng), **monitored(problem), nfe=args.levels, cpu_s=taught)
@@ -161,12 +159,12 @@ def two_stages(
     levels = (chain.sigmas[-1], chain.sigmas[0])
     teacher_of = Denoiser(adapted(network, fresh), sigma_data)
     tilted_regression(
-        teacher_of, fresh, (pool[0], weights, pool[2]), levels, args.consolidate, draws(seed), adam=TILTED
+        teacher_of, fresh, (pool[0], weights, pool[2]), levels, args.consolidate, seeded(seed), adam=TILTED
     )
     teacher: Any = merged(network, fresh).requires_grad_(False)
     spent = time.process_time() - since
     name = "two stages, weighted" if weighted else "two stages"
-    rng = draws(950 + seed)
+    rng = seeded(950 + seed)
     with torch.no_grad():
         images = sample_ancestral(Denoiser(teacher, sigma_data), lambda _: rng.normal_like(like), chain).images
     add(f"{name}: the teacher's chain", seed, images, nfe=args.levels, cpu_s=taught + spent)
@@ -188,9 +186,9 @@ def one_stage(task: DigitTask, begun: Any, args: argparse.Namespace, seed: int, 
     denoiser = Denoiser(task.digits.prior, sigma_data)
     sigmas = karras_sigmas(20, 0.02, 80.0)
     data = task.digits.images
-    errors = denoising_errors(denoiser, data, sigmas, lambda i: draws(i).normal_like(data))
+    errors = denoising_errors(denoiser, data, sigmas, lambda i: seeded(i).normal_like(data))
     reward = class_reward(task.digits.classifier, [args.digit])
-    teacher = tilted_teacher(denoiser, reward, interpolated(sigmas, errors), draws(80 + seed), samples=args.samples)
+    teacher = tilted_teacher(denoiser, reward, interpolated(sigmas, errors), seeded(80 + seed), samples=args.samples)
     prior: Any = task.digits.prior  # a perceptron, not of the networks that checkpoints hold
     generator = torch.Generator().manual_seed(60 + seed)
     parts = adapter_parts(prior, RANK, sigma_data, 0, generator, begun, sees_level=False)
@@ -207,7 +205,7 @@ def one_stage(task: DigitTask, begun: Any, args: argparse.Namespace, seed: int, 
 def own_chain(
     task: DigitTask, begun: Any, calls: int, args: argparse.Namespace, seed: int, add: Callable[..., None]
 ) -> None:
-    since, rng = time.process_time(), draws(970 + seed)
+    since, rng = time.process_time(), seeded(970 + seed)
     adapter = Adapter(begun, RANK, calls - 1, torch.Generator().manual_seed(700 + seed))
     problem = own_problem(task, begun, calls, adapter)
     balance(problem, adapter, args.own_updates, args.lr, 800 + seed)
@@ -233,7 +231,7 @@ def own_problem(task: DigitTask, begun: Any, calls: int, adapter: Adapter) -> Pr
 
 def balance(problem: Problem, adapter: Adapter, updates: int, lr: float, seed: int) -> None:
     config = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=lr))
-    images, y, rng = torch.empty(128, 1, 8, 8), torch.zeros(128, dtype=torch.long), draws(seed)
+    images, y, rng = torch.empty(128, 1, 8, 8), torch.zeros(128, dtype=torch.long), seeded(seed)
     method = TrajectoryBalance(problem, adapter, config, images[0])
     for update in range(updates):
         method.update(images, y, update / updates, rng)
@@ -278,15 +276,7 @@ def _arguments() -> argparse.Namespace:
     add("--prior-updates", type=whole(1), default=5000, help="of the digits' prior (default %(default)s)")
     add("--proposals", type=whole(100), default=20_000, help="of rejection (default 20000)")
     add("--images", type=whole(2), default=1000, help="that a row is judged by (default 1000)")
-    add(
-        "--out",
-        type=result_file,
-        default=ROOT / "build" / "posterior-few-steps.json",
-        metavar="FILE.json",
-        help="the JSON with the result (default %(default)s)",
-    )
-    add("--smoke", action="store_true", help="a few updates of everything")
-    args = parser.parse_args()
+    args = parsed(parser, "posterior-few-steps")
     if args.smoke:
         args.seeds, args.levels, args.updates, args.own_updates, args.pool, args.consolidate = 1, 5, 3, 3, 256, 3
         args.student_updates, args.distil_updates, args.prior_updates, args.proposals, args.images = 5, 5, 300, 2000, 60

@@ -31,11 +31,11 @@ from itertools import combinations, product
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness import ROOT, result_file, write_result
-from benchmarks.posterior import MIXED, draws, said, summary, with_deviations
+from benchmarks.posterior import MIXED
+from benchmarks.posterior_results import end, parsed, said, summary, with_deviations, write_rows
 from fewstep.ranges import POSITIVE, number, whole
 from trainer.methods.rtb import LogReward, TrajectoryBalance, evaluate
-from trainer.run.draws import Draws
+from trainer.run.draws import Draws, seeded
 from trainer.settings import PosteriorConfig
 
 SYMBOLS, LENGTH = 4, 6
@@ -250,7 +250,7 @@ class Task:
         sentences = torch.cartesian_prod(*[torch.arange(SYMBOLS)] * LENGTH)
         expected = float((made.flatten() * self.log_reward(sentences, sentences[:, 0])).sum())
         like, y = torch.empty(2000, LENGTH, dtype=torch.long), torch.zeros(2000, dtype=torch.long)
-        numbers = evaluate(self.problem(posterior), like, y, 1.0, draws(seed))
+        numbers = evaluate(self.problem(posterior), like, y, 1.0, seeded(seed))
         return {
             "tv": variation(made, self.target), "tv_language": variation(made, self.language_target),
             "log_z_error": abs(numbers["log_z"] - self.log_z),
@@ -268,7 +268,7 @@ def make_task(name: str, uncovered: int) -> Task:
 def trained(task: Task, config: PosteriorConfig, updates: int, batch: int, seed: int) -> Filler:
     """`noised_back`, where the mix has it, is of sentences of the language."""
     torch.manual_seed(seed)
-    network, rng = Filler(task.prior), draws(100 + seed)
+    network, rng = Filler(task.prior), seeded(100 + seed)
     method = TrajectoryBalance(task.problem(network), network, config, torch.empty(LENGTH, dtype=torch.long))
     chances = language().flatten()
     for update in range(updates):
@@ -289,7 +289,6 @@ def divisor(text: str) -> int:
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(1)
-    settings = {name: value for name, value in vars(args).items() if name not in ("out", "smoke")}
     began, rows = time.monotonic(), []
     config = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=args.lr))
     tasks: list[tuple[str, int]] = [(name, uncovered) for name in rewards() for uncovered in args.uncovered]
@@ -307,8 +306,8 @@ def main() -> None:
             for method, runs in found.items()
         ]
         said(f"{name}, {uncovered} uncovered a step: TV {found['RTB'][0]['tv']:.3f}", began)
-        write_result(args.out, "posterior_language", settings, rows)
-    print(f"\n{with_deviations(rows, COLUMNS)}\n\nwrote {args.out}")
+        write_rows(args, "posterior_language", rows)
+    end(args.out, with_deviations(rows, COLUMNS))
 
 
 def _arguments() -> argparse.Namespace:
@@ -325,15 +324,7 @@ def _arguments() -> argparse.Namespace:
     add("--updates", type=whole(1), default=400, help="of trajectory balance (default %(default)s)")
     add("--batch", type=whole(2), default=128, help="sentences per update (default %(default)s)")
     add("--lr", type=number(POSITIVE), default=5e-3, help="of trajectory balance (default %(default)s)")
-    add(
-        "--out",
-        type=result_file,
-        default=ROOT / "build" / "posterior-language.json",
-        metavar="FILE.json",
-        help="the JSON with the result (default %(default)s)",
-    )
-    add("--smoke", action="store_true", help="a few updates of everything")
-    args = parser.parse_args()
+    args = parsed(parser, "posterior-language")
     if args.smoke:
         args.seeds, args.updates, args.batch = 1, 3, 16
     return args

@@ -20,7 +20,7 @@ from benchmarks.posterior_told import Given
 from fewstep.precond import Denoiser, with_inputs
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features
 from trainer.methods.edm import denoising_loss
-from trainer.run.draws import Draws
+from trainer.run.draws import Draws, seeded
 from trainer.run.optimizer import descend
 from trainer.settings import AdamConfig
 
@@ -88,7 +88,7 @@ def _states(observed: np.ndarray) -> Tensor:
 
 def collect(episodes: int, seed: int) -> tuple[Steps, Tensor]:
     """The offline data, `episodes` of each policy, and the returns [3, episodes]."""
-    rng = Draws(torch.Generator().manual_seed(seed))
+    rng = seeded(seed)
     parts = [play(mixed(share, rng), episodes, 10_000 * seed + 1000 * i) for i, share in enumerate(SHARES)]
     together = (torch.cat([getattr(steps, name) for steps, _ in parts]) for name in Steps.__annotations__)
     return Steps(*together), torch.stack([returns for _, returns in parts])
@@ -115,7 +115,7 @@ def denoiser_of(network: Callable[..., Tensor], sigma_data: float) -> Given:
 def train_prior(steps: Steps, sigma_data: float, updates: int, seed: int) -> ActionNetwork:
     """EDM training of p(action | state), frozen at the end."""
     torch.manual_seed(seed)
-    network, rng = ActionNetwork(), Draws(torch.Generator().manual_seed(seed))
+    network, rng = ActionNetwork(), seeded(seed)
     regress(network, network, steps, sigma_data, None, updates, rng)
     return network.eval().requires_grad_(False)
 
@@ -167,7 +167,7 @@ def train_critic(steps: Steps, updates: int, seed: int, *, discount: float = 0.9
     """Implicit Q-learning (Kostrikov et al. 2022, Eqs. 5 and 6): V is an expectile of Q over the data's actions, and
     Q(s, a) regresses r + discount V(s'). No action outside the data is asked for. Episodes go on beyond their cut."""
     torch.manual_seed(seed)
-    critic, slow, rng = Critic(), Critic(), Draws(torch.Generator().manual_seed(seed))
+    critic, slow, rng = Critic(), Critic(), seeded(seed)
     with torch.no_grad():  # start where the values are, not at 0: a network takes long to get there
         for network in (critic.action_value, critic.state_value):
             last = network[-1]

@@ -93,10 +93,12 @@ def _limitations(card: Card, report: Mapping[str, Any] | None) -> str:
     lines = [f"It knows nothing but {card.dataset.images:,} images of {card.dataset.name}, with their gaps and biases."]
     if report and "nearest" in report:
         near, real = report["nearest"], report["nearest_real"]
+        searched = report.get("searched", card.dataset.images)  # reports of earlier versions do not say it
+        among = f" of {searched:,} that were looked at" if searched < card.dataset.images else ""
         lines.append(
-            f"The median distance from an image of four calls to the nearest training image is {near:.3f} of the range "
-            f"from black to white; from a training image to another one it is {real:.3f}. Much smaller would be "
-            "memorisation."
+            f"The median distance from an image of four calls to the nearest training image{among} is {near:.3f} of "
+            f"the range from black to white; from a training image to another one it is {real:.3f}. Much smaller would "
+            "be memorisation."
         )
     else:
         lines.append("Whether it has memorised training images was not measured here.")

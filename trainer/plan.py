@@ -21,6 +21,7 @@ from fewstep.checkpoint import load_denoiser
 from fewstep.precond import Denoiser
 from fewstep.scratch import scratch
 from trainer.data.format import ImageSet
+from trainer.data.shards import ShardedImages
 from trainer.recipes.recipe import NetworkSize, Recipe, Stage
 from trainer.run.compute import Precision
 from trainer.run.progress import format_seconds
@@ -248,6 +249,7 @@ def describe(plan: Plan, data: ImageSet, recipe: Recipe) -> str:
         f"pictures  {count:,} of {side}x{side}, {'gray' if channels == 1 else 'RGB'}{_classes(data)}",
         f"machine   {plan.device}, {plan.precision}, {'compiled' if plan.compile else 'not compiled'}, "
         f"{torch.get_num_threads()} threads; memory {plan.memory_mb / 1000:.1f} GB, disk {plan.disk_mb / 1000:.1f} GB",
+        *_shards(data),
         f"recipe    {plan.recipe}, the {plan.network} network: {plan.parameters / 1e6:.2f} M parameters",
         f"budget    {format_seconds(plan.budget_s)} for everything",
         "",
@@ -288,6 +290,16 @@ def expect(plan: Plan, data: ImageSet, recipe: Recipe) -> list[str]:
     else:
         sentences.append("a good result for a network of this size")
     return sentences
+
+
+def _shards(data: ImageSet) -> list[str]:
+    """Where the images are, unless they are in memory or in a file of the run."""
+    if not isinstance(data.images, ShardedImages):
+        return []
+    count, size = len(data.images.files), data.images.disk_bytes
+    space = f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+    where = f"{count:,} file{'s' * (count != 1)} of {space} in all"
+    return [f"shards    {where}, which stay where they are: every image is read and decoded each time it is seen"]
 
 
 def _classes(data: ImageSet) -> str:

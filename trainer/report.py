@@ -35,6 +35,7 @@ STEPS = (1, 2, 4, 8)
 SHEETS = 5  # of a stage, at most
 PAIRS = 12  # images shown beside their nearest training images
 SEARCHED = 20_000  # training images among which the nearest is looked for, at most
+SEARCHED_BYTES = 2**28  # of pixels in them, at most
 BATCH = 50
 
 STYLE = """
@@ -79,7 +80,7 @@ def write(contents: Contents) -> dict[str, Any]:
         *(f'<p class="soft">{escape(sentence)}</p>' for sentence in expected if not (verdict and verdict in sentence)),
         section("Images", sheets(contents.out, [contents.recipe.stages[-1].name], last=True)),
         section("Distance to the training images", distance_table(distances, len(labels))),
-        section("Nearest training images", nearest_part(pairs, copies)),
+        section("Nearest training images", nearest_part(pairs, copies, len(contents.data.images))),
         section("Speed", speed_part(journal, plan)),
         section("Curves", curves_part(contents.out, list(plan.images))),
         section("Sheets over time", sheets(contents.out, list(plan.images))),
@@ -142,22 +143,25 @@ def distances_of(contents: Contents, made: Mapping[int, Pixels], labels: NDArray
 
 def nearest_training(data: ImageSet, made: Mapping[int, Pixels]) -> tuple[Pixels, dict[str, float]]:
     """Images of four steps over their nearest training images, in pixels, as a titled picture; and the median distance
-    of generated images to training images beside that of training images to other ones."""
+    of generated images to training images beside that of training images to other ones, all among the `searched`."""
     pixels = made[4]
-    rows = evenly(len(data.images), min(len(data.images), SEARCHED))
-    references, queries = data.images[rows].reshape(len(rows), -1), pixels.reshape(len(pixels), -1)
+    most = max(min(SEARCHED, SEARCHED_BYTES // pixels[0].size), 2)
+    rows = evenly(len(data.images), min(len(data.images), most))
+    searched = data.images[rows]
+    references, queries = searched.reshape(len(rows), -1), pixels.reshape(len(pixels), -1)
     found = nearest(queries[:200], references)
     asked = evenly(len(rows), max(min(200, len(rows) // 2), 1))
     others = np.delete(np.arange(len(rows)), asked)
     real = nearest(references[asked], references[others])
     shown = evenly(min(len(pixels), 200), min(PAIRS, len(pixels)))
-    both = np.concatenate([pixels[shown], data.images[rows[found.row[shown]]]])
+    both = np.concatenate([pixels[shown], searched[found.row[shown]]])
     title = "four steps, and the nearest training image of each"
     picture = add_titles(grid(both, len(shown)), pixels.shape[1], title, [], ["student", "training"])
     scale = 255 * queries.shape[1] ** 0.5
     return picture, {
         "nearest": float(np.median(found.distance)) / scale,
         "nearest_real": float(np.median(real.distance)) / scale,
+        "searched": len(rows),
     }
 
 
@@ -188,13 +192,19 @@ def distance_table(distances: Mapping[str, float], count: int) -> str:
     )
 
 
-def nearest_part(picture: Pixels, copies: Mapping[str, float]) -> str:
+def nearest_part(picture: Pixels, copies: Mapping[str, float], count: int) -> str:
+    """count: training images, of which `searched` were looked at."""
     close = copies["nearest"] < 0.5 * copies["nearest_real"]
     said = (
         "The student's images are much closer to training images than those are to each other: it has memorised."
         if close
         else "The student's images are about as far from training images as those are from each other, or farther."
     )
+    if copies["searched"] < count:
+        said += (
+            f" The nearest was looked for among {copies['searched']:,} of the {count:,} training images, evenly "
+            "spread; a copy of another one is not found."
+        )
     return f"{image(encode(picture, 'png'), 'nearest in pixels')}<p>{said}</p>" + table(
         ("median root mean square difference", "of the range from black to white"),
         [

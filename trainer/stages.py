@@ -25,6 +25,7 @@ from trainer.critics.classifier import classifier_hash
 from trainer.data.command import describe_unread
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.named import READERS, read_recipe
+from trainer.data.shards import ShardedImages, read_index
 from trainer.data.sources.given import read_given
 from trainer.journal import Done, Journal, settings_hash
 from trainer.options import Distillation, Order, RunOptions
@@ -49,6 +50,7 @@ from trainer.runs import fit_to_data
 
 DATA, EXPORT, REPORT = "data", "export", "report"
 DATA_FILE = "data.zip"
+INDEX = "index"  # in the facts of the stage `data`: the name of the index of shards that the images are read by
 STUDENT = "student"  # folder of the exported student, with its engine inside
 INTERRUPTED = 130
 
@@ -112,7 +114,8 @@ def train(
     _check_place(order, journal)
     if dry_run:
         order = _complete_order(order, journal, default_budget_s, first)
-        run = _open_run(order, journal, _read_data(journal) if DATA in journal.stages else _pictures(order))
+        read = DATA in journal.stages and first != DATA
+        run = _open_run(order, journal, _read_data(journal) if read else _pictures(order))
         print(describe(_make_plan(run, run.recipe.stages, began), run.data, run.recipe), flush=True)
         return 0
     with claim(order.out):
@@ -130,8 +133,8 @@ def train(
 
 def _train(order: Order, journal: Journal, export: Export, first: str | None, began: float) -> int:
     _check_planned_stages(journal)
-    if first == DATA and journal.plan:
-        _forget(journal, names(RECIPES[journal.plan["recipe"]]))
+    if first == DATA and DATA in journal.stages:
+        _forget(journal, names(RECIPES[journal.plan["recipe"]]) if journal.plan else [DATA])
     if DATA not in journal.stages:
         _prepare(order, journal)
     run = _open_run(order, journal, _read_data(journal))
@@ -254,18 +257,35 @@ def _prepare(order: Order, journal: Journal) -> None:
     images = _pictures(order)
     for line in describe_unread(images):
         print(line, file=sys.stderr, flush=True)
-    path = order.out / DATA_FILE
     journal.order = order.facts()
     journal.write()  # before any result: results without a journal are not this command's
-    write_image_set(path, images)
+    if isinstance(images.images, ShardedImages):  # they are too many for a copy
+        facts = {INDEX: Path(order.photos).name}  # where it lies is the order's: models are published with these facts
+    else:
+        write_image_set(order.out / DATA_FILE, images)
+        facts = {"file": DATA_FILE}
     settings = settings_hash({"photos": order.photos, "size": order.size})
     seconds = round(time.monotonic() - began, 2)
-    journal.stages[DATA] = Done(settings, {}, images.sha256(), seconds, facts={"file": DATA_FILE})
+    journal.stages[DATA] = Done(settings, {}, images.sha256(), seconds, facts=facts)
     journal.write()
 
 
 def _read_data(journal: Journal) -> ImageSet:
-    return read_image_set(journal.folder / journal.stages[DATA].facts["file"])
+    """The images of a run, as its stage `data` left them.
+
+    Raises DataError for shards that are gone or have changed, CheckpointError for an index of other images.
+    """
+    done = journal.stages[DATA]
+    if INDEX not in done.facts:
+        return read_image_set(journal.folder / done.facts["file"])
+    index = Path(journal.order["photos"])
+    images = read_index(index)
+    if images.sha256() != done.result:
+        raise CheckpointError(
+            f"{index} lists other images than those {journal.folder} was begun with; choose another --out, or begin "
+            f"anew with --from {DATA}"
+        )
+    return images
 
 
 def _open_run(order: Order, journal: Journal, data: ImageSet) -> Run:
@@ -315,7 +335,7 @@ def _merge_plans(before: dict[str, Any], made: Plan) -> Plan:
 
 def _enough_disk(out: Path, planned: Plan) -> None:
     free_mb = shutil.disk_usage(out).free / 1e6
-    done = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / 1e6
+    done = sum(file.stat().st_size for file in out.rglob("*") if file.is_file() and file.name != DATA_FILE) / 1e6
     if free_mb < planned.disk_mb - done:
         raise CheckpointError(
             f"{out} needs {planned.disk_mb / 1e3:.1f} GB, and {free_mb / 1e3:.1f} GB are free; "

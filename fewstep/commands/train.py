@@ -25,8 +25,8 @@ From pictures to a student that makes more of their kind in one to eight steps: 
 it, exports the student, and writes a report. What a budget buys on this machine is measured and said before the work.
 
 PHOTOS is a folder of pictures (each subfolder a class), a zip of one, EDM's dataset zip, the data.zip of an earlier
-run, an IDX file of images, or the name of a recipe: digits, fashion, sprites, emoji, emoji64, earth,
-earth-x4.
+run, an IDX file of images, an index of shards (fewstep trainer data shards), whose images stay where they are, or the
+name of a recipe: digits, fashion, sprites, emoji, emoji64, earth, earth-x4.
 
 Stop it at any time: the same command goes on where it stopped. OUT/stages.json says what is complete.
 """

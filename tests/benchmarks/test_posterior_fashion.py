@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.posterior_fashion import Task, verdict
+from benchmarks.posterior_fashion_judging import verdict
+from benchmarks.posterior_fashion_task import Task
 from benchmarks.posterior_fashion_tone import Tone, fit, tones
 from fewstep.pixels import from_pixels
 

@@ -1,16 +1,21 @@
 """What a budget buys: shares, one batch at least, and the words about a result that is too small."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import trainer.plan
+from fewstep.card import CheckpointError
 from fewstep.checkpoint import load_denoiser
 from trainer.data.format import ImageSet
 from trainer.plan import LEVELS, Measured, Needed, Plan, Rehearsal, expect, plan, rehearse, too_few, wanted_s
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import TEACHER_AND_STUDENT
+from trainer.stages import _enough_disk
 
 REHEARSED = Rehearsal({"teacher": Measured(100.0, 5.0), "dpdm": Measured(50.0, 7.0)}, 0.001, "fp32", 1000, 500, 20)
 BATCHES = {"teacher": 64, "dpdm": 32}
@@ -44,6 +49,18 @@ def test_a_budget_that_is_spent_still_buys_one_batch_and_is_called_too_small():
         "NOT usable, noise or blurs at 32x32: the teacher sees 64 images, and a usable result takes 100,000; the "
         "student sees 32 images, and a usable result takes 40,000"
     )
+
+
+def test_the_pictures_of_a_run_are_no_part_of_the_disk_that_its_plan_needs(tmp_path, monkeypatch):
+    needs = replace(planned(300.0), disk_mb=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000))
+    with (tmp_path / "data.zip").open("wb") as file:
+        file.truncate(20_000_000)
+    with pytest.raises(CheckpointError, match=r"needs 0\.0 GB, and 0\.0 GB are free"):
+        _enough_disk(tmp_path, needs)
+    with (tmp_path / "state").open("wb") as file:
+        file.truncate(6_000_000)
+    _enough_disk(tmp_path, needs)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -66,6 +66,7 @@ def _rows(data: ImageSet, config: LoopConfig, start: int, gpu: torch.device | No
     count, own_rows = len(data.images), config.batch // ranks()
     own = slice(rank() * own_rows, (rank() + 1) * own_rows)
     sharded = isinstance(data.images, ShardedImages)
+    read = data.images.with_neighbours if isinstance(data.images, ShardedImages) else data.images.__getitem__
     streams = math.gcd(config.batch, STREAMS) if sharded else 1
     # Neighbouring rows belong to one stream, so that a process has its own streams and so its own parts of the shards.
     places = np.arange(config.batch).reshape(-1, streams).T.ravel()[own]
@@ -77,7 +78,7 @@ def _rows(data: ImageSet, config: LoopConfig, start: int, gpu: torch.device | No
                 config.seed, int(epoch), count
             )  # fmt: skip
             index[epochs == epoch] = order[within[epochs == epoch]]
-        pixels = torch.from_numpy(np.ascontiguousarray(data.images[index]))
+        pixels = torch.from_numpy(np.ascontiguousarray(read(index)))
         labels = torch.from_numpy(data.labels[index].astype(np.int64))
         mirrored = None
         if config.flip:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
-from trainer.data.shards import is_index, read_index
+from trainer.data.shards import is_index, read_index, refuse_tars
 from trainer.data.sources.digits import read_digits
 from trainer.data.sources.earth import read_earth, read_earth_x4
 from trainer.data.sources.emoji import read_emoji
@@ -52,14 +52,10 @@ def read_data(path: Path, side: int) -> ImageSet:
 
     Raises DataError.
     """
+    refuse_tars(path)
     if not path.exists():
         raise DataError(f"{path} does not exist; name a data set (fewstep trainer data ...) or a folder of pictures")
     if path.is_dir():
-        if any(path.glob("*.tar")):
-            raise DataError(
-                f"{path} is a folder of shards; make an index of it first, and name that: "
-                f"fewstep trainer data shards {path} --out {path.name or 'shards'}.zip"
-            )
         return read_given(path, side)
     if is_index(path):
         return read_index(path)

@@ -11,6 +11,7 @@ dataset.json  as of a dataset zip (trainer.data.format), and {"files": [[path, b
 import io
 import json
 import os
+import shlex
 import tarfile
 import zipfile
 import zlib
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.format import DataError, ImageSet, read_stored
-from trainer.data.sources.pictures import centre_square, decode, flatten, to_array
+from trainer.data.sources.pictures import SUFFIXES, centre_square, decode, flatten, to_array
 
 FORMAT = 1
 MEMBERS = "members.npy"
@@ -38,7 +39,10 @@ MAX_THREADS = 8
 
 @dataclass(frozen=True, eq=False)
 class ShardedImages:
-    """uint8 [N, H, W, C] like an array, but every access reads and decodes: `images[rows]` for an array of rows."""
+    """uint8 [N, H, W, C] like an array, but every access reads and decodes: `images[rows]` for an array of rows.
+
+    `images.with_neighbours(rows)` are the same pixels, for a reader that soon wants the images around these.
+    """
 
     files: tuple[Path, ...]
     members: NDArray[np.int64]  # [N, 4]
@@ -56,9 +60,15 @@ class ShardedImages:
         """Rows as an array, a list or a slice -> [n, H, W, C]; one row -> [H, W, C]. Raises DataError, which names the
         shard and the member."""
         index = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
-        if index.ndim == 0:
-            return self[index[None]][0]
-        contents = self.contents(index)
+        return self._read(index, neighbours=False) if index.ndim else self[index[None]][0]
+
+    def with_neighbours(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.uint8]:
+        """[n] -> [n, H, W, C], as `images[rows]`. The system is asked for the parts around them, too: training wants
+        these soon (trainer.data.loader). A sample from everywhere would read all of the shards that way."""
+        return self._read(np.asarray(rows), neighbours=True)
+
+    def _read(self, index: NDArray[np.int64], neighbours: bool) -> NDArray[np.uint8]:
+        contents = self.contents(index, neighbours)
         run = map if self.threads == 1 else self._pool.map
         decoded = run(self._pixels, index.tolist(), contents)
         result = np.empty((len(index), *self.shape[1:]), np.uint8)
@@ -74,23 +84,29 @@ class ShardedImages:
         """The shard and the member of an image, as messages name them."""
         return f"{self.files[self.members[row, 0]]}: {self._name(row)}"
 
+    @property
+    def disk_bytes(self) -> int:
+        """Of all shards."""
+        return sum(file.stat().st_size for file in self.files)
+
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, "decoding")
 
-    def contents(self, rows: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
-        """The encoded images, read file by file."""
+    def contents(self, rows: Sequence[int] | NDArray[np.int64], neighbours: bool = False) -> list[bytes]:
+        """The encoded images, read file by file. neighbours: as of `with_neighbours`."""
         index = np.asarray(rows)
         contents = [b""] * len(index)
         for number in np.unique(self.members[index, 0]):
             with self.files[number].open("rb", buffering=0) as file:
                 for place in np.flatnonzero(self.members[index, 0] == number):
-                    self._bring(file.fileno(), int(index[place]))
+                    if neighbours:
+                        self._bring(file.fileno(), int(index[place]))
                     contents[place] = self._content(file.fileno(), int(index[place]))
         return contents
 
     def _bring(self, file: int, row: int) -> None:
-        """Ask the system for the images around this one: training wants them soon (trainer.data.loader)."""
+        """Ask the system for the images around this one."""
         part = row // PART
         if part in self._brought or not hasattr(os, "posix_fadvise"):
             return
@@ -148,10 +164,27 @@ def decoding_threads() -> int:
 
 def is_index(path: Path) -> bool:
     """Whether a file is an index of shards."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MEMBERS in archive.namelist()
+    except (zipfile.BadZipFile, OSError):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return MEMBERS in archive.namelist()
+
+
+def refuse_tars(path: Path) -> None:
+    """Raise DataError for a tar, or a folder of tars: they need an index first. With pictures beside the tars, or in
+    folders beside them, it is a folder of pictures."""
+    if path.is_dir():
+        beside = (file for pattern in ("*", "*/*") for file in path.glob(pattern))
+        tars = any(path.glob("*.tar")) and not any(file.suffix.lower() in SUFFIXES for file in beside)
+    else:
+        tars = path.suffix == ".tar" and path.is_file()
+    if tars:
+        words = shlex.join([str(path), "--out", f"{path.resolve().name.removesuffix('.tar')}.zip"])
+        kind = "a folder of shards" if path.is_dir() else "a shard"
+        raise DataError(
+            f"{path} is {kind}; make an index of it first, and name that: fewstep trainer data shards {words}"
+        )
 
 
 def read_index(path: Path) -> ImageSet:

@@ -63,6 +63,11 @@ class Draws:
         return torch.arange(self.rank * count, (self.rank + 1) * count, device=device)
 
 
+def seeded(seed: int) -> Draws:
+    """Random numbers of a process on its own, on the CPU."""
+    return Draws(torch.Generator().manual_seed(seed))
+
+
 def keyed_normals(keys: Tensor, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Unit normals [B, *shape] of these keys and rows [B]: by numpy on a CPU, where it is three times faster."""
     if keys.device.type == "cpu":

@@ -1,7 +1,6 @@
 """Images that stay in tar files or in EDM's zip: their index, the order they are read in, and errors that name them."""
 
-import io
-import json
+import os
 import tarfile
 import threading
 import zipfile
@@ -13,9 +12,9 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from fewstep.checkpoint import load_denoiser
+from tests.trainer.data.archives import edm_names, png, write_edm, write_shards, write_tar
 from tests.trainer.tiny import run_options
 from trainer.commands import train_teacher
 from trainer.data import command, loader
@@ -40,33 +39,10 @@ def pictures() -> ImageSet:
     return ImageSet("p", rng.integers(0, 256, (COUNT, 8, 8, 1), np.uint8), labels, tuple("0123456789"), "CC0", "here")
 
 
-def png(pixels: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels[..., 0]).save(stream, "png")
-    return stream.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-
-def sample(pictures: ImageSet, row: int) -> dict[str, bytes]:
-    return {
-        f"{row:06d}.cls": str(pictures.labels[row]).encode(), f"{row:06d}.json": b"{}",
-        f"{row:06d}.png": png(pictures.images[row]),
-    }  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def tars(pictures: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tars")
-    for number, first in enumerate(range(0, COUNT, 250)):
-        rows = range(first, min(first + 250, COUNT))
-        write_tar(folder / f"p-{number:06d}.tar", {k: v for row in rows for k, v in sample(pictures, row).items()})
+    write_shards(folder, pictures.images, pictures.labels, 250)
     return folder
 
 
@@ -91,12 +67,9 @@ def test_an_index_of_tars_has_the_images_the_labels_and_the_hash_of_a_dataset_zi
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_an_index_of_edms_zip(compression, pictures, tmp_path):
-    names = [f"00000/img{row:08d}.png" for row in range(40)]
+    names = edm_names(40)
     labels = [[name, int(label)] for name, label in zip(names, pictures.labels[:40], strict=True)]
-    with zipfile.ZipFile(tmp_path / "edm.zip", "w", compression) as archive:
-        archive.writestr("dataset.json", json.dumps({"labels": labels}))
-        for name, pixels in zip(names, pictures.images[:40], strict=True):
-            archive.writestr(name, png(pixels))
+    write_edm(tmp_path / "edm.zip", pictures.images[:40], {"labels": labels}, compression)
     (tmp_path / "elsewhere").mkdir()
     write_index(tmp_path / "edm.zip", tmp_path / "elsewhere" / "index.zip", resolution=4)
     found = read_index(tmp_path / "elsewhere" / "index.zip")
@@ -143,6 +116,23 @@ def test_an_epoch_shows_every_image_once_and_a_stream_reads_whole_parts():
     parts = np.unique(own // PART)
     assert len(parts) <= len(own) / PART + 3  # its own, and one or two that it shares with its neighbours
     assert len(np.unique(own[:64] // PART)) > 8  # which are shuffled among each other
+
+
+def test_training_asks_for_the_parts_around_its_images_and_a_sample_does_not(index, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *request: asked.append(request), raising=False)
+    data = read_index(index)
+    assert np.array_equal(data.images[[0, 300]], cast(Any, data.images).with_neighbours([0, 300])) and len(asked) == 2
+    asked.clear()
+    assert len(data.images[::50]) == 12 and not asked
+    taken(data, 1)
+    assert asked
+
+
+def test_pictures_with_a_tar_beside_them_are_read(pictures, tmp_path):
+    (tmp_path / "a.png").write_bytes(png(pictures.images[0]))
+    write_tar(tmp_path / "a.tar", {})
+    assert read_data(tmp_path, 8).unread == ("a.tar",)
 
 
 def damaged(path: Path, member: str) -> None:

@@ -1,8 +1,6 @@
 """The EDM zip and IDX files: what they hold comes back exactly, what is damaged is refused by name."""
 
 import gzip
-import io
-import json
 import struct
 import zipfile
 from pathlib import Path
@@ -10,30 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.trainer.data.archives import NO_INDEX, png, write_edm
 from trainer.data.format import DataError, ImageSet
 from trainer.data.sources.edm_zip import read_edm_zip
 from trainer.data.sources.idx import read_idx, read_idx_file
-
-NO_INDEX = object()
-
-
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_edm(path: Path, images: np.ndarray, index: Any) -> list[str]:
-    """A zip as EDM writes it: 00000/img00000000.png and dataset.json."""
-    names = [f"{number // 1000:05d}/img{number:08d}.png" for number in range(len(images))]
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, image in zip(names, images, strict=True):
-            archive.writestr(name, png(image))
-        if index is not NO_INDEX:
-            archive.writestr("dataset.json", json.dumps(index))
-    return names
 
 
 @pytest.fixture

@@ -1,14 +1,13 @@
 """The recipe `earth` on a small planet of level bands: classes, held-out strips, halves, refusals."""
 
-import io
 import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.trainer.data.archives import png, write_tar
 from trainer.__main__ import main
 from trainer.data.format import DataError, read_image_set
 from trainer.data.named import read_recipe
@@ -41,27 +40,13 @@ def planet(without: str | None = None) -> dict[str, bytes]:
         if name != without:
             colours[rows], water[rows], height[rows] = colour, 0, metres
     files = {"earth-blue-marble.jpg": colours, "earth-water.png": water, "earth-topology.png": height}
-    return {f"package/example/img/{name}": encoded(pixels) for name, pixels in files.items()}
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")  # whatever the file's name says
-    return buffer.getvalue()
-
-
-def packed(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
+    # Whatever the names say, all of them are PNGs.
+    return {f"package/example/img/{name}": png(pixels) for name, pixels in files.items()}
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
-    return packed(tmp_path_factory.mktemp("npm") / "three-globe-2.45.2.tgz", planet())
+    return write_tar(tmp_path_factory.mktemp("npm") / "three-globe-2.45.2.tgz", planet())
 
 
 def strips_seen(images: np.ndarray) -> set[int]:
@@ -129,9 +114,9 @@ def test_the_command_writes_the_held_out_crops(package, tmp_path, monkeypatch):
     [
         ({"earth-water.png": None}, r"holds no earth-water\.png.*`npm pack three-globe"),
         ({"earth-topology.png": b"broken"}, r"earth-topology\.png is not a readable image"),
-        ({"earth-blue-marble.jpg": encoded(np.zeros((512, 1024, 3), np.uint8))}, "is 1024x512; a map of the Earth is"),
+        ({"earth-blue-marble.jpg": png(np.zeros((512, 1024, 3), np.uint8))}, "is 1024x512; a map of the Earth is"),
         (
-            {"earth-blue-marble.jpg": encoded(np.zeros((1000, 2048, 3), np.uint8))},
+            {"earth-blue-marble.jpg": png(np.zeros((1000, 2048, 3), np.uint8))},
             "is 2048x1000; a map of the Earth is",
         ),
     ],
@@ -141,12 +126,12 @@ def test_another_package_is_refused(tmp_path, change, message):
     changed = planet() | {f"package/example/img/{name}": content for name, content in change.items()}
     files = {name: content for name, content in changed.items() if content is not None}
     with pytest.raises(DataError, match=message):
-        read_earth(packed(tmp_path / "other.tgz", files))
+        read_earth(write_tar(tmp_path / "other.tgz", files))
 
 
 def test_a_planet_without_a_class_is_refused(tmp_path):
     with pytest.raises(DataError, match="shows no snow and ice in the train split"):
-        read_earth(packed(tmp_path / "warm.tgz", planet(without="snow and ice")))
+        read_earth(write_tar(tmp_path / "warm.tgz", planet(without="snow and ice")))
 
 
 def test_a_missing_package_is_named_with_the_command_that_fetches_it(tmp_path, monkeypatch):

@@ -2,17 +2,15 @@
 
 import contextlib
 import gzip
-import io
 import json
-import tarfile
 import zlib
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from tests.trainer.data.archives import png, write_tar
 from trainer.data.format import DataError, ImageSet
 from trainer.data.sources import emoji, fashion, sprites
 from trainer.data.sources.digits import read_digits
@@ -21,12 +19,6 @@ from trainer.data.sources.fashion import DEBIAN_FOLDER, read_fashion
 from trainer.data.sources.selection import Item, halved, in_split, select, spread
 from trainer.data.sources.sprites import read_sprites
 from trainer.settings import Split
-
-
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def noise_png(seed: int, side: int, opaque: float = 1.0) -> bytes:
@@ -42,15 +34,6 @@ def write_files(root: Path, files: dict[str, bytes]) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)
     return root
-
-
-def write_tar(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:xz" if path.suffix == ".xz" else "w:gz") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
 
 
 def concept(split: Split, pattern: str = "{}") -> str:

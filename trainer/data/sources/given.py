@@ -1,4 +1,4 @@
-"""Reads all kinds of pictures a user can name: a folder, a zip of one, EDM's zip, a dataset zip, IDX files."""
+"""Reads all kinds of pictures a user can name: a folder, a zip of one, EDM's zip, a data set, an index, IDX files."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from trainer.data.format import DataError, ImageSet, read_image_set
+from trainer.data.shards import is_index, read_index, refuse_tars
 from trainer.data.sources.archive import MAX_FILE_BYTES
 from trainer.data.sources.edm_zip import read_edm_zip
 from trainer.data.sources.folder import read_folder
@@ -15,15 +16,19 @@ from trainer.data.sources.pictures import SUFFIXES
 
 INDEX = "dataset.json"
 IDX_IMAGES, IDX_LABELS = "images-idx3", "labels-idx1"
-KINDS = "a folder of pictures, a zip of one, EDM's dataset zip, a data set of `trainer data`, or an IDX file of images"
+KINDS = (
+    "a folder of pictures, a zip of one, EDM's dataset zip, a data set or an index of shards of `trainer data`, or an "
+    "IDX file of images"
+)
 DEFAULT_SIDE = 32
 
 
 def read_given(path: Path, side: int | None) -> ImageSet:
-    """Images of `side` x `side` pixels (None: 32 for pictures, the stored size for data sets and IDX files).
+    """Images of `side` x `side` pixels (None: 32 for pictures, the stored size for data sets, indices and IDX files).
 
     Raises DataError when the path does not exist, is of no such kind, or is a data set of another size.
     """
+    refuse_tars(path)
     if path.is_dir():
         if idx := sorted(path.glob(f"*{IDX_IMAGES}*")):
             train = [file for file in idx if file.name.startswith("train")]
@@ -31,6 +36,8 @@ def read_given(path: Path, side: int | None) -> ImageSet:
         return read_folder(path, resolution=side or DEFAULT_SIDE)
     if not path.exists():
         raise DataError(f"{path} does not exist; name {KINDS}")
+    if is_index(path):
+        return _check_size(read_index(path), side, path)
     if zipfile.is_zipfile(path):
         return _zip(path, side)
     if IDX_IMAGES in path.name:

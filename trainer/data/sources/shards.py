@@ -83,7 +83,7 @@ def _measure(images: ShardedImages, labels: NDArray[np.int32]) -> tuple[str, flo
 
     digest, counts = hashlib.sha256(repr(images.shape).encode()), np.zeros(256, np.int64)
     for start in tqdm(range(0, len(images), CHUNK), unit=f"{CHUNK} images", delay=1, disable=None):
-        pixels = images[start : start + CHUNK]
+        pixels = images.with_neighbours(range(start, min(start + CHUNK, len(images))))
         digest.update(pixels.data)
         counts += count_values(pixels)
     digest.update(labels.data)

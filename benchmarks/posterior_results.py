@@ -1,0 +1,78 @@
+"""The two ends of the benchmarks of posteriors: their last options, and tables over seeds, the JSON and its picture."""
+
+import argparse
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from benchmarks.harness import ROOT, result_file, table, write_result
+from fewstep.card import write_atomically
+from fewstep.pixels import encode, grid, to_pixels
+from trainer.run.sheet import add_titles
+
+SHOWN = 64  # images of a method in the picture
+ONE_MEASUREMENT = ("nfe", "cpu_s")  # no deviation is shown of these
+
+
+def parsed(parser: argparse.ArgumentParser, name: str) -> argparse.Namespace:
+    """The options, with --out and --smoke, which all of these benchmarks have."""
+    add = parser.add_argument
+    add("--out", type=result_file, default=ROOT / "build" / f"{name}.json", metavar="FILE.json",
+        help="the JSON with the result (default %(default)s)")  # fmt: skip
+    add("--smoke", action="store_true", help="a few updates of everything")
+    return parser.parse_args()
+
+
+def settings_of(args: argparse.Namespace, free: Collection[str] = ()) -> dict[str, Any]:
+    """The options that decide the result. free: further ones that do not."""
+    return {name: value for name, value in vars(args).items() if name not in ("out", "smoke", *free)}
+
+
+def write_rows(
+    args: argparse.Namespace, name: str, rows: list[dict[str, Any]], shown: Mapping[str, Tensor] | None = None,
+    free: Collection[str] = (), **more: Any,
+) -> None:  # fmt: skip
+    """Write the JSON, and with images [N, C, H, W] by method their picture beside it. free: as of `settings_of`; more:
+    further keys of the JSON."""
+    write_result(args.out, name, settings_of(args, free), rows, **more)
+    if shown:
+        write_atomically(args.out.with_suffix(".png"), picture(shown))
+
+
+def end(out: Path, *texts: str) -> None:
+    """Print the tables, and where the JSON is."""
+    for text in (*texts, f"wrote {out}"):
+        print(f"\n{text}")
+
+
+def said(text: str, began: float) -> None:
+    print(f"{time.monotonic() - began:6.0f} s  {text}", flush=True)
+
+
+def summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Means over seeds, their standard deviations (ddof 1; None for one seed) under "std", and every seed's numbers."""
+    names = runs[0]
+    deviation = {name: float(np.std([run[name] for run in runs], ddof=1)) if len(runs) > 1 else None for name in names}
+    return {**{name: float(np.mean([run[name] for run in runs])) for name in names}, "std": deviation, "seeds": runs}
+
+
+def with_deviations(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    """A table of `mean ± std`."""
+    shown = []
+    for row in rows:
+        cells = {key: row.get(key) for key in columns}
+        for key in cells:
+            if (deviation := row["std"].get(key)) is not None and key not in ONE_MEASUREMENT:
+                cells[key] = f"{row[key]:.3g} ± {deviation:.2g}"
+        shown.append(cells)
+    return table(shown, columns)
+
+
+def picture(shown: Mapping[str, Tensor]) -> bytes:
+    """The first images of the first seed of every method, without a choice: a row of 64 each."""
+    sheet = grid(np.concatenate([to_pixels(images.numpy()) for images in shown.values()]), SHOWN)
+    return encode(add_titles(sheet, 8, "first 64 images of the first seed", [], list(shown)), "png")
