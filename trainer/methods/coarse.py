@@ -3,8 +3,8 @@
 Noise of level sigma moves the mean of an image under a Gaussian window of s pixels by sigma / (2 sqrt(pi) s). So its
 input tells a student the brightness and the colours of an image up to some level, and a sample of p(x0 | x) has them
 within that distance of the posterior mean, which is the teacher's output. A student that was trained by divergences and
-critics drifts from it: on photographs every call raised the contrast by a seventh (docs/log.md, coarse part). Details
-are the student's: the posterior mean has none that the noise hides.
+critics drifts from it: on photographs every call raised the contrast by a seventh (docs/log.md, the coarse part).
+Details are the student's: the posterior mean has none that the noise hides.
 """
 
 import math
