@@ -37,6 +37,7 @@ SETS: dict[str, dict[str, Any]] = {
     "--simulate 0.4 --simulate-from 0.2": {"simulate": 0.4, "simulate_from": 0.2},
     "--warm 0.1": {"warm": 0.1},
     "--warm 0.1 --warm-pairs 12": {"warm": 0.1, "warm_pairs": 12},
+    "--coarse 0.05": {"coarse": 0.05},
     "--guidance-max 3": {"guidance_max": 3.0},
     "--lr 0.001": {"adam.lr": 0.001},
     "--auxiliary-lr 0.002": {"auxiliary_adam.lr": 0.002, "adversary.adam.lr": 0.002},
