@@ -19,8 +19,6 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,15 +26,21 @@ import numpy as np
 import psutil
 from tqdm import tqdm
 
-from benchmarks.harness import ROOT, result_file, table, write_result
-from benchmarks.load.arrivals import STEP_MIX
+from benchmarks.harness import table, write_result
 from benchmarks.load.capacity import Campaign
 from benchmarks.load.closed_loop import saturate
 from benchmarks.load.cores import available, pin
-from benchmarks.load.fixed_cost import Cost
-from benchmarks.load.peers import OURS, Contest, Peer, available_peers, cpu_s, spread
-from benchmarks.load.trajectories import BATCH_TIMEOUT_S
-from fewstep.ranges import POSITIVE, number, whole
+from benchmarks.load.peers import (
+    OURS,
+    Contest,
+    Peer,
+    add_shared_options,
+    available_peers,
+    circumstances,
+    cpu_s,
+    spread,
+)
+from fewstep.ranges import whole
 
 BATCHES = 4  # full ones that are outstanding
 MOST = 64  # images of a request, the default of the server
@@ -89,27 +93,12 @@ def medians(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", type=Path, default=ROOT / "models/fashion/engine", metavar="DIR",
-                        help="engine whose shape and noise are used (default: the shipped one)")  # fmt: skip
-    parser.add_argument("--cost", type=Cost.parse, default=Cost(1, 0.005), metavar="A,B[,FLOOR]",
-                        help="ms of a network call, max(floor, a + b B) (default 1,0.005)")  # fmt: skip
+    add_shared_options(parser, "galleries", rounds=3, seconds=8)
     parser.add_argument("--capacity", type=whole(2), default=128, help="rows of a call (default %(default)s)")
     parser.add_argument("--images", type=whole(1, MOST), nargs="+", default=[1, 8, 64], metavar="N",
                         help="images of a request (default 1 8 64)")  # fmt: skip
     parser.add_argument("--api-processes", type=whole(1), nargs="+", default=[1, 2, 4], metavar="N",
                         help="HTTP processes (default 1 2 4)")  # fmt: skip
-    parser.add_argument("--rounds", type=whole(1), default=3, help="turns of each server (default %(default)s)")
-    parser.add_argument("--seconds", type=number(POSITIVE), default=8, help="measured in a turn (default 8)")
-    parser.add_argument("--warmup-s", type=number(POSITIVE), default=2, help="sent but not counted (default 2)")
-    parser.add_argument("--limit-s", type=number(POSITIVE), default=1, help="of a measurement of R* (default 1)")
-    parser.add_argument("--batch-timeout-s", type=number(POSITIVE), default=BATCH_TIMEOUT_S,
-                        help="how long LitServe's and Ray's batches wait for more (default %(default)s)")  # fmt: skip
-    parser.add_argument("--peer-python", default=sys.executable, metavar="FILE",
-                        help="interpreter of the peers (default: this one)")  # fmt: skip
-    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "galleries.json", help="JSON to write")
-    parser.add_argument("--logs", type=Path, default=ROOT / "build" / "galleries", metavar="DIR",
-                        help="the servers' logs")  # fmt: skip
-    parser.add_argument("--smoke", action="store_true", help="one round of short turns")
     args = parser.parse_args(arguments)
     args.backend = None  # the network is the one of fixed cost
     if args.smoke:
@@ -128,22 +117,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     every = list(turns(peers, args.api_processes, args.images))
     rows: list[dict[str, Any]] = []
     with tqdm(total=args.rounds * len(every), unit="turn") as progress:
-        for number_ in range(args.rounds):
+        for round_number in range(args.rounds):
             limit = contest.campaign.alone(rounds=2, round_s=args.limit_s)["limit_per_s"]
-            for turn in np.random.default_rng(number_).permutation(len(every)):
+            for turn in np.random.default_rng(round_number).permutation(len(every)):
                 found = measure(contest, every[turn])
-                rows.append({"round": number_, "limit_per_s": limit, "share": found["images_per_s"] / limit, **found})
+                rows.append(
+                    {"round": round_number, "limit_per_s": limit, "share": found["images_per_s"] / limit, **found}
+                )
                 progress.update()
     order = {(each.name, processes, n): place for place, (each, processes, n) in enumerate(every)}
     rows.sort(key=lambda row: (order[row["server"], row["api_processes"], row["images"]], row["round"]))
     print(table(medians(rows), COLUMNS))
     names = ("capacity", "images", "api_processes", "rounds", "seconds", "warmup_s", "batch_timeout_s")
     settings = {name: getattr(args, name) for name in names}
-    settings |= {
-        "cost_ms": asdict(args.cost), "steps": STEP_MIX, "outstanding_batches": BATCHES, "missing": missing,
-        "cores": {"engine": cores.engine, "rest": cores.rest}, "layout_shared": cores.shared,
-        "load_average": psutil.getloadavg(),
-    }  # fmt: skip
+    settings |= {"outstanding_batches": BATCHES, **circumstances(args, cores, missing)}
     write_result(args.out, "galleries", settings, rows, medians=medians(rows))
     print(f"\nwrote {args.out}; the servers' logs are in {args.logs}")
 

@@ -253,33 +253,47 @@ def medians(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return sorted(made, key=lambda row: (row["network"], str(row["load"])))
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_shared_options(parser: argparse.ArgumentParser, name: str, rounds: int, seconds: int) -> None:
+    """Options of a comparison of servers, for this script and galleries.py. name: of its JSON and folder of logs."""
     parser.add_argument("--engine", type=Path, default=ROOT / "models/fashion/engine", metavar="DIR",
                         help="engine of the student (default: the shipped one)")  # fmt: skip
-    parser.add_argument("--backend", help="what runs the real network (default: what the engine names)")
-    parser.add_argument("--networks", nargs="+", choices=("real", "fixed"), default=["real", "fixed"],
-                        help="the engine's network, one of a fixed cost (--cost), or both (default)")  # fmt: skip
     parser.add_argument("--cost", type=Cost.parse, default=Cost(1, 0.005), metavar="A,B[,FLOOR]",
                         help="the fixed-cost network: ms of max(floor, a + b B) (default 1,0.005)")  # fmt: skip
-    parser.add_argument("--capacity", type=whole(1), default=24, help="rows of a call, real network (default 24)")
-    parser.add_argument("--fixed-capacity", type=whole(2), default=128, help="likewise, fixed cost (default 128)")
-    parser.add_argument("--loads", type=number(POSITIVE), nargs="*", default=list(LOADS), metavar="LOAD",
-                        help="shares of what ours gives; none: saturated only (default 0.4 0.8)")  # fmt: skip
-    parser.add_argument("--rounds", type=whole(1), default=5, help="turns of each server (default %(default)s)")
-    parser.add_argument("--seconds", type=number(POSITIVE), default=15, help="measured at each load (default 15)")
+    parser.add_argument("--rounds", type=whole(1), default=rounds, help="turns of each server (default %(default)s)")
+    parser.add_argument("--seconds", type=number(POSITIVE), default=seconds,
+                        help="measured at each load (default %(default)s)")  # fmt: skip
     parser.add_argument("--warmup-s", type=number(POSITIVE), default=2, help="sent but not counted (default 2)")
     parser.add_argument("--limit-s", type=number(POSITIVE), default=1, help="of a measurement of R* (default 1)")
     parser.add_argument("--batch-timeout-s", type=number(POSITIVE), default=BATCH_TIMEOUT_S,
                         help="how long LitServe's and Ray's batches wait for more (default %(default)s)")  # fmt: skip
     parser.add_argument("--peer-python", default=sys.executable, metavar="FILE",
                         help="interpreter of the peers (default: this one)")  # fmt: skip
+    parser.add_argument("--out", type=result_file, default=ROOT / "build" / f"{name}.json", help="JSON to write")
+    parser.add_argument("--logs", type=Path, default=ROOT / "build" / name, metavar="DIR", help="the servers' logs")
+    parser.add_argument("--smoke", action="store_true", help="one round of short turns")
+
+
+def circumstances(args: argparse.Namespace, cores: Layout, missing: Sequence[str]) -> dict[str, Any]:
+    """What a JSON says of the machine and the work beside the options that a script lists itself."""
+    return {
+        "cost_ms": asdict(args.cost), "steps": STEP_MIX, "cores": {"engine": cores.engine, "rest": cores.rest},
+        "layout_shared": cores.shared, "missing": missing, "load_average": psutil.getloadavg(),
+    }  # fmt: skip
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_shared_options(parser, "peers", rounds=5, seconds=15)
+    parser.add_argument("--backend", help="what runs the real network (default: what the engine names)")
+    parser.add_argument("--networks", nargs="+", choices=("real", "fixed"), default=["real", "fixed"],
+                        help="the engine's network, one of a fixed cost (--cost), or both (default)")  # fmt: skip
+    parser.add_argument("--capacity", type=whole(1), default=24, help="rows of a call, real network (default 24)")
+    parser.add_argument("--fixed-capacity", type=whole(2), default=128, help="likewise, fixed cost (default 128)")
+    parser.add_argument("--loads", type=number(POSITIVE), nargs="*", default=list(LOADS), metavar="LOAD",
+                        help="shares of what ours gives; none: saturated only (default 0.4 0.8)")  # fmt: skip
     parser.add_argument("--only", nargs="+", metavar="PACKAGE", choices=sorted({each.needs for each in PEERS} - {""}),
                         help="the peers to compare, by package (default: all that are installed)")  # fmt: skip
     parser.add_argument("--seed", type=whole(0), default=0, help="of the arrivals (default 0)")
-    parser.add_argument("--out", type=result_file, default=ROOT / "build" / "peers.json", help="JSON to write")
-    parser.add_argument("--logs", type=Path, default=ROOT / "build" / "peers", metavar="DIR", help="the servers' logs")
-    parser.add_argument("--smoke", action="store_true", help="one round of short turns")
     args = parser.parse_args(arguments)
     if args.smoke:
         args.rounds, args.seconds, args.warmup_s, args.limit_s = 1, 3, 1, 0.2
@@ -312,9 +326,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     settings = {name: getattr(args, name) for name in names}
     settings |= {
-        "model": model.name, "checkpoint": model.checkpoint, "cost_ms": asdict(args.cost), "steps": STEP_MIX,
-        "give_up_s": GIVE_UP_S, "cores": {"engine": cores.engine, "rest": cores.rest},
-        "layout_shared": cores.shared, "missing": missing, "load_average": psutil.getloadavg(),
+        "model": model.name, "checkpoint": model.checkpoint, "give_up_s": GIVE_UP_S,
+        **circumstances(args, cores, missing),
     }  # fmt: skip
     write_result(args.out, "peers", settings, rows, medians=medians(rows), ratios=ratios(rows))
     print(f"\nwrote {args.out}; the servers' logs are in {args.logs}")

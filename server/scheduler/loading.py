@@ -127,7 +127,8 @@ def _load_model(
         )
     table = slot_table(engine, buckets)
     # A backend of fixed shapes may prepare one at its first call; the others need no more than the smallest and the
-    # largest, and measuring has called both.
+    # largest, and measuring has called both unless its time was up.
+    warm = warm and buckets[-1] in calls
     sizes = (() if warm else (buckets[0], buckets[-1])) if takes_any_size(engine) else table.buckets
     tick_s = warm_up(table, sizes)
     if options.stall_s and tick_s >= options.stall_s:

@@ -15,21 +15,21 @@ from torch import Tensor
 SMALLEST = 1.0  # pixels; a window without width would make all details the teacher's
 
 
-def shown(level: float, side: int, within: float) -> bool:
-    """Whether an image of `side` pixels with noise of this level has a coarse part: noise moves the mean of all its
-    pixels by at most `within`, in units of pixel values."""
-    return level <= within * side
+def highest_level(side: int, within: float) -> float:
+    """The highest noise level at which an image of `side` pixels has a coarse part: noise of it moves the mean of all
+    pixels by `within`, in units of pixel values."""
+    return within * side
 
 
 def coarse_part(images: Tensor, sigma: Tensor, within: float) -> Tensor:
     """The means of images [B, C, H, W] under the narrowest windows of at least SMALLEST over which noise of sigma [B]
-    deviates by at most `within`; 0 where there is none (`shown`).
+    deviates by at most `within`; 0 above `highest_level`.
 
     The image goes on beyond its edges as its mirror image, so the window is a product in the cosine transform.
     """
     height, width = images.shape[-2:]
     scale = (sigma / (2 * math.sqrt(math.pi) * within)).clamp(min=SMALLEST)
-    visible = sigma <= within * min(height, width)
+    visible = sigma <= highest_level(min(height, width), within)
     rows, columns = (_cosines(side, images) for side in (height, width))
     down, across = (
         torch.exp(-0.5 * (scale[:, None] * math.pi / side * torch.arange(side, device=images.device)) ** 2)

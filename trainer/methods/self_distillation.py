@@ -18,7 +18,7 @@ from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
 from fewstep.schedule import check_levels
 from trainer.methods.base import denoiser_of, imitation_loss, own_trajectory
-from trainer.methods.coarse import coarse_part, shown
+from trainer.methods.coarse import coarse_part, highest_level
 from trainer.methods.divergence import l1_error
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
@@ -107,7 +107,7 @@ class Progressive:
         """The output of a frozen denoiser for x [B, C, H, W], with the coarse part of the teacher's."""
         sigma = x.new_full((len(x),), level)
         output = denoiser(x, sigma, labels)
-        if self.teacher is None or not shown(level, min(x.shape[-2:]), self.config.coarse):
+        if self.teacher is None or level > highest_level(min(x.shape[-2:]), self.config.coarse):
             return output
         return output + coarse_part(self.teacher(x, sigma, labels) - output, sigma, self.config.coarse)
 

@@ -127,6 +127,29 @@ def test_an_engine_that_takes_any_size_is_opened_once_and_called_with_what_there
     assert len(opened) == 1
 
 
+@pytest.mark.parametrize(
+    ("known", "found", "warmed"),
+    [
+        ({}, {1: 1.0, 11: 2.0}, ()),
+        ({}, {1: 1.0}, (1, 11)),  # the time for measuring was up
+        ({1: 1.0, 11: 2.0}, {}, (1, 11)),  # another worker has measured
+    ],
+)
+def test_an_engine_that_was_measured_is_not_warmed_up_again(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, known: dict[int, float], found: dict[int, float], warmed
+):
+    asked: list[Sequence[int]] = []
+
+    def warm_up(table: object, batches: Sequence[int]) -> float:
+        asked.append(tuple(batches))
+        return 0.1
+
+    monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes: found)
+    monkeypatch.setattr(loading, "warm_up", warm_up)
+    load_model(engine_dir, measured(known), capacity=11)
+    assert asked == [warmed]
+
+
 def test_a_gpu_engine_without_triton_says_what_to_install(engine_dir: Path, monkeypatch: pytest.MonkeyPatch):
     gone = ("kernels", "triton", "server.scheduler.device_slots")
     for name in [name for name in sys.modules if name.startswith(gone)]:
