@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.posterior import DigitTask, digit_task, judged
+from benchmarks.posterior_digit_task import DigitTask, digit_task, judged
 from benchmarks.posterior_results import SHOWN, end, parsed, said, summary, with_deviations, write_rows
 from benchmarks.posterior_rivals import best_of, own_images
 from fewstep.adapters import Adapter, adapted, merged

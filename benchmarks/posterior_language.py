@@ -31,7 +31,7 @@ from itertools import combinations, product
 import torch
 from torch import Tensor, nn
 
-from benchmarks.posterior import MIXED
+from benchmarks.posterior_closed import MIXED
 from benchmarks.posterior_results import end, parsed, said, summary, with_deviations, write_rows
 from fewstep.ranges import POSITIVE, number, whole
 from trainer.methods.rtb import LogReward, TrajectoryBalance, evaluate
