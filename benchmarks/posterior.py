@@ -9,7 +9,8 @@ digits: 8x8 digits of one class by a classifier's probability. The reference is 
 which is exact as r <= 1: a method that beats its E[log r] has left the posterior. Distances are Fréchet distances in
 features of a second classifier, which no method sees; "split" is that of one half of the reference to the other.
 Every trained row is a mean over seeds of training, with the standard deviation; the prior is one. Rows without
-training have seeds of sampling. The step of DPS is the best of a list by the distance to the reference.
+training have seeds of sampling. The step of DPS is the best of a list by the distance to the reference; so is the rate
+of every trained method with `--rates`.
 """
 
 from fewstep import extras
@@ -17,9 +18,11 @@ from fewstep import extras
 extras.name_missing()
 
 import argparse
+import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,11 +37,12 @@ from benchmarks.posterior_rivals import best_of, dps, own_images, policy_gradien
 from fewstep.adapters import Adapter
 from fewstep.ranges import POSITIVE, number, whole
 from trainer.methods.rtb import TrajectoryBalance, evaluate
-from trainer.methods.tilted import prior_pool, tilted_regression
+from trainer.methods.tilted import TILTED, prior_pool, tilted_regression
 from trainer.rewards.classes import class_reward
 from trainer.run.draws import Draws, seeded
 from trainer.settings import PosteriorConfig
 
+SEARCH_SEED = 99  # of the searches for a rate
 STEPS_OF_DPS = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5)
 CLOSED_COLUMNS = {
     "task": "task", "method": "method", "mean_error": "|mean error|", "cov_error": "|cov error|", "mode_tv": "mode TV",
@@ -51,71 +55,77 @@ DIGIT_COLUMNS = {
 }  # fmt: skip
 
 
-def trainers(args: argparse.Namespace) -> dict[str, Callable[[DigitTask, Adapter, Draws], None]]:
-    config = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=args.lr))
-    tilted = lambda updates: lambda task, adapter, rng: _tilt(task, adapter, updates, args, rng)  # noqa: E731
+Train = Callable[[DigitTask, Adapter, Draws], None]
 
-    def tilted_then_rtb(task: DigitTask, adapter: Adapter, rng: Draws) -> None:
-        _tilt(task, adapter, args.tilted_updates * 2 // 3, args, rng)
-        _balance(task, adapter, config, args.updates // 2, args.batch, rng)
+
+def trainers(args: argparse.Namespace, lr: float | None = None) -> dict[str, Train]:
+    """lr: of all methods; None: --lr, and tilted denoising its own."""
+    config = PosteriorConfig(adam=replace(PosteriorConfig().adam, lr=lr or args.lr))
+    tilted_adam = replace(TILTED, lr=lr or TILTED.lr)
+    rows = torch.empty(args.batch, 1, 8, 8)
+
+    def tilt(task: DigitTask, adapter: Adapter, rng: Draws, updates: int = args.tilted_updates) -> None:
+        y = torch.zeros(EVALUATED, dtype=torch.long)
+        pool = prior_pool(task.problem(adapter), torch.empty(EVALUATED, 1, 8, 8), y, args.pool, rng)
+        levels = (SIGMA_MIN, SIGMA_MAX)
+        tilted_regression(task.posterior(adapter), adapter, pool, levels, updates, rng, adam=tilted_adam)
+
+    def balance(task: DigitTask, adapter: Adapter, rng: Draws, updates: int = args.updates) -> None:
+        method = TrajectoryBalance(task.problem(adapter), adapter, config, task.like[0])
+        y = torch.zeros(args.batch, dtype=torch.long)
+        for update in range(updates):
+            method.update(rows, y, update / updates, rng)
+
+    def tilt_and_balance(task: DigitTask, adapter: Adapter, rng: Draws) -> None:
+        tilt(task, adapter, rng, args.tilted_updates * 2 // 3)
+        balance(task, adapter, rng, args.updates // 2)
+
+    def clipped(task: DigitTask, adapter: Adapter, rng: Draws, **more: Any) -> None:
+        clipped_policy_gradient(task.problem(adapter), adapter, rows, args.updates // 2, config.adam, rng, **more)
 
     return {
-        "RTB": lambda task, adapter, rng: _balance(task, adapter, config, args.updates, args.batch, rng),
+        "RTB": balance,
         "KL-RL, corrected": lambda task, adapter, rng: policy_gradient(
-            task.problem(adapter), adapter, torch.empty(args.batch, 1, 8, 8), args.updates, config.adam, rng
+            task.problem(adapter), adapter, rows, args.updates, config.adam, rng
         ),
-        "DDPO": lambda task, adapter, rng: clipped_policy_gradient(
-            task.problem(adapter), adapter, torch.empty(args.batch, 1, 8, 8), args.updates // 2, config.adam, rng
-        ),
-        "DPOK": lambda task, adapter, rng: clipped_policy_gradient(
-            task.problem(adapter),
-            adapter,
-            torch.empty(args.batch, 1, 8, 8),
-            args.updates // 2,
-            config.adam,
-            rng,
-            alpha=1.0,
-            normalised=False,
-        ),
+        "DDPO": clipped,
+        "DPOK": partial(clipped, alpha=1.0, normalised=False),
         "RAM": lambda task, adapter, rng: reinforce_adjoint_matching(
-            task.problem(adapter),
-            adapter,
-            torch.empty(args.batch, 1, 8, 8),
-            args.updates,
-            config.adam,
-            rng,
-            sigma_data=task.digits.sigma_data,
+            task.problem(adapter), adapter, rows, args.updates, config.adam, rng, sigma_data=task.digits.sigma_data
         ),
-        "tilted denoising": tilted(args.tilted_updates),
-        "tilted denoising, then RTB": tilted_then_rtb,
+        "tilted denoising": tilt,
+        "tilted denoising, then RTB": tilt_and_balance,
     }
 
 
-def _balance(task: DigitTask, adapter: Adapter, config: PosteriorConfig, updates: int, batch: int, rng: Draws) -> None:
-    method = TrajectoryBalance(task.problem(adapter), adapter, config, task.like[0])
-    images, y = torch.empty(batch, 1, 8, 8), torch.zeros(batch, dtype=torch.long)
-    for update in range(updates):
-        method.update(images, y, update / updates, rng)
+@dataclass(frozen=True)
+class Trained:
+    images: Tensor  # like task.like
+    monitors: dict[str, float]
+    cpu_s: float
 
 
-def _tilt(task: DigitTask, adapter: Adapter, updates: int, args: argparse.Namespace, rng: Draws) -> None:
-    problem = task.problem(adapter)
-    y = torch.zeros(EVALUATED, dtype=torch.long)
-    pool = prior_pool(problem, torch.empty(EVALUATED, 1, 8, 8), y, args.pool, rng)
-    tilted_regression(task.posterior(adapter), adapter, pool, (SIGMA_MIN, SIGMA_MAX), updates, rng)
+def trained(task: DigitTask, train: Train, seed: int) -> Trained:
+    adapter, rng = task.new_adapter(700 + seed), seeded(800 + seed)
+    since = time.process_time()
+    train(task, adapter, rng)
+    spent = time.process_time() - since
+    adapter.requires_grad_(False)
+    problem, y = task.problem(adapter), torch.zeros(len(task.like), dtype=torch.long)
+    numbers = evaluate(problem, task.like, y, 1.0, rng)
+    monitors = {key: numbers[key] for key in ("elbo", "log_z", "eubo", "ess")}
+    return Trained(own_images(problem, task.like, rng), monitors, spent)
 
 
 Kept = Callable[[list[dict[str, Any]], dict[str, Tensor], dict[str, Any]], None]
+Add = Callable[..., None]  # a row's name, the seed, its images, further columns
 
 
 def digit_rows(args: argparse.Namespace, began: float, keep: Kept) -> None:
     """keep: is given the rows, the first images of every method, and facts of the reference, after every seed."""
     task = digit_task(args, began)
-    calls = args.levels
     found: dict[str, list[dict[str, float]]] = {}
     shown: dict[str, Tensor] = {}
-    untrained = task.problem(task.new_adapter(0))
-    seeds = range(args.seeds)
 
     def add(name: str, seed: int, images: Tensor, **more: float) -> None:
         found.setdefault(name, []).append({**judged(task, images), **more})
@@ -123,47 +133,75 @@ def digit_rows(args: argparse.Namespace, began: float, keep: Kept) -> None:
             shown[name] = images[:SHOWN]
         said(f"{name}, seed {seed}: {found[name][-1]}", began)
 
-    acceptance = task.reference.acceptance
-    add("rejection (the reference's other half)", 0, task.halves[1], log_z=task.reference.log_z, nfe=calls / acceptance)
-    for seed in seeds:
-        add("prior", seed, prior_images(untrained, task.like, len(task.like), seeded(300 + seed))[0], nfe=calls)
-        for among in (4, 16):
-            add(f"best of {among}", seed, best_of(untrained, task.like, among, seeded(400 + seed)), nfe=among * calls)
-    reward = class_reward(task.digits.classifier, [args.digit])
-    tuned = {}
-    for scale in args.dps_steps:
-        images = dps(untrained, task.like[:1000], reward, scale, seeded(500))
-        if bool(images.isfinite().all()):  # large steps diverge
-            tuned[scale] = task.digits.distance(images, task.halves[0])
-    best = min(tuned, key=tuned.__getitem__)
-    for seed in seeds:
-        add("DPS, tuned", seed, dps(untrained, task.like, reward, best, seeded(600 + seed)), nfe=calls)
-        add("DPS, scale 1", seed, dps(untrained, task.like, reward, 1.0, seeded(600 + seed)), nfe=calls)
+    acceptance, halves = task.reference.acceptance, task.halves
+    add(
+        "rejection (the reference's other half)", 0, halves[1], log_z=task.reference.log_z, nfe=args.levels / acceptance
+    )
+    distances = untrained_rows(task, args, add)
+    methods, tried = searched(task, args, began) if args.rates else (trainers(args), {})
     facts = {
         "acceptance": acceptance, "log_z": task.reference.log_z, "log_reward": task.reference.log_reward,
         "split_distance": task.split,
         "accepted": len(task.reference.accepted), "judged_by": len(task.like),
-        "classifier_accuracy": task.digits.accuracy, "dps_distances": {str(k): v for k, v in tuned.items()},
-        "dps_scale": best,
+        "classifier_accuracy": task.digits.accuracy, "dps_distances": said_distances(distances),
+        "dps_scale": best(distances), "rate_distances": tried,
         "parameters": {
             "prior": sum(p.numel() for p in task.digits.prior.parameters()),
             "adapter": sum(p.numel() for p in task.new_adapter(0).parameters()),
         },
     }  # fmt: skip
-    for seed in seeds:
-        for name, train in trainers(args).items():
-            if args.only and name not in args.only:
-                continue
-            adapter, rng = task.new_adapter(700 + seed), seeded(800 + seed)
-            since = time.process_time()
-            train(task, adapter, rng)
-            spent = time.process_time() - since
-            adapter.requires_grad_(False)
-            problem, y = task.problem(adapter), torch.zeros(len(task.like), dtype=torch.long)
-            numbers = evaluate(problem, task.like, y, 1.0, rng)
-            kept = {key: numbers[key] for key in ("elbo", "log_z", "eubo", "ess")}
-            add(name, seed, own_images(problem, task.like, rng), **kept, nfe=calls, cpu_s=spent)
+    for seed in range(args.seeds):
+        for name, train in methods.items():
+            if not args.only or name in args.only:
+                made = trained(task, train, seed)
+                add(name, seed, made.images, **made.monitors, nfe=args.levels, cpu_s=made.cpu_s)
         keep([{"task": "digits", "method": name, **summary(runs)} for name, runs in found.items()], shown, facts)
+
+
+def untrained_rows(task: DigitTask, args: argparse.Namespace, add: Add) -> dict[float, float]:
+    """Rows of methods without training. Returns the distance of every step size of DPS."""
+    untrained, calls = task.problem(task.new_adapter(0)), args.levels
+    reward = class_reward(task.digits.classifier, [args.digit])
+    distances = {
+        scale: distance(task, dps(untrained, task.like[:1000], reward, scale, seeded(500))) for scale in args.dps_steps
+    }
+    for seed in range(args.seeds):
+        add("prior", seed, prior_images(untrained, task.like, len(task.like), seeded(300 + seed))[0], nfe=calls)
+        for among in (4, 16):
+            add(f"best of {among}", seed, best_of(untrained, task.like, among, seeded(400 + seed)), nfe=among * calls)
+        for name, scale in (("DPS, tuned", best(distances)), ("DPS, scale 1", 1.0)):
+            add(name, seed, dps(untrained, task.like, reward, scale, seeded(600 + seed)), nfe=calls)
+    return distances
+
+
+def searched(
+    task: DigitTask, args: argparse.Namespace, began: float
+) -> tuple[dict[str, Train], dict[str, dict[str, float | str]]]:
+    """Every trained method at the best of --rates, on a seed that no row uses; and the distances that decided."""
+    chosen: dict[str, Train] = {}
+    tried: dict[str, dict[str, float | str]] = {}
+    for name in args.only or trainers(args):
+        distances = {}
+        for rate in args.rates:
+            distances[rate] = distance(task, trained(task, trainers(args, rate)[name], SEARCH_SEED).images)
+            said(f"{name} at {rate:g}: distance {distances[rate]:.3g}", began)
+        chosen[name] = trainers(args, best(distances))[name]
+        tried[name] = said_distances(distances)
+    return chosen, tried
+
+
+def distance(task: DigitTask, images: Tensor) -> float:
+    """To half of the reference; infinite for a method that diverged."""
+    return task.digits.distance(images, task.halves[0]) if bool(images.isfinite().all()) else math.inf
+
+
+def best(distances: dict[float, float]) -> float:
+    return min(distances, key=distances.__getitem__)
+
+
+def said_distances(distances: dict[float, float]) -> dict[str, float | str]:
+    """As JSON holds them."""
+    return {f"{key:g}": value if math.isfinite(value) else "diverged" for key, value in distances.items()}
 
 
 def main() -> None:
@@ -230,6 +268,14 @@ def _arguments() -> argparse.Namespace:
     add("--tilted-updates", type=whole(3), default=600, help="of tilted denoising (default %(default)s)")
     add("--prior-updates", type=whole(1), default=5000, help="of the digits' prior (default %(default)s)")
     add("--lr", type=number(POSITIVE), default=4e-3, help="of the posteriors of digits (default 0.004)")
+    add(
+        "--rates",
+        nargs="+",
+        type=number(POSITIVE),
+        default=[],
+        metavar="RATE",
+        help="instead of --lr: the rate of every trained method is the best of these, by the distance on another seed",
+    )
     add("--batch", type=whole(2), default=128, help="images per update (default %(default)s)")
     add("--proposals", type=whole(100), default=40_000, help="of rejection (default 40000)")
     add("--pool", type=whole(256), default=24_000, help="samples of the prior for tilted denoising")
