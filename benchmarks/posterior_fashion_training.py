@@ -14,7 +14,7 @@ from fewstep.adapters import Adapter, AdapterCard, adapted, load_adapter, merged
 from fewstep.checkpoint import NetworkModule, load_denoiser
 from fewstep.precond import Denoiser
 from trainer.methods.dpdm import Student
-from trainer.methods.posterior_student import adapter_parts, pool_batches
+from trainer.methods.posterior_student import FewStepPrior, adapter_parts, pool_batches
 from trainer.methods.rtb import TrajectoryBalance
 from trainer.methods.tilted import TILTED as TILTED_ADAM
 from trainer.methods.tilted import tilted_regression
@@ -92,9 +92,9 @@ def distil(task: Task, adapter: Adapter, images: Tensor) -> Path:
     lists = {calls: card.levels[calls] for calls in CALLS}
     teacher = merged(task.network, adapter)
     assert isinstance(teacher, NetworkModule)
-    parts = adapter_parts(
-        teacher, RANK, task.prior.sigma_data, CLASSES, torch.Generator().manual_seed(60), begun.network, sees_level=True
-    )
+    begin = FewStepPrior(begun.network, task.network)
+    generator = torch.Generator().manual_seed(60)
+    parts = adapter_parts(teacher, RANK, task.prior.sigma_data, CLASSES, generator, begin, sees_level=True)
     config = student_config(DistilConfig(), task.args.distil_lr, lists, sees_level=True)
     method, rng, say = Student.of_parts(parts, config, "cpu"), seeded(70), told_every(20)
     batches = pool_batches((images, torch.zeros(len(images)), task.labels), task.args.distil_batch, 71, False, 0)

@@ -38,7 +38,14 @@ from fewstep.ranges import POSITIVE, number, whole
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import karras_sigmas
 from trainer.methods.dpdm import Parts, Student
-from trainer.methods.posterior_student import Pool, adapter_parts, interpolated, pool_batches, tilted_teacher
+from trainer.methods.posterior_student import (
+    FewStepPrior,
+    Pool,
+    adapter_parts,
+    interpolated,
+    pool_batches,
+    tilted_teacher,
+)
 from trainer.methods.rtb import Problem, TrajectoryBalance, evaluate
 from trainer.methods.tilted import TILTED, posterior_pool, tilted_regression
 from trainer.rewards.classes import class_reward
@@ -171,7 +178,8 @@ def two_stages(
     for start in (begun, None) if not weighted else (begun,):
         since = time.process_time()
         generator = torch.Generator().manual_seed(60 + seed)
-        parts = adapter_parts(teacher, RANK, sigma_data, 0, generator, start, sees_level=False)
+        begin = FewStepPrior(start, task.digits.prior) if start is not None else None  # pyright: ignore[reportArgumentType]
+        parts = adapter_parts(teacher, RANK, sigma_data, 0, generator, begin, sees_level=False)
         distilled(parts, by_adapters(args), pool, args.distil_updates, 70 + seed, weighted)
         total = taught + spent + time.process_time() - since
         whole = merged(start or teacher, parts.trained["student"])  # pyright: ignore[reportArgumentType]
@@ -191,7 +199,7 @@ def one_stage(task: DigitTask, begun: Any, args: argparse.Namespace, seed: int, 
     teacher = tilted_teacher(denoiser, reward, interpolated(sigmas, errors), seeded(80 + seed), samples=args.samples)
     prior: Any = task.digits.prior  # a perceptron, not of the networks that checkpoints hold
     generator = torch.Generator().manual_seed(60 + seed)
-    parts = adapter_parts(prior, RANK, sigma_data, 0, generator, begun, sees_level=False)
+    parts = adapter_parts(prior, RANK, sigma_data, 0, generator, FewStepPrior(begun, prior), sees_level=False)
     parts = replace(parts, teacher=teacher)
     # Noised data are inputs of the prior's student; a tilted one meets its own outputs, so it is trained on these.
     config = replace(by_adapters(args), simulate=1.0, simulate_from=0.0)

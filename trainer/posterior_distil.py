@@ -38,7 +38,7 @@ from fewstep.outputs import ADAPTER_FILE, STATE_FILE
 from fewstep.precond import Denoiser
 from fewstep.schedule import SIGMA_MAX
 from trainer.methods.dpdm import Student
-from trainer.methods.posterior_student import Pool, adapter_parts, imitate, pool_batches
+from trainer.methods.posterior_student import FewStepPrior, Pool, adapter_parts, imitate, pool_batches
 from trainer.methods.tilted import posterior_pool, tilted_regression
 from trainer.posterior_chain import say
 from trainer.posterior_options import DistilConfig, Order
@@ -183,10 +183,11 @@ def _few_steps(
     teacher_folder: Path,
 ) -> bool:
     """DPDM by adapters, in the training loop of all methods: resumable, and averaged."""
-    order, start, levels, stands_by = setup.order, None, None, setup.card.weights
+    order, begin, levels, stands_by = setup.order, None, None, setup.card.weights
     if config.student:
         start, card = few_step_student(config.student, setup.card, setup.groups, setup.device)
-        levels, stands_by = card.levels, card.weights
+        assert isinstance(setup.network, NetworkModule)
+        begin, levels, stands_by = FewStepPrior(start, setup.network), card.levels, card.weights
     sees_level = isinstance(teacher, UNet)  # a level is a UNet's input alone
     settings = student_config(config, _lr(setup, config), levels, sees_level)
     generator = torch.Generator().manual_seed(order.seed + 4)
@@ -196,7 +197,7 @@ def _few_steps(
         setup.card.sigma_data,
         setup.groups,
         generator,
-        start,
+        begin,
         sees_level=settings.auxiliary_sees_level,
     )
     method = Student.of_parts(parts, settings, setup.device)
@@ -207,8 +208,8 @@ def _few_steps(
         log_every=max(config.updates // 200, 1), label="student",
     )  # fmt: skip
     identity = {"posterior": order.reward, **facts}
-    begun = start if start is not None else teacher
-    apart = _beside_prior(setup, teacher_folder) if start is None else lambda average: average
+    begun = begin.student if begin else teacher
+    apart = _beside_prior(setup, teacher_folder) if begin is None else lambda average: average
     lists = settings.level_lists
 
     def save(average: nn.Module, clock: Clock, folder: Path) -> None:
@@ -216,7 +217,7 @@ def _few_steps(
         whole = merged(begun, average)
         training = {**identity, "images": clock.images}
         if (alone := apart(average)) is not None:
-            groups = setup.reward.groups if start is None else 0  # a student of the prior has classes of its own
+            groups = setup.reward.groups if begin is None else 0  # a student of the prior has classes of its own
             save_adapter(folder, alone, _adapter_card(setup, alone, stands_by, lists, groups, training))
         save_checkpoint(folder, whole.state_dict(), _card(setup, whole, "student", lists, training))
 

@@ -7,7 +7,8 @@ as the drift of finitely many steps, which is not a conditional mean:
        min_D E |D(x + sigma e; sigma) - x|^2    has the solution    D(z; sigma) = E[x | x + sigma e = z],
    the denoiser of the law of these images (Vincent 2011). If they are drawn again in proportion to exp(-residual),
    the law is p r^beta / Z itself. This is `trainer.methods.tilted.tilted_regression` on a `posterior_pool`.
-2. DPDM with that teacher (`trainer.methods.dpdm`). Student and auxiliary are adapters beside it.
+2. DPDM with that teacher (`trainer.methods.dpdm`). Student and auxiliary are adapters beside it, or beside a student of
+   the prior and the prior's network.
 
 One stage instead, where r has a gradient: DPDM with a teacher that is tilted at every level without training,
 
@@ -23,6 +24,7 @@ network of both, which is what the server calls.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,21 +43,33 @@ from trainer.settings import AdamConfig
 Pool = tuple[Tensor, Tensor, Tensor]  # images [N, C, H, W], log weights [N] and y [N]
 
 
+class FewStepPrior(NamedTuple):
+    """The prior in few steps, from which a posterior's student may begin."""
+
+    student: NetworkModule
+    network: NetworkModule  # of the prior itself, at all levels
+
+
 def adapter_parts(
     teacher: NetworkModule,
     rank: int,
     sigma_data: float,
     classes: int,
     generator: torch.Generator,
-    start: NetworkModule | None = None,
+    begin: FewStepPrior | None = None,
     *,
     sees_level: bool = True,  # whether the auxiliary is told the level of the student's input
 ) -> Parts:
-    """Student and auxiliary as adapters, 0 at first, beside frozen networks: the student beside `start`, a student of
-    the prior, or else the teacher, and the auxiliary beside the teacher. teacher: of all levels."""
+    """Student and auxiliary as adapters, 0 at first, beside frozen networks. teacher: the posterior's, of all levels.
+
+    The student begins as `begin.student`, or else as the teacher. The auxiliary has to denoise the student's images, so
+    it begins as the network of their distribution: the prior's, or else the teacher. Beside the teacher, an auxiliary
+    of the prior's student would begin at its own target, where the gradient says nothing (docs/log.md).
+    """
     frozen = teacher.eval().requires_grad_(False)
-    wide = widen(teacher, features=LEVEL_FEATURES if sees_level else 0).eval().requires_grad_(False)
-    begun = start.eval().requires_grad_(False) if start is not None else frozen
+    begun, denoises = begin or FewStepPrior(frozen, frozen)
+    begun.eval().requires_grad_(False)
+    wide = widen(denoises, features=LEVEL_FEATURES if sees_level else 0).eval().requires_grad_(False)
     student, auxiliary = (Adapter(network, rank, 0, generator) for network in (begun, wide))
     as_denoiser = lambda network: Denoiser(network, sigma_data, classes)  # noqa: E731
     return Parts(

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from fewstep.analytic import Gaussian
 from fewstep.ancestral import Chain, ancestral_chain, sample_ancestral, sample_weighted, student_chain
+from fewstep.precond import Denoiser
 from fewstep.schedule import karras_sigmas
 from tests.trainer.tiny import copied, draws, equal, lively, normals
 from trainer.levels.conditioning import level_features
 from trainer.methods.divergence import kl_gradient
 from trainer.methods.dpdm import Parts, Student
 from trainer.methods.posterior_student import (
+    FewStepPrior,
     adapter_parts,
     imitate,
     interpolated,
@@ -193,6 +195,22 @@ def test_adapters_beside_frozen_networks_start_as_the_teacher_and_are_all_that_i
     assert all(bool(value.isfinite()) for each in scalars for value in each.values())
     assert equal(teacher, before)
     assert not torch.equal(parts.student(x, sigma, labels), parts.teacher(x, sigma, labels))
+
+
+def test_beside_a_student_of_the_prior_the_first_gradient_is_the_tilt_and_beside_the_teacher_none():
+    """The auxiliary begins as the denoiser of the student's images. One that began as the posterior's had no gradient
+    at first, and then one of what it had not learned yet: a student of Fashion-MNIST moved away from the posterior."""
+    teacher, network, student = lively(), lively(seed=1), lively(seed=2)
+    x, sigma, labels = normals(8, 1, 8, 8), torch.full((8,), 0.7), torch.arange(8) % 10
+    gaps = []
+    for begin in (FewStepPrior(student, network), None):
+        generator = torch.Generator().manual_seed(0)
+        parts = adapter_parts(teacher, 2, 0.5, 10, generator, begin, sees_level=False)
+        told = [Denoiser(net, 0.5, 10)(x, sigma, labels) for net in (begin or (teacher, teacher))]
+        torch.testing.assert_close([parts.student(x, sigma, labels), parts.auxiliary(x, sigma, labels)], told)
+        config = StudentConfig(auxiliary_sees_level=False)
+        gaps.append(float(Student.of_parts(parts, config, "cpu").update(x, labels, 0.5, draws(1))["gap"]))
+    assert gaps[0] > 0.01 and gaps[1] == 0.0
 
 
 def test_batches_of_a_pool_go_on_where_they_stopped_and_follow_the_weights():
