@@ -1,7 +1,7 @@
 """A posterior of the shipped Fashion-MNIST models, by adapters alone, from training to the images a server returns.
 
     fewstep trainer data fashion --out runs/data/fashion.zip
-    python benchmarks/posterior_fashion.py             # about ten minutes of one core; goes on where it stopped
+    python benchmarks/posterior_fashion.py             # about half an hour of one core; goes on where it stopped
     python benchmarks/posterior_fashion.py --smoke     # a minute; proves that it runs
 
 r(x) is a classifier's probability that a garment is light (`benchmarks/posterior_fashion_tone.py`). The prior is the
@@ -10,8 +10,9 @@ posterior, and a Z, for every class. Rejection from that chain is exact, for r <
 accepted images.
 
 tilted denoising  the prior's images in proportion to r; then Adam on the denoising loss, at all levels
-RTB               trajectory balance, for as long as tilted denoising took with its images of the prior (CPU time)
-student           DPDM of the better of both in distance (`chosen`), from the shipped student; adapters beside it.
+RTB               trajectory balance, for as long as tilted denoising took with its images of the prior (CPU time); and
+                  once more, for `--longer` times as long
+student           DPDM of the best of these in distance (`chosen`), from the shipped student; adapters beside it.
                   It is exported beside the shipped backbone, and its images are those of `fewstep serve`, over HTTP
 
 Columns: E[log r]; judged: share that a classifier of other images calls light; exact: share lighter than the threshold;
@@ -43,7 +44,7 @@ from benchmarks.posterior_fashion_task import CLASSES, Task
 from benchmarks.posterior_fashion_training import CALLS, distil, teachers
 from benchmarks.posterior_results import SHOWN, end, parsed, said, settings_of, write_rows
 from fewstep.card import write_atomically
-from fewstep.ranges import POSITIVE, number, whole
+from fewstep.ranges import POSITIVE, SHARE, Range, number, whole
 
 COLUMNS = {
     "method": "method", "nfe": "calls", "log_reward": "E[log r]", "judged": "judged", "exact": "exact",
@@ -139,8 +140,20 @@ def _arguments() -> argparse.Namespace:
     add("--lr", type=number(POSITIVE), default=1e-3, help="of trajectory balance (default %(default)s)")
     add("--balance-batch", type=whole(20), default=40, help="trajectories of an update (default %(default)s)")
     add("--gradient-levels", type=whole(1), default=3, help="steps whose gradient is taken (default %(default)s)")
+    add(
+        "--longer",
+        type=number(Range(1, 1000)),
+        default=3.0,
+        help="RTB's second row: times the first's (default 3; 1: none)",
+    )
     add("--without-rtb", action="store_true", help="leave trajectory balance out: half of the training")
-    add("--distil-updates", type=whole(1), default=80, help="of the student (default %(default)s)")
+    add("--distil-updates", type=whole(1), default=200, help="of the student (default %(default)s)")
+    add(
+        "--auxiliary-first",
+        type=number(SHARE),
+        default=0.2,
+        help="share of these in which only the auxiliary is trained (default %(default)s)",
+    )
     add("--distil-batch", type=whole(2), default=32, help="images of an update of the student (default %(default)s)")
     add("--distil-lr", type=number(POSITIVE), default=5e-4, help="of the auxiliary; the student's is a quarter of it")
     add("--work", type=Path, default=WORK / "runs/posterior-fashion", metavar="DIR",
@@ -149,6 +162,7 @@ def _arguments() -> argparse.Namespace:
     if args.smoke:
         args.levels, args.proposals, args.pool, args.classifier_updates, args.tilted_updates = 3, 200, 20, 30, 2
         args.distil_updates, args.batch, args.distil_batch, args.balance_batch, args.gradient_levels = 2, 4, 4, 20, 1
+        args.auxiliary_first = 0.0
         args.work = args.work.with_name(args.work.name + "-smoke")
     return args
 

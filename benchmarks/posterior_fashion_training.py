@@ -1,4 +1,4 @@
-"""What `benchmarks/posterior_fashion.py` trains: two adapters of the teacher's chain, and a student of one of them."""
+"""What `benchmarks/posterior_fashion.py` trains: adapters of the teacher's chain, and a student of one of them."""
 
 import time
 from collections.abc import Callable
@@ -28,14 +28,19 @@ TILTED, RTB = "tilted denoising", "RTB"
 
 
 def teachers(task: Task) -> dict[str, tuple[Adapter, float]]:
-    """The adapters of both methods, or of the one that is asked for, and the CPU time of each with its images."""
+    """The adapter of every row that is asked for, and its CPU time with that of the images it learns from."""
     args = task.args
     pool_s = float(task.proposals["cpu_s"]) * args.pool / (args.pool + args.proposals)
     tilted, spent = trained(task, TILTED, lambda adapter: tilt(task, adapter))
     found = {TILTED: (tilted, spent + pool_s)}
-    if not args.without_rtb:
-        found[RTB] = trained(task, RTB, lambda adapter: balance(task, adapter, spent + pool_s))
+    for name, times in rtb_times(args.longer).items() if not args.without_rtb else ():
+        found[name] = trained(task, name, lambda adapter, times=times: balance(task, adapter, times * (spent + pool_s)))
     return found
+
+
+def rtb_times(longer: float) -> dict[str, float]:
+    """The rows of trajectory balance, and how often the time of tilted denoising they get."""
+    return {RTB: 1.0} | ({f"{RTB}, {longer:g} times as long": longer} if longer > 1 else {})
 
 
 def trained(task: Task, name: str, train: Callable[[Adapter], None]) -> tuple[Adapter, float]:
@@ -53,7 +58,9 @@ def trained(task: Task, name: str, train: Callable[[Adapter], None]) -> tuple[Ad
 
 
 def folder_of(method: str) -> str:
-    return method.split()[0].lower()
+    """The name below --work of what a method makes: tilted, rtb, rtb-3."""
+    words = method.replace(",", "").lower().split()
+    return "-".join([words[0], *(word for word in words if word.replace(".", "").isdigit())])
 
 
 def tilt(task: Task, adapter: Adapter) -> None:
@@ -96,6 +103,7 @@ def distil(task: Task, adapter: Adapter, images: Tensor) -> Path:
     generator = torch.Generator().manual_seed(60)
     parts = adapter_parts(teacher, RANK, task.prior.sigma_data, CLASSES, generator, begin, sees_level=True)
     config = student_config(DistilConfig(), task.args.distil_lr, lists, sees_level=True)
+    config = replace(config, auxiliary_first=task.args.auxiliary_first)
     method, rng, say = Student.of_parts(parts, config, "cpu"), seeded(70), told_every(20)
     batches = pool_batches((images, torch.zeros(len(images)), task.labels), task.args.distil_batch, 71, False, 0)
     with torch.autocast("cpu", torch.bfloat16):
