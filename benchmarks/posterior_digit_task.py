@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.posterior_digits import Digits, make_digits
+from benchmarks.posterior_digits import WIDTH, Digits, make_digits
 from benchmarks.posterior_results import said
 from benchmarks.posterior_rivals import Reference, rejection
 from fewstep.adapters import Adapter, adapted
@@ -40,8 +40,9 @@ class DigitTask:
         return accepted[: len(self.like)], accepted[len(self.like) : 2 * len(self.like)]
 
 
-def digit_task(args: argparse.Namespace, began: float) -> DigitTask:
-    digits = make_digits(args.prior_updates, 1500)
+def digit_task(args: argparse.Namespace, began: float, width: int = WIDTH, rank: int = RANK) -> DigitTask:
+    """width: of the prior; rank: of the adapters."""
+    digits = make_digits(args.prior_updates, 1500, width)
     said(f"prior and classifiers; accuracy of classifier and judge {digits.accuracy}", began)
     denoiser = Denoiser(digits.prior, digits.sigma_data)
     sigmas = karras_sigmas(args.levels, SIGMA_MIN, SIGMA_MAX)
@@ -59,7 +60,7 @@ def digit_task(args: argparse.Namespace, began: float) -> DigitTask:
         with torch.no_grad():
             return reward(images, y).clamp(min=-20)
 
-    new = lambda seed: Adapter(digits.prior, RANK, chain.steps, torch.Generator().manual_seed(seed))  # noqa: E731
+    new = lambda seed: Adapter(digits.prior, rank, chain.steps, torch.Generator().manual_seed(seed))  # noqa: E731
     like = torch.empty(EVALUATED, 1, 8, 8)
     reference = rejection(problem(new(0)), like, args.proposals, seeded(1))
     count = min(args.images, len(reference.accepted) // 2)

@@ -22,16 +22,16 @@ PRIOR_ADAM = AdamConfig(1.5e-3, (0.9, 0.99), decay_from=0.2, final=0.01)
 
 
 class Perceptron(nn.Module):
-    """F for images of 8x8 as vectors: residual layers that are told the level. About 120,000 weights."""
+    """F for images of 8x8 as vectors: residual layers that are told the level. About 120,000 weights at WIDTH."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
-        self.stem, self.level = nn.Linear(64, WIDTH), nn.Linear(LEVEL_FEATURES, WIDTH)
+        self.stem, self.level = nn.Linear(64, width), nn.Linear(LEVEL_FEATURES, width)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
             for _ in range(BLOCKS)
         )
-        self.out = nn.Linear(WIDTH, 64)
+        self.out = nn.Linear(width, 64)
 
     def forward(self, x: Tensor, c_noise: Tensor, onehot: Tensor) -> Tensor:
         h = self.stem(x.flatten(1)) + self.level(level_features((4 * c_noise).exp()))
@@ -40,10 +40,10 @@ class Perceptron(nn.Module):
         return self.out(functional.silu(h)).view_as(x)
 
 
-def train_prior(images: Tensor, sigma_data: float, updates: int, seed: int) -> Perceptron:
+def train_prior(images: Tensor, sigma_data: float, updates: int, seed: int, width: int = WIDTH) -> Perceptron:
     """EDM training on images [N, 1, 8, 8], frozen at the end."""
     torch.manual_seed(seed)
-    network, rng = Perceptron(), seeded(seed)
+    network, rng = Perceptron(width), seeded(seed)
     optimizer = torch.optim.Adam(network.parameters(), PRIOR_ADAM.lr, PRIOR_ADAM.betas)
     denoiser = Denoiser(network, sigma_data)
     for update in range(updates):
@@ -90,12 +90,12 @@ class Digits:
         return frechet_distance(Moments.of(self.features(images)), Moments.of(self.features(others)))
 
 
-def make_digits(updates: int, classifier_updates: int) -> Digits:
+def make_digits(updates: int, classifier_updates: int, width: int = WIDTH) -> Digits:
     data, held_out = load_digit_sets()
     images, labels = torch.from_numpy(from_pixels(data.images)), torch.from_numpy(data.labels).long()
     others, answers = torch.from_numpy(from_pixels(held_out.images)), torch.from_numpy(held_out.labels).long()
     sigma_data = float(images.std())
     classifier, judge = (train_classifier(images, labels, classifier_updates, seed) for seed in (11, 12))
     correct = tuple(float((net(others).argmax(dim=1) == answers).float().mean()) for net in (classifier, judge))
-    prior = train_prior(images, sigma_data, updates, seed=0)
+    prior = train_prior(images, sigma_data, updates, 0, width)
     return Digits(images, labels, sigma_data, prior, classifier, judge, (correct[0], correct[1]))
