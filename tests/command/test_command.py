@@ -25,7 +25,6 @@ from fewstep.noise import noise_for
 from fewstep.samplers import sample_dpdm
 from tests.command.conftest import command
 from tests.command.tiny_command import TINY
-from trainer import stages
 from trainer.data.format import read_image_set
 from trainer.data.named import READERS
 from trainer.methods.dpdm import Student
@@ -33,6 +32,7 @@ from trainer.plan import UPDATES, plan
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.fashion import CRITICS
 from trainer.run.claim import claim
+from trainer.stages import planning
 
 ROOT = Path(__file__).parents[2]
 
@@ -183,8 +183,8 @@ def test_ctrl_c_in_a_training_stage_exits_130_and_the_same_command_goes_on(made,
     monkeypatch.setattr(command_line, "_export", lambda model, out: {})
     with monkeypatch.context() as patch:
         patch.setattr(Student, "update", interrupted)
-        patch.setattr(stages, "MEASURING_SHARE", math.inf)  # measured however slow the machine is
-        patch.setattr(stages, "plan", lambda *a, **facts: replace(plan(*a, **facts), images={"dpdm": 48}))
+        patch.setattr(planning, "MEASURING_SHARE", math.inf)  # measured however slow the machine is
+        patch.setattr(planning, "plan", lambda *a, **facts: replace(plan(*a, **facts), images={"dpdm": 48}))
         stopped = command(made.photos, out, "--from", "dpdm")
     assert stopped.code == 130 and "interrupted in the stage dpdm; go on with: fewstep train" in stopped.progress
     assert read_card(out / "dpdm").training["images"] == 8

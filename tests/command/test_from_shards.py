@@ -14,11 +14,12 @@ from fewstep.card import read_card
 from fewstep.commands import train as command_line
 from tests.command.conftest import Made, command
 from tests.trainer.data.archives import write_shards
-from trainer import report, stages
+from trainer import report
 from trainer.data.shards import read_index
 from trainer.data.sources.shards import write_index
 from trainer.methods.edm import Teacher
 from trainer.plan import UPDATES, plan
+from trainer.stages import planning
 
 COUNT = 40
 NAMES = ("cats & dogs", "bricks")
@@ -49,7 +50,7 @@ def stopped(index: Path, out: Path) -> Made:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Teacher, "update", interrupted)
         patch.setattr(
-            stages, "plan", lambda *a, **facts: replace(plan(*a, **facts), images={"teacher": 48, "dpdm": 16})
+            planning, "plan", lambda *a, **facts: replace(plan(*a, **facts), images={"teacher": 48, "dpdm": 16})
         )
         return command(index, out, "--budget", "2s")
 

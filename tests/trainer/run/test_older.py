@@ -18,7 +18,7 @@ from trainer.run.ema import FOLDER, Averages, stored_before
 from trainer.run.older import SETTINGS, current_settings
 from trainer.run.state import Parts, load_state, settle_state, stage_state
 from trainer.settings import AdversarialConfig, ProgressiveConfig
-from trainer.stages import _check_planned_stages
+from trainer.stages.folder import check_planned_stages
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ClassifierConfig(16, 1, 10, 0.5, width=8, features=16)
@@ -88,7 +88,7 @@ def test_an_earlier_state_and_earlier_averages_are_read(tmp_path):
 
 def test_a_run_that_was_planned_with_other_stages_is_refused(tmp_path):
     journal = Journal(tmp_path, plan={"recipe": "photos", "images": {"teacher": 64, "dpdm": 64}})
-    _check_planned_stages(journal)
+    check_planned_stages(journal)
     journal.plan["images"]["mended"] = 64
     with pytest.raises(CheckpointError, match="with the stages teacher, dpdm, mended; choose another --out"):
-        _check_planned_stages(journal)
+        check_planned_stages(journal)
