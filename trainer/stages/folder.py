@@ -12,6 +12,7 @@ from trainer.journal import Journal
 from trainer.options import Order
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import NetworkSize
+from trainer.stages.pictures import pictures
 from trainer.stages.run import DATA, DATA_FILE, EXPORT, REPORT, STUDENT
 
 
@@ -49,12 +50,16 @@ def check_planned_stages(journal: Journal) -> None:
 def complete_order(order: Order, journal: Journal, default_budget_s: float, first: str | None) -> Order:
     """The order, with the options that the run in the folder was started with where none are given.
 
-    Raises CheckpointError when the order differs from that run's.
+    Raises CheckpointError when the order differs from that run's. Pictures that were moved are the same: the journal
+    then has their new place.
     """
     before = journal.order if DATA in journal.stages else {}  # until the data are complete, nothing depends on it
     now = order.facts()
     free = {"budget_s"} if first or not journal.plan else set()  # stages that are repeated may have another budget
     differing = [name for name in now if before and name not in free and before.get(name) != now[name]]
+    if differing == ["photos"] and _moved(order, journal):
+        journal.order["photos"] = now["photos"]
+        differing = []
     if differing:
         said = "; ".join(f"{_flag(name)} was {before.get(name, 'not given')}, now {now[name]}" for name in differing)
         raise CheckpointError(f"{order.out} holds another run: {said}. Choose another --out")
@@ -64,6 +69,14 @@ def complete_order(order: Order, journal: Journal, default_budget_s: float, firs
     return replace(
         order, network=order.network or size, seed=order.seed or 0, budget_s=order.budget_s or default_budget_s
     )
+
+
+def _moved(order: Order, journal: Journal) -> bool:
+    """Whether PHOTOS of another place than the run's are its pictures. Raises DataError where they cannot be read."""
+    if order.names_recipe or not Path(journal.order["photos"]).is_absolute():  # a recipe, then or now
+        return False
+    size = journal.order.get("size") if order.size is None else order.size
+    return pictures(replace(order, size=size)).sha256() == journal.stages[DATA].result
 
 
 def _flag(name: str) -> str:

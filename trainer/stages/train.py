@@ -45,8 +45,11 @@ def train(
         return 0
     with claim(order.out):
         journal = Journal.read(order.out)
+        before = dict(journal.order)
         order = complete_order(order, journal, default_budget_s, first)
         try:
+            if journal.order != before:
+                journal.write()  # the new place of the pictures
             return _train(order, journal, export, first, began)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
