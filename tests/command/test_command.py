@@ -118,6 +118,20 @@ def test_a_run_of_other_settings_is_refused_naming_them(made):
     assert contents(made.out) == before
 
 
+def test_pictures_that_were_moved_are_those_of_the_run_and_others_are_not(made, tmp_path):
+    out, moved = tmp_path / "run", tmp_path / "moved" / "my photos"
+    shutil.copytree(made.out, out)
+    shutil.copytree(made.photos, moved)
+    assert command(moved, out).code == 0
+    assert json.loads((out / "stages.json").read_text())["order"]["photos"] == str(moved)
+    before = contents(out)
+    (moved / "bricks" / "0.png").unlink()
+    other = command(made.photos.parent / "my photos" / "bricks", out)
+    assert other.code == 2 and f"PHOTOS was {moved}, now {made.photos}" in other.progress
+    assert command(moved, out).code == 0, "what is read already is not read again"
+    assert contents(out) == before
+
+
 def test_a_second_run_in_the_same_folder_exits_2(made):
     with claim(made.out):
         second = made.again()

@@ -112,8 +112,8 @@ def test_changed_shards_and_an_index_of_other_images_are_refused_and_the_same_im
     folder.mkdir()
     index = write(folder)
     shutil.copytree(made.out, out)
-    journal = json.loads((out / "stages.json").read_text().replace(str(made.photos), str(index)))
-    (out / "stages.json").write_text(json.dumps(journal))
+    assert command(index, out).code == 0, "the same images in another place"
+    assert json.loads((out / "stages.json").read_text())["order"]["photos"] == str(index)
     index.unlink()
     assert write(folder) == index and command(index, out).code == 0, "made again of the same images"
     with (folder / "p-000001.tar").open("ab") as file:

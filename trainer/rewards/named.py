@@ -131,8 +131,10 @@ def _image(text: str, path: Path, *shapes: tuple[int, int, int]) -> Tensor:
     """[1, C, H, W] in [-1, 1], of one of these shapes; the pixels that training pictures have."""
     try:
         picture = flatten(decode(path.read_bytes(), str(path)), str(path), gray=shapes[0][0] == 1)
-    except (OSError, DataError) as error:
-        raise RewardError(f"--reward {text}: {path} is no readable image ({error})") from error
+    except OSError as error:
+        raise RewardError(f"--reward {text}: {path} cannot be read ({error.strerror})") from error
+    except DataError as error:
+        raise RewardError(f"--reward {text}: {error}") from error
     image = torch.from_numpy(from_pixels(to_array(picture)[None]))
     if tuple(image.shape[1:]) not in shapes:
         sizes = " or ".join(f"{shape[2]}x{shape[1]}" for shape in shapes)
