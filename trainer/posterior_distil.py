@@ -44,8 +44,9 @@ from trainer.posterior_chain import say
 from trainer.posterior_options import DistilConfig, Order
 from trainer.posterior_setup import Setup, usual_lr
 from trainer.run.artifacts import describe, write_sheet
+from trainer.run.clock import Clock
 from trainer.run.draws import Draws
-from trainer.run.loop import Clock, LoopConfig, train
+from trainer.run.loop import LoopConfig, train
 from trainer.run.state import settle_state
 from trainer.settings import StudentConfig
 

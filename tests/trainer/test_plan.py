@@ -56,7 +56,7 @@ def test_the_pictures_of_a_run_are_no_part_of_the_disk_that_its_plan_needs(tmp_p
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000))
     with (tmp_path / "data.zip").open("wb") as file:
         file.truncate(20_000_000)
-    with pytest.raises(CheckpointError, match=r"needs 0\.0 GB, and 0\.0 GB are free"):
+    with pytest.raises(CheckpointError, match=r"needs 10 MB more, and 5\.0 MB are free"):
         check_disk(tmp_path, needs)
     with (tmp_path / "state").open("wb") as file:
         file.truncate(6_000_000)

@@ -10,6 +10,7 @@ from typing import Any
 from fewstep.card import CheckpointError, read_card
 from trainer.plan import MEASURING_SHARE, Plan, Rehearsal, plan, rehearse
 from trainer.recipes.recipe import Stage
+from trainer.run.progress import format_bytes
 from trainer.stages.run import DATA_FILE, Run
 from trainer.stages.training import run_stage
 
@@ -47,10 +48,10 @@ def merge_plans(before: dict[str, Any], made: Plan) -> Plan:
 
 def check_disk(out: Path, planned: Plan) -> None:
     """Raise CheckpointError when the disk has less room than the plan needs beyond what is written already."""
-    free_mb = shutil.disk_usage(out).free / 1e6
-    done = sum(file.stat().st_size for file in out.rglob("*") if file.is_file() and file.name != DATA_FILE) / 1e6
-    if free_mb < planned.disk_mb - done:
+    done = sum(file.stat().st_size for file in out.rglob("*") if file.is_file() and file.name != DATA_FILE)
+    needed, free = 1e6 * planned.disk_mb - done, shutil.disk_usage(out).free
+    if free < needed:
         raise CheckpointError(
-            f"{out} needs {planned.disk_mb / 1e3:.1f} GB, and {free_mb / 1e3:.1f} GB are free; "
-            "make room or choose another --out"
+            f"{out} needs {format_bytes(needed)} more, and {format_bytes(free)} are free; make room or choose another "
+            "--out"
         )
