@@ -190,19 +190,7 @@ def _few_steps(
         levels, stands_by = card.levels, card.weights
     sees_level = isinstance(teacher, UNet)  # a level is a UNet's input alone
     settings = student_config(config, _lr(setup, config), levels, sees_level)
-    generator = torch.Generator().manual_seed(order.seed + 4)
-    parts = adapter_parts(
-        teacher,
-        order.rank,
-        setup.card.sigma_data,
-        setup.groups,
-        generator,
-        start,
-        sees_level=settings.auxiliary_sees_level,
-    )
-    method = Student.of_parts(parts, settings, setup.device)
-    for adapter in method.networks.values():
-        adapter.to(setup.device)
+    method = _adapter_student(setup, teacher, start, settings)
     loop = LoopConfig(
         batch=order.batch, images=config.updates * order.batch, checkpoint_s=order.checkpoint_s, seed=order.seed,
         log_every=max(config.updates // 200, 1), label="student",
@@ -235,12 +223,32 @@ def _few_steps(
     if not train(method, batches, loop, out, save, draw=draw, resume=resume, identity=identity):
         say("interrupted; the same command goes on where it stopped")
         return False
+    print(_next_commands(out, lists))
+    return True
+
+
+def _adapter_student(
+    setup: Setup, teacher: NetworkModule, start: NetworkModule | None, settings: StudentConfig
+) -> Student:
+    """Student and auxiliary as adapters, on the device of the run."""
+    order = setup.order
+    generator = torch.Generator().manual_seed(order.seed + 4)
+    parts = adapter_parts(
+        teacher, order.rank, setup.card.sigma_data, setup.groups, generator, start,
+        sees_level=settings.auxiliary_sees_level,
+    )  # fmt: skip
+    method = Student.of_parts(parts, settings, setup.device)
+    for adapter in method.networks.values():
+        adapter.to(setup.device)
+    return method
+
+
+def _next_commands(out: Path, lists: Levels) -> str:
     model, engine = (shlex.quote(str(path)) for path in (out, out / "engine"))
-    print(
+    return (
         f"a student of {', '.join(map(str, lists))} steps is in {out}\n"
         f"next: fewstep export --model {model} --out {engine}; fewstep serve --engine {engine}"
     )
-    return True
 
 
 def student_config(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from export.engine import load_engine
 from export.manifest import read_manifest
@@ -295,6 +296,15 @@ def test_a_place_among_the_pictures_or_over_other_results_is_refused(made, tmp_p
             refused = command(pictures, out, *options)
             assert refused.code == 2 and said in refused.progress and refused.progress.count("\n") == 1
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "holds 1 image; a model learns from several"), (3, "the same value")])
+def test_pictures_that_no_model_can_learn_are_refused_before_the_work(count, said, tmp_path):
+    (tmp_path / "blank").mkdir()
+    for number in range(count):
+        Image.new("RGB", (40, 30), "red" if count == 1 else "gray").save(tmp_path / "blank" / f"{number}.png")
+    refused = command(tmp_path / "blank", tmp_path / "out", "--budget", "1s")
+    assert refused.code == 2 and said in refused.progress and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("line", [("photos", "--out", ""), ("", "--out", "runs/x"), ("photos", "--out=")])

@@ -7,6 +7,7 @@ from pathlib import Path
 from fewstep.card import CheckpointError
 from trainer.data.command import describe_unread
 from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
+from trainer.data.matching import check_learnable
 from trainer.data.named import READERS, read_recipe
 from trainer.data.shards import ShardedImages, read_index
 from trainer.data.sources.given import read_given
@@ -17,6 +18,12 @@ from trainer.stages.run import DATA, DATA_FILE, INDEX
 
 def pictures(order: Order) -> ImageSet:
     """The images that an order names, from where they lie. Raises DataError."""
+    images = _read(order)
+    check_learnable(images)
+    return images
+
+
+def _read(order: Order) -> ImageSet:
     if not order.names_recipe:
         if order.half:
             raise DataError(f"--half {order.half} is of a recipe's pictures, and {order.photos} is none; leave it out")

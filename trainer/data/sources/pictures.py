@@ -39,7 +39,7 @@ def decode(content: bytes, where: str) -> Image.Image:
                 image.load()
                 return ImageOps.exif_transpose(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{where} is too large to be a training image ({error})") from error
+        raise DataError(f"{where} is too large to be a training image ({error}); shrink or remove it") from error
     except UnidentifiedImageError as error:  # its own text names an object in memory
         raise DataError(f"{where} is not a readable image (of no known format); replace or remove it") from error
     except _DECODE_ERRORS as error:
