@@ -77,6 +77,7 @@ def test_every_member_that_cannot_be_read_is_named(tmp_path: Path):
 def test_a_zip_that_is_not_clear_is_refused(tmp_path: Path):
     for members, said in (
         ({"a.png": png(0), "a.png/b.png": png(1)}, r"a\.zip/a\.png lies beside class folders"),
+        ({"edm/0/a.png": png(0), "edm/dataset.json": b"{}"}, r"edm/dataset\.json has to lie at the top"),
         ({"readme.txt": b"", "film.mov": b""}, r"a\.zip holds no images .*its files are film\.mov, readme\.txt"),
     ):
         with pytest.raises(DataError, match=said):

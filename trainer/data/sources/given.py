@@ -7,12 +7,11 @@ from pathlib import Path
 
 from trainer.data.format import DataError, ImageSet, read_image_set
 from trainer.data.shards import is_index, read_index, refuse_tars
-from trainer.data.sources.edm_zip import read_edm_zip
+from trainer.data.sources.edm_zip import INDEX, read_edm_zip
 from trainer.data.sources.folder import read_folder
 from trainer.data.sources.idx import read_idx
 from trainer.data.sources.zipped_folder import read_zip
 
-INDEX = "dataset.json"
 IDX_IMAGES, IDX_LABELS = "images-idx3", "labels-idx1"
 KINDS = (
     "a folder of pictures, a zip of one, EDM's dataset zip, a data set or an index of shards of `trainer data`, or an "
@@ -60,11 +59,12 @@ def _idx(images: Path) -> ImageSet:
 def _zip(path: Path, side: int | None) -> ImageSet:
     try:
         with zipfile.ZipFile(path) as archive:
-            index = json.loads(archive.read(INDEX)) if INDEX in archive.namelist() else None
+            named = INDEX in archive.namelist()
+            index = json.loads(archive.read(INDEX)) if named else None
     except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: its {INDEX} cannot be read ({error})") from error
     if isinstance(index, dict) and "format" in index:
         return _check_size(read_image_set(path), side, path)
-    if index is not None:
+    if named:
         return read_edm_zip(path, resolution=side or DEFAULT_SIDE)
     return read_zip(path, resolution=side or DEFAULT_SIDE)

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from trainer.data.format import DataError, ImageSet
 from trainer.data.sources.archive import MAX_FILE_BYTES
+from trainer.data.sources.edm_zip import INDEX
 from trainer.data.sources.folder import is_hidden, is_picture, list_by_class, nothing_to_read
 from trainer.data.sources.pictures import read_pictures
 
@@ -29,6 +30,9 @@ def read_zip(path: Path, *, resolution: int) -> ImageSet:
             unread = tuple(str(file) for file in sorted(members) if not is_picture(file))
             if not files:
                 raise nothing_to_read(path, unread)
+            for file in members:
+                if file.name == INDEX and all(picture.is_relative_to(file.parent) for picture in files):
+                    raise DataError(f"{path}: {file} has to lie at the top; zip the content of its folder")
             around = _folders_around(files)
             inside = [PurePosixPath(*file.parts[around:]) for file in files]
             classes = sorted({file.parts[0] for file in inside if len(file.parts) > 1})
