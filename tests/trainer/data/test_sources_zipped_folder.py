@@ -29,8 +29,8 @@ def zipped(path: Path, members: Mapping[str, bytes], compression: int = zipfile.
 
 
 @pytest.fixture(autouse=True)
-def _no_room_elsewhere(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+def _no_room_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
 
 
 def test_a_zip_has_the_images_of_its_folder(tmp_path: Path):
