@@ -13,6 +13,7 @@ from trainer.options import Order
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import NetworkSize
 from trainer.stages.pictures import pictures
+from trainer.stages.planning import stored_plan
 from trainer.stages.run import DATA, DATA_FILE, EXPORT, REPORT, STUDENT
 
 
@@ -39,11 +40,15 @@ def check_place(order: Order, journal: Journal) -> None:
 
 
 def check_planned_stages(journal: Journal) -> None:
-    """Raise CheckpointError when an earlier version planned the run with other stages."""
-    planned = journal.plan.get("images", {})
-    if planned and planned.keys() != {stage.name for stage in RECIPES[journal.plan["recipe"]].stages}:
+    """Raise CheckpointError when another version planned the run in another way, or with other stages."""
+    if not journal.plan:
+        return
+    planned = stored_plan(journal)
+    recipe = RECIPES.get(planned.recipe)
+    if recipe is None or planned.images.keys() != {stage.name for stage in recipe.stages}:
         raise CheckpointError(
-            f"{journal.folder} was begun by another version, with the stages {', '.join(planned)}; choose another --out"
+            f"{journal.folder} was begun by another version, with the recipe {planned.recipe} and the stages "
+            f"{', '.join(planned.images)}; choose another --out"
         )
 
 

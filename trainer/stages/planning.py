@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.card import CheckpointError, read_card
+from fewstep.described import from_json
+from trainer.journal import Journal
 from trainer.plan import MEASURING_SHARE, Plan, Rehearsal, plan, rehearse
 from trainer.recipes.recipe import Stage
 from trainer.run.progress import format_bytes
@@ -35,6 +37,16 @@ def make_plan(run: Run, stages: Sequence[Stage], began: float) -> Plan:
         measured, stages, batches, budget_s, time.monotonic() - began, recipe=run.recipe_name,
         network=run.network, device=run.order.where, compile=run.compiles,
     )  # fmt: skip
+
+
+def stored_plan(journal: Journal) -> Plan:
+    """The plan of a run. Raises CheckpointError for one of another version."""
+    try:
+        return from_json(Plan, journal.plan)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{journal.folder} was planned by another version ({error}); choose another --out"
+        ) from error
 
 
 def merge_plans(before: dict[str, Any], made: Plan) -> Plan:

@@ -11,12 +11,12 @@ from dataclasses import asdict
 from fewstep.card import CheckpointError
 from trainer.journal import Journal
 from trainer.options import Order
-from trainer.plan import Plan, describe
+from trainer.plan import describe
 from trainer.recipes.by_name import RECIPES
 from trainer.run.claim import claim
 from trainer.stages.folder import check_place, check_planned_stages, complete_order, forget
 from trainer.stages.pictures import pictures, prepare, read_data
-from trainer.stages.planning import check_disk, make_plan, merge_plans
+from trainer.stages.planning import check_disk, make_plan, merge_plans, stored_plan
 from trainer.stages.results import Export, command, ending, export_student, write_report
 from trainer.stages.run import DATA, EXPORT, REPORT, names, names_from, open_run
 from trainer.stages.training import is_complete, train_stage
@@ -73,7 +73,7 @@ def _train(order: Order, journal: Journal, export: Export, first: str | None, be
         made = make_plan(run, missing, began)
         journal.plan, journal.order = asdict(merge_plans(journal.plan, made)), order.facts()
         journal.write()
-    planned = Plan(**journal.plan)
+    planned = stored_plan(journal)
     check_disk(order.out, planned)
     print(describe(planned, run.data, run.recipe), flush=True)
     for stage in run.recipe.stages:
