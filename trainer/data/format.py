@@ -11,6 +11,7 @@ Members are stored, not compressed, so the pixels can be memory-mapped out of th
 import hashlib
 import io
 import json
+import lzma
 import os
 import re
 import zipfile
@@ -27,7 +28,8 @@ from fewstep import card
 
 FORMAT = 1
 _PIECE = 2**22  # pixels
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError)  # RuntimeError: encrypted
+# What zipfile raises on files that are damaged, encrypted, or compressed in a way that it lacks.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, OSError, EOFError)
 
 
 class DataError(ValueError):
@@ -156,7 +158,7 @@ def read_image_set(path: Path, *, verify: bool = False) -> ImageSet:
         object.__setattr__(result, "stored", read_stored(meta))
     except DataError:
         raise
-    except (*_ZIP_ERRORS, KeyError, ValueError, TypeError, AttributeError) as error:
+    except (*ZIP_ERRORS, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a fewstep dataset zip ({error})") from error
     if verify and result.measured_sha256() != meta["sha256"]:
         raise DataError(f"{path} is damaged: its pixels do not match the hash it carries")

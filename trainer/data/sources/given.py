@@ -2,10 +2,9 @@
 
 import json
 import zipfile
-import zlib
 from pathlib import Path
 
-from trainer.data.format import DataError, ImageSet, read_image_set
+from trainer.data.format import ZIP_ERRORS, DataError, ImageSet, read_image_set
 from trainer.data.shards import is_index, read_index, refuse_tars
 from trainer.data.sources.edm_zip import INDEX, read_edm_zip
 from trainer.data.sources.folder import read_folder
@@ -61,7 +60,7 @@ def _zip(path: Path, side: int | None) -> ImageSet:
         with zipfile.ZipFile(path) as archive:
             named = INDEX in archive.namelist()
             index = json.loads(archive.read(INDEX)) if named else None
-    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, zlib.error) as error:
+    except (*ZIP_ERRORS, ValueError) as error:
         raise DataError(f"{path}: its {INDEX} cannot be read ({error})") from error
     if isinstance(index, dict) and "format" in index:
         return _check_size(read_image_set(path), side, path)

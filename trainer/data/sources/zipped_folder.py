@@ -1,12 +1,10 @@
 """A zip of a folder of images, read where it is: nothing is unpacked to disk."""
 
-import lzma
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
-from trainer.data.format import DataError, ImageSet
+from trainer.data.format import ZIP_ERRORS, DataError, ImageSet
 from trainer.data.sources.archive import MAX_FILE_BYTES
 from trainer.data.sources.edm_zip import INDEX
 from trainer.data.sources.folder import is_hidden, is_picture, list_by_class, nothing_to_read
@@ -41,7 +39,7 @@ def read_zip(path: Path, *, resolution: int) -> ImageSet:
             before = PurePosixPath(*files[0].parts[:around])
             names = [f"{path}: {before / file}" for file in listed.files]
             images = read_pictures(names, _member_reader(archive, places), resolution=resolution, gray=False)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except ZIP_ERRORS as error:
         raise DataError(f"{path} is not a readable zip ({error})") from error
     return ImageSet(path.stem, images, listed.labels, listed.classes, "not stated", "image folder", unread)
 
@@ -68,7 +66,7 @@ def _member_reader(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]
             raise DataError(f"{name} is larger than {MAX_FILE_BYTES} bytes")
         try:
             return archive.read(members[name])
-        except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, zlib.error, lzma.LZMAError) as error:
+        except ZIP_ERRORS as error:
             raise DataError(f"{name} cannot be unpacked ({error}); zip it again") from error
 
     return read
