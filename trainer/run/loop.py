@@ -1,6 +1,7 @@
 """The training loop of all methods: batches, averages, progress, checkpoints, resume. The method makes the updates."""
 
 import math
+import os
 import shutil
 import signal
 import time
@@ -219,11 +220,17 @@ class _Log:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """While open, SIGINT and SIGTERM only set a flag: the current update is finished, and its checkpoint saved."""
+    """While open, SIGINT and SIGTERM only set a flag: the current update is finished, and its checkpoint saved. An
+    update may take a minute, so the first process says so at once."""
     caught: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda n, _: caught.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+
+    def catch(number: int, _: Any) -> None:
+        if not caught and rank() == 0:
+            before = b"\n" if os.isatty(2) else b""  # behind the line of progress
+            os.write(2, before + b"stopping after the update under way\n")  # print() may be under way itself
+        caught.append(number)
+
+    previous = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(caught)
     finally:
