@@ -3,6 +3,7 @@ PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= fashion earth
 OUT ?= runs/mine
+export PHOTOS OUT # recipes read them from the environment: a path may have quotes
 BUDGET ?= 10h
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -15,13 +16,13 @@ serve: .venv/serving ## serve the shipped students on http://127.0.0.1:8000, or 
 	.venv/bin/python -m server $(addprefix --model ,$(MODEL)) --port $(PORT)
 
 train: photos-given .venv/training ## train a student on PHOTOS=..., a folder of pictures, in OUT=runs/mine; then serve it
-	.venv/bin/python -m fewstep train '$(PHOTOS)' --out '$(OUT)' $(ARGS) --serve
+	.venv/bin/python -m fewstep train "$$PHOTOS" --out "$$OUT" $(ARGS) --serve
 
 fashion: .venv/training ## make a student like the shipped one, from the data to the report, in runs/fashion: BUDGET=10h
 	.venv/bin/python -m fewstep train fashion --out runs/fashion --budget $(BUDGET) $(ARGS)
 
 photos-given:
-	@test -n '$(PHOTOS)' || { echo 'say which pictures: make train PHOTOS=path/to/folder' >&2; exit 2; }
+	@test -n "$$PHOTOS" || { echo 'say which pictures: make train PHOTOS=path/to/folder' >&2; exit 2; }
 
 train-env: .venv/training ## what training and exporting need; then: . .venv/bin/activate
 

@@ -105,7 +105,8 @@ def imports(source: str) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-# Rooms of trainer/, from below; a room imports itself and the rooms before it. Files beside them are commands: last.
+# Rooms of trainer/, from below; a room imports itself and the rooms before it. Files beside them are commands, and
+# `fewstep train` runs the commands as stages.
 TRAINER_ROOMS = (
     "settings",
     "run",
@@ -117,6 +118,7 @@ TRAINER_ROOMS = (
     "recipes",
     "importing",
     "commands",
+    "stages",
 )
 
 

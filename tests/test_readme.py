@@ -228,3 +228,10 @@ def test_extras_and_make_targets_that_pages_name_exist():
 def test_make_train_without_pictures_says_so_before_it_installs_anything():
     done = subprocess.run(["make", "train", "PIP=false", "PHOTOS="], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "make train PHOTOS=" in done.stderr and "false" not in done.stdout
+
+
+def test_make_train_takes_a_path_with_quotes_and_spaces():
+    made = ["make", "PHOTOS=Mum's photos", "--old-file=.venv/training"]
+    assert subprocess.run([*made, "photos-given"], cwd=ROOT, check=False).returncode == 0
+    shown = subprocess.check_output([*made, "--dry-run", "train"], cwd=ROOT, text=True)
+    assert 'fewstep train "$PHOTOS" --out "$OUT"' in shown  # which make puts into the environment

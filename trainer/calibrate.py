@@ -8,6 +8,7 @@ the same seeds, so that the objective is smooth and has no sampling noise. The r
 other seeds.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def report(trials: "dict[int, Trial[tuple[float, ...]]]", steps: Sequence[int], 
     print(describe(trials))
     if any(trial.accepted for trial in trials.values()):
         print(f"wrote the levels into {model / CARD_FILE}. An engine carries a copy of them, so export it again:\n")
-        print(f"    fewstep export --model {model} --out {model / 'engine'}")
+        print(f"    fewstep export --model {shlex.quote(str(model))} --out {shlex.quote(str(model / 'engine'))}")
     if set(trials) != set(steps):
         print("interrupted; what is listed is kept", file=sys.stderr)
         return INTERRUPTED

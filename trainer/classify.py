@@ -21,8 +21,9 @@ from trainer.data.loader import batches, order_facts
 from trainer.options import RunOptions
 from trainer.recipes.by_name import recipe
 from trainer.run.artifacts import environment
+from trainer.run.clock import Clock
 from trainer.run.compute import Compute, move_to_device, usable_device, use_tf32, worth_compiling
-from trainer.run.loop import Clock, train
+from trainer.run.loop import train
 from trainer.runs import divides, loop_config, own_folder
 
 

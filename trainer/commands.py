@@ -14,7 +14,7 @@ from fewstep.network import UNet
 from fewstep.precond import Denoiser
 from trainer.critics.classifier import NoisyClassifier, classifier_hash, load_classifier
 from trainer.data.format import ImageSet
-from trainer.data.matching import check_match, check_shape, check_teacher
+from trainer.data.matching import check_learnable, check_match, check_shape, check_teacher
 from trainer.methods.consistency import Consistency
 from trainer.methods.dmd2 import DMD2, dmd2
 from trainer.methods.dpdm import Student, asked_conditions
@@ -68,6 +68,7 @@ def train_teacher(
 def _train_teacher(
     options: RunOptions, data: ImageSet, start: Path | None, lr: float | None, label_dropout: float | None
 ) -> bool:
+    check_learnable(data)
     chosen = recipe(options.recipe)
     config = loop_config(options, chosen, chosen.teacher_images)
     settings = chosen.teacher if lr is None else replace(chosen.teacher, adam=replace(chosen.teacher.adam, lr=lr))

@@ -24,7 +24,7 @@ from trainer.data.format import ImageSet
 from trainer.data.shards import ShardedImages
 from trainer.recipes.recipe import NetworkSize, Recipe, Stage
 from trainer.run.compute import Precision
-from trainer.run.progress import format_seconds
+from trainer.run.progress import format_bytes, format_seconds
 from trainer.run.state import read_facts
 
 UPDATES = 4  # of every stage while measuring; the first two warm up
@@ -248,7 +248,8 @@ def describe(plan: Plan, data: ImageSet, recipe: Recipe) -> str:
     lines = [
         f"pictures  {count:,} of {side}x{side}, {'gray' if channels == 1 else 'RGB'}{_classes(data)}",
         f"machine   {plan.device}, {plan.precision}, {'compiled' if plan.compile else 'not compiled'}, "
-        f"{torch.get_num_threads()} threads; memory {plan.memory_mb / 1000:.1f} GB, disk {plan.disk_mb / 1000:.1f} GB",
+        f"{torch.get_num_threads()} threads; memory {format_bytes(1e6 * plan.memory_mb)}, "
+        f"disk {format_bytes(1e6 * plan.disk_mb)}",
         *_shards(data),
         f"recipe    {plan.recipe}, the {plan.network} network: {plan.parameters / 1e6:.2f} M parameters",
         f"budget    {format_seconds(plan.budget_s)} for everything",
@@ -297,8 +298,7 @@ def _shards(data: ImageSet) -> list[str]:
     if not isinstance(data.images, ShardedImages):
         return []
     count, size = len(data.images.files), data.images.disk_bytes
-    space = f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
-    where = f"{count:,} file{'s' * (count != 1)} of {space} in all"
+    where = f"{count:,} file{'s' * (count != 1)} of {format_bytes(size)} in all"
     return [f"shards    {where}, which stay where they are: every image is read and decoded each time it is seen"]
 
 

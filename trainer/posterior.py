@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     from trainer.rewards.checked import RewardError
     from trainer.run.loop import DivergedError
 
-    command = shlex.join(["python", "-m", *PROG.split(), *arguments])
+    command = shlex.join([*PROG.split(), *arguments])
     try:
         return STATUS[run(order, command)]
     except KeyboardInterrupt:

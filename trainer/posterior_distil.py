@@ -44,8 +44,9 @@ from trainer.posterior_chain import say
 from trainer.posterior_options import DistilConfig, Order
 from trainer.posterior_setup import Setup, usual_lr
 from trainer.run.artifacts import describe, write_sheet
+from trainer.run.clock import Clock
 from trainer.run.draws import Draws
-from trainer.run.loop import Clock, LoopConfig, train
+from trainer.run.loop import LoopConfig, train
 from trainer.run.state import settle_state
 from trainer.settings import StudentConfig
 
@@ -105,6 +106,8 @@ def _facts(setup: Setup, config: DistilConfig) -> dict[str, Any]:
     order = setup.order
     begun = read_card(config.student).weights if config.student else None
     named = {**asdict(config), "student": begun, "batch": order.batch, "seed": order.seed}
+    if begun:  # runs of versions whose auxiliary began as the teacher do not go on
+        named["auxiliary_begins_as"] = "the prior"
     weights = {"prior": setup.card.weights, "adapter": read_adapter_card(order.out).weights}
     return json.loads(json.dumps({**named, **weights}))
 
@@ -190,19 +193,7 @@ def _few_steps(
         begin, levels, stands_by = FewStepPrior(start, setup.network), card.levels, card.weights
     sees_level = isinstance(teacher, UNet)  # a level is a UNet's input alone
     settings = student_config(config, _lr(setup, config), levels, sees_level)
-    generator = torch.Generator().manual_seed(order.seed + 4)
-    parts = adapter_parts(
-        teacher,
-        order.rank,
-        setup.card.sigma_data,
-        setup.groups,
-        generator,
-        begin,
-        sees_level=settings.auxiliary_sees_level,
-    )
-    method = Student.of_parts(parts, settings, setup.device)
-    for adapter in method.networks.values():
-        adapter.to(setup.device)
+    method = _adapter_student(setup, teacher, begin, settings)
     loop = LoopConfig(
         batch=order.batch, images=config.updates * order.batch, checkpoint_s=order.checkpoint_s, seed=order.seed,
         log_every=max(config.updates // 200, 1), label="student",
@@ -235,12 +226,32 @@ def _few_steps(
     if not train(method, batches, loop, out, save, draw=draw, resume=resume, identity=identity):
         say("interrupted; the same command goes on where it stopped")
         return False
+    print(_next_commands(out, lists))
+    return True
+
+
+def _adapter_student(
+    setup: Setup, teacher: NetworkModule, begin: FewStepPrior | None, settings: StudentConfig
+) -> Student:
+    """Student and auxiliary as adapters, on the device of the run."""
+    order = setup.order
+    generator = torch.Generator().manual_seed(order.seed + 4)
+    parts = adapter_parts(
+        teacher, order.rank, setup.card.sigma_data, setup.groups, generator, begin,
+        sees_level=settings.auxiliary_sees_level,
+    )  # fmt: skip
+    method = Student.of_parts(parts, settings, setup.device)
+    for adapter in method.networks.values():
+        adapter.to(setup.device)
+    return method
+
+
+def _next_commands(out: Path, lists: Levels) -> str:
     model, engine = (shlex.quote(str(path)) for path in (out, out / "engine"))
-    print(
+    return (
         f"a student of {', '.join(map(str, lists))} steps is in {out}\n"
         f"next: fewstep export --model {model} --out {engine}; fewstep serve --engine {engine}"
     )
-    return True
 
 
 def student_config(

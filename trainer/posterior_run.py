@@ -39,10 +39,11 @@ from trainer.report import FILE as REPORT
 from trainer.rewards.named import reward_of
 from trainer.run.artifacts import describe, environment
 from trainer.run.claim import claim
+from trainer.run.clock import Clock
 from trainer.run.compute import usable_device
 from trainer.run.distributed import ranks
 from trainer.run.draws import Draws
-from trainer.run.loop import Clock, LoopConfig, train
+from trainer.run.loop import LoopConfig, train
 from trainer.run.state import settle_state
 from trainer.settings import MachineError
 

@@ -26,6 +26,7 @@ from trainer.options import RunOptions
 from trainer.recipes.recipe import Recipe
 from trainer.run.artifacts import GRID_COLUMNS, environment, write_sheet
 from trainer.run.claim import claim
+from trainer.run.clock import Clock
 from trainer.run.compute import (
     Compute,
     Precision,
@@ -36,7 +37,7 @@ from trainer.run.compute import (
     worth_compiling,
 )
 from trainer.run.distributed import from_first, rank, ranks
-from trainer.run.loop import Clock, LoopConfig, Method, train
+from trainer.run.loop import LoopConfig, Method, train
 from trainer.run.state import settle_state
 from trainer.settings import MachineError
 

@@ -141,7 +141,7 @@ class AdversaryConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The switches of DPDM. docs/adr/0003, 0009 and 0012 explain the defaults."""
+    """The switches of DPDM. docs/adr/0003 and 0012 explain the defaults."""
 
     renoise: Rule = "hybrid"
     """Levels to which outputs are noised."""

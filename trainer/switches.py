@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fewstep.card import Card, read_card
 from fewstep.ranges import RangeError
@@ -25,6 +25,7 @@ CRITICS = ("trained_steps", "clip", "imitation_share")  # of --method adversaria
 OWNERS = dict.fromkeys(FURTHER, "progressive") | dict.fromkeys(CRITICS, "adversarial")
 OWNERS |= dict.fromkeys(TRAJECTORY, "consistency")
 ADVERSARIAL = (*CRITICS, "simulate", "lr")  # with those of DPDM that it takes
+Config = TypeVar("Config", ConsistencyConfig, ProgressiveConfig, AdversarialConfig)
 # What is said of flags and values of earlier versions.
 GONE = "was removed: docs/log.md says what was measured"
 EARLIER = dict.fromkeys(("--guide", "--guidance", "--gan", "--gan-from", "--gan-scales", "--gan-sees-level"), GONE)
@@ -83,9 +84,7 @@ def apply_switches(config: StudentConfig, switches: dict[str, Any]) -> StudentCo
 
 def consistency(config: ConsistencyConfig, switches: dict[str, Any]) -> ConsistencyConfig:
     """The configuration with its switches set. Raises RangeError."""
-    if "lr" in switches:
-        config = replace(config, adam=replace(config.adam, lr=switches["lr"]))
-    return replace(config, **{name: value for name, value in switches.items() if name != "lr"})
+    return _with(config, switches, CONSISTENCY)
 
 
 def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card) -> ProgressiveConfig:
@@ -93,9 +92,7 @@ def progressive(config: ProgressiveConfig, switches: dict[str, Any], start: Card
     if not start.levels:
         raise SwitchError(f"--init names a {start.role}; --method progressive continues a student")
     config = replace(config, lists=tuple(tuple(start.levels[k]) for k in sorted(start.levels)))
-    if "lr" in switches:
-        config = replace(config, adam=replace(config.adam, lr=switches["lr"]))
-    config = replace(config, **{name: switches[name] for name in PROGRESSIVE if name in switches and name != "lr"})
+    config = _with(config, switches, PROGRESSIVE)
     if config.further_for == 0 and config.coarse:
         return config
     calls, shortest = config.further_for, len(config.lists[0])
@@ -127,8 +124,12 @@ def adversarial(config: AdversarialConfig, switches: dict[str, Any], start: Card
         raise SwitchError(
             "--trained-steps rest anchors one top level and needs lists of several calls that all start there"
         )
-    if switches.get("imitation_share") == 1:
-        raise SwitchError("--imitation-share 1 leaves no update with critics; choose less")
+    return replace(_with(config, switches, ADVERSARIAL), lists=lists)
+
+
+def _with(config: Config, switches: dict[str, Any], names: tuple[str, ...]) -> Config:
+    """The configuration with those of its switches that are given; lr is its optimiser's. Raises RangeError."""
+    given = {name: switches[name] for name in names if name in switches and name != "lr"}
     if "lr" in switches:
-        config = replace(config, adam=replace(config.adam, lr=switches["lr"]))
-    return replace(config, lists=lists, **{name: switches[name] for name in ADVERSARIAL[:-1] if name in switches})
+        given["adam"] = replace(config.adam, lr=switches["lr"])
+    return replace(config, **given)

@@ -51,7 +51,9 @@ def _train(asked: "TrainCommand", began: float) -> int:
     from trainer.data.format import DataError
     from trainer.run.loop import DivergedError
     from trainer.settings import MachineError
-    from trainer.stages import STUDENT, serve_command, train
+    from trainer.stages.results import serve_command
+    from trainer.stages.run import STUDENT
+    from trainer.stages.train import train
 
     order = replace(asked.order, budget_s=PRESETS[asked.preset]) if asked.preset else asked.order
     try:

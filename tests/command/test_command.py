@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from export.engine import load_engine
 from export.manifest import read_manifest
@@ -25,7 +26,6 @@ from fewstep.noise import noise_for
 from fewstep.samplers import sample_dpdm
 from tests.command.conftest import command
 from tests.command.tiny_command import TINY
-from trainer import stages
 from trainer.data.format import read_image_set
 from trainer.data.named import READERS
 from trainer.methods.dpdm import Student
@@ -33,6 +33,7 @@ from trainer.plan import UPDATES, plan
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.fashion import CRITICS
 from trainer.run.claim import claim
+from trainer.stages import planning
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,6 +119,20 @@ def test_a_run_of_other_settings_is_refused_naming_them(made):
     assert contents(made.out) == before
 
 
+def test_pictures_that_were_moved_are_those_of_the_run_and_others_are_not(made, tmp_path):
+    out, moved = tmp_path / "run", tmp_path / "moved" / "my photos"
+    shutil.copytree(made.out, out)
+    shutil.copytree(made.photos, moved)
+    assert command(moved, out).code == 0
+    assert json.loads((out / "stages.json").read_text())["order"]["photos"] == str(moved)
+    before = contents(out)
+    (moved / "bricks" / "0.png").unlink()
+    other = command(made.photos.parent / "my photos" / "bricks", out)
+    assert other.code == 2 and f"PHOTOS was {moved}, now {made.photos}" in other.progress
+    assert command(moved, out).code == 0, "what is read already is not read again"
+    assert contents(out) == before
+
+
 def test_a_second_run_in_the_same_folder_exits_2(made):
     with claim(made.out):
         second = made.again()
@@ -183,8 +198,8 @@ def test_ctrl_c_in_a_training_stage_exits_130_and_the_same_command_goes_on(made,
     monkeypatch.setattr(command_line, "_export", lambda model, out: {})
     with monkeypatch.context() as patch:
         patch.setattr(Student, "update", interrupted)
-        patch.setattr(stages, "MEASURING_SHARE", math.inf)  # measured however slow the machine is
-        patch.setattr(stages, "plan", lambda *a, **facts: replace(plan(*a, **facts), images={"dpdm": 48}))
+        patch.setattr(planning, "MEASURING_SHARE", math.inf)  # measured however slow the machine is
+        patch.setattr(planning, "plan", lambda *a, **facts: replace(plan(*a, **facts), images={"dpdm": 48}))
         stopped = command(made.photos, out, "--from", "dpdm")
     assert stopped.code == 130 and "interrupted in the stage dpdm; go on with: fewstep train" in stopped.progress
     assert read_card(out / "dpdm").training["images"] == 8
@@ -281,6 +296,15 @@ def test_a_place_among_the_pictures_or_over_other_results_is_refused(made, tmp_p
             refused = command(pictures, out, *options)
             assert refused.code == 2 and said in refused.progress and refused.progress.count("\n") == 1
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "holds 1 image; a model learns from several"), (3, "the same value")])
+def test_pictures_that_no_model_can_learn_are_refused_before_the_work(count, said, tmp_path):
+    (tmp_path / "blank").mkdir()
+    for number in range(count):
+        Image.new("RGB", (40, 30), "red" if count == 1 else "gray").save(tmp_path / "blank" / f"{number}.png")
+    refused = command(tmp_path / "blank", tmp_path / "out", "--budget", "1s")
+    assert refused.code == 2 and said in refused.progress and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("line", [("photos", "--out", ""), ("", "--out", "runs/x"), ("photos", "--out=")])

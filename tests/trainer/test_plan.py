@@ -15,7 +15,7 @@ from trainer.data.format import ImageSet
 from trainer.plan import LEVELS, Measured, Needed, Plan, Rehearsal, expect, plan, rehearse, too_few, wanted_s
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import TEACHER_AND_STUDENT
-from trainer.stages import _enough_disk
+from trainer.stages.planning import check_disk
 
 REHEARSED = Rehearsal({"teacher": Measured(100.0, 5.0), "dpdm": Measured(50.0, 7.0)}, 0.001, "fp32", 1000, 500, 20)
 BATCHES = {"teacher": 64, "dpdm": 32}
@@ -56,11 +56,11 @@ def test_the_pictures_of_a_run_are_no_part_of_the_disk_that_its_plan_needs(tmp_p
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000))
     with (tmp_path / "data.zip").open("wb") as file:
         file.truncate(20_000_000)
-    with pytest.raises(CheckpointError, match=r"needs 0\.0 GB, and 0\.0 GB are free"):
-        _enough_disk(tmp_path, needs)
+    with pytest.raises(CheckpointError, match=r"needs 10 MB more, and 5\.0 MB are free"):
+        check_disk(tmp_path, needs)
     with (tmp_path / "state").open("wb") as file:
         file.truncate(6_000_000)
-    _enough_disk(tmp_path, needs)
+    check_disk(tmp_path, needs)
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -130,7 +130,7 @@ class Classification:
     def __init__(self, network: NoisyClassifier, compute: Compute, settings: AdamConfig = ADAM) -> None:
         self.config, self.adam = network.config, settings
         self.networks: dict[str, nn.Module] = {"classifier": network.train()}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"classifier": adam(network, settings, compute.device)}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"classifier": adam(network, settings)}
         run = wrap_for_compute(replicate(network, divided=compute.shard), compute)
         self.logits = lambda x, sigma, dropout: run(x, sigma, dropout).float()
         self.last_map = network.last_map

@@ -46,7 +46,7 @@ class Adversary:
             )
         self.config, self.sigma_data, self.classes = config, sigma_data, teacher.config.classes
         self.heads = Critic(teacher.feature_widths[-1]).to(compute.device)
-        self.optimizer = adam(self.heads, config.adam, compute.device)
+        self.optimizer = adam(self.heads, config.adam)
         self._features = wrap_for_compute(teacher.features, compute)
         self._replicated_heads = replicate(self.heads, divided=compute.shard)
 

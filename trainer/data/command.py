@@ -20,7 +20,7 @@ from fewstep.outputs import check_file
 from fewstep.pixels import encode, grid
 from fewstep.ranges import COUNT, SEED, Range, check_ranges
 from fewstep.subcommands import as_sentence, subcommand
-from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
+from trainer.data.format import DataError, ImageSet, printable, read_image_set, write_image_set
 from trainer.data.named import read_recipe
 from trainer.data.shards import is_index, read_index
 from trainer.data.sources.earth import read_earth, read_earth_x4
@@ -307,7 +307,8 @@ def describe_unread(images: ImageSet, shown: int = 20) -> Iterator[str]:
     """One line that counts and names the files that were not read, if there are any."""
     if files := images.unread:
         rest = f" and {len(files) - shown} more" if len(files) > shown else ""
-        yield f"not read {len(files)} other files: {', '.join(files[:shown])}{rest}"
+        names = ", ".join(map(printable, files[:shown]))
+        yield f"not read {len(files)} other file{'s' * (len(files) != 1)}: {names}{rest}"
 
 
 def contact_sheet(images: ImageSet) -> NDArray[np.uint8]:

@@ -11,8 +11,11 @@ Members are stored, not compressed, so the pixels can be memory-mapped out of th
 import hashlib
 import io
 import json
+import lzma
+import os
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +28,8 @@ from fewstep import card
 
 FORMAT = 1
 _PIECE = 2**22  # pixels
+# What zipfile raises on files that are damaged, encrypted, or compressed in a way that it lacks.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, OSError, EOFError)
 
 
 class DataError(ValueError):
@@ -83,6 +88,11 @@ class ImageSet:
 
     def provenance(self) -> card.Dataset:
         return card.Dataset(self.name, self.sha256(), self.licence, len(self.images), self.sigma_data())
+
+
+def printable(name: str) -> str:
+    """The name of a file, for people: bytes that are no UTF-8 are replaced, which could not be printed."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def sigma_data(images: NDArray[np.uint8]) -> float:
@@ -148,7 +158,7 @@ def read_image_set(path: Path, *, verify: bool = False) -> ImageSet:
         object.__setattr__(result, "stored", read_stored(meta))
     except DataError:
         raise
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError) as error:
+    except (*ZIP_ERRORS, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a fewstep dataset zip ({error})") from error
     if verify and result.measured_sha256() != meta["sha256"]:
         raise DataError(f"{path} is damaged: its pixels do not match the hash it carries")

@@ -1,9 +1,17 @@
-"""Checks that a model and a data set belong together."""
+"""Checks that a data set can be learned, and that a model and a data set belong together."""
 
 from pathlib import Path
 
 from fewstep.card import Card, CheckpointError
 from trainer.data.format import DataError, ImageSet
+
+
+def check_learnable(data: ImageSet) -> None:
+    """Raise DataError for images that no model can learn: a single one, or pixels of one value."""
+    if len(data.images) < 2:
+        raise DataError(f"{data.name} holds {len(data.images)} image; a model learns from several, 2,000 or more")
+    if data.sigma_data() == 0:
+        raise DataError(f"all pixels of {data.name} have the same value: there is nothing to learn")
 
 
 def check_match(parent: Card, data: ImageSet, folder: Path) -> None:

@@ -4,7 +4,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.data.format import DataError, ImageSet, read_image_set, write_image_set
+from trainer.data.format import ZIP_ERRORS, DataError, ImageSet, read_image_set, write_image_set
 from trainer.data.shards import is_index, read_index, refuse_tars
 from trainer.data.sources.digits import read_digits
 from trainer.data.sources.earth import read_earth, read_earth_x4
@@ -62,7 +62,7 @@ def read_data(path: Path, side: int) -> ImageSet:
     try:
         with zipfile.ZipFile(path) as archive:
             own = "images.npy" in archive.namelist()
-    except zipfile.BadZipFile as error:
+    except ZIP_ERRORS as error:
         raise DataError(f"{path} is not a fewstep dataset zip ({error})") from error
     return read_image_set(path) if own else read_given(path, side)
 

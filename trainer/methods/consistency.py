@@ -49,7 +49,7 @@ class Consistency:
         student = copy.deepcopy(start if start is not None else teacher).requires_grad_(True).eval()  # no dropout
         self.network = student
         self.networks: dict[str, nn.Module] = {"student": student}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"student": adam(student, config.adam, compute.device)}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"student": adam(student, config.adam)}
         target = student
         if config.target_halflife > 0:
             target = self.networks["target"] = average_of(student)

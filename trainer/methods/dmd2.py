@@ -57,8 +57,8 @@ class DMD2:
             "student": student, "auxiliary": auxiliary, "heads": self.adversary.heads, "turns": self.turns,
         }  # fmt: skip
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "student": adam(student, config.adam, compute.device),
-            "auxiliary": adam(auxiliary, config.auxiliary_adam, compute.device),
+            "student": adam(student, config.adam),
+            "auxiliary": adam(auxiliary, config.auxiliary_adam),
             "heads": self.adversary.optimizer,
         }
         self.lists = LevelLists.of(list(config.level_lists.values()), config.floor, compute.device)

@@ -93,8 +93,8 @@ class Student:
         self.auxiliary_sees_level = _sees_level(config)
         self.networks = parts.trained
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "student": adam(parts.trained["student"], config.adam, device),
-            "auxiliary": adam(parts.trained["auxiliary"], config.auxiliary_adam, device),
+            "student": adam(parts.trained["student"], config.adam),
+            "auxiliary": adam(parts.trained["auxiliary"], config.auxiliary_adam),
         }
         self.lists = LevelLists.of(list(config.level_lists.values()), config.floor, device)
         self.student, self.teacher, self.auxiliary = parts.student, parts.teacher, parts.auxiliary

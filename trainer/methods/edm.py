@@ -22,7 +22,7 @@ class Teacher:
         self.config = config
         self.ema_width = config.ema_width
         self.networks: dict[str, nn.Module] = {"teacher": network.train()}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"teacher": adam(network, config.adam, compute.device)}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"teacher": adam(network, config.adam)}
         run = runner(network, compute, trained=True)
         self.denoiser = Denoiser(run, sigma_data, network.config.classes, network.config.conditions)
 

@@ -44,8 +44,8 @@ class Adversarial:
         self.network = student
         self.networks: dict[str, nn.Module] = {"student": student, "critics": self.critics}
         self.optimizers: dict[str, torch.optim.Optimizer] = {
-            "student": adam(student, config.adam, compute.device),
-            "critics": adam(self.critics, config.critic_adam, compute.device),
+            "student": adam(student, config.adam),
+            "critics": adam(self.critics, config.critic_adam),
         }
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=start.config.classes, compute=compute)
         self.student, self.start = denoiser(student, trained=True), denoiser(frozen)

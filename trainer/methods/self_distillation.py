@@ -48,7 +48,7 @@ class Progressive:
         student = copy.deepcopy(frozen).requires_grad_(True).eval()  # eval: no dropout
         self.network = student
         self.networks: dict[str, nn.Module] = {"student": student}
-        self.optimizers: dict[str, torch.optim.Optimizer] = {"student": adam(student, config.adam, compute.device)}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"student": adam(student, config.adam)}
         denoiser = partial(denoiser_of, sigma_data=sigma_data, classes=start.config.classes, compute=compute)
         self.student, self.start = denoiser(student, trained=True), denoiser(frozen)
         self.kept = denoiser(kept.eval().requires_grad_(False)) if kept is not None else self.start

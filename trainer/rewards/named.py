@@ -14,20 +14,21 @@ import importlib
 import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from fewstep.outputs import CLASSIFIER_FILE
 from fewstep.pixels import from_pixels
 from trainer.critics.classifier import load_classifier
+from trainer.data.format import DataError
+from trainer.data.sources.pictures import decode, flatten, to_array
 from trainer.methods.rtb import LogReward
 from trainer.rewards.checked import FLOOR, RewardError, blamed, checked, unchanged
 from trainer.rewards.classes import class_reward, clean_logits, told_class_reward
@@ -127,13 +128,14 @@ def _on_device(mask: Tensor) -> Operator:
 
 
 def _image(text: str, path: Path, *shapes: tuple[int, int, int]) -> Tensor:
-    """[1, C, H, W] in [-1, 1], of one of these shapes."""
+    """[1, C, H, W] in [-1, 1], of one of these shapes; the pixels that training pictures have."""
     try:
-        with Image.open(path) as opened:
-            pixels = np.asarray(opened.convert("L" if shapes[0][0] == 1 else "RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise RewardError(f"--reward {text}: {path} is no readable image ({error})") from error
-    image = torch.from_numpy(from_pixels(pixels.reshape(1, *pixels.shape[:2], -1)))
+        picture = flatten(decode(path.read_bytes(), str(path)), str(path), gray=shapes[0][0] == 1)
+    except OSError as error:
+        raise RewardError(f"--reward {text}: {path} cannot be read ({error.strerror})") from error
+    except DataError as error:
+        raise RewardError(f"--reward {text}: {error}") from error
+    image = torch.from_numpy(from_pixels(to_array(picture)[None]))
     if tuple(image.shape[1:]) not in shapes:
         sizes = " or ".join(f"{shape[2]}x{shape[1]}" for shape in shapes)
         raise RewardError(f"--reward {text}: {path} is {image.shape[3]}x{image.shape[2]}; it must be {sizes}")
@@ -148,6 +150,7 @@ def _function(text: str) -> tuple[Callable[..., Any], Path | None]:
     own = Path(place) if place.endswith(".py") else None
     try:
         with unchanged():
+            _find_modules_of(own.parent if own else Path())
             module = _loaded(own) if own else importlib.import_module(place)
     except (Exception, SystemExit) as error:  # a file of the user's may raise anything, and may call sys.exit
         file = own or _found(place)
@@ -161,11 +164,19 @@ def _function(text: str) -> tuple[Callable[..., Any], Path | None]:
 
 
 def _loaded(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location(f"reward {file.absolute()}", file)  # no import has such a name
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look a class's module up there
     spec.loader.exec_module(module)
     return module
+
+
+def _find_modules_of(folder: Path) -> None:
+    """From now on modules of a folder are found, after all others: those that a file of the user's imports, perhaps
+    only when its function is called. The `fewstep` command does not look into the current folder by itself."""
+    if (place := str(folder.absolute())) not in sys.path:
+        sys.path.append(place)
 
 
 def _file_of(module: ModuleType) -> Path | None:

@@ -82,9 +82,8 @@ def coefficients(stored: Sequence[Profile], wanted: Profile) -> NDArray[np.float
     ones = np.ones((len(stored), 1))
     system = np.block([[inner / scale, ones], [ones.T, np.zeros((1, 1))]])
     right = np.append(np.array([_inner(a, wanted) for a in stored]) / scale, 1.0)
-    return np.linalg.lstsq(system, right, rcond=None)[0][:-1].astype(
-        np.float64
-    )  # lstsq: the same profile may be stored twice
+    solved = np.linalg.lstsq(system, right, rcond=None)[0]  # solve() fails where the same profile is stored twice
+    return solved[:-1].astype(np.float64)
 
 
 def _inner(a: Profile, b: Profile) -> float:

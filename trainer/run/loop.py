@@ -1,16 +1,15 @@
 """The training loop of all methods: batches, averages, progress, checkpoints, resume. The method makes the updates."""
 
 import math
+import os
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import Any, Protocol
 
 import torch
@@ -22,14 +21,16 @@ from fewstep.card import CheckpointError
 from fewstep.outputs import STATE_FILE
 from fewstep.ranges import COUNT, POSITIVE, SEED, check_ranges
 from trainer.run.budget import images_within
+from trainer.run.checkpoints import Checkpoints, Write
+from trainer.run.clock import Clock, Speed
 from trainer.run.distributed import average_over_processes, rank, ranks, synchronise_clock
 from trainer.run.draws import Draws
 from trainer.run.ema import FOLDER as AVERAGES
-from trainer.run.ema import STORED, Averages
+from trainer.run.ema import Averages
 from trainer.run.older import current_settings
 from trainer.run.progress import Progress
 from trainer.run.sharding import divide
-from trainer.run.state import Parts, load_state, read_facts, settle_state, stage_state
+from trainer.run.state import Parts, load_state, read_facts
 
 # Images already seen, device -> endless batches of images [B, C, H, W] in [-1, 1] and labels [B].
 Batches = Callable[[int, torch.device], Iterator[tuple[Tensor, Tensor]]]
@@ -71,29 +72,14 @@ class LoopConfig:
         check_ranges(self, batch=COUNT, images=COUNT, log_every=COUNT, seed=SEED, budget_s=POSITIVE)
 
 
-@dataclass
-class Clock:
-    """How far the run is. Schedules depend on nothing else."""
-
-    images: int = 0
-    elapsed_s: float = 0.0
-    planned: int = 1  # images of the whole run
-    images_per_s: float = 0.0  # of this process: the median over its first updates, without warm-up
-
-    @property
-    def progress(self) -> float:
-        """0 at the start, 1 at the end."""
-        return min(self.images / self.planned, 1.0)
-
-
 def train(
     method: Method,
     batches: Batches,
     config: LoopConfig,
     out: Path,
-    save: Callable[[nn.Module, Clock, Path], None],  # writes the checkpoint of the averaged network to a folder
+    save: Write,  # writes the checkpoint of the averaged network to a folder
     *,
-    draw: Callable[[nn.Module, Clock, Path], None] | None = None,  # after the checkpoint, draws a sample sheet
+    draw: Write | None = None,  # after the checkpoint, draws a sample sheet
     resume: bool = False,
     identity: dict[str, Any],  # what a resumed run must share with the run it continues
     shard: bool = False,  # divide networks, moments and averages among the processes (trainer.run.sharding)
@@ -112,86 +98,63 @@ def train(
     generator = torch.Generator().manual_seed(config.seed)
     rng = Draws(generator, rank(), ranks(), device)
     parts = Parts({**method.networks, **averages.kept}, method.optimizers, generator)
-    clock, budget_s = Clock(), config.budget_s
     if resume:
-        facts = read_facts(out)
-        stored = current_settings(facts["identity"])
-        if stored != identity:  # checked before the tensors, whose shapes may then differ
-            raise CheckpointError(f"{out} was trained with other settings: {_differences(stored, identity)}")
-        load_state(out, parts)
-        clock = Clock(facts["images"], facts["elapsed_s"], _resumed_plan(config, facts))
-        if not (config.images or config.budget_s):
-            budget_s = facts["budget_s"]
-        if rank():  # the stored generator is the first process's
-            torch.manual_seed(config.seed + clock.images + rank())
-
+        clock, budget_s = _resume(out, parts, config, identity)
     else:
-        clock.planned = _plan(
-            config, lambda: images_within(config.budget_s or 0, method, batches(0, device), config.batch, parts, rng)
-        )
-    scalars: dict[str, Tensor] = {}
+        measure = lambda: images_within(config.budget_s or 0, method, batches(0, device), config.batch, parts, rng)  # noqa: E731
+        clock, budget_s = Clock(planned=_plan(config, measure)), config.budget_s
+    facts = {"budget_s": budget_s, "identity": identity}
+    checkpoints = Checkpoints(out, parts, averages, method.ema_width, facts, save, draw, shard)
+    return _update_to_the_end(method, batches(clock.images, device), config, clock, checkpoints, rng)
 
-    def checkpoint() -> None:
-        _check_finite(average_over_processes(scalars), clock, out)
-        if rank() > 0 and not shard:
-            return
-        average = averages.of_width(method.ema_width, out, clock.images)
-        stage_state(out, parts, {**asdict(clock), "budget_s": budget_s, "identity": identity})
-        if rank() > 0:
-            return
-        save(average, clock, out)
-        settle_state(out)
-        if draw:
-            draw(average, clock, out)
 
-    def snapshot() -> None:
-        _check_finite(average_over_processes(scalars), clock, out)
-        if rank() > 0 and not shard:
-            return
-        average = averages.of_width(method.ema_width, out, clock.images)
-        if rank() == 0:
-            folder = out / "snapshots" / f"{clock.images:09d}"
-            save(average, clock, folder)
-            if draw:
-                draw(average, clock, folder)
+def _resume(out: Path, parts: Parts, config: LoopConfig, identity: dict[str, Any]) -> tuple[Clock, float | None]:
+    """Restore the parts of a stored run. Returns how far it is, and its budget in seconds if it has one."""
+    facts = read_facts(out)
+    stored = current_settings(facts["identity"])
+    if stored != identity:  # checked before the tensors, whose shapes may then differ
+        raise CheckpointError(f"{out} was trained with other settings: {_differences(stored, identity)}")
+    load_state(out, parts)
+    clock = Clock(facts["images"], facts["elapsed_s"], _resumed_plan(config, facts))
+    if rank():  # the stored generator is the first process's
+        torch.manual_seed(config.seed + clock.images + rank())
+    return clock, config.budget_s if config.images or config.budget_s else facts["budget_s"]
 
-    # What was logged after the last checkpoint will be logged again.
-    writer = SummaryWriter(out / "events", purge_step=clock.images + 1) if rank() == 0 else None
+
+def _update_to_the_end(
+    method: Method, stream: Iterator[tuple[Tensor, Tensor]], config: LoopConfig, clock: Clock,
+    checkpoints: Checkpoints, rng: Draws,
+) -> bool:  # fmt: skip
+    """Make updates until the clock is at its end. Returns False when interrupted; the checkpoint is written."""
+    out, scalars = checkpoints.out, {}
+    log, speed = _Log(out, clock), Speed(config.batch, torch.device(rng.device))
     shown = Progress(config.label, clock.planned)
     shown.begin(clock.progress, clock.images)
-    speed = Speed(config.batch, device)
     saved_s = started_s = clock.elapsed_s
-    since, window = time.monotonic(), (clock.images, clock.elapsed_s)
-    stopped = False
-    with _interruptible() as interrupted, closing(shown), writer or nullcontext():
-        for updates, (images, labels) in enumerate(batches(clock.images, device), start=1):
+    since, stopped = time.monotonic(), False
+    with _interruptible() as interrupted, closing(shown), closing(log):
+        for updates, (images, labels) in enumerate(stream, start=1):
             # One clock for all processes, so that decisions by time are the same in all.
             clock.elapsed_s, stopped = synchronise_clock(started_s + time.monotonic() - since, interrupted())
             if clock.progress >= 1 or stopped:
                 break
             if clock.elapsed_s - saved_s >= config.checkpoint_s:
-                checkpoint()
+                _finite(scalars, clock, out)
+                checkpoints.write(clock)
                 saved_s = clock.elapsed_s
             scalars = method.update(images, labels, clock.progress, rng)
-            before = int(STORED * clock.progress)
             clock.images += config.batch
             clock.images_per_s = speed.after_update()
-            averages.update(config.batch, clock.images)
-            if int(STORED * clock.progress) > before and (rank() == 0 or shard):
-                averages.store(out, clock.images)
+            checkpoints.average(clock, config.batch)
             if config.snapshot_images and clock.images % config.snapshot_images < config.batch:
-                snapshot()
+                _finite(scalars, clock, out)
+                checkpoints.keep(clock)
             if rank() == 0:
                 shown.update(clock.progress, clock.images, partial(_numbers, scalars))
             if updates % config.log_every == 0:
-                logged = average_over_processes(scalars)
-                _check_finite(logged, clock, out)
-                passed = clock.elapsed_s - window[1]  # 0 at a first update
-                per_s = (clock.images - window[0]) / passed if passed else clock.images_per_s
-                window = (clock.images, clock.elapsed_s)
-                if writer:
-                    _log(writer, {**_numbers(logged), "images_per_s": per_s}, clock)
-        checkpoint()
+                log.write(_finite(scalars, clock, out), clock)
+        _finite(scalars, clock, out)
+        checkpoints.write(clock)
     return not stopped
 
 
@@ -214,8 +177,10 @@ def _resumed_plan(config: LoopConfig, facts: dict[str, Any]) -> int:
     return min(limits, default=planned)
 
 
-def _check_finite(scalars: dict[str, Tensor], clock: Clock, out: Path) -> None:
-    bad = [name for name, value in scalars.items() if not math.isfinite(float(value))]
+def _finite(scalars: dict[str, Tensor], clock: Clock, out: Path) -> dict[str, Tensor]:
+    """The means over the processes. Raises DivergedError where one is no number."""
+    means = average_over_processes(scalars)
+    bad = [name for name, value in means.items() if not math.isfinite(float(value))]
     if bad:
         kept = (out / STATE_FILE).exists()
         state = "the last checkpoint is intact" if kept else "there is no checkpoint yet"
@@ -224,43 +189,48 @@ def _check_finite(scalars: dict[str, Tensor], clock: Clock, out: Path) -> None:
             f"{', '.join(bad)} stopped being finite after {clock.images:,} images; {state}. "
             f"{ways} in another --out with a lower learning rate"
         )
-
-
-def _log(writer: SummaryWriter, values: dict[str, float], clock: Clock) -> None:
-    for name, value in values.items():
-        writer.add_scalar(name, value, clock.images)
+    return means
 
 
 def _numbers(scalars: dict[str, Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in scalars.items()}
 
 
-class Speed:
-    """Images per second of a process: the median over its first updates without two, which compile and warm up."""
+class _Log:
+    """Scalars of a run for TensorBoard, in OUT/events, with the speed since the line before. One process writes."""
 
-    TIMED = 32  # updates; on a GPU the process waits for each of them to end
+    def __init__(self, out: Path, clock: Clock) -> None:
+        # What was logged after the last checkpoint will be logged again.
+        self.writer = SummaryWriter(out / "events", purge_step=clock.images + 1) if rank() == 0 else None
+        self.before = clock.images, clock.elapsed_s
 
-    def __init__(self, batch: int, device: torch.device) -> None:
-        self.batch, self.device = batch, device
-        self.times, self.per_s = [time.monotonic()], 0.0
+    def write(self, scalars: dict[str, Tensor], clock: Clock) -> None:
+        images, elapsed_s = self.before
+        passed = clock.elapsed_s - elapsed_s  # 0 at a first update
+        per_s = (clock.images - images) / passed if passed else clock.images_per_s
+        self.before = clock.images, clock.elapsed_s
+        if self.writer:
+            for name, value in {**_numbers(scalars), "images_per_s": per_s}.items():
+                self.writer.add_scalar(name, value, clock.images)
 
-    def after_update(self) -> float:
-        if len(self.times) <= self.TIMED:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.times.append(time.monotonic())
-            durations = [late - early for early, late in pairwise(self.times)]
-            self.per_s = self.batch / max(median(durations[2:] or durations), 1e-9)
-        return self.per_s
+    def close(self) -> None:
+        if self.writer:
+            self.writer.close()
 
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """While open, SIGINT and SIGTERM only set a flag: the current update is finished, and its checkpoint saved."""
+    """While open, SIGINT and SIGTERM only set a flag: the current update is finished, and its checkpoint saved. An
+    update may take a minute, so the first process says so at once."""
     caught: list[int] = []
-    previous = {
-        number: signal.signal(number, lambda n, _: caught.append(n)) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+
+    def catch(number: int, _: Any) -> None:
+        if not caught and rank() == 0:
+            before = b"\n" if os.isatty(2) else b""  # behind the line of progress
+            os.write(2, before + b"stopping after the update under way\n")  # print() may be under way itself
+        caught.append(number)
+
+    previous = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(caught)
     finally:

@@ -7,11 +7,13 @@ from trainer.run.sharding import undivided
 from trainer.settings import AdamConfig
 
 
-def adam(network: nn.Module, config: AdamConfig, device: str) -> torch.optim.Adam:
+def adam(network: nn.Module, config: AdamConfig) -> torch.optim.Adam:
+    """Of all parameters of the network; fused, so that the host does not wait for its step count."""
     return torch.optim.Adam(network.parameters(), config.lr, config.betas, fused=True)
 
 
 def learning_rate(config: AdamConfig, progress: float) -> float:
+    """At this share of the run, 0 to 1: it rises over `warmup`, and from `decay_from` falls to `final` of `lr`."""
     rise = min((progress + 1e-3) / config.warmup, 1.0) if config.warmup else 1.0
     fallen = max(progress - config.decay_from, 0.0) / max(1 - config.decay_from, 1e-9)
     return config.lr * rise * (1 - fallen * (1 - config.final))

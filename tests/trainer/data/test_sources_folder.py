@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -241,6 +242,48 @@ def test_all_broken_pictures_are_named_in_one_run(tmp_path: Path):
     assert all(name in str(caught.value) for name in ("b.png", "c.jpg", "d.gif"))
 
 
+def test_links_are_followed_and_what_cannot_be_read_is_named_with_the_broken_ones(tmp_path: Path):
+    put(tmp_path, "elsewhere/b.png", noise_image(1))
+    put(tmp_path, "photos/cat/a.png", noise_image(0))
+    (tmp_path / "photos" / "cat" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "cat" / "around").symlink_to(tmp_path / "photos")
+    os.mkfifo(tmp_path / "photos" / "cat" / "pipe.png")
+    assert len(read_folder(tmp_path / "photos").images) == 2
+    (tmp_path / "photos" / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "photos" / "cat" / "z.png").write_bytes(b"no picture")
+    with pytest.raises(
+        DataError, match=r"2 of 4 pictures .*\n.*gone\.png cannot be read \(No such file.*\n.*z\.png is"
+    ):
+        read_folder(tmp_path / "photos")
+
+
+def test_a_folder_of_other_files_alone_is_refused_naming_them(tmp_path: Path):
+    for number in range(5):
+        (tmp_path / f"IMG_{number}.HEIC").write_bytes(b"of a telephone")
+    with pytest.raises(
+        DataError, match=r"such as \.jpg.*its files are IMG_0\.HEIC, IMG_1\.HEIC, IMG_2\.HEIC and so on"
+    ):
+        read_folder(tmp_path)
+
+
+def test_a_name_of_bytes_that_are_no_text_can_be_printed(tmp_path: Path):
+    put(tmp_path, "cat/a.png", noise_image(0))
+    with open(os.fsencode(tmp_path / "cat") + b"/\xff.txt", "wb"):  # noqa: PTH123 - pathlib takes no bytes
+        pass
+    assert "not read 1 other file: cat/\ufffd.txt" in describe(read_folder(tmp_path))
+
+
+def test_a_picture_whose_kind_of_pixels_pillow_lacks_is_refused_and_lab_is_read():
+    dds = bytearray(encoded(noise_image(0), "DDS"))
+    dds[80:84], dds[84:88] = (4).to_bytes(4, "little"), b"ZZZZ"  # a compression of that name
+    with pytest.raises(DataError, match=r"^a\.dds is not a readable image \(Unimplemented pixel format"):
+        decode(bytes(dds), "a.dds")
+    lab = decode(encoded(noise_image(0).convert("LAB"), "TIFF"), "a.tif")
+    for gray in (False, True):
+        ours, plain = (to_array(flatten(image, "a", gray=gray)).astype(int) for image in (lab, noise_image(0)))
+        assert np.abs(ours - plain).mean() < 3
+
+
 def edm_folder(path: Path) -> Path:
     for index in range(3):
         put(path, f"00000/img{index:08d}.png", noise_image(index))
@@ -271,7 +314,7 @@ def test_a_folder_is_taken_where_a_data_set_is(tmp_path: Path, monkeypatch, caps
     for name in ("photos", "photos.zip"):
         assert run("teacher", "--data", tmp_path / name, "--out", tmp_path / f"of {name}") == 0
     said = capsys.readouterr().err
-    assert "not read 1 other files: a/readme.txt" in said
+    assert "not read 1 other file: a/readme.txt" in said
     folder, zipped = (read_card(tmp_path / f"of {name}").dataset for name in ("photos", "photos.zip"))
     assert folder.sha256 == zipped.sha256
     teacher = tmp_path / "of photos"

@@ -1,11 +1,13 @@
 """Rewards: their values in closed form, how they are written on a command line, and every way to get one wrong."""
 
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fewstep.card import CheckpointError, write_atomically
 from fewstep.pixels import encode, to_pixels
@@ -18,6 +20,12 @@ from trainer.rewards.named import reward_of
 
 SHAPE = (1, 8, 8)
 Y = torch.zeros(3, dtype=torch.long)
+
+
+@pytest.fixture(autouse=True)
+def _path_of_modules(monkeypatch: pytest.MonkeyPatch):
+    """Without the current folder, as the `fewstep` command has it; what a reward adds is gone behind the test."""
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
 
 
 def images() -> torch.Tensor:
@@ -139,6 +147,17 @@ def test_measurements_on_a_command_line(picture: Path):
     assert scores[0] == scores[1]
 
 
+def test_a_picture_has_the_pixels_that_training_gives_it(tmp_path: Path):
+    cut = np.full((8, 8, 4), 255, np.uint8)
+    cut[2:6, 2:6] = (0, 0, 0, 0)  # transparent, over a stored black: white, as in training
+    Image.fromarray(cut).save(tmp_path / "cut.png")
+    reward = reward_of(f"deblur:{tmp_path}/cut.png:0.5", SHAPE, 0.1, "cpu").log_reward
+    assert reward(torch.ones(1, *SHAPE), Y[:1]).item() == pytest.approx(0, abs=1e-6)
+    (tmp_path / "large.png").write_bytes(b"no picture")
+    with pytest.raises(RewardError, match=r"--reward deblur:.*large\.png is not a readable image"):
+        reward_of(f"deblur:{tmp_path}/large.png:0.5", SHAPE, 0.1, "cpu")
+
+
 def test_any_function_of_images_is_a_reward(tmp_path: Path):
     (tmp_path / "mine.py").write_text(
         "def dark(images):\n    return -images.mean(dim=(1, 2, 3))\n\n"
@@ -166,6 +185,20 @@ def test_any_function_of_images_is_a_reward(tmp_path: Path):
     }.items():
         with pytest.raises(RewardError, match=said):
             reward_of(text, SHAPE, 0.1, "cpu")
+
+
+def test_a_rewards_file_imports_its_neighbours_and_defines_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "scale_of_mine.py").write_text("SCALE = 3.0\n")
+    (tmp_path / "late_of_mine.py").write_text("OFFSET = 1.0\n")
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom scale_of_mine import SCALE\n\n"
+        "@dataclass\nclass Weights:\n    scale: float = SCALE\n\n"
+        "def f(images):\n    from late_of_mine import OFFSET\n"
+        "    return Weights().scale * images[:, 0, 0, 0] * 0 + OFFSET\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for text in ("mine.py:f", "mine:f", f"{tmp_path}/mine.py:f"):
+        assert reward_of(text, SHAPE, 0.1, "cpu").log_reward(images(), Y).tolist() == [1, 1, 1]
 
 
 def test_a_function_that_raises_is_named_with_its_file_and_line(tmp_path: Path):
@@ -221,7 +254,7 @@ def test_impossible_rewards_are_refused_before_the_work(classifier: Path, pictur
         f"upscale:{picture}:3": "divides 8, not 3",
         f"deblur:{picture}:0": "above 0 and at most",
         "deblur:x": "lacks its image",
-        "deblur:absent.png:1": "is no readable image",
+        "deblur:absent.png:1": r"absent\.png cannot be read \(No such file or directory\)",
     }.items():
         with pytest.raises(RewardError, match=said):
             reward_of(text, SHAPE, 0.1, "cpu")

@@ -75,11 +75,12 @@ def test_batch_larger_than_the_data_is_filled_from_several_epochs(thumbnails):
     assert len(images) == len(labels) == 16
 
 
-def test_interrupted_teacher_is_usable_and_resumes_to_identical_weights(thumbnails, tmp_path, monkeypatch):
+def test_interrupted_teacher_is_usable_and_resumes_to_identical_weights(thumbnails, tmp_path, monkeypatch, capfd):
     assert train_teacher(options(tmp_path / "straight"), thumbnails)
     with monkeypatch.context() as patch:
         interrupt_after(3, Teacher, patch)
         assert not train_teacher(options(tmp_path / "parts"), thumbnails)
+    assert capfd.readouterr().err.count("stopping after the update under way") == 1
     _, card = load_denoiser(tmp_path / "parts")
     assert card.training["images"] == 24
     assert train_teacher(options(tmp_path / "parts", resume=True), thumbnails)

@@ -1,6 +1,6 @@
 """Files of earlier versions are read under today's names; a plan of other stages is refused."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -14,11 +14,12 @@ from fewstep.outputs import CLASSIFIER_FILE, STATE_FILE
 from tests.trainer.tiny import equal
 from trainer.critics.classifier import ClassifierConfig, NoisyClassifier, load_classifier, save_classifier
 from trainer.journal import Journal
+from trainer.plan import Plan
 from trainer.run.ema import FOLDER, Averages, stored_before
 from trainer.run.older import SETTINGS, current_settings
 from trainer.run.state import Parts, load_state, settle_state, stage_state
 from trainer.settings import AdversarialConfig, ProgressiveConfig
-from trainer.stages import _check_planned_stages
+from trainer.stages.folder import check_planned_stages
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ClassifierConfig(16, 1, 10, 0.5, width=8, features=16)
@@ -86,9 +87,22 @@ def test_an_earlier_state_and_earlier_averages_are_read(tmp_path):
         assert tensors.keys() == dict(network.named_parameters()).keys()
 
 
-def test_a_run_that_was_planned_with_other_stages_is_refused(tmp_path):
-    journal = Journal(tmp_path, plan={"recipe": "photos", "images": {"teacher": 64, "dpdm": 64}})
-    _check_planned_stages(journal)
+def test_a_run_that_was_planned_by_another_version_is_refused(tmp_path):
+    stages = {"teacher": 64, "dpdm": 64}
+    seconds = dict.fromkeys(stages, 10.0)
+    plan = Plan(
+        60.0, "photos", "small", "cpu", "fp32", False, 100, stages, stages, seconds, seconds, seconds, 5.0, 32, 1, 1
+    )
+    journal = Journal(tmp_path, plan=asdict(plan))
+    journal.write()
+    check_planned_stages(journal := Journal.read(tmp_path))
     journal.plan["images"]["mended"] = 64
-    with pytest.raises(CheckpointError, match="with the stages teacher, dpdm, mended; choose another --out"):
-        _check_planned_stages(journal)
+    with pytest.raises(CheckpointError, match="with the recipe photos and the stages teacher, dpdm, mended; choose"):
+        check_planned_stages(journal)
+    for changed, said in (
+        ({"recipe": "pictures"}, "with the recipe pictures and the stages teacher"),
+        ({"rehearsed": True}, "planned by another version .*'rehearsed'"),
+        ({"budget_s": "2h"}, "planned by another version .*Expected `float`"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            check_planned_stages(Journal(tmp_path, plan={**asdict(plan), **changed}))

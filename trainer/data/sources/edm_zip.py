@@ -3,7 +3,6 @@ in a folder."""
 
 import json
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.format import DataError, ImageSet
+from trainer.data.format import ZIP_ERRORS, DataError, ImageSet
 from trainer.data.sources.archive import MAX_FILE_BYTES
 from trainer.data.sources.pictures import SUFFIXES, read_pictures
 from trainer.data.sources.selection import spread
@@ -48,7 +47,7 @@ def read_edm_zip(
 
             pictures = [f"{path}: {files[index]}" for index in chosen]
             images = read_pictures(pictures, read, resolution=resolution, gray=gray)
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, zlib.error) as error:
+    except ZIP_ERRORS as error:
         raise DataError(f"{path} is not a readable zip ({error})") from error
     names = class_names_of(labels, class_names, path)
     return ImageSet(name or path.stem, images, labels[chosen], names, licence, "EDM dataset zip")
@@ -62,7 +61,7 @@ def list_edm_zip(path: Path) -> tuple[list[str], NDArray[np.int32]]:
             if not files:
                 raise DataError(f"{path} holds no images")
             return files, _labels(archive.read(INDEX) if INDEX in archive.namelist() else None, path, files)
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, zlib.error) as error:
+    except ZIP_ERRORS as error:
         raise DataError(f"{path} is not a readable zip ({error})") from error
 
 

@@ -1,20 +1,16 @@
 """Reads all kinds of pictures a user can name: a folder, a zip of one, EDM's zip, a data set, an index, IDX files."""
 
 import json
-import shutil
-import tempfile
 import zipfile
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from trainer.data.format import DataError, ImageSet, read_image_set
+from trainer.data.format import ZIP_ERRORS, DataError, ImageSet, read_image_set
 from trainer.data.shards import is_index, read_index, refuse_tars
-from trainer.data.sources.archive import MAX_FILE_BYTES
-from trainer.data.sources.edm_zip import read_edm_zip
+from trainer.data.sources.edm_zip import INDEX, read_edm_zip
 from trainer.data.sources.folder import read_folder
 from trainer.data.sources.idx import read_idx
-from trainer.data.sources.pictures import SUFFIXES
+from trainer.data.sources.zipped_folder import read_zip
 
-INDEX = "dataset.json"
 IDX_IMAGES, IDX_LABELS = "images-idx3", "labels-idx1"
 KINDS = (
     "a folder of pictures, a zip of one, EDM's dataset zip, a data set or an index of shards of `trainer data`, or an "
@@ -62,46 +58,12 @@ def _idx(images: Path) -> ImageSet:
 def _zip(path: Path, side: int | None) -> ImageSet:
     try:
         with zipfile.ZipFile(path) as archive:
-            index = json.loads(archive.read(INDEX)) if INDEX in archive.namelist() else None
-    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError) as error:
+            named = INDEX in archive.namelist()
+            index = json.loads(archive.read(INDEX)) if named else None
+    except (*ZIP_ERRORS, ValueError) as error:
         raise DataError(f"{path}: its {INDEX} cannot be read ({error})") from error
     if isinstance(index, dict) and "format" in index:
         return _check_size(read_image_set(path), side, path)
-    if index is not None:
+    if named:
         return read_edm_zip(path, resolution=side or DEFAULT_SIDE)
-    with tempfile.TemporaryDirectory() as unpacked:
-        return read_folder(_unpack(path, Path(unpacked)), name=path.stem, resolution=side or DEFAULT_SIDE)
-
-
-def _is_picture(name: PurePosixPath) -> bool:
-    """Whether a file of a zip is read: pictures that are not hidden, by their names."""
-    return not any(part.startswith((".", "__MACOSX")) for part in name.parts) and name.suffix.lower() in SUFFIXES
-
-
-def _unpack(path: Path, folder: Path) -> Path:
-    """The pictures of a zip in `folder`, without hidden files and without the one folder around all of them.
-
-    Returns the folder to read. Raises DataError for a picture that is too large or cannot be unpacked, or when
-    the disk has no room for all of them.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = [member for member in archive.infolist() if _is_picture(PurePosixPath(member.filename))]
-            for member in members:
-                if member.file_size > MAX_FILE_BYTES:
-                    raise DataError(f"{path}: {member.filename} is larger than {MAX_FILE_BYTES} bytes")
-            needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
-            if needed > free:
-                raise DataError(
-                    f"{path} unpacks to {needed / 1e9:,.1f} GB, and {folder.parent} has {free / 1e9:,.1f} GB free; "
-                    "set TMPDIR to a folder with more room"
-                )
-            for member in members:
-                archive.extract(member, folder)
-    except (zipfile.BadZipFile, RuntimeError, EOFError, NotImplementedError) as error:
-        raise DataError(f"{path} is not a readable zip ({error})") from error
-    if not any(folder.iterdir()):
-        raise DataError(f"{path} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    while len(entries := list(folder.iterdir())) == 1 and entries[0].is_dir():
-        folder = entries[0]
-    return folder
+    return read_zip(path, resolution=side or DEFAULT_SIDE)

@@ -23,7 +23,10 @@ SUFFIXES = frozenset((
 ))  # fmt: skip
 
 # Everything Pillow's decoders raise on damaged bytes; its documentation promises only OSError.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError)
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError,
+    struct.error, zlib.error,
+)  # fmt: skip
 
 
 def decode(content: bytes, where: str) -> Image.Image:
@@ -36,15 +39,15 @@ def decode(content: bytes, where: str) -> Image.Image:
                 image.load()
                 return ImageOps.exif_transpose(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{where} is too large to be a training image ({error})") from error
+        raise DataError(f"{where} is too large to be a training image ({error}); shrink or remove it") from error
     except UnidentifiedImageError as error:  # its own text names an object in memory
         raise DataError(f"{where} is not a readable image (of no known format); replace or remove it") from error
-    except (*_DECODE_ERRORS, struct.error, zlib.error) as error:
+    except _DECODE_ERRORS as error:
         raise DataError(f"{where} is not a readable image ({error}); replace or remove it") from error
 
 
 def flatten(image: Image.Image, where: str, *, gray: bool, background: Colour = WHITE) -> Image.Image:
-    """Any mode -> "L" or "RGB", transparent parts composited on `background`.
+    """Any mode -> "L" or "RGB", transparent parts composited on `background`. Raises DataError.
 
     Composite before resizing: a resize of straight (not premultiplied) alpha mixes in the colours that hide under
     transparent pixels, which shows as a dark or bright fringe.
@@ -57,6 +60,8 @@ def flatten(image: Image.Image, where: str, *, gray: bool, background: Colour = 
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba)
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # there is no way from it to "L"
     return image.convert("L" if gray else "RGB")
 
 
@@ -96,6 +101,9 @@ def read_pictures(
             flat = flatten(image, name, gray=gray)
         except DataError as error:
             broken.append(str(error))
+            continue
+        except OSError as error:  # of `read`: no permission, a link to nothing
+            broken.append(f"{name} cannot be read ({error.strerror or error}); replace or remove it")
             continue
         if stack is None:
             side = resolution or image.width
