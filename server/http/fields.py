@@ -96,11 +96,19 @@ def _check_values(text: bytes, instead: str) -> None:
 
 def only_value(headers: Headers, name: str) -> str | None:
     """The value of a header; None without one. Raises Refusal where it comes several times with different values."""
-    given = headers.getlist(name)
+    given = [_header_text(value) for value in headers.getlist(name)]
     if len(set(given)) > 1:
         listed = " and ".join(map(shown, given[:2]))
         raise invalid(f"the header {name} comes with {listed}; send it once", code="conflict", param=name)
     return given[0] if given else None
+
+
+def _header_text(value: str) -> str:
+    """Of a header's bytes, which Starlette reads as Latin-1: clients that send other letters than ASCII send UTF-8."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -95,6 +95,12 @@ def test_a_header_that_comes_twice_with_two_values_is_refused():
     assert only_value(Headers(raw=[(b"x-seed", b"1")] * 2), "X-Seed") == "1" and only_value(twice, "X-Steps") is None
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_class_in_a_header_may_have_other_letters_than_ascii(encoding: str):
+    label = Headers(raw=[(b"x-label", "\u00c9lan".encode(encoding))])
+    assert DIALECT.read({}, label).request.labels == (2,)
+
+
 def test_our_own_fields_come_from_the_body_then_from_extra_body_then_from_headers():
     headers = {"x-seed": "1", "x-steps": "2", "x-label": "Bag", "x-strength": "0.25"}
     request = read({}, headers, "image").request
