@@ -1,5 +1,6 @@
 """Starting, refusing to start, stopping, and dying."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -23,12 +24,24 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_signal_ends_every_process_with_exit_code_0(engine_dir: Path, how: signal.Signals, until: Until):
     with serving(engine_dir) as server:
         family = server.children()
         assert server.stop(how) == 0
         until(lambda: gone(family))
+
+
+def test_nohup_keeps_a_server_from_hearing_that_its_terminal_is_gone(engine_dir: Path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with serving(engine_dir) as server:
+            status = Path(f"/proc/{server.process.pid}/status").read_text("ascii")
+            ignored, blocked = (int(re.findall(rf"{name}:\s+(\w+)", status)[0], 16) for name in ("SigIgn", "SigBlk"))
+            hangup = 1 << signal.SIGHUP - 1
+            assert ignored & hangup and not blocked & hangup, "one that is blocked is waited for"
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("victim", ["parent", "http"])
