@@ -1,12 +1,14 @@
-"""What streaming costs: CPU time of the HTTP process and of the worker for each image, with and without previews.
+"""What streaming and OpenAI's words cost: CPU time of the HTTP process and of the worker for each image.
 
     python benchmarks/load/streaming.py              # two minutes
     python benchmarks/load/streaming.py --smoke      # ten seconds; proves that it runs
 
-The server runs on a network that takes no CPU time (fixed_cost.py, 12 ms a call); 24 clients ask OpenAI's route for
-images of four calls, the kinds of answers in turns. CPU time is the scheduler's own count of nanoseconds, which other
+The server runs on a network that takes no CPU time (fixed_cost.py, 12 ms a call); 24 clients ask for images of four
+calls, the kinds of answers in turns. CPU time is the scheduler's own count of nanoseconds, which other
 programs on the machine change less than time by the clock. The cost is a share of what an image takes in one piece with
 the shipped network, whose CPU time in batches of as many rows is measured in the same run.
+One client alone then asks for streams: how long after the request its first partial image is there, in network calls.
+That is time by the clock, which other programs lengthen.
 """
 
 from fewstep import extras
@@ -16,11 +18,13 @@ extras.name_missing()
 import argparse
 import asyncio
 import json
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import psutil
@@ -28,35 +32,46 @@ import psutil
 from benchmarks.harness import ROOT, result_file, table, write_result
 from benchmarks.load.cores import available
 from benchmarks.load.fixed_cost import Cost
-from benchmarks.load.http_client import Pool, request
+from benchmarks.load.http_client import GENERATE, Pool, request
 from benchmarks.load.servers import Running, ours
 from export.engine import load_engine
 from fewstep.ranges import whole
 
 COST, CLIENTS, STEPS = Cost(12.0, 0.0), 24, 4
 ENGINE = ROOT / "models/fashion/engine"
-ROUTE = "/v1/images/generations"
+OPENAI = "/v1/images/generations"
+NATIVE = "our own API, in one piece"
+PLAIN = "OpenAI's API, in one piece"
 KINDS: Mapping[str, Mapping[str, Any]] = {
-    "in one piece": {},
+    PLAIN: {},
+    NATIVE: {},
     "a stream without partial images": {"stream": True},
     "a stream with 1": {"stream": True, "partial_images": 1},
     "a stream with 3": {"stream": True, "partial_images": 3},
 }
+FIRSTS = 40  # streams of the client that is alone
 COLUMNS = {
     "kind": "answer", "http_ms": "HTTP process, ms", "worker_ms": "worker, ms", "share": "of an image with its network",
 }  # fmt: skip
 
 
-async def ask(server: Running, fields: Mapping[str, Any], images: int) -> None:
+def payload(kind: str) -> bytes:
+    """The bytes of a request."""
+    if kind == NATIVE:
+        body, accept = {"steps": STEPS, "seed": 7}, "application/json"
+        return request("POST", GENERATE, json.dumps(body).encode(), {"Accept": accept})
+    body = {"prompt": "", "num_inference_steps": STEPS, "seed": 7, **KINDS[kind]}
+    return request("POST", OPENAI, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+
+async def ask(server: Running, kind: str, images: int) -> None:
     """Get so many images, CLIENTS at a time. Raises RuntimeError for an answer that is none."""
-    body = json.dumps({"prompt": "", "num_inference_steps": STEPS, "seed": 7, **fields}).encode()
-    payload = request("POST", ROUTE, body, {"Content-Type": "application/json"})
-    pool, left = Pool(server.url), iter(range(images))
+    pool, left, sent = Pool(server.url), iter(range(images)), payload(kind)
 
     async def client() -> None:
         for _ in left:
-            answer = await pool.fetch(payload)
-            if answer.status != 200 or (fields and b".completed" not in answer.body):
+            answer = await pool.fetch(sent)
+            if answer.status != 200 or b"b64_json" not in answer.body:
                 raise RuntimeError(f"the server answered {answer.status}: {answer.body[:200]!r}")
 
     async with asyncio.TaskGroup() as group:
@@ -65,18 +80,33 @@ async def ask(server: Running, fields: Mapping[str, Any], images: int) -> None:
     pool.close()
 
 
+def first_partial_calls(server: Running) -> float:
+    """Network calls' time from a request to its first partial image, the median of FIRSTS streams one by one."""
+    address, sent, taken = urlsplit(server.url), payload("a stream with 1"), []
+    with socket.create_connection((address.hostname, address.port), 60) as connection:
+        for _ in range(FIRSTS):
+            start, answer = time.perf_counter(), b""
+            connection.sendall(sent)
+            while b"partial_image" not in answer:
+                answer += connection.recv(65536)
+            taken.append(time.perf_counter() - start)
+            while not answer.endswith(b"0\r\n\r\n"):
+                answer += connection.recv(65536)
+    return median(taken) / COST.seconds(1)
+
+
 def cpu_ms(process: psutil.Process) -> float:
     """Of all threads of a process so far (proc_pid_schedstat(5))."""
     files = Path(f"/proc/{process.pid}/task").glob("*/schedstat")
     return sum(int(file.read_text().split()[0]) for file in files) / 1e6
 
 
-def measure(server: Running, fields: Mapping[str, Any], images: int) -> tuple[float, float]:
+def measure(server: Running, kind: str, images: int) -> tuple[float, float]:
     """Milliseconds for each image, in the HTTP process and in the worker."""
     roles = server.roles()
     watched = roles["http"][0], roles["worker"][0]
     before = [cpu_ms(process) for process in watched]
-    asyncio.run(ask(server, fields, images))
+    asyncio.run(ask(server, kind, images))
     http, worker = (cpu_ms(process) - at for process, at in zip(watched, before, strict=True))
     return http / images, worker / images
 
@@ -97,7 +127,7 @@ def network_ms(rounds: int) -> float:
 
 
 def summary(runs: Sequence[Mapping[str, Any]], network: float) -> list[dict[str, Any]]:
-    """Medians by kind. share: what a kind takes beyond an answer in one piece, of that with its network."""
+    """Medians by kind. share: what a kind takes beyond PLAIN, of that with its network."""
     rows: list[dict[str, Any]] = []
     for kind in KINDS:
         same = [run for run in runs if run["kind"] == kind]
@@ -123,18 +153,20 @@ def main() -> None:
     flags = ["--engine", str(ENGINE), "--threads", "1", "--capacity", str(CLIENTS)]
     runs: list[dict[str, Any]] = []
     with ours(flags, available(), cost=COST, pinned=False) as server:
-        for fields in KINDS.values():
-            measure(server, fields, CLIENTS)  # what is done once, such as reading a module
+        for kind in KINDS:
+            measure(server, kind, CLIENTS)  # what is done once, such as reading a module
         for _ in range(rounds):
-            for kind, fields in KINDS.items():
-                http, worker = measure(server, fields, images)
+            for kind in KINDS:
+                http, worker = measure(server, kind, images)
                 runs.append({"kind": kind, "http_ms": http, "worker_ms": worker})
+        calls = first_partial_calls(server)
     network = network_ms(2 if args.smoke else 8)
     rows = summary(runs, network)
     print(table(rows, COLUMNS))
     print(f"the network takes {network:.1f} ms of CPU for an image of {STEPS} calls")
+    print(f"the first partial image is there {calls:.2f} network calls after the request")
     settings = {"cost_ms": str(COST), "clients": CLIENTS, "steps": STEPS, "rounds": rounds, "images": images}
-    write_result(args.out, "streaming", settings, rows, network_ms=network, runs=runs)
+    write_result(args.out, "streaming", settings, rows, network_ms=network, first_partial_calls=calls, runs=runs)
     print(f"wrote {args.out}")
 
 
