@@ -85,7 +85,7 @@ async def _parts(watch: Watch, record: Record, write: Write, keepalive_s: float)
                 record.finished = event
             failed = isinstance(event, Failed)
             together += b"".join([_failed(event.refusal(), record)] if failed else await _written(write, event))
-        if together and not watch.stream.pending:
+        if together and (len(together) > INLINE_BYTES or not watch.stream.pending):
             yield bytes(together)
             together.clear()
     if not isinstance(last, Finished | Failed):
