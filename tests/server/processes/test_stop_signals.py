@@ -98,6 +98,7 @@ def test_a_stop_while_a_model_loads_does_not_wait_for_it(engine_dir: Path, numbe
     process = subprocess.Popen(
         [sys.executable, "-c", LOADING, "--engine", str(engine_dir), "--port", "0"],
         cwd=ROOT, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # these tests themselves may run under nohup
     )  # fmt: skip
     try:
         assert process.stdout is not None and process.stdout.readline() == "loading\n"
