@@ -33,7 +33,7 @@ from tyro.constructors import (
 )
 
 from fewstep.ranges import Range, ranges_of
-from fewstep.subcommands import refuse
+from fewstep.subcommands import refuse, refuse_empty
 
 Command = TypeVar("Command")
 Value = TypeVar("Value")
@@ -65,10 +65,7 @@ def parse(
     earlier: what is to be said of flags and values of earlier versions. --help ends the process with status 0; what
     cannot be read, or what the dataclass refuses with a ValueError, with 2.
     """
-    for before, argument in zip(("", *arguments), arguments, strict=False):
-        if not argument or (argument.startswith("--") and argument.endswith("=")):  # Path("") is the current folder
-            place = argument.rstrip("=") or (before if before.startswith("--") else "an argument")
-            refuse(f"{place} is empty; give a value (a variable of the shell may not be set)")
+    refuse_empty(arguments)
     said = io.StringIO()  # in which tyro draws no boxes
     try:
         with contextlib.redirect_stdout(said):

@@ -15,11 +15,24 @@ def refuse(sentence: str) -> NoReturn:
     raise SystemExit(REFUSED)
 
 
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse an argument without a character: as a path it would be the current folder."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        if not argument or (argument.startswith("--") and argument.endswith("=")):
+            place = argument.rstrip("=") or (before if before.startswith("--") else "an argument")
+            refuse(f"{place} is empty; give a value (a variable of the shell may not be set)")
+
+
 class Parser(argparse.ArgumentParser):
     """argparse's, with full names of flags only; what it refuses is one line that `refuse` says."""
 
     def __init__(self, **how: Any) -> None:
         super().__init__(allow_abbrev=False, **how)
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # pyright: ignore[reportIncompatibleMethodOverride]
+        arguments = sys.argv[1:] if args is None else args
+        refuse_empty(arguments)
+        return super().parse_args(arguments, namespace)
 
     def error(self, message: str) -> NoReturn:
         lists = f"`{self.prog} --help` lists the flags"

@@ -7,8 +7,9 @@ import sys
 # Before the other imports: until there are other processes, there is nothing to finish. An interrupted --check has not
 # found anything out, so it must not end with 0; the system's handler ends it without a traceback.
 if __name__ == "__main__":
-    for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, signal.SIG_DFL if "--check" in sys.argv else lambda *_: os._exit(0))
+    for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if stop != signal.SIGHUP or signal.getsignal(stop) != signal.SIG_IGN:  # nohup has it ignored
+            signal.signal(stop, signal.SIG_DFL if "--check" in sys.argv else lambda *_: os._exit(0))
 
 import gc
 import logging
@@ -82,7 +83,7 @@ def check(resolved: Resolved, models: Mapping[str, Manifest]) -> int:
     from server.check import check_engine, choice_lines, engine_lines, settings_lines
     from server.machine.settle import settle
 
-    address_family(resolved.settings)
+    bind(resolved.settings, port=0).close()  # its own port may be in use by the server that is checked
     say("\n".join(settings_lines(resolved)))
     found = settle(resolved.settings, models, resolved.sources["capacity"] != "default")
     settings = found.settings
@@ -110,17 +111,18 @@ def fill_standard_files() -> None:
     os.close(descriptor)
 
 
-def bind(settings: Settings) -> socket.socket:
-    """A listening socket. Raises SettingsError when the address cannot be had."""
+def bind(settings: Settings, port: int | None = None) -> socket.socket:
+    """A listening socket. port: in place of the settings' own. Raises SettingsError when the address cannot be had."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit != resource.RLIM_INFINITY and limit < MIN_DESCRIPTORS:
         raise SettingsError(f"this shell allows {limit} open files, which are too few to serve; raise ulimit -n")
     family = address_family(settings)
     dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # `::` is every IPv4 address, too
+    port = settings.port if port is None else port
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048, dualstack_ipv6=dual)
+        return socket.create_server((settings.host, port), family=family, backlog=2048, dualstack_ipv6=dual)
     except OSError as error:
-        where = f"{settings.host} port {settings.port}"
+        where = f"{settings.host} port {port}"
         raise SettingsError(f"cannot listen on {where}: {error.strerror}; choose another --port or --host") from error
 
 

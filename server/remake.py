@@ -19,6 +19,7 @@ from server.scheduler.request import ImageRequest
 from server.scheduler.validate import choose_model, image_request
 from server.settings.settings import MODEL_NAME, MODELS
 
+MAX_FILE_BYTES = 2**26  # of a PNG, edited or not; a device such as /dev/zero has no end
 # The types that a PNG's values have.
 KINDS: dict[str, tuple[type, ...]] = {
     "model": (str,), "checkpoint": (str,), "noise_version": (int,), "seed": (int,), "label": (int, type(None)),
@@ -37,9 +38,12 @@ def remake(path: Path, out: Path, engine: Path | None = None) -> str:
     """
     check_out(out)
     try:
-        png = path.read_bytes()
+        with path.open("rb") as file:
+            png = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise RemakeError(f"{path} cannot be read: {error.strerror}") from error
+    if len(png) > MAX_FILE_BYTES:
+        raise RemakeError(f"{path} has more than {MAX_FILE_BYTES} bytes; no image of this server has as many")
     text = text_of(png, KEYWORD)
     if text is None:
         raise RemakeError(f"{path} does not say what it was made of; only unedited PNGs of this server do")

@@ -1,25 +1,44 @@
-"""The files of docs/deploy are valid for the programs that read them, and agree with the server's settings."""
+"""The files of docs/deploy are valid for the programs that read them, and agree with the server's settings; the blocks
+of docs/deployment.md are run, or read by their programs."""
 
 import re
+import shlex
 import shutil
 import subprocess
+import sys
+import zipfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
+from fewstep.__main__ import main
+from fewstep.conditions import low_image
+from fewstep.pixels import encode
 from server.hosts.ray import CALLBACK, MIDDLEWARES, Plan, understood
 from server.settings.settings import Settings
 from server.settings.sources import resolve
+from tests.server.conftest import write_engine
 
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "docs" / "deploy"
 DEFAULTS = Settings({"fashion": ROOT})
+PAGE = (ROOT / "docs" / "deployment.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```\w+\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+INSTALLS = ("fewstep-env/bin/pip install", "onnxruntime-gpu")  # of blocks that tests/wheel/fresh_install.py runs
+HERE = ("docker run", "backend fewstep", "--seeds 0-99999", "--inputs small.zip")  # of those that tests below take
+
+
+def where(program: str) -> str | None:
+    """On the path, or beside this Python."""
+    return shutil.which(program) or shutil.which(program, path=str(Path(sys.executable).parent))
 
 
 def needs(program: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
+    return pytest.mark.skipif(where(program) is None, reason=f"{program} is not installed")
 
 
 def text_of(name: str) -> str:
@@ -27,13 +46,55 @@ def text_of(name: str) -> str:
 
 
 def checked(*words: object) -> None:
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=60)
+    program, *rest = map(str, words)
+    done = subprocess.run([where(program) or program, *rest], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def seconds(pattern: str, name: str) -> float:
     (found,) = re.findall(pattern, text_of(name))
     return float(found)
+
+
+def block(words: str) -> str:
+    """The block of the page that holds these words; where several do, the first."""
+    return next(each for each in BLOCKS if words in each)
+
+
+def test_no_block_of_the_page_is_left_out():
+    assert len(BLOCKS) == len({block(words) for words in (*INSTALLS, *HERE)})
+
+
+def test_the_container_is_given_settings_and_files_that_exist(tmp_path: Path):
+    words = shlex.split(block("docker run").replace("\\\n", " "))
+    flags = [*pairwise(words)]
+    given = dict(word.split("=", 1) for flag, word in flags if flag == "--env")
+    (volume,) = (word for flag, word in flags if flag == "--volume")
+    assert volume.split(":")[1:] == [given["FEWSTEP_API_KEYS_FILE"], "ro"]
+    (tmp_path / "keys").write_text("k" * 32)
+    settings = resolve([], {**given, "FEWSTEP_API_KEYS_FILE": str(tmp_path / "keys")}).settings
+    assert settings.api_keys and ("--cpus", str(settings.threads)) in flags
+    assert ("--publish", f"127.0.0.1:8000:{DEFAULTS.port}") in flags
+    assert (ROOT / words[words.index("--file") + 1]).is_file()
+
+
+@needs("haproxy")
+def test_haproxy_reads_the_page(tmp_path: Path):
+    file = tmp_path / "haproxy.cfg"
+    around = "defaults\n mode http\n timeout connect 5s\n timeout client 70s\nfrontend all\n bind 127.0.0.1:8080\n"
+    file.write_text(f"{around} default_backend fewstep\n{block('backend fewstep')}")
+    checked("haproxy", "-c", "-f", file)
+
+
+def test_the_commands_for_many_images_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    write_engine(tmp_path / "build" / "earth-x4", "enlarging", conditions=(low_image(1, 4),))
+    with zipfile.ZipFile("small.zip", "w") as pictures:
+        pictures.writestr("a.png", encode(np.zeros((4, 4, 1), np.uint8), "png"))
+    for words, name in (("--seeds 0-99999", "set.zip"), ("--inputs small.zip", "large.zip")):
+        program, *arguments = shlex.split(block(words).replace("0-99999", "0-3"))  # the rest takes as long as it says
+        assert (program, main(arguments)) == ("fewstep", 0)
+        assert "dataset.json" in zipfile.ZipFile(name).namelist()
 
 
 def test_the_settings_file_is_one():

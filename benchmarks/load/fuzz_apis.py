@@ -8,7 +8,7 @@ request is, only the server says: an answer of 200 must hold what it promises, a
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,8 +46,9 @@ class ApiRequest:
 def api_requests(model: Mapping[str, Any]) -> st.SearchStrategy[ApiRequest]:
     """model: its entry in /v1/models."""
     return st.one_of(
-        _generations(model), _edits(model), _infer(model, binary=False), _infer(model, binary=True), _events(model)
-    )
+        _generations(model), _edits(model), _forms(model), _infer(model, binary=False), _infer(model, binary=True),
+        _events(model),
+    )  # fmt: skip
 
 
 def _other() -> st.SearchStrategy[Any]:
@@ -115,21 +116,37 @@ def _generations(model: Mapping[str, Any]) -> st.SearchStrategy[ApiRequest]:
 
 
 def _edits(model: Mapping[str, Any]) -> st.SearchStrategy[ApiRequest]:
-    """Forms; a file is rarely no picture, cut off, or absent."""
+    fields = {**_images_fields(model), "strength": st.sampled_from([0.25, 0.5, 1])}
+    return st.builds(_form("/v1/images/edits"), _fields(fields), _file(), _files("image[]", "mask"), _left())
+
+
+def _forms(model: Mapping[str, Any]) -> st.SearchStrategy[ApiRequest]:
+    """Edits by /v1/generate, as streams."""
+    return st.builds(_form("/v1/generate"), _streamed(model), _file(), _files("mask"), _left())
+
+
+def _file() -> st.SearchStrategy[bytes]:
+    """A PNG; rarely no picture, or cut off."""
     whole = pngs().map(lambda text: base64.b64decode(text.removeprefix(PREFIX)))
-    file = st.one_of(*[whole] * 6, whole.map(lambda png: png[: len(png) // 2]), st.binary(max_size=50))
-    files = st.fixed_dictionaries({}, optional={"image[]": file, "mask": file})
+    return st.one_of(*[whole] * 6, whole.map(lambda png: png[: len(png) // 2]), st.binary(max_size=50))
+
+
+def _files(*names: str) -> st.SearchStrategy[dict[str, bytes]]:
+    return st.fixed_dictionaries({}, optional=dict.fromkeys(names, _file()))
+
+
+def _form(path: str) -> Callable[[dict[str, Any], bytes, dict[str, bytes], int | None], ApiRequest]:
+    """What makes a form of fields, an image, other files, and how many events are read."""
 
     def request(fields: dict[str, Any], image: bytes, more: dict[str, bytes], events: int | None) -> ApiRequest:
-        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+        given = {name: value for name, value in fields.items() if value is not None}
+        texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in given.items()}
         form: list[tuple[str, tuple[str | None, bytes]]] = [("image", ("a.png", image))]
         form += [(name, ("b.png", content)) for name, content in more.items() if name == "mask" or not len(image) % 7]
         form += [(name, (None, text.encode("utf-8", "surrogatepass"))) for name, text in texts.items()]
-        return ApiRequest("/v1/images/edits", form=form, events=events)
+        return ApiRequest(path, form=form, events=events)
 
-    fields = {**_images_fields(model), "strength": st.sampled_from([0.25, 0.5, 1])}
-    given = _fields(fields).map(lambda each: {name: value for name, value in each.items() if value is not None})
-    return st.builds(request, given, file, files, _left())
+    return request
 
 
 def _infer(model: Mapping[str, Any], *, binary: bool) -> st.SearchStrategy[ApiRequest]:
@@ -155,21 +172,25 @@ def _infer(model: Mapping[str, Any], *, binary: bool) -> st.SearchStrategy[ApiRe
 
 def _events(model: Mapping[str, Any]) -> st.SearchStrategy[ApiRequest]:
     """Streams of /v1/generate, whose clients may leave within them."""
+    return st.builds(
+        lambda fields, events: ApiRequest("/v1/generate", fields, events=events),
+        _streamed(model, image=pngs(), mask=pngs()), _left(),
+    )  # fmt: skip
+
+
+def _streamed(model: Mapping[str, Any], **pictures: st.SearchStrategy[str]) -> st.SearchStrategy[dict[str, Any]]:
+    """Fields of /v1/generate, with a stream."""
     fields = {
         "n": st.integers(1, model["max_images"]),
         "seed": st.integers(0, 2**63 - 300),
         "seed_to": st.integers(0, 2**63 - 1),
         "steps": st.sampled_from(model["steps"]),
+        "label": st.sampled_from([*range(model["classes"]), *model["class_names"]]),
         "format": st.sampled_from(["png", "webp", "jpeg", "npy"]),
-        "image": pngs(),
-        "mask": pngs(),
         "strength": st.sampled_from([0.5, 1]),
         "previews": st.integers(0, 7),
     }
-    return st.builds(
-        lambda given, events: ApiRequest("/v1/generate", {**given, "stream": True}, events=events),
-        _fields(fields), _left(),
-    )  # fmt: skip
+    return _fields({**fields, **pictures}).map(lambda given: {**given, "stream": True})
 
 
 def wrong(request: ApiRequest, answer: requests.Response, url: str, session: requests.Session) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.load.arrivals import Arrival
 from benchmarks.load.http_client import GENERATE, generate, request
 from server.http.dialects.native import MIN_TIMEOUT_S
+from server.http.edits import MIN_BODY_LIMIT
 
 SEVERAL, SEVERAL_SHARE = 4, 0.2  # images of a visitor who wants more than one, and how many do
 LEAVES_WITHIN = 0.2  # of full calls per step; a call for few images is that short
@@ -95,7 +96,7 @@ def bad_requests() -> Mapping[str, tuple[bytes, tuple[int, ...], bool]]:
         "broken JSON": (request("POST", GENERATE, b'{"steps": 4', json_type), (400,), True),
         "not text": (request("POST", GENERATE, bytes(range(256)), json_type), (400,), True),
         "deep JSON": (request("POST", GENERATE, b"[" * 20_000, json_type), (400,), True),
-        "large body": (request("POST", GENERATE, json.dumps("x" * 4_000_000).encode(), json_type), (413,), True),
+        "large body": (request("POST", GENERATE, json.dumps("x" * MIN_BODY_LIMIT).encode(), json_type), (413,), True),
         "half a body": (half, (), True),
         "foreign host": (generate({}).replace(b"Host: 127.0.0.1", b"Host: evil.example"), (421,), True),
         "wrong method": (request("PUT", GENERATE), (405,), False),

@@ -18,6 +18,7 @@ from server.bulk.seeds import Seeds, parse_seeds
 from server.scheduler.request import Given
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  # what has another suffix is no picture, such as an index beside them
+MAX_FILE_BYTES = 2**26  # that are read of a picture: a member of a zip may unpack to any size
 # What zipfile raises for members that are damaged, encrypted or compressed in other ways than it knows.
 UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
 # (file, side, channels) -> uint8 [side, side, channels]. Raises ValueError: the end of a sentence that begins with the
@@ -55,7 +56,8 @@ class Inputs:
         channels, side, _ = self.low.shape
         for name in names:
             try:
-                content = self._archive.read(name) if self._archive else (self.path / name).read_bytes()
+                with self._archive.open(name) if self._archive else (self.path / name).open("rb") as file:
+                    content = file.read(MAX_FILE_BYTES + 1)  # `decode` refuses fewer
             except UNREADABLE as error:
                 raise InputsError(f"{name} of --inputs {self.path} cannot be read: {_reason(error)}") from error
             try:

@@ -189,15 +189,13 @@ class Cors(CORSMiddleware):
 
 def nothing_at(path: str, models: Sequence[str]) -> Refusal:
     """Why a path has no route. models: the names of those that are served."""
-    source = "/v1/generate"
-    if error_texts(path):
-        source = f"/v2/models/{models[0]}/infer"
-        match path.split("/"):
-            case ["", "v2", "models", name, *_] if name and name not in models:
-                return no_model(name, models)
-            case ["", "v2", "models", name, "versions", version, *_] if version and version != MODEL_VERSION:
-                message = f"{name} has no version {shown(version)}; it has version {MODEL_VERSION}"
-                return Refusal("not_found", "version_not_found", message)
+    match path.split("/"):
+        case ["", "v1", "models", name] | ["", "v2", "models", name, *_] if name and name not in models:
+            return no_model(name, models)
+        case ["", "v2", "models", name, "versions", version, *_] if version and version != MODEL_VERSION:
+            message = f"{name} has no version {shown(version)}; it has version {MODEL_VERSION}"
+            return Refusal("not_found", "version_not_found", message)
+    source = f"/v2/models/{models[0]}/infer" if error_texts(path) else "/v1/generate"
     message = f"there is nothing at {shown(path)}; images come from POST {source}"
     return Refusal("not_found", "not_found", message)
 

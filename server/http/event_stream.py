@@ -68,25 +68,26 @@ async def streamed(
 
 
 async def _parts(watch: Watch, record: Record, write: Write, keepalive_s: float) -> AsyncIterator[bytes]:
-    """What is sent, up to the end of the request or the client's departure."""
+    """What is sent, up to the end of the request or the client's departure. Events that are there together go together,
+    as those of several images do after a network call."""
     last: Event | None = None
-    events = aiter(watch.stream)
+    events, together = aiter(watch.stream), bytearray()
     while True:
         try:
             event = await _next(events, watch, keepalive_s)
         except StopAsyncIteration:
             break
         if event is None:
-            yield KEEPALIVE
-            continue
-        last = event
-        if isinstance(last, Failed):
-            yield _failed(last.refusal(), record)
+            together += KEEPALIVE
         else:
-            if isinstance(last, Finished):
-                record.finished = last
-            for part in await _written(write, last):
-                yield part
+            last = event
+            if isinstance(event, Finished):
+                record.finished = event
+            failed = isinstance(event, Failed)
+            together += b"".join([_failed(event.refusal(), record)] if failed else await _written(write, event))
+        if together and (len(together) > INLINE_BYTES or not watch.stream.pending):
+            yield bytes(together)
+            together.clear()
     if not isinstance(last, Finished | Failed):
         record.status = CLIENT_GONE
 

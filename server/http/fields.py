@@ -3,10 +3,10 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ValidationError
@@ -20,6 +20,8 @@ TYPES: Mapping[type, str] = {
 }  # fmt: skip
 SEPARATORS = (b",", b":", b"[", b"{")  # each value or name of JSON has one; base64 has none
 MAX_VALUES = 100_000  # JSON of 4 MB that is all brackets would take seconds
+NO_FORM = "send JSON, with pictures as base64"
+NOT_SO_MANY = "no field needs as many"
 MAX_EXACT_CHARACTERS = 400  # of a number with a point or an exponent that is read exactly
 BOOLEANS: Mapping[str, bool] = {"true": True, "false": False}
 NUMBER = re.compile(r"[+-]?\d{1,400}(\.\d{0,400})?([eE][+-]?\d{1,3})?", re.ASCII)
@@ -28,23 +30,22 @@ RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", 
 Body = TypeVar("Body", bound=BaseModel)
 
 
-def parse(body: bytes, model: type[Body]) -> Body:
-    """JSON -> the fields of a dialect's model. An empty body means all defaults. Raises Refusal."""
-    return validated(decoded(body), model)
+def parse(body: bytes, model: type[Body], instead_of_form: str = NO_FORM) -> Body:
+    """JSON -> the fields of a dialect's model. An empty body means all defaults. instead_of_form: advice to who sends
+    one. Raises Refusal."""
+    return validated(decoded(body, instead_of_form), model)
 
 
 def decoded(
     body: bytes,
-    instead_of_form: str = "send JSON, with pictures as base64",
-    instead_of_many: str = "no field needs as many",
+    instead_of_form: str = NO_FORM,
+    instead_of_many: str = NOT_SO_MANY,
 ) -> dict[str, Any]:
     """A JSON object; an empty body is an empty one. instead_of_...: advice to who sends a form, or too many values.
     Raises Refusal."""
     if not body:
         return {}
-    if len(body) > MAX_VALUES and sum(map(body.count, SEPARATORS)) > MAX_VALUES:
-        message = f"the body has more than {MAX_VALUES} values or names; {instead_of_many}"
-        raise invalid(message, code="malformed_json")
+    _check_values(body, instead_of_many)
     try:
         data = DECODER.decode(body.decode(json.detect_encoding(body)))
     except (ValueError, RecursionError) as error:
@@ -62,13 +63,20 @@ def validated(data: dict[str, Any], model: type[Body]) -> Body:
         raise _first(error, model, data) from None
 
 
-def typed(text: str, field: FieldInfo) -> Any:
-    """The value of a text in a form or a header, by the field's type; the text itself where it is no such value.
-    Objects are JSON; true and false may have capitals. Raises Refusal for an object with a name twice."""
-    kinds = get_args(field.annotation)
+def kinds_of(annotation: Any) -> tuple[Any, ...]:
+    """The types that a value of this annotation may have: those of a union, else the one."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def typed(text: str, kinds: Sequence[Any]) -> Any:
+    """The value of a text in a form or a header, which has one of these types; the text itself where it is no such
+    value. Objects and lists are JSON; true and false may have capitals. Raises Refusal for an object with a name twice,
+    and for too many values."""
     if bool in kinds:
         return BOOLEANS.get(text.lower(), text)
-    if any(get_origin(kind) is dict for kind in kinds):
+    nested = [get_origin(kind) for kind in kinds]
+    if dict in nested or (list in nested and text.lstrip().startswith("[")):
+        _check_values(text.encode("utf-8", "surrogatepass"), NOT_SO_MANY)
         try:
             return DECODER.decode(text)
         except (ValueError, RecursionError):
@@ -79,13 +87,28 @@ def typed(text: str, field: FieldInfo) -> Any:
     return text
 
 
+def _check_values(text: bytes, instead: str) -> None:
+    """Raises Refusal for JSON that would take too long to read. instead: advice."""
+    if len(text) > MAX_VALUES and sum(map(text.count, SEPARATORS)) > MAX_VALUES:
+        message = f"the body has more than {MAX_VALUES} values or names; {instead}"
+        raise invalid(message, code="malformed_json")
+
+
 def only_value(headers: Headers, name: str) -> str | None:
     """The value of a header; None without one. Raises Refusal where it comes several times with different values."""
-    given = headers.getlist(name)
+    given = [_header_text(value) for value in headers.getlist(name)]
     if len(set(given)) > 1:
         listed = " and ".join(map(shown, given[:2]))
         raise invalid(f"the header {name} comes with {listed}; send it once", code="conflict", param=name)
     return given[0] if given else None
+
+
+def _header_text(value: str) -> str:
+    """Of a header's bytes, which Starlette reads as Latin-1: clients that send other letters than ASCII send UTF-8."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -144,7 +167,8 @@ def _wrong(name: str, field: FieldInfo, kind: str, value: Any) -> Refusal:
     in_range = kind in RANGES and not isinstance(value, list | dict)  # of a list, an entry is out of range
     if in_range or (number and float in get_args(field.annotation)):  # an int that no float can hold, too
         return invalid(f"{name} must be {_range(field)}, not {shown(value)}", code="out_of_range", param=name)
-    allowed = " or ".join(_type_in_words(each) for each in get_args(field.annotation) if each is not NoneType)
+    kinds = [each for each in get_args(field.annotation) if each not in (NoneType, bytes)]  # bytes: a file of a form
+    allowed = " or ".join(map(_type_in_words, kinds))
     return invalid(f"{name} must be {allowed}, not {shown(value)}", code="wrong_type", param=name)
 
 
@@ -153,8 +177,7 @@ def _type_in_words(kind: Any) -> str:
     if get_origin(kind) is not list:
         return TYPES[get_origin(kind) or kind]
     (entry,) = get_args(kind)
-    kinds = get_args(entry) if get_origin(entry) is UnionType else (entry,)
-    names = [TYPES[get_origin(each) or each] for each in kinds if each is not NoneType]
+    names = [TYPES[get_origin(each) or each] for each in kinds_of(entry) if each is not NoneType]
     return f"a list with {' or '.join(names)} for each entry"
 
 

@@ -50,6 +50,11 @@ def parts_of(body: bytes, content_type: str) -> list[Part]:
     return [_part(body[mark.end() : following.start()]) for mark, following in pairwise(marks[: parts + 1])]
 
 
+def media_type_of(header: str) -> str:
+    """What a header such as Content-Type says before its parameters, in lower case."""
+    return header.partition(";")[0].strip().lower()
+
+
 def _part(section: bytes) -> Part:
     """A part from the line break behind its boundary to the one before the next."""
     end = section.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES + 6)
@@ -76,7 +81,7 @@ def _parameters(value: str, kind: str) -> dict[str, str]:
     """The parameters of a header by their names in lower case (RFC 9110, section 5.6.6). None where the header is not
     of this kind, is not well-formed, or has a parameter twice. Values without quotes may have any character of a file
     name but ; and the quotation mark."""
-    if value.partition(";")[0].strip().lower() != kind:
+    if media_type_of(value) != kind:
         return {}
     found: dict[str, str] = {}
     at = value.find(";")

@@ -25,6 +25,9 @@ class Stream(Protocol):
 
     def cancel(self) -> None: ...
 
+    @property
+    def pending(self) -> bool: ...
+
     def __aiter__(self) -> AsyncIterator[Event]: ...
 
 

@@ -45,5 +45,5 @@ class SystemRoutes:
         return Response("ok\n", media_type="text/plain")
 
     async def show_metrics(self, http: Request) -> Response:
-        page, media_type = self.render(http.headers.get("accept", ""))
+        page, media_type = self.render(", ".join(http.headers.getlist("accept")))
         return Response(page, media_type=media_type)

@@ -29,6 +29,11 @@ class PoolStream:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    @property
+    def pending(self) -> bool:
+        """Whether the next event has come already."""
+        return bool(self._events) and not self._ended
+
     def __aiter__(self) -> "PoolStream":
         return self
 

@@ -19,7 +19,7 @@ from server.processes.worker import EXIT_BAD_ENGINE, EXIT_NOT_LOADED, freeze_hea
 
 logger = logging.getLogger(__name__)
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last: the terminal is gone
 KILL_AFTER_S = 10.0  # beyond drain and grace period, for a child that does not end by itself
 REPEAT_S = 1.0  # between two SIGTERMs to an HTTP process that has not ended
 CLOSED_S = 1.0  # between the end of an HTTP process's sockets and its own
@@ -95,7 +95,9 @@ class Supervisor:
             raise
 
     def _run(self) -> int:
-        watched = {*STOP_SIGNALS, signal.SIGCHLD, signal.SIGIO}
+        # Linux hands out a signal that is waited for even where it is ignored, as nohup has SIGHUP.
+        stops = {number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
+        watched = {*stops, signal.SIGCHLD, signal.SIGIO}
         signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal whose default is to be ignored is never waited for
         signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         for control in self.controls:

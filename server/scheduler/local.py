@@ -61,6 +61,11 @@ class EventStream:
         self._cancel()
         self.put(None)
 
+    @property
+    def pending(self) -> bool:
+        """Whether the next event has come already."""
+        return not (self._ended or self._events.empty())
+
     def result(self) -> Finished:
         """Wait for the images. Raises Refusal."""
         for _ in self:

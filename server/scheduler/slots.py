@@ -123,7 +123,8 @@ class SlotTable:
         self.capacity = capacity = self.buckets[-1]
         self.images: list[Image] = []  # in flight
         self.ahead: list[Rows | None] = []  # their normals of steps 1, 2 and so on; None: drawn call by call
-        self.special = False  # whether some of them may begin at an image, hand out previews or mix two noises
+        # Whether some of them may begin at an image, mix two noises, or be told of their calls.
+        self.edited = self.mixed = self.watched = False
         self.begun = 0  # images whose row of x is set; those behind have been admitted since the last tick
         # By row.
         self.rows = np.arange(capacity)
@@ -156,7 +157,9 @@ class SlotTable:
         slots = slice(first, first + len(images))
         self.images += images
         self.ahead += [None] * len(images)
-        self.special |= any(image.start or image.previews or image.told or image.blend for image in images)
+        self.edited |= any(image.start for image in images)
+        self.mixed |= any(image.blend for image in images)
+        self.watched |= any(image.previews or image.told for image in images)
         for sigmas in {image.sigmas for image in images}:  # nearly always one list
             same = [slot for slot, image in enumerate(images, start=first) if image.sigmas == sigmas]
             self.levels[same, : len(sigmas)] = levels_of(sigmas, self.sigma_data)
@@ -202,7 +205,9 @@ class SlotTable:
         # The input serves as memory: the network has read it.
         denoise(x, output, levels.c_skip, levels.c_out, self.input[: len(x), : self.shape[0]])
         self.step[: len(x)] += 1
-        previews = self._specials(more) if self.special else ()
+        if self.edited:
+            self._put_back()
+        previews = self._previews(more) if self.watched else ()
         finished: tuple[tuple[ImageKey, Pixels], ...] = ()
         sigma_next = levels.sigma_next
         if not more.all():
@@ -240,7 +245,7 @@ class SlotTable:
         if len(later):
             steps[len(new) : len(new) + len(later)] = [step for count in calls for step in range(1, count)]
         drawn = normals(self.seeds[rows], steps, self.shape)
-        if self.special:
+        if self.mixed:
             blend(drawn, [self.images[row].blend for row in rows], steps)
         if new:
             self._begin(new, drawn[: len(new)], sigma)
@@ -269,7 +274,7 @@ class SlotTable:
     def _begin(self, new: range, noise: Rows, sigma: NDArray[np.float32]) -> None:
         """Set the rows of new images: their initial noise, on the image that an edit begins at."""
         rows, image = slice(new.start, new.stop), None
-        if self.special:
+        if self.edited:
             starts = [image.start for image in self.images[rows]]
             image = np.stack([np.zeros(self.shape, np.float32) if s is None else s.image for s in starts])
         self.x[rows] = begin(self.seeds[rows], sigma[rows], self.shape, noise=noise, image=image)
@@ -280,7 +285,7 @@ class SlotTable:
         z = None
         if self.latent_shape[0]:
             z = latent(self.seeds[:count], self.step[:count], self.latent_shape)
-            if self.special:
+            if self.mixed:
                 blend(z, [image.blend for image in self.images], self.step[:count], STREAM_LATENT)
         write_network_input(self.x[:count], levels.c_in, z, out=self.input[:count])
         self.c_noise[:count] = levels.c_noise
@@ -293,16 +298,16 @@ class SlotTable:
             self.used = count
         return [array[:batch] for array in arrays]
 
-    def _specials(self, more: NDArray[np.bool_]) -> tuple[tuple[ImageKey, int, Pixels | None], ...]:
-        """Put back the pixels that images keep; return what is asked for now of images that go on: see Tick.previews.
-
-        `step` counts the call just made already.
-        """
+    def _put_back(self) -> None:
+        """Put back the pixels that images keep, as `fewstep.editing.inpaint` does."""
         for row, image in enumerate(self.images):
-            if image.start and image.start.known is not None:  # as `fewstep.editing.inpaint` does
+            if image.start and image.start.known is not None:
                 np.copyto(self.x[row], image.start.image, where=image.start.known)
+
+    def _previews(self, more: NDArray[np.bool_]) -> tuple[tuple[ImageKey, int, Pixels | None], ...]:
+        """What is asked for now of images that go on: see Tick.previews. `step` counts the call just made already."""
         made = self.step[: len(self.images)].tolist()
-        going = [(row, image) for row, image in enumerate(self.images) if more[row]]
+        going = [(row, self.images[row]) for row in more.nonzero()[0].tolist()]
         told = tuple((image.key, made[row], None) for row, image in going if made[row] in image.told)
         rows = [row for row, image in going if made[row] in image.previews]
         if not rows:
@@ -313,7 +318,8 @@ class SlotTable:
     def _keep(self, stays: NDArray[np.bool_]) -> None:
         """Free the slots where `stays` [images in flight] is False, and close the gaps, in order."""
         self.images, self.ahead = list(compress(self.images, stays)), list(compress(self.ahead, stays))
-        self.special &= bool(self.images)
+        if not self.images:
+            self.edited = self.mixed = self.watched = False
         self.begun = int(np.count_nonzero(stays[: self.begun]))
         rows = stays.nonzero()[0]
         first = int(np.count_nonzero(rows == self.rows[: len(rows)]))  # that is moved

@@ -23,6 +23,7 @@ from server.scheduler.request import Edit, Given, ImageFormat, ImageRequest, Pre
 DEFAULT_STEPS = 4
 SEED_LIMIT = 2**63
 JPEG_CHANNELS = (1, 3)
+MAX_DIGITS = 18  # of a class number in a text, without zeros before it; no model has as many classes
 COMPARED_CHARACTERS = 60  # of a text, with each class name
 LISTED_CHARACTERS = 300  # of the names in a sentence
 # A drawn seed is short enough to be written down, and JavaScript reads it exactly (it does so only below 2^53).
@@ -297,6 +298,14 @@ def class_named(name: str, manifest: Manifest) -> int | None:
     names, text = _names(manifest.class_names), name.strip()
     # No step of _plain makes a text shorter, and Unicode's canonical order takes quadratic time in a run of accents.
     return names.get(_plain(text)) if len(text) <= max(map(len, names), default=0) else None
+
+
+def number_or_name(label: int | str | None, manifest: Manifest) -> int | str | None:
+    """A label that came as text: digits that are no class name are a number, because forms and headers have texts
+    alone."""
+    if isinstance(label, str) and class_named(label, manifest) is None and label.isascii() and label.isdecimal():
+        return int(label.lstrip("0")[:MAX_DIGITS] or "0")
+    return label
 
 
 def nearest_class(name: str, manifest: Manifest) -> str | None:

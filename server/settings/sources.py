@@ -103,7 +103,9 @@ def resolve(
 
     prog: the command, for its errors. further: flags that it has read already.
     """
-    flags = {k: value for k, value in vars(_parser(prog, further).parse_args(arguments)).items() if value is not None}
+    given = vars(_parser(prog, further).parse_args(arguments))
+    flags = {name: value for name, value in given.items() if value is not None}
+    flags |= {option.name: ",".join(flags[option.name]) for option in OPTIONS if option.many and option.name in flags}
     variables = _variables(environment)
     named = [(kind, part) for kind in NAMED[:2] for part in variables.get(kind, "").split(",") if part.strip()]
     by_rank = [
@@ -147,6 +149,15 @@ def visible_gpu(gpu: int, environment: Mapping[str, str]) -> str:
     return listed[gpu]
 
 
+class _Once(argparse.Action):
+    """Of a flag that names a file: of two, the first would be ignored in silence."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise SettingsError(f"{option_string} is given twice; name one file")
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
     further: Sequence[str] = ()  # flags that exist and are read elsewhere
 
@@ -176,7 +187,7 @@ def _parser(prog: str, further: Sequence[str]) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--check", action="store_true", help="say what would be served with which settings, and exit")
-    parser.add_argument("--config", metavar="FILE", help="a TOML file with settings")
+    parser.add_argument("--config", action=_Once, metavar="FILE", help="a TOML file with settings")
     groups = {group: parser.add_argument_group(group) for group in get_args(Group)}
     models = {"action": "append", "dest": "engines", "default": []}
     groups["engines"].add_argument(
@@ -188,14 +199,17 @@ def _parser(prog: str, further: Sequence[str]) -> argparse.ArgumentParser:
         "--engine", type=lambda folder: ("engine", folder), metavar="[NAME=]DIR", **models,
         help="an engine directory, served under its own name or this one; repeatable",
     )  # fmt: skip
-    groups["security"].add_argument("--api-keys-file", metavar="FILE", help="API keys, one per line (default: none)")
+    groups["security"].add_argument(
+        "--api-keys-file", action=_Once, metavar="FILE", help="API keys, one per line (default: none)"
+    )
     parser.further = further
     for option in OPTIONS:
-        yes_no: dict[str, Any] = {"nargs": "?", "const": "true"} if option.entry is bool else {}
+        how: dict[str, Any] = {"nargs": "?", "const": "true"} if option.entry is bool else {}
+        how |= {"action": "append"} if option.many else {}  # given several times, a list has all of it
         metavar = "TEXT" if option.many else METAVARS[option.entry]
         metavar = "SECONDS" if option.flag.endswith("-s") else metavar
         help = f"{option.help} (default: {option.default_text})"
-        groups[option.group].add_argument(option.flag, metavar="|".join(option.choices) or metavar, help=help, **yes_no)
+        groups[option.group].add_argument(option.flag, metavar="|".join(option.choices) or metavar, help=help, **how)
     return parser
 
 

@@ -307,12 +307,23 @@ def test_pictures_that_no_model_can_learn_are_refused_before_the_work(count, sai
     assert refused.code == 2 and said in refused.progress and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("line", [("photos", "--out", ""), ("", "--out", "runs/x"), ("photos", "--out=")])
-def test_an_empty_argument_is_not_the_current_folder(line, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("line", "empty"),
+    [
+        (("train", "photos", "--out", ""), "--out"),
+        (("train", "", "--out", "runs/x"), "an argument"),
+        (("train", "photos", "--out="), "--out"),
+        (("generate", "--inputs", "", "--out", "large"), "--inputs"),
+        (("generate", "--seeds", "0", "--out="), "--out"),
+        (("remake", ""), "an argument"),
+        (("remake", "a.png", "--engine", ""), "--engine"),
+    ],
+)
+def test_an_empty_argument_is_not_the_current_folder(line, empty, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        main(["train", *line])
-    assert stop.value.code == 2 and "empty; give a value" in capsys.readouterr().err
+        main(line)
+    assert stop.value.code == 2 and f"error: {empty} is empty; give a value" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

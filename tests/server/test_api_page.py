@@ -47,6 +47,7 @@ def test_the_commands_work_in_a_shell(server: Server, tmp_path: Path):
     said = run(["bash", "-euo", "pipefail"], "\n".join(blocks("api", "sh", server)), tmp_path)
     assert Image.open(tmp_path / "boot.png").size == (32, 32) and Image.open(tmp_path / "sheet.png").size == (64, 64)
     assert (tmp_path / "sandals.zip").read_bytes().startswith(b"PK")
+    assert Image.open(tmp_path / "sandals.png").size == (64, 32)
     assert '"b64_json"' in (tmp_path / "edited.json").read_text("utf-8")
     assert Image.open(tmp_path / "bag.png").size == Image.open(tmp_path / "kept.png").size == (32, 32)
     assert said.count("event: preview") == 3 + 2 and said.count("event: progress") == 5

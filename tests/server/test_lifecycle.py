@@ -1,10 +1,12 @@
 """Starting, refusing to start, stopping, and dying."""
 
+import re
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -23,12 +25,30 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@contextmanager
+def started_with_hangup(handler: signal.Handlers) -> Iterator[None]:
+    """What SIGHUP does in programs that are started within: these tests themselves may run under nohup."""
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_signal_ends_every_process_with_exit_code_0(engine_dir: Path, how: signal.Signals, until: Until):
-    with serving(engine_dir) as server:
+    with started_with_hangup(signal.SIG_DFL), serving(engine_dir) as server:
         family = server.children()
         assert server.stop(how) == 0
         until(lambda: gone(family))
+
+
+def test_nohup_keeps_a_server_from_hearing_that_its_terminal_is_gone(engine_dir: Path):
+    with started_with_hangup(signal.SIG_IGN), serving(engine_dir) as server:
+        status = Path(f"/proc/{server.process.pid}/status").read_text("ascii")
+        ignored, blocked = (int(re.findall(rf"{name}:\s+(\w+)", status)[0], 16) for name in ("SigIgn", "SigBlk"))
+        hangup = 1 << signal.SIGHUP - 1
+        assert ignored & hangup and not blocked & hangup, "one that is blocked is waited for"
 
 
 @pytest.mark.parametrize("victim", ["parent", "http"])

@@ -202,5 +202,5 @@ def test_a_full_server_is_asked_again_by_the_package_itself(client: openai.OpenA
 def test_the_package_lists_the_models(client: openai.OpenAI):
     (model,) = client.models.list()
     assert model.id == "fashion" and client.models.retrieve("fashion") == model
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError, match='there is no model "other" here; this server has fashion'):
         client.models.retrieve("other")

@@ -103,6 +103,13 @@ def test_a_missing_file_or_model_ends_in_one_line(tmp_path: Path, capsys: Any):
     assert capsys.readouterr().err == 'error: there is no model "absent" here; --engine DIR names its engine\n'
 
 
+def test_a_file_without_an_end_is_refused(tmp_path: Path):
+    with pytest.raises(
+        RemakeError, match="/dev/zero has more than 67108864 bytes; no image of this server has as many"
+    ):
+        remake(Path("/dev/zero"), tmp_path / "out.png")
+
+
 def test_a_file_that_cannot_be_written_ends_in_a_sentence(made: Path, engine_dir: Path, tmp_path: Path, capsys: Any):
     out = tmp_path / "absent" / "x.png"
     assert main(["remake", str(made / "plain.png"), "--engine", str(engine_dir), "--out", str(out)]) == 2

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fewstep.__main__ import COMMANDS
 
@@ -25,6 +27,14 @@ def ran(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=cwd, env=ALONE, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
+def block(words: str) -> str:
+    """The first block of the deployment page that holds these words."""
+    page = (ROOT / "docs" / "deployment.md").read_text("utf-8")
+    return next(
+        each for each in re.findall(r"^```sh\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL) if words in each
+    )
+
+
 @pytest.fixture(scope="session")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the commands of the deployment page have been run, as they are written."""
@@ -34,9 +44,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert built.returncode == 0, built.stderr
     (folder / "constraints.txt").symlink_to(ROOT / "constraints.txt")
-    page = (ROOT / "docs" / "deployment.md").read_text("utf-8")
-    commands = page.split("## The package")[1].split("```sh\n")[1].split("```")[0]
-    installed = ran("bash", "-euo", "pipefail", "-c", commands, cwd=folder)
+    installed = ran("bash", "-euo", "pipefail", "-c", block("fewstep-env/bin/pip install"), cwd=folder)
     assert installed.returncode == 0, installed.stderr
     return folder
 
@@ -108,3 +116,15 @@ def test_what_needs_an_extra_says_how_to_install_it_here(place: Path, fewstep: P
 def test_an_unknown_engine_names_the_command_that_exists_here(place: Path, fewstep: Path):
     done = ran(fewstep, "serve", "--engine", "dist", cwd=place)
     assert done.returncode == 2 and "Make one with: fewstep export --model MODEL --out ENGINE" in done.stderr
+
+
+def test_the_command_for_a_gpu_leaves_a_fewstep_that_makes_images(place: Path, fewstep: Path):
+    """The last test: it replaces a package of the environment."""
+    replaced = ran("bash", "-euo", "pipefail", "-c", block("onnxruntime-gpu"), cwd=place)
+    assert replaced.returncode == 0, replaced.stderr
+    code = "import onnxruntime; print(onnxruntime.get_available_providers())"
+    assert "CUDAExecutionProvider" in ran(place / "fewstep-env" / "bin" / "python", "-c", code, cwd=place).stdout
+    made = ran(fewstep, "generate", "--seeds", "0-15", "--out", "second.png", cwd=place)
+    assert made.returncode == 0, made.stderr
+    first, second = (np.asarray(Image.open(place / f"{name}.png")).astype(int) for name in ("first", "second"))
+    assert np.abs(first - second).max() <= 1, "two builds of one runtime round differently at most"

@@ -31,6 +31,9 @@ def read_inputs(inputs: Sequence[Mapping[str, Any]], binary: bytes, taken: Mappi
             raise invalid(message, code="wrong_type", param="inputs")
         check_names(f"the input {name}", tensor, INPUT_FIELDS, "inputs")
         size = parameter_of(f"the input {name}", tensor, "binary_data_size", "inputs")
+        if size is not None and tensor.get("data") is not None:
+            message = f"the input {name} has both data and binary_data_size; give one of them"
+            raise invalid(message, code="conflict", param="inputs")
         if size is None:
             values = _from_json(name, tensor.get("data"), spec, spec.taken[datatype])
         else:
@@ -65,7 +68,8 @@ def parameter_of(where: str, tensor: Mapping[str, Any], name: str, param: str) -
 def _shaped(name: str, values: Tensor, shape: Any, spec: Input) -> Tensor:
     """[n, *row]. Raises Refusal where the shape that an input names is not that of its values."""
     rows, more = divmod(len(values), spec.size)
-    if not more and shape in ([rows, *spec.row], [rows, *(spec.row or (1,))]):
+    whole = isinstance(shape, list) and all(type(each) is int for each in shape)  # true is 1
+    if not more and whole and shape in ([rows, *spec.row], [rows, *(spec.row or (1,))]):
         return values.reshape(rows, *spec.row)
     if spec.row:
         row = ", ".join(map(str, spec.row))

@@ -19,12 +19,13 @@ from starlette.responses import Response
 
 from export.manifest import Manifest, engine_of, plain_name
 from fewstep.conditions import GUIDANCE, LOW
-from fewstep.pixels import FORMATS, MEDIA_TYPES, Format, encode, grid
+from fewstep.pixels import FORMATS, MEDIA_TYPES, Format, Pixels, encode, grid
 from server.http.access import timings_ms
 from server.http.answers import image_headers, json_answer
 from server.http.dialects.native_schema import (
     EXCLUSIVE,
     MIN_TIMEOUT_S,
+    PICTURES,
     ZIP,
     GenerateBody,
     generate_operation,
@@ -44,11 +45,13 @@ from server.http.edits import (
 )
 from server.http.event_stream import KEEPALIVE_S, message, streamed
 from server.http.event_stream import MEDIA_TYPE as EVENTS
-from server.http.fields import only_value, parse
+from server.http.fields import only_value, parse, validated
+from server.http.forms import MEDIA_TYPE as FORM_TYPE
+from server.http.forms import Form, is_form
 from server.http.local_files import in_browser
 from server.http.negotiation import named, preferred
 from server.http.openapi import JSON
-from server.http.pictures import MODES, decode_base64, decode_mask, from_base64
+from server.http.pictures import MODES, decode, decode_base64, decode_mask, from_base64
 from server.http.png_text import with_text_of, with_texts
 from server.http.routes import PRIORITY_HEADER, Route
 from server.http.service import ImageService, Order, Pictures, made, read_body
@@ -56,13 +59,14 @@ from server.scheduler.events import Event, Finished, Progress
 from server.scheduler.model import ModelInfo
 from server.scheduler.refusal import Kind, Refusal, invalid
 from server.scheduler.request import Edit, ImageRequest
-from server.scheduler.validate import check_range, choose_model, image_count, image_request
+from server.scheduler.validate import check_range, choose_model, image_count, image_request, number_or_name
 from server.settings.settings import Settings
 
 GENERATE_REFUSALS: Sequence[Kind] = (
     "invalid", "not_found", "not_acceptable", "slow", "too_large", "unsupported", "full", "failed", "unavailable",
     "timeout",
 )  # fmt: skip
+FORM = Form(GenerateBody, dict(zip(PICTURES, PICTURES, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,8 @@ class NativeDialect:
         limit = body_limit(self.settings, self.models)
         accept = ", ".join(http.headers.getlist("accept"))
         body = await read_body(http, limit, self.settings.timeout_s)
-        asked = self.read(body, accept, only_value(http.headers, PRIORITY_HEADER))
+        media_type = http.headers.get("content-type", "")
+        asked = self.read(body, accept, only_value(http.headers, PRIORITY_HEADER), media_type)
         del body  # what follows takes its time
         if asked.answer == EVENTS:
             headers = image_headers(asked.request, asked.manifest, self.settings)
@@ -111,10 +116,12 @@ class NativeDialect:
         body = models_body({name: self.models[name]}, self.service.models, self.settings, self.models)
         return Response(msgspec.json.encode(body["data"][0]), media_type=JSON)
 
-    def read(self, body: bytes, accept: str = "", priority: str | None = None) -> "Asked":
+    def read(self, body: bytes, accept: str = "", priority: str | None = None, content_type: str = "") -> "Asked":
         """What is asked for; pictures are not decoded yet. priority: of the header. Raises Refusal."""
-        fields = parse(body, GenerateBody)
+        fields = fields_of(body, content_type)
         manifest = choose_model(fields.model, self.models)
+        if is_form(content_type):
+            fields = with_numbers(fields, manifest)
         timeout_s = self.settings.timeout_s if fields.timeout_s is None else fields.timeout_s
         check_range("timeout_s", timeout_s, MIN_TIMEOUT_S, self.settings.timeout_s)
         images = count_images(fields, self.settings.max_images)
@@ -167,6 +174,20 @@ class Asked(Struct, frozen=True):
     def order(self) -> Order:
         decode = partial(decode_pictures, self.fields, self.manifest) if self.edited else None
         return Order(self.request, self.timeout_s, decode)
+
+
+def fields_of(body: bytes, content_type: str) -> GenerateBody:
+    """JSON, whatever its Content-Type, or a form. Raises Refusal."""
+    if not is_form(content_type):
+        return parse(body, GenerateBody, f"send it with the Content-Type {FORM_TYPE}, or JSON with pictures as base64")
+    texts, files = FORM.read(body, content_type)
+    return validated(texts | files, GenerateBody)
+
+
+def with_numbers(fields: GenerateBody, manifest: Manifest) -> GenerateBody:
+    """The fields of a form; classes in it that are numbers have come as text."""
+    labels = fields.labels and [number_or_name(each, manifest) for each in fields.labels]
+    return fields.model_copy(update={"label": number_or_name(fields.label, manifest), "labels": labels})
 
 
 def count_images(fields: GenerateBody, most: int) -> int:
@@ -282,20 +303,32 @@ def strength_of(fields: GenerateBody) -> float | None:
 def decode_pictures(fields: GenerateBody, manifest: Manifest) -> Pictures:
     """The pictures of a body, decoded. Raises Refusal."""
     edit = None if fields.image is None else decode_edit(fields.image, fields.mask, manifest)
-    if (text := fields.upscale) is None:
+    if (picture := fields.upscale) is None:
         return Pictures(edit)
-    return Pictures(edit, (low_of(manifest, lambda side, channels: decode_base64(text, side, channels)),))
+    return Pictures(edit, (low_of(manifest, partial(decode_field, picture)),))
 
 
-def decode_edit(image: str, mask: str | None, manifest: Manifest) -> Edit:
-    """Pictures as base64 -> what the images begin at. Raises Refusal."""
+def decode_edit(image: str | bytes, mask: str | bytes | None, manifest: Manifest) -> Edit:
+    """Pictures -> what the images begin at. Raises Refusal."""
     check_edits(manifest)
     side = manifest.resolution
-    pixels = decode_picture("image", lambda: decode_base64(image, side, manifest.channels))
+    pixels = decode_picture("image", lambda: decode_field(image, side, manifest.channels))
     if mask is None:
         return edit_of(manifest, pixels, None)
-    again = decode_picture("mask", lambda: decode_mask(from_base64(mask, side), side))
+    again = decode_picture("mask", lambda: decode_mask(file_of(mask, side), side))
     return edit_of(manifest, pixels, ~again)
+
+
+def decode_field(picture: str | bytes, side: int, channels: int) -> Pixels:
+    """uint8 [side, side, channels] of base64, or of a form's file. Raises PictureError."""
+    if isinstance(picture, bytes):
+        return decode(picture, side, channels)
+    return decode_base64(picture, side, channels)
+
+
+def file_of(picture: str | bytes, side: int) -> bytes:
+    """A form's file, or what base64 holds. Raises PictureError."""
+    return picture if isinstance(picture, bytes) else from_base64(picture, side)
 
 
 def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from fewstep.pixels import MEDIA_TYPES, Format
 from fewstep.schedule import MAX_STEPS
 from server.http.edits import REPAINT_STRENGTH, VARY_STRENGTH, enlarges
 from server.http.event_stream import MEDIA_TYPE as EVENTS
-from server.http.openapi import EVENT_SCHEMA, JSON, Schema, answers, headers, record, reference
+from server.http.forms import MEDIA_TYPE as FORM_TYPE
+from server.http.openapi import EVENT_SCHEMA, JSON, Schema, answers, described, headers, record, reference
 from server.http.pictures import MODES, REPAINTED_FROM
 from server.http.routes import IMAGE_HEADERS
 from server.scheduler.request import Priority
@@ -22,6 +23,7 @@ from server.settings.settings import Settings
 MIN_TIMEOUT_S = 0.001
 MAX_PREVIEWS = MAX_STEPS - 1  # of an image: the last call makes the image itself
 ZIP = "application/zip"
+PICTURES = ("image", "mask", "upscale")  # fields
 PICTURE = "picture"  # format of a string that is a whole file, as base64
 EXCLUSIVE = (("seed", "seeds"), ("seeds", "seed_to"), ("label", "labels"), ("steps", "sigmas"), ("strength", "sigmas"))
 ENCODED: Schema = {"type": "string", "format": PICTURE, "contentEncoding": "base64"}
@@ -92,10 +94,10 @@ class GenerateBody(BaseModel):
         "interactive, or what the header X-Priority says.",
     )
     timeout_s: float | None = Field(default=None, description="Seconds in which the answer is wanted; later it is 504.")
-    image: str | None = Field(
+    image: str | bytes | None = Field(  # bytes: a file of a form
         default=None,
-        description="The picture that every image of the request begins at, as base64 of a PNG, JPEG or WebP. Of "
-        "another size, its middle square is resized.",
+        description="The picture that every image of the request begins at: a PNG, JPEG or WebP, as base64 or as a "
+        "file of a form. Of another size, its middle square is resized.",
     )
     strength: float | None = Field(
         default=None,
@@ -104,15 +106,15 @@ class GenerateBody(BaseModel):
         description="Share of the steps' calls that are made, the last ones, rounded up: how much changes. "
         f"Absent: {VARY_STRENGTH:g}, with a mask {REPAINT_STRENGTH:g}.",
     )
-    mask: str | None = Field(
+    mask: str | bytes | None = Field(
         default=None,
         description=f"A picture: what is transparent is made again; where nothing is, gray from {REPAINTED_FROM} on. "
         "The rest of the image stays as it was.",
     )
-    upscale: str | None = Field(
+    upscale: str | bytes | None = Field(
         default=None,
-        description="The picture that a model for it enlarges, as base64 of a PNG, JPEG or WebP. Of another size than "
-        "the model takes, its middle square is resized to that.",
+        description="The picture that a model for it enlarges, as image. Of another size than the model takes, its "
+        "middle square is resized to that.",
     )
 
 
@@ -136,7 +138,10 @@ def generate_operation(models: Mapping[str, Manifest]) -> Schema:
     body = {"anyOf": [reference("schemas", request_name(name)) for name in models]}
     example = {"steps": choose_steps(None, next(iter(models.values()))), "seed": 7}
     return {
-        "requestBody": {"required": False, "content": {JSON: {"schema": body, "example": example}}},
+        "requestBody": {
+            "required": False,
+            "content": {JSON: {"schema": body, "example": example}, FORM_TYPE: {"schema": _form()}},
+        },
         "responses": {
             "200": {
                 "description": "One image as it is, unless Accept prefers JSON; several as JSON, or as Accept prefers: "
@@ -150,6 +155,18 @@ def generate_operation(models: Mapping[str, Manifest]) -> Schema:
                 },
             }
         },
+    }
+
+
+def _form() -> Schema:
+    """The same fields as parts of a form."""
+    fields = described(GenerateBody)
+    file = {"type": "string", "format": "binary"}
+    files = {name: {**file, "description": fields["properties"][name]["description"]} for name in PICTURES}
+    return {
+        **fields,
+        "description": "The pictures as files; a list as JSON in one part, or in a part for each entry.",
+        "properties": {**fields["properties"], **files},
     }
 
 

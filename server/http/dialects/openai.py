@@ -38,16 +38,16 @@ from server.http.edits import (
     low_of,
 )
 from server.http.event_stream import KEEPALIVE_S, message, streamed
-from server.http.fields import decoded, only_value, typed, validated
+from server.http.fields import decoded, only_value, validated
+from server.http.forms import Form
 from server.http.kept_images import KeptImages
-from server.http.multipart import parts_of
 from server.http.openapi import address_of
 from server.http.pictures import decode, decode_mask
 from server.http.png_text import with_text_of
 from server.http.routes import EXTRA_HEADERS, Route
 from server.http.service import ImageService, Order, Pictures, made, read_body
 from server.scheduler.events import Event, Finished, Progress
-from server.scheduler.refusal import Kind, Refusal, invalid, shown
+from server.scheduler.refusal import Kind, invalid, shown
 from server.scheduler.request import ImageRequest
 from server.scheduler.validate import (
     check_range,
@@ -56,19 +56,20 @@ from server.scheduler.validate import (
     image_request,
     listed,
     nearest_class,
+    number_or_name,
 )
 from server.settings.settings import Settings
 
 REFUSALS: Sequence[Kind] = (
     "invalid", "not_found", "slow", "too_large", "unsupported", "full", "failed", "unavailable", "timeout",
 )  # fmt: skip
-MAX_DIGITS = 18  # of a class number in a text, without zeros before it; no model has as many classes
 PICTURES = {
     "image": "image",
     "image[]": "image",
     "mask": "mask",
     "mask_image": "mask",
 }  # names of parts; vLLM-Omni's last
+FORM = Form(ImagesBody, PICTURES, nested="extra_body")
 
 
 class Asked(Struct, frozen=True):
@@ -114,7 +115,7 @@ class OpenAIDialect:
         return await self._answer(http, self.read(data, http.headers))
 
     async def edits(self, http: Request) -> Response:
-        data, pictures = form_of(await self._body(http), http.headers.get("content-type", ""))
+        data, pictures = FORM.read(await self._body(http), http.headers.get("content-type", ""))
         if "image" not in pictures:
             message = "image is missing: send the picture to begin at as a file, in a part named image"
             raise invalid(message, code="missing_image", param="image")
@@ -236,59 +237,10 @@ class Events:
         return message(name, data)
 
 
-def form_of(body: bytes, content_type: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The fields of a multipart form, each in the type that its field has, and its pictures by name. What is nested
-    comes as extra_body, an object in JSON, or as extra_body[NAME]. Raises Refusal."""
-    data: dict[str, Any] = {}
-    pictures: dict[str, bytes] = {}
-    nested: dict[str, Any] = {}
-    for part in parts_of(body, content_type):
-        name, inner = PICTURES.get(part.name, part.name), _nested_name(part.name)
-        if name in pictures or name in data or inner in nested:
-            reason = "one picture is what images begin at" if name == "image" else "send it once"
-            raise _more_than_once(name, reason)
-        if part.name in PICTURES:
-            pictures[name] = part.content
-        elif inner is not None:
-            nested[inner] = _typed(inner, part.text())
-        elif name in ImagesBody.model_fields:
-            data[name] = _typed(name, part.text())
-        else:
-            fields = ", ".join((*PICTURES, *ImagesBody.model_fields))
-            message = f"{shown(name)} is not a field of this form; the fields are {fields}"
-            raise invalid(message, code="unknown_field", param=name)
-    return _with_nested(data, nested), pictures
-
-
-def _with_nested(data: dict[str, Any], nested: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a form with those of its parts extra_body[NAME] in extra_body. Raises Refusal."""
-    whole = data.get("extra_body") or {}
-    if not nested or not isinstance(whole, dict):  # what is no object is refused with the other fields
-        return data
-    for name in nested:
-        if name in whole:
-            raise _more_than_once(f"extra_body[{name}]", "send it once")
-    return {**data, "extra_body": {**whole, **nested}}
-
-
-def _nested_name(name: str) -> str | None:
-    """NAME of extra_body[NAME]; None of any other."""
-    return name[len("extra_body[") : -1] if name.startswith("extra_body[") and name.endswith("]") else None
-
-
-def _more_than_once(name: str, reason: str) -> Refusal:
-    return invalid(f"the form has {shown(name)} more than once; {reason}", code="malformed_form", param=name)
-
-
-def _typed(name: str, text: str) -> Any:
-    field = ImagesBody.model_fields.get(name)
-    return text if field is None else typed(text, field)
-
-
 def with_extras(data: Mapping[str, Any], headers: Headers) -> dict[str, Any]:
     """The fields, with those of our own that came in `extra_body` or as headers. Raises Refusal."""
     sent = {name: only_value(headers, header) for header, name in EXTRA_HEADERS.items()}
-    given = {name: _typed(name, text) for name, text in sent.items() if text is not None}
+    given = {name: FORM.typed(name, text) for name, text in sent.items() if text is not None}
     nested = data.get("extra_body")
     if isinstance(nested, dict):
         for name in nested:
@@ -326,11 +278,11 @@ def check_output(fields: ImagesBody, manifest: Manifest) -> None:
 def label_of(fields: ImagesBody, manifest: Manifest) -> int | str | None:
     """The class that is asked for; None: any. Raises Refusal for a prompt that names no class."""
     if fields.label is not None:
-        return _number_or_name(fields.label, manifest)
+        return number_or_name(fields.label, manifest)
     prompt = (fields.prompt or "").strip()
     if not prompt or not manifest.classes:
         return None
-    label = _number_or_name(prompt, manifest)
+    label = number_or_name(prompt, manifest)
     index = class_named(prompt, manifest) if isinstance(label, str) else label
     if index is not None and index < manifest.classes:
         return index
@@ -342,13 +294,6 @@ def label_of(fields: ImagesBody, manifest: Manifest) -> int | str | None:
         + f'; a prompt is one of {classes}, or "" for any class'
     )
     raise invalid(message, code="unknown_prompt", param="prompt")
-
-
-def _number_or_name(label: int | str, manifest: Manifest) -> int | str:
-    """A text of digits that is no class name is a number, because forms and headers have texts alone."""
-    if isinstance(label, str) and class_named(label, manifest) is None and label.isascii() and label.isdecimal():
-        return int(label.lstrip("0")[:MAX_DIGITS] or "0")
-    return label
 
 
 def _strength(fields: ImagesBody, pictures: Mapping[str, bytes] | None, manifest: Manifest) -> float | None:

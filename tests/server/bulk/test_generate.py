@@ -368,6 +368,7 @@ def test_a_run_goes_on_with_its_own_pictures_only(generate: Generate, enlarging:
         ("text.zip", None, "text.zip is neither a folder nor a zip: File is not a zip file"),
         ("damaged", None, "0001.png of --inputs "),
         ("damaged", None, " is cut off before its end"),
+        ("endless", None, "has more than 3145728 bytes; save it smaller"),
         ("small", "0-2", "--seeds lists 3 and --inputs "),
         ("small", "0-2", " has 2 pictures; each picture needs one seed"),
     ],
@@ -378,7 +379,9 @@ def test_inputs_that_cannot_be_enlarged_are_said_before_the_work(
     for name in ("small", "damaged"):
         write_pictures(tmp_path / name, 2)
     (tmp_path / "damaged" / "0001.png").write_bytes((tmp_path / "small" / "0001.png").read_bytes()[:40])
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "endless"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "endless" / "0.png").symlink_to("/dev/zero")
     (tmp_path / "text.zip").write_text("no archive")
     given = ("--inputs", str(tmp_path / inputs)) if inputs else ()
     refused = generate(tmp_path / "o", "--model", str(enlarging), *given, seeds=seeds)

@@ -81,6 +81,14 @@ def test_a_comment_is_sent_every_15_seconds_in_which_nothing_else_is():
     assert KEEPALIVE.startswith(b":") and KEEPALIVE.endswith(b"\n\n") and service.held == 0
 
 
+def test_events_that_come_together_are_sent_together():
+    images = [Progress(0, image, 1, 2, "png", b"x") for image in (0, 1)]
+    parts, _ = sent(
+        [(3.0, images[0]), (3.0, images[1]), (5.0, images[0]), (5.0, Finished(0, "png", (b"x",), 0.0, 0.0))]
+    )
+    assert parts == [(3.0, b"ProgressProgress"), (5.0, b"ProgressFinished")]
+
+
 def test_a_comment_is_sent_at_once_when_the_client_may_have_left():
     """Twice between two events. A doubt after the last event has no effect."""
     told: list[Departure] = []

@@ -1,11 +1,13 @@
 """The body of POST /v1/generate: what is taken, and the sentence about what is not."""
 
+import base64
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -338,6 +340,80 @@ def test_damaged_pictures_are_refused_by_name():
 def test_a_model_that_no_picture_fits_takes_none():
     with pytest.raises(Refusal, match="of 4 channels"):
         decode_edit(PICTURE, None, replace(MODEL, channels=4))
+
+
+FILE = base64.b64decode(PICTURE)
+
+
+def read_form(*parts: tuple[str, str | bytes]) -> Asked:
+    files = [(name, (None if isinstance(content, str) else "a.png", content)) for name, content in parts]
+    request = httpx.Request("POST", "http://host", files=files)
+    return DIALECT.read(request.read(), "", None, request.headers["content-type"])
+
+
+@pytest.mark.parametrize(
+    ("parts", "body"),
+    [
+        ([("n", "2"), ("label", "Bag"), ("steps", "8"), ("stream", "True"), ("previews", "0"), ("priority", "batch")],
+         {"n": 2, "label": "Bag", "steps": 8, "stream": True, "previews": 0, "priority": "batch"}),
+        ([("label", "2"), ("timeout_s", "1e1"), ("seed_to", "2"), ("mix", "[0.5]"), ("sigmas", "[80, 1.5]")],
+         {"label": 2, "timeout_s": 10, "seed_to": 2, "mix": [0.5], "sigmas": [80, 1.5]}),
+        ([("labels", '[null, "\u00e9lan"]'), ("steps", "[4, 8]")], {"labels": [None, "\u00e9lan"], "steps": [4, 8]}),
+        ([("labels", "Bag"), ("labels", "1"), ("steps", "4"), ("steps", "8")], {"labels": ["Bag", 1], "steps": [4, 8]}),
+        ([("labels", "1")], {"labels": [1]}),
+        ([("image", FILE), ("mask", FILE), ("strength", "0.5")], {"image": PICTURE, "mask": PICTURE, "strength": 0.5}),
+    ],
+)  # fmt: skip
+def test_a_form_asks_for_what_json_does(parts: Sequence[tuple[str, str | bytes]], body: dict[str, Any]):
+    form, as_json = read_form(("seed", "7"), *parts), read({"seed": 7, **body})
+    assert (form.request, form.timeout_s, form.answer) == (as_json.request, as_json.timeout_s, as_json.answer)
+    decode = form.order().decode
+    assert form.edited == (decode is not None) == ("image" in body)
+    if decode:
+        assert decode().edit == decode_edit(PICTURE, PICTURE, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("parts", "param", "code", "words"),
+    [
+        ([("seed", "7"), ("seed", "8")], "seed", "malformed_form", '"seed" more than once; send it once'),
+        ([("image", FILE), ("image", FILE)], "image", "malformed_form", "one picture is what images begin at"),
+        (
+            [("photo", FILE)],
+            "photo",
+            "unknown_field",
+            "of this form; the fields are image, mask, upscale, model, steps",
+        ),
+        ([("seed", "")], "seed", "wrong_type", 'a whole number, not ""'),
+        ([("steps", "four")], "steps", "wrong_type", 'or a list with a whole number for each entry, not "four"'),
+        ([("seeds", "7"), ("seeds", "x")], "seeds", "wrong_type", "a list with a whole number for each entry"),
+        ([("seeds", "[7, 8")], "seeds", "wrong_type", "a list with a whole number for each entry"),
+        ([("seeds", "[" + "0," * 100_001)], None, "malformed_json", "more than 100000 values or names"),
+        ([("label", "3")], "label", "unknown_label", "has no class 3;"),
+        ([("mask", FILE)], "mask", "missing_image", "mask needs image"),
+        ([("seed", "7"), ("seeds", "8")], "seeds", "conflict", "seed or seeds, not both"),
+    ],
+)
+def test_what_is_wrong_in_a_form_is_named_in_a_sentence(
+    parts: Sequence[tuple[str, str | bytes]], param: str | None, code: str, words: str
+):
+    with pytest.raises(Refusal) as caught:
+        read_form(*parts)
+    error = caught.value
+    assert (error.param, error.code) == (param, code) and words in error.message and readable(error), error.message
+
+
+def test_a_form_without_its_media_type_is_told_of_it():
+    error = refusal(b"--x\r\n", "")
+    assert error.code == "malformed_json" and "Content-Type multipart/form-data" in error.message
+
+
+@pytest.mark.parametrize("name", ["image", "mask"])
+def test_a_file_of_a_form_that_is_no_picture_is_refused_by_its_name(name: str):
+    decode = read_form(*{"image": FILE, name: b"GIF89a"}.items()).order().decode
+    with pytest.raises(Refusal, match=f"{name} is not a PNG") as caught:
+        assert decode is not None and decode()
+    assert (caught.value.code, caught.value.param) == ("invalid_image", name)
 
 
 json_values = st.recursive(

@@ -16,7 +16,7 @@ from PIL import Image
 from starlette.datastructures import Headers
 
 from fewstep.pixels import encode
-from server.http.dialects.openai import Asked, OpenAIDialect, decode_files, form_of, with_extras
+from server.http.dialects.openai import FORM, Asked, OpenAIDialect, decode_files, with_extras
 from server.http.dialects.openai_schema import ImagesBody
 from server.http.fields import only_value
 from server.http.pictures import decode_mask
@@ -93,6 +93,12 @@ def test_a_header_that_comes_twice_with_two_values_is_refused():
     with pytest.raises(Refusal, match="X-Seed comes with"):
         with_extras({}, twice)
     assert only_value(Headers(raw=[(b"x-seed", b"1")] * 2), "X-Seed") == "1" and only_value(twice, "X-Steps") is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_class_in_a_header_may_have_other_letters_than_ascii(encoding: str):
+    label = Headers(raw=[(b"x-label", "\u00c9lan".encode(encoding))])
+    assert DIALECT.read({}, label).request.labels == (2,)
 
 
 def test_our_own_fields_come_from_the_body_then_from_extra_body_then_from_headers():
@@ -182,7 +188,7 @@ def test_a_form_is_read_in_the_types_of_its_fields():
     fields = {"prompt": "2", "n": "2", "stream": "true", "partial_images": "1", "seed": "7", "strength": "1e0",
               "label": "1", "size": "8x8", "guidance_scale": "4.5"}  # fmt: skip
     request = httpx.Request("POST", "http://host", data=fields, files={"image[]": PICTURE, "mask_image": PICTURE})
-    data, pictures = form_of(request.read(), request.headers["content-type"])
+    data, pictures = FORM.read(request.read(), request.headers["content-type"])
     assert data == {
         "prompt": "2", "n": 2, "stream": True, "partial_images": 1, "seed": 7, "strength": 1, "label": "1",
         "size": "8x8", "guidance_scale": 4.5,
@@ -196,7 +202,7 @@ def test_a_form_is_read_in_the_types_of_its_fields():
 
 def read_form(fields: Mapping[str, str], files: Mapping[str, Any] | None = None) -> Asked:
     request = httpx.Request("POST", "http://host", data=fields, files={"image": PICTURE, **(files or {})})
-    data, pictures = form_of(request.read(), request.headers["content-type"])
+    data, pictures = FORM.read(request.read(), request.headers["content-type"])
     return DIALECT.read(data, Headers({}), pictures)
 
 
@@ -220,6 +226,7 @@ def test_a_form_may_nest_our_own_fields(fields: dict[str, str]):
     [
         ({"extra_body": "{"}, "extra_body", "wrong_type", 'an object, not "{"'),
         ({"extra_body": "[" * 50_000}, "extra_body", "wrong_type", "an object"),
+        ({"extra_body": '{"seed": [' + "[]," * 60_000}, None, "malformed_json", "more than 100000 values or names"),
         ({"extra_body": "7"}, "extra_body", "wrong_type", "an object, not 7"),
         ({"extra_body": "7", "extra_body[seed]": "7"}, "extra_body", "wrong_type", "an object, not 7"),
         ({"extra_body": '{"seed": 7, "seed": 8}'}, None, "malformed_json", '"seed" more than once'),
@@ -262,7 +269,7 @@ def test_true_and_false_in_a_form_are_read_in_any_case():
 def test_a_form_with_a_picture_too_many_is_refused(names: list[str], param: str):
     request = httpx.Request("POST", "http://host", files=[(name, PICTURE) for name in names])
     with pytest.raises(Refusal, match="more than once") as caught:
-        form_of(request.read(), request.headers["content-type"])
+        FORM.read(request.read(), request.headers["content-type"])
     assert (caught.value.code, caught.value.param) == ("malformed_form", param)
 
 

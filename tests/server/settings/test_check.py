@@ -87,7 +87,7 @@ def test_check_prints_a_settings_file_that_says_the_same(
 
 
 @pytest.mark.parametrize(
-    "host", ["a..b", "a" * 64 + ".example", "none.invalid", "\udcff", "a\0b", "http://127.0.0.1", "[::1]"]
+    "host", ["a..b", "a" * 64 + ".example", "none.invalid", "\udcff", "a\0b", "http://127.0.0.1", "[::1]", "192.0.2.1"]
 )
 @pytest.mark.parametrize("check", [[], ["--check"]])
 def test_a_host_that_is_none_is_refused_in_one_line(

@@ -98,6 +98,14 @@ def test_unusual_texts_that_are_allowed(name: str, text: str, value: Any):
         assert getattr(resolve(NAMED, {option.variable: text}).settings, name) == value
 
 
+def test_a_list_that_is_given_several_times_has_all_of_it():
+    settings = resolve([*NAMED, "--allowed-hosts", "a.example,b.example", "--allowed-hosts=c.example"], {}).settings
+    assert settings.allowed_hosts == ("a.example", "b.example", "c.example")
+    for flag in ("--config", "--api-keys-file"):
+        with pytest.raises(SettingsError, match=f"{flag} is given twice; name one file"):
+            resolve([*NAMED, flag, "one", f"{flag}=two"], {})
+
+
 @pytest.mark.parametrize("ends", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_files_of_every_editor_are_read(mark: bytes, ends: str, tmp_path: Path):
