@@ -21,7 +21,7 @@ import psutil
 from tqdm import tqdm
 
 from benchmarks.harness import ROOT, percentile_ms, result_file, table, write_result
-from export.manifest import read_manifest
+from export.manifest import BACKENDS, read_manifest
 from fewstep.client import Client, Wanted
 from fewstep.ranges import whole
 from server.settings.sources import DEFAULT_MODELS, model_engine
@@ -34,11 +34,11 @@ COLUMNS = {
 IDLE_S = 2.0
 
 
-def measure(models: tuple[str, ...], mode: str, requests: int) -> dict[str, Any]:
-    """One server's life."""
+def measure(models: tuple[str, ...], mode: str, requests: int, backend: str | None = None) -> dict[str, Any]:
+    """One server's life. backend: None is the first engine's."""
     command = [sys.executable, "-m", "server", "--port", "0", "--drain-s", "0", "--mode", mode]
     command += [part for name in models for part in ("--model", name)]
-    command += ["--backend", read_manifest(model_engine(models[0])).backend]  # and not the fastest there is
+    command += ["--backend", backend or read_manifest(model_engine(models[0])).backend]
     started = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -89,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=whole(1), default=5, help="servers started per mode (default 5)")
     parser.add_argument("--requests", type=whole(1), default=50, help="single images asked of each (default 50)")
+    parser.add_argument("--backend", choices=BACKENDS, help="what runs the networks (default: what the engines name)")
     parser.add_argument(
         "--out",
         type=result_file,
@@ -98,13 +99,13 @@ def main() -> None:
     args = parser.parse_args()
     cases = [(models, mode) for models in (DEFAULT_MODELS[:1], DEFAULT_MODELS) for mode in ("fast", "exact")]
     order = [case for _ in range(args.repeats) for case in cases]
-    runs = [measure(models, mode, args.requests) for models, mode in tqdm(order)]
+    runs = [measure(models, mode, args.requests, args.backend) for models, mode in tqdm(order)]
     rows = [
         _median([run for run in runs if run["models"] == " ".join(models) and run["mode"] == mode])
         for models, mode in cases
     ]
     print(table(rows, COLUMNS))
-    settings = {"repeats": args.repeats, "requests": args.requests, "steps": 4}
+    settings = {"repeats": args.repeats, "requests": args.requests, "steps": 4, "backend": args.backend}
     write_result(args.out, "cold_start", settings, rows, runs=runs)
     print(f"\nwrote {args.out}")
 
