@@ -15,6 +15,7 @@ import pytest
 from benchmarks.harness import ROOT
 from benchmarks.load.arrivals import Arrival
 from benchmarks.load.cores import Layout
+from benchmarks.load.http_client import Answer, take_answer
 from benchmarks.load.open_loop import Record
 from benchmarks.load.servers import ours
 from benchmarks.serving.figures import keeps_p99, own, peers, rows
@@ -22,6 +23,7 @@ from benchmarks.serving.mix import parse_mix
 from benchmarks.serving.offering import Load, schedule
 from benchmarks.serving.serve import main
 from benchmarks.serving.target import Target, checked_url, extra_field
+from benchmarks.serving.told import Told
 
 LATENCY_S = 0.05
 IMAGE = base64.b64encode(b"an image").decode()
@@ -56,6 +58,7 @@ class Other:
         return status, {
             "data": [{"b64_json": IMAGE}] * body.get("n", 1),
             "peak_memory_mb": 7,
+            "stage_durations": {"denoise": 0.5, "note": "none"},
         } if status == 200 else code
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -111,6 +114,8 @@ def test_another_server_gets_openais_fields_only_and_its_latency_is_what_it_take
     # M/D/infinity: rate times latency requests are in the making in the mean; a closed loop would have one.
     assert other.most >= 3
     assert result["peak_memory_mb_max"] == result["peak_memory_mb_mean"] == 7
+    assert result["stage_durations_mean"] == result["stage_durations_p99"] == {"denoise": 0.5}
+    assert result["quotable"] is False, "it took a second"
     assert result["network_calls"] is None and result["images_per_s"] == pytest.approx(result["throughput_qps"])
     assert result["format"] == 1 and result["settings"]["request"] == {"prompt": "cat", "model": "other"}
 
@@ -145,6 +150,49 @@ def test_a_search_finds_the_rate_at_which_the_server_begins_to_refuse(tmp_path: 
     assert max(kept) == result["settings"]["rate"] and all(t["kept"] == (t["rate"] <= 300) for t in result["trials"])
 
 
+def test_a_rate_that_a_search_found_is_played_for_longer_and_lowered_until_it_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The server refuses everything in runs of 0.2 s at more than 200 requests/s, and of others at more than 300."""
+    monkeypatch.setattr("benchmarks.serving.search.MAX_LAG_S", 10.0)
+    loads: list[Load] = []
+    monkeypatch.setattr(
+        "benchmarks.serving.search.schedule", lambda load, mix: loads.append(load) or schedule(load, mix)
+    )
+    bound = lambda load: 200 if load.duration_s == 0.2 else 300  # noqa: E731
+    other = Other(lambda body: 200 if not loads or loads[-1].rate <= bound(loads[-1]) else 429)
+    with running(other) as url:
+        flags = "--rate search --p99 20s --duration 100ms --warmup 0 --confirm 200ms"
+        result = measured(url, tmp_path / "o.json", flags)
+    assert 200 / 1.06 <= result["settings"]["rate"] <= 200 and result["settings"]["duration_s"] == 0.2
+    seeds = [load.seed for load in loads]
+    assert len(set(seeds)) == len(seeds) == len(result["trials"]), "every trial has arrivals of its own"
+    assert result["trials"][-1]["kept"] and not result["trials"][-2]["kept"]
+
+
+def test_stages_are_read_of_a_header_or_of_the_body_and_what_is_no_number_is_left_out():
+    told = Told()
+    told.note(Answer(200, {"server-timing": 'queue;dur=12.5, miss, gpu;desc="all, of it";dur=3'}, b"{}", 0.0))
+    told.note(Answer(200, {"server-timing": "queue;dur=7.5"}, b'{"stage_durations": {"vae": 2, "x": null}}', 0.0))
+    for body in (b"\x89PNG", b'["peak_memory_mb"]', b'{"peak_memory_mb": "7"}', b'{"stage_durations": 3, '):
+        told.note(Answer(200, {}, body, 0.0))
+    assert told.figures() == {
+        f"stage_durations_{name}": {"queue": pytest.approx(0.0125), "gpu": 0.003, "vae": 2.0}
+        for name in ("mean", "p50", "p99")
+    }
+
+
+def test_a_busy_server_is_said_and_early_hints_are_no_answer(capsys: pytest.CaptureFixture[str]):
+    with running(Other(lambda body: 429)) as url, pytest.raises(SystemExit):
+        main(["--base-url", url, "--key-env", "OTHER_KEY", "--rate", "1"])
+    said = capsys.readouterr().err
+    assert said.startswith("error: the server is too busy for a request on its own: 429 busy") and "try again" in said
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    answer, left = take_answer(hints + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    assert answer and (answer.status, answer.body, left) == (200, b"ok", b"")
+    assert take_answer(hints) == (None, b"")
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -156,6 +204,7 @@ def test_a_search_finds_the_rate_at_which_the_server_begins_to_refuse(tmp_path: 
         ("--rate 0", "--rate: 0 is not a number from 0.001 to 1,000,000"),
         ("--rate search", "--rate search needs --p99"),
         ("--rate 1 --p99 5ms", "--p99 is of --rate search; --slo"),
+        ("--rate 1 --confirm 5m", "--confirm is of --rate search"),
         ("--rate 1 --requests 2 --duration 2s", "give --requests or --duration, not both"),
         ("--rate 1 --api native --size 3x3", "--api native has no sizes"),
         ("--rate 0.001 --duration 10ms --warmup 0", "0.001 requests/s for 10 ms made no request; run longer"),
@@ -243,6 +292,7 @@ def test_our_server_answers_every_kind(api: str, fast_server: str, tmp_path: Pat
     assert (result["completed_requests"], result["failed_requests"]) == (40, 0)
     by_kind = {row["kind"]: row["requests"] for row in result["rows"]}
     assert by_kind.pop("all") == sum(by_kind.values()) == 40 and set(by_kind) == {"1", "4x3", "2b"}
+    assert set(result["stage_durations_p99"]) == {"queue", "engine", "encode"}  # of the header Server-Timing
     assert result["network_calls"] == by_kind["1"] + 12 * by_kind["4x3"] + 2 * by_kind["2b"]
 
 
