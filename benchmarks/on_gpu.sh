@@ -58,9 +58,10 @@ keep() {
 
 have() { [ "$DRY" ] || "$PYTHON" -c "import importlib.util, sys; sys.exit(any(importlib.util.find_spec(m) is None for m in sys.argv[1:]))" "$@"; }
 
-# Whether one of these parts has not succeeded yet: plans lie beside the engine, not in the results.
+# Whether one of these parts is to run: plans lie beside the engine, not in the results, and are built for them alone.
 missing() {
     local name
+    [[ "$ONLY" =~ [^\ ] ]] && return 0
     for name in "$@"; do [[ "$DONE" == *" $name "* ]] || return 0; done
     return 1
 }
@@ -182,15 +183,17 @@ if [ "$EXPORTS" ] && have matplotlib; then
         --batches 1 8 32 128 --backends onnxruntime-cpu torch onnxruntime-cuda --out "$WORK/engine_speed_colour.json"
     # TensorRT measures kernels while it builds, so it gets three batch sizes, and a table of its own with them.
     PLANNED=()
-    missing engine_speed_tensorrt tensorrt_tests && have tensorrt && part plan_tensorrt 35 "$PYTHON" -m export plan $ENGINE --backend tensorrt --buckets 1,8,64 &&
-        PLANNED+=(tensorrt)
-    missing engine_speed_tensorrt tensorrt_tests && have tensorrt_rtx && part plan_tensorrt_rtx 10 "$PYTHON" -m export plan $ENGINE --backend tensorrt-rtx \
-        --buckets 1,8,64 && PLANNED+=(tensorrt-rtx)
-    if [ ${#PLANNED[@]} -gt 0 ]; then
+    if missing engine_speed_tensorrt tensorrt_tests; then
+        have tensorrt && part plan_tensorrt 35 "$PYTHON" -m export plan $ENGINE --backend tensorrt --buckets 1,8,64 &&
+            PLANNED+=(tensorrt)
+        have tensorrt_rtx && part plan_tensorrt_rtx 10 "$PYTHON" -m export plan $ENGINE --backend tensorrt-rtx \
+            --buckets 1,8,64 && PLANNED+=(tensorrt-rtx)
+    fi
+    if [ ${#PLANNED[@]} -gt 0 ] || ! missing engine_speed_tensorrt tensorrt_tests; then
         part engine_speed_tensorrt 25 "$PYTHON" benchmarks/engine_speed.py --backends torch "${PLANNED[@]}" \
             --batches 1 8 64 --out "$WORK/engine_speed_tensorrt.json"
         [ "$TESTS" ] && part tensorrt_tests 25 "$PYTHON" -m pytest -q -m gpu tests/export -k tensorrt
-    elif missing engine_speed_tensorrt tensorrt_tests; then
+    else
         skip "engine_speed_tensorrt tensorrt_tests" "no plan; they need tensorrt (11) or tensorrt-rtx"
     fi
 else

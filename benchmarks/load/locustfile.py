@@ -6,8 +6,10 @@
     build/locust/bin/locust ... Single Gallery                  # users of these kinds alone
     FEWSTEP_SHAPE=spike build/locust/bin/locust ...             # in place of -u, -r and -t: ramp, spike or soak
 
-Kinds: Single asks for one image of four calls, Mixed for one of 1, 2, 4 or 8, Gallery for eight, and Edit has the lower
-half of an image of its own made again. A closed loop: when the server is slow, its users are too. It shows what many
+FEWSTEP_USERS=16 and FEWSTEP_MINUTES=5 are the users and the length of a shape (a soak takes 60 minutes).
+
+Kinds: Single asks for one image of four calls, Mixed for one of 1, 2, 4 or 8, Gallery for eight images, and Edit for
+other versions of an image of its own. A closed loop: when the server is slow, its users are too. It shows what many
 users get and where the server is full; for latency at a given load use `fewstep bench serve` or
 benchmarks/load/capacity.py, which keep their schedules. Needs nothing of this checkout.
 """
@@ -25,13 +27,16 @@ from locust import FastHttpUser, LoadTestShape, events, task  # pyright: ignore[
 # "" asks without a key. Sent as Authorization: Bearer.
 API_KEY = os.environ.get("FEWSTEP_API_KEY", "")
 SHAPE = os.environ.get("FEWSTEP_SHAPE", "")
-USERS = int(os.environ.get("FEWSTEP_USERS", "16"))  # of a shape: in the calm; a spike has four times as many
-MINUTES = float(os.environ.get("FEWSTEP_MINUTES", "0"))  # of a shape; 0: its own
 SEEDS = itertools.count()
 GALLERY = 8  # images
 
 if SHAPE not in ("", "ramp", "spike", "soak"):
     raise SystemExit(f"error: FEWSTEP_SHAPE is {SHAPE!r}; it can be ramp, spike or soak, or absent")
+try:
+    USERS = int(os.environ.get("FEWSTEP_USERS", "16"))  # of a shape: in the calm; a spike has four times as many
+    MINUTES = float(os.environ.get("FEWSTEP_MINUTES", "0"))  # of a shape; 0: its own
+except ValueError as error:
+    raise SystemExit(f"error: FEWSTEP_USERS and FEWSTEP_MINUTES are numbers: {error}") from None
 
 
 @events.init.add_listener

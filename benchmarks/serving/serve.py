@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 async def _run(args: argparse.Namespace) -> int:
     target, load = _target(args), _load(args)
     target, alone_s = await check(target, max(args.timeout, CHECK_S))
-    example = json.dumps(target.fields(schedule(load, target.mix)[0]))
+    example = json.dumps(target.fields(schedule(replace(load, count=1), target.mix)[0]))
     print(f"POST {target.base_url.removesuffix(target.prefix)}{target.path} {example}")
     trials: list[Trial] = []
     if args.rate == "search":

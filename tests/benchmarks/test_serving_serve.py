@@ -135,39 +135,29 @@ def test_failures_are_counted_by_kind_and_seeds_differ(tmp_path: Path):
     assert result["slo_attainment_rate"] == result["completed_requests"] / 60
 
 
-def test_a_search_finds_the_rate_at_which_the_server_begins_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What it refuses here is the arrivals of a rate, not a load: a request of a schedule above 300 requests/s."""
-    monkeypatch.setattr("benchmarks.serving.search.MAX_LAG_S", 10.0)  # a busy machine may not end this search
-    rates: list[float] = []
-    monkeypatch.setattr(
-        "benchmarks.serving.search.schedule", lambda load, mix: rates.append(load.rate) or schedule(load, mix)
-    )
-    other = Other(lambda body: 200 if not rates or rates[-1] <= 300 else 429)
-    with running(other) as url:
-        result = measured(url, tmp_path / "o.json", "--rate search --p99 20s --requests 20 --warmup 0")
-    assert 300 / 1.06 <= result["settings"]["rate"] <= 300
-    kept = [trial["rate"] for trial in result["trials"] if trial["kept"]]
-    assert max(kept) == result["settings"]["rate"] and all(t["kept"] == (t["rate"] <= 300) for t in result["trials"])
-
-
-def test_a_rate_that_a_search_found_is_played_for_longer_and_lowered_until_it_is_kept(
+def test_a_search_finds_the_rate_at_which_the_server_refuses_and_plays_it_for_longer_until_one_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """The server refuses everything in runs of 0.2 s at more than 200 requests/s, and of others at more than 300."""
-    monkeypatch.setattr("benchmarks.serving.search.MAX_LAG_S", 10.0)
+    """What it refuses here is the arrivals of a rate, not a load: more than 300 requests/s, and for longer than the
+    search's 20 requests more than 250."""
+    monkeypatch.setattr("benchmarks.serving.search.MAX_LAG_S", 10.0)  # a busy machine may not end this search
     loads: list[Load] = []
     monkeypatch.setattr(
         "benchmarks.serving.search.schedule", lambda load, mix: loads.append(load) or schedule(load, mix)
     )
-    bound = lambda load: 200 if load.duration_s == 0.2 else 300  # noqa: E731
-    other = Other(lambda body: 200 if not loads or loads[-1].rate <= bound(loads[-1]) else 429)
+
+    def taken(load: Load) -> bool:
+        return load.rate <= (300 if load.count else 250)
+
+    other = Other(lambda body: 200 if not loads or taken(loads[-1]) else 429)
     with running(other) as url:
-        flags = "--rate search --p99 20s --duration 100ms --warmup 0 --confirm 200ms"
+        flags = "--rate search --p99 20s --requests 20 --warmup 0 --confirm 100ms"
         result = measured(url, tmp_path / "o.json", flags)
-    assert 200 / 1.06 <= result["settings"]["rate"] <= 200 and result["settings"]["duration_s"] == 0.2
-    seeds = [load.seed for load in loads]
-    assert len(set(seeds)) == len(seeds) == len(result["trials"]), "every trial has arrivals of its own"
-    assert result["trials"][-1]["kept"] and not result["trials"][-2]["kept"]
+    assert [trial["kept"] for trial in result["trials"]] == [taken(load) for load in loads]
+    searched = [load.rate for load in loads if load.count]
+    assert max(rate for rate in searched if rate <= 300) >= 300 / 1.06 and len(searched) < len(loads) - 1
+    assert 250 / 1.06 <= loads[-1].rate == result["settings"]["rate"] <= 250 and loads[-1].duration_s == 0.1
+    assert len({load.seed for load in loads}) == len(loads), "every trial has arrivals of its own"
 
 
 def test_stages_are_read_of_a_header_or_of_the_body_and_what_is_no_number_is_left_out():
