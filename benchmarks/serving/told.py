@@ -25,13 +25,13 @@ class Told:
     def note(self, answer: Answer) -> None:
         """Answers of servers that say nothing are read in no time: their bodies are not parsed."""
         said = _fields(answer.body)
-        memory = said.get("peak_memory_mb")
-        if _number(memory) and memory > 0:
-            self.memory_mb.append(float(memory))
+        memory = _number(said.get("peak_memory_mb"))
+        if memory:
+            self.memory_mb.append(memory)
         stages = said.get("stage_durations")
         for name, value in (stages if isinstance(stages, dict) else server_timing(answer.headers)).items():
-            if _number(value):
-                self.stages.setdefault(str(name), []).append(float(value))
+            if (seconds := _number(value)) is not None:
+                self.stages.setdefault(str(name), []).append(seconds)
 
     def figures(self) -> dict[str, Any]:
         """Under the names of vLLM-Omni's and SGLang's benchmarks; empty where no answer said anything."""
@@ -63,5 +63,5 @@ def _fields(body: bytes) -> Mapping[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

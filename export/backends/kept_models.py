@@ -34,7 +34,7 @@ def read(folder: Path, identity: Identity) -> list[bytes] | None:
         sizes = header["sizes"]
         if sum(sizes) != len(content) or hashlib.sha256(content).hexdigest() != header["sha256"]:
             raise ValueError("it is damaged")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         logger.warning("the compiled model in %s cannot be used (%s) and is compiled again", path, _why(error))
