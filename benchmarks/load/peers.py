@@ -2,7 +2,7 @@
 
     python benchmarks/load/peers.py                   # 70 minutes; --rounds and --seconds make it shorter
     python benchmarks/load/peers.py --smoke           # a few minutes; proves that every peer runs and makes our images
-    python benchmarks/load/peers.py --peer-python build/peers/bin/python     # where BentoML and Ray are installed
+    python benchmarks/load/peers.py --peer-python build/peers/bin/python     # where BentoML, Ray and Triton are
 
 Peers: FastAPI with a lock; LitServe's own batching in three ways; BentoML's adaptive batching; Ray Serve's
 @serve.batch; Triton's iterative sequences (their files are stock_server.py and peer_servers/). BentoML and Ray run the

@@ -5,6 +5,7 @@ Every bucket is a model of static shape: the CPU plugin runs those about twice a
 
 import functools
 import io
+import logging
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ from export.manifest import BACKEND_OPENVINO
 from fewstep import cores
 from fewstep.card import CheckpointError
 
+logger = logging.getLogger(__name__)
+
+FORM = 1  # of what `_made` makes of a network: another number, and kept models are compiled again
 PRECISIONS = {"bf16": "bfloat16", "f32": "float32"}
 
 
@@ -131,6 +135,7 @@ class _Compiled:
             "capabilities": " ".join(self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
             "network": self.source.manifest.network_sha256,
             "rows": rows,
+            "form": FORM,
             **{name: str(value) for name, value in settings.items()},
         }
 
@@ -151,7 +156,7 @@ class _Compiled:
                 self.core.import_model(io.BytesIO(part), "CPU", own) for part, own in zip(parts, every, strict=False)
             ]
         except RuntimeError as error:
-            kept_models.logger.warning("OpenVINO does not take a compiled model that was kept: %s", error)
+            logger.warning("OpenVINO does not take a compiled model that was kept, and it is compiled again: %s", error)
             return None
 
     @staticmethod
