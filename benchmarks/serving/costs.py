@@ -31,8 +31,8 @@ def fitted(times: Mapping[int, float]) -> Fit:
     sizes, seconds = np.array(list(times), np.float64), np.array(list(times.values()))
     share = np.stack([1 / seconds, sizes / seconds])
     best = np.linalg.lstsq(share.T, np.ones(len(sizes)), rcond=None)[0]
-    if len(sizes) == 1 or best.min() < 0:  # of the two edges the better one
-        edges = [np.eye(2)[axis] * share[axis].sum() / (share[axis] @ share[axis]) for axis in (0, 1)]
+    if len(sizes) == 1 or best.min() < 0:  # of the two edges the better one; of one size alone, that each image costs
+        edges = [np.eye(2)[axis] * share[axis].sum() / (share[axis] @ share[axis]) for axis in (1, 0)]
         best = min(edges, key=lambda each: float(((each @ share - 1) ** 2).sum()))
     return Fit(float(best[0]), float(best[1]), float(np.abs(best @ share - 1).max()))
 
