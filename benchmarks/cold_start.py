@@ -1,9 +1,11 @@
 """From `python -m server` to the first image: seconds, memory over all processes, idle CPU, one client's latency.
 
     python benchmarks/cold_start.py --out build/cold_start.json
+    python benchmarks/cold_start.py --backend openvino       # with compiled models that are kept, and without
 
 Starts real servers one after the other, and stops each with SIGTERM: with the first shipped model alone and with all
-of them, in both modes, in turn. The clients ask for images of the first model.
+of them, in both modes, in turn. The clients ask for images of the first model. With OpenVINO it is the first model in
+fast mode: with the compiled models of an earlier start, and with none.
 """
 
 from fewstep import extras
@@ -11,36 +13,60 @@ from fewstep import extras
 extras.name_missing()
 
 import argparse
+import os
 import subprocess
 import sys
+import tempfile
 import time
-from typing import Any, Unpack
+from pathlib import Path
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import psutil
 from tqdm import tqdm
 
 from benchmarks.harness import ROOT, percentile_ms, result_file, table, write_result
-from export.manifest import read_manifest
+from export.manifest import BACKEND_OPENVINO, BACKEND_OPENVINO_F32, BACKENDS, read_manifest
 from fewstep.client import Client, Wanted
 from fewstep.ranges import whole
 from server.settings.sources import DEFAULT_MODELS, model_engine
 
 COLUMNS = {
-    "models": "models", "mode": "mode", "ready_s": "ready s", "first_image_s": "first image s", "pss_mb": "PSS MB",
+    "models": "models", "mode": "mode", "compiled": "compiled", "ready_s": "ready s", "first_image_s": "first image s",
+    "first_image_cpu_s": "CPU s", "pss_mb": "PSS MB",
     "rss_mb": "RSS MB", "idle_cpu": "idle CPU", "p50_ms": "p50 ms", "p95_ms": "p95 ms",
     "images_per_s": "images/s, n=64", "exit": "exit",
 }  # fmt: skip
 IDLE_S = 2.0
+OPENVINO = (BACKEND_OPENVINO, BACKEND_OPENVINO_F32)
 
 
-def measure(models: tuple[str, ...], mode: str, requests: int) -> dict[str, Any]:
-    """One server's life."""
+class Case(NamedTuple):
+    """What a server is started with."""
+
+    models: tuple[str, ...]
+    mode: str
+    backend: str | None = None  # None: the first engine's
+    compiled: str = ""  # of OpenVINO: "kept" or "anew"
+
+
+def cases(backend: str | None) -> list[Case]:
+    if backend in OPENVINO:
+        return [Case(DEFAULT_MODELS[:1], "fast", backend, compiled) for compiled in ("anew", "kept")]
+    some = (DEFAULT_MODELS[:1], DEFAULT_MODELS)
+    return [Case(models, mode, backend) for models in some for mode in ("fast", "exact")]
+
+
+def measure(case: Case, requests: int, cache: Path) -> dict[str, Any]:
+    """One server's life. cache: where it keeps what it compiles, unless that is to be anew."""
+    models, mode, backend, compiled = case
     command = [sys.executable, "-m", "server", "--port", "0", "--drain-s", "0", "--mode", mode]
     command += [part for name in models for part in ("--model", name)]
-    command += ["--backend", read_manifest(model_engine(models[0])).backend]  # and not the fastest there is
+    command += ["--backend", backend or read_manifest(model_engine(models[0])).backend]
+    # Nothing can be kept below a file.
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache) if compiled == "kept" else os.devnull}
     started = time.monotonic()
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as server:
         try:
             assert server.stdout is not None
             url = server.stdout.readline().split()[-1]
@@ -48,9 +74,10 @@ def measure(models: tuple[str, ...], mode: str, requests: int) -> dict[str, Any]
             with Client(url) as client:
                 _generate(client, steps=4, label="Ankle boot", seed=7)
                 first = time.monotonic() - started
+                first_cpu = _cpu_s(_family(server.pid))
                 alone = [_generate(client, steps=4, label=9, seed=seed) for seed in range(requests)]
                 many = _generate(client, steps=4, n=64, seed=0)
-            processes = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+            processes = _family(server.pid)
             memory = [process.memory_full_info() for process in processes]
             busy = _cpu_s(processes)
             time.sleep(IDLE_S)
@@ -61,8 +88,10 @@ def measure(models: tuple[str, ...], mode: str, requests: int) -> dict[str, Any]
     return {
         "models": " ".join(models),
         "mode": mode,
+        "compiled": compiled,
         "ready_s": ready,
         "first_image_s": first,
+        "first_image_cpu_s": first_cpu,  # of all processes, to which other work on the machine adds little
         "pss_mb": sum(m.pss for m in memory) / 2**20,  # shared pages counted once
         "rss_mb": sum(m.rss for m in memory) / 2**20,
         "processes": len(processes),
@@ -81,6 +110,10 @@ def _generate(client: Client, **wanted: Unpack[Wanted]) -> float:
     return time.monotonic() - started
 
 
+def _family(parent: int) -> list[psutil.Process]:
+    return [psutil.Process(parent), *psutil.Process(parent).children(recursive=True)]
+
+
 def _cpu_s(processes: list[psutil.Process]) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
@@ -89,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=whole(1), default=5, help="servers started per mode (default 5)")
     parser.add_argument("--requests", type=whole(1), default=50, help="single images asked of each (default 50)")
+    parser.add_argument("--backend", choices=BACKENDS, help="what runs the networks (default: what the engines name)")
     parser.add_argument(
         "--out",
         type=result_file,
@@ -96,15 +130,15 @@ def main() -> None:
         help="the JSON with the result (default %(default)s)",
     )
     args = parser.parse_args()
-    cases = [(models, mode) for models in (DEFAULT_MODELS[:1], DEFAULT_MODELS) for mode in ("fast", "exact")]
-    order = [case for _ in range(args.repeats) for case in cases]
-    runs = [measure(models, mode, args.requests) for models, mode in tqdm(order)]
-    rows = [
-        _median([run for run in runs if run["models"] == " ".join(models) and run["mode"] == mode])
-        for models, mode in cases
-    ]
+    every = cases(args.backend)
+    with tempfile.TemporaryDirectory() as folder:
+        for case in every:
+            if case.compiled == "kept":
+                measure(case, 1, Path(folder))  # it compiles and keeps
+        runs = [measure(case, args.requests, Path(folder)) for case in tqdm(every * args.repeats)]
+    rows = [_median(runs[place :: len(every)]) for place in range(len(every))]
     print(table(rows, COLUMNS))
-    settings = {"repeats": args.repeats, "requests": args.requests, "steps": 4}
+    settings = {"repeats": args.repeats, "requests": args.requests, "steps": 4, "backend": args.backend}
     write_result(args.out, "cold_start", settings, rows, runs=runs)
     print(f"\nwrote {args.out}")
 

@@ -24,10 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.engine_plot import draw_engine_speed
 from benchmarks.engine_variants import (
-    COLOUR,
     EAGER,
     EAGER_LAST,
     FASHION,
+    RANDOM,
     Variant,
     checkpoint_of,
     eager_variants,
@@ -142,7 +142,8 @@ def _memory_mb() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=(FASHION, COLOUR), default=FASHION, help="colour: random weights, 32x32x3")
+    parser.add_argument("--network", choices=(FASHION, *RANDOM), default=FASHION,
+                        help="all but fashion in colour, of random weights; colour has 32 pixels")  # fmt: skip
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, metavar="B", help="default: all that run here")
     parser.add_argument(
         "--batches",

@@ -23,10 +23,17 @@ from fewstep.latent import latent_shape
 from fewstep.network import UNet
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
+from trainer.recipes.photos import PHOTOS_64
 
 FASHION, COLOUR = "fashion", "colour"
-# The recipe of the shipped student in three channels, with random weights: time does not depend on them.
-_COLOUR = UNetConfig(resolution=32, channels=3, classes=10, width=48, mult=(1, 2), blocks=2, patch=2)
+# Recipes' networks in colour, with random weights: time does not depend on them. At 32 pixels that of the shipped
+# student; at 256 that of 64 pixels with a patch four times as large.
+_PHOTOS = dataclasses.replace(PHOTOS_64.network, channels=3, classes=10)
+RANDOM = {
+    COLOUR: UNetConfig(resolution=32, channels=3, classes=10, width=48, mult=(1, 2), blocks=2, patch=2),
+    "64px": _PHOTOS,
+    "256px": dataclasses.replace(_PHOTOS, resolution=256, patch=8),
+}
 EAGER, EAGER_LAST = "eager", "eager channels_last"  # what everybody else is compared with
 ON_DEMAND = (BACKEND_TORCH_COMPILE,)  # compiles for minutes: only when it is asked for by name
 
@@ -48,21 +55,26 @@ class Variant(NamedTuple):
 
 @contextmanager
 def checkpoint_of(network: str) -> Iterator[Path]:
-    """The folder of a checkpoint with its engine in `engine`: the shipped student, or a random colour one."""
+    """The folder of a checkpoint with its engine in `engine`: the shipped student, or one of RANDOM."""
     if network == FASHION:
         yield ROOT / "models" / "fashion"
         return
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / network
-        torch.manual_seed(0)
-        weights = {key: tensor.half() for key, tensor in UNet(_COLOUR).state_dict().items()}
-        card = Card(
-            "student", dataclasses.asdict(_COLOUR), 0.5, "", Dataset("random", "0" * 64, "none", 0),
-            tuple(map(str, range(10))), {1: student_levels(1)},
-        )  # fmt: skip
-        save_checkpoint(folder, weights, card)
-        export_checkpoint(folder, folder / "engine")
-        yield folder
+        yield make_random(network, Path(name) / network)
+
+
+def make_random(network: str, folder: Path) -> Path:
+    """A checkpoint of random weights with its engine in `engine`, one to eight steps. network: a key of RANDOM."""
+    config = RANDOM[network]
+    torch.manual_seed(0)
+    weights = {key: tensor.half() for key, tensor in UNet(config).state_dict().items()}
+    card = Card(
+        "student", dataclasses.asdict(config), 0.5, "", Dataset("random", "0" * 64, "none", 0),
+        tuple(map(str, range(config.classes))), {steps: student_levels(steps) for steps in range(1, 9)},
+    )  # fmt: skip
+    save_checkpoint(folder, weights, card)
+    export_checkpoint(folder, folder / "engine")
+    return folder
 
 
 def example_rows(engine_shape: tuple[int, int, int], classes: int, batch: int) -> Rows:

@@ -119,13 +119,15 @@ def load_engine(
     threads: int = 0,
     buckets: Sequence[int] | None = None,
     adapters: AdapterFiles | None = None,
+    compiled: Path | None = None,
 ) -> Engine:
     """The engine in a folder, checked against its manifest and, where one lies beside it, its checkpoint.
 
     backend: one of export.manifest.BACKENDS; None: the manifest's. threads: cores one network call may use; 0 lets
     the backend choose (one thread per physical core). buckets: batch sizes that a backend of fixed shapes prepares,
     None: the manifest's, or powers of two up to 64. Other batches are padded or split. adapters: those that were read
-    before, whatever the folder holds by now; None: those of the folder.
+    before, whatever the folder holds by now; None: those of the folder. compiled: a folder where OpenVINO's compiled
+    models are kept, which later calls read in place of compiling; it is made, and None: nothing is kept.
     Raises CheckpointError with a sentence when the folder is not a usable engine, or the backend cannot run it.
     """
     source = read_source(folder, adapters)
@@ -133,7 +135,7 @@ def load_engine(
     if backend is None and manifest.backend not in BACKENDS:
         raise CheckpointError(f"{source.folder / ENGINE_FILE} wants backend {manifest.backend}; {_known()}")
     backend = manifest.backend if backend is None else backend
-    return Engine(manifest, backend, _open(source, backend, threads, prepared_buckets(manifest, buckets)))
+    return Engine(manifest, backend, _open(source, backend, threads, prepared_buckets(manifest, buckets), compiled))
 
 
 def prepared_buckets(manifest: Manifest, buckets: Sequence[int] | None) -> tuple[int, ...]:
@@ -164,7 +166,7 @@ def read_source(folder: str | Path, adapters: AdapterFiles | None = None) -> Sou
     return Source(folder, manifest, content, adapters)
 
 
-def _open(source: Source, backend: str, threads: int, buckets: tuple[int, ...]) -> Opened:
+def _open(source: Source, backend: str, threads: int, buckets: tuple[int, ...], compiled: Path | None) -> Opened:
     """Imports a backend's module only when it is asked for: most of them load libraries of hundreds of megabytes."""
     if source.manifest.adapted and backend in BACKENDS and backend not in WITH_ADAPTERS:
         raise CheckpointError(
@@ -179,7 +181,7 @@ def _open(source: Source, backend: str, threads: int, buckets: tuple[int, ...]) 
     if backend in (BACKEND_OPENVINO, BACKEND_OPENVINO_F32):
         from export.backends import openvino
 
-        return openvino.open_network(source, backend, threads, buckets)
+        return openvino.open_network(source, backend, threads, buckets, compiled)
     if backend in (BACKEND_TORCH, BACKEND_TORCH_COMPILE):
         _require_torch(backend)
         from export.backends import torch_network

@@ -47,6 +47,7 @@ TORCH_FREE = (
     "ancestral",
     "application",
     "blend",
+    "cache_folder",
     "card",
     "client",
     "conditions",

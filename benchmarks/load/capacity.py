@@ -2,6 +2,7 @@
 
     python benchmarks/load/capacity.py            # about seventeen minutes
     python benchmarks/load/capacity.py --smoke    # about a minute; proves that it runs
+    python benchmarks/load/capacity.py --brief    # saturated and at load 0.8 only, beside shrinking batches
     python benchmarks/load/capacity.py --beside ../old-checkout     # an older server's figures beside ours
 
 R* is the back-to-back limit: images per second of the step mix were the network called with full batches and nothing
@@ -175,8 +176,11 @@ class Campaign:
         return {**summary, "rate": rate, "goodput_limit_ms": 1000 * allowed_s}
 
 
-def points(smoke: bool, beside: bool) -> list[Point]:
+def points(smoke: bool, beside: bool, brief: bool = False) -> list[Point]:
     """Turns in order; whatever is compared stands side by side. beside: an older server instead of the baselines."""
+    if brief:
+        pair = (OURS, SERVERS[2])
+        return [*(Point(server, "closed") for server in pair), *(Point(server, "open", FIRM) for server in pair)]
     if beside:
         pair = (OURS, BESIDE)
         loads = LOADS[:1] if smoke else LOADS
@@ -212,8 +216,8 @@ def run(args: argparse.Namespace, cores: Layout) -> tuple[list[dict[str, Any]], 
     alone: dict[str, Any] = {}
     for network in args.networks:
         campaign = Campaign(args, network, cores)
-        alone[network] = campaign.alone(rounds=4 if args.smoke else 12, round_s=args.limit_s)
-        turns = points(args.smoke, args.beside is not None)
+        alone[network] = campaign.alone(rounds=4 if args.smoke or args.brief else 12, round_s=args.limit_s)
+        turns = points(args.smoke, args.beside is not None, args.brief)
         rows += [campaign.turn(point) for point in tqdm(turns, desc=network, unit="turn")]
         if args.beside is None:
             targets = check_targets(network, rows, alone[network]["efficiency"], campaign.ready_s)
@@ -256,9 +260,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--beside", type=Path, metavar="DIR", help="another checkout, instead of the baselines")
     parser.add_argument("--logs", type=Path, default=ROOT / "build" / "load", metavar="DIR", help="a CSV per run")
-    parser.add_argument("--smoke", action="store_true", help="two loads, short turns")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--smoke", action="store_true", help="two loads, short turns")
+    how.add_argument("--brief", action="store_true", help="saturated and at load 0.8, beside shrinking batches")
     parser.add_argument("server", nargs="*", help="after --: further flags of python -m server")
     args = parser.parse_args(arguments)
+    if args.brief and args.beside:
+        parser.error("--brief has the shrinking baseline; --beside would have another checkout in its place")
     if args.smoke:
         args.seconds, args.warmup_s, args.limit_s = 3, 1, 0.2
     return args

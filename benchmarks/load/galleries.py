@@ -2,7 +2,7 @@
 
     python benchmarks/load/galleries.py             # fifteen minutes
     python benchmarks/load/galleries.py --smoke     # two minutes; proves that it runs
-    python benchmarks/load/galleries.py --peer-python build/peers/bin/python     # where BentoML and Ray are installed
+    python benchmarks/load/galleries.py --peer-python build/peers/bin/python     # where BentoML, Ray and Triton are
 
 The network is the one of fixed cost of peers.py, 1 ms + 5 us a row, 128 slots; steps are mixed from 1, 2, 4 and 8.
 Every server has as many images outstanding, four full batches of them. The peers of peers.py take one image a request;

@@ -160,6 +160,8 @@ def take_answer(buffer: bytes, ended: bool = False) -> tuple[Answer | None, byte
     version, _, status = status_line.partition(" ")
     if version not in ("HTTP/1.1", "HTTP/1.0") or not status[:3].isdecimal():
         raise ValueError(f"the server answered {status_line[:60]!r}, which is not HTTP/1.1")
+    if status[0] == "1":  # of 100 Continue and 103 Early Hints; the answer follows
+        return take_answer(rest, ended)
     headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     if version == "HTTP/1.0" and headers.get("connection", "").lower() != "keep-alive":
         headers["connection"] = "close"

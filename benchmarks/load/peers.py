@@ -2,13 +2,14 @@
 
     python benchmarks/load/peers.py                   # 70 minutes; --rounds and --seconds make it shorter
     python benchmarks/load/peers.py --smoke           # a few minutes; proves that every peer runs and makes our images
-    python benchmarks/load/peers.py --peer-python build/peers/bin/python     # where BentoML and Ray are installed
+    python benchmarks/load/peers.py --peer-python build/peers/bin/python     # where BentoML, Ray and Triton are
 
 Peers: FastAPI with a lock; LitServe's own batching in three ways; BentoML's adaptive batching; Ray Serve's
-@serve.batch (their files are stock_server.py and peer_servers/). BentoML and Ray run the most careful way of batching
-whole requests, "shrinking". In every round each server has a turn at three loads: saturated; 0.4 and 0.8 of what ours
-gave when saturated in the same round. Read the ratios: ours over the peer's of the same round, median and range.
-R* is the back-to-back limit of the network, measured before each round.
+@serve.batch; Triton's iterative sequences (their files are stock_server.py and peer_servers/). BentoML and Ray run the
+most careful way of batching whole requests, "shrinking"; Triton batches call by call, as ours does. In every round each
+server has a turn at three loads: saturated; 0.4 and 0.8 of what ours gave when saturated in the same round. Read the
+ratios: ours over the peer's of the same round, median and range. R* is the back-to-back limit of the network, measured
+before each round.
 """
 
 from fewstep import extras
@@ -48,6 +49,7 @@ from benchmarks.load.trajectories import BATCH_TIMEOUT_S
 from export.manifest import read_manifest
 from fewstep.ranges import POSITIVE, number, whole
 
+TRITON = "pytriton"
 LOADS = (0.4, 0.8)  # of what ours gives when saturated
 SEEDS = range(4)  # of the images that are compared
 MAX_QUEUE = 100_000  # of ours: no peer refuses a request
@@ -74,6 +76,11 @@ class Peer:
 
     def body(self, fields: Mapping[str, Any]) -> bytes:
         """A request for one image."""
+        if self.needs == TRITON:
+            tensors = (("SEED", "INT64", fields["seed"]), ("STEPS", "INT32", fields["steps"]))
+            inputs = [{"name": name, "shape": [1, 1], "datatype": kind, "data": [n]} for name, kind, n in tensors]
+            asked = {"inputs": inputs, "outputs": [{"name": "PNG", "parameters": {"binary_data": True}}]}
+            return request("POST", "/v2/models/denoise/infer", json.dumps(asked).encode())
         if self.needs != "bentoml":
             return generate(fields)
         content = json.dumps({"requests": [fields]}).encode()
@@ -84,6 +91,8 @@ class Peer:
         if answer.status != 200:
             raise RuntimeError(f"{self.name} answered {answer.status}: {answer.body[:200]!r}")
         png = base64.b64decode(json.loads(answer.body)[0]) if self.needs == "bentoml" else answer.body
+        if self.needs == TRITON:  # the Open Inference Protocol's binary form: JSON, then the tensors
+            png = png[int(answer.headers["inference-header-content-length"]) :]
         with Image.open(io.BytesIO(png)) as image:
             return np.asarray(image)
 
@@ -97,7 +106,9 @@ PEERS = (
     Peer("LitServe equal", "stock_server.py", "equal", needs="litserve"),
     Peer("BentoML shrinking", "peer_servers/bentoml_adaptive.py", "shrinking", "/readyz", "bentoml"),
     Peer("Ray Serve shrinking", "peer_servers/ray_batch.py", "shrinking", needs="ray"),
+    Peer("Triton iterative", "peer_servers/triton_iterative.py", probe="/v2/health/ready", needs=TRITON),
 )
+PACKAGES = {"ray": "'ray[serve]'", TRITON: "nvidia-pytriton"}  # that pip knows by another name
 
 
 def installed(python: str, packages: Sequence[str]) -> set[str]:
@@ -111,9 +122,11 @@ def available_peers(python: str) -> tuple[list[Peer], list[str]]:
     """The peers that can run, and a sentence about each that cannot: what to install."""
     found = installed(python, sorted({each.needs for each in PEERS if each.needs}))
     absent = sorted({each.needs for each in PEERS if each.needs and each.needs not in found})
-    packages = " ".join("'ray[serve]'" if name == "ray" else name for name in absent)
+    packages = " ".join(PACKAGES.get(name, name) for name in absent)
     command = f"python3 -m venv build/peers && build/peers/bin/pip install -e . psutil {packages}"
-    sentences = [f"{name} is not installed for {python}, so its rows are missing" for name in absent]
+    sentences = [
+        f"{PACKAGES.get(name, name)} is not installed for {python}, so its rows are missing" for name in absent
+    ]
     sentences += [f"in an environment of its own: {command}; then --peer-python build/peers/bin/python"] * bool(absent)
     return [each for each in PEERS if not each.needs or each.needs in found], sentences
 

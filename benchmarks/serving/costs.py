@@ -2,13 +2,39 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from server.scheduler.calibration import call_time, choose_buckets, knee
 from server.scheduler.slots import buckets_for
 
 MAX_CAPACITY = 4096
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A call over B images takes about a + b B seconds."""
+
+    a_s: float
+    b_s: float
+    off: float  # the largest distance from a measured time, as a share of it
+
+    def seconds(self, images: int) -> float:
+        return self.a_s + self.b_s * images
+
+
+def fitted(times: Mapping[int, float]) -> Fit:
+    """The a and b from 0 up whose squared distances, as shares of the measured times, have the smallest sum."""
+    sizes, seconds = np.array(list(times), np.float64), np.array(list(times.values()))
+    share = np.stack([1 / seconds, sizes / seconds])
+    best = np.linalg.lstsq(share.T, np.ones(len(sizes)), rcond=None)[0]
+    if len(sizes) == 1 or best.min() < 0:  # of the two edges the better one; of one size alone, that each image costs
+        edges = [np.eye(2)[axis] * share[axis].sum() / (share[axis] @ share[axis]) for axis in (1, 0)]
+        best = min(edges, key=lambda each: float(((each @ share - 1) ** 2).sum()))
+    return Fit(float(best[0]), float(best[1]), float(np.abs(best @ share - 1).max()))
 
 
 def linear(a_s: float, b_s: float, capacity: int) -> list[float]:

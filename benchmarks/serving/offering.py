@@ -14,7 +14,8 @@ from benchmarks.load.open_loop import Asking, Record, play
 from benchmarks.serving.arrivals import first, times
 from benchmarks.serving.figures import good
 from benchmarks.serving.mix import Mix, draw_kinds
-from benchmarks.serving.target import Target, peak_memory_mb
+from benchmarks.serving.target import Target
+from benchmarks.serving.told import Told
 from benchmarks.serving.units import shown
 
 PROGRESS_S = 2.0
@@ -49,12 +50,14 @@ class Watch:
     answered: int = 0
     failed: int = 0
     recent_s: list[float] = field(default_factory=list)  # latencies since the last line
-    memory_mb: list[float] = field(default_factory=list)
+    counted_from_s: float = 0.0  # what was due before is of the warm-up
+    told: Told = field(default_factory=Told)
 
     def judge(self, arrival: Arrival, answer: Answer) -> str:
-        if (memory := peak_memory_mb(answer.body)) is not None:
-            self.memory_mb.append(memory)
-        return self.asking.judge(arrival, answer)
+        wrong = self.asking.judge(arrival, answer)
+        if not wrong and arrival.due_s >= self.counted_from_s:
+            self.told.note(answer)
+        return wrong
 
     def keep_on(self, record: Record) -> bool:
         if good(record):
@@ -92,6 +95,7 @@ async def offer(target: Target, load: Load, watch: Watch, timeout_s: float) -> l
     """One run; the records of what was due after the warm-up. watch.limit may end it early."""
     arrivals = [replace(each, due_s=each.due_s + load.warmup_s) for each in schedule(load, target.mix)]
     began, whole_s = time.perf_counter(), load.warmup_s + load.length_s
+    watch.counted_from_s = load.warmup_s
     asking = Asking(target.post, watch.judge, watch.keep_on, timeout_s)
     ticker = asyncio.create_task(_tell(lambda: watch.line(time.perf_counter() - began, whole_s)))
     try:

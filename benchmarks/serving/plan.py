@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.harness import result_file, table, write_result
 from benchmarks.serving.arrivals import PROCESSES, Process, times
-from benchmarks.serving.costs import chosen_capacity, linear, measured, read_times
+from benchmarks.serving.costs import Fit, chosen_capacity, fitted, linear, measured, read_times
 from benchmarks.serving.mix import Mix, described, draw_kinds, mean_calls, parse_mix
 from benchmarks.serving.simulate import Requests, Site, simulate
 from benchmarks.serving.units import RATES, seconds, seconds_from_zero, shown
@@ -130,14 +130,14 @@ def plan(args: argparse.Namespace, call_s: Sequence[float], tell: Callable[[Figu
     return rows
 
 
-def sized(args: argparse.Namespace) -> list[float]:
-    """The cost of a call by the images in it. Raises ValueError."""
+def sized(args: argparse.Namespace) -> tuple[list[float], Fit | None]:
+    """The cost of a call by the images in it, and what measured times are as a + b B. Raises ValueError."""
     if (args.times is None) == (args.a is None):
         raise ValueError("give --times FILE, or --a and --b: what a network call takes")
     if args.times is not None:
         known = read_times(args.times, args.variant)
-        return measured(known, args.capacity or chosen_capacity(known))
-    return linear(args.a, args.b, args.capacity or CAPACITY)
+        return measured(known, args.capacity or chosen_capacity(known)), fitted(known)
+    return linear(args.a, args.b, args.capacity or CAPACITY), None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,20 +152,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"plan  {found.arrivals}, {found.devices} devices: p99 {p99}", file=sys.stderr, flush=True)
 
     try:
-        call_s = sized(args)
+        call_s, fit = sized(args)
         mean_calls(args.mix)  # refuses a mix without steps
         rows = plan(args, call_s, tell)
     except ValueError as error:
         refuse(str(error))
     lines = [{**asdict(row), "within": "yes" if row.within else "no"} for row in rows]
     print(table(lines, COLUMNS))
+    if fit:
+        a, b = (shown(value).replace(" ", "") for value in (fit.a_s, fit.b_s))
+        print(f"the measured times are --a {a} --b {b} within {fit.off:.0%}; the plan is of the times themselves")
     for row in rows:
         if row.within:
             devices = f"{row.devices} device{'s' * (row.devices > 1)} of {len(call_s) - 1} slots"
             print(f"{row.arrivals}: {devices} for {args.rate:g} requests/s of {described(args.mix)}")
     print(f"simulated in {time.perf_counter() - began:.1f} s; {args.requests:,} requests each", file=sys.stderr)
     if args.json:
-        write_result(args.json, "plan", _settings(args, call_s), [asdict(row) for row in rows])
+        write_result(args.json, "plan", _settings(args, call_s, fit), [asdict(row) for row in rows])
         print(f"wrote {args.json}")
     return 0
 
@@ -211,12 +214,13 @@ def argument(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return typed
 
 
-def _settings(args: argparse.Namespace, call_s: Sequence[float]) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, call_s: Sequence[float], fit: Fit | None) -> dict[str, Any]:
     names = ("rate", "p99", "overhead", "policy", "ageing", "batch_delay", "max_queue", "requests", "seed")
     return {
         **{name: getattr(args, name) for name in names},
         "mix": json.loads(json.dumps([asdict(kind) for kind in args.mix])),
         "capacity": len(call_s) - 1,
+        "fit": fit and asdict(fit),
         "call_ms": [1000 * taken for taken in call_s[1:]],
     }
 

@@ -11,6 +11,7 @@ from benchmarks.load.run_summary import MAX_LAG_S
 from benchmarks.serving.figures import keeps_p99, over
 from benchmarks.serving.offering import Load, ServeError, Watch, offer, schedule
 from benchmarks.serving.target import Target
+from benchmarks.serving.told import Told
 from benchmarks.serving.units import shown
 
 FACTOR = 1.05  # the rate that is too high over the one that is kept, at the end
@@ -25,7 +26,7 @@ class Trial:
     kept: bool
     on_time: bool
     records: list[Record] = field(repr=False)
-    memory_mb: list[float] = field(repr=False)
+    told: Told = field(repr=False)
 
 
 async def search(target: Target, load: Load, bound_s: float, start: float, timeout_s: float) -> list[Trial]:
@@ -39,9 +40,7 @@ async def search(target: Target, load: Load, bound_s: float, start: float, timeo
     async def kept(rate: float) -> bool:
         trial = await attempt(target, replace(load, rate=rate, seed=load.seed + len(trials)), bound_s, timeout_s)
         trials.append(trial)
-        late = "" if trial.on_time else "; the generator was late"
-        said = "within" if trial.kept else "beyond"
-        print(f"serve  {rate:.4g} requests/s: {said} {shown(bound_s)}{late}", file=sys.stderr, flush=True)
+        _tell(trial, bound_s)
         if not trial.on_time and not trial.kept:
             best = max((each.rate for each in trials if each.kept), default=None)
             said = f"{best:.4g} requests/s are within {shown(bound_s)}; " if best else ""
@@ -61,6 +60,31 @@ async def search(target: Target, load: Load, bound_s: float, start: float, timeo
     return trials
 
 
+async def confirm(target: Target, load: Load, bound_s: float, timeout_s: float) -> list[Trial]:
+    """Trials of load.rate, each lower than the last one by FACTOR, until one is kept for the whole of load.duration_s.
+
+    A rate that was kept for ten seconds need not be kept for ten minutes. Raises ServeError below half of the rate.
+    """
+    trials: list[Trial] = []
+    rate = load.rate
+    while rate > load.rate / 2:
+        trials.append(await attempt(target, replace(load, rate=rate, seed=load.seed + len(trials)), bound_s, timeout_s))
+        _tell(trials[-1], bound_s)
+        if trials[-1].kept:
+            return trials
+        rate /= FACTOR
+    raise ServeError(
+        f"{load.rate:.4g} requests/s were within {shown(bound_s)} for a short while, and half of them are not for "
+        f"{shown(load.length_s)}: the machine is busy, or the search's --duration is too short"
+    )
+
+
+def _tell(trial: Trial, bound_s: float) -> None:
+    late = "" if trial.on_time else "; the generator was late"
+    said = "within" if trial.kept else "beyond"
+    print(f"serve  {trial.rate:.4g} requests/s: {said} {shown(bound_s)}{late}", file=sys.stderr, flush=True)
+
+
 async def attempt(target: Target, load: Load, bound_s: float, timeout_s: float) -> Trial:
     """One rate. It is kept when 99 % of what was due was answered within the bound."""
     due = sum(arrival.due_s >= 0 for arrival in schedule(load, target.mix))
@@ -75,4 +99,4 @@ async def attempt(target: Target, load: Load, bound_s: float, timeout_s: float) 
     records = await offer(target, load, watch, timeout_s)
     lag_s = float(np.percentile([record.lag_s for record in records], 99)) if records else 0.0
     kept = len(records) == due and keeps_p99(records, bound_s)
-    return Trial(load.rate, kept, lag_s <= MAX_LAG_S, records, watch.memory_mb)
+    return Trial(load.rate, kept, lag_s <= MAX_LAG_S, records, watch.told)

@@ -6,7 +6,8 @@
 
 An open loop: requests leave when they are due, by Poisson arrivals of a seed, whether or not the last answer is there,
 and latency counts from the moment a request was due. Seeds of images differ, so that no cache answers. What is sent
-is printed; --extra adds fields. --rate search finds the highest rate whose 99th percentile is within --p99.
+is printed; --extra adds fields. --rate search finds the highest rate whose 99th percentile is within --p99; with
+--confirm 10m it is then played for ten minutes, and lower ones after it, until one is kept: that figure can be quoted.
 """
 
 from fewstep import extras
@@ -20,18 +21,18 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from statistics import fmean, median
 from typing import Any
 
 from benchmarks.harness import result_file, table, write_result
 from benchmarks.load.open_loop import Record
-from benchmarks.serving.figures import COLUMNS, good, own, peers, rows
+from benchmarks.serving.figures import COLUMNS, QUOTED_S, good, own, peers, rows
 from benchmarks.serving.mix import Kind, Mix, described, parse_mix
 from benchmarks.serving.offering import Load, ServeError, Watch, offer, schedule
 from benchmarks.serving.plan import argument
-from benchmarks.serving.reachable import check
-from benchmarks.serving.search import FACTOR, search
+from benchmarks.serving.reachable import CHECK_S, check
+from benchmarks.serving.search import FACTOR, Trial, confirm, search
 from benchmarks.serving.target import Target, checked_url, extra_field
+from benchmarks.serving.told import Told
 from benchmarks.serving.units import RATES, seconds, seconds_from_zero, shown
 from fewstep.ranges import number, whole
 from fewstep.subcommands import Parser, refuse
@@ -52,34 +53,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _run(args: argparse.Namespace) -> int:
     target, load = _target(args), _load(args)
-    target, alone_s = await check(target)
-    example = json.dumps(target.fields(schedule(load, target.mix)[0]))
+    target, alone_s = await check(target, max(args.timeout, CHECK_S))
+    example = json.dumps(target.fields(schedule(replace(load, count=1), target.mix)[0]))
     print(f"POST {target.base_url.removesuffix(target.prefix)}{target.path} {example}")
-    timeout_s = args.timeout
-    trials: list[dict[str, Any]] = []
+    trials: list[Trial] = []
     if args.rate == "search":
-        found = await search(target, load, args.p99, 0.5 / alone_s, timeout_s)
-        trials = [
-            {"rate": each.rate, "kept": each.kept, "on_time": each.on_time, "answered": sum(map(good, each.records))}
-            for each in found
-        ]
-        best = max((trial for trial in found if trial.kept), key=lambda trial: trial.rate)
-        load, records, memory_mb = replace(load, rate=best.rate), best.records, best.memory_mb
+        trials = await search(target, load, args.p99, 0.5 / alone_s, args.timeout)
+        best = max((trial for trial in trials if trial.kept), key=lambda trial: trial.rate)
+        load = replace(load, rate=best.rate)
         print(f"the highest rate with p99 within {shown(args.p99)}: {best.rate:.4g} requests/s, to {FACTOR - 1:.0%}")
+        if args.confirm:
+            load = replace(load, duration_s=args.confirm, count=None, seed=load.seed + len(trials))
+            trials += await confirm(target, load, args.p99, args.timeout)
+            best = trials[-1]
+            load = replace(load, rate=best.rate)
+            print(f"kept for {shown(args.confirm)}: {best.rate:.4g} requests/s")
+        records, told = best.records, best.told
     else:
         print(
             f"{load.rate:g} requests/s for {shown(load.length_s)}, Poisson of seed {load.seed}: {described(target.mix)}"
         )
         watch = Watch(target)
-        records, memory_mb = await offer(target, load, watch, timeout_s), watch.memory_mb
+        records, told = await offer(target, load, watch, args.timeout), watch.told
     slo_s = args.slo or args.p99
-    _show(records, target.mix, slo_s)
+    _show(records, target.mix, slo_s, load)
     if args.json:
-        _write(args, target, load, records, slo_s, trials, memory_mb, alone_s)
+        _write(args, target, load, records, slo_s, trials, told, alone_s)
     return 0
 
 
-def _show(records: Sequence[Record], mix: Mix, slo_s: float | None) -> None:
+def _show(records: Sequence[Record], mix: Mix, slo_s: float | None, load: Load) -> None:
     lines = rows(records, mix, slo_s)
     columns = {key: heading for key, heading in COLUMNS.items() if key != "slo_attainment_rate" or slo_s}
     print(table(lines, columns))
@@ -91,6 +94,9 @@ def _show(records: Sequence[Record], mix: Mix, slo_s: float | None) -> None:
     if not ours["on_time"]:
         print(f"The generator fell behind its schedule: 1 % of the requests left {ours['lag_p99_ms']:.0f} ms late or "
               "later. These figures are partly its own; lower the rate, or run it on another machine.")  # fmt: skip
+    elif load.length_s < QUOTED_S:
+        print(f"A run of {shown(load.length_s)}. Ten minutes (--duration 10m, of a search --confirm 10m) make a figure "
+              "to quote.")  # fmt: skip
 
 
 def _write(
@@ -99,22 +105,26 @@ def _write(
     load: Load,
     records: Sequence[Record],
     slo_s: float | None,
-    trials: list[dict[str, Any]],
-    memory_mb: Sequence[float],
+    trials: Sequence[Trial],
+    told: Told,
     alone_s: float,
 ) -> None:
-    memory = {"max": max(memory_mb), "mean": fmean(memory_mb), "median": median(memory_mb)} if memory_mb else {}
+    ours = own(records, target.mix)
+    tried: list[dict[str, Any]] = [
+        {"rate": each.rate, "kept": each.kept, "on_time": each.on_time, "answered": sum(map(good, each.records))}
+        for each in trials
+    ]
     settings = {
         "base_url": target.base_url, "api": target.api, "model": target.model, "prompt": target.prompt,
         "extra": dict(target.extra), "mix": [asdict(kind) for kind in target.mix], "rate": load.rate,
         "search_p99_s": args.p99, "duration_s": load.length_s, "requests": load.count, "warmup_s": load.warmup_s,
-        "seed": load.seed, "timeout_s": args.timeout, "request": target.fields(schedule(load, target.mix)[0]),
+        "seed": load.seed, "confirm_s": args.confirm, "timeout_s": args.timeout,
+        "request": target.fields(schedule(load, target.mix)[0]),
         "alone_s": alone_s,
     }  # fmt: skip
     write_result(
         args.json, "serve", settings, rows(records, target.mix, slo_s), **peers(records, slo_s),
-        **{f"peak_memory_mb_{name}": value for name, value in memory.items()},
-        **own(records, target.mix), trials=trials,
+        **told.figures(), **ours, quotable=ours["on_time"] and load.length_s >= QUOTED_S, trials=tried,
     )  # fmt: skip
     print(f"wrote {args.json}")
 
@@ -140,6 +150,8 @@ def _load(args: argparse.Namespace) -> Load:
         raise ServeError("--rate search needs --p99: the bound of the 99th percentile, such as 50ms")
     if args.rate != "search" and args.p99 is not None:
         raise ServeError("--p99 is of --rate search; --slo 50ms counts what a given rate answers in time")
+    if args.rate != "search" and args.confirm:
+        raise ServeError("--confirm is of --rate search; a given rate is played for --duration")
     if args.requests and args.duration:
         raise ServeError("give --requests or --duration, not both")
     duration_s = args.duration or (SEARCH_DURATION_S if args.rate == "search" else DURATION_S)
@@ -174,6 +186,8 @@ def _options(parser: Parser) -> Parser:
     add("--warmup", type=argument(seconds_from_zero), default=2.0, metavar="TIME", help="at the same rate, not counted "
         "(default: 2s)")  # fmt: skip
     add("--p99", type=argument(seconds), metavar="TIME", help="of --rate search: the bound")
+    add("--confirm", type=argument(seconds), metavar="TIME", help="of --rate search: play the rate for so long, and "
+        "lower ones until one is kept; 10m for a figure that is quoted (default: not)")  # fmt: skip
     add("--slo", type=argument(seconds), metavar="TIME", help="the share of requests answered within it is reported")
     add("--timeout", type=argument(seconds), default=60.0, metavar="TIME", help="of a request (default: 60s)")
     add("--seed", type=whole(0), default=0, help="of the arrivals and the images (default: 0)")

@@ -90,17 +90,6 @@ def images_in(body: bytes) -> int:
         return 0
 
 
-def peak_memory_mb(body: bytes) -> float | None:
-    """What vLLM-Omni and SGLang say of the device's memory in an answer, if they do."""
-    if b'"peak_memory_mb"' not in body:
-        return None
-    try:
-        value = json.loads(body)["peak_memory_mb"]
-        return float(value) if value else None
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
 def checked_url(text: str) -> str:
     """http or https with a host, without the last slash. Raises ValueError with a sentence."""
     try:

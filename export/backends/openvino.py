@@ -4,23 +4,32 @@ Every bucket is a model of static shape: the CPU plugin runs those about twice a
 """
 
 import functools
+import io
+import logging
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from export.backends import kept_models
 from export.backends.buckets import through_buckets
 from export.backends.opened import Floats, Opened, Source, not_installed, require_float32
 from export.manifest import BACKEND_OPENVINO
 from fewstep import cores
 from fewstep.card import CheckpointError
 
+logger = logging.getLogger(__name__)
+
+FORM = 1  # of what `_made` makes of a network: another number, and kept models are compiled again
 PRECISIONS = {"bf16": "bfloat16", "f32": "float32"}
 
 
-def open_network(source: Source, backend: str, threads: int, buckets: tuple[int, ...]) -> Opened:
-    """threads: as for load_engine. A bucket's model is compiled at its first call, in about 0.2 s.
+def open_network(
+    source: Source, backend: str, threads: int, buckets: tuple[int, ...], compiled: Path | None = None
+) -> Opened:
+    """threads, compiled: as for load_engine. A bucket's model is compiled, or read from there, at its first call.
 
     Raises CheckpointError when OpenVINO is absent, cannot read the file, or the CPU has no bfloat16.
     """
@@ -36,17 +45,17 @@ def open_network(source: Source, backend: str, threads: int, buckets: tuple[int,
             "this CPU has no bfloat16 arithmetic (AMX or AVX-512 BF16), which backend openvino computes in. "
             "Choose --backend openvino-f32 or onnxruntime-cpu"
         )
-    compiled = _Compiled(core, source, precision, threads)
-    compiled.model(buckets[0])  # what OpenVINO cannot read, it says now and not at the first request
+    models = _Compiled(core, source, precision, threads, compiled)
+    models.model(buckets[0])  # what OpenVINO cannot read, it says now and not at the first request
     facts = {
         "library": f"openvino {ov.__version__.split('-')[0]}",
         "processor": str(core.get_property("CPU", "FULL_DEVICE_NAME")),
         "precision": PRECISIONS[precision],
         "threads": str(threads) if threads else "one per physical core",
-        "streams": str(compiled.streams),
+        "streams": str(models.streams),
         "buckets": ",".join(map(str, buckets)),
     }
-    return Opened(through_buckets(compiled, buckets), facts)
+    return Opened(through_buckets(models, buckets), facts)
 
 
 @functools.cache
@@ -63,13 +72,14 @@ def _core() -> Any:
 
 
 class _Compiled:
-    """The models of the buckets, each compiled when it is first asked for."""
+    """The models of the buckets, each compiled, or read from `kept`, when it is first asked for."""
 
-    def __init__(self, core: Any, source: Source, precision: str, threads: int) -> None:
+    def __init__(self, core: Any, source: Source, precision: str, threads: int, kept: Path | None) -> None:
         self.core = core
         self.source = source
         self.precision = precision
         self.threads = threads
+        self.kept = kept
         self.streams = min(2, threads or cores.count())
         self.models: dict[int, _Streams] = {}
 
@@ -86,6 +96,22 @@ class _Compiled:
         return self.model(bucket)(*arrays)
 
     def _compile(self, rows: int, streams: int) -> "_Streams":
+        settings = self._settings(streams)
+        identity = self._identity(rows, settings)
+        parts = kept_models.read(self.kept, identity) if self.kept else None
+        try:
+            found = self._imported(parts, settings) if parts else None
+            if found is None:
+                found = self._made(rows, settings)
+                if self.kept:
+                    kept_models.write(self.kept, identity, [model.export_model().getvalue() for model in found])
+            return _Streams(found[0], found[1] if len(found) > 1 else None, rows, streams, self.source.manifest.inputs)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"OpenVINO cannot run {self.source.path}: {error}. Choose --backend onnxruntime-cpu"
+            ) from error
+
+    def _settings(self, streams: int) -> dict[str, Any]:
         settings = {
             "INFERENCE_PRECISION_HINT": self.precision,  # left alone, the CPU plugin chooses bfloat16 by itself
             "NUM_STREAMS": streams,
@@ -97,19 +123,46 @@ class _Compiled:
             # Threads are pinned to the first cores of the process's mask. With a quota the mask is the whole machine,
             # and every container would take the same few.
             settings["ENABLE_CPU_PINNING"] = False
+        return settings
+
+    def _identity(self, rows: int, settings: dict[str, Any]) -> kept_models.Identity:
+        """What a compiled model depends on; the threads and their pinning are given anew when it is read."""
+        import openvino as ov
+
+        return {
+            "library": f"openvino {ov.__version__}",
+            "processor": str(self.core.get_property("CPU", "FULL_DEVICE_NAME")),
+            "capabilities": " ".join(self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")),
+            "network": self.source.manifest.network_sha256,
+            "rows": rows,
+            "form": FORM,
+            **{name: str(value) for name, value in settings.items()},
+        }
+
+    def _made(self, rows: int, settings: dict[str, Any]) -> list[Any]:
+        """The compiled model and, where the network has them, that of its `detached_waves`."""
+        model = self.core.read_model(self.source.content)
+        model.reshape({port: [rows, *list(port.partial_shape)[1:]] for port in model.inputs})
+        numbers = [condition.name for condition in self.source.manifest.conditions if not condition.shape]
+        waves = detached_waves(model, ["c_noise", *numbers]) if self.precision == "bf16" else None
+        front = [] if waves is None else [self.core.compile_model(waves, "CPU", self._exact(settings))]
+        return [self.core.compile_model(model, "CPU", settings), *front]
+
+    def _imported(self, parts: Sequence[bytes], settings: dict[str, Any]) -> list[Any] | None:
+        """The same from what was kept; None where OpenVINO does not take it, which is logged."""
+        every = [settings, self._exact(settings)]
         try:
-            model = self.core.read_model(self.source.content)
-            model.reshape({port: [rows, *list(port.partial_shape)[1:]] for port in model.inputs})
-            numbers = [condition.name for condition in self.source.manifest.conditions if not condition.shape]
-            waves = detached_waves(model, ["c_noise", *numbers]) if self.precision == "bf16" else None
-            exact = {**settings, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
-            front = None if waves is None else self.core.compile_model(waves, "CPU", exact)
-            compiled = self.core.compile_model(model, "CPU", settings)
-            return _Streams(compiled, front, rows, streams, self.source.manifest.inputs)
+            return [
+                self.core.import_model(io.BytesIO(part), "CPU", own) for part, own in zip(parts, every, strict=False)
+            ]
         except RuntimeError as error:
-            raise CheckpointError(
-                f"OpenVINO cannot run {self.source.path}: {error}. Choose --backend onnxruntime-cpu"
-            ) from error
+            logger.warning("OpenVINO does not take a compiled model that was kept, and it is compiled again: %s", error)
+            return None
+
+    @staticmethod
+    def _exact(settings: dict[str, Any]) -> dict[str, Any]:
+        """Of `detached_waves`."""
+        return {**settings, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
 
 
 def detached_waves(model: Any, inputs: Sequence[str] = ("c_noise",)) -> Any:

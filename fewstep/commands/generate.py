@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from fewstep.cache_folder import cache_folder
 from fewstep.card import CheckpointError
 from fewstep.ranges import POSITIVE, number, whole
 from fewstep.subcommands import REFUSED, Parser
@@ -105,7 +106,9 @@ def _generate(args: argparse.Namespace) -> int:
         print(f"generate  reading {args.inputs}", file=sys.stderr, flush=True)
     seeds, inputs = seeds_and_inputs(args.seeds, args.inputs, manifest, decode)
     choose_conditions(manifest, args.guidance, pictured(manifest))
-    options = LoadOptions(args.backend, "exact", args.capacity, args.threads, processes=args.workers)
+    options = LoadOptions(
+        args.backend, "exact", args.capacity, args.threads, processes=args.workers, compiled=cache_folder("compiled")
+    )
     per_file = (args.per_file or shard_images(manifest.image_shape)) if output == "webdataset" else 0
     if args.per_file and not per_file:
         raise BulkError(f"--per-file is of --format webdataset, and {args.out} is a {output}")

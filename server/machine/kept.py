@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -31,17 +30,6 @@ class Kept:
     calls: Mapping[Layout, Mapping[int, float]] = field(default_factory=dict)  # batch size -> seconds
     refused: Mapping[Layout, str] = field(default_factory=dict)  # layouts that did not run, and the sentence why
     load: float = 0.0  # the system's load average for each core before they were measured; the highest of all turns
-
-
-def folder(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Where the files lie: fewstep/times in the user's folder for what can be made again; None for a user without."""
-    given = environment.get("XDG_CACHE_HOME", "")
-    if given.startswith("/"):  # another path is to be ignored, by the specification
-        return Path(given) / "fewstep" / "times"
-    try:
-        return Path.home() / ".cache" / "fewstep" / "times"
-    except RuntimeError:  # neither HOME nor an entry in the list of users, as in some containers
-        return None
 
 
 def identity(manifest: Manifest) -> dict[str, Any]:

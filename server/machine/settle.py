@@ -8,6 +8,7 @@ from pathlib import Path
 
 from export.manifest import BACKEND_OPENVINO, BACKEND_OPENVINO_F32, BACKEND_ORT_CPU, Manifest
 from fewstep import cores
+from fewstep.cache_folder import cache_folder
 from server.machine import kept
 from server.machine.choice import Fit, Layout, choose, fit, gain, layouts
 from server.machine.kept import Kept
@@ -61,7 +62,7 @@ def settle(
         slots = settings.capacity if capacity_given else 0
         note = "workers auto: one for each device; only layouts of cores are measured, of backends that run on them"
         return Settled(replace(settings, workers=1, capacity=slots), notes=(note,))
-    home = home or kept.folder()
+    home = home or cache_folder("times")
     known = kept.identity(asked.manifest)
     path = kept.file_of(known, home)
     times, trouble = kept.read(path, known)

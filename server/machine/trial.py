@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from fewstep.cache_folder import cache_folder
 from fewstep.card import CheckpointError
 from server.machine.choice import Layout
 from server.scheduler.calibration import doubling
@@ -108,7 +109,9 @@ def _times(folder: Path, layout: Layout, number: int, link: Connection) -> dict[
 
     options = LoadOptions(layout.backend, threads=layout.threads, processes=layout.workers, process=number)
     with own_cores(options, layout.backend) as fixed:
-        engine = load_engine(folder, backend=layout.backend, threads=fixed.threads, buckets=SIZES)
+        engine = load_engine(
+            folder, backend=layout.backend, threads=fixed.threads, buckets=SIZES, compiled=cache_folder("compiled")
+        )  # what is compiled here, the server's workers read
         if engine.device != "cpu":
             raise CheckpointError(f"{layout.backend} runs on a GPU here, where layouts of cores say nothing")
         table = slot_table(engine, SIZES)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from export.manifest import AdapterFiles, Manifest, adapter_files
+from fewstep.cache_folder import cache_folder
 from fewstep.card import CheckpointError
 from server.processes.messages import Answer, Loading, Ready
 from server.processes.pipes import HttpLinks
@@ -57,7 +58,7 @@ class WorkerConfig:
         """Raises CheckpointError when the files of announced adapters cannot be read."""
         options = LoadOptions(
             backend=settings.backend, mode=settings.mode, capacity=settings.capacity, threads=settings.threads,
-            processes=settings.workers, stall_s=settings.stall_s,
+            processes=settings.workers, stall_s=settings.stall_s, compiled=cache_folder("compiled"),
         )  # fmt: skip
         policy = policy_of(settings.policy, settings.ageing, settings.batch_delay_s)
         adapters = {

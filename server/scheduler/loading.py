@@ -50,6 +50,7 @@ class LoadOptions:
     processes: int = 1  # how many share the machine
     process: int = 0  # which of them this is
     stall_s: float = 0.0  # a network call that takes longer is refused; 0: no limit
+    compiled: Path | None = None  # where OpenVINO's compiled models are kept; None: every start compiles
 
     @property
     def cores(self) -> int:
@@ -113,7 +114,10 @@ def _load_model(
     check_announced(folder, expected, found)
 
     def load(buckets: Sequence[int]) -> "Engine":
-        engine = load_engine(folder, backend=options.backend, threads=options.cores, buckets=buckets, adapters=adapters)
+        engine = load_engine(
+            folder, backend=options.backend, threads=options.cores, buckets=buckets, adapters=adapters,
+            compiled=options.compiled,
+        )  # fmt: skip
         check_announced(folder, expected, engine.manifest)  # it may have been replaced since it was read
         return engine
 

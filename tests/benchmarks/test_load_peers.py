@@ -1,9 +1,11 @@
 """Peers are given the same work, and the tables say what the rounds measured."""
 
 import base64
+import importlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from benchmarks.load.http_client import Answer
 from benchmarks.load.peer_servers.fastapi_lock import application
 from benchmarks.load.peers import OURS, PEERS, Peer, available_peers, medians, ratios
 from benchmarks.load.trajectories import Trajectories, gathered, parser, wanted
+from fewstep.noise import random_labels
 from fewstep.pixels import encode
 from tests.server.fakes import GaussianNetwork, expected_pixels, manifest
 
@@ -73,12 +76,77 @@ def test_bentomls_bodies_and_answers_are_lists():
         bento.pixels(Answer(503, {}, b"full", 0.0))
 
 
+class FakeTensor:
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def as_numpy(self) -> np.ndarray:
+        return np.array([[self.value]])
+
+    @staticmethod
+    def from_dlpack(name: str, array: np.ndarray) -> np.ndarray:
+        assert name == "PNG" and array.dtype == np.uint8 and array.flags.writeable
+        return array
+
+
+class FakeRequest:
+    """As Triton's Python backend has it; again: whether it is to be given to the model once more."""
+
+    def __init__(self, number: int, seed: int, steps: int) -> None:
+        self.number, self.values, self.again = number, {"SEED": seed, "STEPS": steps}, False
+
+    def correlation_id(self) -> int:
+        return self.number
+
+    def set_release_flags(self, flags: int) -> None:
+        assert flags == 2
+        self.again = True
+
+
+def test_triton_makes_our_images_call_by_call_and_takes_newcomers(monkeypatch: pytest.MonkeyPatch):
+    backend = SimpleNamespace(
+        get_input_tensor_by_name=lambda request, name: FakeTensor(request.values[name]),
+        TRITONSERVER_REQUEST_RELEASE_RESCHEDULE=2, Tensor=FakeTensor,
+        InferenceResponse=lambda output_tensors: output_tensors[0],
+    )  # fmt: skip
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", backend)
+    triton_model = importlib.import_module("benchmarks.load.peer_servers.triton_model")
+    engine, labels = FakeEngine(), random_labels(range(9), manifest().classes).tolist()
+    model = triton_model.TritonPythonModel()
+    made = Trajectories(engine, "shrinking", 4)  # pyright: ignore[reportArgumentType]
+    monkeypatch.setattr(triton_model.Trajectories, "load", lambda args: made)
+    told = json.dumps({"engine": "e", "capacity": 4, "backend": None, "threads": 1, "cost": None, "cores": []})
+    model.initialize({"model_config": json.dumps({"parameters": {"peer": {"string_value": told}}})})
+    waiting = [FakeRequest(11, 5, 4), FakeRequest(12, 6, 1)]
+    answered: dict[int, bytes] = {}
+    for turn in range(4):
+        if turn == 2:
+            waiting.append(FakeRequest(13, 7, 2))
+        chosen = waiting[:1] if turn == 1 else waiting  # Triton may leave one out
+        for request, answer in zip(chosen, model.execute(chosen), strict=True):
+            assert request.again == (answer is None)
+            request.again = False
+            if answer is not None:
+                answered[request.number] = answer.tobytes()
+        waiting = [request for request in waiting if request.number not in answered]
+    assert not waiting and not model.started and not model.done
+    assert engine.network.batches == [2, 1, 2, 2]
+    triton, header = peer("pytriton"), b'{"outputs":[]}'
+    for number, seed, steps in ((11, 5, 4), (12, 6, 1), (13, 7, 2)):
+        body = Answer(200, {"inference-header-content-length": "14"}, header + answered[number], 0.0)
+        np.testing.assert_array_equal(triton.pixels(body), expected_pixels(seed, labels[seed], steps).squeeze(-1))
+    asked = json.loads(triton.body({"steps": 4, "seed": 7}).split(b"\r\n\r\n")[1])
+    assert [(each["name"], each["data"]) for each in asked["inputs"]] == [("SEED", [7]), ("STEPS", [4])]
+
+
 def test_a_peer_that_is_not_installed_is_named_with_the_command(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(peers, "installed", lambda python, packages: {"fastapi", "litserve", "ray"})
     found, missing = available_peers("py")
     assert [each.needs for each in found] == ["", "fastapi", *["litserve"] * 3, "ray"]
     assert missing[0] == "bentoml is not installed for py, so its rows are missing"
-    assert missing[1].endswith("pip install -e . psutil bentoml; then --peer-python build/peers/bin/python")
+    assert missing[1].startswith("nvidia-pytriton is not installed for py")
+    command = "pip install -e . psutil bentoml nvidia-pytriton; then --peer-python build/peers/bin/python"
+    assert missing[2].endswith(command)
     monkeypatch.undo()
     assert peers.installed(sys.executable, ["json", "no_such_package"]) == {"json"}
 

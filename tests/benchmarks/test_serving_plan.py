@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.serving.costs import linear, measured, read_times
+from benchmarks.serving.costs import fitted, linear, measured, read_times
 from benchmarks.serving.mix import Kind, described, mean_calls, parse_mix, shares
 from benchmarks.serving.plan import fewest, main
 from benchmarks.serving.units import seconds, seconds_from_zero
@@ -61,6 +61,20 @@ def test_a_call_is_padded_to_the_sizes_that_the_server_would_choose(tmp_path: Pa
         path.write_text(wrong)
         with pytest.raises(ValueError, match=sentence):
             read_times(path)
+
+
+def test_measured_times_are_fitted_by_shares_and_never_below_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    exact = fitted({size: 0.004 + 0.003 * size for size in (1, 2, 8, 32)})
+    assert (exact.a_s, exact.b_s, exact.off) == pytest.approx((0.004, 0.003, 0.0), abs=1e-12)
+    off = fitted({1: 1.0, 100: 110.0})  # a would be below 0: b alone, between 1 and 1.1
+    assert off.a_s == 0 and 1 < off.b_s < 1.1 and off.off == pytest.approx(0.05, abs=0.01)
+    falls = fitted({1: 1.0, 2: 0.9})
+    assert falls.b_s == 0 and falls.a_s == pytest.approx(0.95, abs=0.01)
+    assert ((one := fitted({4: 2.0})).a_s, one.b_s, one.off) == pytest.approx((0.0, 0.5, 0.0))
+    (tmp_path / "t.json").write_text(json.dumps({"1": 7.0, "2": 10.0, "4": 16.0}))
+    flags = f"--rate 10 --mix 1 --p99 1s --times {tmp_path / 't.json'} --arrivals poisson --requests 1000"
+    assert main(flags.split()) == 0
+    assert "the measured times are --a 4ms --b 3ms within 0%" in capsys.readouterr().out
 
 
 def test_a_mix_is_read_from_a_line_or_from_the_peers_json():

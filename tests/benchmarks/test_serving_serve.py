@@ -15,6 +15,7 @@ import pytest
 from benchmarks.harness import ROOT
 from benchmarks.load.arrivals import Arrival
 from benchmarks.load.cores import Layout
+from benchmarks.load.http_client import Answer, take_answer
 from benchmarks.load.open_loop import Record
 from benchmarks.load.servers import ours
 from benchmarks.serving.figures import keeps_p99, own, peers, rows
@@ -22,6 +23,7 @@ from benchmarks.serving.mix import parse_mix
 from benchmarks.serving.offering import Load, schedule
 from benchmarks.serving.serve import main
 from benchmarks.serving.target import Target, checked_url, extra_field
+from benchmarks.serving.told import Told
 
 LATENCY_S = 0.05
 IMAGE = base64.b64encode(b"an image").decode()
@@ -56,6 +58,7 @@ class Other:
         return status, {
             "data": [{"b64_json": IMAGE}] * body.get("n", 1),
             "peak_memory_mb": 7,
+            "stage_durations": {"denoise": 0.5, "note": "none"},
         } if status == 200 else code
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -111,6 +114,8 @@ def test_another_server_gets_openais_fields_only_and_its_latency_is_what_it_take
     # M/D/infinity: rate times latency requests are in the making in the mean; a closed loop would have one.
     assert other.most >= 3
     assert result["peak_memory_mb_max"] == result["peak_memory_mb_mean"] == 7
+    assert result["stage_durations_mean"] == result["stage_durations_p99"] == {"denoise": 0.5}
+    assert result["quotable"] is False, "it took a second"
     assert result["network_calls"] is None and result["images_per_s"] == pytest.approx(result["throughput_qps"])
     assert result["format"] == 1 and result["settings"]["request"] == {"prompt": "cat", "model": "other"}
 
@@ -130,19 +135,52 @@ def test_failures_are_counted_by_kind_and_seeds_differ(tmp_path: Path):
     assert result["slo_attainment_rate"] == result["completed_requests"] / 60
 
 
-def test_a_search_finds_the_rate_at_which_the_server_begins_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """What it refuses here is the arrivals of a rate, not a load: a request of a schedule above 300 requests/s."""
+def test_a_search_finds_the_rate_at_which_the_server_refuses_and_plays_it_for_longer_until_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What it refuses here is the arrivals of a rate, not a load: more than 300 requests/s, and for longer than the
+    search's 20 requests more than 250."""
     monkeypatch.setattr("benchmarks.serving.search.MAX_LAG_S", 10.0)  # a busy machine may not end this search
-    rates: list[float] = []
+    loads: list[Load] = []
     monkeypatch.setattr(
-        "benchmarks.serving.search.schedule", lambda load, mix: rates.append(load.rate) or schedule(load, mix)
+        "benchmarks.serving.search.schedule", lambda load, mix: loads.append(load) or schedule(load, mix)
     )
-    other = Other(lambda body: 200 if not rates or rates[-1] <= 300 else 429)
+
+    def taken(load: Load) -> bool:
+        return load.rate <= (300 if load.count else 250)
+
+    other = Other(lambda body: 200 if not loads or taken(loads[-1]) else 429)
     with running(other) as url:
-        result = measured(url, tmp_path / "o.json", "--rate search --p99 20s --requests 20 --warmup 0")
-    assert 300 / 1.06 <= result["settings"]["rate"] <= 300
-    kept = [trial["rate"] for trial in result["trials"] if trial["kept"]]
-    assert max(kept) == result["settings"]["rate"] and all(t["kept"] == (t["rate"] <= 300) for t in result["trials"])
+        flags = "--rate search --p99 20s --requests 20 --warmup 0 --confirm 100ms"
+        result = measured(url, tmp_path / "o.json", flags)
+    assert [trial["kept"] for trial in result["trials"]] == [taken(load) for load in loads]
+    searched = [load.rate for load in loads if load.count]
+    assert max(rate for rate in searched if rate <= 300) >= 300 / 1.06 and len(searched) < len(loads) - 1
+    assert 250 / 1.06 <= loads[-1].rate == result["settings"]["rate"] <= 250 and loads[-1].duration_s == 0.1
+    assert len({load.seed for load in loads}) == len(loads), "every trial has arrivals of its own"
+
+
+def test_stages_are_read_of_a_header_or_of_the_body_and_what_is_no_number_is_left_out():
+    told = Told()
+    told.note(Answer(200, {"server-timing": 'queue;dur=12.5, miss, gpu;desc="all, of it";dur=3'}, b"{}", 0.0))
+    told.note(Answer(200, {"server-timing": "queue;dur=7.5"}, b'{"stage_durations": {"vae": 2, "x": null}}', 0.0))
+    for body in (b"\x89PNG", b'["peak_memory_mb"]', b'{"peak_memory_mb": "7"}', b'{"stage_durations": 3, '):
+        told.note(Answer(200, {}, body, 0.0))
+    assert told.figures() == {
+        f"stage_durations_{name}": {"queue": pytest.approx(0.0125), "gpu": 0.003, "vae": 2.0}
+        for name in ("mean", "p50", "p99")
+    }
+
+
+def test_a_busy_server_is_said_and_early_hints_are_no_answer(capsys: pytest.CaptureFixture[str]):
+    with running(Other(lambda body: 429)) as url, pytest.raises(SystemExit):
+        main(["--base-url", url, "--key-env", "OTHER_KEY", "--rate", "1"])
+    said = capsys.readouterr().err
+    assert said.startswith("error: the server is too busy for a request on its own: 429 busy") and "try again" in said
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    answer, left = take_answer(hints + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+    assert answer and (answer.status, answer.body, left) == (200, b"ok", b"")
+    assert take_answer(hints) == (None, b"")
 
 
 @pytest.mark.parametrize(
@@ -156,6 +194,7 @@ def test_a_search_finds_the_rate_at_which_the_server_begins_to_refuse(tmp_path: 
         ("--rate 0", "--rate: 0 is not a number from 0.001 to 1,000,000"),
         ("--rate search", "--rate search needs --p99"),
         ("--rate 1 --p99 5ms", "--p99 is of --rate search; --slo"),
+        ("--rate 1 --confirm 5m", "--confirm is of --rate search"),
         ("--rate 1 --requests 2 --duration 2s", "give --requests or --duration, not both"),
         ("--rate 1 --api native --size 3x3", "--api native has no sizes"),
         ("--rate 0.001 --duration 10ms --warmup 0", "0.001 requests/s for 10 ms made no request; run longer"),
@@ -243,6 +282,7 @@ def test_our_server_answers_every_kind(api: str, fast_server: str, tmp_path: Pat
     assert (result["completed_requests"], result["failed_requests"]) == (40, 0)
     by_kind = {row["kind"]: row["requests"] for row in result["rows"]}
     assert by_kind.pop("all") == sum(by_kind.values()) == 40 and set(by_kind) == {"1", "4x3", "2b"}
+    assert set(result["stage_durations_p99"]) == {"queue", "engine", "encode"}  # of the header Server-Timing
     assert result["network_calls"] == by_kind["1"] + 12 * by_kind["4x3"] + 2 * by_kind["2b"]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export.backends import openvino as backend
 from export.engine import load_engine
 from fewstep import cores
 from fewstep.card import CheckpointError
@@ -24,6 +25,27 @@ def test_two_openvino_streams_are_one_network(checkpoint):
     for batch in (2, 5, 8):
         rows = example_rows(one, batch)
         np.testing.assert_allclose(two.network(*rows), one.network(*rows), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["openvino-f32", "openvino"])
+def test_a_kept_model_gives_the_same_bytes_without_being_compiled(name, tmp_path, monkeypatch, caplog):
+    """In bfloat16 the sines of the shipped student's embedding are a model of their own."""
+    if name == "openvino" and "BF16" not in backend._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU has no bfloat16 arithmetic")
+    made, real = [], backend._Compiled._made
+    monkeypatch.setattr(backend._Compiled, "_made", lambda *arguments: made.append(1) or real(*arguments))
+    outputs = []
+    for _ in range(3):
+        folder = ROOT / "models" / "fashion" / "engine"
+        engine = load_engine(folder, backend=name, threads=1, buckets=(2,), compiled=tmp_path / "new")
+        outputs.append(engine.network(*example_rows(engine, 2)))
+        if len(outputs) == 2:
+            assert len(made) == 1, "the second one was read"
+            (path,) = (tmp_path / "new").iterdir()
+            path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert len(made) == 2 and "it is damaged" in caplog.text, "the third one found a damaged file"
+    np.testing.assert_array_equal(outputs[1], outputs[0])
+    np.testing.assert_array_equal(outputs[2], outputs[0])
 
 
 # In a process of its own: what it guards against is a segmentation fault.

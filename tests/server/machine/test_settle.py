@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from fewstep import cores
+from fewstep.cache_folder import cache_folder
 from server.__main__ import main
 from server.machine import kept
 from server.machine import settle as settling
@@ -167,8 +168,8 @@ def test_a_user_without_a_home_is_told_that_every_start_measures(machine: Machin
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", no_home)
-    assert kept.folder({"XDG_CACHE_HOME": "relative"}) is None
-    assert kept.folder({"XDG_CACHE_HOME": "/c"}) == Path("/c/fewstep/times")
+    assert cache_folder("times", {"XDG_CACHE_HOME": "relative"}) is None
+    assert cache_folder("times", {"XDG_CACHE_HOME": "/c"}) == Path("/c/fewstep/times")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     found = settle(Settings(HERE, workers=0), {"tiny": machine.model}, False, machine.measure)
     assert found.settings.backend == "openvino" and found.path is None
