@@ -13,11 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from fewstep.card import CheckpointError, file_sha256, read_card, write_atomically
 from fewstep.checkpoint import load_checkpoint, save_checkpoint
 from fewstep.outputs import STATE_FILE
+from fewstep.ranges import RangeError
 from trainer import model_card, report
 from trainer.classify import train_classifier
 from trainer.commands import train_student, train_teacher
@@ -36,6 +39,7 @@ from trainer.plan import (
     Rehearsal,
     describe,
     images_seen,
+    memory_mb,
     plan,
     rehearse,
     too_few,
@@ -44,9 +48,13 @@ from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import NetworkSize, Recipe, Stage
 from trainer.run.claim import claim
 from trainer.run.compute import worth_compiling
+from trainer.run.distributed import process_count
+from trainer.run.loop import DivergedError
 from trainer.run.progress import format_seconds
+from trainer.run.spawned import in_processes
 from trainer.run.state import read_facts, settle_state
 from trainer.runs import fit_to_data
+from trainer.settings import MachineError
 
 DATA, EXPORT, REPORT = "data", "export", "report"
 DATA_FILE = "data.zip"
@@ -84,6 +92,10 @@ class Run:
         return self.order.network
 
     @property
+    def processes(self) -> int:
+        return self.order.processes or 1
+
+    @property
     def compiles(self) -> bool:
         long = (self.order.budget_s or 0) >= COMPILED_FROM_S
         return long and worth_compiling(self.order.where, self.order.budget_s)
@@ -102,12 +114,13 @@ def names(recipe: Recipe) -> list[str]:
 def train(
     order: Order, default_budget_s: float, export: Export, began: float, first: str | None = None, dry_run: bool = False
 ) -> int:
-    """Run all stages that are not complete. Returns the exit status.
+    """Run all stages that are not complete. Returns the exit status. Training stages have order.processes processes.
 
     began: start time of the command by time.monotonic, because the budget covers the whole command. first: this stage
     and all that follow are repeated. dry_run: print the plan, write nothing.
-    Raises CheckpointError, DataError or OSError with a sentence; complete stages remain.
+    Raises CheckpointError, DataError, MachineError or OSError with a sentence; complete stages remain.
     """
+    _check_processes(order)
     if first:
         _from(first, RECIPES[order.photos if order.names_recipe else "photos"])  # before any picture is read
     journal = Journal.read(order.out)
@@ -158,6 +171,21 @@ def _train(order: Order, journal: Journal, export: Export, first: str | None, be
         _report(run, planned)
     print(ending(run, planned), flush=True)
     return 0
+
+
+def _check_processes(order: Order) -> None:
+    """Raise MachineError where this machine or its environment cannot have the processes that are asked for. Says so
+    where it could have more."""
+    if (started := process_count()) > 1:
+        raise MachineError(
+            f"torchrun has started {started} processes, and fewstep train starts its own: run it without torchrun, "
+            f"with --processes {started}; on several machines, run its stages one by one (docs/training.md)"
+        )
+    gpus = torch.cuda.device_count() if order.where == "cuda" else None
+    if gpus is not None and (order.processes or 1) > gpus:
+        raise MachineError(f"--processes {order.processes}: each needs a GPU of its own, and this machine has {gpus}")
+    if gpus is not None and gpus > 1 and order.processes is None:
+        print(f"one of {gpus} GPUs is used; --processes {gpus} uses all of them", file=sys.stderr, flush=True)
 
 
 def _check_planned_stages(journal: Journal) -> None:
@@ -299,6 +327,12 @@ def _open_run(order: Order, journal: Journal, data: ImageSet) -> Run:
         raise DataError(f"images of {side}x{side} do not fit the network of {name}: {error}") from error
     if any(stage.method == "classifier" for stage in run.recipe.stages) and (data.labels < 0).any():
         raise DataError(f"the recipe {name} trains classifiers, and {data.name} has images without a class")
+    for stage, batch in run.batches.items():
+        if batch % run.processes:
+            raise MachineError(
+                f"--processes {run.processes}: they share batches of {batch} images evenly in the stage {stage}; "
+                f"choose a number that divides {batch}"
+            )
     return run
 
 
@@ -306,12 +340,14 @@ def _make_plan(run: Run, stages: Sequence[Stage], began: float) -> Plan:
     """Measure a few updates of every stage of the recipe, and share the budget among `stages`."""
     batches = run.batches
 
-    def train_briefly(stage: Stage, folder: Path, images: int, label: str) -> None:
+    def train_briefly(stage: Stage, folder: Path, images: int, label: str) -> int:
         options = run.options(stage, folder, images, label, None)
         if stage.method != "teacher":
             options = replace(options, precision=read_card(folder / "teacher").training["precision"])
-        if not _run_stage(run, options, stage, folder):
+        done = _run_stage(run, options, stage, folder)
+        if not done.completed:
             raise KeyboardInterrupt
+        return done.memory_mb
 
     budget_s = run.order.budget_s
     assert budget_s is not None, "_complete_order saw to it"
@@ -320,7 +356,7 @@ def _make_plan(run: Run, stages: Sequence[Stage], began: float) -> Plan:
     )
     return plan(
         measured, stages, batches, budget_s, time.monotonic() - began, recipe=run.recipe_name,
-        network=run.network, device=run.order.where, compile=run.compiles,
+        network=run.network, device=run.order.where, compile=run.compiles, processes=run.processes,
     )  # fmt: skip
 
 
@@ -343,18 +379,42 @@ def _enough_disk(out: Path, planned: Plan) -> None:
         )
 
 
-def _run_stage(run: Run, options: RunOptions, stage: Stage, folder: Path) -> bool:
-    """Train one stage; `folder` holds the results of the others. False: interrupted."""
+class Trained(NamedTuple):
+    completed: bool  # False: interrupted
+    memory_mb: int  # of all processes together, at most
+
+
+REFUSALS = (CheckpointError, DataError, MachineError, RangeError, DivergedError, OSError)
+
+
+def _run_stage(run: Run, options: RunOptions, stage: Stage, folder: Path) -> Trained:
+    """Train one stage, in as many processes as are asked for; `folder` holds the results of the others."""
+    if run.processes == 1:
+        return Trained(_train_with(run.data, options, stage, folder), memory_mb())
+    read = DATA in run.journal.stages  # else this is a plan that writes nothing
+    shared = (run.order, read, options, stage, folder)
+    first = in_processes(run.processes, run.order.where, REFUSALS, train_shared, *shared)
+    return Trained(first.completed, run.processes * first.memory_mb)
+
+
+def train_shared(order: Order, read: bool, options: RunOptions, stage: Stage, folder: Path) -> Trained:
+    """Train one stage in one of several processes, each of which reads the data itself. read: by the stage `data`."""
+    data = _read_data(Journal.read(order.out)) if read else _pictures(order)
+    return Trained(_train_with(data, options, stage, folder), memory_mb())
+
+
+def _train_with(data: ImageSet, options: RunOptions, stage: Stage, folder: Path) -> bool:
+    """False: interrupted."""
     if stage.method == "teacher":
-        return train_teacher(options, run.data)
+        return train_teacher(options, data)
     if stage.method == "classifier":
-        return train_classifier(options, run.data)
+        return train_classifier(options, data)
     of = lambda name: folder / name if name else None  # noqa: E731
     critics = tuple(folder / name for name in stage.critics)
     request = Distillation(
         folder / "teacher", stage.method, dict(stage.switches), of(stage.start), None, of(stage.kept), critics
     )
-    return train_student(options, run.data, request)
+    return train_student(options, data, request)
 
 
 def _settings(run: Run, stage: Stage, planned: Plan) -> str:
@@ -382,7 +442,7 @@ def _train_stage(run: Run, stage: Stage, planned: Plan) -> bool:
     out = run.order.out
     settle_state(out / stage.name)
     options = run.options(stage, out, planned.images[stage.name], stage.name, planned)
-    if not _run_stage(run, options, stage, out):
+    if not _run_stage(run, options, stage, out).completed:
         return False
     folder = out / stage.name
     result = classifier_hash(folder) if stage.method == "classifier" else read_card(folder).weights
@@ -435,7 +495,7 @@ def command(order: Order) -> str:
     """The command that starts or continues this run."""
     options = {
         "half": order.half, "size": order.size, "network": order.network, "device": order.device,
-        "seed": order.seed or None,
+        "seed": order.seed or None, "processes": order.processes,
     }  # fmt: skip
     given = [f"--{name} {value}" for name, value in options.items() if value is not None]
     paths = f"{shlex.quote(order.photos)} --out {shlex.quote(str(order.out))}"

@@ -18,7 +18,7 @@ T = TypeVar("T")
 @contextmanager
 def join_processes(device: str) -> Iterator[None]:
     """Join the group torchrun describes in the environment, and leave it at the end: gloo on CPUs, nccl on GPUs."""
-    if _process_count() == 1:
+    if process_count() == 1:
         yield
         return
     if device == "cuda":
@@ -37,7 +37,7 @@ def join_processes(device: str) -> Iterator[None]:
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 
 
-def _process_count() -> int:
+def process_count() -> int:
     """How many processes torchrun started; 1 without it."""
     size = os.environ.get("WORLD_SIZE", "1")
     if not size.isdecimal() or int(size) < 1:
