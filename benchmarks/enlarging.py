@@ -39,7 +39,6 @@ from PIL import Image
 
 from benchmarks.edit_coverage import ANSWERS, NOMINAL, crps, outside
 from benchmarks.harness import ROOT, WORK, picture_file, result_file, table, write_result
-from export.engine import load_engine
 from fewstep.card import CheckpointError
 from fewstep.checkpoint import load_denoiser
 from fewstep.conditions import LOW, Condition, find
@@ -109,32 +108,21 @@ def answers(enlarge: Enlarge, small: Pixels, count: int, first_seed: int) -> Pix
     return made.reshape(len(small), count, *made.shape[1:])
 
 
-def student_of(folder: Path) -> tuple[Condition, dict[int, Enlarge]]:
-    """What a served model takes, and how it enlarges by network calls. Raises CheckpointError."""
-    engine = load_engine(folder / "engine", threads=1)
-    low = _low(folder, find(engine.manifest.conditions, LOW))
-    levels = {steps: engine.manifest.levels[steps] for steps in STEPS}
+class Enlarger:
+    """A checkpoint that enlarges images, by PyTorch."""
 
-    def enlarge(small: NDArray[np.float32], seeds: Sequence[int], steps: int) -> Pixels:
-        denoiser = engine.denoiser.given(**{LOW: small})
-        return to_pixels(sample_dpdm(denoiser, noise_for(seeds, engine.manifest.image_shape), levels[steps]).images)
-
-    return low, {steps: partial(enlarge, steps=steps) for steps in STEPS}
-
-
-def teacher_of(folder: Path, top: float) -> Enlarge:
-    """A checkpoint by Heun's method from the level `top` down. Raises CheckpointError."""
-    denoiser, card = load_denoiser(folder)
-    _low(folder, find(card.conditions, LOW))
-    sigmas = solver_sigmas(TEACHER_LEVELS, TEACHER_LOWEST, top)
+    def __init__(self, folder: Path) -> None:
+        """Raises CheckpointError."""
+        self.denoiser, self.card = load_denoiser(folder)
+        self.low = _low(folder, find(self.card.conditions, LOW))
 
     @torch.no_grad()
-    def enlarge(small: NDArray[np.float32], seeds: Sequence[int]) -> Pixels:
-        bound = denoiser.given(**{LOW: torch.from_numpy(small)})
-        drawn = noise_for(seeds, card.image_shape)
-        return to_pixels(sample_heun(bound, lambda step: torch.from_numpy(drawn(step)), sigmas).images.numpy())
-
-    return enlarge
+    def __call__(self, small: NDArray[np.float32], seeds: Sequence[int], levels: Sequence[float]) -> Pixels:
+        """By a student's levels; those of a solver end with zero, and Heun's method takes them."""
+        bound = self.denoiser.given(**{LOW: torch.from_numpy(small)})
+        drawn = noise_for(seeds, self.card.image_shape)
+        sample = sample_dpdm if levels[-1] else sample_heun
+        return to_pixels(sample(bound, lambda step: torch.from_numpy(drawn(step)), levels).images.numpy())
 
 
 def _low(folder: Path, low: Condition | None) -> Condition:
@@ -244,6 +232,7 @@ def sheet(crops: Crops, made: dict[str, Pixels]) -> Pixels:
 
 def main() -> None:
     args = _arguments()
+    torch.set_num_threads(args.threads or torch.get_num_threads())
     try:
         _judge(args)
     except (CheckpointError, DataError) as error:
@@ -251,7 +240,9 @@ def main() -> None:
 
 
 def _judge(args: argparse.Namespace) -> None:
-    low, students = student_of(args.model)
+    student, teacher = Enlarger(args.model), Enlarger(args.teacher) if args.teacher else None
+    if missing := [str(steps) for steps in STEPS if steps not in student.card.levels]:
+        raise CheckpointError(f"{args.model} is a {student.card.role} without levels of {', '.join(missing)} calls")
     if not args.held_out.exists():
         command = f"fewstep trainer data earth-x4 --split test --out {args.held_out}"
         raise DataError(f"{args.held_out} does not exist; for crops of the Earth: {command}")
@@ -259,12 +250,14 @@ def _judge(args: argparse.Namespace) -> None:
     if len(images) < args.pictures + args.real:
         raise DataError(f"{args.held_out} has {len(images):,} images, and {args.pictures + args.real:,} are asked for")
     order = np.random.default_rng(0).permutation(len(images))[: args.pictures + args.real]
-    crops, real = (Crops.of(images[np.sort(part)], low.shape[1]) for part in np.split(order, [args.pictures]))
-    distances = Distances(real, low)
-    ways = {f"{steps} call{'s' * (steps > 1)}": enlarge for steps, enlarge in students.items()}
-    if args.teacher:
-        top = max(load_engine(args.model / "engine", threads=1).manifest.levels[1])
-        ways[f"teacher, {2 * TEACHER_LEVELS - 1}"] = teacher_of(args.teacher, top)
+    crops, real = (Crops.of(images[np.sort(part)], student.low.shape[1]) for part in np.split(order, [args.pictures]))
+    distances = Distances(real, student.low)
+    ways: dict[str, Enlarge] = {
+        f"{steps} call{'s' * (steps > 1)}": partial(student, levels=student.card.levels[steps]) for steps in STEPS
+    }
+    if teacher:
+        sigmas = solver_sigmas(TEACHER_LEVELS, TEACHER_LOWEST, max(student.card.levels[1]))
+        ways[f"teacher, {2 * TEACHER_LEVELS - 1}"] = partial(teacher, levels=sigmas)
     found, made = interpolated(crops, args.covered, distances)
     rows, shown = [found], {"bicubic": made}
     for name, enlarge in ways.items():
@@ -274,7 +267,8 @@ def _judge(args: argparse.Namespace) -> None:
     rows.append({"of": "real", **distances.of(crops)})
     settings = {"pictures": args.pictures, "covered": args.covered, "answers": ANSWERS, "averaged": AVERAGED,
                 "real": args.real, "axes": AXES, "held_out": args.held_out.name}  # fmt: skip
-    write_result(args.out, "enlarging", settings, rows, nominal=NOMINAL)
+    models = {"student": student.card.weights, "images": student.card.training["images"]}
+    write_result(args.out, "enlarging", settings, rows, nominal=NOMINAL, **models)
     Image.fromarray(sheet(crops, shown)).save(args.sheet)
     print("\n" + table(rows, COLUMNS) + f"\n\nexact coverage: {NOMINAL:.2f}; wrote {args.out} and {args.sheet}")
 
@@ -282,8 +276,9 @@ def _judge(args: argparse.Namespace) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", type=Path, default=MODEL, metavar="DIR", help="a student with its engine (default %(default)s)")
-    add("--teacher", type=Path, metavar="DIR", help="its teacher, by Heun's method (default: not measured)")
+    add("--threads", type=whole(0), default=1, help="0: as many as there are cores (default %(default)s)")
+    add("--model", type=Path, default=MODEL, metavar="DIR", help="checkpoint of a student (default %(default)s)")
+    add("--teacher", type=Path, metavar="DIR", help="of its teacher, by Heun's method (default: not measured)")
     add("--held-out", type=Path, default=HELD_OUT, metavar="ZIP",
         help="images that nothing was trained on (default %(default)s)")  # fmt: skip
     add("--pictures", type=whole(AXES), default=400, help="of them, enlarged once (default %(default)s)")

@@ -59,7 +59,7 @@ def test_the_first_process_counts():
 FOLLOWS = Outcome(trace="Traceback\nRuntimeError: connection closed by peer")
 FAILURES: dict[str, tuple[Sequence[Outcome | None], int, type[BaseException], str]] = {
     "a refusal before what follows from it": ([FOLLOWS, Outcome(refusal=DataError("p.tar"))], 0, DataError, "p.tar"),
-    "interrupted": ([Outcome(refusal=KeyboardInterrupt()), None], 0, KeyboardInterrupt, ""),
+    "interrupted": ([Outcome(refusal=KeyboardInterrupt()), None], 0, KeyboardInterrupt, "^$"),
     "killed": ([FOLLOWS, None], 1, MachineError, r"process 1 of 2 was ended \(exit code -9"),
     "an error": ([None, FOLLOWS], 1, MachineError, "process 1 of 2 failed: RuntimeError: connection closed"),
 }
