@@ -9,7 +9,8 @@ them) and enlarged again. Many large images have the same small one, so an answe
 
 psnr: of one answer, in dB, over all pixels of all crops; psnr_mean: of the mean of 16 answers, which the squared error
 prefers to any single one; better: the share of crops at which that mean has a smaller squared error than the bicubic
-interpolation. off: what the answers' own means of squares miss of the small image, root mean square in levels of 255.
+interpolation whose means of squares are set to the small image, as the model's are (fewstep.residual_precond).
+off: what the answers' own means of squares miss of the small image, root mean square in levels of 255.
 coverage: how often the truth lies between the least and the largest of 19 answers, 0.90 for answers of the truth's own
 law; error: a standard error over crops; crps: the continuous ranked probability score, in levels (see
 benchmarks/edit_coverage.py).
@@ -97,6 +98,14 @@ def bicubic(small: Pixels, side: int) -> Pixels:
     """uint8 [N, h, w, C] -> [N, side, side, C], as Pillow interpolates."""
     enlarged = [Image.fromarray(each).resize((side, side), Image.Resampling.BICUBIC) for each in small]
     return np.stack([np.asarray(each) for each in enlarged])
+
+
+def with_means(images: Pixels, small: Pixels) -> Pixels:
+    """The images [N, H, W, C] whose means of squares are small [N, h, w, C], nearest to the given ones."""
+    factor = images.shape[1] // small.shape[1]
+    squares = images.reshape(len(images), small.shape[1], factor, small.shape[2], factor, -1)
+    missing = small.astype(float) - squares.mean(axis=(2, 4))
+    return np.clip(np.round(images + missing.repeat(factor, 1).repeat(factor, 2)), 0, 255).astype(np.uint8)
 
 
 def answers(enlarge: Enlarge, small: Pixels, count: int, first_seed: int) -> Pixels:
@@ -207,17 +216,16 @@ def row(name: str, enlarge: Enlarge, crops: Crops, covered: int, distances: Dist
     many = answers(enlarge, some.small, ANSWERS, 0)
     others = answers(enlarge, crops.small[covered:], 1, covered * ANSWERS)[:, 0] if covered < len(crops.small) else None
     first = many[:, 0] if others is None else np.concatenate([many[:, 0], others])
-    plain = bicubic(some.small, some.truth.shape[1])
+    plain = with_means(bicubic(some.small, some.truth.shape[1]), some.small)
     figures = accuracy(some, many, plain)
     return {"of": name, **figures, **distances.of(Crops(first, crops.small))}, first
 
 
-def interpolated(crops: Crops, covered: int, distances: Distances) -> tuple[dict[str, Any], Pixels]:
-    made = bicubic(crops.small, crops.truth.shape[1])
+def interpolated(name: str, made: Pixels, crops: Crops, covered: int, distances: Distances) -> dict[str, Any]:
+    """The figures of images [N, H, W, C] that are the same at every attempt."""
     error = psnr(crops.truth[:covered], made[:covered])
     off = missed(made[:covered], crops.small[:covered], crops.small.shape[1])
-    found = distances.of(Crops(made, crops.small))
-    return {"of": "bicubic", "psnr": error, "psnr_mean": error, "off": off, **found}, made
+    return {"of": name, "psnr": error, "psnr_mean": error, "off": off, **distances.of(Crops(made, crops.small))}
 
 
 def sheet(crops: Crops, made: dict[str, Pixels]) -> Pixels:
@@ -258,8 +266,9 @@ def _judge(args: argparse.Namespace) -> None:
     if teacher:
         sigmas = solver_sigmas(TEACHER_LEVELS, TEACHER_LOWEST, max(student.card.levels[1]))
         ways[f"teacher, {2 * TEACHER_LEVELS - 1}"] = partial(teacher, levels=sigmas)
-    found, made = interpolated(crops, args.covered, distances)
-    rows, shown = [found], {"bicubic": made}
+    plain = bicubic(crops.small, images.shape[1])
+    shown = {"bicubic": plain, "bicubic, means set": with_means(plain, crops.small)}
+    rows = [interpolated(name, made, crops, args.covered, distances) for name, made in shown.items()]
     for name, enlarge in ways.items():
         found, shown[name] = row(name, enlarge, crops, args.covered, distances)
         rows.append(found)
