@@ -306,11 +306,11 @@ def _shards(data: ImageSet) -> list[str]:
 
 
 def _threads(plan: Plan) -> str:
+    count = torch.get_num_threads()
+    threads = f"{count} thread{'s' * (count != 1)}"
     if plan.processes == 1:
-        return f"{torch.get_num_threads()} threads"
-    if plan.device == "cuda":
-        return f"{plan.processes} processes with a GPU each"
-    return f"{plan.processes} processes that share {torch.get_num_threads()} threads"
+        return threads
+    return f"{plan.processes} processes {'with a GPU each' if plan.device == 'cuda' else f'that share {threads}'}"
 
 
 def _classes(data: ImageSet) -> str:

@@ -209,7 +209,7 @@ def test_processes_share_the_stages_and_are_in_the_plan(mixed_pictures, tmp_path
 
     monkeypatch.setattr(stages, "in_processes", here)
     planned = command(mixed_pictures, tmp_path / "run", "--budget", "2s", "--processes", "2", "--dry-run")
-    assert planned.code == 0 and re.search(r"2 processes that share \d+ threads", planned.said), planned.progress
+    assert planned.code == 0 and re.search(r"2 processes that share \d+ thread", planned.said), planned.progress
     assert set(asked) == {(2, "cpu", False)}
 
 

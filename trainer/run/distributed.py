@@ -1,6 +1,7 @@
 """Training in several processes of torchrun, on one machine or several. One process needs none of it."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -67,7 +68,9 @@ def replicate(network: nn.Module, *, divided: bool) -> nn.Module:
     """
     if ranks() == 1 or divided:
         return network
-    return DistributedDataParallel(network, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # torch 2.11 knows no other name
+        return DistributedDataParallel(network, broadcast_buffers=False)
 
 
 def from_first(value: T) -> T:
