@@ -258,7 +258,7 @@ def _judge(args: argparse.Namespace) -> None:
     if len(images) < args.pictures + args.real:
         raise DataError(f"{args.held_out} has {len(images):,} images, and {args.pictures + args.real:,} are asked for")
     order = np.random.default_rng(0).permutation(len(images))[: args.pictures + args.real]
-    crops, real = (Crops.of(images[np.sort(part)], student.low.shape[1]) for part in np.split(order, [args.pictures]))
+    crops, real = (Crops.of(images[part], student.low.shape[1]) for part in np.split(order, [args.pictures]))
     distances = Distances(real, student.low)
     ways: dict[str, Enlarge] = {
         f"{steps} call{'s' * (steps > 1)}": partial(student, levels=student.card.levels[steps]) for steps in STEPS
