@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from fewstep.conditions import LOW, Condition, map_channels
 from fewstep.older_precond import network_input, raw_output
-from fewstep.residual_precond import centred, with_enlarged
+from fewstep.residual_precond import centred, with_enlarged, with_means
 from fewstep.unet_config import UNetConfig
 
 
@@ -75,11 +75,12 @@ class UNet(nn.Module):
             return raw_output(self.config.precond, predicted, image, sigma, self.config.sigma_data)
 
     def _residual(self, x: Tensor, c_noise: Tensor, onehot: Tensor, conditions: tuple[Tensor, ...]) -> Tensor:
-        config = self.config
-        enlarged = _at_size_of(self._low(conditions), x)
-        inner = torch.cat([centred(x[:, : config.channels], enlarged, c_noise, config.sigma_data),
-                           x[:, config.channels :]], dim=1)  # fmt: skip
-        return with_enlarged(self._raw(inner, c_noise, onehot, conditions), enlarged, c_noise, config.sigma_data)
+        config, low = self.config, self._low(conditions)
+        image, enlarged = x[:, : config.channels], _at_size_of(low, x)
+        inner = torch.cat([centred(image, enlarged, c_noise, config.sigma_data), x[:, config.channels :]], dim=1)
+        output = self._raw(inner, c_noise, onehot, conditions).float()  # the sum is larger: bfloat16 would show
+        output = with_enlarged(output, enlarged, c_noise, config.sigma_data)
+        return with_means(output, image, low, c_noise, config.sigma_data)
 
     def _low(self, conditions: tuple[Tensor, ...]) -> Tensor:
         return conditions[[condition.name for condition in self.config.conditions].index(LOW)]

@@ -13,11 +13,11 @@ from fewstep.checkpoint import load_denoiser
 from fewstep.metrics.extractors.fashion128 import load_extractor
 from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.noise import noise_for
-from fewstep.pixels import to_pixels
+from fewstep.pixels import from_pixels, to_pixels
 from fewstep.samplers import sample_dpdm
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
-FASHION, EARTH = MODELS / "fashion", MODELS / "earth"
+FASHION, EARTH, EARTH_X4 = MODELS / "fashion", MODELS / "earth", MODELS / "earth-x4"
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,31 @@ def test_an_ocean_is_blue_and_snow_is_not():
     assert blue > 2 * red and snow.mean() > ocean.mean() + 40
 
 
+def test_the_enlarging_student_is_of_its_teacher_and_its_engine_takes_images_of_earth():
+    _, student = load_denoiser(EARTH_X4)
+    _, teacher = load_denoiser(EARTH_X4 / "teacher")
+    assert distilled_from(student, teacher)
+    assert student.dataset.sha256 == teacher.dataset.sha256 and student.dataset.images == 36_000
+    manifest = load_engine(EARTH_X4 / "engine").manifest
+    assert (manifest.checkpoint, manifest.levels, manifest.name) == (student.weights, student.levels, "earth-x4")
+    assert manifest.image_shape == (3, 256, 256) and manifest.conditions[0].shape == (3, 64, 64)
+    served = [EARTH_X4 / "model.safetensors", *(EARTH_X4 / "engine").iterdir()]
+    assert sum(file.stat().st_size for file in served) < 20e6
+
+
+def test_an_enlarged_image_is_the_given_one_with_more_detail():
+    """An image of `earth`, and it enlarged by one call."""
+    earth, enlarging = (load_engine(model / "engine", threads=1) for model in (EARTH, EARTH_X4))
+    highlands = np.array([earth.manifest.class_names.index("highlands")])
+    denoiser = functools.partial(earth.denoiser, labels=highlands)
+    small = to_pixels(sample_dpdm(denoiser, noise_for([7], (3, 64, 64)), earth.manifest.levels[3]).images)
+    given = enlarging.denoiser.given(low=from_pixels(small))
+    large = to_pixels(sample_dpdm(given, noise_for([7], (3, 256, 256)), enlarging.manifest.levels[1]).images)
+    squares = large[0].reshape(64, 4, 64, 4, 3).astype(float)
+    assert np.abs(squares.mean(axis=(1, 3)) - small[0]).mean() < 1
+    assert 2 < squares.std(axis=(1, 3)).mean() < 40
+
+
 def test_rivals_are_students_of_the_same_teacher_and_data():
     _, teacher = load_denoiser(FASHION / "teacher")
     cards = {folder.name: load_denoiser(folder)[1] for folder in sorted((FASHION / "rivals").iterdir())}
@@ -66,7 +91,7 @@ def test_rivals_are_students_of_the_same_teacher_and_data():
 
 def test_shipped_networks_carry_no_file_paths_of_the_machine_that_made_them():
     networks = sorted(MODELS.rglob("*.onnx"))
-    assert len(networks) == 6
+    assert len(networks) == 7
     assert [path for path in networks if b".py" in path.read_bytes()] == []
 
 

@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from fewstep.card import Card
+from fewstep.conditions import LOW, find
 from trainer.run.progress import format_seconds
 
 FILE = "README.md"
 SHOWN = ("family", "width", "mult", "blocks", "patch", "style", "precond")  # of a network's configuration
+
+
+PICTURE = "small.png"  # in a command, where the shell fills in its content
 
 
 def model_card(card: Card, name: str, report: Mapping[str, Any] | None = None) -> str:
@@ -19,7 +23,7 @@ def model_card(card: Card, name: str, report: Mapping[str, Any] | None = None) -
         "## Model Details\n\n### Model Description",
         _description(card),
         "## Uses\n\n### Direct Use",
-        f"Images like those of {card.dataset.name}: more of their kind, each one given by a seed.",
+        _use(card),
         "### Out-of-Scope Use",
         _out_of_scope(card),
         "## Bias, Risks, and Limitations",
@@ -50,7 +54,7 @@ def _metadata(card: Card) -> str:
         "license: other",
         "license_name: that-of-the-training-images",
         "library_name: fewstep",
-        "pipeline_tag: unconditional-image-generation",
+        f"pipeline_tag: {'image-to-image' if _given(card) else 'unconditional-image-generation'}",
         f"tags: {json.dumps(['diffusion', 'few-step', card.role])}",
     ]
     return "\n".join(["---", *lines, "---", ""])
@@ -58,7 +62,23 @@ def _metadata(card: Card) -> str:
 
 def _image(card: Card) -> str:
     channels, side, _ = card.image_shape
-    return f"{side}x{side} {'gray' if channels == 1 else 'RGB'} images"
+    given = f", each enlarged from {_given(card)}" if _given(card) else ""
+    return f"{side}x{side} {'gray' if channels == 1 else 'RGB'} images{given}"
+
+
+def _given(card: Card) -> str:
+    """The size of the image that the model enlarges; "": it enlarges none."""
+    low = find(card.conditions, LOW)
+    return f"{low.shape[2]}x{low.shape[1]}" if low else ""
+
+
+def _use(card: Card) -> str:
+    if _given(card):
+        return (
+            f"Pictures like those of {card.dataset.name}, enlarged. The means of squares of the result are the given "
+            "picture; each seed fills in other detail."
+        )
+    return f"Images like those of {card.dataset.name}: more of their kind, each one given by a seed."
 
 
 def _summary(card: Card) -> str:
@@ -114,10 +134,13 @@ def _get_started(card: Card) -> str:
     wanted: dict[str, Any] = {"steps": min(4, max(card.levels)), "seed": 7}
     if card.class_names:
         wanted["label"] = card.class_names[0]
+    if _given(card):
+        wanted["upscale"] = PICTURE
+    asked = shlex.quote(json.dumps(wanted)).replace(PICTURE, "'\"$(base64 -w 0 small.png)\"'")
     return _shell(
         "fewstep export --model THIS-FOLDER --out THIS-FOLDER/engine    # where there is none",
         "fewstep serve --engine THIS-FOLDER/engine",
-        f"curl -d {shlex.quote(json.dumps(wanted))} http://127.0.0.1:8000/v1/generate > image.png",
+        f"curl -d {asked} http://127.0.0.1:8000/v1/generate > image.png",
     )
 
 

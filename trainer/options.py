@@ -51,6 +51,9 @@ class RunOptions:
     """On a GPU: multiply float32 in TensorFloat-32, which keeps 10 bits of a factor and is several times faster."""
     compile: Literal["auto", "on", "off"] = "auto"
     """auto compiles where that saves time."""
+    cuda_graphs: Switch[bool] = False
+    """On a GPU: record the compiled network calls of an update, and their gradients, as CUDA graphs, and replay them.
+    For one process; never tried on a GPU yet."""
     device: Annotated[str | None, arg(metavar="{cpu,cuda}")] = None
     """cuda where there is one, unless given."""
     rows: Annotated[int | None, COUNT, arg(name="rows-at-once")] = None
@@ -200,6 +203,7 @@ class PublishCommand:
 
 
 LENGTH = exclusive("budget")  # --preset or --budget
+FREE = ("out", "device", "processes")  # options of `fewstep train` that may differ when a run goes on
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,8 @@ class Order:
     """Another one: another run (default: 0)."""
     half: Half | None = None
     """Of a recipe's pictures; a leaves b to the judges of the panel (default: all)."""
+    processes: Annotated[int | None, Range(1, 64, whole=True)] = None
+    """Processes that share every batch: on GPUs one for each (default: one process)."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -229,7 +235,7 @@ class Order:
     def facts(self) -> dict[str, Any]:
         """The options that decide the result, JSON-able."""
         given = asdict(self) | {"photos": self.photos if self.names_recipe else str(Path(self.photos).resolve())}
-        return {name: value for name, value in given.items() if value is not None and name not in ("out", "device")}
+        return {name: value for name, value in given.items() if value is not None and name not in FREE}
 
     @property
     def where(self) -> str:

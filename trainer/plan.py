@@ -94,6 +94,7 @@ class Plan:
     measuring_s: float = 0.0  # what making this plan took
     estimated: tuple[str, ...] = ()  # stages that were not measured, as measuring had taken its share of the budget
     complete: tuple[str, ...] = ()  # stages that were complete before: the budget is for the others
+    processes: int = 1  # that share the batches
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ def _call_s(teacher: Denoiser, shape: tuple[int, int, int], device: str) -> floa
     return min(taken) / TIMED
 
 
-TrainStage = Callable[[Stage, Path, int, str], Any]  # (stage, folder of all stages, images, label of the progress)
+# (stage, folder of all stages, images, label of the progress) -> MB of memory at most
+TrainStage = Callable[[Stage, Path, int, str], int]
 
 
 def rehearse(
@@ -140,6 +142,7 @@ def rehearse(
     started = time.monotonic()
     with scratch(Path(tempfile.gettempdir()), "fewstep-plan-") as folder:
         measured: dict[str, Measured] = {}
+        memory = 0
         for stage in stages:
             if measured and time.monotonic() - started > limit_s:
                 break
@@ -148,7 +151,7 @@ def rehearse(
                 run(stage, folder, images, f"compiling {stage.name}")
                 shutil.rmtree(folder / stage.name)
             began = time.monotonic()
-            run(stage, folder, images, f"measuring {stage.name}")
+            memory = max(memory, run(stage, folder, images, f"measuring {stage.name}"))
             speed = read_facts(folder / stage.name)["images_per_s"]
             fixed = time.monotonic() - began - images / speed
             measured[stage.name] = Measured(speed, max(fixed, 0.0))
@@ -162,7 +165,7 @@ def rehearse(
     network = teacher.network
     parameters = sum(p.numel() for p in network.parameters())  # pyright: ignore[reportFunctionMemberAccess]
     precision = card.training["precision"]
-    return Rehearsal(measured, call_s, precision, parameters, memory_mb(), round(disk / 1e6), estimated)
+    return Rehearsal(measured, call_s, precision, parameters, max(memory, memory_mb()), round(disk / 1e6), estimated)
 
 
 def memory_mb() -> int:
@@ -248,8 +251,7 @@ def describe(plan: Plan, data: ImageSet, recipe: Recipe) -> str:
     lines = [
         f"pictures  {count:,} of {side}x{side}, {'gray' if channels == 1 else 'RGB'}{_classes(data)}",
         f"machine   {plan.device}, {plan.precision}, {'compiled' if plan.compile else 'not compiled'}, "
-        f"{torch.get_num_threads()} threads; memory {format_bytes(1e6 * plan.memory_mb)}, "
-        f"disk {format_bytes(1e6 * plan.disk_mb)}",
+        f"{_threads(plan)}; memory {format_bytes(1e6 * plan.memory_mb)}, disk {format_bytes(1e6 * plan.disk_mb)}",
         *_shards(data),
         f"recipe    {plan.recipe}, the {plan.network} network: {plan.parameters / 1e6:.2f} M parameters",
         f"budget    {format_seconds(plan.budget_s)} for everything",
@@ -300,6 +302,14 @@ def _shards(data: ImageSet) -> list[str]:
     count, size = len(data.images.files), data.images.disk_bytes
     where = f"{count:,} file{'s' * (count != 1)} of {format_bytes(size)} in all"
     return [f"shards    {where}, which stay where they are: every image is read and decoded each time it is seen"]
+
+
+def _threads(plan: Plan) -> str:
+    count = torch.get_num_threads()
+    threads = f"{count} thread{'s' * (count != 1)}"
+    if plan.processes == 1:
+        return threads
+    return f"{plan.processes} processes {'with a GPU each' if plan.device == 'cuda' else f'that share {threads}'}"
 
 
 def _classes(data: ImageSet) -> str:

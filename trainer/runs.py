@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +32,7 @@ from trainer.run.compute import (
     Compute,
     Precision,
     faster_precision,
+    replayed,
     step_seconds,
     usable_device,
     use_tf32,
@@ -81,6 +83,7 @@ def run_method(
             "tf32": compute.tf32,
             "compiled": compute.compile,
             "sharded": compute.shard,
+            "cuda_graphs": compute.cuda_graphs,
             "environment": environment(),
         }
         save_checkpoint(folder, average.state_dict(), replace(card, training=training))
@@ -88,6 +91,9 @@ def run_method(
     def draw(average: nn.Module, clock: Clock, folder: Path) -> None:
         write_sheet(folder, average, card, clock.images, sheet_conditions(card, data, compute.device))
 
+    if compute.cuda_graphs:
+        method = copy(method)
+        method.update = replayed(method.update)  # pyright: ignore[reportAttributeAccessIssue]
     sheets = draw if options.sheets else None
     return train(
         method, partial(batches, data, config), config, options.out, save, draw=sheets, resume=options.resume,
@@ -130,14 +136,15 @@ def compute_for(options: RunOptions, network: NetworkModule, config: LoopConfig)
     """Where and how a run computes, the same in every process."""
     divides(options)  # refused before anything is timed
     device, rows = usable_device(options.device), config.batch // ranks()
+    graphs = records_graphs(options, device)
     tf32 = use_tf32(device, options.tf32 == "on")
     rows = min(rows, options.rows or rows)  # what is timed must fit into memory, too
     precision = _decide_precision(options, network, device, rows)
-    compile = _decide_compile(options, config, device, lambda: step_seconds(network, device, rows, precision))
+    compile = graphs or _decide_compile(options, config, device, lambda: step_seconds(network, device, rows, precision))
     if rank() == 0 and options.announces:
         how = "compiled, so the first updates take minutes" if compile else "eager"
         print(f"device {device}, {precision}, {how}", file=sys.stderr, flush=True)
-    return Compute(device, precision, compile, options.rows, tf32, options.shard)
+    return Compute(device, precision, compile, options.rows, tf32, options.shard, graphs)
 
 
 def divides(options: RunOptions) -> bool:
@@ -147,6 +154,23 @@ def divides(options: RunOptions) -> bool:
             "--shard divides networks among processes, and there is one: start several with torchrun, or leave it out"
         )
     return options.shard
+
+
+def records_graphs(options: RunOptions, device: str) -> bool:
+    """Whether network calls are recorded as CUDA graphs. Raises MachineError where that cannot be."""
+    if not options.cuda_graphs:
+        return False
+    if device != "cuda":
+        raise MachineError(f"--cuda-graphs needs an NVIDIA GPU, and this run is on {device}; leave it out")
+    if options.compile == "off":
+        raise MachineError(
+            "--cuda-graphs records compiled calls, and --compile off compiles none; leave one of them out"
+        )
+    if options.shard or ranks() > 1 or options.rows is not None:
+        raise MachineError(
+            "--cuda-graphs is for one process and whole calls; leave it out, or --shard, --rows-at-once and torchrun"
+        )
+    return True
 
 
 def _decide_compile(options: RunOptions, config: LoopConfig, device: str, step_s: Callable[[], float]) -> bool:

@@ -33,7 +33,8 @@ from trainer.plan import UPDATES, plan
 from trainer.recipes.by_name import RECIPES
 from trainer.recipes.fashion import CRITICS
 from trainer.run.claim import claim
-from trainer.stages import planning
+from trainer.run.distributed import TORCHRUN_VARIABLES
+from trainer.stages import planning, training
 
 ROOT = Path(__file__).parents[2]
 
@@ -212,6 +213,29 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(mixed_pictures, tmp_path):
     dry = command(mixed_pictures, tmp_path / "dry", "--budget", "5m", "--dry-run")
     assert dry.code == 0 and "budget    5 min for everything" in dry.said
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_share_the_stages_and_are_in_the_plan(mixed_pictures, tmp_path, monkeypatch):
+    asked = []
+
+    def here(count, device, refusals, work, *arguments):
+        asked.append((count, device, arguments[1]))
+        return work(*arguments)
+
+    monkeypatch.setattr(training, "in_processes", here)
+    planned = command(mixed_pictures, tmp_path / "run", "--budget", "2s", "--processes", "2", "--dry-run")
+    assert planned.code == 0 and re.search(r"2 processes that share \d+ thread", planned.said), planned.progress
+    assert set(asked) == {(2, "cpu", False)}
+
+
+def test_processes_that_cannot_be_had_are_refused_in_words(mixed_pictures, tmp_path, monkeypatch):
+    odd = command(mixed_pictures, tmp_path / "run", "--processes", "3", "--dry-run")
+    assert odd.code == 2 and "--processes 3: they share batches of 8 images evenly" in odd.progress
+    for name in TORCHRUN_VARIABLES:
+        monkeypatch.setenv(name, "2")
+    twice = command(mixed_pictures, tmp_path / "run")
+    assert twice.code == 2 and "torchrun has started 2 processes, and fewstep train starts its own" in twice.progress
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_zip_of_the_folder_is_read_like_the_folder(mixed_pictures, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import subprocess
+from dataclasses import replace
 
 from fewstep.card import Card, Dataset
 from trainer.model_card import model_card
@@ -50,6 +52,18 @@ def test_a_students_card_has_the_sections_of_the_template_and_its_facts():
     ):  # fmt: skip
         assert fact in text, fact
     assert "| data |" not in text and "None" not in text
+
+
+def test_a_model_that_enlarges_is_asked_with_a_picture(tmp_path):
+    low = {"name": "low", "shape": [3, 16, 16], "low": -1.0, "high": 1.0}
+    card = replace(STUDENT, network={**STUDENT.network, "classes": 0, "conditions": [low]}, class_names=())
+    text = model_card(card, "earth-x4")
+    assert "64x64 RGB images, each enlarged from 16x16." in text and "pipeline_tag: image-to-image" in text
+    [line] = [line for line in text.splitlines() if line.startswith("curl ")]
+    (tmp_path / "small.png").write_bytes(b"PNG")
+    said = subprocess.run(["sh", "-c", line.replace("curl -d", "printf %s").partition(" http")[0]], cwd=tmp_path,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert json.loads(said.stdout) == {"steps": 2, "seed": 7, "upscale": "UE5H"}
 
 
 def test_the_command_that_asks_for_an_image_survives_quotes_in_a_class_name():

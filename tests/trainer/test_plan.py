@@ -82,9 +82,10 @@ def test_the_budget_that_is_named_as_enough_is_enough():
 def test_a_compiled_stage_is_measured_after_it_has_compiled(compiled, speed, tiny_teacher, tmp_path, monkeypatch):
     runs: list[str] = []
 
-    def run(stage, folder: Path, images: int, label: str) -> None:
+    def run(stage, folder: Path, images: int, label: str) -> int:
         (folder / stage.name).mkdir()  # raises where an earlier run has left something
         runs.append(stage.name)
+        return 0
 
     monkeypatch.setattr(trainer.plan, "read_facts", lambda at: {"images_per_s": 100.0 ** (runs.count(at.name) - 1)})
     monkeypatch.setattr(trainer.plan, "load_denoiser", lambda *_: load_denoiser(tiny_teacher))
@@ -97,16 +98,18 @@ def test_measuring_ends_when_it_has_taken_its_share_and_the_plan_names_what_was_
 ):  # fmt: skip
     runs: list[str] = []
 
-    def run(stage, folder: Path, images: int, label: str) -> None:
+    def run(stage, folder: Path, images: int, label: str) -> int:
         (folder / stage.name).mkdir()
         (folder / stage.name / "weights").write_bytes(bytes(1_000_000))
         runs.append(stage.name)
+        return 10**6
 
     monkeypatch.setattr(trainer.plan, "read_facts", lambda at: {"images_per_s": 100.0})
     monkeypatch.setattr(trainer.plan, "load_denoiser", lambda *_: load_denoiser(tiny_teacher))
     rehearsed = rehearse(TEACHER_AND_STUDENT, BATCHES, run, "cpu", compiled=False, limit_s=0.0)
     assert runs == ["teacher"] and rehearsed.estimated == ("dpdm",)
     assert rehearsed.stages["dpdm"].images_per_s == pytest.approx(27.0) and rehearsed.disk_mb == 3
+    assert rehearsed.memory_mb == 10**6  # of the processes of a stage, which have more than this one
     facts = {"recipe": "photos", "network": "small", "device": "cpu", "compile": False}
     made = plan(rehearsed, TEACHER_AND_STUDENT, BATCHES, 300.0, 10.0, **facts)
     images = ImageSet("few", np.zeros((4, 32, 32, 3), np.uint8), np.full(4, -1, np.int32), (), "CC0-1.0", "zeros")

@@ -2,7 +2,8 @@
 
 An index says where they are (`fewstep trainer data shards`; trainer.data.sources.shards makes it). It is a zip of
 
-members.npy   int64 [N, 4]: the number of the file, first byte, bytes, and how they are compressed (0: not, 8: deflate)
+members.npy   int64 [N, 5], ordered by file: the number of the file, first byte, bytes, how they are compressed (0: not,
+              8: deflate), and the CRC-32 of the bytes as they lie in the file
 labels.npy    int32 [N], -1 where there is no class
 dataset.json  as of a dataset zip (trainer.data.format), and {"files": [[path, bytes], ...], "shape": [N, H, W, C]};
               paths are absolute or relative to the index
@@ -16,12 +17,13 @@ import tarfile
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,12 +31,15 @@ from numpy.typing import NDArray
 from trainer.data.format import DataError, ImageSet, read_stored
 from trainer.data.sources.pictures import SUFFIXES, centre_square, decode, flatten, to_array
 
-FORMAT = 1
+Made = TypeVar("Made")
+FORMAT = 2  # 2: with CRC-32
 MEMBERS = "members.npy"
 PART = 64  # consecutive images that are brought from the disk together
 REMEMBERED = 2**14  # parts that were brought and are not brought again
 DEFLATED = zipfile.ZIP_DEFLATED
 MAX_THREADS = 8
+UNKNOWN = -1  # for a CRC-32: the index is being made
+CHECKED = 4  # images of each file whose bytes are checked when an index is opened; every other one when it is read
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +50,7 @@ class ShardedImages:
     """
 
     files: tuple[Path, ...]
-    members: NDArray[np.int64]  # [N, 4]
+    members: NDArray[np.int64]  # [N, 5]
     shape: tuple[int, int, int, int]
     threads: int  # that decode
     exact: bool = False  # refuse images of another size, which are otherwise cropped and resized
@@ -58,7 +63,7 @@ class ShardedImages:
 
     def __getitem__(self, rows: Any) -> NDArray[np.uint8]:
         """Rows as an array, a list or a slice -> [n, H, W, C]; one row -> [H, W, C]. Raises DataError, which names the
-        shard and the member."""
+        shard and the member, also where a member has other bytes than when the index was made."""
         index = np.arange(*rows.indices(len(self))) if isinstance(rows, slice) else np.asarray(rows)
         return self._read(index, neighbours=False) if index.ndim else self[index[None]][0]
 
@@ -68,13 +73,27 @@ class ShardedImages:
         return self._read(np.asarray(rows), neighbours=True)
 
     def _read(self, index: NDArray[np.int64], neighbours: bool) -> NDArray[np.uint8]:
-        contents = self.contents(index, neighbours)
-        run = map if self.threads == 1 else self._pool.map
-        decoded = run(self._pixels, index.tolist(), contents)
+        return self.decoded(index, self.stored(index, neighbours))
+
+    def decoded(self, index: NDArray[np.int64], stored: Sequence[bytes]) -> NDArray[np.uint8]:
+        """The images [n, H, W, C] of these rows [n], of what `stored` returned for them."""
         result = np.empty((len(index), *self.shape[1:]), np.uint8)
-        for place, pixels in enumerate(decoded):
+        for place, pixels in enumerate(self._run(self._pixels, index.tolist(), stored)):
             result[place] = pixels
         return result
+
+    def check_files(self) -> None:
+        """Raise DataError where one of some images of each file has other bytes than when the index was made."""
+        starts = np.searchsorted(self.members[:, 0], np.arange(len(self.files) + 1))
+        spread = (
+            np.linspace(start, end - 1, CHECKED, dtype=np.int64) for start, end in pairwise(starts) if end > start
+        )
+        for _ in self._run(self._check_rows, spread):
+            pass
+
+    def _check_rows(self, index: NDArray[np.int64]) -> None:
+        for row, stored in zip(index.tolist(), self.stored(index), strict=True):
+            self._check(row, stored)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """All of them in memory."""
@@ -89,12 +108,16 @@ class ShardedImages:
         """Of all shards."""
         return sum(file.stat().st_size for file in self.files)
 
+    def _run(self, function: Callable[..., Made], *values: Iterable[Any]) -> Iterable[Made]:
+        """`map`, by several threads where there are any."""
+        return map(function, *values) if self.threads == 1 else self._pool.map(function, *values)
+
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(self.threads, "decoding")
 
-    def contents(self, rows: Sequence[int] | NDArray[np.int64], neighbours: bool = False) -> list[bytes]:
-        """The encoded images, read file by file. neighbours: as of `with_neighbours`."""
+    def stored(self, rows: Sequence[int] | NDArray[np.int64], neighbours: bool = False) -> list[bytes]:
+        """What lies in the files, read file by file. neighbours: as of `with_neighbours`."""
         index = np.asarray(rows)
         contents = [b""] * len(index)
         for number in np.unique(self.members[index, 0]):
@@ -102,7 +125,7 @@ class ShardedImages:
                 for place in np.flatnonzero(self.members[index, 0] == number):
                     if neighbours:
                         self._bring(file.fileno(), int(index[place]))
-                    contents[place] = self._content(file.fileno(), int(index[place]))
+                    contents[place] = self._stored(file.fileno(), int(index[place]))
         return contents
 
     def _bring(self, file: int, row: int) -> None:
@@ -118,17 +141,30 @@ class ShardedImages:
         first, last = own[:, 1].min(), (own[:, 1] + own[:, 2]).max()
         os.posix_fadvise(file, int(first), int(last - first), os.POSIX_FADV_WILLNEED)
 
-    def _content(self, file: int, row: int) -> bytes:
-        _, offset, size, compression = (int(value) for value in self.members[row])
-        content = os.pread(file, size, offset)
-        if len(content) != size:
+    def _stored(self, file: int, row: int) -> bytes:
+        _, offset, size, *_ = self.members[row].tolist()
+        stored = os.pread(file, size, offset)
+        if len(stored) != size:
             raise DataError(f"{self.where(row)}: the file ends inside it; copy the file again")
+        return stored
+
+    def _check(self, row: int, stored: bytes) -> None:
+        if self.members[row, 4] not in (UNKNOWN, zlib.crc32(stored)):
+            raise DataError(
+                f"{self.where(row)} has changed since the index was made; make the index again, or copy the file again "
+                "if it is damaged"
+            )
+
+    def encoded(self, row: int, stored: bytes) -> bytes:
+        """The encoded image, of what `stored` returned for it."""
+        self._check(row, stored)
         try:
-            return zlib.decompress(content, -zlib.MAX_WBITS) if compression == DEFLATED else content
+            return zlib.decompress(stored, -zlib.MAX_WBITS) if self.members[row, 3] == DEFLATED else stored
         except zlib.error as error:
             raise DataError(f"{self.where(row)} is damaged ({error}); copy the file again") from error
 
-    def _pixels(self, row: int, content: bytes) -> NDArray[np.uint8]:
+    def _pixels(self, row: int, stored: bytes) -> NDArray[np.uint8]:
+        content = self.encoded(row, stored)
         try:
             return self._decoded(content, "")
         except DataError:  # the name of a member is searched for only where it has to be said
@@ -190,24 +226,28 @@ def refuse_tars(path: Path) -> None:
 def read_index(path: Path) -> ImageSet:
     """The images of an index. They are not read now; its hash and deviation are trusted.
 
-    Raises DataError for an index that cannot be read, and for a shard that is missing or has another size.
+    Raises DataError for an index that cannot be read, and for a shard that is missing or has changed: the size of each
+    is compared, and the bytes of some of its images.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             meta = json.loads(archive.read("dataset.json"))
             if meta.get("format") != FORMAT:
-                raise DataError(f"{path} has index format {meta.get('format')}; this version reads {FORMAT}")
+                raise DataError(
+                    f"{path} has index format {meta.get('format')}; this version reads {FORMAT}; make it again"
+                )
             members, labels = (
                 np.load(io.BytesIO(archive.read(name)), allow_pickle=False) for name in (MEMBERS, "labels.npy")
             )
         files = check_files(path, meta["files"])
         images = ShardedImages(files, members, cast(Any, tuple(meta["shape"])), decoding_threads())
-        if members.shape != (len(images), 4) or members.dtype != np.int64:
+        if members.shape != (len(images), 5) or members.dtype != np.int64:
             raise ValueError(f"{MEMBERS} is {members.dtype} {members.shape}")
         found = ImageSet(
             meta["name"], cast(Any, images), labels, tuple(meta["class_names"]), meta["licence"], meta["source"]
         )
         object.__setattr__(found, "stored", read_stored(meta))
+        images.check_files()
     except DataError:
         raise
     except (zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError, OSError, EOFError) as error:

@@ -1,6 +1,7 @@
 """Training in several processes of torchrun, on one machine or several. One process needs none of it."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -18,7 +19,7 @@ T = TypeVar("T")
 @contextmanager
 def join_processes(device: str) -> Iterator[None]:
     """Join the group torchrun describes in the environment, and leave it at the end: gloo on CPUs, nccl on GPUs."""
-    if _process_count() == 1:
+    if process_count() == 1:
         yield
         return
     if device == "cuda":
@@ -37,7 +38,7 @@ def join_processes(device: str) -> Iterator[None]:
 TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # what torchrun sets
 
 
-def _process_count() -> int:
+def process_count() -> int:
     """How many processes torchrun started; 1 without it."""
     size = os.environ.get("WORLD_SIZE", "1")
     if not size.isdecimal() or int(size) < 1:
@@ -67,7 +68,9 @@ def replicate(network: nn.Module, *, divided: bool) -> nn.Module:
     """
     if ranks() == 1 or divided:
         return network
-    return DistributedDataParallel(network, broadcast_buffers=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # torch 2.11 knows no other name
+        return DistributedDataParallel(network, broadcast_buffers=False)
 
 
 def from_first(value: T) -> T:

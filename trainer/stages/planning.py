@@ -21,12 +21,14 @@ def make_plan(run: Run, stages: Sequence[Stage], began: float) -> Plan:
     """Measure a few updates of every stage of the recipe, and share the budget among `stages`."""
     batches = run.batches
 
-    def train_briefly(stage: Stage, folder: Path, images: int, label: str) -> None:
+    def train_briefly(stage: Stage, folder: Path, images: int, label: str) -> int:
         options = run.options(stage, folder, images, label, None)
         if stage.method != "teacher":
             options = replace(options, precision=read_card(folder / "teacher").training["precision"])
-        if not run_stage(run, options, stage, folder):
+        done = run_stage(run, options, stage, folder)
+        if not done.completed:
             raise KeyboardInterrupt
+        return done.memory_mb
 
     budget_s = run.order.budget_s
     assert budget_s is not None, "complete_order saw to it"
@@ -35,7 +37,7 @@ def make_plan(run: Run, stages: Sequence[Stage], began: float) -> Plan:
     )
     return plan(
         measured, stages, batches, budget_s, time.monotonic() - began, recipe=run.recipe_name,
-        network=run.network, device=run.order.where, compile=run.compiles,
+        network=run.network, device=run.order.where, compile=run.compiles, processes=run.processes,
     )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def command(order: Order) -> str:
     """The command that starts or continues this run."""
     options = {
         "half": order.half, "size": order.size, "network": order.network, "device": order.device,
-        "seed": order.seed or None,
+        "seed": order.seed or None, "processes": order.processes,
     }  # fmt: skip
     given = [f"--{name} {value}" for name, value in options.items() if value is not None]
     paths = f"{shlex.quote(order.photos)} --out {shlex.quote(str(order.out))}"

@@ -13,6 +13,7 @@ from trainer.recipes.by_name import RECIPES
 from trainer.recipes.recipe import NetworkSize, Recipe, Stage
 from trainer.run.compute import worth_compiling
 from trainer.runs import fit_to_data
+from trainer.settings import MachineError
 
 DATA, EXPORT, REPORT = "data", "export", "report"
 DATA_FILE = "data.zip"
@@ -47,6 +48,10 @@ class Run:
         return self.order.network
 
     @property
+    def processes(self) -> int:
+        return self.order.processes or 1
+
+    @property
     def compiles(self) -> bool:
         long = (self.order.budget_s or 0) >= COMPILED_FROM_S
         return long and worth_compiling(self.order.where, self.order.budget_s)
@@ -58,7 +63,8 @@ class Run:
 
 
 def open_run(order: Order, journal: Journal, data: ImageSet) -> Run:
-    """Everything the stages share. Raises DataError when the recipe's network does not take such images."""
+    """Everything the stages share. Raises DataError when the recipe's network does not take such images,
+    MachineError when the processes cannot share its batches."""
     side = data.images.shape[1]
     name = order.photos if order.names_recipe else ("photos" if side <= 32 else "photos-64")
     run = Run(order, RECIPES[name], name, data, journal)
@@ -68,6 +74,12 @@ def open_run(order: Order, journal: Journal, data: ImageSet) -> Run:
         raise DataError(f"images of {side}x{side} do not fit the network of {name}: {error}") from error
     if any(stage.method == "classifier" for stage in run.recipe.stages) and (data.labels < 0).any():
         raise DataError(f"the recipe {name} trains classifiers, and {data.name} has images without a class")
+    for stage, batch in run.batches.items():
+        if batch % run.processes:
+            raise MachineError(
+                f"--processes {run.processes}: they share batches of {batch} images evenly in the stage {stage}; "
+                f"choose a number that divides {batch}"
+            )
     return run
 
 

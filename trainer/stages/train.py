@@ -17,6 +17,7 @@ from trainer.run.claim import claim
 from trainer.stages.folder import check_place, check_planned_stages, complete_order, forget
 from trainer.stages.pictures import pictures, prepare, read_data
 from trainer.stages.planning import check_disk, make_plan, merge_plans, stored_plan
+from trainer.stages.processes import check_processes
 from trainer.stages.results import Export, command, ending, export_student, write_report
 from trainer.stages.run import DATA, EXPORT, REPORT, names, names_from, open_run
 from trainer.stages.training import is_complete, train_stage
@@ -27,12 +28,13 @@ INTERRUPTED = 130
 def train(
     order: Order, default_budget_s: float, export: Export, began: float, first: str | None = None, dry_run: bool = False
 ) -> int:
-    """Run all stages that are not complete. Returns the exit status.
+    """Run all stages that are not complete. Returns the exit status. Training stages have order.processes processes.
 
     began: start time of the command by time.monotonic, because the budget covers the whole command. first: this stage
     and all that follow are repeated. dry_run: print the plan, write nothing.
-    Raises CheckpointError, DataError or OSError with a sentence; complete stages remain.
+    Raises CheckpointError, DataError, MachineError or OSError with a sentence; complete stages remain.
     """
+    check_processes(order)
     if first:
         names_from(first, RECIPES[order.photos if order.names_recipe else "photos"])  # before any picture is read
     journal = Journal.read(order.out)

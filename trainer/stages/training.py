@@ -2,31 +2,62 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from fewstep.card import CheckpointError, read_card
+from fewstep.ranges import RangeError
 from trainer.classify import train_classifier
 from trainer.commands import train_student, train_teacher
 from trainer.critics.classifier import classifier_hash
-from trainer.journal import Done, settings_hash
-from trainer.options import Distillation, RunOptions
-from trainer.plan import Plan
+from trainer.data.format import DataError, ImageSet
+from trainer.journal import Done, Journal, settings_hash
+from trainer.options import Distillation, Order, RunOptions
+from trainer.plan import Plan, memory_mb
 from trainer.recipes.recipe import Stage
+from trainer.run.loop import DivergedError
+from trainer.run.spawned import in_processes
 from trainer.run.state import read_facts, settle_state
+from trainer.settings import MachineError
+from trainer.stages.pictures import pictures, read_data
 from trainer.stages.run import DATA, Run
 
 
-def run_stage(run: Run, options: RunOptions, stage: Stage, folder: Path) -> bool:
-    """Train one stage; `folder` holds the results of the others. False: interrupted."""
+class Trained(NamedTuple):
+    completed: bool  # False: interrupted
+    memory_mb: int  # of all processes together, at most
+
+
+REFUSALS = (CheckpointError, DataError, MachineError, RangeError, DivergedError, OSError)
+
+
+def run_stage(run: Run, options: RunOptions, stage: Stage, folder: Path) -> Trained:
+    """Train one stage, in as many processes as are asked for; `folder` holds the results of the others."""
+    if run.processes == 1:
+        return Trained(_train_with(run.data, options, stage, folder), memory_mb())
+    read = DATA in run.journal.stages  # else this is a plan that writes nothing
+    shared = (run.order, read, options, stage, folder)
+    first = in_processes(run.processes, run.order.where, REFUSALS, train_shared, *shared)
+    return Trained(first.completed, run.processes * first.memory_mb)
+
+
+def train_shared(order: Order, read: bool, options: RunOptions, stage: Stage, folder: Path) -> Trained:
+    """Train one stage in one of several processes, each of which reads the data itself. read: by the stage `data`."""
+    data = read_data(Journal.read(order.out)) if read else pictures(order)
+    return Trained(_train_with(data, options, stage, folder), memory_mb())
+
+
+def _train_with(data: ImageSet, options: RunOptions, stage: Stage, folder: Path) -> bool:
+    """False: interrupted."""
     if stage.method == "teacher":
-        return train_teacher(options, run.data)
+        return train_teacher(options, data)
     if stage.method == "classifier":
-        return train_classifier(options, run.data)
+        return train_classifier(options, data)
     of = lambda name: folder / name if name else None  # noqa: E731
     critics = tuple(folder / name for name in stage.critics)
     request = Distillation(
         folder / "teacher", stage.method, dict(stage.switches), of(stage.start), None, of(stage.kept), critics
     )
-    return train_student(options, run.data, request)
+    return train_student(options, data, request)
 
 
 def is_complete(run: Run, stage: Stage, planned: Plan) -> bool:
@@ -46,7 +77,7 @@ def train_stage(run: Run, stage: Stage, planned: Plan) -> bool:
     out = run.order.out
     settle_state(out / stage.name)
     options = run.options(stage, out, planned.images[stage.name], stage.name, planned)
-    if not run_stage(run, options, stage, out):
+    if not run_stage(run, options, stage, out).completed:
         return False
     folder = out / stage.name
     result = classifier_hash(folder) if stage.method == "classifier" else read_card(folder).weights

@@ -8,6 +8,7 @@ import hashlib
 import re
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.format import DataError, count_values, deviation, write_archive
-from trainer.data.shards import DEFLATED, FORMAT, MEMBERS, ShardedImages, decoding_threads
+from trainer.data.shards import DEFLATED, FORMAT, MEMBERS, UNKNOWN, ShardedImages, decoding_threads
 from trainer.data.sources.archive import MAX_FILE_BYTES
 from trainer.data.sources.edm_zip import MAX_CLASSES, class_names_of, list_edm_zip
 from trainer.data.sources.pictures import SUFFIXES, decode, flatten
@@ -26,7 +27,7 @@ CHUNK = 256  # images decoded at a time
 
 class Listed(NamedTuple):
     files: tuple[Path, ...]
-    members: NDArray[np.int64]  # [N, 4], as of the index
+    members: NDArray[np.int64]  # [N, 5], as of the index; no CRC-32 yet
     labels: NDArray[np.int32]  # [N]
     source: str
 
@@ -52,13 +53,14 @@ def write_index(
     shape = (len(listed.labels), side, side, 1 if gray else 3)
     names = class_names_of(listed.labels, class_names, path)
     images = ShardedImages(listed.files, listed.members, shape, decoding_threads(), exact=resolution is None)
-    sha256, sigma_data = _measure(images, listed.labels)
+    sha256, sigma_data, sums = _measure(images, listed.labels)
+    members = np.concatenate([listed.members[:, :4], sums[:, None]], axis=1)
     meta = {
         "format": FORMAT, "name": name or path.resolve().stem, "class_names": names, "licence": licence,
         "source": listed.source, "sha256": sha256, "sigma_data": sigma_data, "shape": shape,
         "files": [[_relative(file, out), file.stat().st_size] for file in listed.files],
     }  # fmt: skip
-    write_archive(out, {MEMBERS: listed.members, "labels.npy": listed.labels}, meta)
+    write_archive(out, {MEMBERS: members, "labels.npy": listed.labels}, meta)
 
 
 def _relative(file: Path, out: Path) -> str:
@@ -70,30 +72,40 @@ def _relative(file: Path, out: Path) -> str:
 def _first(listed: Listed, resolution: int | None, gray: bool | None) -> tuple[int, bool]:
     """The side of all images and whether they are gray, by the first one where it is not given."""
     probe = ShardedImages(listed.files, listed.members, (len(listed.labels), 1, 1, 1), 1)
-    image = decode(probe.contents([0])[0], where := probe.where(0))
+    image = decode(probe.encoded(0, probe.stored([0])[0]), where := probe.where(0))
     if resolution is None and image.width != image.height:
         raise DataError(f"{where} is {image.width}x{image.height}; give --resolution N to crop and resize every image")
     flatten(image, where, gray=False)  # refuses pixels of unknown range
     return resolution or image.width, image.mode in ("1", "L", "LA", "I;16") if gray is None else gray
 
 
-def _measure(images: ShardedImages, labels: NDArray[np.int32]) -> tuple[str, float]:
-    """SHA-256 and deviation as a dataset zip of the same images has them (trainer.data.format)."""
+class Measures(NamedTuple):
+    sha256: str  # this and the deviation as a dataset zip of the same images has them (trainer.data.format)
+    sigma_data: float
+    sums: NDArray[np.int64]  # [N], the CRC-32 of each image as it lies in its file
+
+
+def _measure(images: ShardedImages, labels: NDArray[np.int32]) -> Measures:
+    """All images, read once."""
     from tqdm import tqdm  # of [train]: `data --help` works without it
 
     digest, counts = hashlib.sha256(repr(images.shape).encode()), np.zeros(256, np.int64)
+    sums = np.empty(len(images), np.int64)
     for start in tqdm(range(0, len(images), CHUNK), unit=f"{CHUNK} images", delay=1, disable=None):
-        pixels = images.with_neighbours(range(start, min(start + CHUNK, len(images))))
+        rows = np.arange(start, min(start + CHUNK, len(images)))
+        stored = images.stored(rows, neighbours=True)
+        sums[rows] = [zlib.crc32(content) for content in stored]
+        pixels = images.decoded(rows, stored)
         digest.update(pixels.data)
         counts += count_values(pixels)
     digest.update(labels.data)
-    return digest.hexdigest(), deviation(counts)
+    return Measures(digest.hexdigest(), deviation(counts), sums)
 
 
 def _list_zip(path: Path) -> Listed:
     """Images in the order of their names."""
     files, labels = list_edm_zip(path)
-    members = np.zeros((len(files), 4), np.int64)
+    members = np.zeros((len(files), 5), np.int64)
     with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
         for row, name in enumerate(files):
             info = archive.getinfo(name)
@@ -103,7 +115,7 @@ def _list_zip(path: Path) -> Listed:
             raw.seek(info.header_offset + 26)  # of the local header: the lengths of its name and its extra field
             lengths = raw.read(4)
             start = info.header_offset + 30 + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
-            members[row] = 0, start, info.compress_size, info.compress_type
+            members[row] = 0, start, info.compress_size, info.compress_type, UNKNOWN
     return Listed((path,), members, labels, "EDM dataset zip")
 
 
@@ -112,11 +124,11 @@ def _list_tars(path: Path) -> Listed:
     files = tuple(sorted(path.glob("*.tar"))) if path.is_dir() else (path,)
     if not files or not path.exists():
         raise DataError(f"{path} holds no .tar files; name a folder of WebDataset shards, or EDM's dataset zip")
-    rows: list[tuple[int, int, int, int]] = []
+    rows: list[tuple[int, int, int, int, int]] = []
     labels: list[int] = []
     for number, file in enumerate(files):
         for offset, size, label in _list_tar(file):
-            rows.append((number, offset, size, 0))
+            rows.append((number, offset, size, 0, UNKNOWN))
             labels.append(label)
     if not rows:
         raise DataError(f"{path} holds no pictures ({', '.join(sorted(SUFFIXES))})")
