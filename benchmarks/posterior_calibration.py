@@ -36,7 +36,7 @@ from benchmarks.posterior_told import Told, gaussian_denoiser, gaussian_error, t
 from fewstep.ancestral import Chain, ancestral_chain
 from fewstep.ranges import POSITIVE, number, whole
 from fewstep.schedule import karras_sigmas
-from trainer.methods.rtb import Problem, own_steps, start, walk
+from trainer.methods.rtb import Problem, own_steps, walk
 from trainer.run.draws import Draws, seeded
 from trainer.settings import PosteriorConfig
 
@@ -109,7 +109,7 @@ def by_rtb(case: Linear, network: Told, weighted: bool) -> Sampler:
         problem, count = problem_of(case, network, measured), len(measured)
         found = []
         for _ in range(samples):
-            first = start(problem, torch.empty(count, 1, 1, 4), rng)
+            first = problem.start(torch.empty(count, 1, 1, 4), rng)
             made = walk(problem, torch.arange(count), first, own_steps(problem, rng))
             found.append((made.images.flatten(1), -made.residual(1.0)))
         images, log_weights = (torch.stack(column) for column in zip(*found, strict=True))

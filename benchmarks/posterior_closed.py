@@ -19,7 +19,7 @@ from fewstep.analytic import Mixture
 from fewstep.ancestral import Chain, ancestral_chain, denoising_errors
 from fewstep.schedule import karras_sigmas
 from trainer.levels.conditioning import LEVEL_FEATURES, level_features
-from trainer.methods.rtb import Problem, TrajectoryBalance, evaluate, own_steps, start, walk
+from trainer.methods.rtb import Problem, TrajectoryBalance, evaluate, own_steps, walk
 from trainer.run.draws import Draws, seeded
 from trainer.settings import BehaviourMix, PosteriorConfig
 
@@ -123,7 +123,7 @@ def closed_rows(task: Closed, args: argparse.Namespace, began: float) -> list[di
 
 def _weighted_images(problem: Problem, like: Tensor, rng: Draws) -> tuple[Tensor, Tensor]:
     """Importance weights [B] of the posterior's trajectories, that sum to 1, and their images."""
-    own = walk(problem, torch.zeros(len(like), dtype=torch.long), start(problem, like, rng), own_steps(problem, rng))
+    own = walk(problem, torch.zeros(len(like), dtype=torch.long), problem.start(like, rng), own_steps(problem, rng))
     return (-own.residual(1.0)).softmax(dim=0), own.images
 
 

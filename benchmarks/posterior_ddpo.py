@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.ancestral import step_mean
-from trainer.methods.rtb import Problem, Trajectories, own_steps, start, walk
+from trainer.methods.rtb import Problem, Trajectories, own_steps, walk
 from trainer.run.draws import Draws
 from trainer.run.optimizer import learning_rate
 from trainer.settings import AdamConfig
@@ -28,7 +28,7 @@ def clipped_policy_gradient(
     optimizer = torch.optim.Adam([w for w in trained.parameters() if w.requires_grad], adam.lr, adam.betas)
     y = torch.zeros(len(like), dtype=torch.long, device=like.device)
     for update in range(updates):
-        found = walk(problem, y, start(problem, like, rng), own_steps(problem, rng))
+        found = walk(problem, y, problem.start(like, rng), own_steps(problem, rng))
         advantage = beta * (found.log_reward - found.log_reward.mean())
         if normalised:
             advantage = (advantage / advantage.std().clamp(min=1e-6)).clamp(-5, 5)

@@ -14,7 +14,7 @@ from fewstep.adapters import Adapter
 from fewstep.metrics.extractors.fashion128 import FOLDER_B, load_extractor
 from fewstep.metrics.frechet import Moments, frechet_distance
 from fewstep.pixels import to_pixels
-from trainer.methods.rtb import effective_share, own_steps, start, walk
+from trainer.methods.rtb import effective_share, own_steps, walk
 from trainer.run.draws import seeded
 
 
@@ -48,7 +48,7 @@ def chain_row(task: Task, name: str, adapter: Adapter) -> tuple[Tensor, dict[str
     def make() -> Tensors:
         problem, rng, parts = task.problem(adapter), seeded(900), []
         for y in task.labels.split(ROWS):
-            found = walk(problem, y, start(problem, torch.empty(len(y), 1, 32, 32), rng), own_steps(problem, rng))
+            found = walk(problem, y, problem.start(torch.empty(len(y), 1, 32, 32), rng), own_steps(problem, rng))
             parts.append((found.images, -found.residual(1.0)))
         images, log_weights = (torch.cat(part) for part in zip(*parts, strict=True))
         return {"images": images, "log_weights": log_weights}

@@ -13,7 +13,7 @@ the paper's main method. So what it converges to is tilted too little where r de
 import torch
 from torch import Tensor, nn
 
-from trainer.methods.rtb import Problem, own_steps, start, walk
+from trainer.methods.rtb import Problem, own_steps, walk
 from trainer.run.draws import Draws
 from trainer.run.optimizer import descend
 from trainer.settings import AdamConfig
@@ -36,7 +36,7 @@ def reinforce_adjoint_matching(
     y = torch.zeros(len(like), dtype=torch.long, device=like.device)
     low, high = (torch.tensor(problem.chain.sigmas[end]).log() for end in (-1, 0))
     for update in range(updates):
-        found = walk(problem, y, start(problem, like, rng), own_steps(problem, rng))
+        found = walk(problem, y, problem.start(like, rng), own_steps(problem, rng))
         advantage = (beta * (found.log_reward - found.log_reward.mean())).clamp(-largest, largest)
         losses = []
         for _ in range(REUSED):
