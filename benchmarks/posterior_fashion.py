@@ -42,7 +42,7 @@ from benchmarks.posterior_fashion_judging import Judge, chain_row, expected, ver
 from benchmarks.posterior_fashion_serving import engine_with, served, served_images
 from benchmarks.posterior_fashion_task import CLASSES, Task
 from benchmarks.posterior_fashion_training import CALLS, distil, teachers
-from benchmarks.posterior_results import SHOWN, end, parsed, said, settings_of, write_rows
+from benchmarks.posterior_results import SHOWN, end, parsed, picture, said, settings_of, write_rows
 from fewstep.card import write_atomically
 from fewstep.ranges import POSITIVE, SHARE, Range, number, whole
 
@@ -51,7 +51,11 @@ COLUMNS = {
     "class": "class", "distance": "distance", "class_distance": "class distance", "pairwise": "pairwise",
     "elbo": "log Z - ELBO", "ess": "ESS", "cpu_s": "train CPU s",
 }  # fmt: skip
-FREE = ("work", "data", "without_rtb")  # what is kept in --work holds with other values of these, too
+ON_SHEET = {
+    "prior's chain": "the prior: 10 calls", "rejection": "the exact posterior", "student, served, 1": "its student: 1 call",
+}  # fmt: skip
+SHEET_COLUMNS = 20
+FREE = ("work", "data", "without_rtb", "sheet")  # what is kept in --work holds with other values of these, too
 
 
 def run(task: Task) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict[str, Any]]:
@@ -115,6 +119,9 @@ def main() -> None:
     began = time.monotonic()
     rows, shown, facts = run(Task(args))
     write_rows(args, "posterior_fashion", rows, shown, FREE, reference=facts)
+    if args.sheet:
+        chosen = {title: shown[name] for name, title in ON_SHEET.items()}
+        write_atomically(args.sheet, picture(chosen, SHEET_COLUMNS))
     said("complete", began)
     end(args.out, table(rows, COLUMNS), json.dumps(facts, indent=1))
 
@@ -146,6 +153,7 @@ def _arguments() -> argparse.Namespace:
         default=3.0,
         help="RTB's second row: times the first's (default 3; 1: none)",
     )
+    add("--sheet", type=Path, metavar="FILE.png", help="also write a small picture: prior, posterior and one call")
     add("--without-rtb", action="store_true", help="leave trajectory balance out: half of the training")
     add("--distil-updates", type=whole(1), default=200, help="of the student (default %(default)s)")
     add(

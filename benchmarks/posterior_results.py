@@ -72,7 +72,8 @@ def with_deviations(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str
     return table(shown, columns)
 
 
-def picture(shown: Mapping[str, Tensor]) -> bytes:
-    """The first images of the first seed of every method, without a choice: a row of 64 each."""
-    sheet = grid(np.concatenate([to_pixels(images.numpy()) for images in shown.values()]), SHOWN)
-    return encode(add_titles(sheet, 8, "first 64 images of the first seed", [], list(shown)), "png")
+def picture(shown: Mapping[str, Tensor], columns: int = SHOWN) -> bytes:
+    """The first images of the first seed of every method, without a choice: a row each."""
+    sheet = grid(np.concatenate([to_pixels(images[:columns].numpy()) for images in shown.values()]), columns)
+    side = next(iter(shown.values())).shape[-1]
+    return encode(add_titles(sheet, side, f"first {columns} images of the first seed", [], list(shown)), "png")
