@@ -52,8 +52,10 @@ COLUMNS = {
     "elbo": "log Z - ELBO", "ess": "ESS", "cpu_s": "train CPU s",
 }  # fmt: skip
 ON_SHEET = {
-    "prior's chain": "the prior: 10 calls", "rejection": "the exact posterior", "student, served, 1": "its student: 1 call",
-}  # fmt: skip
+    "prior's chain": "the prior: 10 calls",
+    "rejection": "the exact posterior",
+    "student, served, 1": "its student: 1 call",
+}
 SHEET_COLUMNS = 20
 FREE = ("work", "data", "without_rtb", "sheet")  # what is kept in --work holds with other values of these, too
 
