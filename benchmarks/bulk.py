@@ -99,7 +99,7 @@ def killed(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     straight, broken, engine = folder / "straight", folder / "killed", args.engines[0]
     began = time.monotonic()
     subprocess.run(command(engine, args.seeds, 1, straight, *options), check=True, capture_output=True)
-    longest = 0.7 * (time.monotonic() - began) / args.kills
+    longest = 0.3 * (time.monotonic() - began) / args.kills  # so that the run does not end before the last kill
     moments, kills = random.Random(0), 0
     for _ in range(args.kills):
         kills += killed_after(command(engine, args.seeds, 1, broken, *options), broken, moments.uniform(0, longest))
