@@ -18,6 +18,7 @@ Here each of these requests gets one answer from the app, and every state of a c
 import asyncio
 import contextlib
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -89,6 +90,25 @@ class _Transport:
 
     def is_closing(self) -> bool:
         return self._protocol.lingering or self._transport.is_closing()
+
+
+def _without_chunks(cycle: RequestResponseCycle, plain: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Any]:
+    """What the app calls to answer HTTP/1.0, which has no chunks (RFC 9112, section 6.1): an answer that does not say
+    its length ends with its connection. uvicorn sends chunks, or as many bytes as were said."""
+
+    open_ended = False
+
+    async def send(message: Any) -> None:
+        nonlocal open_ended
+        if message["type"] == "http.response.start":
+            open_ended = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+            if open_ended:
+                cycle.chunked_encoding, cycle.expected_content_length = False, sys.maxsize
+        elif open_ended and not message.get("more_body", False):
+            cycle.expected_content_length = len(message.get("body", b""))  # the last ones
+        await plain(message)
+
+    return send
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -241,6 +261,8 @@ class BoundedHttp(HttpToolsProtocol):
         scope[DEPARTURE] = Departure(self.flow.resume_reading)
         super().on_headers_complete()
         self.cycle.receive = self._receive(self.cycle, self.cycle.receive)
+        if self.scope["http_version"] == "1.0":
+            self.cycle.send = _without_chunks(self.cycle, self.cycle.send)
         self._stop()
         self.reading = True
 
