@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol, made safe against clients that send or read slowly, too much, or nonsense.
 
 uvicorn 0.54 with httptools takes head lines without end and waits for them without end, loses the body of a request
-that offers an upgrade, resets a connection whose body it does not want, and answers what it cannot parse by itself.
+that offers an upgrade, resets a connection whose body it does not want, answers what it cannot parse by itself, and
+sends chunks to HTTP/1.0.
 Here each of these requests gets one answer from the app, and every state of a connection has a timer:
 
     no head yet, or a head in pieces          HEAD_S from its beginning
