@@ -93,7 +93,7 @@ class _Transport:
         return self._protocol.lingering or self._transport.is_closing()
 
 
-def _without_chunks(cycle: RequestResponseCycle, plain: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Any]:
+def _without_chunks(cycle: RequestResponseCycle, plain: Callable[[Any], Awaitable[None]]) -> Callable[..., Any]:
     """What the app calls to answer HTTP/1.0, which has no chunks (RFC 9112, section 6.1): an answer that does not say
     its length ends with its connection. uvicorn sends chunks, or as many bytes as were said."""
 
