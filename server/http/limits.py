@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol, made safe against clients that send or read slowly, too much, or nonsense.
 
 uvicorn 0.54 with httptools takes head lines without end and waits for them without end, loses the body of a request
-that offers an upgrade, resets a connection whose body it does not want, and answers what it cannot parse by itself.
+that offers an upgrade, resets a connection whose body it does not want, answers what it cannot parse by itself, and
+sends chunks to HTTP/1.0.
 Here each of these requests gets one answer from the app, and every state of a connection has a timer:
 
     no head yet, or a head in pieces          HEAD_S from its beginning
@@ -18,6 +19,7 @@ Here each of these requests gets one answer from the app, and every state of a c
 import asyncio
 import contextlib
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -89,6 +91,25 @@ class _Transport:
 
     def is_closing(self) -> bool:
         return self._protocol.lingering or self._transport.is_closing()
+
+
+def _without_chunks(cycle: RequestResponseCycle, plain: Callable[[Any], Awaitable[None]]) -> Callable[..., Any]:
+    """What the app calls to answer HTTP/1.0, which has no chunks (RFC 9112, section 6.1): an answer that does not say
+    its length ends with its connection. uvicorn sends chunks, or as many bytes as were said."""
+
+    open_ended = False
+
+    async def send(message: Any) -> None:
+        nonlocal open_ended
+        if message["type"] == "http.response.start":
+            open_ended = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+            if open_ended:
+                cycle.chunked_encoding, cycle.expected_content_length = False, sys.maxsize
+        elif open_ended and not message.get("more_body", False):
+            cycle.expected_content_length = len(message.get("body", b""))  # the last ones
+        await plain(message)
+
+    return send
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -241,6 +262,8 @@ class BoundedHttp(HttpToolsProtocol):
         scope[DEPARTURE] = Departure(self.flow.resume_reading)
         super().on_headers_complete()
         self.cycle.receive = self._receive(self.cycle, self.cycle.receive)
+        if self.scope["http_version"] == "1.0":
+            self.cycle.send = _without_chunks(self.cycle, self.cycle.send)
         self._stop()
         self.reading = True
 

@@ -3,8 +3,10 @@
 import base64
 import io
 import json
+import socket
 import zipfile
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 from fewstep.noise import noise_for
 from fewstep.pixels import KEYWORD, grid, text_of, to_pixels
 from fewstep.samplers import sample_dpdm
+from tests.server.conftest import DEADLINE_S, Server
 from tests.server.fakes import LEVELS, SHAPE
 
 
@@ -124,3 +127,16 @@ def test_a_stream_has_as_many_previews_as_it_asks_for_and_the_same_images(client
         assert [each for name, each in before if name == "image"] == [every["image", 1, 2]]
         assert len(before) == len(previews) + len(progress) + 1
     assert last["data"] == generate(client, seeds=[7, 8], steps=[8, 2], label=1).json()["data"]
+
+
+def test_a_stream_to_http_1_0_has_no_chunks_and_ends_with_its_connection(server: Server):
+    address, body = urlsplit(server.url), b'{"stream": true, "seed": 7, "steps": 4}'
+    head = f"POST /v1/generate HTTP/1.0\r\nHost: {address.netloc}\r\nContent-Length: {len(body)}\r\n\r\n"
+    answer = b""
+    with socket.create_connection((address.hostname, address.port), DEADLINE_S) as connection:
+        connection.sendall(head.encode() + body)
+        while data := connection.recv(65536):
+            answer += data
+    head, _, content = answer.decode().partition("\r\n\r\n")
+    assert "transfer-encoding" not in head.lower() and "connection: close" in head
+    assert [name for name, _ in events(content)] == ["preview"] * 3 + ["images"]
