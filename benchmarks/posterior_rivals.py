@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.ancestral import step_mean
-from trainer.methods.rtb import LogReward, Problem, accumulate, own_steps, start, walk
+from trainer.methods.rtb import LogReward, Problem, accumulate, own_steps, walk
 from trainer.run.draws import Draws
 from trainer.run.optimizer import learning_rate
 from trainer.settings import AdamConfig
@@ -37,7 +37,7 @@ def prior_images(problem: Problem, like: Tensor, count: int, rng: Draws) -> tupl
     """Images [count, ...] of the prior's chain and their log r."""
     images, y = [], torch.zeros(len(like), dtype=torch.long)
     for _ in range(-(-count // len(like))):
-        x = start(problem, like, rng)
+        x = problem.start(like, rng)
         for i, sigma in enumerate(problem.chain.sigmas[:-1]):
             clean = problem.prior(x, x.new_full((len(x),), sigma), y)
             x = step_mean(problem.chain, i, x, clean) + math.sqrt(problem.chain.variances[i]) * rng.normal_like(x)
@@ -61,7 +61,7 @@ def dps(problem: Problem, like: Tensor, log_reward: LogReward, scale: float, rng
     D + scale sigma^2 grad_x log r(D(x)) in place of D. It replaces E[r(x0) | x] by r(E[x0 | x]); scale 1 is Bayes'
     rule with that, other scales are the step size that is tuned. log_reward must have a gradient.
     """
-    y, x = torch.zeros(len(like), dtype=torch.long), start(problem, like, rng)
+    y, x = torch.zeros(len(like), dtype=torch.long), problem.start(like, rng)
     for i, sigma in enumerate(problem.chain.sigmas[:-1]):
         noisy = x.detach().requires_grad_()
         clean = problem.prior(noisy, x.new_full((len(x),), sigma), y)
@@ -93,7 +93,7 @@ def policy_gradient(
     optimizer = torch.optim.Adam([w for w in trained.parameters() if w.requires_grad], adam.lr, adam.betas)
     y = torch.zeros(len(like), dtype=torch.long)
     for update in range(updates):
-        found = walk(problem, y, start(problem, like, rng), own_steps(problem, rng))
+        found = walk(problem, y, problem.start(like, rng), own_steps(problem, rng))
         advantage = beta * found.log_reward - found.log_ratio
         accumulate(problem, found, advantage.mean() - advantage, list(range(problem.chain.steps)))
         optimizer.param_groups[0]["lr"] = learning_rate(adam, update / updates)
@@ -107,4 +107,4 @@ def policy_gradient(
 def own_images(problem: Problem, like: Tensor, rng: Draws) -> Tensor:
     """Images of the posterior, shaped like `like`."""
     y = torch.zeros(len(like), dtype=torch.long)
-    return walk(problem, y, start(problem, like, rng), own_steps(problem, rng)).images
+    return walk(problem, y, problem.start(like, rng), own_steps(problem, rng)).images

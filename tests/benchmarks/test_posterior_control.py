@@ -25,7 +25,7 @@ from benchmarks.posterior_told import train_told
 from fewstep.ancestral import ancestral_chain
 from fewstep.schedule import karras_sigmas
 from tests.trainer.tiny import draws, normals
-from trainer.methods.rtb import own_steps, start, walk
+from trainer.methods.rtb import own_steps, walk
 from trainer.settings import PosteriorConfig
 
 CASE = example()
@@ -103,7 +103,7 @@ def test_training_finds_the_gaussian_policy_of_every_state():
     states = torch.tensor([[0.0, 0.0], [1.0, 1.0], [-1.5, 0.5], [0.5, -1.5]])
     problem, y, rng = problem_of(CASE, network, states), torch.arange(8000) % 4, draws(2)
     found_z, exact = [], CASE.log_z(states, before)
-    made = walk(problem, y, start(problem, torch.empty(8000, 1, 1, 2), rng), own_steps(problem, rng))
+    made = walk(problem, y, problem.start(torch.empty(8000, 1, 1, 2), rng), own_steps(problem, rng))
     for row in range(4):
         log_weights = -made.residual(1.0)[y == row]
         found_z.append(log_weights.logsumexp(0) - math.log(2000))
@@ -183,6 +183,6 @@ def test_an_adapter_that_is_not_trained_acts_as_the_prior_and_misses_balance_by_
     assert torch.equal(control.act(task, states, draws(2), adapter), control.act(task, states, draws(2)))
     y = torch.arange(20)
     problem, rng = task.problem(adapter, 2.0, states), draws(3)
-    found = walk(problem, y, start(problem, torch.empty(20, 1, 1, 1), rng), own_steps(problem, rng))
+    found = walk(problem, y, problem.start(torch.empty(20, 1, 1, 1), rng), own_steps(problem, rng))
     expected = 2.0 / 0.01 * task.critic.advantage(states, found.images.flatten(1))
     torch.testing.assert_close(found.residual(1.0), -expected)

@@ -23,7 +23,7 @@ from benchmarks.posterior_language import (
     variation,
 )
 from tests.trainer.tiny import draws
-from trainer.methods.rtb import BEHAVIOURS, TrajectoryBalance, prior_steps, start, walk
+from trainer.methods.rtb import BEHAVIOURS, TrajectoryBalance, prior_steps, walk
 from trainer.settings import BehaviourMix, PosteriorConfig
 
 Y = torch.zeros(64, dtype=torch.long)
@@ -57,7 +57,7 @@ def test_sampled_sentences_have_the_law_that_the_sum_over_states_says():
     rng, count = draws(1), 40_000
     like, y = LIKE.new_empty(count, LENGTH), torch.zeros(count, dtype=torch.long)
     problem = Masked(network, network, task.log_reward, 2)
-    found = walk(problem, y, start(problem, like, rng), prior_steps(problem, rng)).images
+    found = walk(problem, y, problem.start(like, rng), prior_steps(problem, rng)).images
     for first, second in ((0, 3), (2, 5)):
         pairs = torch.bincount(found[:, first] * SYMBOLS + found[:, second], minlength=SYMBOLS**2) / count
         others = [axis for axis in range(LENGTH) if axis not in (first, second)]
@@ -103,7 +103,7 @@ def test_the_divergence_and_the_reward_of_a_law_give_the_bound_that_trajectories
     numbers = task.judged(network, 3)
     like, y = LIKE.new_empty(20_000, LENGTH), torch.zeros(20_000, dtype=torch.long)
     problem = Masked(network, task.prior, task.log_reward, 2)  # its prior walks as the network does
-    found = walk(problem, y, start(problem, like, draws(4)), prior_steps(problem, draws(8)))
+    found = walk(problem, y, problem.start(like, draws(4)), prior_steps(problem, draws(8)))
     assert task.log_z - numbers["gap"] == pytest.approx(float((found.log_ratio + found.log_reward).mean()), abs=0.05)
 
 

@@ -11,7 +11,7 @@ from fewstep.ancestral import ancestral_chain
 from fewstep.schedule import karras_sigmas
 from tests.trainer.tiny import draws, normals
 from trainer.levels.conditioning import level_features
-from trainer.methods.rtb import Problem, own_steps, start, walk
+from trainer.methods.rtb import Problem, own_steps, walk
 from trainer.settings import AdamConfig
 
 PRIOR, OBSERVED, NOISE = Gaussian(0.0, 1.0), 1.0, 1.0
@@ -46,7 +46,7 @@ def trained(train, updates: int = 80, **more) -> tuple[float, float]:
     problem = Problem(lambda x, sigma, _: PRIOR.teacher(x, sigma), network, CHAIN, log_reward, network.log_variance)
     train(problem, network, LIKE, updates, RATE, rng, **more)
     like, y = torch.empty(4000, 1, 1, 2), torch.zeros(4000, dtype=torch.long)
-    found = walk(problem, y, start(problem, like, rng), own_steps(problem, rng))
+    found = walk(problem, y, problem.start(like, rng), own_steps(problem, rng))
     return float(found.images.mean()), float(found.log_reward.mean())
 
 

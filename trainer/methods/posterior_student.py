@@ -34,7 +34,7 @@ from fewstep.checkpoint import NetworkModule
 from fewstep.precond import Denoiser
 from trainer.levels.conditioning import LEVEL_FEATURES, widen
 from trainer.methods.dpdm import Denoise, Parts
-from trainer.methods.rtb import LogReward, Problem, own_steps, start, walk
+from trainer.methods.rtb import LogReward, Problem, own_steps, walk
 from trainer.methods.tilted import group_weights
 from trainer.run.draws import Draws
 from trainer.run.optimizer import descend
@@ -136,7 +136,7 @@ def interpolated(sigmas: Sequence[float], errors: Sequence[float]) -> Callable[[
 def imitation_loss_of_chain(problem: Problem, imitator: Denoise, like: Tensor, y: Tensor, rng: Draws) -> Tensor:
     """Mean squared error of one denoiser to the calls of a posterior's chain along its own trajectories: the
     posterior's at all levels but the last, the prior's there. like [B, C, H, W], y [B]; a scalar."""
-    found, sigmas = walk(problem, y, start(problem, like, rng), own_steps(problem, rng)), problem.chain.sigmas
+    found, sigmas = walk(problem, y, problem.start(like, rng), own_steps(problem, rng)), problem.chain.sigmas
     losses = []
     for i, (x, sigma) in enumerate(zip(found.states, sigmas, strict=True)):
         level = x.new_full((len(x),), sigma)

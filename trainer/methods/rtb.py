@@ -158,11 +158,6 @@ def given_steps(states: list[Tensor]) -> Following:
     return lambda i, *_: states[i + 1]
 
 
-def start(problem: Chains, like: Tensor, rng: Draws) -> Tensor:
-    """x_0, of the shape of `like`."""
-    return problem.start(like, rng)
-
-
 def deviations(
     residual: Tensor, y: Tensor, log_z: Tensor | None, config: PosteriorConfig, groups: int | None = None
 ) -> Tensor:
@@ -243,7 +238,7 @@ class TrajectoryBalance:
             fading = max(1 - progress / config.explore_until, 0.0) if config.explore_until else 0.0
             widened = 1 + config.explore_noise * fading if behaviour == "explore" else 1.0
             steps = prior_steps(problem, rng) if behaviour == "prior" else own_steps(problem, rng, widened)
-            return walk(problem, y, start(problem, images, rng), steps)
+            return walk(problem, y, problem.start(images, rng), steps)
         return walk(problem, y, states[0], given_steps(states))
 
     def _shares(self) -> dict[str, Tensor]:
@@ -385,7 +380,7 @@ def _residuals(
     """Residuals and log r [B], some trajectories at a time: their states are not kept."""
     parts = []
     for rows, groups in zip(like.split(EVALUATED), y.split(EVALUATED), strict=True):
-        found = walk(problem, groups, start(problem, rows, rng), following)
+        found = walk(problem, groups, problem.start(rows, rng), following)
         parts.append((found.residual(beta), found.log_reward))
     residuals, log_rewards = zip(*parts, strict=True)
     return torch.cat(residuals), torch.cat(log_rewards)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.precond import Denoiser
 from trainer.methods.edm import denoising_loss
-from trainer.methods.rtb import Following, Problem, Trajectories, own_steps, prior_steps, start, walk
+from trainer.methods.rtb import Following, Problem, Trajectories, own_steps, prior_steps, walk
 from trainer.run.draws import Draws
 from trainer.run.optimizer import descend
 from trainer.settings import AdamConfig
@@ -39,7 +39,7 @@ def _pool(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     parts = []
     while sum(len(part[1]) for part in parts) < count:
-        found = walk(problem, y, start(problem, like, rng), following)
+        found = walk(problem, y, problem.start(like, rng), following)
         parts.append((found.images, score(found), y))
     images, scores, groups = (torch.cat(part) for part in zip(*parts, strict=True))
     return images, scores, groups

@@ -24,7 +24,6 @@ from trainer.methods.rtb import (
     monitors,
     own_steps,
     prior_steps,
-    start,
     walk,
 )
 from trainer.settings import BehaviourMix, PosteriorConfig
@@ -64,7 +63,7 @@ def problem(tilt: Tilt, groups: int = 1) -> Problem:
 def trajectories(tilt: Tilt, seed: int = 0, count: int = 16):
     rng, like = draws(seed), torch.empty(count, *SHAPE[1:])
     mine = problem(tilt)
-    return mine, walk(mine, torch.zeros(count, dtype=torch.long), start(mine, like, rng), own_steps(mine, rng))
+    return mine, walk(mine, torch.zeros(count, dtype=torch.long), mine.start(like, rng), own_steps(mine, rng))
 
 
 def gradients(tilt: Tilt) -> Tensor:
@@ -160,7 +159,7 @@ def test_two_phases_keep_one_call_in_memory():
         run = lambda x, sigma, _: DATA.teacher(x, sigma) + tilt(x.flatten(1)).view_as(x)  # noqa: E731
         mine = Problem(lambda x, sigma, _: DATA.teacher(x, sigma), run, chain, log_reward, torch.zeros(steps))
         rng = draws()
-        found = walk(mine, Y, start(mine, torch.empty(SHAPE), rng), own_steps(mine, rng))
+        found = walk(mine, Y, mine.start(torch.empty(SHAPE), rng), own_steps(mine, rng))
         saved, most = 0, 0
 
         def pack(tensor: Tensor):
@@ -218,7 +217,7 @@ def test_training_finds_the_gaussian_posterior_whatever_the_behaviour(mix: str, 
     for name in ("elbo", "prior_log_reward"):  # the spread of a mean over 400 is its standard error
         spread = torch.tensor([each[name] for each in again]).std()
         assert again[0][f"{name}_error"] == pytest.approx(float(spread), rel=0.75)
-    images = walk(mine, many, start(mine, like, rng), own_steps(mine, rng)).images
+    images = walk(mine, many, mine.start(like, rng), own_steps(mine, rng)).images
     assert float(images.mean()) == pytest.approx(mean, abs=0.06)
     assert float(images.std()) == pytest.approx(std, rel=0.12)  # the prior has 1.7 times as much
     if log_z == "learned":
@@ -237,7 +236,7 @@ def test_every_group_gets_its_own_posterior():
     for update in range(80):
         method.update(torch.empty(128, *SHAPE[1:]), y, update / 80, rng)
     like, many = torch.empty(2000, *SHAPE[1:]), torch.arange(2000) % 2
-    images = walk(mine, many, start(mine, like, rng), own_steps(mine, rng)).images
+    images = walk(mine, many, mine.start(like, rng), own_steps(mine, rng)).images
     means = [float(images[many == group].mean()) for group in (0, 1)]
     assert means == pytest.approx([exact()[0], exact()[0] / 3], abs=0.08)  # observed: 1.5 and 0.5
 
@@ -293,7 +292,7 @@ def test_the_prior_behaviour_follows_the_prior():
     tilt = Tilt(scale=0.5)
     mine, rng = problem(tilt), draws(7)
     like, y = torch.empty(8000, *SHAPE[1:]), torch.zeros(8000, dtype=torch.long)
-    images = walk(mine, y, start(mine, like, rng), prior_steps(mine, rng)).images
+    images = walk(mine, y, mine.start(like, rng), prior_steps(mine, rng)).images
     law = DATA.through(CHAIN)
     assert float(images.mean()) == pytest.approx(law.mean, abs=0.03)
     assert float(images.std()) == pytest.approx(law.std, rel=0.03)
