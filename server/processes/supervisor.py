@@ -95,9 +95,9 @@ class Supervisor:
             raise
 
     def _run(self) -> int:
-        # Linux hands out a signal that is waited for even where it is ignored, as nohup has SIGHUP.
-        stops = {number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN}
-        watched = {*stops, signal.SIGCHLD, signal.SIGIO}
+        watched = {*STOP_SIGNALS, signal.SIGCHLD, signal.SIGIO}
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:  # by nohup; a signal that is waited for comes even so
+            watched.remove(signal.SIGHUP)
         signal.signal(signal.SIGCHLD, lambda *_: None)  # a signal whose default is to be ignored is never waited for
         signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         for control in self.controls:

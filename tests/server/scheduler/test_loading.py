@@ -66,7 +66,7 @@ class Counted(Engine):
 
     @classmethod
     def load(
-        cls, folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int], adapters: Any
+        cls, folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int], adapters: Any, compiled: Any
     ) -> "Counted":
         engine = load_engine(folder, backend=backend, threads=threads)
         cls.sizes.append(tuple(buckets))
@@ -114,7 +114,9 @@ def test_an_engine_that_takes_any_size_is_opened_once_and_called_with_what_there
 ):
     opened: list[Engine] = []
 
-    def load(folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int], adapters: Any) -> Engine:
+    def load(
+        folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int], adapters: Any, compiled: Any
+    ) -> Engine:
         opened.append(load_engine(folder, backend=backend, threads=threads, buckets=buckets))
         return opened[-1]
 
