@@ -1,5 +1,7 @@
 """Fixtures for the trainer's tests: 8x8 images, a recipe that trains in a second, a teacher made with it."""
 
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,20 @@ def thumbnails(fashion_2000: ImageSet) -> ImageSet:
     """2,000 8x8 thumbnails of Fashion-MNIST."""
     images = fashion_2000.images.reshape(-1, 8, 4, 8, 4, 1).mean(axis=(2, 4)).round().astype("uint8")
     return replace(fashion_2000, images=images)
+
+
+@pytest.fixture(autouse=True)
+def imports_of_one_test() -> Iterator[None]:
+    """A reward adds its folder to the places of modules for as long as its process runs. The next test, which may have
+    a file of the same name, finds neither the folder nor the modules of it."""
+    places, modules = list(sys.path), set(sys.modules)
+    yield
+    added = set(sys.path) - set(places)
+    sys.path[:] = places
+    for name in set(sys.modules) - modules:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and str(Path(file).parent) in added:
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -157,10 +157,11 @@ def _function(text: str) -> tuple[Callable[..., Any], Path | None]:
         raise RewardError(
             f"--reward {text}: {place} cannot be imported ({blamed(error, file)}); write one of {FORMS}"
         ) from error
-    function = getattr(module, name, None)
+    function, file = getattr(module, name, None), own or _file_of(module)
     if not callable(function):
-        raise RewardError(f"--reward {text}: {place} has no function {name}")
-    return function, own or _file_of(module)
+        found = "" if own or file is None else f" ({file})"  # another module of that name may have been found first
+        raise RewardError(f"--reward {text}: {place}{found} has no function {name}")
+    return function, file
 
 
 def _loaded(file: Path) -> ModuleType:

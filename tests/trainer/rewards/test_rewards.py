@@ -199,6 +199,8 @@ def test_a_rewards_file_imports_its_neighbours_and_defines_classes(tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     for text in ("mine.py:f", "mine:f", f"{tmp_path}/mine.py:f"):
         assert reward_of(text, SHAPE, 0.1, "cpu").log_reward(images(), Y).tolist() == [1, 1, 1]
+    with pytest.raises(RewardError, match=rf"mine \({tmp_path}/mine.py\) has no function g"):
+        reward_of("mine:g", SHAPE, 0.1, "cpu")
 
 
 def test_a_function_that_raises_is_named_with_its_file_and_line(tmp_path: Path):
