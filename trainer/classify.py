@@ -24,7 +24,8 @@ from trainer.run.artifacts import environment
 from trainer.run.clock import Clock
 from trainer.run.compute import Compute, move_to_device, usable_device, use_tf32, worth_compiling
 from trainer.run.loop import train
-from trainer.runs import divides, loop_config, own_folder
+from trainer.run.recorded import CudaGraphs
+from trainer.runs import divides, loop_config, own_folder, records_graphs
 
 
 def train_classifier(options: RunOptions, data: ImageSet) -> bool:
@@ -48,7 +49,8 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     compile = worth_compiling(device, options.budget_s) if options.compile == "auto" else options.compile == "on"
     precision = "fp32" if options.precision == "auto" else options.precision
     tf32 = use_tf32(device, options.tf32 == "on")
-    compute = Compute(device, precision, compile, tf32=tf32, shard=divides(options))
+    graphs = records_graphs(options, device)
+    compute = Compute(device, precision, compile, tf32=tf32, shard=divides(options), cuda_graphs=graphs)
     network = move_to_device(NoisyClassifier(settings), device)
     identity = json.loads(
         json.dumps({
@@ -61,12 +63,12 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
         assert isinstance(average, NoisyClassifier)
         facts = {
             "images": clock.images, "seconds": round(clock.elapsed_s, 1), "precision": compute.precision,
-            "tf32": compute.tf32, "environment": environment(),
+            "tf32": compute.tf32, "cuda_graphs": graphs, "environment": environment(),
         }  # fmt: skip
         save_classifier(folder, average, {**identity, **facts})
 
     method = Classification(network, compute)
     return train(
         method, partial(batches, data, config), config, options.out, save, resume=options.resume, identity=identity,
-        shard=compute.shard,
+        shard=compute.shard, recorder=CudaGraphs() if graphs else None,
     )  # fmt: skip

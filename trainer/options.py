@@ -52,8 +52,7 @@ class RunOptions:
     compile: Literal["auto", "on", "off"] = "auto"
     """auto compiles where that saves time."""
     cuda_graphs: Switch[bool] = False
-    """On a GPU: record the compiled network calls of an update, and their gradients, as CUDA graphs, and replay them.
-    For one process; never tried on a GPU yet."""
+    """On a GPU: record whole updates as CUDA graphs, and replay them. For one process; never tried on a GPU yet."""
     device: Annotated[str | None, arg(metavar="{cpu,cuda}")] = None
     """cuda where there is one, unless given."""
     rows: Annotated[int | None, COUNT, arg(name="rows-at-once")] = None

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,6 @@ from trainer.run.compute import (
     Compute,
     Precision,
     faster_precision,
-    replayed,
     step_seconds,
     usable_device,
     use_tf32,
@@ -40,6 +38,7 @@ from trainer.run.compute import (
 )
 from trainer.run.distributed import from_first, rank, ranks
 from trainer.run.loop import LoopConfig, Method, train
+from trainer.run.recorded import CudaGraphs
 from trainer.run.state import settle_state
 from trainer.settings import MachineError
 
@@ -91,13 +90,11 @@ def run_method(
     def draw(average: nn.Module, clock: Clock, folder: Path) -> None:
         write_sheet(folder, average, card, clock.images, sheet_conditions(card, data, compute.device))
 
-    if compute.cuda_graphs:
-        method = copy(method)
-        method.update = replayed(method.update)  # pyright: ignore[reportAttributeAccessIssue]
     sheets = draw if options.sheets else None
+    recorder = CudaGraphs() if compute.cuda_graphs else None
     return train(
         method, partial(batches, data, config), config, options.out, save, draw=sheets, resume=options.resume,
-        identity=identity, shard=compute.shard,
+        identity=identity, shard=compute.shard, recorder=recorder,
     )  # fmt: skip
 
 
@@ -140,7 +137,7 @@ def compute_for(options: RunOptions, network: NetworkModule, config: LoopConfig)
     tf32 = use_tf32(device, options.tf32 == "on")
     rows = min(rows, options.rows or rows)  # what is timed must fit into memory, too
     precision = _decide_precision(options, network, device, rows)
-    compile = graphs or _decide_compile(options, config, device, lambda: step_seconds(network, device, rows, precision))
+    compile = _decide_compile(options, config, device, lambda: step_seconds(network, device, rows, precision))
     if rank() == 0 and options.announces:
         how = "compiled, so the first updates take minutes" if compile else "eager"
         print(f"device {device}, {precision}, {how}", file=sys.stderr, flush=True)
@@ -157,15 +154,11 @@ def divides(options: RunOptions) -> bool:
 
 
 def records_graphs(options: RunOptions, device: str) -> bool:
-    """Whether network calls are recorded as CUDA graphs. Raises MachineError where that cannot be."""
+    """Whether whole updates are recorded as CUDA graphs. Raises MachineError where that cannot be."""
     if not options.cuda_graphs:
         return False
     if device != "cuda":
         raise MachineError(f"--cuda-graphs needs an NVIDIA GPU, and this run is on {device}; leave it out")
-    if options.compile == "off":
-        raise MachineError(
-            "--cuda-graphs records compiled calls, and --compile off compiles none; leave one of them out"
-        )
     if options.shard or ranks() > 1 or options.rows is not None:
         raise MachineError(
             "--cuda-graphs is for one process and whole calls; leave it out, or --shard, --rows-at-once and torchrun"

@@ -138,7 +138,7 @@ class Classification:
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         config = self.config
         # One shift for the whole batch, in all processes. There are enough batches for all shifts.
-        shifts = [int(rng.shared_uniform() * (2 * config.shift + 1)) - config.shift for _ in range(2)]
+        shifts = [rng.shared_choice(lambda u: int(u * (2 * config.shift + 1)) - config.shift) for _ in range(2)]
         images = images.roll(shifts, dims=(2, 3))
         span = math.log(config.sigma_max / config.sigma_min)
         sigma = config.sigma_min * torch.exp(span * rng.uniform(len(images)))

@@ -46,8 +46,8 @@ def simulate_input(student: Generator, lists: LevelLists, like: Tensor, labels: 
     At sampling time the input of every step after the first is made of the student's output, not of a real image. The
     whole batch has one list and one step.
     """
-    sigmas = lists.list_at(rng.shared_uniform())
-    stop = int(rng.shared_uniform() * len(sigmas))
+    sigmas = rng.shared_choice(lists.list_at)
+    stop = rng.shared_choice(lambda u: int(u * len(sigmas)))
     recovered = own_trajectory(student, sigmas[:stop], like, labels, rng)
     sigma, below = (like.new_full((len(like),), level) for level in (*sigmas, lists.floor)[stop : stop + 2])
     position = torch.full((len(like),), stop, device=like.device)

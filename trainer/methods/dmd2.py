@@ -68,7 +68,7 @@ class DMD2:
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         config, scalars = self.config, {}
-        students_turn = self.turns.next() % config.auxiliary_updates == 0
+        students_turn = rng.decide(lambda: self.turns.next() % config.auxiliary_updates == 0)
         fed = simulate_input(self.student, self.lists, images, labels, rng)
         with torch.set_grad_enabled(students_turn):
             generated = self.student(fed.x, fed.drawn.sigma, labels)

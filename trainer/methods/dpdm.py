@@ -135,7 +135,8 @@ class Student:
 
     def feed(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> Fed:
         config = self.config
-        if config.simulate and progress >= config.simulate_from and rng.shared_uniform() < config.simulate:
+        simulates = config.simulate and progress >= config.simulate_from
+        if simulates and rng.shared_choice(lambda u: u < config.simulate):
             return simulate_input(partial(self.generate, rng=rng), self.lists, images, labels, rng)
         return add_noise(images, self.lists.draw(len(images), config.top, rng), rng)
 

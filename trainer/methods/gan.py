@@ -67,8 +67,8 @@ class Adversarial:
         config = self.config
         student_learns = progress >= config.first
         imitates = self.imitated_top or self.anchored_levels
-        if student_learns and imitates and rng.shared_uniform() < config.imitation_share:
-            if self.imitated_top and (not self.anchored_levels or rng.shared_uniform() < 0.5):
+        if student_learns and imitates and rng.shared_choice(lambda u: u < config.imitation_share):
+            if self.imitated_top and (not self.anchored_levels or rng.shared_choice(lambda u: u < 0.5)):
                 imitate_top = self.anchor_top if config.trained_steps == "rest" else self.self_distill
                 return imitate_top(self.imitated_top, images, labels, progress, rng)
             return self.anchor_lower(images, labels, progress, rng)
@@ -119,7 +119,8 @@ class Adversarial:
 
     def anchor_lower(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         """A call at a lower level imitates that of `start`, on images [B, C, H, W] noised to the level."""
-        level = self.anchored_levels[int(rng.shared_uniform() * len(self.anchored_levels))]
+        levels = self.anchored_levels
+        level = rng.shared_choice(lambda u: levels[int(u * len(levels))])
         return self._anchor(images + level * rng.normal_like(images), level, images, labels, "anchor_error", progress)
 
     def _anchor(

@@ -57,10 +57,10 @@ class Progressive:
 
     def update(self, images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
         path = self.draw(rng)
-        level, clean = path[-1], images
+        level, clean, simulate = path[-1], images, self.config.simulate
         x = level * rng.normal_like(images)
         if len(path) > 1:  # the top level's input is pure noise; lower ones get an image with noise
-            if self.config.simulate and rng.shared_uniform() < self.config.simulate:
+            if simulate and rng.shared_choice(lambda u: u < simulate):
                 clean = own_trajectory(self.student, path[:-1], images, labels, rng)
             x = clean + x
         target, unit = self.target(x, level, clean, labels, rng)
@@ -78,13 +78,15 @@ class Progressive:
         All lists are equally likely. Within a list the top level has probability `top`, and the other levels are
         equally likely.
         """
-        lists = self.config.lists
-        levels = lists[int(rng.shared_uniform() * len(lists))]
-        u = rng.shared_uniform()
-        if u < self.config.top or len(levels) == 1:
-            return levels[:1]
-        below = (u - self.config.top) / (1 - self.config.top)
-        return levels[: 2 + int(below * (len(levels) - 1))]
+        lists, top = self.config.lists, self.config.top
+        levels = rng.shared_choice(lambda u: lists[int(u * len(lists))])
+
+        def down_to(u: float) -> tuple[float, ...]:
+            if u < top or len(levels) == 1:
+                return levels[:1]
+            return levels[: 2 + int((u - top) / (1 - top) * (len(levels) - 1))]
+
+        return rng.shared_choice(down_to)
 
     @torch.no_grad()
     def target(

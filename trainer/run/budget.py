@@ -28,11 +28,13 @@ class Updating(Protocol):
 
 
 def images_within(
-    budget_s: float, method: Updating, stream: Iterator[tuple[Tensor, Tensor]], batch: int, parts: Parts, rng: Draws
-) -> int:
+    budget_s: float, method: Updating, stream: Iterator[tuple[Tensor, Tensor]], batch: int, parts: Parts, rng: Draws,
+    first: int = STAGES,
+) -> int:  # fmt: skip
     """The images that the method can train on in `budget_s` seconds, from one batch up; the same in all processes.
 
-    Some updates are made, timed and undone. The first ones, in which networks are compiled, are not timed.
+    Some updates are made, timed and undone. The first ones, in which networks are compiled or updates are recorded, are
+    not timed.
     """
     start = time.monotonic()
     timed, since, untimed = 0, start, 0
@@ -44,7 +46,7 @@ def images_within(
                 torch.cuda.synchronize()
             now = time.monotonic()
             late = from_first(now - start > SHARE * budget_s)
-            if timed or untimed == STAGES or (untimed and late):
+            if timed or untimed == first or (untimed and late):
                 timed += 1
                 if late or timed == STAGES:
                     break

@@ -52,9 +52,8 @@ class Checkpoints:
             if self.draw:
                 self.draw(average, clock, folder)
 
-    def average(self, clock: Clock, batch: int) -> None:
-        """After an update of `batch` images: move the averages on, and store them STORED times in a run."""
-        self.averages.update(batch, clock.images)
+    def store_averages(self, clock: Clock, batch: int) -> None:
+        """After an update of `batch` images: store the averages if it is time, STORED times in a run."""
         earlier = min((clock.images - batch) / clock.planned, 1.0)
         if int(STORED * clock.progress) > int(STORED * earlier) and self._takes_part:
             self.averages.store(self.out, clock.images)

@@ -18,7 +18,6 @@ from trainer.settings import MachineError
 
 Precision = Literal["fp32", "bf16"]
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Compute:
     rows: int | None = None  # of a call of the network; more are computed in parts (InParts). None: no limit
     tf32: bool = False  # whether float32 is multiplied in TensorFloat-32
     shard: bool = False  # networks are divided among the processes (trainer.run.sharding), not copied to each
-    cuda_graphs: bool = False  # compiled calls and their gradients are recorded as CUDA graphs and replayed
+    cuda_graphs: bool = False  # whole updates are recorded as CUDA graphs and replayed (trainer.run.recorded)
 
 
 class InParts(nn.Module):
@@ -69,7 +68,7 @@ def runner(network: nn.Module, compute: Compute, *, trained: bool = False) -> Ne
         in_parts = InParts(_compiled(network, compute), compute.rows)
         function = replicate(in_parts, divided=compute.shard) if trained else in_parts
     run = _with_layout(function, compute)
-    return lambda x, c_noise, onehot, *conditions: _owned(run(x, c_noise, onehot, *conditions).float(), compute)
+    return lambda x, c_noise, onehot, *conditions: run(x, c_noise, onehot, *conditions).float()
 
 
 def wrap_for_compute(function: Callable[..., Any], compute: Compute) -> Callable[..., Any]:
@@ -77,13 +76,7 @@ def wrap_for_compute(function: Callable[..., Any], compute: Compute) -> Callable
 
     function: a module or a method of one that returns one tensor or several. They are not converted.
     """
-    run = _with_layout(_compiled(function, compute), compute)
-
-    def owned(x: Tensor, *others: Tensor) -> Any:
-        found = run(x, *others)
-        return _owned(found, compute) if isinstance(found, Tensor) else tuple(_owned(each, compute) for each in found)
-
-    return owned if compute.cuda_graphs else run
+    return _with_layout(_compiled(function, compute), compute)
 
 
 def _compiled(function: Callable[..., Any], compute: Compute) -> Callable[..., Any]:
@@ -92,23 +85,7 @@ def _compiled(function: Callable[..., Any], compute: Compute) -> Callable[..., A
     clean_cache()
     # One graph per network, shape and gradient mode; torch runs more than its default of 8 uncompiled, silently.
     torch._dynamo.config.recompile_limit = 64
-    return torch.compile(function, dynamic=False, mode="reduce-overhead" if compute.cuda_graphs else None)
-
-
-def _owned(output: Tensor, compute: Compute) -> Tensor:
-    """The output in memory of its own: the next replay of a CUDA graph writes to where this one has written."""
-    return output.clone() if compute.cuda_graphs else output
-
-
-def replayed(update: Callable[..., T]) -> Callable[..., T]:
-    """An update whose network calls are replayed CUDA graphs: at its beginning, what the last one left in their memory
-    is given up. Gradients, which lie there, have been used by then."""
-
-    def run(*arguments: Any) -> T:
-        torch.compiler.cudagraph_mark_step_begin()
-        return update(*arguments)
-
-    return run
+    return torch.compile(function, dynamic=False)
 
 
 def _with_layout(function: Callable[..., Any], compute: Compute) -> Callable[..., Any]:

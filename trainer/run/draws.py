@@ -6,12 +6,17 @@ for the same image, each process makes only its own rows, and a run may be resum
 """
 
 import math
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from fewstep import noise, noise_torch
+from trainer.run.tape import Tape
+
+T = TypeVar("T", bound=Hashable)
 
 STREAM_TRAINING = 3  # after those of `fewstep.noise`
 _PIECE = 2**20  # numbers made at a time on a GPU: the generator works with 64-bit integers, many for each
@@ -28,11 +33,13 @@ class Draws:
     rank: int = 0
     ranks: int = 1
     device: torch.device | str = "cpu"
+    tape: Tape | None = None  # of an update that is recorded (trainer.run.recorded)
 
     def normal_like(self, x: Tensor) -> Tensor:
         """Unit normals of the shape [B, ...] and device of x."""
         key, rows = self._key(x.device), self._rows(len(x), x.device)
-        return keyed_normals(key.expand_as(rows), rows, tuple(x.shape[1:]))
+        made = keyed_normals if self.tape is None else normals_in_pieces  # numpy cannot be recorded
+        return made(key.expand_as(rows), rows, tuple(x.shape[1:]))
 
     def uniform(self, count: int) -> Tensor:
         """[count] in [0, 1)."""
@@ -48,6 +55,21 @@ class Draws:
 
     def shared_uniform(self) -> float:
         """One number in [0, 1), the same in every process."""
+        if self.tape is not None:
+            raise RuntimeError("an update that is recorded needs shared_choice, not shared_uniform")
+        return self._uniform()
+
+    def shared_choice(self, choose: Callable[[float], T]) -> T:
+        """What `choose` makes of one number in [0, 1), the same in every process. The rest of the update may depend on
+        it in any way: each of the choices is recorded by itself."""
+        return self.decide(lambda: choose(self._uniform()))
+
+    def decide(self, of: Callable[[], T]) -> T:
+        """What `of` returns: a decision of the host. `of` is called once for an update, and must not depend on
+        what is local to one."""
+        return of() if self.tape is None else self.tape.decide(of)
+
+    def _uniform(self) -> float:
         return float(torch.rand((), generator=self.generator).numpy())  # not item(), which waits for a device
 
     def _words(self, count: int) -> Tensor:
@@ -56,7 +78,12 @@ class Draws:
         return noise_torch.random_words(self._key(self.device).expand_as(rows), rows, STREAM_TRAINING, 1)[:, 0, 0]
 
     def _key(self, device: torch.device | str) -> Tensor:
-        return torch.randint(-(2**63), 2**63 - 1, (1,), generator=self.generator).to(device)
+        if self.tape is not None:
+            return self.tape.key(lambda: int(self._draw_key().numpy()[0]))
+        return self._draw_key().to(device)
+
+    def _draw_key(self) -> Tensor:
+        return torch.randint(-(2**63), 2**63 - 1, (1,), generator=self.generator)
 
     def _rows(self, count: int, device: torch.device | str) -> Tensor:
         """The indices [count] of this process's rows in the global batch."""

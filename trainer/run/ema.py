@@ -40,9 +40,16 @@ def average_of(network: Module) -> Module:
 
 
 @torch.no_grad()
-def blend(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """average = decay average + (1 - decay) network, in place."""
-    get_ema_multi_avg_fn(decay)(list(average.parameters()), list(network.parameters()), None)
+def blend(average: nn.Module, network: nn.Module, decay: float | Tensor) -> None:
+    """average = decay average + (1 - decay) network, in place. decay: a tensor where updates are recorded."""
+    means: list[Tensor] = list(average.parameters())
+    weights: list[Tensor] = list(network.parameters())
+    if isinstance(decay, Tensor):  # lerp of lists takes a number of the host
+        steps = torch._foreach_sub(weights, means)  # pyright: ignore
+        torch._foreach_mul_(steps, 1 - decay)  # pyright: ignore
+        torch._foreach_add_(means, steps)  # pyright: ignore
+    else:
+        get_ema_multi_avg_fn(decay)(means, weights, None)
     for kept, fresh in zip(average.buffers(), network.buffers(), strict=True):
         kept.copy_(fresh)
 
@@ -105,8 +112,12 @@ class Averages:
 
     def update(self, batch: int, images: int) -> None:
         """After a step of `batch` images, the last of `images`."""
-        for width, average in zip(WIDTHS, self.kept.values(), strict=True):
-            blend(average, self.network, power_decay(width, batch, images))
+        self.move([power_decay(width, batch, images) for width in WIDTHS])
+
+    def move(self, decays: Sequence[float | Tensor]) -> None:
+        """Move the averages on by these factors."""
+        for decay, average in zip(decays, self.kept.values(), strict=True):
+            blend(average, self.network, decay)
 
     def store(self, folder: Path, images: int) -> None:
         """Both averages, as float16, in one file of `folder`/averages.

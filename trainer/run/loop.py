@@ -20,17 +20,19 @@ from torch.utils.tensorboard import SummaryWriter
 from fewstep.card import CheckpointError
 from fewstep.outputs import STATE_FILE
 from fewstep.ranges import COUNT, POSITIVE, SEED, check_ranges
-from trainer.run.budget import images_within
+from trainer.run.budget import STAGES, images_within
 from trainer.run.checkpoints import Checkpoints, Write
 from trainer.run.clock import Clock, Speed
 from trainer.run.distributed import average_over_processes, rank, ranks, synchronise_clock
 from trainer.run.draws import Draws
 from trainer.run.ema import FOLDER as AVERAGES
-from trainer.run.ema import Averages
+from trainer.run.ema import WIDTHS, Averages, power_decay
 from trainer.run.older import current_settings
 from trainer.run.progress import Progress
+from trainer.run.recorded import WARM_UPS, RecordedUpdates, Recorder, Update
 from trainer.run.sharding import divide
 from trainer.run.state import Parts, load_state, read_facts
+from trainer.run.tape import number_at
 
 # Images already seen, device -> endless batches of images [B, C, H, W] in [-1, 1] and labels [B].
 Batches = Callable[[int, torch.device], Iterator[tuple[Tensor, Tensor]]]
@@ -83,6 +85,7 @@ def train(
     resume: bool = False,
     identity: dict[str, Any],  # what a resumed run must share with the run it continues
     shard: bool = False,  # divide networks, moments and averages among the processes (trainer.run.sharding)
+    recorder: Recorder | None = None,  # record whole updates and replay them
 ) -> bool:
     """Train until a limit is reached. Returns False when interrupted; either way the checkpoint is usable.
 
@@ -101,11 +104,38 @@ def train(
     if resume:
         clock, budget_s = _resume(out, parts, config, identity)
     else:
-        measure = lambda: images_within(config.budget_s or 0, method, batches(0, device), config.batch, parts, rng)  # noqa: E731
+        measure = lambda: _measure(method, batches(0, device), config, parts, rng, recorder)  # noqa: E731
         clock, budget_s = Clock(planned=_plan(config, measure)), config.budget_s
     facts = {"budget_s": budget_s, "identity": identity}
     checkpoints = Checkpoints(out, parts, averages, method.ema_width, facts, save, draw, shard)
-    return _update_to_the_end(method, batches(clock.images, device), config, clock, checkpoints, rng)
+    update = _with_averages(method, averages, clock, config.batch)
+    if recorder:
+        update = RecordedUpdates(update, method.optimizers, recorder).update
+    return _update_to_the_end(update, batches(clock.images, device), config, clock, checkpoints, rng)
+
+
+def _with_averages(method: Method, averages: Averages, clock: Clock, batch: int) -> Update:
+    """The method's update, after which the averages are moved on. Both are recorded together."""
+
+    def decay(width: float) -> Callable[[float], float]:
+        return lambda _: power_decay(width, batch, clock.images + batch)
+
+    def update(images: Tensor, labels: Tensor, progress: float, rng: Draws) -> dict[str, Tensor]:
+        scalars = method.update(images, labels, progress, rng)
+        averages.move([number_at(progress, decay(width)) for width in WIDTHS])
+        return scalars
+
+    return update
+
+
+def _measure(
+    method: Method, stream: Iterator[tuple[Tensor, Tensor]], config: LoopConfig, parts: Parts, rng: Draws,
+    recorder: Recorder | None,
+) -> int:  # fmt: skip
+    """The images within the budget. Recordings are made for it alone: moments are elsewhere afterwards."""
+    updating = RecordedUpdates(method.update, method.optimizers, recorder) if recorder else method
+    first = STAGES * (WARM_UPS + 1) if recorder else STAGES
+    return images_within(config.budget_s or 0, updating, stream, config.batch, parts, rng, first)
 
 
 def _resume(out: Path, parts: Parts, config: LoopConfig, identity: dict[str, Any]) -> tuple[Clock, float | None]:
@@ -122,7 +152,7 @@ def _resume(out: Path, parts: Parts, config: LoopConfig, identity: dict[str, Any
 
 
 def _update_to_the_end(
-    method: Method, stream: Iterator[tuple[Tensor, Tensor]], config: LoopConfig, clock: Clock,
+    update: Update, stream: Iterator[tuple[Tensor, Tensor]], config: LoopConfig, clock: Clock,
     checkpoints: Checkpoints, rng: Draws,
 ) -> bool:  # fmt: skip
     """Make updates until the clock is at its end. Returns False when interrupted; the checkpoint is written."""
@@ -142,10 +172,10 @@ def _update_to_the_end(
                 _finite(scalars, clock, out)
                 checkpoints.write(clock)
                 saved_s = clock.elapsed_s
-            scalars = method.update(images, labels, clock.progress, rng)
+            scalars = update(images, labels, clock.progress, rng)
             clock.images += config.batch
             clock.images_per_s = speed.after_update()
-            checkpoints.average(clock, config.batch)
+            checkpoints.store_averages(clock, config.batch)
             if config.snapshot_images and clock.images % config.snapshot_images < config.batch:
                 _finite(scalars, clock, out)
                 checkpoints.keep(clock)

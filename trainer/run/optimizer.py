@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.run.sharding import undivided
+from trainer.run.tape import number_at
 from trainer.settings import AdamConfig
 
 
@@ -22,7 +23,7 @@ def learning_rate(config: AdamConfig, progress: float) -> float:
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, config: AdamConfig, progress: float) -> Tensor:
     """One clipped step down the loss; returns the gradient norm before clipping."""
     group = optimizer.param_groups[0]
-    group["lr"] = learning_rate(config, progress)
+    group["lr"] = number_at(progress, lambda now: learning_rate(config, now))
     loss.backward()
     norm = nn.utils.clip_grad_norm_(group["params"], config.clip)
     optimizer.step()
