@@ -133,7 +133,7 @@ class AnyDraws(Draws):
     def integers(self, high: int, count: int) -> Tensor:
         return torch.randint(high, (count,))
 
-    def shared_uniform(self) -> float:
+    def _uniform(self) -> float:
         return 0.5
 
 
