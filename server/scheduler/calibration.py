@@ -10,8 +10,10 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 
 CallTimes = Mapping[int, float]  # batch size -> seconds of one network call, with the step around it
+EMPTY: Mapping[str, CallTimes] = MappingProxyType({})  # no model's
 
 KNEE = 0.9  # share of the best throughput that is enough; more slots buy little and cost latency
 WORTH = 0.03  # a bucket that saves less than this share of the call it would be padded to is left out
@@ -99,8 +101,11 @@ class SharedTimes:
     lock when a process dies.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Mapping[str, CallTimes] = EMPTY) -> None:
+        """known: times by model that need not be measured."""
         self.descriptor = os.memfd_create("measured times")
+        if known:
+            os.pwrite(self.descriptor, json.dumps({name: dict(times) for name, times in known.items()}).encode(), 0)
 
     def close(self) -> None:
         """Give the file back. A server keeps it for as long as it runs."""

@@ -167,8 +167,8 @@ class Settings:
         "the networks", unset="none", form=PATH.fullmatch,
         what="a path in UTF-8")
 
-    backend: str | None = _setting(None, "engines", "what runs the networks", unset="the engine's; with workers auto, "
-        "OpenVINO where that is faster", choices=BACKENDS)
+    backend: str | None = _setting(None, "engines", "what runs the networks", unset="the engine's, or OpenVINO where "
+        "that is installed and measured to be faster; never OpenVINO with mode exact", choices=BACKENDS)
     devices: tuple[int, ...] = _setting((), "engines", "GPUs by number, such as 0,1", unset="the first GPU, or the CPU",
         high=1_024)
     workers: int = _setting(1, "engines", "engine processes on each device; auto measures call times, once for each "

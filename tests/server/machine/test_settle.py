@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -47,12 +47,17 @@ class Machine:
             raise LayoutError(times, lasting="for now" not in times)
         return {size: seconds * (1 if layout.workers == 1 else 1.2) for size, seconds in times.items()}
 
-    def settle(self, capacity_given: bool = False, workers: int = 0, **changes: Any) -> Settled:
-        """As of --workers auto."""
+    def settle(
+        self,
+        capacity_given: bool = False,
+        workers: int = 0,
+        say: Callable[[str], None] = lambda text: None,
+        **changes: Any,
+    ) -> Settled:
+        """As of --workers auto, unless a number of workers is given."""
         self.measured.clear()
-        return settle(
-            Settings(HERE, workers=workers, **changes), {"tiny": self.model}, capacity_given, self.measure, self.home
-        )
+        settings = Settings(HERE, workers=workers, **changes)
+        return settle(settings, {"tiny": self.model}, capacity_given, self.measure, self.home, say)
 
 
 @pytest.fixture
@@ -71,11 +76,69 @@ def test_the_faster_backend_runs_and_the_user_is_told_in_one_line(machine: Machi
     assert layouts == {(name, *each) for name in ("onnxruntime-cpu", "openvino") for each in ((1, 2), (2, 1))}
 
 
-def test_without_auto_nothing_is_measured_and_the_engines_backend_runs(machine: Machine):
-    many: list[dict[str, Any]] = [{"workers": 1}, {"workers": 3, "threads": 1}, {"workers": 1, "mode": "exact"}]
+def test_without_any_setting_the_faster_backend_runs_in_the_layout_that_the_settings_name(machine: Machine):
+    many: list[dict[str, Any]] = [{"workers": 1}, {"workers": 3, "threads": 1}, {"workers": 40, "capacity": 4}]
     for changes in many:
-        found = machine.settle(**changes)
-        assert found == Settled(Settings(HERE, **changes)) and not machine.measured
+        said: list[str] = []
+        found = machine.settle(capacity_given="capacity" in changes, say=said.append, **changes)
+        assert found.settings == Settings(HERE, **changes, backend="openvino")
+        asked = Layout("openvino", min(changes["workers"], settling.MAX_WORKERS), changes.get("threads", 0))
+        assert machine.measured == [replace(asked, backend="onnxruntime-cpu"), asked]
+        assert found.chosen == (
+            "the networks run with openvino, 2.0 times as fast as onnxruntime-cpu when measured here; "
+            "--backend onnxruntime-cpu keeps the engine's"
+        )
+        assert "measuring call times of tiny, seconds each" in said[0] and "measuring took" in said[1]
+        assert found.calls == {"tiny": machine.measure(HERE["tiny"], asked)}, "the workers need not measure them again"
+        said.clear()
+        assert machine.settle(capacity_given="capacity" in changes, say=said.append, **changes) == found
+        assert not machine.measured and not said
+
+
+def test_a_backend_that_is_hardly_faster_or_does_not_run_leaves_the_engines(machine: Machine):
+    machine.times["openvino"] = {1: 0.0095, 16: 0.076}
+    found = machine.settle(workers=1)
+    assert found.settings == Settings(HERE) and not found.notes
+    assert (
+        found.chosen == "the networks run with onnxruntime-cpu, the engine's backend: openvino is not 1.1 times as fast"
+    )
+    machine.model = replace(machine.model, network_sha256="d" * 64)
+    machine.times["openvino"] = "this CPU has no bfloat16"
+    found = machine.settle(workers=1)
+    assert found.settings == Settings(HERE) and not found.notes and "the fastest that runs here" in found.chosen
+    assert found.refused == (
+        "openvino, 1 worker of threads as the backend likes does not run here: this CPU has no bfloat16",
+    )
+    machine.model = replace(machine.model, network_sha256="e" * 64)
+    machine.times = {"onnxruntime-cpu": "broken", "openvino": FAST}
+    found = machine.settle(workers=1)
+    assert found.settings == Settings(HERE) and "broken" in found.notes[0], "its worker says what is wrong"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mode": "exact"}, {"backend": "onnxruntime-cpu"}, {"backend": "openvino"}, {"devices": (0,)}]
+)
+def test_nothing_is_measured_in_exact_mode_with_a_backend_or_for_gpus(machine: Machine, changes: Any):
+    found = machine.settle(workers=1, **changes)
+    assert found == Settled(Settings(HERE, **changes)) and not machine.measured
+
+
+def test_nothing_is_measured_without_openvino_or_its_proof(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    proven, machine.model = machine.model, replace(machine.model, proofs={})
+    assert machine.settle(workers=1) == Settled(Settings(HERE)) and not machine.measured
+    machine.model = proven
+    monkeypatch.setattr(settling, "find_spec", lambda name: None)
+    assert machine.settle(workers=1) == Settled(Settings(HERE)) and not machine.measured
+
+
+def test_what_cannot_be_kept_is_not_measured_at_every_start(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    machine.home.write_text("a file, where a folder would be")
+    found = machine.settle(workers=1)
+    assert found.settings == Settings(HERE) and not machine.measured
+    assert f"no call times can be kept in {machine.home}" in found.notes[0] and "XDG_CACHE_HOME" in found.notes[0]
+    monkeypatch.setattr(settling, "cache_folder", lambda name: None)
+    found = settle(Settings(HERE), {"tiny": machine.model}, False, machine.measure)
+    assert found.settings == Settings(HERE) and "no home folder" in found.notes[0]
 
 
 @pytest.mark.parametrize("changes", [{"backend": "onnxruntime-cpu"}, {"mode": "exact"}, {"backend": "openvino"}])

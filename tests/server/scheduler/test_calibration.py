@@ -134,3 +134,9 @@ def test_a_worker_that_dies_while_it_measures_leaves_it_to_the_next():
         shared.get("a", lambda: os._exit(9))
     os.waitpid(pid, 0)
     assert shared.get("a", lambda: {1: 0.5}) == {1: 0.5}
+
+
+def test_times_that_are_known_are_not_measured():
+    shared = SharedTimes({"a": {1: 0.25, 16: 1.5}})
+    assert shared.get("a", lambda: {1: 9.0}) == {1: 0.25, 16: 1.5}
+    assert shared.get("b", lambda: {4: 1.0}) == {4: 1.0}
