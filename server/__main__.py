@@ -65,8 +65,7 @@ def settled(resolved: Resolved, models: Mapping[str, Manifest]) -> "Settled":
     """The settings, with what was left to the machine chosen, and the log told of it. Raises SettingsError."""
     from server.machine.settle import settle
 
-    given = resolved.sources["capacity"] != "default"
-    found = settle(resolved.settings, models, given, say=tell)
+    found = settle(resolved.settings, models, say=tell)
     for note in found.notes:
         logging.getLogger(__name__).warning(note)
     if found.chosen:
@@ -89,7 +88,7 @@ def check(resolved: Resolved, models: Mapping[str, Manifest]) -> int:
 
     bind(resolved.settings, port=0).close()  # its own port may be in use by the server that is checked
     say("\n".join(settings_lines(resolved)))
-    found = settle(resolved.settings, models, resolved.sources["capacity"] != "default")
+    found = settle(resolved.settings, models)
     settings = found.settings
     if lines := "\n".join(choice_lines(found)):
         say(lines)

@@ -13,7 +13,7 @@ from fewstep.cache_folder import cache_folder
 from server.machine import kept
 from server.machine.choice import FASTER, Fit, Layout, choose, fit, gain, layouts
 from server.machine.kept import Kept
-from server.scheduler.calibration import CallTimes
+from server.scheduler.calibration import EXACT_SLOTS, CallTimes
 from server.settings.settings import Settings, SettingsError
 
 OPENVINO = (BACKEND_OPENVINO, BACKEND_OPENVINO_F32)
@@ -50,35 +50,35 @@ class Question:
     manifest: Manifest
     own: str  # the backend that stays unless another is faster
     layouts: tuple[Layout, ...]
+    backend_only: bool  # whether workers, threads and slots are settled
 
 
 def settle(
     settings: Settings,
     models: Mapping[str, Manifest],
-    capacity_given: bool,
     measure: Measure | None = None,
     home: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Settled:
     """Settings with numbers for what is left open, from kept times where there are some, else from new ones.
 
-    capacity_given: False lets `--workers auto` choose the slots. measure: of server.machine.trial, which raises
+    measure: of server.machine.trial, which raises
     LayoutError. say: told before and after something is measured. Raises SettingsError where nothing runs.
     """
     asked = question(settings, models)
     if asked is None:
-        return _nothing_to_measure(settings, capacity_given)
+        return _nothing_to_measure(settings)
     path = kept.file_of(kept.identity(asked.manifest), home or cache_folder("times"))
     if settings.workers and (trouble := kept.unwritable(path)):
         note = f"{trouble}; so the engine's backend runs. --backend names another, --backend {asked.own} keeps this one"
         return Settled(settings, notes=(note,))
     times, notes = _times(asked, path, measure, say)
-    settled = _chosen(settings, asked, times, settings.capacity if capacity_given else 0)
+    settled = _chosen(settings, asked, times)
     return replace(settled, notes=(*notes, *settled.notes), path=path)
 
 
-def _chosen(settings: Settings, asked: Question, times: Kept, capacity: int) -> Settled:
-    """What follows from the times of a question. capacity: where it is given; 0: chosen. Raises SettingsError."""
+def _chosen(settings: Settings, asked: Question, times: Kept) -> Settled:
+    """What follows from the times of a question. Raises SettingsError where nothing runs."""
     calls = {layout: times.calls[layout] for layout in asked.layouts if layout in times.calls}
     reasons = [(layout, times.refused[layout]) for layout in asked.layouts if layout in times.refused]
     refused = tuple(f"{layout} does not run here: {why}" for layout, why in reasons)
@@ -95,6 +95,7 @@ def _chosen(settings: Settings, asked: Question, times: Kept, capacity: int) -> 
             *notes,
         )
         calls = {layout: each for layout, each in calls.items() if layout.backend == asked.own} or calls
+    capacity = settings.capacity or (EXACT_SLOTS if settings.mode == "exact" else 0)
     best = choose(calls, asked.own, capacity)
     fits = tuple(fit(layout, each, capacity) for layout, each in calls.items())
     # None where the engine's own backend runs and none was named.
@@ -121,15 +122,14 @@ def question(settings: Settings, models: Mapping[str, Manifest]) -> Question | N
     else:
         return None
     folder = next(iter(settings.engines.values()))
-    return Question(folder, manifests[0], own, tuple(asked))
+    return Question(folder, manifests[0], own, tuple(asked), backend_only=settings.workers > 0)
 
 
-def _nothing_to_measure(settings: Settings, capacity_given: bool) -> Settled:
+def _nothing_to_measure(settings: Settings) -> Settled:
     if settings.workers:
         return Settled(settings)
-    slots = settings.capacity if capacity_given else 0
     note = "workers auto: one for each device; only layouts of cores are measured, of backends that run on them"
-    return Settled(replace(settings, workers=1, capacity=slots), notes=(note,))
+    return Settled(replace(settings, workers=1), notes=(note,))
 
 
 def rivals(settings: Settings, manifests: Sequence[Manifest]) -> Iterator[str]:
@@ -179,6 +179,12 @@ def _times(
         times = replace(times, refused={})  # what stopped every layout may be mended by now
     missing = [each for each in asked.layouts if each not in times.calls and each not in times.refused]
     if not missing:
+        return times, notes
+    if asked.backend_only and load > BUSY:
+        notes.append(
+            f"the load is {load:.1f} for each core, so no backend was measured, and the engine's runs. A start on an "
+            "idle machine measures"
+        )
         return times, notes
     began_s = time.monotonic()
     names = ", ".join(map(str, missing))
