@@ -2,8 +2,13 @@
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psutil
 
 OTHERS = 0.1  # share of the cores: below it the figures are those of a free machine
 SPREAD = 1.3  # 95th percentile over median of repeated calls, on a free machine at most about this
@@ -39,6 +44,16 @@ class Watch:
         self.stat = stat
         self.load_before = os.getloadavg()[0]
         self.began = time.monotonic(), busy_s(stat), own_s()
+        self.counted_s = 0.0
+
+    def count(self, processes: Iterable["psutil.Process"]) -> None:
+        """Processes that belong to the benchmark, such as those of a server. Call it once, shortly before they end.
+
+        Children of this process are left out: the system adds their time to this process's when they have ended.
+        """
+        for each in processes:
+            if each.ppid() != os.getpid():
+                self.counted_s += sum(each.cpu_times()[:4])  # user, system, and of its children that have ended
 
     def seen(self, spread: float | None = None) -> Busy:
         """What happened since. spread: of the benchmark's repeated calls."""
@@ -47,7 +62,7 @@ class Watch:
         others = None
         if now is not None and all_before is not None:
             elapsed = max(time.monotonic() - began_s, 1e-9)
-            others = max((now - all_before) - (own_s() - own_before), 0.0) / elapsed
+            others = max((now - all_before) - (own_s() - own_before) - self.counted_s, 0.0) / elapsed
         return Busy(os.cpu_count() or 1, self.load_before, others, spread)
 
 

@@ -120,6 +120,7 @@ def load_engine(
     buckets: Sequence[int] | None = None,
     adapters: AdapterFiles | None = None,
     compiled: Path | None = None,
+    background: bool = False,
 ) -> Engine:
     """The engine in a folder, checked against its manifest and, where one lies beside it, its checkpoint.
 
@@ -127,7 +128,8 @@ def load_engine(
     the backend choose (one thread per physical core). buckets: batch sizes that a backend of fixed shapes prepares,
     None: the manifest's, or powers of two up to 64. Other batches are padded or split. adapters: those that were read
     before, whatever the folder holds by now; None: those of the folder. compiled: a folder where OpenVINO's compiled
-    models are kept, which later calls read in place of compiling; it is made, and None: nothing is kept.
+    models are kept, which later calls read in place of compiling; it is made, and None: nothing is kept. background:
+    while OpenVINO prepares a batch size, in a thread, its rows are padded to a larger size that is ready, if one is.
     Raises CheckpointError with a sentence when the folder is not a usable engine, or the backend cannot run it.
     """
     source = read_source(folder, adapters)
@@ -135,7 +137,8 @@ def load_engine(
     if backend is None and manifest.backend not in BACKENDS:
         raise CheckpointError(f"{source.folder / ENGINE_FILE} wants backend {manifest.backend}; {_known()}")
     backend = manifest.backend if backend is None else backend
-    return Engine(manifest, backend, _open(source, backend, threads, prepared_buckets(manifest, buckets), compiled))
+    sizes = prepared_buckets(manifest, buckets)
+    return Engine(manifest, backend, _open(source, backend, threads, sizes, compiled, background))
 
 
 def prepared_buckets(manifest: Manifest, buckets: Sequence[int] | None) -> tuple[int, ...]:
@@ -166,7 +169,9 @@ def read_source(folder: str | Path, adapters: AdapterFiles | None = None) -> Sou
     return Source(folder, manifest, content, adapters)
 
 
-def _open(source: Source, backend: str, threads: int, buckets: tuple[int, ...], compiled: Path | None) -> Opened:
+def _open(
+    source: Source, backend: str, threads: int, buckets: tuple[int, ...], compiled: Path | None, background: bool
+) -> Opened:
     """Imports a backend's module only when it is asked for: most of them load libraries of hundreds of megabytes."""
     if source.manifest.adapted and backend in BACKENDS and backend not in WITH_ADAPTERS:
         raise CheckpointError(
@@ -181,7 +186,7 @@ def _open(source: Source, backend: str, threads: int, buckets: tuple[int, ...], 
     if backend in (BACKEND_OPENVINO, BACKEND_OPENVINO_F32):
         from export.backends import openvino
 
-        return openvino.open_network(source, backend, threads, buckets, compiled)
+        return openvino.open_network(source, backend, threads, buckets, compiled, background)
     if backend in (BACKEND_TORCH, BACKEND_TORCH_COMPILE):
         _require_torch(backend)
         from export.backends import torch_network

@@ -17,12 +17,16 @@ import resource
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from export.manifest import Manifest, read_student
 from fewstep.card import CheckpointError
 from server.logs import configure, printable
 from server.settings.settings import Settings, SettingsError, check_runtime
 from server.settings.sources import Resolved, resolve
+
+if TYPE_CHECKING:
+    from server.machine.settle import Settled
 
 EXIT_REFUSED = 2
 MIN_DESCRIPTORS = 32  # an HTTP process uses 22 before the first connection
@@ -43,12 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return check(resolved, models)
         listener = bind(settings)
         configure(settings)
-        settings = settled(resolved, models)
+        found = settled(resolved, models)
         gc.disable()  # until the parent has loaded its modules (server.processes.worker.freeze_heap)
         # After the checks: a wrong flag should not have to wait for these modules.
         from server.hosts.forked import ForkedServer
 
-        server = ForkedServer(settings, models, listener)
+        server = ForkedServer(found.settings, models, listener, found.calls)
     except (SettingsError, CheckpointError) as error:
         sentence = printable(" ".join(str(error).split("\n")))
         print(f"error: {sentence}", file=sys.stderr)
@@ -57,17 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return server.serve()
 
 
-def settled(resolved: Resolved, models: Mapping[str, Manifest]) -> Settings:
+def settled(resolved: Resolved, models: Mapping[str, Manifest]) -> "Settled":
     """The settings, with what was left to the machine chosen, and the log told of it. Raises SettingsError."""
     from server.machine.settle import settle
 
-    given = resolved.sources["capacity"] != "default"
-    found = settle(resolved.settings, models, given, say=tell)
+    found = settle(resolved.settings, models, say=tell)
     for note in found.notes:
         logging.getLogger(__name__).warning(note)
     if found.chosen:
         tell(found.chosen)
-    return found.settings
+    return found
 
 
 def tell(text: str) -> None:
@@ -85,7 +88,7 @@ def check(resolved: Resolved, models: Mapping[str, Manifest]) -> int:
 
     bind(resolved.settings, port=0).close()  # its own port may be in use by the server that is checked
     say("\n".join(settings_lines(resolved)))
-    found = settle(resolved.settings, models, resolved.sources["capacity"] != "default")
+    found = settle(resolved.settings, models)
     settings = found.settings
     if lines := "\n".join(choice_lines(found)):
         say(lines)

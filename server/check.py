@@ -39,6 +39,7 @@ def choice_lines(found: Settled) -> Iterator[str]:
         yield ""
         yield f"# chosen for this machine: {found.fit}"
         yield from (f"# measured: {each}" for each in sorted(found.fits, key=lambda each: -each.images_per_s))
+        yield from (f"# {ascii(each)[1:-1]}" for each in found.refused if each not in found.notes)
         if found.path:
             yield f"# kept in {ascii(str(found.path))[1:-1]}; without that file, the next start measures again"
     yield from (f"# note: {ascii(note)[1:-1]}" for note in found.notes)

@@ -42,6 +42,7 @@ from benchmarks.load.targets import BASELINE, OURS, check_targets, latency_limit
 from benchmarks.load.trajectories import BATCH_TIMEOUT_S
 from export.manifest import read_manifest
 from fewstep.ranges import POSITIVE, number, whole
+from server.scheduler.calibration import MIN_SLOTS
 
 LOADS = (0.3, 0.4, 0.6, 0.8, 0.9, 0.95)
 FIRM = 0.8  # from this load on something is promised, and it gets LONG times the time
@@ -245,7 +246,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--cost", type=Cost.parse, default=Cost(20, 1.25), metavar="A,B[,FLOOR]",
                         help="the fixed-cost network: ms of max(floor, a + b B) (default 20,1.25)")  # fmt: skip
-    parser.add_argument("--capacity", type=whole(1), default=8, help="slots, and the baseline's batch (default 8)")
+    parser.add_argument("--capacity", type=whole(1), default=MIN_SLOTS, help="slots, and the baseline's batch (default "
+                        "%(default)s, as the server has on a CPU)")  # fmt: skip
     parser.add_argument("--seconds", type=number(POSITIVE), default=9, help="measured per turn (default 9)")
     parser.add_argument("--warmup-s", type=number(POSITIVE), default=1.5, help="sent but not counted (default 1.5)")
     parser.add_argument(

@@ -53,18 +53,17 @@ FITS = {
 }
 
 
-def measured(layout: Layout, model: str, slots: int, seconds: float, warmup_s: float) -> dict[str, Any]:
+def measured(layout: Layout, model: str, slots: int, seconds: float, warmup_s: float, watch: Watch) -> dict[str, Any]:
     """A server that is saturated: images a second, processor time an image, and memory that it does not share."""
     flags = ["--model", model, "--workers", str(layout.workers), "--threads", str(layout.threads)]
     flags += ["--capacity", str(slots), "--backend", layout.backend]
     with ours(flags, Cores((), ()), pinned=False) as server:
         before_s, end_s = cpu_s(server), warmup_s + seconds
         rate = asyncio.run(saturate(server.url, 4 * slots * layout.workers, warmup_s, end_s, steps=(STEPS,)))
-        return {
-            "images_per_s": rate,
-            "cpu_ms": 1e3 * (cpu_s(server) - before_s) / max(rate * end_s, 1),
-            **memory(server),
-        }
+        found = {"images_per_s": rate, "cpu_ms": 1e3 * (cpu_s(server) - before_s) / max(rate * end_s, 1)}
+        found |= memory(server)
+        watch.count(server.family())
+        return found
 
 
 def memory(server: Running) -> dict[str, float]:
@@ -74,12 +73,14 @@ def memory(server: Running) -> dict[str, float]:
     return {"http_mb": mean(roles["http"]), "worker_mb": mean(roles["worker"])}
 
 
-def rows(model: str, layout: Layout, calls: Mapping[int, float], args: argparse.Namespace) -> list[dict[str, Any]]:
+def rows(
+    model: str, layout: Layout, calls: Mapping[int, float], args: argparse.Namespace, watch: Watch
+) -> list[dict[str, Any]]:
     """A row for each number of slots."""
     fit, made = fitted(calls), []
     for slots in args.slots:
         print(f"scaling  {model}: {layout}, {slots} slots each", file=sys.stderr, flush=True)
-        found = measured(layout, model, slots, args.seconds, args.warmup_s)
+        found = measured(layout, model, slots, args.seconds, args.warmup_s, watch)
         limits = {"allowed_per_s": call_time(calls, slots), "fitted_per_s": fit.seconds(slots)}
         made.append({
             "model": model, "pixels": read_manifest(model_engine(model)).resolution, "workers": layout.workers,
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"scaling  {model}: {layout}", file=sys.stderr, flush=True)
         calls = measure_layout(engine, layout)
         fits.append(fit_row(model, layout, calls))
-        made += rows(model, layout, calls, args)
+        made += rows(model, layout, calls, args, watch)
     busy = watch.seen()
     head = [warning] if (warning := busy.warning()) else []
     print("\n".join([*head, table(made, COLUMNS), "", "Call times as a + b B:", table(fits, FITS)]))

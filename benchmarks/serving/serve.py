@@ -34,10 +34,11 @@ from benchmarks.serving.search import FACTOR, Trial, confirm, search
 from benchmarks.serving.target import Target, checked_url, extra_field
 from benchmarks.serving.told import Told
 from benchmarks.serving.units import RATES, seconds, seconds_from_zero, shown
-from fewstep.ranges import number, whole
+from fewstep.ranges import Range, number, whole
 from fewstep.subcommands import Parser, refuse
 
 SEARCH_DURATION_S, DURATION_S = 10.0, 30.0
+SHARES = Range(0, 1, above=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +64,8 @@ async def _run(args: argparse.Namespace) -> int:
         load = replace(load, rate=best.rate)
         print(f"the highest rate with p99 within {shown(args.p99)}: {best.rate:.4g} requests/s, to {FACTOR - 1:.0%}")
         if args.confirm:
-            load = replace(load, duration_s=args.confirm, count=None, seed=load.seed + len(trials))
+            rate, seed = args.share * best.rate, load.seed + len(trials)
+            load = replace(load, rate=rate, duration_s=args.confirm, count=None, seed=seed)
             trials += await confirm(target, load, args.p99, args.timeout)
             best = trials[-1]
             load = replace(load, rate=best.rate)
@@ -118,7 +120,7 @@ def _write(
         "base_url": target.base_url, "api": target.api, "model": target.model, "prompt": target.prompt,
         "extra": dict(target.extra), "mix": [asdict(kind) for kind in target.mix], "rate": load.rate,
         "search_p99_s": args.p99, "duration_s": load.length_s, "requests": load.count, "warmup_s": load.warmup_s,
-        "seed": load.seed, "confirm_s": args.confirm, "timeout_s": args.timeout,
+        "seed": load.seed, "confirm_s": args.confirm, "confirm_share": args.share, "timeout_s": args.timeout,
         "request": target.fields(schedule(load, target.mix)[0]),
         "alone_s": alone_s,
     }  # fmt: skip
@@ -152,6 +154,8 @@ def _load(args: argparse.Namespace) -> Load:
         raise ServeError("--p99 is of --rate search; --slo 50ms counts what a given rate answers in time")
     if args.rate != "search" and args.confirm:
         raise ServeError("--confirm is of --rate search; a given rate is played for --duration")
+    if args.share != 1 and not args.confirm:
+        raise ServeError("--share is of --confirm: the share of the rate found that is played for so long")
     if args.requests and args.duration:
         raise ServeError("give --requests or --duration, not both")
     duration_s = args.duration or (SEARCH_DURATION_S if args.rate == "search" else DURATION_S)
@@ -188,6 +192,8 @@ def _options(parser: Parser) -> Parser:
     add("--p99", type=argument(seconds), metavar="TIME", help="of --rate search: the bound")
     add("--confirm", type=argument(seconds), metavar="TIME", help="of --rate search: play the rate for so long, and "
         "lower ones until one is kept; 10m for a figure that is quoted (default: not)")  # fmt: skip
+    add("--share", type=number(SHARES), default=1.0, metavar="S", help="of --confirm: begin with this share of the "
+        "rate that the search found, such as 0.8 (default: 1)")  # fmt: skip
     add("--slo", type=argument(seconds), metavar="TIME", help="the share of requests answered within it is reported")
     add("--timeout", type=argument(seconds), default=60.0, metavar="TIME", help="of a request (default: 60s)")
     add("--seed", type=whole(0), default=0, help="of the arrivals and the images (default: 0)")

@@ -6,6 +6,7 @@ Every bucket is a model of static shape: the CPU plugin runs those about twice a
 import functools
 import io
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from export.backends import kept_models
-from export.backends.buckets import through_buckets
+from export.backends.buckets import padded, through_buckets
 from export.backends.opened import Floats, Opened, Source, not_installed, require_float32
 from export.manifest import BACKEND_OPENVINO
 from fewstep import cores
@@ -27,9 +28,14 @@ PRECISIONS = {"bf16": "bfloat16", "f32": "float32"}
 
 
 def open_network(
-    source: Source, backend: str, threads: int, buckets: tuple[int, ...], compiled: Path | None = None
+    source: Source,
+    backend: str,
+    threads: int,
+    buckets: tuple[int, ...],
+    compiled: Path | None = None,
+    background: bool = False,
 ) -> Opened:
-    """threads, compiled: as for load_engine. A bucket's model is compiled, or read from there, at its first call.
+    """threads, compiled, background: as for load_engine. A bucket's model is compiled, or read, at its first call.
 
     Raises CheckpointError when OpenVINO is absent, cannot read the file, or the CPU has no bfloat16.
     """
@@ -55,7 +61,7 @@ def open_network(
         "streams": str(models.streams),
         "buckets": ",".join(map(str, buckets)),
     }
-    return Opened(through_buckets(models, buckets), facts)
+    return Opened(through_buckets(InBackground(models) if background else models, buckets), facts)
 
 
 @functools.cache
@@ -163,6 +169,44 @@ class _Compiled:
     def _exact(settings: dict[str, Any]) -> dict[str, Any]:
         """Of `detached_waves`."""
         return {**settings, "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1}
+
+
+class InBackground:
+    """The same, but a call does not wait for its bucket's model where a larger bucket's is ready.
+
+    Its rows are padded meanwhile, and a thread prepares the model.
+    """
+
+    def __init__(self, models: _Compiled) -> None:
+        self.models = models
+        self.cores = os.sched_getaffinity(0)  # where OpenVINO may pin threads is asked of the thread that loads a model
+        self.asked: set[int] = set()
+        self.turn = threading.Lock()  # one model at a time
+
+    def __call__(self, *arguments: Any) -> Floats:
+        *arrays, bucket = arguments
+        used = self._ready(bucket)
+        if used == bucket:
+            return self.models(*arrays, bucket)
+        return self.models(*(padded(each, used) for each in arrays), used)[:bucket]
+
+    def _ready(self, bucket: int) -> int:
+        ready = list(self.models.models)
+        larger = min((each for each in ready if each > bucket), default=None)
+        if bucket in ready or larger is None:
+            return bucket
+        if bucket not in self.asked:
+            self.asked.add(bucket)
+            threading.Thread(target=self._prepare, args=(bucket,), name=f"batches of {bucket}", daemon=True).start()
+        return larger
+
+    def _prepare(self, bucket: int) -> None:
+        os.sched_setaffinity(0, self.cores)
+        try:
+            with self.turn:
+                self.models.model(bucket)
+        except CheckpointError as error:
+            logger.warning("batches of %d stay padded: %s", bucket, error)
 
 
 def detached_waves(model: Any, inputs: Sequence[str] = ("c_noise",)) -> Any:

@@ -3,12 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from server.scheduler.calibration import CallTimes, call_time, knee
+from server.scheduler.calibration import CallTimes, call_time, slots
 
 STEPS = 4  # network calls of the image that the figures are about
-# Simulated (benchmarks/load/ideal.py), 16 slots keep the 99th percentile at load 0.8 within its bound on average, at
-# 4 + 3.1 B ms a call as at 20 + 1.25 B; 8 exceed it by 14 and 20 %.
-MIN_SLOTS = 16
 PATIENCE = 1.5  # a lone image may take this many times as long as where it is fastest, for the sake of throughput
 CLOSE = 0.97  # this share of the best throughput is as good; the layout with the faster lone image is taken
 FASTER = 1.1  # another backend takes the place of the engine's where it is this many times as fast, and not for less
@@ -61,7 +58,7 @@ def layouts(cores: int, backends: Sequence[str], threads: int, most: int) -> lis
 
 def fit(layout: Layout, calls: CallTimes, capacity: int) -> Fit:
     """calls: of the slowest of the workers, all running at once. capacity: where it is given; 0: chosen."""
-    capacity = capacity or max(MIN_SLOTS, knee(calls))
+    capacity = capacity or slots(calls)
     full_s = call_time(calls, capacity)
     return Fit(layout, capacity, STEPS * call_time(calls, 1), layout.workers * capacity / (STEPS * full_s))
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -78,6 +79,20 @@ def read(path: Path | None, known: Mapping[str, Any]) -> tuple[Kept, str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = (error.strerror or error) if isinstance(error, OSError) else error or type(error).__name__
         return Kept(), f"the call times in {path} cannot be used ({why}) and are measured again"
+
+
+def unwritable(path: Path | None) -> str:
+    """A sentence where a file with this name could not be written; else nothing. Nothing is made."""
+    if path is None:
+        return (
+            "this user has no home folder to keep call times in, as choosing a backend needs; XDG_CACHE_HOME names one"
+        )
+    place = next(folder for folder in path.parents if folder.exists())
+    if place.is_dir() and os.access(place, os.W_OK | os.X_OK):
+        return ""
+    return (
+        f"no call times can be kept in {path.parent}, as choosing a backend needs; XDG_CACHE_HOME names another folder"
+    )
 
 
 def write(path: Path | None, known: Mapping[str, Any], kept: Kept) -> str:

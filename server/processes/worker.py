@@ -18,7 +18,7 @@ from fewstep.cache_folder import cache_folder
 from fewstep.card import CheckpointError
 from server.processes.messages import Answer, Loading, Ready
 from server.processes.pipes import HttpLinks
-from server.scheduler.calibration import SharedTimes
+from server.scheduler.calibration import EMPTY, CallTimes, SharedTimes
 from server.scheduler.encoding import Encoders
 from server.scheduler.loading import LoadOptions, load_model
 from server.scheduler.loop import EngineLoop, Inbox
@@ -54,8 +54,11 @@ class WorkerConfig:
     adapters: Mapping[str, AdapterFiles]  # of the announced engines
 
     @classmethod
-    def of(cls, settings: Settings, announced: Mapping[str, Manifest]) -> "WorkerConfig":
-        """Raises CheckpointError when the files of announced adapters cannot be read."""
+    def of(
+        cls, settings: Settings, announced: Mapping[str, Manifest], calls: Mapping[str, CallTimes] = EMPTY
+    ) -> "WorkerConfig":
+        """calls: call times that are known, by model. Raises CheckpointError when the files of announced adapters
+        cannot be read."""
         options = LoadOptions(
             backend=settings.backend, mode=settings.mode, capacity=settings.capacity, threads=settings.threads,
             processes=settings.workers, stall_s=settings.stall_s, compiled=cache_folder("compiled"),
@@ -64,7 +67,7 @@ class WorkerConfig:
         adapters = {
             name: adapter_files(settings.engines[name], manifest.adapters) for name, manifest in announced.items()
         }
-        return cls(settings.engines, announced, options, policy, SharedTimes(), adapters)
+        return cls(settings.engines, announced, options, policy, SharedTimes(calls), adapters)
 
 
 def load(links: HttpLinks, config: WorkerConfig, number: int) -> dict[str, Model]:

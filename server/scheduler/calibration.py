@@ -10,10 +10,18 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
+from math import inf
+from types import MappingProxyType
 
 CallTimes = Mapping[int, float]  # batch size -> seconds of one network call, with the step around it
+EMPTY: Mapping[str, CallTimes] = MappingProxyType({})  # no model's
 
 KNEE = 0.9  # share of the best throughput that is enough; more slots buy little and cost latency
+# Simulated (benchmarks/load/ideal.py), 16 slots keep the 99th percentile at load 0.8 within its bound on average, at
+# 4 + 3.1 B ms a call as at 20 + 1.25 B; 8 exceed it by 14 and 20 %.
+MIN_SLOTS = 16
+SHORT_S = 1.0  # an image that arrives waits for the call that runs
+EXACT_SLOTS = 8  # in exact mode, where a lone image takes as long as a full batch, and bytes may not depend on a clock
 WORTH = 0.03  # a bucket that saves less than this share of the call it would be padded to is left out
 MAX_KNEE = 128  # larger batches are not tried on a network that takes any size
 BUDGET_S = 0.3  # no larger size is tried once timed calls have taken this long together
@@ -22,9 +30,14 @@ AGREE = 0.1  # calls of one size are not repeated once the two fastest differ by
 
 
 def measure(
-    call: Callable[[int], object], sizes: Iterable[int], clock: Callable[[], float] = time.perf_counter
+    call: Callable[[int], object],
+    sizes: Iterable[int],
+    clock: Callable[[], float] = time.perf_counter,
+    enough: float = inf,
 ) -> dict[int, float]:
     """Seconds of `call(size)` for ascending sizes, until the budget is spent; always at least the first size.
+
+    enough: from this size on, larger ones are tried only while the last one raised the best throughput to 1 / KNEE.
 
     The first call of a size may allocate or compile, so it is repeated at least once and is not taken from the
     budget. A size that seems slower than a larger one is given the larger one's time: the batch could be padded, and
@@ -42,8 +55,9 @@ def measure(
             taken = sorted([*taken, elapsed_s])
             if spent_s > BUDGET_S:
                 break
+        best = max((other / seconds for other, seconds in times.items()), default=0.0)
         times[size] = taken[0]
-        if spent_s > BUDGET_S:
+        if spent_s > BUDGET_S or (size >= enough and KNEE * size <= best * taken[0]):
             break
     return {size: min(seconds for other, seconds in times.items() if other >= size) for size in times}
 
@@ -78,6 +92,12 @@ def knee(times: CallTimes) -> int:
     )
 
 
+def slots(times: CallTimes) -> int:
+    """How many slots call times ask for: up to the knee, and MIN_SLOTS at least where a call over them is short."""
+    least = next((size for size in range(MIN_SLOTS, 1, -1) if call_time(times, size) <= SHORT_S), 1)
+    return max(least, knee(times))
+
+
 def choose_buckets(candidates: Sequence[int], times: CallTimes) -> tuple[int, ...]:
     """Of ascending batch sizes, those worth having; the last one always is.
 
@@ -99,8 +119,11 @@ class SharedTimes:
     lock when a process dies.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Mapping[str, CallTimes] = EMPTY) -> None:
+        """known: times by model that need not be measured."""
         self.descriptor = os.memfd_create("measured times")
+        if known:
+            os.pwrite(self.descriptor, json.dumps({name: dict(times) for name, times in known.items()}).encode(), 0)
 
     def close(self) -> None:
         """Give the file back. A server keeps it for as long as it runs."""

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,7 +23,16 @@ from fewstep import cores
 from fewstep.card import CheckpointError
 from fewstep.pixels import encode
 from fewstep.schedule import SIGMA_MAX
-from server.scheduler.calibration import MAX_KNEE, SharedTimes, choose_buckets, doubling, knee, measure
+from server.scheduler.calibration import (
+    EXACT_SLOTS,
+    MAX_KNEE,
+    MIN_SLOTS,
+    SharedTimes,
+    choose_buckets,
+    doubling,
+    measure,
+    slots,
+)
 from server.scheduler.model import Model, ModelInfo
 from server.scheduler.row_independence import check_rows_independent
 from server.scheduler.slots import Image, ImageKey, Slots, SlotTable, Tick, buckets_for
@@ -45,7 +55,7 @@ class LoadOptions:
 
     backend: str | None = None  # None: the one each engine's manifest names
     mode: Mode = "fast"  # exact: a row's bytes are the same whatever the batch
-    capacity: int = 8  # slots of a model; 0: chosen at the knee of the measured time of a call
+    capacity: int = 0  # slots of a model; 0: EXACT_SLOTS in exact mode, else chosen from measured call times
     threads: int = 0  # cores one network call may use; 0: an equal share of machine or quota for each process
     processes: int = 1  # how many share the machine
     process: int = 0  # which of them this is
@@ -116,12 +126,13 @@ def _load_model(
     def load(buckets: Sequence[int]) -> "Engine":
         engine = load_engine(
             folder, backend=options.backend, threads=options.cores, buckets=buckets, adapters=adapters,
-            compiled=options.compiled,
+            compiled=options.compiled, background=options.mode == "fast",
         )  # fmt: skip
         check_announced(folder, expected, engine.manifest)  # it may have been replaced since it was read
         return engine
 
-    engine, buckets, calls, warm = open_measured(name, load, options, times)
+    lazy = (options.backend or found.backend) in OPENVINO
+    engine, buckets, calls, warm = open_measured(name, load, options, times, lazy)
     capacity = buckets[-1]
     manifest = engine.manifest
     if options.mode == "exact":
@@ -130,10 +141,11 @@ def _load_model(
             engine.network, manifest.input_shape, manifest.columns, capacity, count, manifest.conditions
         )
     table = slot_table(engine, buckets)
-    # A backend of fixed shapes may prepare one at its first call; the others need no more than the smallest and the
-    # largest, and measuring has called both unless its time was up.
+    # A backend of fixed shapes may prepare one at its first call; the others, and those that prepare the rest in the
+    # background, need no more than the smallest and the largest, and measuring has called both unless its time was up.
     warm = warm and buckets[-1] in calls
-    sizes = (() if warm else (buckets[0], buckets[-1])) if takes_any_size(engine) else table.buckets
+    every = not takes_any_size(engine) and not (lazy and options.mode == "fast")
+    sizes = table.buckets if every else () if warm else (buckets[0], buckets[-1])
     tick_s = warm_up(table, sizes)
     if options.stall_s and tick_s >= options.stall_s:
         raise CheckpointError(
@@ -145,7 +157,8 @@ def _load_model(
         *(name, capacity, buckets, 1e3 * tick_s, {size: f"{1e3 * seconds:.2f} ms" for size, seconds in calls.items()}),
     )
     numbers = adapter_numbers(replace(manifest, name=name))
-    return Model(table, ModelInfo(tick_s, capacity, table.buckets, calls, engine.facts), numbers)
+    facts = engine.facts if takes_any_size(engine) else {**engine.facts, "buckets": ",".join(map(str, table.buckets))}
+    return Model(table, ModelInfo(tick_s, capacity, table.buckets, calls, facts), numbers)
 
 
 def check_announced(folder: Path, announced: Manifest, found: Manifest) -> None:
@@ -160,29 +173,39 @@ def check_announced(folder: Path, announced: Manifest, found: Manifest) -> None:
 
 
 def open_measured(
-    name: str, load: "Callable[[Sequence[int]], Engine]", options: LoadOptions, times: SharedTimes
+    name: str,
+    load: "Callable[[Sequence[int]], Engine]",
+    options: LoadOptions,
+    times: SharedTimes,
+    lazy: bool = False,
 ) -> "tuple[Engine, tuple[int, ...], Mapping[int, float], bool]":
     """The engine, the batch sizes to call it with, the measured times from which they were chosen; was it measured.
 
-    load: opens the engine for some batch sizes. The engine that is measured is the one to be served where its batch
-    sizes fit, and gone before that one is opened where they do not: a GPU need not hold two.
+    load: opens the engine for some batch sizes. lazy: sizes that are never called cost it nothing. The engine that is
+    measured is the one to be served where its batch sizes fit, and gone before that one is opened where they do not: a
+    GPU need not hold two.
     """
-    exact, capacity = options.mode == "exact", options.capacity
-    prepared = buckets_for(capacity, exact) if capacity else doubling(MAX_KNEE)
-    sizes = prepared if exact and capacity else doubling(prepared[-1])
+    exact = options.mode == "exact"
+    capacity = options.capacity or (EXACT_SLOTS if exact else 0)
+    open_end = doubling(MAX_KNEE)
+    if lazy:
+        open_end = tuple(sorted({*buckets_for(MIN_SLOTS, exact), *open_end}))
+    prepared = buckets_for(capacity, exact) if capacity else open_end
+    sizes = prepared if exact else doubling(prepared[-1])
+    enough = inf if capacity else MIN_SLOTS
     probe: list[Engine] = []  # stays empty when another worker has measured
 
     def measured() -> Mapping[int, float]:
         probe.append(load(prepared))
-        return measure_ticks(slot_table(probe[0], prepared), sizes)
+        return measure_ticks(slot_table(probe[0], prepared), sizes, enough)
 
     calls = times.get(name, measured)
-    capacity = capacity or knee(calls)
+    capacity = capacity or slots(calls)
     buckets = choose_buckets(buckets_for(capacity, exact), calls)
     warm = bool(probe)
     if probe and takes_any_size(probe[0]):
         engine = probe.pop()
-    elif capacity == prepared[-1] and set(buckets) <= set(prepared):
+    elif (lazy or capacity == prepared[-1]) and set(buckets) <= set(prepared):
         engine = probe.pop() if probe else load(prepared)
     else:
         if probe:
@@ -236,9 +259,12 @@ def tick_of(table: Slots, images: int, adapter: int = 0) -> Tick:
     return table.tick()
 
 
-def measure_ticks(table: Slots, sizes: Sequence[int]) -> dict[int, float]:
-    """Seconds of a network call with the step around it, by batch size: a slot has to pay for both."""
-    return measure(lambda size: tick_of(table, size), sizes)
+def measure_ticks(table: Slots, sizes: Sequence[int], enough: float = inf) -> dict[int, float]:
+    """Seconds of a network call with the step around it, by batch size: a slot has to pay for both.
+
+    enough: as of server.scheduler.calibration.measure.
+    """
+    return measure(lambda size: tick_of(table, size), sizes, enough=enough)
 
 
 def warm_up(table: Slots, batches: Sequence[int]) -> float:

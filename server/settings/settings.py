@@ -167,8 +167,8 @@ class Settings:
         "the networks", unset="none", form=PATH.fullmatch,
         what="a path in UTF-8")
 
-    backend: str | None = _setting(None, "engines", "what runs the networks", unset="the engine's; with workers auto, "
-        "OpenVINO where that is faster", choices=BACKENDS)
+    backend: str | None = _setting(None, "engines", "what runs the networks", unset="the engine's, or OpenVINO where "
+        "that is installed and measured to be faster; never OpenVINO with mode exact", choices=BACKENDS)
     devices: tuple[int, ...] = _setting((), "engines", "GPUs by number, such as 0,1", unset="the first GPU, or the CPU",
         high=1_024)
     workers: int = _setting(1, "engines", "engine processes on each device; auto measures call times, once for each "
@@ -190,8 +190,8 @@ class Settings:
         "for; the more, the closer to fifo", low=0.01, high=1_000_000)
     batch_delay_s: float = _setting(10.0, "scheduling", "a request of priority batch gets its slots as if it had come "
         "so many seconds later", high=86_400)
-    capacity: int = _setting(8, "scheduling", "images of a model in one network call; 0 measures call times at "
-        "start-up and chooses", high=4_096)
+    capacity: int = _setting(0, "scheduling", "images of a model in one network call; 0: 8 in exact mode, else 16 or "
+        "more, chosen from call times that are measured at start-up", high=4_096)
 
     max_queue: int = _setting(256, "limits", "images that may wait for a slot; beyond, 429", high=1_000_000)
     max_images: int = _setting(64, "limits", "images one request may ask for", low=1, high=256)

@@ -38,6 +38,18 @@ def test_only_the_work_of_others_counts(tmp_path: Path):
     assert Watch(tmp_path / "absent").seen().others is None
 
 
+def test_servers_that_a_benchmark_starts_are_not_the_work_of_others(tmp_path: Path):
+    stat, tick = tmp_path / "stat", os.sysconf("SC_CLK_TCK")
+    stat.write_text("cpu 0 0 0 0 0 0 0 0\n")
+    watch = Watch(stat)
+    watch.began = (watch.began[0] - 10.0, *watch.began[1:])  # ten seconds ago
+    stat.write_text(f"cpu {10 * tick} 0 0 0 0 0 0 0\n")
+    worker: Any = SimpleNamespace(ppid=lambda: 1, cpu_times=lambda: (4.0, 2.0, 0.5, 0.5, 99.0))
+    child: Any = SimpleNamespace(ppid=os.getpid, cpu_times=lambda: (9.0, 9.0, 9.0, 9.0, 9.0))
+    watch.count([child, worker])
+    assert watch.seen().others == pytest.approx(0.3, abs=0.1)
+
+
 def test_packages_of_a_cpu_count_once_and_a_counter_may_wrap(tmp_path: Path):
     for name in ("intel-rapl", "intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1"):
         (tmp_path / name).mkdir()

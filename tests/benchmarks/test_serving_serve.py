@@ -158,6 +158,12 @@ def test_a_search_finds_the_rate_at_which_the_server_refuses_and_plays_it_for_lo
     assert max(rate for rate in searched if rate <= 300) >= 300 / 1.06 and len(searched) < len(loads) - 1
     assert 250 / 1.06 <= loads[-1].rate == result["settings"]["rate"] <= 250 and loads[-1].duration_s == 0.1
     assert len({load.seed for load in loads}) == len(loads), "every trial has arrivals of its own"
+    found = max(rate for rate in searched if rate <= 300)
+    with running(other) as url:
+        loads.clear()
+        result = measured(url, tmp_path / "o.json", f"{flags} --share 0.5")
+    assert loads[-1].rate == result["settings"]["rate"] == pytest.approx(found / 2, rel=0.2)
+    assert [load.count for load in loads[-2:]] == [20, None], "half of the rate is kept at once"
 
 
 def test_stages_are_read_of_a_header_or_of_the_body_and_what_is_no_number_is_left_out():
@@ -195,6 +201,8 @@ def test_a_busy_server_is_said_and_early_hints_are_no_answer(capsys: pytest.Capt
         ("--rate search", "--rate search needs --p99"),
         ("--rate 1 --p99 5ms", "--p99 is of --rate search; --slo"),
         ("--rate 1 --confirm 5m", "--confirm is of --rate search"),
+        ("--rate search --p99 1s --share .8", "--share is of --confirm"),
+        ("--rate search --p99 1s --confirm 5m --share 1.2", "--share: 1.2 is not a number above 0 and at most 1"),
         ("--rate 1 --requests 2 --duration 2s", "give --requests or --duration, not both"),
         ("--rate 1 --api native --size 3x3", "--api native has no sizes"),
         ("--rate 0.001 --duration 10ms --warmup 0", "0.001 requests/s for 10 ms made no request; run longer"),

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -78,6 +80,7 @@ def test_a_cpu_without_bfloat16_is_told_what_to_choose(checkpoint, monkeypatch):
 MASKS = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from server.scheduler.calibration import SharedTimes
 from server.scheduler.loading import LoadOptions, load_model, tick_of
 
@@ -105,3 +108,41 @@ def test_two_workers_compute_on_cores_of_their_own(checkpoint):
         rest.append(masks[1])
     assert own[0] and own[1] and not own[0] & own[1]
     assert rest == [set(cores.usable())] * 2, "what is not OpenVINO's runs anywhere"
+
+
+class SlowModels:
+    """Of `_Compiled`: rows that say which bucket's model ran; a model is not made before `go`."""
+
+    def __init__(self) -> None:
+        self.models: dict[int, int] = {}
+        self.go = threading.Event()
+        self.made = threading.Event()
+
+    def model(self, bucket: int) -> None:
+        self.go.wait(60)
+        if bucket == 3:
+            raise CheckpointError("no memory")
+        self.models[bucket] = bucket
+        self.made.set()
+
+    def __call__(self, rows: np.ndarray, bucket: int) -> np.ndarray:
+        self.models.setdefault(bucket, bucket)
+        assert len(rows) == bucket
+        return rows + 100 * bucket
+
+
+def test_rows_are_padded_to_a_size_that_is_ready_while_their_own_is_prepared(caplog: pytest.LogCaptureFixture):
+    models: Any = SlowModels()
+    rows = np.arange(1.0, 5.0)
+    network = backend.InBackground(models)
+    assert list(network(rows, 4)) == [401.0, 402.0, 403.0, 404.0], "no larger size is ready: it waits for its own"
+    for _ in range(2):
+        assert list(network(rows[:2], 2)) == [401.0, 402.0]
+        assert list(network(rows[:3], 3)) == [401.0, 402.0, 403.0]
+    models.go.set()
+    assert models.made.wait(60)
+    assert list(network(rows[:2], 2)) == [201.0, 202.0]
+    for thread in [each for each in threading.enumerate() if each.name == "batches of 3"]:
+        thread.join()
+    assert list(network(rows[:3], 3)) == [401.0, 402.0, 403.0]
+    assert [record.getMessage() for record in caplog.records] == ["batches of 3 stay padded: no memory"]

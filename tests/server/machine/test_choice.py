@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.machine.choice import FASTER, MIN_SLOTS, PATIENCE, Layout, best_layout, choose, fit, layouts
-from server.scheduler.calibration import doubling
+from server.machine.choice import FASTER, PATIENCE, Layout, best_layout, choose, fit, layouts
+from server.scheduler.calibration import MIN_SLOTS, doubling
 
 SIZES = doubling(32)
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -47,12 +47,16 @@ class Machine:
             raise LayoutError(times, lasting="for now" not in times)
         return {size: seconds * (1 if layout.workers == 1 else 1.2) for size, seconds in times.items()}
 
-    def settle(self, capacity_given: bool = False, workers: int = 0, **changes: Any) -> Settled:
-        """As of --workers auto."""
+    def settle(
+        self,
+        workers: int = 0,
+        say: Callable[[str], None] = lambda text: None,
+        **changes: Any,
+    ) -> Settled:
+        """As of --workers auto, unless a number of workers is given."""
         self.measured.clear()
-        return settle(
-            Settings(HERE, workers=workers, **changes), {"tiny": self.model}, capacity_given, self.measure, self.home
-        )
+        settings = Settings(HERE, workers=workers, **changes)
+        return settle(settings, {"tiny": self.model}, self.measure, self.home, say)
 
 
 @pytest.fixture
@@ -71,11 +75,69 @@ def test_the_faster_backend_runs_and_the_user_is_told_in_one_line(machine: Machi
     assert layouts == {(name, *each) for name in ("onnxruntime-cpu", "openvino") for each in ((1, 2), (2, 1))}
 
 
-def test_without_auto_nothing_is_measured_and_the_engines_backend_runs(machine: Machine):
-    many: list[dict[str, Any]] = [{"workers": 1}, {"workers": 3, "threads": 1}, {"workers": 1, "mode": "exact"}]
+def test_without_any_setting_the_faster_backend_runs_in_the_layout_that_the_settings_name(machine: Machine):
+    many: list[dict[str, Any]] = [{"workers": 1}, {"workers": 3, "threads": 1}, {"workers": 40, "capacity": 4}]
     for changes in many:
-        found = machine.settle(**changes)
-        assert found == Settled(Settings(HERE, **changes)) and not machine.measured
+        said: list[str] = []
+        found = machine.settle(say=said.append, **changes)
+        assert found.settings == Settings(HERE, **changes, backend="openvino")
+        asked = Layout("openvino", min(changes["workers"], settling.MAX_WORKERS), changes.get("threads", 0))
+        assert machine.measured == [replace(asked, backend="onnxruntime-cpu"), asked]
+        assert found.chosen == (
+            "the networks run with openvino, 2.0 times as fast as onnxruntime-cpu when measured here; "
+            "--backend onnxruntime-cpu keeps the engine's"
+        )
+        assert "measuring call times of tiny, seconds each" in said[0] and "measuring took" in said[1]
+        assert found.calls == {"tiny": machine.measure(HERE["tiny"], asked)}, "the workers need not measure them again"
+        said.clear()
+        assert machine.settle(say=said.append, **changes) == found
+        assert not machine.measured and not said
+
+
+def test_a_backend_that_is_hardly_faster_or_does_not_run_leaves_the_engines(machine: Machine):
+    machine.times["openvino"] = {1: 0.0095, 16: 0.076}
+    found = machine.settle(workers=1)
+    assert found.settings == Settings(HERE) and not found.notes
+    assert (
+        found.chosen == "the networks run with onnxruntime-cpu, the engine's backend: openvino is not 1.1 times as fast"
+    )
+    machine.model = replace(machine.model, network_sha256="d" * 64)
+    machine.times["openvino"] = "this CPU has no bfloat16"
+    found = machine.settle(workers=1)
+    assert found.settings == Settings(HERE) and not found.notes and "the fastest that runs here" in found.chosen
+    assert found.refused == (
+        "openvino, 1 worker of threads as the backend likes does not run here: this CPU has no bfloat16",
+    )
+    machine.model = replace(machine.model, network_sha256="e" * 64)
+    machine.times = {"onnxruntime-cpu": "broken", "openvino": FAST}
+    found = machine.settle(workers=1)
+    assert found.settings == Settings(HERE) and "broken" in found.notes[0], "its worker says what is wrong"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"mode": "exact"}, {"backend": "onnxruntime-cpu"}, {"backend": "openvino"}, {"devices": (0,)}]
+)
+def test_nothing_is_measured_in_exact_mode_with_a_backend_or_for_gpus(machine: Machine, changes: Any):
+    found = machine.settle(workers=1, **changes)
+    assert found == Settled(Settings(HERE, **changes)) and not machine.measured
+
+
+def test_nothing_is_measured_without_openvino_or_its_proof(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    proven, machine.model = machine.model, replace(machine.model, proofs={})
+    assert machine.settle(workers=1) == Settled(Settings(HERE)) and not machine.measured
+    machine.model = proven
+    monkeypatch.setattr(settling, "find_spec", lambda name: None)
+    assert machine.settle(workers=1) == Settled(Settings(HERE)) and not machine.measured
+
+
+def test_what_cannot_be_kept_is_not_measured_at_every_start(machine: Machine, monkeypatch: pytest.MonkeyPatch):
+    machine.home.write_text("a file, where a folder would be")
+    found = machine.settle(workers=1)
+    assert found.settings == Settings(HERE) and not machine.measured
+    assert f"no call times can be kept in {machine.home}" in found.notes[0] and "XDG_CACHE_HOME" in found.notes[0]
+    monkeypatch.setattr(settling, "cache_folder", lambda name: None)
+    found = settle(Settings(HERE), {"tiny": machine.model}, machine.measure)
+    assert found.settings == Settings(HERE) and "no home folder" in found.notes[0]
 
 
 @pytest.mark.parametrize("changes", [{"backend": "onnxruntime-cpu"}, {"mode": "exact"}, {"backend": "openvino"}])
@@ -89,7 +151,7 @@ def test_who_names_a_backend_or_wants_the_same_bytes_everywhere_gets_them(machin
 def test_a_backend_without_a_proof_for_every_engine_is_no_rival(machine: Machine):
     other = replace(machine.model, proofs={})
     both = {"tiny": machine.model, "b": other}
-    found = settle(Settings(HERE, workers=0), both, False, machine.measure, machine.home)
+    found = settle(Settings(HERE, workers=0), both, machine.measure, machine.home)
     assert found.settings.backend is None and {each.backend for each in machine.measured} == {"onnxruntime-cpu"}
 
 
@@ -99,7 +161,7 @@ def test_auto_chooses_workers_threads_and_slots_and_keeps_what_is_given(machine:
     assert found.chosen.startswith("workers auto: openvino, 2 workers of 1 thread, 16 slots each: 4 steps alone 24")
     assert len(found.fits) == 4
     assert machine.settle(workers=0, mode="exact").settings.backend is None
-    given = machine.settle(workers=0, threads=2, capacity=5, capacity_given=True, backend="onnxruntime-cpu").settings
+    given = machine.settle(workers=0, threads=2, capacity=5, backend="onnxruntime-cpu").settings
     assert (given.workers, given.threads, given.capacity, given.backend) == (1, 2, 5, "onnxruntime-cpu")
 
 
@@ -171,7 +233,7 @@ def test_a_user_without_a_home_is_told_that_every_start_measures(machine: Machin
     assert cache_folder("times", {"XDG_CACHE_HOME": "relative"}) is None
     assert cache_folder("times", {"XDG_CACHE_HOME": "/c"}) == Path("/c/fewstep/times")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    found = settle(Settings(HERE, workers=0), {"tiny": machine.model}, False, machine.measure)
+    found = settle(Settings(HERE, workers=0), {"tiny": machine.model}, machine.measure)
     assert found.settings.backend == "openvino" and found.path is None
     assert "XDG_CACHE_HOME names one" in found.notes[0]
 
@@ -210,6 +272,17 @@ def test_times_of_a_busy_machine_change_no_backend_and_are_measured_again_when_i
     assert len(machine.measured) == 4
     machine.load = 3.0
     assert machine.settle().settings.backend == "openvino", "times of an idle machine stay"
+
+
+def test_the_default_measures_nothing_on_a_busy_machine_and_uses_what_is_kept(machine: Machine):
+    machine.load = 3.0
+    found = machine.settle(workers=1)
+    assert found.settings == Settings(HERE) and not machine.measured and not found.chosen
+    assert "the load is 3.0 for each core, so no backend was measured" in found.notes[0]
+    machine.load = 0.1
+    assert machine.settle(workers=1).settings.backend == "openvino"
+    machine.load = 3.0
+    assert machine.settle(workers=1).settings.backend == "openvino" and not machine.measured
 
 
 def test_on_a_gpu_auto_is_one_worker_for_each_device(machine: Machine):

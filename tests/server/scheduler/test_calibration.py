@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from server.scheduler.calibration import (
     BUDGET_S,
+    MIN_SLOTS,
     REPEATS,
     SharedTimes,
     call_time,
@@ -14,6 +15,7 @@ from server.scheduler.calibration import (
     doubling,
     knee,
     measure,
+    slots,
 )
 from server.scheduler.slots import buckets_for
 
@@ -30,8 +32,8 @@ class FakeDevice:
         self.calls.append(size)
         self.now_s += self.seconds(size)
 
-    def measured(self, sizes) -> dict[int, float]:
-        return measure(self, sizes, clock=lambda: self.now_s)
+    def measured(self, sizes, **rest) -> dict[int, float]:
+        return measure(self, sizes, clock=lambda: self.now_s, **rest)
 
 
 def test_measuring_finds_the_time_of_each_size():
@@ -56,6 +58,22 @@ def test_measuring_stops_when_its_time_is_up_but_never_before_the_first_size():
     device.measured(doubling(128))
     assert max(device.calls) == 8 and device.now_s < 2.5 * BUDGET_S  # the first call of a size is not counted
     assert list(FakeDevice(lambda size: 9.0).measured(doubling(128))) == [1]
+
+
+def test_measuring_goes_on_beyond_what_is_enough_only_while_larger_batches_pay():
+    in_proportion, of_a_gpu = FakeDevice(lambda size: 1e-5 * (1 + size)), FakeDevice(lambda size: 1e-4 + 5e-7 * size)
+    assert max(in_proportion.measured(doubling(128), enough=16)) == 16
+    assert max(of_a_gpu.measured(doubling(128), enough=16)) == 128
+    steep_then_flat = FakeDevice(lambda size: 1e-5 * (size if size < 8 else 8))
+    assert max(steep_then_flat.measured(doubling(128), enough=16)) == 128, "below what is enough nothing ends it"
+
+
+def test_slots_are_as_many_as_pay_and_16_at_least_unless_a_call_takes_long():
+    assert slots({1: 0.01, 2: 0.02, 4: 0.04}) == MIN_SLOTS == 16
+    on_a_gpu = {size: 1e-3 * (1.0 + 0.005 * size) for size in doubling(128)}
+    assert slots(on_a_gpu) == knee(on_a_gpu) > 64
+    assert slots({1: 0.1, 2: 0.2, 4: 0.4}) == 10
+    assert slots({1: 9.0}) == 1
 
 
 def test_a_smaller_batch_never_counts_as_slower():
@@ -134,3 +152,9 @@ def test_a_worker_that_dies_while_it_measures_leaves_it_to_the_next():
         shared.get("a", lambda: os._exit(9))
     os.waitpid(pid, 0)
     assert shared.get("a", lambda: {1: 0.5}) == {1: 0.5}
+
+
+def test_times_that_are_known_are_not_measured():
+    shared = SharedTimes({"a": {1: 0.25, 16: 1.5}})
+    assert shared.get("a", lambda: {1: 9.0}) == {1: 0.25, 16: 1.5}
+    assert shared.get("b", lambda: {4: 1.0}) == {4: 1.0}

@@ -54,7 +54,7 @@ def test_without_known_times_they_are_measured_once_and_shared(engine_dir: Path)
     first = load_model(engine_dir, shared, capacity=0).info
     again = load_model(engine_dir, shared, capacity=0).info
     assert first.call_s == again.call_s and first.capacity == again.capacity
-    assert set(first.call_s) <= {1, 2, 4, 8, 16, 32, 64, 128}
+    assert set(first.call_s) <= {1, 2, 4, 8, 16, 32, 64, 128} and first.capacity >= 16
 
 
 class Counted(Engine):
@@ -66,7 +66,15 @@ class Counted(Engine):
 
     @classmethod
     def load(
-        cls, folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int], adapters: Any, compiled: Any
+        cls,
+        folder: Path,
+        *,
+        backend: str | None,
+        threads: int,
+        buckets: Sequence[int],
+        adapters: Any,
+        compiled: Any,
+        background: bool,
     ) -> "Counted":
         engine = load_engine(folder, backend=backend, threads=threads)
         cls.sizes.append(tuple(buckets))
@@ -82,8 +90,8 @@ class Counted(Engine):
 @pytest.mark.parametrize(
     ("capacity", "known", "opened"),
     [
-        (0, {}, [doubling(128), (4,)]),  # measured, then opened for what was chosen
-        (0, {1: 1.0, 4: 1.0}, [(4,)]),  # another worker has measured
+        (0, {}, [doubling(128), (16,)]),  # measured, then opened for what was chosen
+        (0, {1: 1.0, 4: 1.0}, [(16,)]),  # another worker has measured
         (8, {}, [tuple(range(1, 9))]),  # measured and kept
         (8, {1: 1.0, 8: 1.0}, [tuple(range(1, 9))]),  # as the worker that measured has it
     ],
@@ -94,7 +102,7 @@ def test_one_engine_is_in_memory_at_a_time(engine_dir: Path, monkeypatch: pytest
     emptied: list[int] = []
     monkeypatch.setattr("torch.cuda.empty_cache", lambda: emptied.append(Counted.live))
     monkeypatch.setattr("export.engine.load_engine", Counted.load)
-    monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes: {1: 1.0, 4: 1.0})
+    monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes, enough: {1: 1.0, 4: 1.0})
 
     def on_the_cpu(engine: Counted, buckets: Sequence[int]) -> SlotTable:
         manifest = engine.manifest
@@ -115,13 +123,20 @@ def test_an_engine_that_takes_any_size_is_opened_once_and_called_with_what_there
     opened: list[Engine] = []
 
     def load(
-        folder: Path, *, backend: str | None, threads: int, buckets: Sequence[int], adapters: Any, compiled: Any
+        folder: Path,
+        *,
+        backend: str | None,
+        threads: int,
+        buckets: Sequence[int],
+        adapters: Any,
+        compiled: Any,
+        background: bool,
     ) -> Engine:
         opened.append(load_engine(folder, backend=backend, threads=threads, buckets=buckets))
         return opened[-1]
 
     monkeypatch.setattr("export.engine.load_engine", load)
-    monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes: {size: 1.0 + size for size in sizes})
+    monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes, enough: {size: 1.0 + size for size in sizes})
     model = load_model(engine_dir, measured(known), capacity=11)
     assert len(opened) == 1 and model.info.buckets == tuple(range(1, 12)), "9 images need not be padded to 10"
     opened.clear()
@@ -146,7 +161,7 @@ def test_an_engine_that_was_measured_is_not_warmed_up_again(
         asked.append(tuple(batches))
         return 0.1
 
-    monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes: found)
+    monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes, enough: found)
     monkeypatch.setattr(loading, "warm_up", warm_up)
     load_model(engine_dir, measured(known), capacity=11)
     assert asked == [warmed]
