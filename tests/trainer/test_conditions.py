@@ -17,11 +17,11 @@ from trainer.commands import train_student, train_teacher
 from trainer.data.format import DataError, ImageSet
 from trainer.levels.conditioning import widen
 from trainer.methods.conditions import drawn, enlarged_again, without_some
-from trainer.methods.dpdm import Student
+from trainer.methods.dpdm import Parts, Student
 from trainer.methods.edm import Teacher
 from trainer.options import Distillation
 from trainer.run.compute import Compute
-from trainer.settings import StudentConfig, TeacherConfig, stored_settings
+from trainer.settings import AdamConfig, StudentConfig, TeacherConfig, stored_settings
 from trainer.switches import SwitchError
 
 LOW = low_image(1, 2)
@@ -78,6 +78,46 @@ def test_a_guided_student_learns_from_the_guided_teacher_at_the_weight_it_is_tol
     method.update(normals(8, 1, 8, 8), torch.arange(8), 0.5, draws())
     changed = method.networks["student"].state_dict()["embedding.conditions.guidance.linear.weight"]
     assert not torch.equal(changed, before["embedding.conditions.guidance.linear.weight"])
+
+
+class Shifted(torch.nn.Module):
+    """F of classes 0 and 1 with normal images of deviation DEVIATION around mean and -mean. A number `keeps` of 0 makes
+    the posterior mean of a noisy image, 1 a draw from noise. The mean follows the weight linearly."""
+
+    def __init__(self, mean: float, keeps: float = 0.0) -> None:
+        super().__init__()
+        self.keeps = keeps
+        self.mean, self.slope = (torch.nn.Parameter(torch.tensor(value)) for value in (mean, 0.0))
+
+    def forward(self, x: torch.Tensor, c_noise: torch.Tensor, onehot: torch.Tensor, *given: torch.Tensor):
+        sigma = (4 * c_noise).exp()
+        mean = self.mean + sum(self.slope * (weight - 2.5) for weight in given)
+        shift = mean / DEVIATION * sigma * (sigma**2 + DEVIATION**2).rsqrt() * (onehot[:, 0] - onehot[:, 1])
+        return self.keeps * x + shift[:, None, None, None]
+
+
+MEAN, DEVIATION = 0.6, 0.5
+
+
+def test_a_distilled_weight_moves_images_as_guidance_does():
+    """A teacher guided by w from N(0, v) to N(m, v) is one of N(w m, v): so the student's images have that mean."""
+    networks, taken = {"student": Shifted(MEAN, keeps=1.0), "auxiliary": Shifted(MEAN)}, (guidance_weight(4.0),)
+    denoisers = {name: Denoiser(network, DEVIATION, 2, taken) for name, network in networks.items()}
+    rates = {"betas": (0.0, 0.99), "decay_from": 0.4, "final": 0.1}
+    config = StudentConfig(
+        steps=(1,), guidance_max=4.0, renoise="lognormal", auxiliary_sees_level=False, adam=AdamConfig(0.07, **rates),
+        auxiliary_adam=AdamConfig(0.2, **rates),
+    )  # fmt: skip
+    teacher = Denoiser(Shifted(MEAN).requires_grad_(False), DEVIATION, 2)
+    method = Student.of_parts(Parts(teacher, **denoisers, trained=dict(networks)), config, "cpu")
+    labels, rng = torch.arange(32) % 2, draws()
+    means = MEAN * (1 - 2 * labels)[:, None, None, None]
+    for update in range(40):
+        method.update(DEVIATION * normals(32, 1, 2, 2, seed=update) + means, labels, update / 40, rng)
+    noise, sigma = 2.5 * normals(200, 1, 2, 2), torch.full((200,), 2.5)
+    for weight in (1.0, 2.5, 4.0):
+        told = denoisers["student"].given(guidance=torch.full((200,), weight))
+        assert told(noise, sigma, torch.zeros(200).long()).mean().item() == pytest.approx(weight * MEAN, abs=0.15)
 
 
 def test_low_images_are_means_over_squares():
