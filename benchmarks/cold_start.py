@@ -2,10 +2,12 @@
 
     python benchmarks/cold_start.py --out build/cold_start.json
     python benchmarks/cold_start.py --backend openvino       # with compiled models that are kept, and without
+    python benchmarks/cold_start.py --backend chosen         # by the server, as without flags, at a later start
 
 Starts real servers one after the other, and stops each with SIGTERM: with the first shipped model alone and with all
 of them, in both modes, in turn. The clients ask for images of the first model. With OpenVINO it is the first model in
-fast mode: with the compiled models of an earlier start, and with none.
+fast mode: with the compiled models of an earlier start, and with none. `chosen` names no backend: each case has one
+start before that measures backends and keeps the times, on a machine that is idle.
 """
 
 from fewstep import extras
@@ -13,11 +15,13 @@ from fewstep import extras
 extras.name_missing()
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -32,13 +36,15 @@ from fewstep.ranges import whole
 from server.settings.sources import DEFAULT_MODELS, model_engine
 
 COLUMNS = {
-    "models": "models", "mode": "mode", "compiled": "compiled", "ready_s": "ready s", "first_image_s": "first image s",
+    "models": "models", "mode": "mode", "backend": "backend", "compiled": "compiled",
+    "ready_s": "ready s", "first_image_s": "first image s",
     "first_image_cpu_s": "CPU s", "pss_mb": "PSS MB",
     "rss_mb": "RSS MB", "idle_cpu": "idle CPU", "p50_ms": "p50 ms", "p95_ms": "p95 ms",
     "images_per_s": "images/s, n=64", "exit": "exit",
 }  # fmt: skip
 IDLE_S = 2.0
 OPENVINO = (BACKEND_OPENVINO, BACKEND_OPENVINO_F32)
+CHOSEN = "chosen"
 
 
 class Case(NamedTuple):
@@ -46,7 +52,7 @@ class Case(NamedTuple):
 
     models: tuple[str, ...]
     mode: str
-    backend: str | None = None  # None: the first engine's
+    backend: str | None = None  # None: the first engine's; CHOSEN: none is named
     compiled: str = ""  # of OpenVINO: "kept" or "anew"
 
 
@@ -54,6 +60,8 @@ def cases(backend: str | None) -> list[Case]:
     if backend in OPENVINO:
         return [Case(DEFAULT_MODELS[:1], "fast", backend, compiled) for compiled in ("anew", "kept")]
     some = (DEFAULT_MODELS[:1], DEFAULT_MODELS)
+    if backend == CHOSEN:
+        return [Case(models, "fast", CHOSEN, "kept") for models in some]
     return [Case(models, mode, backend) for models in some for mode in ("fast", "exact")]
 
 
@@ -62,7 +70,7 @@ def measure(case: Case, requests: int, cache: Path) -> dict[str, Any]:
     models, mode, backend, compiled = case
     command = [sys.executable, "-m", "server", "--port", "0", "--drain-s", "0", "--mode", mode]
     command += [part for name in models for part in ("--model", name)]
-    command += ["--backend", backend or read_manifest(model_engine(models[0])).backend]
+    command += ["--backend", backend or read_manifest(model_engine(models[0])).backend] if backend != CHOSEN else []
     # Nothing can be kept below a file.
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache) if compiled == "kept" else os.devnull}
     started = time.monotonic()
@@ -75,6 +83,7 @@ def measure(case: Case, requests: int, cache: Path) -> dict[str, Any]:
                 _generate(client, steps=4, label="Ankle boot", seed=7)
                 first = time.monotonic() - started
                 first_cpu = _cpu_s(_family(server.pid))
+                ran = _backend(url)
                 alone = [_generate(client, steps=4, label=9, seed=seed) for seed in range(requests)]
                 many = _generate(client, steps=4, n=64, seed=0)
             processes = _family(server.pid)
@@ -88,6 +97,7 @@ def measure(case: Case, requests: int, cache: Path) -> dict[str, Any]:
     return {
         "models": " ".join(models),
         "mode": mode,
+        "backend": ran,
         "compiled": compiled,
         "ready_s": ready,
         "first_image_s": first,
@@ -110,6 +120,12 @@ def _generate(client: Client, **wanted: Unpack[Wanted]) -> float:
     return time.monotonic() - started
 
 
+def _backend(url: str) -> str:
+    """Of the first model."""
+    with urllib.request.urlopen(f"{url}/v1/models") as answer:
+        return json.load(answer)["data"][0]["backend"]
+
+
 def _family(parent: int) -> list[psutil.Process]:
     return [psutil.Process(parent), *psutil.Process(parent).children(recursive=True)]
 
@@ -122,7 +138,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=whole(1), default=5, help="servers started per mode (default 5)")
     parser.add_argument("--requests", type=whole(1), default=50, help="single images asked of each (default 50)")
-    parser.add_argument("--backend", choices=BACKENDS, help="what runs the networks (default: what the engines name)")
+    parser.add_argument("--backend", choices=(*BACKENDS, CHOSEN), help="what runs the networks (default: what the "
+                        "engines name)")  # fmt: skip
     parser.add_argument(
         "--out",
         type=result_file,

@@ -57,7 +57,7 @@ class Stage:
             models, workers, self.admission, self.announce, lambda worker: self.lost.append(worker.pid)
         )
         self.dialect = NativeDialect({name: manifest(name) for name in models}, settled, self.pool)
-        self.capacity = settled.capacity
+        self.capacity = settled.capacity or 8
         self.workers: list[PlayedWorker] = []
         self.count = workers
         self.left = asyncio.Event()
