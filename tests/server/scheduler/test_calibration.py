@@ -1,4 +1,5 @@
 import os
+import resource
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
@@ -134,3 +135,13 @@ def test_a_worker_that_dies_while_it_measures_leaves_it_to_the_next():
         shared.get("a", lambda: os._exit(9))
     os.waitpid(pid, 0)
     assert shared.get("a", lambda: {1: 0.5}) == {1: 0.5}
+
+
+def test_a_limit_on_the_size_of_files_is_none_on_times():
+    shared = SharedTimes()
+    if (pid := os.fork()) == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        os._exit(0 if shared.get("a", lambda: {1: 0.5}) == {1: 0.5} else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert shared.get("a", dict) == {1: 0.5}
+    shared.close()
