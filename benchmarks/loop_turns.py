@@ -43,7 +43,7 @@ def through_the_loop(engine: "Engine | FixedCostEngine", capacity: int) -> Calla
     """One turn of an engine loop that always has more images waiting than slots. Its turn is one network call."""
     manifest = engine.manifest
     table = slot_table(cast("Engine", engine), buckets_for(capacity, exact=False))
-    info, inbox = ModelInfo(0.0, capacity, table.buckets, call_s={}, facts={}), QueueInbox()
+    info, inbox = ModelInfo(0.0, capacity, table.buckets, facts={}), QueueInbox()
     loop = EngineLoop({manifest.name: Model(table, info)}, inbox, deliver=lambda _: None)
     numbers, steps = itertools.count(), itertools.cycle(STEP_MIX)
     # An HTTP process draws a request's labels; here they are drawn before the clock starts.

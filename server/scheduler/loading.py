@@ -145,7 +145,7 @@ def _load_model(
         *(name, capacity, buckets, 1e3 * tick_s, {size: f"{1e3 * seconds:.2f} ms" for size, seconds in calls.items()}),
     )
     numbers = adapter_numbers(replace(manifest, name=name))
-    return Model(table, ModelInfo(tick_s, capacity, table.buckets, calls, engine.facts), numbers)
+    return Model(table, ModelInfo(tick_s, capacity, table.buckets, engine.facts), numbers)
 
 
 def check_announced(folder: Path, announced: Manifest, found: Manifest) -> None:
