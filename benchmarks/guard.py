@@ -33,8 +33,8 @@ from benchmarks.harness import ROOT, machine, result_file, table, write_result
 from benchmarks.instructions import counted, no_valgrind
 from benchmarks.kernel_speed import numpy_step
 from benchmarks.known_distances import INDEX
-from benchmarks.load.engine_alone import back_to_back, through_the_loop
 from benchmarks.load.hot_path import STEPS, serving
+from benchmarks.loop_turns import back_to_back, through_the_loop
 from export.engine import load_engine
 from fewstep.ranges import POSITIVE, number
 

@@ -60,8 +60,8 @@ def paths() -> dict[str, Callable[[], object]]:
 
 def _turn() -> Callable[[], object]:
     """Admission, gathering, stepping and retirement around a network that costs nothing."""
-    from benchmarks.load.engine_alone import through_the_loop
     from benchmarks.load.fixed_cost import Cost, FixedCostEngine
+    from benchmarks.loop_turns import through_the_loop
     from export.manifest import read_manifest
 
     return through_the_loop(FixedCostEngine(read_manifest(ROOT / "models/fashion/engine"), Cost(0, 0)), ROWS)

@@ -44,7 +44,7 @@ from fewstep.network import UNet
 from fewstep.pixels import Pixels, encode
 from fewstep.ranges import POSITIVE, number, whole
 from fewstep.unet_config import UNetConfig, adm, ddpmpp
-from server.http.pictures import decode_base64
+from server.http.pictures import decode, from_base64
 from server.scheduler.loading import slot_table
 from trainer.recipes.photos import PHOTOS, PHOTOS_64
 
@@ -246,7 +246,7 @@ def form_rows(pixels: int, seconds: float) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
         if form != "npy":
             decoded = [text.decode() for text in texts]
-            read = lambda decoded=decoded: [decode_base64(text, pixels, 3) for text in decoded]  # noqa: E731
+            read = lambda decoded=decoded: [decode(from_base64(text, pixels), pixels, 3) for text in decoded]  # noqa: E731
             row["read_ms"] = each * median_of(read, seconds)
         yield row
 

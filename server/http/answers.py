@@ -1,8 +1,8 @@
 """Answers with images, whatever the dialect."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.responses import Response
@@ -15,6 +15,7 @@ from server.scheduler.request import ImageRequest
 from server.settings.settings import Settings
 
 INLINE_BYTES = 65_536  # more bytes of images than this are made into JSON off the event loop
+Made = TypeVar("Made")
 
 
 def image_headers(
@@ -40,10 +41,11 @@ async def json_answer(
     body: Callable[[], Mapping[str, Any]], images: Sequence[bytes], headers: Mapping[str, str]
 ) -> Response:
     """body: makes the object that holds the images; bytes in it become base64."""
-
-    def encoded() -> bytes:
-        return msgspec.json.encode(body())
-
-    large = sum(map(len, images)) > INLINE_BYTES
-    content = await asyncio.to_thread(encoded) if large else encoded()
+    content = await made_of(images, lambda: msgspec.json.encode(body()))
     return Response(content, media_type=JSON, headers=headers)
+
+
+async def made_of(images: Iterable[Any], make: Callable[[], Made]) -> Made:
+    """What `make` makes of encoded images; of large ones, off the event loop. None: no image."""
+    large = sum(len(image) for image in images if image is not None) > INLINE_BYTES
+    return await asyncio.to_thread(make) if large else make()

@@ -3,13 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from export.manifest import Manifest
 from fewstep.conditions import LOW, find
-from fewstep.pixels import Pixels, from_pixels
-from server.http.pictures import MODES, PictureError, base64_length, own_bytes
+from fewstep.pixels import from_pixels
+from server.http.pictures import MODES, PictureError, base64_length, decode, decode_mask, from_base64, own_bytes
 from server.scheduler.refusal import invalid
 from server.scheduler.request import Edit, Given
 from server.settings.settings import Settings
@@ -18,6 +15,7 @@ MIN_BODY_LIMIT = 5 * 2**20  # bytes, of a server whose settings name no other: a
 OTHER_FIELDS_BYTES = 4_096  # of a body, beside its pictures
 VARY_STRENGTH, REPAINT_STRENGTH = 0.5, 1.0  # defaults, without and with a mask
 
+Picture = str | bytes  # base64, or a file
 Decoded = TypeVar("Decoded")
 
 
@@ -29,26 +27,30 @@ def decode_picture(name: str, decode: Callable[[], Decoded]) -> Decoded:
         raise invalid(f"{name} {error}", code="invalid_image", param=name) from error
 
 
-def check_edits(manifest: Manifest) -> None:
-    """Raises Refusal where no picture has the channels of this model's images."""
+def decode_edit(image: Picture, mask: Picture | None, manifest: Manifest) -> Edit:
+    """Pictures -> what the images begin at. Raises Refusal, also where no picture has the channels of the images."""
     if manifest.channels not in MODES:
         message = f"{manifest.name} makes images of {manifest.channels} channels, which no picture has; leave image out"
         raise invalid(message, code="invalid_image", param="image")
+    side, known = manifest.resolution, None
+    pixels = decode_picture("image", lambda: decode(file_of(image, side), side, manifest.channels))
+    if mask is not None:
+        known = ~decode_picture("mask", lambda: decode_mask(file_of(mask, side), side))
+    return Edit(manifest.image_shape, pixels.tobytes(), None if known is None else known.tobytes())
 
 
-def edit_of(manifest: Manifest, image: Pixels, known: NDArray[np.bool_] | None) -> Edit:
-    """image: uint8 [H, W, C]. known: [H, W], True where a pixel is kept; None: no pixel is kept."""
-    return Edit(manifest.image_shape, image.tobytes(), None if known is None else known.tobytes())
-
-
-def low_of(manifest: Manifest, decode: Callable[[int, int], Pixels]) -> Given:
-    """The image that a model enlarges, from a picture. decode: (side, channels) -> uint8 [side, side, C]; it may raise
-    PictureError. Raises Refusal."""
+def low_of(manifest: Manifest, picture: Picture) -> Given:
+    """The image that a model enlarges, from a picture. Raises Refusal."""
     condition = find(manifest.conditions, LOW)
     assert condition is not None, "choose_conditions saw to it"
     channels, side, _ = condition.shape
-    pixels = decode_picture("upscale", lambda: decode(side, channels))
+    pixels = decode_picture("upscale", lambda: decode(file_of(picture, side), side, channels))
     return Given.of(LOW, from_pixels(pixels[None]))
+
+
+def file_of(picture: Picture, side: int) -> bytes:
+    """A file, or what base64 holds. Raises PictureError."""
+    return picture if isinstance(picture, bytes) else from_base64(picture, side)
 
 
 def enlarges(manifest: Manifest) -> bool:

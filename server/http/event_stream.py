@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.http.access import Record, record_of
-from server.http.answers import INLINE_BYTES
+from server.http.answers import INLINE_BYTES, made_of
 from server.http.errors import CLIENT_GONE, STATUS, error_body
 from server.http.service import ImageService, Order, Watch, with_pictures
 from server.scheduler.events import Event, Failed, Finished, Progress
@@ -110,9 +110,7 @@ async def _next(events: AsyncIterator[Event], watch: Watch, keepalive_s: float) 
 async def _written(write: Write, event: Event) -> Iterable[bytes]:
     """What is sent for an event; large images become text off the event loop."""
     images = [event.preview] if isinstance(event, Progress) else event.images if isinstance(event, Finished) else []
-    if sum(len(image) for image in images if isinstance(image, bytes)) > INLINE_BYTES:
-        return await asyncio.to_thread(lambda: [*write(event)])
-    return write(event)
+    return await made_of(images, lambda: [*write(event)])
 
 
 def _failed(error: Refusal, record: Record) -> bytes:

@@ -89,11 +89,6 @@ def from_base64(text: str, resolution: int) -> bytes:
         raise PictureError("is not base64 of a picture; send a file's bytes as base64 without line breaks") from error
 
 
-def decode_base64(text: str, resolution: int, channels: int) -> Pixels:
-    """As `decode`, from what `from_base64` reads."""
-    return decode(from_base64(text, resolution), resolution, channels)
-
-
 def decode(data: bytes, resolution: int, channels: int) -> Pixels:
     """A PNG, JPEG or WebP file -> uint8 [resolution, resolution, channels], channels 1 or 3. Raises PictureError."""
     lanczos = Image.Resampling.LANCZOS

@@ -12,9 +12,13 @@ from server.http import departure
 from server.http.access import COMPLETE, record_of
 from server.scheduler.events import Event, Failed, Finished
 from server.scheduler.model import ModelInfo
-from server.scheduler.refusal import Refusal, shown
+from server.scheduler.refusal import Kind, Refusal, shown
 from server.scheduler.request import Edit, Given, ImageRequest
 
+# What a route that makes images raises, whatever its dialect.
+IMAGE_REFUSALS: tuple[Kind, ...] = (
+    "invalid", "slow", "too_large", "unsupported", "full", "failed", "unavailable", "timeout",
+)  # fmt: skip
 CODINGS = {b"content-encoding": "Content-Encoding", b"transfer-encoding": "Transfer-Encoding"}
 
 

@@ -6,6 +6,7 @@ sizes that double are measured and the rest is interpolated.
 
 import fcntl
 import json
+import mmap
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ WORTH = 0.03  # a bucket that saves less than this share of the call it would be
 MAX_KNEE = 128  # larger batches are not tried on a network that takes any size
 BUDGET_S = 0.3  # no larger size is tried once timed calls have taken this long together
 REPEATS = 4  # at most; the fastest counts
+SHARED_BYTES = 2**20  # of all measured times: a thousand models; pages that are not used take no memory
 AGREE = 0.1  # calls of one size are not repeated once the two fastest differ by less than this share
 
 
@@ -115,29 +117,33 @@ class SharedTimes:
     """Measured times of each model, shared by all workers of a server, and by those that replace them.
 
     The first worker to ask for a model measures it while the others wait, so that all choose the same number of
-    slots, which exact mode needs. A file in memory, created before the workers are forked; the system releases its
-    lock when a process dies.
+    slots, which exact mode needs. Memory that forked processes share; the file in memory is empty and serves as a lock,
+    which the system releases when its holder dies. A limit on the size of files (ulimit -f) concerns neither.
     """
 
     def __init__(self, known: Mapping[str, CallTimes] = EMPTY) -> None:
         """known: times by model that need not be measured."""
-        self.descriptor = os.memfd_create("measured times")
-        if known:
-            os.pwrite(self.descriptor, json.dumps({name: dict(times) for name, times in known.items()}).encode(), 0)
+        self.memory = mmap.mmap(-1, SHARED_BYTES)
+        self.lock = os.memfd_create("measured times")
+        self._write({name: dict(times) for name, times in known.items()})
 
     def close(self) -> None:
-        """Give the file back. A server keeps it for as long as it runs."""
-        os.close(self.descriptor)
+        """Give both back. A server keeps them for as long as it runs."""
+        self.memory.close()
+        os.close(self.lock)
 
     def get(self, model: str, measured: Callable[[], CallTimes]) -> dict[int, float]:
         """The times of a model; `measured` is called when no worker has measured them yet."""
-        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
+        fcntl.lockf(self.lock, fcntl.LOCK_EX)
         try:
-            size = os.fstat(self.descriptor).st_size
-            known = json.loads(os.pread(self.descriptor, size, 0) or b"{}")
+            known = json.loads(self.memory[:].rstrip(b"\0"))
             if model not in known:
                 known[model] = dict(measured())
-                os.pwrite(self.descriptor, json.dumps(known).encode(), 0)  # only ever grows
+                self._write(known)
             return {int(batch): seconds for batch, seconds in known[model].items()}
         finally:
-            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+            fcntl.lockf(self.lock, fcntl.LOCK_UN)
+
+    def _write(self, known: Mapping[str, CallTimes]) -> None:
+        text = json.dumps(known).encode()  # never shorter than before
+        self.memory[: len(text)] = text

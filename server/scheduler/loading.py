@@ -158,7 +158,7 @@ def _load_model(
     )
     numbers = adapter_numbers(replace(manifest, name=name))
     facts = engine.facts if takes_any_size(engine) else {**engine.facts, "buckets": ",".join(map(str, table.buckets))}
-    return Model(table, ModelInfo(tick_s, capacity, table.buckets, calls, facts), numbers)
+    return Model(table, ModelInfo(tick_s, capacity, table.buckets, facts), numbers)
 
 
 def check_announced(folder: Path, announced: Manifest, found: Manifest) -> None:

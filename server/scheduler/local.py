@@ -10,10 +10,10 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Self, TypeGuard
+from typing import Protocol, Self, TypeGuard
 
 from export.manifest import Manifest, all_served, read_student
 from server.scheduler.calibration import SharedTimes
@@ -122,6 +122,12 @@ class EventStream:
         return self._last
 
 
+class _Receiver(Protocol):
+    """Where the events of a request go."""
+
+    def put(self, event: Event, /) -> None: ...
+
+
 class LocalService:
     """An engine loop in a thread of its own, and the threads that encode its images."""
 
@@ -135,10 +141,10 @@ class LocalService:
         self.stats: Stats | None = None
         self.failing: set[str] = set()  # models whose network calls keep failing
         self._inbox = QueueInbox()
-        self._streams: dict[int, EventStream] = {}
+        self._receivers: dict[int, _Receiver] = {}
         self._ids = itertools.count()
         self._closed = False
-        self._lock = threading.Lock()  # of _closed and _streams: no stream is added once all have been failed
+        self._lock = threading.Lock()  # of _closed and _receivers: none is added once all have been failed
         self._encoders = Encoders(self._emit, self._broken)
         self._loop = EngineLoop(models, self._inbox, self._encoders.deliver, policy, flush=self._encoders.flush)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -166,16 +172,50 @@ class LocalService:
 
         Raises Refusal when no model of this service can make it, or when the service is closed.
         """
-        check_request(request, self.manifests)
-        number, now = next(self._ids), time.monotonic()
+        number = next(self._ids)
         stream = EventStream(lambda: self._give_up(number))
-        stream.put(Accepted(number))
+        self._begin(number, request, timeout_s, stream)
+        return stream
+
+    def as_finished(
+        self, requests: Iterable[ImageRequest], at_once: int, timeout_s: float = DAY_S
+    ) -> Generator[tuple[int, Finished], None, None]:
+        """Make requests, `at_once` of them together, and yield their images as soon as they are ready, each with the
+        number of its request, from 0.
+
+        With more images at once than slots, no slot waits for work. The next requests are taken when this is iterated
+        over; closing the iterator cancels those that are not finished. Raises Refusal for the first one that fails.
+        """
+        if at_once < 1:
+            raise ValueError(f"at_once must be at least 1, not {at_once}")
+        begun: dict[int, int] = {}  # the number of a request here, by that of its events
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        numbered = enumerate(requests)
+        try:
+            while True:
+                for place, request in itertools.islice(numbered, at_once - len(begun)):
+                    begun[number := next(self._ids)] = place
+                    self._begin(number, request, timeout_s, events)
+                if not begun:
+                    return
+                event = events.get()
+                if isinstance(event, Failed):
+                    raise event.refusal()
+                if isinstance(event, Finished):
+                    yield begun.pop(event.id), event
+        finally:
+            for number in begun:
+                self._give_up(number)
+
+    def _begin(self, number: int, request: ImageRequest, timeout_s: float, events: "_Receiver") -> None:
+        check_request(request, self.manifests)
+        now = time.monotonic()
+        events.put(Accepted(number))
         with self._lock:
             if self._closed:
                 raise unavailable(CLOSED, code="closed")
-            self._streams[number] = stream
+            self._receivers[number] = events
         self._inbox.put(Submit(number, request, now, now + timeout_s))
-        return stream
 
     def close(self) -> None:
         """End the loop after its present call; requests that are not finished end in Failed."""
@@ -189,7 +229,7 @@ class LocalService:
         self.close()
 
     def _give_up(self, number: int) -> None:
-        if self._streams.pop(number, None):
+        if self._receivers.pop(number, None):
             self._inbox.put(Cancel(number))
 
     def _run(self) -> None:
@@ -200,9 +240,9 @@ class LocalService:
         self._encoders.close()
         with self._lock:
             self._closed = True
-            streams, self._streams = self._streams, {}
-        for number, stream in streams.items():
-            stream.put(Failed.of(number, unavailable(CLOSED, code="closed")))
+            receivers, self._receivers = self._receivers, {}
+        for number, events in receivers.items():
+            events.put(Failed.of(number, unavailable(CLOSED, code="closed")))
 
     def _broken(self, error: BaseException) -> None:
         logger.error("events could not be handed on; the service is closed", exc_info=error)
@@ -219,5 +259,5 @@ class LocalService:
                 self.stats = event
             elif isinstance(event, Health):
                 (self.failing.discard if event.ok else self.failing.add)(event.model)
-            elif stream := (self._streams.pop if is_last(event) else self._streams.get)(event.id, None):
-                stream.put(event)
+            elif receiver := (self._receivers.pop if is_last(event) else self._receivers.get)(event.id, None):
+                receiver.put(event)

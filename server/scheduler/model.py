@@ -21,7 +21,6 @@ class ModelInfo:
     tick_s: float  # one network call over all slots, with the step around it
     capacity: int  # slots
     buckets: tuple[int, ...]  # batch sizes the network is called with, ascending, the last one being the capacity
-    call_s: Mapping[int, float]  # a tick by batch size; what the two above were chosen from
     facts: Mapping[str, str]  # Engine.facts: backend, versions, device, precision, ...
 
     @property

@@ -1,6 +1,8 @@
 """The fixed-cost network, the stock baseline, and the engine alone: each does the work it is said to do."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +11,15 @@ import pytest
 
 import export.engine
 import server.__main__
-from benchmarks.load import fixed_cost
+from benchmarks.load import engine_alone, fixed_cost
 from benchmarks.load.cores import Layout, layout
-from benchmarks.load.engine_alone import measure, through_the_loop
 from benchmarks.load.fixed_cost import Cost, FixedCostEngine
 from benchmarks.load.stock_server import TrajectoryAPI
 from benchmarks.load.trajectories import Batching, Trajectories, groups, parser, wanted
+from benchmarks.loop_turns import through_the_loop
 from export.manifest import Manifest
 from tests.server.fakes import GaussianNetwork, expected_pixels, manifest
+from tests.server.local_bench import SLOTS, Fake
 
 MIXED = (8, 1, 2, 4, 1)
 
@@ -99,7 +102,7 @@ def test_groups_keep_every_image_once():
     assert groups(images, "padded", 8) == [images]
 
 
-def test_every_turn_of_the_engine_alone_is_one_full_network_call():
+def test_every_turn_of_the_loop_is_one_full_network_call():
     engine = FakeEngine()
     turn = through_the_loop(engine, 4)  # pyright: ignore[reportArgumentType]
     for _ in range(40):
@@ -107,12 +110,33 @@ def test_every_turn_of_the_engine_alone_is_one_full_network_call():
     assert engine.network.batches == [4] * 40
 
 
-def test_the_engine_alone_relates_the_loop_to_back_to_back_calls(monkeypatch: pytest.MonkeyPatch):
-    rates = iter([1, 1, 90, 100, 100, 96])  # two warm-ups; then loop, back to back; back to back, loop
-    monkeypatch.setattr("benchmarks.load.engine_alone.calls_per_s", lambda call, seconds: float(next(rates)))
-    alone = measure(FakeEngine(), 8, 0.1, 2)  # pyright: ignore[reportArgumentType]
-    assert alone.efficiencies == (0.9, 0.96) and alone.efficiency == pytest.approx(0.93)
-    assert alone.call_ms == 10 and alone.limit_per_s == pytest.approx(100 * 8 / 3.75)
+def test_the_engine_alone_relates_finished_images_to_back_to_back_calls(monkeypatch: pytest.MonkeyPatch):
+    calls: list[None] = []
+    rates = iter([84.0, 100, 100, 90])  # images, calls; calls, images
+
+    def per_second(finished: Iterator[object], first: int, duration_s: float) -> float:
+        assert [*islice(finished, first)]
+        return next(rates)
+
+    monkeypatch.setattr(engine_alone, "per_second", per_second)
+    with Fake() as service:
+        alone = engine_alone.measure(service, lambda: calls.append(None), SLOTS, 0.1, 2)
+    limit = 100 * SLOTS / 3.75
+    assert len(calls) == 4 and alone.call_ms == 10 and alone.limit_per_s == pytest.approx(limit)
+    assert alone.efficiency == pytest.approx(87 / limit) and alone.service_per_s == pytest.approx(87)
+    assert alone.efficiencies == pytest.approx((84 / limit, 90 / limit), abs=1e-4)
+
+
+def test_a_rate_counts_from_the_first_ones_on(monkeypatch: pytest.MonkeyPatch):
+    now = [0.0]
+
+    def finished() -> Iterator[None]:
+        while True:
+            now[0] += 1.0 if now[0] < 3 else 0.125  # the first three are slow
+            yield
+
+    monkeypatch.setattr(engine_alone.time, "perf_counter", lambda: now[0])
+    assert engine_alone.per_second(finished(), 3, 2.0) == 8
 
 
 def test_cores_are_split_between_the_network_and_the_rest():

@@ -86,7 +86,7 @@ class ControlledEngine:
 
 def control(folder: Path) -> None:
     """Wrap the loading of engines, the encoder and the decoder."""
-    load, decode = export.engine.load_engine, server.http.pictures.decode_base64
+    load, decode = export.engine.load_engine, server.http.pictures.decode
     encode, encode_pngs = fewstep.pixels.encode, fewstep.pixels.encode_pngs
 
     def controlled_load(*arguments: Any, **options: Any) -> ControlledEngine:
@@ -106,7 +106,7 @@ def control(folder: Path) -> None:
 
     export.engine.load_engine = controlled_load  # pyright: ignore[reportAttributeAccessIssue]
     fewstep.pixels.encode, fewstep.pixels.encode_pngs = controlled_encode, controlled_pngs
-    server.http.pictures.decode_base64 = controlled_decode
+    server.http.pictures.decode = controlled_decode
 
 
 def main(arguments: Sequence[str]) -> int:

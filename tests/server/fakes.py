@@ -66,7 +66,7 @@ class GaussianNetwork:
 
 def fake_model(table: Slots) -> Model:
     """A model of a loop; what was measured of it is of no matter there."""
-    return Model(table, ModelInfo(0.001, table.capacity, table.buckets, {1: 0.001}, {"backend": "fake"}))
+    return Model(table, ModelInfo(0.001, table.capacity, table.buckets, {"backend": "fake"}))
 
 
 def png(pixels: Pixels) -> str:

@@ -80,7 +80,7 @@ class Site:
     async def warm(self, number: int = 0, tick_s: float = 2.0) -> PlayedWorker:
         """A worker says that it is warm; its network takes tick_s for all slots."""
         worker, slots = self.workers.get(number) or await self.start(number), self.settings.capacity or 8
-        info = ModelInfo(tick_s, slots, (slots,), {slots: tick_s}, {})
+        info = ModelInfo(tick_s, slots, (slots,), {})
         await worker.send(Ready(dict.fromkeys(self.pool.names, info), 0.1))
         await until(lambda: self.pool.workers[number].ready is not None)
         return worker

@@ -74,7 +74,7 @@ class Stage:
 
     async def warm(self, worker: int, tick_s: float = 2.0) -> None:
         """A worker says that it is warm."""
-        info = ModelInfo(tick_s, self.capacity, (self.capacity,), {self.capacity: tick_s}, {})
+        info = ModelInfo(tick_s, self.capacity, (self.capacity,), {})
         self.workers[worker].send(Ready(dict.fromkeys(self.pool.names, info), 0.1))
         await self.until(lambda: self.pool.workers[worker].ready is not None)
 

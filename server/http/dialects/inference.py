@@ -3,7 +3,6 @@
 The specification is KServe's; clients of Triton Inference Server speak it. Errors are {"error": MESSAGE}.
 """
 
-import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from export.manifest import Manifest, plain_name
 from fewstep import __version__
 from fewstep.conditions import GUIDANCE, LOW
 from fewstep.pixels import from_pixels
-from server.http.answers import INLINE_BYTES, image_headers
+from server.http.answers import image_headers, made_of
 from server.http.dialects.inference_schema import (
     BINARY,
     UPSCALE,
@@ -35,16 +34,13 @@ from server.http.edits import body_limit
 from server.http.fields import decoded, only_value, validated
 from server.http.openapi import JSON, answers
 from server.http.routes import HEADER_LENGTH, MODEL_VERSION, PRIORITY_HEADER, Route
-from server.http.service import ImageService, Order, Pictures, made, read_body
+from server.http.service import IMAGE_REFUSALS, ImageService, Order, Pictures, made, read_body
 from server.scheduler.events import Finished
-from server.scheduler.refusal import Kind, invalid, shown
+from server.scheduler.refusal import invalid, shown
 from server.scheduler.request import Given, ImageRequest
 from server.scheduler.validate import check_range, check_taken, image_request
 from server.settings.settings import Settings
 
-REFUSALS: Sequence[Kind] = (
-    "invalid", "slow", "too_large", "unsupported", "full", "failed", "unavailable", "timeout",
-)  # fmt: skip
 OUTPUTS: Mapping[str, str] = {"image": "UINT8", "seed": "INT64", "label": "INT64"}
 PARAMETERS = ("binary_data_output", "timeout", "priority")
 OUTPUT_FIELDS = ("name", "parameters")
@@ -97,7 +93,10 @@ class InferenceDialect:
                 f"{path}/ready", "GET", partial(self.ready, model=name), ready, _named(f"v2_ready_{operation}"),
                 ("unavailable",), keyless=True, any_host=True, quiet=True,
             ),
-            Route(f"{path}/infer", "POST", partial(self.infer, name), "Make images as tensors.", infer, REFUSALS, True),
+            Route(
+                f"{path}/infer", "POST", partial(self.infer, name), "Make images as tensors.", infer, IMAGE_REFUSALS,
+                True,
+            ),
         ]  # fmt: skip
 
     async def server(self, http: Request) -> Response:
@@ -120,9 +119,7 @@ class InferenceDialect:
         wanted = self.read(name, body, only_value(headers, HEADER_LENGTH), only_value(headers, PRIORITY_HEADER))
         done = await made(self.service, wanted.order, http)
         request = wanted.order.request
-        large = sum(map(len, done.images)) > INLINE_BYTES
-        arguments = wanted, done, self.models[name]
-        content, length = await asyncio.to_thread(answer, *arguments) if large else answer(*arguments)
+        content, length = await made_of(done.images, lambda: answer(wanted, done, self.models[name]))
         headers = image_headers(request, self.models[name], self.settings, done)
         if length is None:
             return Response(content, media_type=JSON, headers=headers)

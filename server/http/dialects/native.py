@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from export.manifest import Manifest, engine_of, plain_name
 from fewstep.conditions import GUIDANCE, LOW
-from fewstep.pixels import FORMATS, MEDIA_TYPES, Format, Pixels, encode, grid
+from fewstep.pixels import FORMATS, MEDIA_TYPES, Format, encode, grid
 from server.http.access import timings_ms
 from server.http.answers import image_headers, json_answer
 from server.http.dialects.native_schema import (
@@ -36,10 +36,8 @@ from server.http.edits import (
     REPAINT_STRENGTH,
     VARY_STRENGTH,
     body_limit,
-    check_edits,
-    decode_picture,
+    decode_edit,
     edit_bytes,
-    edit_of,
     enlarges,
     low_of,
 )
@@ -51,21 +49,18 @@ from server.http.forms import Form, is_form
 from server.http.local_files import in_browser
 from server.http.negotiation import named, preferred
 from server.http.openapi import JSON
-from server.http.pictures import MODES, decode, decode_base64, decode_mask, from_base64
+from server.http.pictures import MODES
 from server.http.png_text import with_text_of, with_texts
 from server.http.routes import PRIORITY_HEADER, Route
-from server.http.service import ImageService, Order, Pictures, made, read_body
+from server.http.service import IMAGE_REFUSALS, ImageService, Order, Pictures, made, read_body
 from server.scheduler.events import Event, Finished, Progress
 from server.scheduler.model import ModelInfo
 from server.scheduler.refusal import Kind, Refusal, invalid
-from server.scheduler.request import Edit, ImageRequest
+from server.scheduler.request import ImageRequest
 from server.scheduler.validate import check_range, choose_model, image_count, image_request, number_or_name
 from server.settings.settings import Settings
 
-GENERATE_REFUSALS: Sequence[Kind] = (
-    "invalid", "not_found", "not_acceptable", "slow", "too_large", "unsupported", "full", "failed", "unavailable",
-    "timeout",
-)  # fmt: skip
+REFUSALS: Sequence[Kind] = (*IMAGE_REFUSALS, "not_found", "not_acceptable")
 FORM = Form(GenerateBody, dict(zip(PICTURES, PICTURES, strict=True)))
 
 
@@ -81,7 +76,7 @@ class NativeDialect:
     def routes(self) -> list[Route]:
         operation, served = generate_operation(self.models), "The models that are served; the first is the default."
         return [
-            Route("/v1/generate", "POST", self.generate, "Make images.", operation, GENERATE_REFUSALS, True),
+            Route("/v1/generate", "POST", self.generate, "Make images.", operation, REFUSALS, True),
             Route("/v1/models", "GET", self.list_models, served, models_operation()),
             *(
                 Route(
@@ -305,30 +300,7 @@ def decode_pictures(fields: GenerateBody, manifest: Manifest) -> Pictures:
     edit = None if fields.image is None else decode_edit(fields.image, fields.mask, manifest)
     if (picture := fields.upscale) is None:
         return Pictures(edit)
-    return Pictures(edit, (low_of(manifest, partial(decode_field, picture)),))
-
-
-def decode_edit(image: str | bytes, mask: str | bytes | None, manifest: Manifest) -> Edit:
-    """Pictures -> what the images begin at. Raises Refusal."""
-    check_edits(manifest)
-    side = manifest.resolution
-    pixels = decode_picture("image", lambda: decode_field(image, side, manifest.channels))
-    if mask is None:
-        return edit_of(manifest, pixels, None)
-    again = decode_picture("mask", lambda: decode_mask(file_of(mask, side), side))
-    return edit_of(manifest, pixels, ~again)
-
-
-def decode_field(picture: str | bytes, side: int, channels: int) -> Pixels:
-    """uint8 [side, side, channels] of base64, or of a form's file. Raises PictureError."""
-    if isinstance(picture, bytes):
-        return decode(picture, side, channels)
-    return decode_base64(picture, side, channels)
-
-
-def file_of(picture: str | bytes, side: int) -> bytes:
-    """A form's file, or what base64 holds. Raises PictureError."""
-    return picture if isinstance(picture, bytes) else from_base64(picture, side)
+    return Pictures(edit, (low_of(manifest, picture),))
 
 
 def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, Any]:

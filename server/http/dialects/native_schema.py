@@ -27,6 +27,7 @@ PICTURES = ("image", "mask", "upscale")  # fields
 PICTURE = "picture"  # format of a string that is a whole file, as base64
 EXCLUSIVE = (("seed", "seeds"), ("seeds", "seed_to"), ("label", "labels"), ("steps", "sigmas"), ("strength", "sigmas"))
 ENCODED: Schema = {"type": "string", "format": PICTURE, "contentEncoding": "base64"}
+SEED: Schema = {"type": "integer", "minimum": 0, "maximum": SEED_LIMIT - 1}
 MIX: Schema = {"type": "number", "minimum": 0, "maximum": 1}
 SYNTAX_CHARACTERS = frozenset(r"^$\.*+?()[]{}|/")  # of ECMA's regular expressions, which JSON Schema has
 
@@ -192,12 +193,9 @@ def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -
         },
         "sigmas": _sigmas(manifest),
         "n": {"type": ["integer", "null"], "minimum": 1, "maximum": settings.max_images, "default": 1},
-        "seed": {"type": ["integer", "null"], "minimum": 0, "maximum": SEED_LIMIT - 1},
-        "seeds": {
-            "type": ["array", "null"],
-            "items": {"type": "integer", "minimum": 0, "maximum": SEED_LIMIT - 1},
-        },
-        "seed_to": {"type": ["integer", "null"], "minimum": 0, "maximum": SEED_LIMIT - 1},
+        "seed": {**SEED, "type": ["integer", "null"]},
+        "seeds": {"type": ["array", "null"], "items": SEED},
+        "seed_to": {**SEED, "type": ["integer", "null"]},
         "mix": {"anyOf": [MIX, {"type": "array", "items": MIX}, {"type": "null"}]},
         "label": _label(manifest),
         "labels": {"type": ["array", "null"], "items": _label(manifest)},

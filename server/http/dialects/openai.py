@@ -31,9 +31,7 @@ from server.http.edits import (
     REPAINT_STRENGTH,
     VARY_STRENGTH,
     body_limit,
-    check_edits,
-    decode_picture,
-    edit_of,
+    decode_edit,
     enlarges,
     low_of,
 )
@@ -42,10 +40,9 @@ from server.http.fields import decoded, only_value, validated
 from server.http.forms import Form
 from server.http.kept_images import KeptImages
 from server.http.openapi import address_of
-from server.http.pictures import decode, decode_mask
 from server.http.png_text import with_text_of
 from server.http.routes import EXTRA_HEADERS, Route
-from server.http.service import ImageService, Order, Pictures, made, read_body
+from server.http.service import IMAGE_REFUSALS, ImageService, Order, Pictures, made, read_body
 from server.scheduler.events import Event, Finished, Progress
 from server.scheduler.refusal import Kind, invalid, shown
 from server.scheduler.request import ImageRequest
@@ -60,9 +57,7 @@ from server.scheduler.validate import (
 )
 from server.settings.settings import Settings
 
-REFUSALS: Sequence[Kind] = (
-    "invalid", "not_found", "slow", "too_large", "unsupported", "full", "failed", "unavailable", "timeout",
-)  # fmt: skip
+REFUSALS: Sequence[Kind] = (*IMAGE_REFUSALS, "not_found")
 PICTURES = {
     "image": "image",
     "image[]": "image",
@@ -312,12 +307,8 @@ def _strength(fields: ImagesBody, pictures: Mapping[str, bytes] | None, manifest
 def decode_files(pictures: Mapping[str, bytes], manifest: Manifest) -> Pictures:
     """Files -> what the images begin at, or what is enlarged. Raises Refusal."""
     if enlarges(manifest):
-        return Pictures(None, (low_of(manifest, partial(decode, pictures["image"])),))
-    check_edits(manifest)
-    side, mask = manifest.resolution, pictures.get("mask")
-    image = decode_picture("image", lambda: decode(pictures["image"], side, manifest.channels))
-    known = None if mask is None else ~decode_picture("mask", lambda: decode_mask(mask, side))
-    return Pictures(edit_of(manifest, image, known))
+        return Pictures(None, (low_of(manifest, pictures["image"]),))
+    return Pictures(decode_edit(pictures["image"], pictures.get("mask"), manifest))
 
 
 def size_of(manifest: Manifest) -> str:

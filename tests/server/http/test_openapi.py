@@ -26,7 +26,7 @@ from server.http.dialects.native_schema import GenerateBody, schemas
 from server.http.docs_page import curl, docs_page
 from server.http.errors import STATUS
 from server.http.openapi import TEXTS, answers, document_routes, openapi_body
-from server.http.pictures import PictureError, decode_base64
+from server.http.pictures import PictureError, decode, from_base64
 from server.http.routes import EVERY_HEADERS, IMAGE_HEADERS, Route
 from server.http.service import ImageService
 from server.scheduler.refusal import Refusal
@@ -106,7 +106,7 @@ PICTURE = png(np.arange(64, dtype=np.uint8).reshape(8, 8, 1))
 def is_picture(text: str) -> bool:
     """Whether a string is of the document's format PICTURE."""
     try:
-        return decode_base64(text, 8, 1).shape == (8, 8, 1)
+        return decode(from_base64(text, 8), 8, 1).shape == (8, 8, 1)
     except PictureError:
         return False
 

@@ -21,8 +21,8 @@ from server.http.pictures import (
     SIGNATURE,
     PictureError,
     decode,
-    decode_base64,
     decode_mask,
+    from_base64,
     own_bytes,
 )
 
@@ -70,14 +70,14 @@ def sized(data: bytes, height: int) -> bytes:
 
 def sentence(data: bytes | str, channels: int = 1) -> str:
     with pytest.raises(PictureError) as caught:
-        (decode_base64 if isinstance(data, str) else decode)(data, SIDE, channels)  # pyright: ignore[reportArgumentType]
+        decode(from_base64(data, SIDE) if isinstance(data, str) else data, SIDE, channels)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("prefix", ["", "data:image/png;base64,", "DATA:image/JPEG;base64,", "data:Image/WebP;Base64,"])
 def test_a_lossless_picture_comes_out_as_it_went_in(prefix: str):
     for picture, kind in ((GRAY, "PNG"), (COLOUR, "PNG"), (COLOUR, "WEBP")):
-        decoded = decode_base64(prefix + text(saved(picture, kind, lossless=True)), SIDE, picture.shape[-1])
+        decoded = decode(from_base64(prefix + text(saved(picture, kind, lossless=True)), SIDE), SIDE, picture.shape[-1])
         np.testing.assert_array_equal(decoded, picture)
 
 
@@ -313,7 +313,7 @@ def test_the_bound_has_room_for_the_worst_picture_of_the_size(kind: str, resolut
     exif[0x010E] = "description" * 4_000
     data = saved(noise, kind, compress_level=0, quality=100, subsampling=0, lossless=True, exif=exif)
     assert len(data) <= own_bytes(resolution)
-    assert decode_base64("data:image/jpeg;base64," + text(data), resolution, 3).shape == noise.shape
+    assert decode(from_base64("data:image/jpeg;base64," + text(data), resolution), resolution, 3).shape == noise.shape
     assert own_bytes(resolution) >= resolution * (8 * resolution + 1) + 40_000  # 16-bit RGBA
 
 

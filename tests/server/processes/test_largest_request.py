@@ -16,7 +16,7 @@ MOST = WORKERS * SLOTS + QUEUE
 def warm(pool: WorkerPool, number: int) -> Worker:
     link = WorkerLink(lambda answer: None, lambda: None)
     worker = pool.workers[number] = Worker(number, 0, link)
-    pool._warm(worker, Ready({"tiny": ModelInfo(1.0, SLOTS, (SLOTS,), {SLOTS: 1.0}, {})}, 0.1))
+    pool._warm(worker, Ready({"tiny": ModelInfo(1.0, SLOTS, (SLOTS,), {})}, 0.1))
     return worker
 
 

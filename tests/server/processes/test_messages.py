@@ -40,7 +40,6 @@ INFOS = st.builds(
     SECONDS,
     st.integers(1, 128),
     st.lists(st.integers(1, 128), max_size=3).map(tuple),
-    st.dictionaries(st.integers(1, 128), SECONDS, max_size=3),
     st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=2),
 )
 COUNTS = st.integers(0, 2**40)

@@ -1,4 +1,5 @@
 import os
+import resource
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
@@ -158,3 +159,13 @@ def test_times_that_are_known_are_not_measured():
     shared = SharedTimes({"a": {1: 0.25, 16: 1.5}})
     assert shared.get("a", lambda: {1: 9.0}) == {1: 0.25, 16: 1.5}
     assert shared.get("b", lambda: {4: 1.0}) == {4: 1.0}
+
+
+def test_a_limit_on_the_size_of_files_is_none_on_times():
+    shared = SharedTimes()
+    if (pid := os.fork()) == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        os._exit(0 if shared.get("a", lambda: {1: 0.5}) == {1: 0.5} else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert shared.get("a", dict) == {1: 0.5}
+    shared.close()

@@ -44,7 +44,7 @@ def test_slots_and_buckets_follow_from_the_measured_times(engine_dir: Path):
     ):
         model = load_model(engine_dir, measured(FLAT), **changes)
         table, info = model.table, model.info
-        assert (info.capacity, info.buckets, info.call_s) == (capacity, buckets, FLAT)
+        assert (info.capacity, info.buckets) == (capacity, buckets)
         assert (table.capacity, table.buckets, table.free) == (capacity, buckets, capacity)
         assert info.tick_s > 0 and info.facts["backend"] == "onnxruntime-cpu"
 
@@ -53,8 +53,8 @@ def test_without_known_times_they_are_measured_once_and_shared(engine_dir: Path)
     shared = SharedTimes()
     first = load_model(engine_dir, shared, capacity=0).info
     again = load_model(engine_dir, shared, capacity=0).info
-    assert first.call_s == again.call_s and first.capacity == again.capacity
-    assert set(first.call_s) <= {1, 2, 4, 8, 16, 32, 64, 128} and first.capacity >= 16
+    assert first.capacity == again.capacity >= 16
+    assert {1} <= set(shared.get("tiny", dict)) <= {1, 2, 4, 8, 16, 32, 64, 128}
 
 
 class Counted(Engine):

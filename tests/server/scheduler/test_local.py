@@ -33,7 +33,7 @@ from tests.server.fakes import (
     SHAPE,
     expected_pixels,
 )
-from tests.server.local_bench import SLOTS, Fake, gated, request, threads_end
+from tests.server.local_bench import SLOTS, Fake, explode, gated, request, threads_end
 
 IN_THREADS = pytest.mark.parametrize("inline", [encoding.INLINE_BYTES, 0], ids=["engine thread", "encoder thread"])
 Until = Callable[[Callable[[], bool]], None]
@@ -102,6 +102,45 @@ def test_one_event_loop_waits_for_many_requests_at_once(service: Fake):
 
     for seed, finished in enumerate(asyncio.run(all_of())):
         np.testing.assert_array_equal(finished.images[0], expected_pixels(seed, 1, 4))
+
+
+def test_images_come_as_they_are_finished_and_no_slot_waits_for_requests(service: Fake):
+    steps = [8, 1, 2, 4, 1, 3, 2, 8, 5, 1, 1, 6]
+    asked = [request(seed=seed, steps=each) for seed, each in enumerate(steps * 5)]
+    made = dict(service.as_finished(iter(asked), at_once=2 * SLOTS))
+    assert sorted(made) == [*range(60)] and [*made] != sorted(made), "short ones overtake long ones"
+    for number, finished in made.items():
+        np.testing.assert_array_equal(finished.images[0], expected_pixels(number, 1, steps[number % 12]))
+    calls = service.network.batches
+    assert calls.count(SLOTS) > 0.8 * len(calls)
+
+
+def test_no_more_requests_are_begun_than_together(service: Fake):
+    taken: list[int] = []
+    made = service.as_finished((taken.append(seed) or request(seed=seed) for seed in range(9)), at_once=2)
+    assert not taken, "nothing is begun before the first is asked for"
+    for finished in range(1, 10):
+        next(made)
+        assert len(taken) == min(9, finished + 1)
+    assert list(made) == []
+
+
+def test_as_finished_cancels_the_rest_when_it_is_left_and_when_one_fails(service: Fake, until: Until):
+    made = service.as_finished((request(seed=seed, steps=1 if not seed else 8) for seed in range(9)), at_once=9)
+    with gated(service) as gate:
+        gate.go()
+        assert next(made)[0] == 0
+        made.close()
+        assert not service._receivers
+    until(lambda: not service._loop.flights)
+    with pytest.raises(Refusal) as caught:
+        list(service.as_finished([request(), structs.replace(request(), model="absent")], at_once=2))
+    assert caught.value.code == "model_not_found"
+    until(lambda: not service._loop.flights)
+    service.network.before = explode
+    with pytest.raises(Refusal) as caught:
+        list(service.as_finished((request(seed=seed) for seed in range(9)), at_once=9))
+    assert caught.value.code == "network_error" and not service._receivers
 
 
 @pytest.mark.parametrize("cancel", ["here", "another thread"])
@@ -191,7 +230,7 @@ def test_nothing_is_kept_of_requests_that_have_ended(service: Fake, until: Until
         else:
             stream.cancel()
     until(lambda: not service._loop.flights)
-    assert (service._streams, service._loop.finished, service._inbox.queue.qsize()) == ({}, [], 0)
+    assert (service._receivers, service._loop.finished, service._inbox.queue.qsize()) == ({}, [], 0)
     assert len(service._loop.deadlines) <= 66 and not any(each.qsize() for each in service._encoders.queues)
     until(lambda: service.counts().active_slots == 0)
     assert len(service.counts().calls_by_fill) <= SLOTS
