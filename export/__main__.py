@@ -40,7 +40,7 @@ PROG = "fewstep export"
 EXPORT = f"""Export a checkpoint's network as an engine directory.
 
 {PROG} verify DIR repeats the proof of an existing engine; {PROG} plan DIR builds a plan for TensorRT;
-{PROG} adapter DIR adds a posterior's student to the engine of its backbone;
+{PROG} adapter DIR adds a posterior to the engine of its backbone;
 {PROG} diffusers --model DIR --out DIR writes a student as a folder of diffusers."""
 ADAPTER = """Add an adapter to an engine, or remove one. The network is not exported again: the adapter is a file beside
 it, and the server offers it as MODEL:NAME. The engine must have been exported with --adapters."""

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from export.adapter_chain import load_chain, prove_chain
 from export.adapter_factors import check_factors
 from export.backends.plan import PLANS_FOLDER
 from export.engine import Engine, load_engine
@@ -26,8 +27,17 @@ from export.manifest import (
     write_manifest,
 )
 from export.verify import BOUNDS_OF, Gap, measure, refuse_beyond
-from fewstep.adapters import Adapter, LoadedStudent, load_adapter, load_student, told
-from fewstep.card import CheckpointError, write_atomically
+from fewstep.adapters import (
+    Adapter,
+    AdapterCard,
+    LoadedPosterior,
+    LoadedStudent,
+    load_adapter,
+    load_student,
+    read_adapter_card,
+    told,
+)
+from fewstep.card import Card, CheckpointError, write_atomically
 from fewstep.checkpoint import NetworkModule, load_denoiser, network_config
 from fewstep.scratch import scratch
 from fewstep.unet_config import UNetConfig
@@ -42,7 +52,8 @@ def add_adapter(
     bounds: Mapping[str, float] | None = None,
     threads: int = 0,
 ) -> AdapterEntry:
-    """Add the student's adapter of `folder` to an engine directory; one of the same name is replaced.
+    """Add the adapter of `folder` to an engine directory; one of the same name is replaced. It is a student's, or that
+    of a posterior's chain on the steps of the engine's own student.
 
     name: the folder's name when None. model: the checkpoint of the engine, its parent folder when None. bounds: instead
     of those of float32; the engine's images with this adapter are held against eager PyTorch's.
@@ -51,28 +62,20 @@ def add_adapter(
     manifest = read_manifest(engine)
     name = folder.resolve().name if name is None else name
     model = engine.resolve().parent if model is None else model
-    student = load_student(model, folder)
-    _check(engine, manifest, name, student)
-    network = told(cast(nn.Module, load_denoiser(model)[0].network), student.backbone, student.card.groups)
+    loaded = load_chain(model, folder) if read_adapter_card(folder).chain else load_student(model, folder)
+    backbone, card = _backbone(loaded), loaded.card
+    _check(engine, manifest, name, backbone, card)
+    network = told(cast(nn.Module, load_denoiser(model)[0].network), backbone, card.groups)
     adapter, _ = load_adapter(folder, network)
     factors = engine_factors(adapter, cast(NetworkModule, network), manifest)
     arrays = {layer: values.numpy() for layer, values in factors.items()}
     check_factors(arrays, manifest.adapted, folder)
     content = save_tensors(factors)
-    entry = AdapterEntry(
-        name=name,
-        sha256=hashlib.sha256(content).hexdigest(),
-        levels=student.card.levels,
-        classes=student.denoiser.classes,
-        class_names=student.card.class_names,
-        reward=student.card.reward,
-        parity={},  # measured on the finished file
-        bounds={},
-    )
+    entry = _entry(name, hashlib.sha256(content).hexdigest(), loaded)
     bounds = BOUNDS_OF["float32"] if bounds is None else bounds
     with _copy(engine) as trial:
         _put(trial, manifest, entry, content)
-        gaps = prove_adapter(load_engine(trial, backend=_backend(manifest), threads=threads), name, student)
+        gaps = prove_adapter(load_engine(trial, backend=_backend(manifest), threads=threads), name, loaded)
     refuse_beyond(gaps, bounds)
     entry = dataclasses.replace(entry, parity=_as_json(gaps), bounds=dict(bounds))
     with changing(engine, manifest) as latest:
@@ -91,11 +94,32 @@ def remove_adapter(engine: Path, name: str) -> None:
         (engine / entry.file).unlink(missing_ok=True)
 
 
-def prove_adapter(engine: Engine, name: str, student: LoadedStudent) -> dict[str, Gap]:
+def prove_adapter(engine: Engine, name: str, loaded: LoadedStudent | LoadedPosterior) -> dict[str, Gap]:
     """The gap between the images of eager PyTorch and of an engine with one of its adapters, per step count."""
     index = 1 + [entry.name for entry in engine.manifest.adapters].index(name)
-    card = dataclasses.replace(student.backbone, role="student", levels=student.card.levels)
-    return measure(student.denoiser, engine.adapted_denoiser(index), card)
+    if isinstance(loaded, LoadedPosterior):
+        return prove_chain(engine, index, loaded)
+    card = dataclasses.replace(loaded.backbone, role="student", levels=loaded.card.levels)
+    return measure(loaded.denoiser, engine.adapted_denoiser(index), card)
+
+
+def _backbone(loaded: LoadedStudent | LoadedPosterior) -> Card:
+    return loaded.prior_card if isinstance(loaded, LoadedPosterior) else loaded.backbone
+
+
+def _entry(name: str, sha256: str, loaded: LoadedStudent | LoadedPosterior) -> AdapterEntry:
+    """What is served with an adapter; its proof is made with the finished file."""
+    card = loaded.card
+    entry = AdapterEntry(
+        name=name, sha256=sha256, levels=card.levels, classes=0, class_names=card.class_names, reward=card.reward,
+        parity={}, bounds={},
+    )  # fmt: skip
+    if isinstance(loaded, LoadedStudent):
+        return dataclasses.replace(entry, classes=loaded.denoiser.classes)
+    sigmas = loaded.chain.sigmas
+    return dataclasses.replace(
+        entry, classes=loaded.posterior.classes, levels={len(sigmas): sigmas}, last_map="backbone"
+    )
 
 
 def engine_factors(adapter: Adapter, network: NetworkModule, manifest: Manifest) -> dict[str, Tensor]:
@@ -124,7 +148,7 @@ def _song(network: NetworkModule) -> bool:
     return isinstance(network.config, UNetConfig) and network.config.style == "song"
 
 
-def _check(engine: Path, manifest: Manifest, name: str, student: LoadedStudent) -> None:
+def _check(engine: Path, manifest: Manifest, name: str, backbone: Card, card: AdapterCard) -> None:
     if not ADAPTER_NAME.fullmatch(name):
         raise CheckpointError(
             f"an adapter cannot be called {name!r}: a name has 1 to 64 letters, digits, dots, hyphens or underscores "
@@ -134,13 +158,13 @@ def _check(engine: Path, manifest: Manifest, name: str, student: LoadedStudent) 
         raise CheckpointError(
             f"the network of {engine} takes no adapters. Export it once more with: fewstep export --adapters"
         )
-    if manifest.checkpoint != student.backbone.weights:
+    if manifest.checkpoint != backbone.weights:
         raise CheckpointError(
-            f"the adapter stands beside the checkpoint {student.backbone.weights[:12]}..., and {engine} was exported "
+            f"the adapter stands beside the checkpoint {backbone.weights[:12]}..., and {engine} was exported "
             f"from {manifest.checkpoint[:12]}..."
         )
-    groups = student.card.groups
-    if groups and groups > manifest.told and not network_config(student.backbone).classes:
+    groups = card.groups
+    if groups and groups > manifest.told and not network_config(backbone).classes:
         raise CheckpointError(
             f"the adapter is told one of {groups} values, and {engine} has room for {manifest.told}. Export it once "
             f"more with: fewstep export --adapters --told {groups}"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from fewstep.card import WEIGHTS_FILE, CheckpointError, Levels, write_atomically
 from fewstep.conditions import Conditions, check_bundle
@@ -42,6 +42,7 @@ OPTIONAL = ("extra", "facts", "proofs", "told", "adapted", "adapters", "conditio
 ADAPTERS_FOLDER = "adapters"  # of an engine directory
 BETWEEN = ":"  # an adapter is served as BACKBONE:NAME
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LastMap = Literal["adapter", "backbone"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,9 @@ class AdapterEntry:
     classes: int  # those that it is told; 0: none
     class_names: tuple[str, ...]
     reward: str = ""  # what it was trained for
+    # Whose call is the last one of an image. "backbone": the adapter is that of a posterior's chain, of which backbone
+    # and adapter make every step with a density, and the last map without one is the same for both.
+    last_map: LastMap = "adapter"
     parity: dict[str, dict[str, Any]]  # as of the manifest, against the backbone's checkpoint with this adapter
     bounds: dict[str, float]
 
@@ -103,6 +107,17 @@ class Manifest:
         return self.channels, self.resolution, self.resolution
 
     @property
+    def adapter(self) -> AdapterEntry | None:
+        """The adapter that a model of `served_models` is; None: it is the backbone."""
+        name = self.name.partition(BETWEEN)[2]
+        return next((entry for entry in self.adapters if entry.name == name), None)
+
+    @property
+    def weighs(self) -> bool:
+        """Whether a model of `served_models` can tell the log weight of its images."""
+        return self.adapter is not None and self.adapter.last_map == "backbone"
+
+    @property
     def columns(self) -> int:
         """Columns of the network's onehot: its classes, or the y that its adapters may be told."""
         return self.classes or self.told
@@ -130,6 +145,9 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     for name in OPTIONAL:
         if not fields[name]:
             del fields[name]
+    for entry in fields.get("adapters", ()):
+        if entry["last_map"] == "adapter":
+            del entry["last_map"]
     write_atomically(folder / ENGINE_FILE, (json.dumps(fields, indent=2) + "\n").encode())
 
 
@@ -164,13 +182,15 @@ def read_student(folder: Path, name: str) -> Manifest:
 def served_models(manifest: Manifest) -> dict[str, Manifest]:
     """What an engine serves, by the names that requests choose from: itself if it has levels, and each adapter as
     NAME:ADAPTER, whose manifest has the levels, classes and parity of that adapter, and as its checkpoint a hash of the
-    backbone's and the adapter's. Raises CheckpointError for an engine whose own name has a colon."""
+    backbone's, the adapter's and whose call is the last. Raises CheckpointError for an engine whose own name has a
+    colon."""
     if BETWEEN in manifest.name:
         raise CheckpointError(f"a model cannot be called {manifest.name!r}: a colon stands before an adapter's name")
     served = {manifest.name: manifest} if manifest.levels else {}
     for entry in manifest.adapters:
         name = f"{manifest.name}{BETWEEN}{entry.name}"
-        checkpoint = hashlib.sha256(f"{manifest.checkpoint}{entry.sha256}".encode()).hexdigest()
+        made_by = f"{manifest.checkpoint}{entry.sha256}{'' if entry.last_map == 'adapter' else entry.last_map}"
+        checkpoint = hashlib.sha256(made_by.encode()).hexdigest()
         served[name] = replace(
             manifest, name=name, checkpoint=checkpoint, levels=entry.levels, classes=entry.classes,
             class_names=entry.class_names, parity=entry.parity, bounds=entry.bounds, proofs={},
@@ -193,10 +213,23 @@ def plain_name(model: str) -> str:
     return model.replace(BETWEEN, ".adapter.")
 
 
-def adapter_numbers(manifest: Manifest) -> dict[str, int]:
-    """What the network calls the adapter of each model that the engine serves; 0: the backbone itself."""
-    names = [f"{manifest.name}{BETWEEN}{entry.name}" for entry in manifest.adapters]
-    return {manifest.name: 0} | {name: number for number, name in enumerate(names, start=1)}
+class AdapterNumbers(NamedTuple):
+    """What the network calls the adapter of an image's calls; 0: the backbone itself."""
+
+    first: int  # of all but the last
+    last: int
+
+
+BACKBONE = AdapterNumbers(0, 0)
+
+
+def adapter_numbers(manifest: Manifest) -> dict[str, AdapterNumbers]:
+    """By the name of each model that the engine serves."""
+    found = {manifest.name: BACKBONE}
+    for number, entry in enumerate(manifest.adapters, start=1):
+        last = 0 if entry.last_map == "backbone" else number
+        found[f"{manifest.name}{BETWEEN}{entry.name}"] = AdapterNumbers(number, last)
+    return found
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -55,7 +55,7 @@ class AdapterCommand:
     engine: Annotated[Positional[Path], DIR]
     """Engine directory of the backbone, exported with --adapters."""
     add: Annotated[Path | None, DIR] = None
-    """Folder with adapter.safetensors and adapter.json, such as the student of a posterior."""
+    """Folder with adapter.safetensors and adapter.json: a posterior's student, or the posterior of a student."""
     remove: Annotated[str | None, arg(metavar="NAME")] = None
     """Take this adapter out instead."""
     name: Annotated[str | None, arg(metavar="NAME")] = None

@@ -31,7 +31,7 @@ from fewstep.unet_config import UNetConfig
 
 ADAPTER_FORMAT = 1
 LOG_VARIANCE = "log_variance"
-OF_STUDENTS = ("levels", "class_names")  # left out of the card while they are empty
+OPTIONAL = ("levels", "class_names")  # left out of the card while they are empty
 
 
 class Adapter(nn.Module):
@@ -119,7 +119,7 @@ class AdapterCard:
     training: dict[str, Any] = field(default_factory=dict)
     monitors: dict[str, float] = field(default_factory=dict)
     levels: Levels = field(default_factory=dict)  # of a student: step count -> sigmas
-    class_names: tuple[str, ...] = ()  # of a student
+    class_names: tuple[str, ...] = ()  # of what it is told: y, or the classes of the prior
     format: int = ADAPTER_FORMAT
 
 
@@ -129,7 +129,7 @@ def save_adapter(folder: Path, adapter: Adapter, card: AdapterCard) -> AdapterCa
     card = dataclasses.replace(card, weights=hashlib.sha256(content).hexdigest())
     write_atomically(folder / ADAPTER_FILE, content)
     fields = asdict(card)
-    for name in OF_STUDENTS:
+    for name in OPTIONAL:
         if not fields[name]:
             del fields[name]
     write_atomically(folder / ADAPTER_CARD, (json.dumps(fields, indent=2) + "\n").encode())

@@ -48,13 +48,14 @@ class ClientError(Exception):
 
 @dataclass(frozen=True)
 class Image:
-    """One image. label, class_name: None where the model has none."""
+    """One image. label, class_name: None where the model has none. log_weight: None unless it was asked for."""
 
     pixels: Pixels  # uint8 [H, W, C]
     seed: int
     label: int | None
     class_name: str | None
     calls: int  # of the network
+    log_weight: float | None = None  # log p_prior - log p_posterior of its steps
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ class Wanted(TypedDict, total=False):
     steps: int | list[int] | None
     sigmas: list[float] | None
     guidance: float | list[float] | None
+    log_weight: bool | None
     upscale: Pixels | bytes | None
     image: Pixels | bytes | None
     mask: NDArray[np.bool_] | Pixels | bytes | None
@@ -364,7 +366,14 @@ def _pixels(text: str) -> Pixels:
 
 def _images(body: Mapping[str, Any]) -> Images:
     made = tuple(
-        Image(_pixels(each["b64_json"]), each["seed"], each["label"], each["class_name"], each["calls"])
+        Image(
+            _pixels(each["b64_json"]),
+            each["seed"],
+            each["label"],
+            each["class_name"],
+            each["calls"],
+            each.get("log_weight"),
+        )
         for each in body["data"]
     )
     rest = {field.name: body[field.name] for field in fields(Images) if field.name != "images"}

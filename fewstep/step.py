@@ -8,10 +8,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from fewstep.noise import STREAM_LATENT, normals
-from fewstep.precond import edm_scalings
+from fewstep.precond import Array, edm_scalings
 
 Rows = NDArray[np.float32]  # [B, C, H, W]
 PerRow = NDArray[np.float32]  # [B]
@@ -107,6 +108,18 @@ def denoise(x: Rows, output: Rows, c_skip: PerRow, c_out: PerRow, work: Rows | N
     change = np.multiply(output, c_out[:, None, None, None], out=work)
     x *= c_skip[:, None, None, None]
     x += change
+
+
+def step_log_weight(moved: Array, noise: Array, sigma: Array) -> Array:
+    """log p_prior(x_next | x) - log p_posterior(x_next | x) of a step of `fewstep.ancestral.student_chain`, [B].
+
+    moved: the posterior's denoised image of x less the prior's; noise, sigma [B]: x_next is the posterior's denoised
+    image plus sigma * noise. It is -`fewstep.ancestral.log_ratio` where rows have levels of their own. In float64;
+    numpy or torch.
+    """
+    xp = array_namespace(moved)
+    away = xp.astype(moved, xp.float64) / sigma[:, None, None, None]
+    return -xp.sum(xp.reshape((noise + away / 2) * away, (moved.shape[0], -1)), axis=1)
 
 
 def renoise(x: Rows, noise: Rows, sigma: PerRow) -> None:

@@ -131,7 +131,7 @@ def _train(setup: Setup, identity: dict[str, Any], resumed: bool, command: str) 
         training = {**identity, "images": images, "evaluated": order.evaluated, "environment": environment()}
         return AdapterCard(
             setup.card.weights, order.rank, setup.reward.groups, setup.chain, order.reward, training=training,
-            monitors=monitors,
+            monitors=monitors, class_names=tuple(setup.reward.group_names or setup.card.class_names),
         )  # fmt: skip
 
     def save(average: nn.Module, clock: Clock, folder: Path) -> None:

@@ -32,6 +32,8 @@ def image_headers(
     }
     if manifest.classes and request.images == 1:
         headers["X-Label"] = str(request.labels[0])
+    if done is not None and done.log_weights:
+        headers["X-Log-Weight"] = ",".join(f"{log_weight:.9g}" for log_weight in done.log_weights)
     if done is not None:
         headers["Server-Timing"] = ", ".join(f"{name};dur={ms:.3f}" for name, ms in timings_ms(done).items())
     return headers

@@ -51,7 +51,7 @@ async def streamed(
     """Begin a request and answer with its events. What is wrong by now is raised as Refusal; later, an error event."""
     record = record_of(http.scope)
     record.request = order.request
-    ticket = service.admit(order.request.model, order.request.images, order.request.calls)
+    ticket = service.admit(order.request.model, order.request.images, order.request.rows)
     try:
         record.request = request = await with_pictures(order)
         record.stage = "images"

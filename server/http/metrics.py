@@ -54,10 +54,9 @@ REASONS = (  # the codes of all refusals; a test reads them from the source
     "not_found", "not_ready", "origin_not_allowed", "out_of_range", "queue_full", "timeout", "unknown_background",
     "unknown_field", "unknown_format", "unknown_input", "unknown_label", "unknown_moderation", "unknown_output",
     "unknown_output_format", "unknown_priority", "unknown_prompt", "unknown_quality", "unknown_response_format",
-    "unsupported_condition", "unsupported_encoding", "unsupported_format", "unsupported_media_type",
-    "unsupported_response_format",
-    "unsupported_size", "unsupported_steps", "url_dropped", "url_expired", "version_not_found", "worker_lost",
-    "wrong_signature", "wrong_type",
+    "unsupported_condition", "unsupported_encoding", "unsupported_format", "unsupported_log_weight",
+    "unsupported_media_type", "unsupported_response_format", "unsupported_size", "unsupported_steps",
+    "url_dropped", "url_expired", "version_not_found", "worker_lost", "wrong_signature", "wrong_type",
 )  # fmt: skip
 COUNTERS = (  # name, help, labels
     ("http_requests", "Answers by route and status.", ("route", "status")),

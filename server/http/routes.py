@@ -61,6 +61,11 @@ IMAGE_HEADERS: Mapping[str, Header] = {
     "X-Steps": Header("integer", "The step count whose levels were used."),
     "X-Calls": Header("integer", "Network calls per image: X-Steps, or fewer with an image to begin at."),
     "X-Label": Header("integer", "Class index of the image, where one image is answered.", always=False),
+    "X-Log-Weight": Header(
+        "string",
+        "Where log_weight is asked for: log p_prior - log p_posterior of each image, with commas between.",
+        always=False,
+    ),
     "X-Mode": Header("string", "fast or exact."),
     "X-Model": Header("string", "The model that made the images."),
     "X-Noise-Version": Header("integer", "Version of the map from seeds to noise."),

@@ -78,7 +78,7 @@ async def made(service: ImageService, order: Order, http: Request) -> Finished:
     """The images of a request whose body has been read. Raises Refusal, or ClientDisconnect when the client leaves."""
     record = record_of(http.scope)
     record.request = request = order.request
-    ticket = service.admit(request.model, request.images, request.calls)
+    ticket = service.admit(request.model, request.images, request.rows)
     try:
         record.request = request = await with_pictures(order)
         record.stage = "images"

@@ -51,7 +51,7 @@ class Worker:
     def work_s(self, request: ImageRequest) -> float:
         """Device time of a request."""
         assert self.ready is not None
-        return request.total_calls * self.ready.models[request.engine].row_s
+        return request.total_rows * self.ready.models[request.engine].row_s
 
 
 class _Pending(msgspec.Struct, eq=False):

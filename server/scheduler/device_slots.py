@@ -19,7 +19,7 @@ from fewstep.conditions import Conditions
 from fewstep.noise import STREAM_LATENT, STREAM_NOISE
 from fewstep.pixels import Pixels
 from fewstep.schedule import MAX_STEPS
-from fewstep.step import Levels, levels_of
+from fewstep.step import Levels, levels_of, step_log_weight
 from kernels.initial_noise import initial_noise
 from kernels.philox import normals_reference
 from kernels.rows import KNOWN, STARTED, Inpainting, RowsUpload, layout
@@ -65,6 +65,7 @@ class DeviceSlotTable:
         self.pixels = torch.zeros((capacity, *shape[1:], shape[0]), dtype=torch.uint8, device=device)
         self.broken = torch.zeros(capacity, dtype=torch.int32, device=device)
         self.given = [torch.zeros((capacity, *each.shape), device=device) for each in conditions]  # by slot
+        self.log_weight = torch.zeros(capacity, dtype=torch.float64, device=device)  # by slot, of the steps made
         # What the host sends to it and reads from it.
         self.admitted, self.stepped = RowsUpload(capacity, device), RowsUpload(capacity, device)
         self.pixels_read = torch.zeros(self.pixels.shape, dtype=torch.uint8, pin_memory=on_gpu)
@@ -78,7 +79,8 @@ class DeviceSlotTable:
         self.calls = np.zeros(capacity, np.int64)  # network calls made
         self.seeds = np.zeros(capacity, np.uint64)
         self.labels = np.zeros(capacity, np.int64)
-        self.adapters = np.zeros(capacity, np.int64)
+        self.adapters = np.zeros((capacity, 2), np.int64)  # Image.adapters
+        self.weighed = np.zeros(capacity, bool)
         self.flags = np.zeros(capacity, np.int64)
         self.previews = np.zeros((capacity, MAX_STEPS + 1), bool)  # by call, from 1
         self.told = np.zeros((capacity, MAX_STEPS + 1), bool)  # likewise
@@ -86,7 +88,8 @@ class DeviceSlotTable:
 
     @property
     def free(self) -> int:
-        return int(np.count_nonzero(self.row == _FREE))
+        in_use = self.row != _FREE
+        return self.capacity - int(np.count_nonzero(in_use)) - int(np.count_nonzero(self.weighed & in_use))
 
     def requests(self) -> set[int]:
         """The requests that hold a slot."""
@@ -95,16 +98,18 @@ class DeviceSlotTable:
     def admit(self, images: Sequence[Image]) -> None:
         """Give each image a slot, and write its noise and the input of its first call. There must be enough slots."""
         count = len(images)
-        assert count <= self.free, "the policy admitted more images than there are free slots"
+        assert sum(image.slots for image in images) <= self.free, "the policy admitted more than there are free slots"
         if not count:
             return
-        slots = np.flatnonzero(self.row == _FREE)[:count]
-        rows = np.setdiff1d(np.arange(self.capacity), self.row)[:count]
+        slots, rows = np.flatnonzero(self.row == _FREE)[:count], self._free_rows(count)
         for slot, image in zip(slots, images, strict=True):
             self.levels[slot, : len(image.sigmas)] = levels_of(image.sigmas, self.sigma_data)
         self.seeds[slots] = [image.seed for image in images]
         self.labels[slots] = [image.label for image in images]
-        self.adapters[slots] = [image.adapter for image in images]
+        self.adapters[slots] = [image.adapters for image in images]
+        self.weighed[slots] = [image.weighed for image in images]
+        if self.weighed[slots].any():
+            self.log_weight[torch.from_numpy(slots).to(self.log_weight.device)] = 0
         self.calls[slots] = 0
         self.flags[slots] = [self._begin_at(slot, image.start) for slot, image in zip(slots, images, strict=True)]
         self.previews[slots] = self.told[slots] = False
@@ -127,6 +132,10 @@ class DeviceSlotTable:
         self.row[slots] = rows
         for slot, image in zip(slots, images, strict=True):
             self.keys[slot] = image.key
+
+    def _free_rows(self, count: int) -> NDArray[np.int64]:
+        """The first rows of the network's input that no image has."""
+        return np.setdiff1d(np.arange(self.capacity), self.row)[:count]
 
     def _begin_at(self, slot: int, start: Start | None) -> int:
         """Put what an image begins at and keeps on the device, if it is to; returns the flags of its row."""
@@ -159,15 +168,19 @@ class DeviceSlotTable:
             sigma_next=before.sigma_next, c_in=after.c_in, c_noise=after.c_noise, seed=self.seeds[slots].view(np.int64),
             call=made, label=self.labels[slots], flags=self.flags[slots],
         )  # fmt: skip
-        in_use = int(self.row[slots[-1]]) + 1
+        weighed = self.weighed[slots] & ~last
+        second = self._second_rows(slots[weighed])
+        in_use = int(max((self.row[slots[-1]], *second))) + 1
         batch = next(bucket for bucket in self.buckets if bucket >= in_use)
         if self.network.adapter is not None:
             by_row = np.zeros(batch, np.int64)
-            by_row[self.row[slots]] = self.adapters[slots]
+            by_row[self.row[slots]] = self.adapters[slots, last.astype(np.int64)]  # 0, the backbone, in second rows
             self.network.adapter[:batch].copy_(torch.from_numpy(by_row))
         if self.conditions:
-            self._bring_conditions(slots, batch)
+            self._bring_conditions(slots, batch, slots[weighed], second)
         output = self.network.run(batch)
+        if len(second):
+            self._weigh(slots[weighed], second, output, before.c_out[weighed], before.sigma_next[weighed])
         shown = np.flatnonzero(self.previews[slots, made] & ~last)
         denoised = (
             self._denoised(output, slots[shown], before.c_skip[shown], before.c_out[shown]) if len(shown) else None
@@ -180,6 +193,8 @@ class DeviceSlotTable:
         self._blend(slots[~last], target[~last], made[~last], before.sigma_next[~last], after.c_in[~last])
         meanwhile()
         pixels, sound = self._read(len(slots), int(np.count_nonzero(last)))
+        log_weight = self._read_log_weights(slots)
+        sound &= np.isfinite(log_weight)
 
         told = np.flatnonzero(self.told[slots, made] & ~last)
         images: list[Pixels | None] = [None] * len(told)
@@ -195,15 +210,55 @@ class DeviceSlotTable:
             (self._key(slot), pixels[place])
             for slot, place in zip(slots[last & sound], target[last & sound], strict=True)
         )
+        told_weights = tuple(
+            (self._key(slots[place]), float(log_weight[place]))
+            for place in np.flatnonzero(last & sound & self.weighed[slots])
+        )
         self.calls[slots] = made
         self.row[slots] = target
         self._release(slots[last | ~sound])
-        return Tick(finished, broken, len(slots), batch, previews)
+        return Tick(finished, broken, len(slots) + len(second), batch, previews, told_weights)
 
-    def _bring_conditions(self, slots: NDArray[np.int64], batch: int) -> None:
-        """Put each image's conditions into its row of the network's input; rows without an image have those of any."""
+    def _second_rows(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the network's input for the backbone's call at the states of these slots, with what it reads there
+        but adapter and conditions."""
+        rows = self._free_rows(len(slots))
+        if len(slots):
+            device = self.x.device
+            first, second = (torch.from_numpy(each).to(device) for each in (self.row[slots], rows))
+            for given in (self.network.x, self.network.c_noise, self.network.onehot):
+                given[second] = given[first]
+        return rows
+
+    def _weigh(
+        self, slots: NDArray[np.int64], second: NDArray[np.int64], output: Tensor, c_out: NDArray[np.float32],
+        sigma: NDArray[np.float32],
+    ) -> None:  # fmt: skip
+        """Add the log-ratios of the next step, whose noise has the level sigma; `calls` is the index of the last."""
+        device = self.x.device
+        slot, row, other = (torch.from_numpy(each).to(device) for each in (slots, self.row[slots], second))
+        factor, level = (torch.from_numpy(each).to(device) for each in (c_out, sigma))
+        moved = factor[:, None, None, None] * (output[row].float() - output[other].float())
+        seed, call = self.seeds[slots].view(np.int64), self.calls[slots] + 1
+        seed, call = (torch.from_numpy(each).to(device) for each in (seed, call))
+        noise = normals_reference(seed, call, STREAM_NOISE, tuple(self.x.shape[1:]))
+        self.log_weight[slot] += step_log_weight(moved, noise, level)
+
+    def _read_log_weights(self, slots: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of the steps made; 0 for images that are not weighed. Waits for the device only where one is."""
+        if not self.weighed[slots].any():
+            return np.zeros(len(slots))
+        read = self.log_weight[torch.from_numpy(slots).to(self.log_weight.device)].cpu().numpy()
+        return np.where(self.weighed[slots], read, 0.0)
+
+    def _bring_conditions(
+        self, slots: NDArray[np.int64], batch: int, weighed: NDArray[np.int64], second: NDArray[np.int64]
+    ) -> None:
+        """Put each image's conditions into its row of the network's input, and those of `weighed` into the rows
+        `second`, too; rows without an image have those of any."""
         by_row = np.full(batch, slots[0])
         by_row[self.row[slots]] = slots
+        by_row[second] = weighed
         index = torch.from_numpy(by_row).to(self.x.device)
         for by_slot, given in zip(self.given, self.network.conditions.values(), strict=True):
             torch.index_select(by_slot, 0, index, out=given[:batch])

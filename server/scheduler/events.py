@@ -43,6 +43,7 @@ class Finished(Struct, frozen=True):
     engine_s: float  # first image in a slot -> last image finished
     encode_s: float = 0.0
     quality: int | None = None  # that the request asks for
+    log_weights: tuple[float, ...] = ()  # of each image, see fewstep.step.step_log_weight; empty: not asked for
 
 
 class Failed(Struct, frozen=True):

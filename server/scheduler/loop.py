@@ -10,7 +10,7 @@ from typing import Protocol
 
 from msgspec import Struct, field
 
-from export.manifest import BETWEEN
+from export.manifest import BACKBONE, BETWEEN, AdapterNumbers
 from fewstep.pixels import Pixels
 from server.scheduler.events import Failed, Finished, Health, Progress
 from server.scheduler.model import PROBE, Model
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 STATS_EVERY_S = 0.25  # collecting them takes a quarter of a millisecond of the engine thread
 PROBE_EVERY_S = 1.0  # how often a failing model is tried
+FEW_SLOTS = "a log weight takes two slots, and {} has one; start the server with --capacity 2 or more"
 MODEL_FAILING = "the network of {} has failed several times in a row; it is tried again every second"
 
 Delivery = Progress | Finished | Failed | Health | Stats  # Progress and Finished hold arrays, not encoded images
@@ -68,6 +69,7 @@ class _Flight(Struct, eq=False):
     granted: int = 0  # images that have or had a slot
     started_s: float = 0.0  # when the first of them got it
     pixels: dict[int, Pixels] = field(default_factory=dict)  # image index -> finished pixels
+    log_weights: dict[int, float] = field(default_factory=dict)  # image index -> that of a finished image
 
 
 class EngineLoop:
@@ -150,7 +152,12 @@ class EngineLoop:
             self.used_s[name] = max(self.used_s[name], self.virtual_s)
         self.flights[message.id] = _Flight(request, message.accepted_s, message.deadline_s)
         batch = request.priority == "batch"
-        model.wait(message.id, request.images, message.accepted_s, message.deadline_s, request.calls, batch)
+        model.wait(
+            message.id, request.images, message.accepted_s, message.deadline_s, request.calls, batch, request.slots
+        )
+        if request.slots > model.table.capacity:
+            self._fail(message.id, "invalid", "unsupported_log_weight", FEW_SLOTS.format(name), "log_weight")
+            return
         if model.failing:
             self._release_waiting(name)
             return
@@ -169,11 +176,11 @@ class EngineLoop:
         if flight := self.flights.get(number):
             self._end(number, flight)
 
-    def _fail(self, number: int, kind: Kind, code: str, message: str) -> None:
+    def _fail(self, number: int, kind: Kind, code: str, message: str, param: str | None = None) -> None:
         if flight := self.flights.get(number):
             self._hand_over()  # its Progress comes before its end
             self._end(number, flight)
-            self.deliver(Failed(number, kind, code, message))
+            self.deliver(Failed(number, kind, code, message, param))
 
     def _expire(self) -> None:
         now = self.clock()
@@ -210,7 +217,9 @@ class EngineLoop:
             if flight.granted == 0:
                 flight.started_s = now
             name = flight.request.model
-            images += _images(grant.request, flight, grant.images, model.adapters[name] if BETWEEN in name else 0)
+            images += _images(
+                grant.request, flight, grant.images, model.adapters[name] if BETWEEN in name else BACKBONE
+            )
             flight.granted += grant.images
             model.granted(grant)
         if images:
@@ -251,6 +260,9 @@ class EngineLoop:
         for key, step, pixels in tick.previews:
             if flight := self.flights.get(key.request):
                 self.finished.append(_progress(key, flight.request, step, pixels))
+        for key, log_weight in tick.log_weights:
+            if flight := self.flights.get(key.request):
+                flight.log_weights[key.image] = log_weight
         for key, pixels in tick.finished:
             self._finish(key, pixels)
 
@@ -279,6 +291,7 @@ class EngineLoop:
                 queue_s=flight.started_s - flight.accepted_s,
                 engine_s=self.clock() - flight.started_s,
                 quality=request.quality,
+                log_weights=tuple(flight.log_weights[index] for index in range(len(flight.log_weights))),
             )
         )
 
@@ -301,7 +314,7 @@ def _progress(key: ImageKey, request: ImageRequest, step: int, preview: Pixels |
     return Progress(key.request, key.image, step, calls, request.format, preview, request.quality)
 
 
-def _images(number: int, flight: _Flight, count: int, adapter: int) -> list[Image]:
+def _images(number: int, flight: _Flight, count: int, adapter: AdapterNumbers) -> list[Image]:
     """The next `count` images of a request, for the slot table."""
     request = flight.request
     start = request.edit.start() if request.edit else None
@@ -315,9 +328,11 @@ def _images(number: int, flight: _Flight, count: int, adapter: int) -> list[Imag
             start,
             request.previewed(i),
             blends[i],
-            adapter,
+            adapter.first,
             request.given(i),
             request.told(i),
+            adapter.last,
+            request.log_weight,
         )
         for i in range(flight.granted, flight.granted + count)
     ]

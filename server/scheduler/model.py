@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from export.manifest import AdapterNumbers
 from fewstep.schedule import SIGMA_MAX
 from server.scheduler.policy import Grant, Waiting
 from server.scheduler.slots import Image, ImageKey, Slots
@@ -35,7 +36,7 @@ class Model:
 
     table: Slots
     info: ModelInfo
-    adapters: Mapping[str, int] = field(default_factory=dict)  # what the network calls each adapter, by served model
+    adapters: Mapping[str, AdapterNumbers] = field(default_factory=dict)  # by served model
     stats: ModelStats = field(default_factory=ModelStats)
     waiting: dict[int, Waiting] = field(default_factory=dict)  # in order of arrival; only those with images left
     failures: int = 0  # network calls in a row that failed, not counting probes that succeeded between them
@@ -52,10 +53,11 @@ class Model:
         return self.failures >= FAILING_AFTER
 
     def wait(
-        self, request: int, images: int, arrived_s: float, deadline_s: float, calls: int, batch: bool = False
-    ) -> None:
-        """A request joins the queue; each of its images takes so many calls. batch: of that priority."""
-        self.waiting[request] = Waiting(request, images, arrived_s, deadline_s, calls, batch)
+        self, request: int, images: int, arrived_s: float, deadline_s: float, calls: int, batch: bool = False,
+        slots: int = 1,
+    ) -> None:  # fmt: skip
+        """A request joins the queue; each of its images takes so many calls and slots. batch: of that priority."""
+        self.waiting[request] = Waiting(request, images, arrived_s, deadline_s, calls, batch, slots)
 
     def granted(self, grant: Grant) -> None:
         """Some or all images of a waiting request have got a slot."""

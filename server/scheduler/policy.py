@@ -17,11 +17,12 @@ class Waiting(Struct, frozen=True):
     deadline_s: float = math.inf  # same clock
     calls: int = 1  # network calls of each image
     batch: bool = False  # of priority "batch": no user waits for it
+    slots: int = 1  # that each image takes
 
     @property
     def work(self) -> int:
-        """Network calls of the images without a slot, counted one by one."""
-        return self.images * self.calls
+        """Rows of network calls of the images without a slot."""
+        return self.images * self.calls * self.slots
 
 
 class Grant(Struct, frozen=True):
@@ -29,19 +30,21 @@ class Grant(Struct, frozen=True):
     images: int
 
 
-# (waiting in order of arrival, free slots, now_s) -> who gets how many slots, in order
+# (waiting in order of arrival, free slots, now_s) -> who gets slots for how many images, in order
 Policy = Callable[[Iterable[Waiting], int, float], list[Grant]]
 
 
 def fifo(waiting: Iterable[Waiting], free: int, now_s: float) -> list[Grant]:
-    """First come, first served, image by image: a request larger than the free slots takes them all."""
+    """First come, first served, image by image: a request larger than the free slots takes them all. Where an image of
+    two slots waits for the second one, later requests wait behind it."""
     grants: list[Grant] = []
     for entry in waiting:
-        if free == 0:
+        images = min(entry.images, free // entry.slots)
+        if images:
+            grants.append(Grant(entry.request, images))
+            free -= images * entry.slots
+        if free == 0 or images < entry.images:
             break
-        images = min(entry.images, free)
-        grants.append(Grant(entry.request, images))
-        free -= images
     return grants
 
 

@@ -79,6 +79,7 @@ class ImageRequest(Struct, frozen=True):
     preview_count: int | None = None  # how many calls of each image `previews` is about, see spread_calls; None: all
     every_call: bool = False  # whether Progress is sent after the others, too, without an image
     conditions: tuple[Given, ...] = ()  # what the images are made by beside their classes; absent ones: their defaults
+    log_weight: bool = False  # whether Finished tells the log weight of each image
 
     @property
     def images(self) -> int:
@@ -96,9 +97,20 @@ class ImageRequest(Struct, frozen=True):
         return len(self.sigmas)
 
     @property
-    def total_calls(self) -> int:
-        """Network calls of all images."""
-        return sum(map(len, self.schedules)) if self.schedules else self.images * self.calls
+    def slots(self) -> int:
+        """Slots of each image: the second one is for the prior's call at the same state."""
+        return 2 if self.log_weight else 1
+
+    @property
+    def rows(self) -> int:
+        """Rows of network calls per image; where images differ, the most."""
+        return self.calls * self.slots
+
+    @property
+    def total_rows(self) -> int:
+        """Rows of network calls of all images."""
+        calls = sum(map(len, self.schedules)) if self.schedules else self.images * self.calls
+        return calls * self.slots
 
     def levels(self, image: int) -> tuple[float, ...]:
         """Of one image, by its index."""

@@ -19,7 +19,17 @@ from fewstep.conditions import Condition, Conditions
 from fewstep.noise import STREAM_LATENT, normals
 from fewstep.pixels import Pixels, to_pixels
 from fewstep.schedule import MAX_STEPS
-from fewstep.step import Levels, Rows, begin, denoise, latent, levels_of, renoise, write_network_input
+from fewstep.step import (
+    Levels,
+    Rows,
+    begin,
+    denoise,
+    latent,
+    levels_of,
+    renoise,
+    step_log_weight,
+    write_network_input,
+)
 
 FEW_NORMALS = 2**15  # of all steps of all images in flight; beyond, those of each call are drawn before it
 
@@ -52,6 +62,19 @@ class Image(Struct, frozen=True, eq=False):
     adapter: int = 0  # its number in a network that takes adapters by row; 0: the backbone
     given: Mapping[str, NDArray[np.float32]] | None = None  # its rows of the network's conditions; absent: their fill
     told: Sequence[int] = ()  # calls, from 1, that are told without an image; none of `previews`, and never the last
+    last_adapter: int | None = None  # that of its last call; None: `adapter`
+    # Whether its log weight is told: the sum over its steps of log p_backbone - log p_adapter. It takes two slots, as
+    # every call but the last has a second row for it: the backbone at the same state.
+    weighed: bool = False
+
+    @property
+    def adapters(self) -> tuple[int, int]:
+        """Of all calls but the last, and of the last."""
+        return self.adapter, self.adapter if self.last_adapter is None else self.last_adapter
+
+    @property
+    def slots(self) -> int:
+        return 2 if self.weighed else 1
 
 
 class Tick(Struct, frozen=True):
@@ -59,11 +82,12 @@ class Tick(Struct, frozen=True):
 
     finished: tuple[tuple[ImageKey, Pixels], ...] = ()  # uint8 [H, W, C] each
     broken: tuple[ImageKey, ...] = ()  # the network returned non-finite values for these
-    active: int = 0  # rows that were images
+    active: int = 0  # rows that were images, or the backbone's for their log weights
     batch: int = 0  # rows the network saw; batch - active were padding
     # Of the images that asked for it after this call and go on: which, the number of the call from 1, and the denoised
     # image uint8 [H, W, C]; None where the call alone is told.
     previews: tuple[tuple[ImageKey, int, Pixels | None], ...] = ()
+    log_weights: tuple[tuple[ImageKey, float], ...] = ()  # of the images in `finished` that asked for it
 
 
 def nothing() -> None:
@@ -94,7 +118,8 @@ class Slots(Protocol):
 
 
 class SlotTable:
-    """`capacity` slots and the arithmetic that moves them. The images in flight are the first rows, oldest first.
+    """`capacity` slots and the arithmetic that moves them. The images in flight are the first rows, oldest first; of
+    those that are weighed, the second rows come behind all of them.
 
     buckets: batch sizes the network is called with, ascending, the last one being the capacity. Exact mode has a
     single bucket: the shape, and with it every row's bytes, never depends on the rest of the batch.
@@ -123,8 +148,8 @@ class SlotTable:
         self.capacity = capacity = self.buckets[-1]
         self.images: list[Image] = []  # in flight
         self.ahead: list[Rows | None] = []  # their normals of steps 1, 2 and so on; None: drawn call by call
-        # Whether some of them may begin at an image, mix two noises, or be told of their calls.
-        self.edited = self.mixed = self.watched = False
+        # Whether some of them may begin at an image, mix two noises, be told of their calls, or be weighed.
+        self.edited = self.mixed = self.watched = self.weighed = False
         self.begun = 0  # images whose row of x is set; those behind have been admitted since the last tick
         # By row.
         self.rows = np.arange(capacity)
@@ -133,6 +158,8 @@ class SlotTable:
         self.step = np.zeros(capacity, np.int64)  # index of the next network call
         self.seeds = np.zeros(capacity, np.uint64)
         self.drawn = np.zeros(capacity, np.bool_)  # where `ahead` is not None
+        self.adapters = np.zeros((capacity, 2), np.int64)  # Image.adapters
+        self.log_weight = np.zeros(capacity, np.float64)  # of the steps made
         # What the network sees. Before a call, rows behind the images are zero: a batch is padded by taking more.
         self.input = np.zeros((capacity, shape[0] + extra, *shape[1:]), np.float32)
         self.c_noise = np.zeros(capacity, np.float32)
@@ -144,7 +171,7 @@ class SlotTable:
 
     @property
     def free(self) -> int:
-        return self.capacity - len(self.images)
+        return self.capacity - (sum(image.slots for image in self.images) if self.weighed else len(self.images))
 
     def requests(self) -> set[int]:
         """The requests that hold a slot."""
@@ -152,7 +179,7 @@ class SlotTable:
 
     def admit(self, images: Sequence[Image]) -> None:
         """Give each image a slot; its initial noise comes with the next tick. There must be enough free slots."""
-        assert len(images) <= self.free, "the policy admitted more images than there are free slots"
+        assert sum(image.slots for image in images) <= self.free, "the policy admitted more than there are free slots"
         first = len(self.images)
         slots = slice(first, first + len(images))
         self.images += images
@@ -160,6 +187,7 @@ class SlotTable:
         self.edited |= any(image.start for image in images)
         self.mixed |= any(image.blend for image in images)
         self.watched |= any(image.previews or image.told for image in images)
+        self.weighed |= any(image.weighed for image in images)
         for sigmas in {image.sigmas for image in images}:  # nearly always one list
             same = [slot for slot, image in enumerate(images, start=first) if image.sigmas == sigmas]
             self.levels[same, : len(sigmas)] = levels_of(sigmas, self.sigma_data)
@@ -172,7 +200,8 @@ class SlotTable:
             for slot, image in enumerate(images, start=first):
                 rows[slot] = row_of(condition, image)
         if self.adapter is not None:
-            self.adapter[slots] = [image.adapter for image in images]
+            self.adapters[slots] = [image.adapters for image in images]
+        self.log_weight[slots] = 0
         self.used = max(self.used, len(self.images))
 
     def evict(self, request: int) -> int:
@@ -190,13 +219,19 @@ class SlotTable:
         levels = Levels(*level.T)
         more = levels.sigma_next > 0
         noise = self._noise(levels.sigma, more)
-        batch = self.buckets[bisect_left(self.buckets, count)]
-        arguments = self._arguments(count, batch, levels)
+        second = self._weighed(more)
+        active = count + len(second)
+        batch = self.buckets[bisect_left(self.buckets, active)]
+        arguments = self._arguments(count, batch, levels, second)
         meanwhile()
-        output = self.network(*arguments)[:count]
+        output = self.network(*arguments)[:active]
         broken: tuple[ImageKey, ...] = ()
-        if not np.isfinite(output).all():
-            sound = np.isfinite(output).all(axis=(1, 2, 3))
+        finite = bool(np.isfinite(output).all())
+        if len(second):
+            self._weigh(second, output[second] - output[count:], levels, noise[np.cumsum(more)[second] - 1])
+            output = output[:count]
+        if not finite:
+            sound = np.isfinite(output).all(axis=(1, 2, 3)) & np.isfinite(self.log_weight[:count])
             broken = self._keys(~sound)
             self._keep(sound)
             noise, output, more, levels = noise[sound[more]], output[sound], more[sound], Levels(*level[sound].T)
@@ -209,14 +244,31 @@ class SlotTable:
             self._put_back()
         previews = self._previews(more) if self.watched else ()
         finished: tuple[tuple[ImageKey, Pixels], ...] = ()
+        log_weights: tuple[tuple[ImageKey, float], ...] = ()
         sigma_next = levels.sigma_next
         if not more.all():
             finished = tuple(zip(self._keys(~more), to_pixels(x[~more]), strict=True))
+            log_weights = self._log_weights(~more) if self.weighed else ()
             self._keep(more)
             sigma_next = sigma_next[more]
         if self.images:
             renoise(self.x[: len(self.images)], noise, sigma_next)
-        return Tick(finished, broken, count, batch, previews)
+        return Tick(finished, broken, active, batch, previews, log_weights)
+
+    def _weighed(self, more: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The rows of images whose next step has a log-ratio that is asked for."""
+        if not self.weighed:
+            return self.rows[:0]
+        return np.flatnonzero(more & [image.weighed for image in self.images])
+
+    def _weigh(self, rows: NDArray[np.int64], change: Rows, levels: Levels, noise: Rows) -> None:
+        """Add the log-ratios of steps. change: what the network returned for these rows less what the backbone did."""
+        moved = levels.c_out[rows, None, None, None] * change
+        self.log_weight[rows] += step_log_weight(moved, noise, levels.sigma_next[rows])
+
+    def _log_weights(self, which: NDArray[np.bool_]) -> tuple[tuple[ImageKey, float], ...]:
+        pairs = zip(compress(self.images, which), self.log_weight[: len(which)][which].tolist(), strict=True)
+        return tuple((image.key, log_weight) for image, log_weight in pairs if image.weighed)
 
     def _keys(self, which: NDArray[np.bool_]) -> tuple[ImageKey, ...]:
         return tuple(image.key for image in compress(self.images, which))
@@ -280,8 +332,9 @@ class SlotTable:
         self.x[rows] = begin(self.seeds[rows], sigma[rows], self.shape, noise=noise, image=image)
         self.begun = new.stop
 
-    def _arguments(self, count: int, batch: int, levels: Levels) -> list[NDArray]:
-        """What F is called with, of the images in flight, in a batch padded with zeros."""
+    def _arguments(self, count: int, batch: int, levels: Levels, second: NDArray[np.int64]) -> list[NDArray]:
+        """What F is called with, of the images in flight, in a batch padded with zeros. second: rows that come once
+        more behind all of them, without an adapter."""
         z = None
         if self.latent_shape[0]:
             z = latent(self.seeds[:count], self.step[:count], self.latent_shape)
@@ -290,12 +343,18 @@ class SlotTable:
         write_network_input(self.x[:count], levels.c_in, z, out=self.input[:count])
         self.c_noise[:count] = levels.c_noise
         arrays = [self.input, self.c_noise, self.onehot, *self.given]
-        if self.adapter is not None:
-            arrays.append(self.adapter)
-        if self.used > count:
+        active = count + len(second)
+        if len(second):
             for array in arrays:
-                array[count : self.used] = 0
-            self.used = count
+                array[count:active] = array[second]
+        if self.adapter is not None:
+            self.adapter[:count] = self.adapters[self.rows[:count], (levels.sigma_next == 0).astype(np.int64)]
+            self.adapter[count:active] = 0
+            arrays.append(self.adapter)
+        if self.used > active:
+            for array in arrays:
+                array[active : self.used] = 0
+        self.used = active
         return [array[:batch] for array in arrays]
 
     def _put_back(self) -> None:
@@ -319,15 +378,13 @@ class SlotTable:
         """Free the slots where `stays` [images in flight] is False, and close the gaps, in order."""
         self.images, self.ahead = list(compress(self.images, stays)), list(compress(self.ahead, stays))
         if not self.images:
-            self.edited = self.mixed = self.watched = False
+            self.edited = self.mixed = self.watched = self.weighed = False
         self.begun = int(np.count_nonzero(stays[: self.begun]))
         rows = stays.nonzero()[0]
         first = int(np.count_nonzero(rows == self.rows[: len(rows)]))  # that is moved
         if first < len(rows):
             arrays = [self.x, self.levels, self.step, self.seeds, self.drawn, self.onehot, *self.given]
-            if self.adapter is not None:
-                arrays.append(self.adapter)
-            for array in arrays:
+            for array in (*arrays, self.adapters, self.log_weight):
                 array[first : len(rows)] = array[rows[first:]]
 
 

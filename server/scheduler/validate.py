@@ -50,6 +50,7 @@ def image_request(
     priority: str | None = None,
     guidance: float | Sequence[float] | None = None,
     pictured: Collection[str] = (),
+    log_weight: bool = False,
 ) -> ImageRequest:
     """Image i gets seed + i or seeds[i], and label or labels[i]. Absent: 4 steps, a drawn seed, one image or as many as
     the lists have entries, and for each image, or entry that is None, a class drawn from its seed.
@@ -58,7 +59,8 @@ def image_request(
     step count's calls that are made, the last ones; None: all. seed_to: all images have the noise between that of
     seed and that of seed_to, mix of the way, or mix[i]; None: evenly from one to the other.
     priority: a Priority; None: interactive. guidance: the guidance weight of all images, or that of each. pictured:
-    names of the conditions that the request's pictures will bring. Raises Refusal.
+    names of the conditions that the request's pictures will bring. log_weight: whether that of each image is told.
+    Raises Refusal.
     """
     if strength is not None and not 0 < strength <= 1:  # NaN is not
         message = f"strength must be above 0 and at most 1, not {shown(strength)}"
@@ -74,6 +76,8 @@ def image_request(
         raise invalid(message, code="unsupported_format", param="format")
     conditions = choose_conditions(manifest, guidance, pictured)
     blends = choose_blends(seed_to, mix, images)
+    if log_weight:
+        check_log_weight(manifest, begun=edit is not None, blended=bool(blends))
     if blends:
         chosen = choose_seeds(seed, 1) * images
     else:
@@ -102,6 +106,7 @@ def image_request(
         quality=quality,
         priority=choose_priority(priority),
         conditions=conditions,
+        log_weight=log_weight,
     )
 
 
@@ -168,6 +173,20 @@ def choose_priority(name: str | None) -> Priority:
         message = f"priority must be {' or '.join(known)}, not {shown(name)}"
         raise invalid(message, code="unknown_priority", param="priority")
     return cast(Priority, name or known[0])
+
+
+def check_log_weight(manifest: Manifest, *, begun: bool, blended: bool) -> None:
+    """Raises Refusal for images whose log weight cannot be told. begun: they begin at a picture. blended: two seeds
+    make their noise."""
+    if not manifest.weighs:
+        message = (
+            f"{manifest.name} has no log weights: only the adapter of a posterior's own chain has; leave log_weight out"
+        )
+        raise invalid(message, code="unsupported_log_weight", param="log_weight")
+    if begun or blended:
+        given = "image" if begun else "seed_to"
+        message = f"give {given} or log_weight, not both: a weight is that of images drawn from noise of their own"
+        raise invalid(message, code="conflict", param="log_weight")
 
 
 def choose_conditions(
@@ -363,6 +382,8 @@ def check_request(request: ImageRequest, manifests: Mapping[str, Manifest]) -> N
         message = f"sigmas must be 1 to {MAX_STEPS} levels above 0, not {shown(sigmas)}"
         raise invalid(message, code="out_of_range", param="sigmas")
     check_conditions(request.conditions, manifest, len(seeds))
+    if request.log_weight:
+        check_log_weight(manifest, begun=edit is not None, blended=bool(request.blends))
     if edit is not None:
         size, pixels = math.prod(manifest.image_shape), math.prod(manifest.image_shape[1:])
         if (edit.shape, len(edit.image)) != (manifest.image_shape, size) or len(edit.known or b"*" * pixels) != pixels:

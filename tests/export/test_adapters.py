@@ -23,13 +23,17 @@ from export.manifest import Manifest, read_manifest, served_models, write_manife
 from export.residuals import residuals_folded
 from export.upsampling import enlarged_last
 from export.verify import Gap
-from fewstep.adapters import Adapter, AdapterCard, load_student, merged, save_adapter, told
-from fewstep.ancestral import ancestral_chain
+from fewstep.adapters import Adapter, AdapterCard, load_posterior, load_student, merged, save_adapter, told
+from fewstep.ancestral import ancestral_chain, sample_weighted, student_chain
 from fewstep.card import CheckpointError, read_card
 from fewstep.checkpoint import load_denoiser
 from fewstep.network import UNet
 from fewstep.noise import noise_for
+from fewstep.pixels import to_pixels
 from fewstep.samplers import sample_dpdm
+from server.scheduler.loading import LoadOptions
+from server.scheduler.local import LocalService
+from server.scheduler.validate import image_request
 from tests.export.conftest import CONFIGS, TINY, example_rows, make_checkpoint
 
 LEVELS = {1: (1.5,), 3: (2.0, 0.7, 0.2)}
@@ -175,6 +179,41 @@ def test_what_is_served_has_levels_of_its_own_and_its_images_are_eager_ones(back
     np.testing.assert_allclose(made, eager.numpy(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_posterior_of_the_backbones_own_steps_is_served_with_its_log_weights(backbone: Path, tmp_path: Path):
+    """Images and weights are those of `sample_weighted` in PyTorch; learned variances are refused."""
+    folder = tmp_path / "copy"
+    shutil.copytree(backbone, folder)
+    network, chain = cast(torch.nn.Module, load_denoiser(folder)[0].network), student_chain(LEVELS[3])
+    adapter = Adapter(network, 2, chain.steps, torch.Generator().manual_seed(3)).requires_grad_(False)
+    for up in adapter.up.values():
+        up.normal_(0, 0.05, generator=torch.Generator().manual_seed(4))
+    card = AdapterCard(read_card(folder).weights, 2, 0, chain, "bright", class_names=("a",) * 10)
+    save_adapter(folder / "bright", adapter, card)
+    entry = add_adapter(folder / "engine", folder / "bright", threads=1)
+    assert (entry.last_map, entry.levels, list(entry.parity)) == ("backbone", {3: LEVELS[3]}, ["3"])
+    assert read_manifest(folder / "engine").adapters[2].last_map == "backbone"
+
+    loaded, labels = load_posterior(folder, folder / "bright"), torch.tensor([4, 9])
+    noise = noise_for([7, 8], (1, 8, 8))
+    with torch.no_grad():
+        made = sample_weighted(
+            lambda x, sigma: loaded.prior(x, sigma, labels), lambda x, sigma: loaded.posterior(x, sigma, labels),
+            lambda step: torch.from_numpy(noise(step)), loaded.chain, lambda images: torch.zeros(len(images)),
+        )  # fmt: skip
+    with LocalService.open({"tiny": folder / "engine"}, LoadOptions(mode="exact", capacity=4, threads=1)) as service:
+        request = image_request(
+            service.manifests["tiny:bright"], seed=7, images=2, labels=[4, 9], format="pixels", log_weight=True
+        )
+        done = service.submit(request).result()
+    assert done.log_weights == pytest.approx(made.log_weight.tolist(), abs=1e-3) and min(map(abs, done.log_weights)) > 1
+    assert np.abs(np.stack(done.images).astype(int) - to_pixels(made.images.numpy())).max() <= 1
+
+    adapter.log_variance[1] = 0.5
+    save_adapter(folder / "wide", adapter, card)
+    with pytest.raises(CheckpointError, match="Train it with --fixed-variance"):
+        add_adapter(folder / "engine", folder / "wide", threads=1)
+
+
 def test_a_backbone_without_classes_serves_adapters_that_are_told_some(tmp_path: Path):
     folder = make_checkpoint(tmp_path / "m", dataclasses.replace(TINY, classes=0, mult=(1,)))
     export_checkpoint(folder, folder / "engine", "free", threads=1, adapters=True, told_classes=3)
@@ -192,6 +231,11 @@ def test_a_backbone_without_classes_serves_adapters_that_are_told_some(tmp_path:
     np.testing.assert_allclose(made, eager.numpy(), rtol=1e-5, atol=1e-5)
     plain = backbone(torch.from_numpy(x), torch.from_numpy(sigma)).numpy()
     np.testing.assert_allclose(engine.denoiser(x, sigma), plain, rtol=1e-5, atol=1e-5)
+
+    chain = AdapterCard(read_card(folder).weights, 2, 2, student_chain(LEVELS[3]), "r", class_names=("left", "right"))
+    save_adapter(folder / "tilted", Adapter(network, 2, 2).requires_grad_(False), chain)
+    entry = add_adapter(folder / "engine", folder / "tilted", threads=1)
+    assert (entry.classes, entry.class_names, entry.parity["3"]["nfe"]) == (2, ("left", "right"), 3)
 
     wide = AdapterCard(read_card(folder).weights, 2, 4, None, "r", levels=LEVELS)
     save_adapter(
@@ -248,7 +292,7 @@ def test_wrong_pairs_are_refused_and_leave_the_engine_as_it_was(backbone: Path, 
     chain = ancestral_chain((2.0, 0.5), "small")
     for name, card, why in (
         ("other", AdapterCard("0" * 64, 2, 0, None, "r", levels=LEVELS), "was trained beside the network"),
-        ("chain", AdapterCard(weights, 2, 0, chain, "r"), "it is no student's"),
+        ("chain", AdapterCard(weights, 2, 0, chain, "r"), "samples the chain of a teacher"),
     ):
         save_adapter(folder / name, adapter if name == "other" else Adapter(network, 2, 1), card)
         with pytest.raises(CheckpointError, match=why):

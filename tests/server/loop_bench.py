@@ -46,13 +46,13 @@ class Bench:
     def submit(
         self, number: int, steps: int, images: int = 1, seed: int = 0, model: str = "tiny", timeout_s: float = math.inf,
         edit: Edit | None = None, previews: Previews = "none", preview_count: int | None = None,
-        every_call: bool = False,
+        every_call: bool = False, log_weight: bool = False,
     ) -> None:  # fmt: skip
         labels = tuple(i % CLASSES for i in range(images))
         seeds = tuple(range(seed, seed + images))
         request = ImageRequest(
             model, steps, seeds, labels, LEVELS[steps], edit=edit, previews=previews, preview_count=preview_count,
-            every_call=every_call,
+            every_call=every_call, log_weight=log_weight,
         )  # fmt: skip
         self.inbox.put(Submit(number, request, self.now_s, self.now_s + timeout_s))
 

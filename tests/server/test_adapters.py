@@ -1,5 +1,5 @@
 """Adapters of an engine, served: each is a model of its own, rows of several share a network call, and an image has the
-bytes of its model and seed whatever shares it."""
+bytes of its model and seed whatever shares it. That of a chain ends in the backbone's call, and has log weights."""
 
 import hashlib
 import io
@@ -19,6 +19,8 @@ from safetensors.numpy import save
 
 from export.engine import load_engine
 from export.manifest import AdapterEntry, read_manifest, served_models, write_manifest
+from fewstep.ancestral import sample_weighted, student_chain
+from fewstep.client import Client
 from fewstep.noise import noise_for
 from fewstep.pixels import to_pixels
 from fewstep.samplers import sample_dpdm
@@ -38,6 +40,7 @@ from tests.server.test_faults import metric, post, workers
 Until = Callable[[Callable[[], bool]], None]
 LAYER, RANK = "table", 2
 ADAPTERS = {"red": {1: (1.0,), 2: (2.0, 0.4)}, "blue": {1: (3.0,)}}  # with levels of their own
+CHAIN = "red"
 
 
 def takes_adapters(content: bytes, classes: int, channels: int) -> bytes:
@@ -84,6 +87,7 @@ def write_adapters(folder: Path) -> None:
         entry = AdapterEntry(
             name=name, sha256=hashlib.sha256(stored).hexdigest(), levels=levels, classes=manifest.classes,
             class_names=(f"{name} bag", f"{name} boot", f"{name} coat"), parity={}, bounds={},
+            last_map="backbone" if name == CHAIN else "adapter",
         )  # fmt: skip
         (folder / entry.file).write_bytes(stored)
         entries.append(entry)
@@ -111,11 +115,25 @@ def expected(engine: Path, model: str, seed: int, label: int, steps: int) -> NDA
     names = [entry.name for entry in loaded.manifest.adapters]
     adapter = 1 + names.index(model.partition(":")[2]) if ":" in model else 0
     levels = ADAPTERS[names[adapter - 1]] if adapter else LEVELS
-    denoiser = loaded.adapted_denoiser(adapter)
+    denoiser, last = loaded.adapted_denoiser(adapter), np.float32(levels[steps][-1])
+    ends = loaded.denoiser if model == f"tiny:{CHAIN}" else denoiser
     sample = sample_dpdm(
-        lambda x, sigma: denoiser(x, sigma, np.array([label])), noise_for([seed], SHAPE), levels[steps]
+        lambda x, sigma: (ends if sigma[0] == last else denoiser)(x, sigma, np.array([label])),
+        noise_for([seed], SHAPE),
+        levels[steps],
     )
     return to_pixels(sample.images)[0]
+
+
+def expected_log_weight(engine: Path, seed: int, label: int) -> float:
+    """Of an image of the chain in two calls, by the sampler of `fewstep.ancestral`."""
+    loaded, labels = load_engine(engine, threads=1), np.array([label])
+    prior, posterior = loaded.denoiser, loaded.adapted_denoiser(1 + [*ADAPTERS].index(CHAIN))
+    made = sample_weighted(
+        lambda x, sigma: prior(x, sigma, labels), lambda x, sigma: posterior(x, sigma, labels),
+        noise_for([seed], SHAPE), student_chain(ADAPTERS[CHAIN][2]), lambda images: np.zeros(len(images)),
+    )  # fmt: skip
+    return float(made.log_weight[0])
 
 
 MODELS = ("tiny", "tiny:red", "tiny:blue")
@@ -163,6 +181,51 @@ def test_every_dialect_gives_the_image_of_the_adapter(server: Server, engine: Pa
         page = client.get("/metrics").text
         assert 'fewstep_requests_total{model="tiny:red",outcome="ok"} 4.0' in page
         assert 'fewstep_slots{model="tiny",worker="0"} 8.0' in page and 'fewstep_slots{model="tiny:red"' not in page
+
+
+def test_images_of_a_chain_come_with_their_log_weights(server: Server, engine: Path):
+    """In a header, in JSON, and in the client; the same for an image alone and among others."""
+    asked = {"model": "tiny:red", "steps": 2, "seeds": [5, 6, 7], "labels": [1, 0, 2], "log_weight": True}
+    truth = [expected_log_weight(engine, seed, label) for seed, label in ((5, 1), (6, 0), (7, 2))]
+    assert len({round(each) for each in truth}) == 3
+    with server.client() as client:
+        several = client.post("/v1/generate", json=asked)
+        listed = [each["log_weight"] for each in several.json()["data"]]
+        assert listed == pytest.approx(truth, abs=1e-4)
+        alone = {**asked, "seeds": [6], "labels": [0]}
+        one = client.post("/v1/generate", json=alone, headers={"Accept": "application/x-npy"})
+        image = np.load(io.BytesIO(one.content)).reshape(SHAPE[1], SHAPE[2], SHAPE[0])
+        assert np.array_equal(image, expected(engine, "tiny:red", 6, 0, 2))
+        assert one.headers["x-log-weight"] == f"{listed[1]:.9g}"
+        for accept in ("application/x-npy", "application/zip", "image/png"):
+            whole = client.post("/v1/generate", json=asked, headers={"Accept": accept})
+            assert [float(each) for each in whole.headers["x-log-weight"].split(",")] == pytest.approx(listed)
+        events = client.post("/v1/generate", json={**asked, "stream": True}).text
+        assert f'"log_weight":{listed[2]}' in events.rsplit("event: ", 1)[1]
+        silent = client.post("/v1/generate", json={**asked, "log_weight": False})
+        assert "x-log-weight" not in silent.headers and "log_weight" not in silent.json()["data"][0]
+        models = {entry["id"]: entry["log_weights"] for entry in client.get("/v1/models").json()["data"]}
+        assert models == {"tiny": False, "tiny:red": True, "tiny:blue": False}
+    with Client(server.url) as typed:
+        images = typed.generate(model="tiny:red", steps=2, seeds=[5, 6], labels=[1, 0], log_weight=True).images
+        assert [each.log_weight for each in images] == listed[:2]
+        assert typed.generate(model="tiny:red", seed=5).images[0].log_weight is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model": "tiny"}, "tiny has no log weights: only the adapter of a posterior's own chain has"),
+        ({"model": "tiny:blue"}, "tiny:blue has no log weights"),
+        ({"model": "tiny:red", "seed_to": 4, "n": 2}, "give seed_to or log_weight, not both"),
+        ({"model": "tiny:red", "image": "iVBORw0KGgo="}, "give image or log_weight, not both"),
+    ],
+)
+def test_a_log_weight_that_means_nothing_is_refused(server: Server, fields: dict, said: str):
+    with server.client() as client:
+        refused = client.post("/v1/generate", json={**fields, "log_weight": True})
+    assert refused.status_code == 400 and said in refused.json()["error"]["message"]
+    assert refused.json()["error"]["param"] == "log_weight"
 
 
 def test_check_makes_an_image_of_each_adapter_and_lists_it(engine: Path, capsys):

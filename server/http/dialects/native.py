@@ -57,7 +57,14 @@ from server.scheduler.events import Event, Finished, Progress
 from server.scheduler.model import ModelInfo
 from server.scheduler.refusal import Kind, Refusal, invalid
 from server.scheduler.request import ImageRequest
-from server.scheduler.validate import check_range, choose_model, image_count, image_request, number_or_name
+from server.scheduler.validate import (
+    check_log_weight,
+    check_range,
+    choose_model,
+    image_count,
+    image_request,
+    number_or_name,
+)
 from server.settings.settings import Settings
 
 REFUSALS: Sequence[Kind] = (*IMAGE_REFUSALS, "not_found", "not_acceptable")
@@ -125,12 +132,14 @@ class NativeDialect:
         if fields.previews is not None and not fields.stream:
             message = "previews needs stream: true, because nothing else has previews"
             raise invalid(message, code="missing_stream", param="previews")
+        if fields.log_weight and fields.image is not None:
+            check_log_weight(manifest, begun=True, blended=False)
         request = image_request(
             manifest, steps=fields.steps, sigmas=fields.sigmas, seed=fields.seed, seeds=fields.seeds, images=images,
             seed_to=fields.seed_to, mix=fields.mix, label=fields.label, labels=fields.labels, format=format,
             guidance=fields.guidance, pictured=() if fields.upscale is None else (LOW,),
             strength=strength, previews="images" if answer == EVENTS else "none",
-            priority=priority if fields.priority is None else fields.priority,
+            priority=priority if fields.priority is None else fields.priority, log_weight=bool(fields.log_weight),
         )  # fmt: skip
         if fields.previews is not None:
             request = replace(request, preview_count=fields.previews, every_call=True)
@@ -329,6 +338,7 @@ def images_body(asked: Asked, done: Finished, settings: Settings) -> dict[str, A
                 "seed_to": request.blends[index].seed if request.blends else None,
                 "mix": request.blends[index].mix if request.blends else None,
                 **({"guidance": weight.number(index)} if weight else {}),
+                **({"log_weight": done.log_weights[index]} if done.log_weights else {}),
             }
             for index, (image, seed, label) in enumerate(zip(images, request.seeds, request.labels, strict=True))
         ],
@@ -366,6 +376,7 @@ def _model_entry(
         "levels": {str(steps): list(sigmas) for steps, sigmas in sorted(manifest.levels.items())},
         "max_images": settings.max_images,
         "edits": manifest.channels in MODES and edit_bytes(manifest) <= limit and not enlarges(manifest),
+        "log_weights": manifest.weighs,
         "conditions": [
             {"name": each.name, "shape": each.shape, "low": each.low, "high": each.high, "default": each.default}
             for each in manifest.conditions

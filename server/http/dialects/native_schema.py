@@ -95,6 +95,11 @@ class GenerateBody(BaseModel):
         "interactive, or what the header X-Priority says.",
     )
     timeout_s: float | None = Field(default=None, description="Seconds in which the answer is wanted; later it is 504.")
+    log_weight: bool | None = Field(
+        default=None,
+        description="true: with each image comes log p_prior - log p_posterior of its steps, for adapters of a "
+        "posterior's own chain; with log r of the image added it is the log of its importance weight.",
+    )
     image: str | bytes | None = Field(  # bytes: a file of a form
         default=None,
         description="The picture that every image of the request begins at: a PNG, JPEG or WebP, as base64 or as a "
@@ -210,6 +215,7 @@ def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -
             "maximum": settings.timeout_s,
             "default": settings.timeout_s,
         },
+        "log_weight": {"type": ["boolean", "null"]} if manifest.weighs else {"enum": [False, None]},
         "image": _picture(manifest),
         "strength": {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
         "mask": _picture(manifest),
@@ -223,7 +229,7 @@ def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -
     required = {"required": needed} if needed else {}
     conditions: Schema = {
         "allOf": [
-            reference("schemas", "ImageCount"), _with_image(), _with_seed_to(), _with_stream(),
+            reference("schemas", "ImageCount"), _with_image(), _with_seed_to(), _with_stream(), _not_weighed(),
             *map(_not_both, EXCLUSIVE),
         ]
     }  # fmt: skip
@@ -249,6 +255,12 @@ def _with_stream() -> Schema:
     """previews need a stream."""
     stream: Schema = {"properties": {"stream": {"const": True}}, "required": ["stream"]}
     return {"anyOf": [stream, {"properties": {"previews": {"type": "null"}}}]}
+
+
+def _not_weighed() -> Schema:
+    """A log weight is that of images drawn from noise of their own."""
+    alone: Schema = {"properties": {"image": {"type": "null"}, "seed_to": {"type": "null"}}}
+    return {"anyOf": [alone, {"properties": {"log_weight": {"enum": [False, None]}}}]}
 
 
 def _seed_to_given() -> Schema:
@@ -331,7 +343,10 @@ def _images() -> Schema:
         "seed_to": {"type": ["integer", "null"]},
         "mix": {"anyOf": [MIX, {"type": "null"}]},
     }
-    weight: Schema = {"guidance": {"type": "number", "description": "Where the request has a guidance weight."}}
+    asked: Schema = {
+        "guidance": {"type": "number", "description": "Where the request has a guidance weight."},
+        "log_weight": {"type": "number", "description": "Where the request asks for it."},
+    }
     return record(
         {
             "created": whole,
@@ -343,7 +358,7 @@ def _images() -> Schema:
             "mode": {"enum": ["fast", "exact"]},
             "media_type": {"enum": list(MEDIA_TYPES.values())},
             "timings_ms": record(dict.fromkeys(("queue", "engine", "encode"), milliseconds)),
-            "data": {"type": "array", "minItems": 1, "items": _with_optional(record(image), weight)},
+            "data": {"type": "array", "minItems": 1, "items": _with_optional(record(image), asked)},
         }
     )
 
@@ -361,6 +376,7 @@ def _model() -> Schema:
         "steps": {"type": "array", "items": whole},
         "classes": whole,
         "edits": {"type": "boolean"},
+        "log_weights": {"type": "boolean"},
         "conditions": {"type": "array", "description": "What the model takes beside classes; [] for most."},
         "browser": {"type": ["object", "null"], "description": "What a page needs to run the network by itself."},
     }

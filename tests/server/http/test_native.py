@@ -474,7 +474,7 @@ def test_each_image_has_its_own_seed_class_and_step_count():
     assert (request.seeds, request.labels[0], request.labels[2]) == ((7, 2, 7), 0, 1)
     assert request.labels[1] == read({"seed": 2}).request.labels[0], "a label that is null is drawn as ever"
     assert [request.levels(image) for image in range(3)] == [LEVELS[4], LEVELS[1], LEVELS[2]]
-    assert (request.sigmas, request.steps, request.calls, request.total_calls) == (LEVELS[4], 4, 4, 7)
+    assert (request.sigmas, request.steps, request.calls, request.total_rows) == (LEVELS[4], 4, 4, 7)
     edit = read({"image": PICTURE, "strength": 0.5, "steps": [4, 2]}).request
     assert edit.schedules == (LEVELS[4][-2:], LEVELS[2][-1:])
     assert read({"steps": [2, 2]}).request.schedules == () and read({"steps": [2, 2]}).request.images == 2
