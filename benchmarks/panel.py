@@ -4,6 +4,7 @@
     python benchmarks/panel.py runs/student --images 1000          # 40 minutes
     python benchmarks/panel.py --schedules schedules.json --rival consistency=models/fashion/rivals/consistency
     python benchmarks/panel.py --schedules schedules.json --tuned 4 best:35     # every solver at 4 calls, one at 35
+    python benchmarks/panel.py --made student.npz                  # images of fewstep generate, not sampled again
     python benchmarks/panel.py --smoke                             # seconds; proves that it runs
 
 MODEL is a student's folder (default: the shipped one); its teacher is MODEL/teacher or the folder `teacher` beside it.
@@ -36,6 +37,7 @@ from benchmarks.generators import Generator, load_sampled
 from benchmarks.harness import WORK, cell_text, need, result_file, table, write_result
 from benchmarks.inputs import MODELS, NamedFolders, add_data_options, load_data, run_cached
 from benchmarks.methods import SOLVERS, TUNED, Method, best_tuned, dpdm_method, tuned_methods
+from benchmarks.panel_made import Wanted, take_made
 from benchmarks.panel_measures import measures
 from benchmarks.quality import Series
 from benchmarks.repeated_calls import remembered
@@ -305,6 +307,13 @@ def run(args: argparse.Namespace, cache: Cache) -> None:
     samplers = columns(args, train, halves)
     ranges = seed_ranges(args.images, args.ranges)
     cut = [(sampler.name, sampler.pieces(seeds)) for seeds in ranges for sampler in samplers]
+    wanted = [
+        Wanted(sampler.series.generator.checkpoint, sampler.calls, piece)
+        for seeds in ranges for sampler in samplers for piece in sampler.pieces(seeds)
+        if sampler.series.generator.levels
+    ]  # fmt: skip
+    for file in args.made:
+        print(f"{file}: {take_made(cache, file, wanted, pixels_key)} images are judged", file=sys.stderr, flush=True)
     # The first piece of everything, then the second, ..: a run that is stopped has whole runs of fewer images.
     sample_missing(cache, [(name, pieces[i]) for i in range(len(cut[0][1])) for name, pieces in cut])
 
@@ -423,6 +432,7 @@ def main() -> None:
         "in the teacher's features (best:35)",
     )  # fmt: skip
     add("--solver", nargs="*", default=list(PUBLISHED), metavar="NAME:CALLS", help=f"default {' '.join(PUBLISHED)}")
+    add("--made", type=Path, nargs="+", default=[], metavar="FILE.npz", help="students' images, of fewstep generate")
     add("--calls", type=whole(1), nargs="+", default=list(CALLS), help="of the students (default 1 2 4 8)")
     add("--images", type=whole(4, announced.IMAGES), default=announced.IMAGES, help="N per range (default 10000)")
     add("--ranges", type=whole(1, 100), default=announced.RANGES, help=f"of seeds (default {announced.RANGES})")

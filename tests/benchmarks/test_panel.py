@@ -12,6 +12,7 @@ import pytest
 from benchmarks import panel
 from benchmarks.methods import SOLVERS
 from benchmarks.panel import Halves, compared, named, sample_missing, shown, solver, teacher_folder, trained_on
+from benchmarks.panel_made import Wanted, take_made
 from benchmarks.quality import make_series
 from fewstep.card import CheckpointError, read_card
 from fewstep.metrics.cache import Cache
@@ -110,6 +111,31 @@ def test_images_are_sampled_once_and_kept(tmp_path):
         raise AssertionError("sampled again")
 
     sample_missing(cache, [(name, replace(task, batches=again)) for name, task in tasks])
+
+
+def test_images_of_a_bulk_run_are_judged_without_being_sampled(tmp_path):
+    cache, (one, two, *_) = Cache(tmp_path / "kept"), columns()
+    wanted = [Wanted("student", each.calls, piece) for each in (one, two) for piece in each.pieces(range(7, 27))]
+    seeds = range(26, 4, -1)  # in any order, and more than are asked for
+    pixels = np.concatenate([batch.pixels for batch in two.task(seeds).batches(seeds)])
+
+    def given(**changes) -> Path:
+        recipe = {"checkpoint": "student", "steps": 2, "label": "balanced", "class_names": ["even", "odd"]}
+        arrays = {"images": pixels, "seeds": np.array(seeds), "recipe": json.dumps(recipe | changes)}
+        np.savez(tmp_path / "made.npz", **arrays)
+        return tmp_path / "made.npz"
+
+    assert take_made(cache, given(), wanted, panel.pixels_key) == 20
+    kept = [cache.read(panel.pixels_key(piece.task)) for piece in wanted]
+    assert kept[0] is None and kept[1] is not None and np.array_equal(kept[1]["pixels"], pixels[-3:-23:-1])
+    for changes in ({"checkpoint": "other"}, {"steps": 4}, {"label": "random"}, {"guidance": 2.0}):
+        with pytest.raises(ValueError, match=r"has none of the images .*\n.*--steps 1 --seeds 7-26 --out FILE.npz\n"):
+            take_made(cache, given(**changes), wanted, panel.pixels_key)
+    with pytest.raises(ValueError, match="has other images for the seeds from 7 on than its model makes now"):
+        take_made(cache, given(steps=1), wanted, panel.pixels_key)
+    (tmp_path / "made.npz").write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"is no \.npz of fewstep generate"):
+        take_made(cache, tmp_path / "made.npz", wanted, panel.pixels_key)
 
 
 def test_a_run_judges_every_sampler_beside_real_images_and_a_second_one_from_the_cache(
