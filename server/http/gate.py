@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 
 from server.http.routes import Route
 from server.scheduler.refusal import Refusal, shown
-from server.settings.settings import Settings
+from server.settings.settings import Settings, comparable
 
 AUTHORITY = re.compile(r"(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:(?P<port>\d{0,5}))?", re.ASCII)
 ANY = "*"
@@ -74,7 +74,7 @@ def check_host(headers: Headers, allowed: Sequence[str]) -> None:
         return
     given = ", ".join(headers.getlist("host"))  # several are none (RFC 9112, section 3.2)
     match = AUTHORITY.fullmatch(given)
-    host = match["host"].strip("[]").removesuffix(".").casefold() if match else ""
+    host = comparable(match["host"]) if match else ""
     if host and any(host.endswith(name[1:]) if name.startswith("*.") else host == name for name in allowed):
         return
     message = f"this server does not answer to the name {shown(given)}; its operator can allow it with --allowed-hosts"

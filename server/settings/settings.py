@@ -25,7 +25,7 @@ Value = TypeVar("Value")
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # goes into logs, labels of metrics and file names
 # As browsers write it: in lower case, without the default port of the scheme.
 ORIGIN = re.compile(r"(http(?!.*:80$)|https(?!.*:443$))://([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?|\*")
-HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\[?[0-9a-fA-F:]+\]?|\*")
+HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|\*")
 PATH = re.compile("[^\0\ud800-\udfff]+")  # what files can have and a settings file can name
 HOST = re.compile(r"[^\s*]+")  # whether there is such a host, the system says
 AUTO = "auto"
@@ -146,6 +146,20 @@ def _is_network(text: str) -> bool:
         return False
 
 
+def _is_host(text: str) -> bool:
+    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    return bool(HOST_NAME.fullmatch(text)) or (":" in bare and "/" not in bare and _is_network(bare))
+
+
+def comparable(host: str) -> str:
+    """A host name or address, with or without brackets, in the one form in which two of them are compared."""
+    name = host.strip("[]").removesuffix(".").casefold()
+    if ":" in name:
+        with suppress(ValueError):
+            return str(ip_address(name))
+    return name
+
+
 @dataclass(frozen=True)
 class Settings:
     """Raises SettingsError for a value that is not allowed."""
@@ -211,8 +225,8 @@ class Settings:
         what="an origin as browsers send it, such as https://example.org or http://localhost:3000 (in lower case, "
         "without the default port, a path or a slash at the end)")
     allowed_hosts: tuple[str, ...] = _setting((), "security", "host names to answer to, such as example.org or "
-        "*.example.org; * for all", unset="loopback's names on loopback, else all", form=HOST_NAME.fullmatch,
-        what="a host name such as example.org or *.example.org (no scheme, no port)")
+        "*.example.org; * for all", unset="loopback's names on loopback, else all", form=_is_host,
+        what="a host name such as example.org or *.example.org, or an address such as [::1] (no scheme, no port)")
     trusted_proxies: tuple[str, ...] = _setting((), "security", "addresses or networks whose X-Forwarded-For and "
         "X-Forwarded-Proto are used", unset="none", form=_is_network,
         what="an address or network such as 127.0.0.1 or 10.0.0.0/8")
@@ -268,8 +282,8 @@ class Settings:
         but its requests then still carry that name.
         """
         if self.allowed_hosts:
-            return tuple(host.casefold().strip("[]") for host in self.allowed_hosts)
-        return tuple(dict.fromkeys((*LOOPBACK_HOSTS, self.host.casefold()))) if self.loopback else ("*",)
+            return tuple(map(comparable, self.allowed_hosts))
+        return tuple(dict.fromkeys((*LOOPBACK_HOSTS, comparable(self.host)))) if self.loopback else ("*",)
 
 
 def _options() -> Iterator[Option]:

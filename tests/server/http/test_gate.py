@@ -127,6 +127,8 @@ def test_every_key_is_compared_with_the_same_effort_whichever_is_right(monkeypat
         ({"host": "0.0.0.0", "allowed_hosts": ("a.org", "*.b.org")}, "b.org", 421),
         ({"host": "0.0.0.0", "allowed_hosts": ("a.org", "*.b.org")}, "127.0.0.1", 421),
         ({"allowed_hosts": ("[::1]",)}, "[::1]", 200),
+        ({"allowed_hosts": ("2001:DB8:0:0::1",)}, "[2001:db8::1]:8000", 200),
+        ({"host": "::ffff:127.0.0.1"}, "[::ffff:7f00:1]", 200),
     ],
 )
 def test_the_host_header_must_name_this_server(settings: dict[str, Any], host: str, status: int):
