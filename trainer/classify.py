@@ -70,5 +70,5 @@ def _train_classifier(options: RunOptions, data: ImageSet) -> bool:
     method = Classification(network, compute)
     return train(
         method, partial(batches, data, config), config, options.out, save, resume=options.resume, identity=identity,
-        shard=compute.shard, recorder=CudaGraphs() if graphs else None,
+        shard=compute.shard, recorder=CudaGraphs if graphs else None,
     )  # fmt: skip

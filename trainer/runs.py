@@ -91,7 +91,7 @@ def run_method(
         write_sheet(folder, average, card, clock.images, sheet_conditions(card, data, compute.device))
 
     sheets = draw if options.sheets else None
-    recorder = CudaGraphs() if compute.cuda_graphs else None
+    recorder = CudaGraphs if compute.cuda_graphs else None
     return train(
         method, partial(batches, data, config), config, options.out, save, draw=sheets, resume=options.resume,
         identity=identity, shard=compute.shard, recorder=recorder,

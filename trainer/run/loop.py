@@ -85,7 +85,7 @@ def train(
     resume: bool = False,
     identity: dict[str, Any],  # what a resumed run must share with the run it continues
     shard: bool = False,  # divide networks, moments and averages among the processes (trainer.run.sharding)
-    recorder: Recorder | None = None,  # record whole updates and replay them
+    recorder: Callable[[], Recorder] | None = None,  # makes what records whole updates
 ) -> bool:
     """Train until a limit is reached. Returns False when interrupted; either way the checkpoint is usable.
 
@@ -110,7 +110,7 @@ def train(
     checkpoints = Checkpoints(out, parts, averages, method.ema_width, facts, save, draw, shard)
     update = _with_averages(method, averages, clock, config.batch)
     if recorder:
-        update = RecordedUpdates(update, method.optimizers, recorder).update
+        update = RecordedUpdates(update, method.optimizers, recorder()).update
     return _update_to_the_end(update, batches(clock.images, device), config, clock, checkpoints, rng)
 
 
@@ -130,10 +130,10 @@ def _with_averages(method: Method, averages: Averages, clock: Clock, batch: int)
 
 def _measure(
     method: Method, stream: Iterator[tuple[Tensor, Tensor]], config: LoopConfig, parts: Parts, rng: Draws,
-    recorder: Recorder | None,
+    recorder: Callable[[], Recorder] | None,
 ) -> int:  # fmt: skip
     """The images within the budget. Recordings are made for it alone: moments are elsewhere afterwards."""
-    updating = RecordedUpdates(method.update, method.optimizers, recorder) if recorder else method
+    updating = RecordedUpdates(method.update, method.optimizers, recorder()) if recorder else method
     first = STAGES * (WARM_UPS + 1) if recorder else STAGES
     return images_within(config.budget_s or 0, updating, stream, config.batch, parts, rng, first)
 
