@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.manifest import Manifest, read_manifest
+from export.manifest import BACKEND_ORT_CPU, Manifest, read_manifest
 from fewstep.precond import Denoiser
 
 Floats = NDArray[np.float32]
@@ -110,7 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     install(args.cost)
     from server.__main__ import main as serve
 
-    return serve(args.server)
+    return serve([*args.server, *named_backend(args.server)])
+
+
+def named_backend(flags: Sequence[str]) -> list[str]:
+    """The flag without which a server measures backends, and keeps the times; nothing where a backend is named."""
+    return [] if any(flag.startswith("--backend") for flag in flags) else ["--backend", BACKEND_ORT_CPU]
 
 
 if __name__ == "__main__":

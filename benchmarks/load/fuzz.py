@@ -44,6 +44,7 @@ from schemathesis.core.transport import Response
 from schemathesis.specs.openapi import checks
 
 from benchmarks.harness import ROOT, result_file, write_result
+from benchmarks.load.fixed_cost import named_backend
 from benchmarks.load.fuzz_apis import ApiRequest, api_requests, wrong
 from benchmarks.load.fuzz_pictures import pngs
 from fewstep.ranges import whole
@@ -282,7 +283,7 @@ def methods(url: str, operations: list[APIOperation], session: requests.Session,
 @contextmanager
 def server(arguments: list[str]) -> Iterator[str]:
     """The URL of a server that is ready."""
-    command = [sys.executable, "-m", "server", "--port", "0", "--drain-s", "0", *arguments]
+    command = [sys.executable, "-m", "server", "--port", "0", "--drain-s", "0", *arguments, *named_backend(arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

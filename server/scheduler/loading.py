@@ -28,6 +28,7 @@ from server.scheduler.calibration import (
     MAX_KNEE,
     MIN_SLOTS,
     SharedTimes,
+    call_time,
     choose_buckets,
     doubling,
     measure,
@@ -142,11 +143,14 @@ def _load_model(
         )
     table = slot_table(engine, buckets)
     # A backend of fixed shapes may prepare one at its first call; the others, and those that prepare the rest in the
-    # background, need no more than the smallest and the largest, and measuring has called both unless its time was up.
-    warm = warm and buckets[-1] in calls
+    # background, need no more than the smallest and the largest. Measuring has called the smallest and, unless its
+    # time was up, one of half the slots at least.
+    warm = warm and 2 * max(calls) >= buckets[-1]
     every = not takes_any_size(engine) and not (lazy and options.mode == "fast")
     sizes = table.buckets if every else () if warm else (buckets[0], buckets[-1])
     tick_s = warm_up(table, sizes)
+    if warm and capacity not in calls:  # that was the first such call, which grows its memory
+        tick_s = min(tick_s, call_time(calls, capacity))
     if options.stall_s and tick_s >= options.stall_s:
         raise CheckpointError(
             f"a network call of {name} over {capacity} images takes {tick_s:.1f} s, and a worker that is silent for "
@@ -192,7 +196,7 @@ def open_measured(
         open_end = tuple(sorted({*buckets_for(MIN_SLOTS, exact), *open_end}))
     prepared = buckets_for(capacity, exact) if capacity else open_end
     sizes = prepared if exact else doubling(prepared[-1])
-    enough = inf if capacity else MIN_SLOTS
+    enough = inf if capacity else MIN_SLOTS // 2  # what the last doubling has brought, the next one would not
     probe: list[Engine] = []  # stays empty when another worker has measured
 
     def measured() -> Mapping[int, float]:

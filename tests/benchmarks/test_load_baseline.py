@@ -69,7 +69,7 @@ def test_the_launcher_serves_with_its_own_loader_and_the_servers_flags(monkeypat
     called: list[Any] = []
     monkeypatch.setattr(server.__main__, "main", lambda flags: called.append(flags) or 7)
     assert fixed_cost.main(["--cost", "3,1", "--", "--port", "0"]) == 7
-    assert called == [["--port", "0"]]
+    assert called == [["--port", "0", "--backend", "onnxruntime-cpu"]], "a server left to itself would keep its times"
     engine = export.engine.load_engine(Path("models/fashion/engine"), threads=1, backend=None, buckets=(1, 8))
     assert isinstance(engine, FixedCostEngine) and engine.cost == Cost(3, 1)
 

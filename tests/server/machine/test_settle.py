@@ -13,6 +13,7 @@ import pytest
 from fewstep import cores
 from fewstep.cache_folder import cache_folder
 from server.__main__ import main
+from server.check import choice_lines
 from server.machine import kept
 from server.machine import settle as settling
 from server.machine.choice import Layout
@@ -283,6 +284,22 @@ def test_the_default_measures_nothing_on_a_busy_machine_and_uses_what_is_kept(ma
     assert machine.settle(workers=1).settings.backend == "openvino"
     machine.load = 3.0
     assert machine.settle(workers=1).settings.backend == "openvino" and not machine.measured
+
+
+def test_the_lines_of_check_have_the_choice_each_figure_and_what_does_not_run(machine: Machine):
+    machine.model = replace(machine.model, proofs={"openvino": {}, "openvino-f32": {}})
+    machine.times |= {"openvino": "this CPU has no bfloat16", "openvino-f32": FAST}
+    found = machine.settle(workers=1)
+    assert list(choice_lines(found)) == [
+        "",
+        f"# chosen for this machine: {found.fit}",
+        *(f"# measured: {each}" for each in reversed(found.fits)),
+        "# openvino, 1 worker of threads as the backend likes does not run here: this CPU has no bfloat16",
+        f"# kept in {found.path}; without that file, the next start measures again",
+    ]
+    assert str(found.fit).startswith(
+        "openvino-f32, 1 worker of threads as the backend likes, 16 slots each: 4 steps al"
+    )
 
 
 def test_on_a_gpu_auto_is_one_worker_for_each_device(machine: Machine):
