@@ -31,10 +31,10 @@ from benchmarks.harness import WORK, table, time_interleaved
 from benchmarks.inputs import MODELS
 from benchmarks.posterior_fashion_serving import ASKED, engine_with, served
 from benchmarks.posterior_results import end, parsed, said, write_rows
-from fewstep.__main__ import main as fewstep
 from fewstep.client import Client
 from fewstep.pixels import from_pixels
 from fewstep.ranges import POSITIVE, number, whole
+from trainer.posterior import main as train
 
 CLASSES, MODEL, ADAPTER = 10, "fashion", "bright"
 COLUMNS = {
@@ -50,8 +50,8 @@ def adapter_of(args: argparse.Namespace) -> Path:
     reward = args.work / "reward.py"
     reward.write_text(f"def bright(images):\n    return {args.strength} * images.clamp(-1, 1).mean(dim=(1, 2, 3))\n")
     out = args.work / ADAPTER
-    status = fewstep([
-        "posterior", "--prior", str(MODELS), "--reward", f"{reward}:bright", "--steps", str(args.steps), "--out",
+    status = train([
+        "--prior", str(MODELS), "--reward", f"{reward}:bright", "--steps", str(args.steps), "--out",
         str(out), "--fixed-variance", "--updates", str(args.updates), "--batch", str(args.batch), "--lr", str(args.lr),
         "--evaluate", str(max(2 * CLASSES, args.batch)), "--device", "cpu",
     ])  # fmt: skip
