@@ -31,10 +31,10 @@ from benchmarks.harness import WORK, table, time_interleaved
 from benchmarks.inputs import MODELS
 from benchmarks.posterior_fashion_serving import ASKED, engine_with, served
 from benchmarks.posterior_results import end, parsed, said, write_rows
-from fewstep.__main__ import main as fewstep
 from fewstep.client import Client
 from fewstep.pixels import from_pixels
 from fewstep.ranges import POSITIVE, number, whole
+from trainer.posterior import main as train
 
 CLASSES, MODEL, ADAPTER = 10, "fashion", "bright"
 COLUMNS = {
@@ -50,8 +50,8 @@ def adapter_of(args: argparse.Namespace) -> Path:
     reward = args.work / "reward.py"
     reward.write_text(f"def bright(images):\n    return {args.strength} * images.clamp(-1, 1).mean(dim=(1, 2, 3))\n")
     out = args.work / ADAPTER
-    status = fewstep([
-        "posterior", "--prior", str(MODELS), "--reward", f"{reward}:bright", "--steps", str(args.steps), "--out",
+    status = train([
+        "--prior", str(MODELS), "--reward", f"{reward}:bright", "--steps", str(args.steps), "--out",
         str(out), "--fixed-variance", "--updates", str(args.updates), "--batch", str(args.batch), "--lr", str(args.lr),
         "--evaluate", str(max(2 * CLASSES, args.batch)), "--device", "cpu",
     ])  # fmt: skip
@@ -134,8 +134,8 @@ def _arguments() -> argparse.Namespace:
     add("--updates", type=whole(1), default=40, help="of trajectory balance (default %(default)s)")
     add("--batch", type=whole(20), default=40, help="trajectories of an update (default %(default)s)")
     add("--lr", type=number(POSITIVE), default=1e-4, help="of trajectory balance (default %(default)s)")
-    add("--images", type=whole(20), default=1000, help="of the adapter (default %(default)s)")
-    add("--reference", type=whole(20), default=4000, help="images of the prior (default %(default)s)")
+    add("--images", type=whole(20), default=400, help="of the adapter (default %(default)s)")
+    add("--reference", type=whole(20), default=1600, help="images of the prior (default %(default)s)")
     add("--work", type=Path, default=WORK / "runs/posterior-weights", metavar="DIR",
         help="what is finished (default runs/posterior-weights)")  # fmt: skip
     args = parsed(parser, "posterior-weights")
