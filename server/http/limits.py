@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol, made safe against clients that send or read slowly, too much, or nonsense.
 
 uvicorn 0.54 with httptools takes head lines without end and waits for them without end, loses the body of a request
-that offers an upgrade, resets a connection whose body it does not want, answers what it cannot parse by itself, and
+that offers an upgrade, resets a connection whose body is not read, answers what it cannot parse by itself, and
 sends chunks to HTTP/1.0.
 Here each of these requests gets one answer from the app, and every state of a connection has a timer:
 
@@ -95,7 +95,7 @@ class _Transport:
 
 def _without_chunks(cycle: RequestResponseCycle, plain: Callable[[Any], Awaitable[None]]) -> Callable[..., Any]:
     """What the app calls to answer HTTP/1.0, which has no chunks (RFC 9112, section 6.1): an answer that does not say
-    its length ends with its connection. uvicorn sends chunks, or as many bytes as were said."""
+    its length ends with its connection. uvicorn sends chunks, or as many bytes as the head announced."""
 
     open_ended = False
 
@@ -162,7 +162,7 @@ class BoundedHttp(HttpToolsProtocol):
         same until something is sent. A client that is there ignores an interim answer (RFC 9110, section 15.2), and
         the system of one that has left refuses it with a reset. HTTP/1.0 has no such answers: there it counts as gone.
         Within an answer, such as a stream of events, no other can be sent: there its next part provokes the reset, and
-        whoever watches is told of the doubt.
+        `Departure.doubted` is called.
         """
         self._watch_reader()
         running = self.running

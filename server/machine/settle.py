@@ -22,7 +22,7 @@ BUSY = 0.5  # load average for each core beyond which measured times are doubtfu
 
 @dataclass(frozen=True)
 class Settled:
-    """Settings without anything left open, and what is to be said about how they came about."""
+    """Settings without anything left open, and notes on how they were chosen."""
 
     settings: Settings
     fit: Fit | None = None  # None: nothing was left to the machine
@@ -53,7 +53,7 @@ def settle(
     """Settings with numbers for what is left open, from kept times where there are some, else from new ones.
 
     capacity_given: False lets `--workers auto` choose the slots. measure: of server.machine.trial, which raises
-    LayoutError. say: told before something is measured. Raises SettingsError where nothing runs.
+    LayoutError. say: called with a sentence before something is measured. Raises SettingsError where nothing runs.
     """
     if settings.workers != 0:  # not auto: nothing is left to the machine
         return Settled(settings)
@@ -127,16 +127,16 @@ def rivals(settings: Settings, manifests: Sequence[Manifest]) -> Iterator[str]:
 
 
 def sentence(best: Fit, fits: Sequence[Fit], own: str) -> str:
-    """What a user is told about a choice."""
-    said = f"workers auto: {best}"
+    """A sentence about a choice, for users."""
+    text = f"workers auto: {best}"
     if best.layout.backend == own:
-        return said
+        return text
     kept_fits = [each for each in fits if each.layout.backend == own]
     faster = ""
     if kept_fits:
         nearest = max(kept_fits, key=lambda each: each.images_per_s)
         faster = f", {gain(nearest, best):.1f} times as fast as {own} when measured here"
-    return f"{said}; the networks run with {best.layout.backend}{faster}; --backend {own} keeps the engine's"
+    return f"{text}; the networks run with {best.layout.backend}{faster}; --backend {own} keeps the engine's"
 
 
 def _measured(

@@ -317,7 +317,7 @@ def _images(number: int, flight: _Flight, count: int, adapter: int) -> list[Imag
             blends[i],
             adapter,
             request.given(i),
-            request.told(i),
+            request.reported(i),
         )
         for i in range(flight.granted, flight.granted + count)
     ]

@@ -51,7 +51,9 @@ class Image(Struct, frozen=True, eq=False):
     blend: Blend | None = None  # mixes the noise of another seed into its own
     adapter: int = 0  # its number in a network that takes adapters by row; 0: the backbone
     given: Mapping[str, NDArray[np.float32]] | None = None  # its rows of the network's conditions; absent: their fill
-    told: Sequence[int] = ()  # calls, from 1, that are told without an image; none of `previews`, and never the last
+    reported: Sequence[
+        int
+    ] = ()  # calls, from 1, that are reported without an image; none of `previews`, and never the last
 
 
 class Tick(Struct, frozen=True):
@@ -62,7 +64,7 @@ class Tick(Struct, frozen=True):
     active: int = 0  # rows that were images
     batch: int = 0  # rows the network saw; batch - active were padding
     # Of the images that asked for it after this call and go on: which, the number of the call from 1, and the denoised
-    # image uint8 [H, W, C]; None where the call alone is told.
+    # image uint8 [H, W, C]; None where the call alone is reported.
     previews: tuple[tuple[ImageKey, int, Pixels | None], ...] = ()
 
 
@@ -123,7 +125,7 @@ class SlotTable:
         self.capacity = capacity = self.buckets[-1]
         self.images: list[Image] = []  # in flight
         self.ahead: list[Rows | None] = []  # their normals of steps 1, 2 and so on; None: drawn call by call
-        # Whether some of them may begin at an image, mix two noises, or be told of their calls.
+        # Whether some of them may begin at an image, mix two noises, or have calls reported.
         self.edited = self.mixed = self.watched = False
         self.begun = 0  # images whose row of x is set; those behind have been admitted since the last tick
         # By row.
@@ -159,7 +161,7 @@ class SlotTable:
         self.ahead += [None] * len(images)
         self.edited |= any(image.start for image in images)
         self.mixed |= any(image.blend for image in images)
-        self.watched |= any(image.previews or image.told for image in images)
+        self.watched |= any(image.previews or image.reported for image in images)
         for sigmas in {image.sigmas for image in images}:  # nearly always one list
             same = [slot for slot, image in enumerate(images, start=first) if image.sigmas == sigmas]
             self.levels[same, : len(sigmas)] = levels_of(sigmas, self.sigma_data)
@@ -308,12 +310,12 @@ class SlotTable:
         """What is asked for now of images that go on: see Tick.previews. `step` counts the call just made already."""
         made = self.step[: len(self.images)].tolist()
         going = [(row, self.images[row]) for row in more.nonzero()[0].tolist()]
-        told = tuple((image.key, made[row], None) for row, image in going if made[row] in image.told)
+        reported = tuple((image.key, made[row], None) for row, image in going if made[row] in image.reported)
         rows = [row for row, image in going if made[row] in image.previews]
         if not rows:
-            return told
+            return reported
         keys, calls = [self.images[row].key for row in rows], [made[row] for row in rows]
-        return (*told, *zip(keys, calls, to_pixels(self.x[rows]), strict=True))
+        return (*reported, *zip(keys, calls, to_pixels(self.x[rows]), strict=True))
 
     def _keep(self, stays: NDArray[np.bool_]) -> None:
         """Free the slots where `stays` [images in flight] is False, and close the gaps, in order."""
