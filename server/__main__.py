@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def settled(resolved: Resolved, models: Mapping[str, Manifest]) -> "Settled":
-    """The settings, with what was left to the machine chosen, and the log told of it. Raises SettingsError."""
+    """The settings, with what was left to the machine chosen and logged. Raises SettingsError."""
     from server.machine.settle import settle
 
     found = settle(resolved.settings, models, say=tell)

@@ -98,7 +98,7 @@ class Maker:
                 for link in wait(list(links)):
                     assert isinstance(link, Connection)
                     try:
-                        said = MESSAGES.decode(link.recv_bytes())
+                        message = MESSAGES.decode(link.recv_bytes())
                     except EOFError:
                         process = links.pop(link)
                         process.join()
@@ -106,12 +106,12 @@ class Maker:
                             f"a process that made images has ended (exit status {process.exitcode}); the images it had "
                             "finished are kept, and the same command goes on"
                         ) from None
-                    if said is None:
+                    if message is None:
                         links.pop(link).join()
-                    elif isinstance(said, str):
-                        raise BulkError(said)
+                    elif isinstance(message, str):
+                        raise BulkError(message)
                     else:
-                        yield said
+                        yield message
         finally:
             for process in links.values():
                 process.kill()
@@ -131,15 +131,15 @@ def _worker(maker: Maker, chunks: Sequence[int], link: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         for made in maker.make(chunks):
-            _say(link, made)
-        _say(link, None)
+            _send(link, made)
+        _send(link, None)
     except (Refusal, CheckpointError, BulkError, InputsError, OSError) as error:
-        _say(link, sentence(error, maker))
+        _send(link, sentence(error, maker))
     except KeyboardInterrupt:
         pass  # the parent got it, too, and says so
 
 
-def _say(link: Connection, message: Made | str | None) -> None:
+def _send(link: Connection, message: Made | str | None) -> None:
     link.send_bytes(msgspec.json.encode(message))
 
 

@@ -40,7 +40,7 @@ class Order:
     label: "random" (each image's class is drawn from its seed, as by the server), "balanced" (class = seed modulo the
     number of classes), or the index of a class as text. capacity: images in one network call; it decides the bytes.
     output: the kind of what is written. per_file: images of one shard; 0 where there are none.
-    guidance: the weight of the class in all images; None: the model's own, and nothing is said of it.
+    guidance: the weight of the class in all images; None: the model's own, which no file mentions.
     inputs: the pictures that are enlarged, as many as seeds; None: the model makes images of noise alone.
     """
 

@@ -180,8 +180,8 @@ class Answer:
             headers: Sequence[tuple[bytes, bytes]] = list(message.get("headers", ()))
             self.refused = OURS not in [name.lower() for name, _ in headers]
             self.events = any(name.lower() == b"content-type" and EVENTS.encode() in value for name, value in headers)
-            told = [(REPLAYS, b"%d" % self.replays)] if self.replays else []
-            self.head = {**message, "headers": [*_one_request_id(headers), *told]}
+            counted = [(REPLAYS, b"%d" % self.replays)] if self.replays else []
+            self.head = {**message, "headers": [*_one_request_id(headers), *counted]}
         elif not self.refused:
             if self.head is not None:
                 await self.client(self.head)

@@ -19,46 +19,48 @@ class Departure:
         """listen: reads on, since the end of a connection that is not read goes unnoticed."""
         self._listen = listen
         self._left = False
-        self._tell: Callable[[], None] | None = None
-        self._doubt: Callable[[], object] | None = None
+        self._on_leave: Callable[[], None] | None = None
+        self._on_doubt: Callable[[], object] | None = None
 
-    def watch(self, tell: Callable[[], None], doubt: Callable[[], object] | None = None) -> None:
-        """Call `tell` once the client leaves; at once, if it has. doubt: see the function `watch`."""
+    def watch(self, on_leave: Callable[[], None], on_doubt: Callable[[], object] | None = None) -> None:
+        """Call `on_leave` once the client leaves; at once, if it has. on_doubt: see the function `watch`."""
         self._listen()
-        self._tell, self._doubt = tell, doubt
+        self._on_leave, self._on_doubt = on_leave, on_doubt
         if self._left:
-            tell()
+            on_leave()
 
     def forget(self) -> None:
-        """Stop telling."""
-        self._tell = self._doubt = None
+        """Call neither from now on."""
+        self._on_leave = self._on_doubt = None
 
     def doubted(self) -> None:
         """The protocol says that the client may have left."""
-        if self._doubt is not None:
-            self._doubt()
+        if self._on_doubt is not None:
+            self._on_doubt()
 
     def happened(self) -> None:
         """The protocol says that the client has left."""
         self._left = True
-        if self._tell is not None:
-            self._tell()
+        if self._on_leave is not None:
+            self._on_leave()
 
 
-def watch(http: Request, tell: Callable[[], None], doubt: Callable[[], object] | None = None) -> Callable[[], object]:
-    """Call `tell` when the client of a request whose body has been read leaves. Returns what ends the watch.
+def watch(
+    http: Request, on_leave: Callable[[], None], on_doubt: Callable[[], object] | None = None
+) -> Callable[[], object]:
+    """Call `on_leave` when the client of a request whose body has been read leaves. Returns what ends the watch.
 
-    doubt: called when the client sends nothing more within its answer. It waits for the rest, or has left: only a
+    on_doubt: called when the client sends nothing more within its answer. It waits for the rest, or has left: only a
     further part of the answer shows which.
     """
     departure: Departure | None = http.scope.get(DEPARTURE)
     if departure is None:
-        return asyncio.get_running_loop().create_task(_wait(http, tell)).cancel
-    departure.watch(tell, doubt)
+        return asyncio.get_running_loop().create_task(_wait(http, on_leave)).cancel
+    departure.watch(on_leave, on_doubt)
     return departure.forget
 
 
-async def _wait(http: Request, tell: Callable[[], None]) -> None:
+async def _wait(http: Request, on_leave: Callable[[], None]) -> None:
     while (await http.receive())["type"] != "http.disconnect":
         continue
-    tell()
+    on_leave()

@@ -30,7 +30,7 @@ class DrainingServer(uvicorn.Server):
         self.grace_until_s = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal handler: only notes the wish. A second SIGINT ends the drain and the grace period."""
+        """A signal handler: only sets a flag. A second SIGINT ends the drain and the grace period."""
         self._captured_signals.append(sig)
         now = monotonic()
         if not self.pool.draining:

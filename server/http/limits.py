@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol, made safe against clients that send or read slowly, too much, or nonsense.
 
 uvicorn 0.54 with httptools takes head lines without end and waits for them without end, loses the body of a request
-that offers an upgrade, resets a connection whose body it does not want, answers what it cannot parse by itself, and
+that offers an upgrade, resets a connection whose body is not read, answers what it cannot parse by itself, and
 sends chunks to HTTP/1.0.
 Here each of these requests gets one answer from the app, and every state of a connection has a timer:
 
@@ -14,6 +14,9 @@ Here each of these requests gets one answer from the app, and every state of a c
                                               answer, which a stream of events sends at once
     answer that the client does not read      WRITE_S, again and again while MIN_READ_BYTES were read in it
     after its last answer                     LINGER_S and LINGER_BYTES to read the rest away, so that it is not reset
+
+Requests that come before earlier ones are answered wait unparsed, but for those of one piece; uvicorn would parse what
+a connection sends without end.
 """
 
 import asyncio
@@ -32,6 +35,7 @@ from server.scheduler.refusal import Refusal
 
 MAX_HEAD_BYTES = 65_536  # of a head, or of everything in a chunked body that is not its content
 CHUNK_BYTES = 8  # framing allowed for each byte of content: chunks of one byte need five
+PIECE_BYTES = 4_096  # that are parsed at once: a hundred requests
 HEAD_S = 10.0
 WRITE_S = 30.0
 MIN_READ_BYTES = 32_768
@@ -95,7 +99,7 @@ class _Transport:
 
 def _without_chunks(cycle: RequestResponseCycle, plain: Callable[[Any], Awaitable[None]]) -> Callable[..., Any]:
     """What the app calls to answer HTTP/1.0, which has no chunks (RFC 9112, section 6.1): an answer that does not say
-    its length ends with its connection. uvicorn sends chunks, or as many bytes as were said."""
+    its length ends with its connection. uvicorn sends chunks, or as many bytes as the head announced."""
 
     open_ended = False
 
@@ -124,6 +128,8 @@ class BoundedHttp(HttpToolsProtocol):
     url = b""  # of the present message, as far as it was read
     around = 0  # bytes of the present message that were not its body: its head, chunk sizes, trailers
     content = 0  # bytes of its body
+    declared = 0  # bytes that its body is to have, where its head says so
+    unparsed = b""  # what has come behind requests that wait for the answers to earlier ones
     reading = False  # whether a body is on its way
     resuming = False  # whether the parser is fed a head that was read before
     refused = False  # nothing more is parsed
@@ -162,7 +168,7 @@ class BoundedHttp(HttpToolsProtocol):
         same until something is sent. A client that is there ignores an interim answer (RFC 9110, section 15.2), and
         the system of one that has left refuses it with a reset. HTTP/1.0 has no such answers: there it counts as gone.
         Within an answer, such as a stream of events, no other can be sent: there its next part provokes the reset, and
-        whoever watches is told of the doubt.
+        `Departure.doubted` is called.
         """
         self._watch_reader()
         running = self.running
@@ -193,6 +199,24 @@ class BoundedHttp(HttpToolsProtocol):
         self.loop.call_later(wait_s, self._check_departure, wait_s)
 
     def data_received(self, data: bytes) -> None:
+        if (self.unparsed or self.pipeline) and not (self.refused or self.lingering):
+            self.unparsed += data
+            self.flow.pause_reading()
+        else:
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """Piece by piece, until a request has to wait for the answer to an earlier one."""
+        while data:
+            if self.pipeline and not (self.refused or self.lingering):
+                self.unparsed = data
+                self.flow.pause_reading()
+                return
+            size = max(PIECE_BYTES, self.declared - self.content) if self.reading else PIECE_BYTES
+            self._parse_piece(data[:size])
+            data = data[size:]
+
+    def _parse_piece(self, data: bytes) -> None:
         self.around += len(data)
         if self.refused or self.lingering:
             if self.around > LINGER_BYTES:
@@ -259,13 +283,18 @@ class BoundedHttp(HttpToolsProtocol):
             self._refuse(NO_PROXY)
             return
         scope: Any = self.scope
-        scope[DEPARTURE] = Departure(self.flow.resume_reading)
+        scope[DEPARTURE] = Departure(self._listen)
         super().on_headers_complete()
+        self.declared = int(dict(self.headers).get(b"content-length", 0))
         self.cycle.receive = self._receive(self.cycle, self.cycle.receive)
         if self.scope["http_version"] == "1.0":
             self.cycle.send = _without_chunks(self.cycle, self.cycle.send)
         self._stop()
         self.reading = True
+
+    def _listen(self) -> None:
+        if not self.unparsed:
+            self.flow.resume_reading()
 
     def _receive(self, cycle: RequestResponseCycle, plain: Callable[[], Awaitable[Any]]) -> Callable[[], Any]:
         """What the app calls for a body; raises Refusal when the rest of it cannot be read."""
@@ -303,6 +332,17 @@ class BoundedHttp(HttpToolsProtocol):
         if self._idle() and not self.transport.is_closing():
             begun = self.reading or self.around > 0
             self._start(self.head_s if begun else self.timeout_keep_alive)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Parse what has waited for an answer; until it is parsed, nothing more is read."""
+        if self.transport.is_closing():
+            return
+        if self.unparsed and not self.pipeline:
+            data, self.unparsed = self.unparsed, b""
+            self._parse(data)
+        if self.unparsed or self.pipeline:
+            self.flow.pause_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -18,7 +18,7 @@ from server.machine.choice import Layout
 
 FORMAT = 1
 MAX_BYTES = 2**20
-SIZES = range(1, 1025)  # of a batch, and seconds of a call, that a damaged file is told by
+SIZES = range(1, 1025)  # of a batch, and seconds of a call: others stand in a damaged file only
 MIN_CALL_S, MAX_CALL_S = 1e-6, 1e4
 PROCESSOR = Path("/proc/cpuinfo")
 LIBRARIES = ("onnxruntime", "openvino", "numpy")
@@ -50,9 +50,9 @@ def processor(path: Path = PROCESSOR) -> str:
     except OSError:
         return "unknown"
     lines = dict(line.split(":", 1) for line in first.splitlines() if ":" in line)
-    said = {name.strip(): text.strip() for name, text in lines.items()}
-    flags = hashlib.sha256(said.get("flags", said.get("Features", "")).encode()).hexdigest()[:8]
-    return f"{said.get('model name', 'unknown')}, {flags}"
+    fields = {name.strip(): text.strip() for name, text in lines.items()}
+    flags = hashlib.sha256(fields.get("flags", fields.get("Features", "")).encode()).hexdigest()[:8]
+    return f"{fields.get('model name', 'unknown')}, {flags}"
 
 
 def file_of(known: Mapping[str, Any], home: Path | None) -> Path | None:

@@ -25,7 +25,7 @@ Measure = Callable[[Path, Layout], Mapping[int, float]]  # seconds of a call by 
 
 @dataclass(frozen=True)
 class Settled:
-    """Settings without anything left open, and what is to be said about how they came about."""
+    """Settings without anything left open, and notes on how they were chosen."""
 
     settings: Settings
     fit: Fit | None = None  # None: nothing was left to the machine
@@ -62,8 +62,8 @@ def settle(
 ) -> Settled:
     """Settings with numbers for what is left open, from kept times where there are some, else from new ones.
 
-    measure: of server.machine.trial, which raises
-    LayoutError. say: told before and after something is measured. Raises SettingsError where nothing runs.
+    measure: of server.machine.trial, which raises LayoutError. say: called with a sentence before and after something
+    is measured. Raises SettingsError where nothing runs.
     """
     asked = question(settings, models)
     if asked is None:
@@ -146,7 +146,7 @@ def rivals(settings: Settings, manifests: Sequence[Manifest]) -> Iterator[str]:
 
 
 def sentence(settings: Settings, best: Fit, fits: Sequence[Fit], own: str) -> str:
-    """What a user is told about a choice."""
+    """A sentence about a choice, for users."""
     backend = best.layout.backend
     gained = ""
     kept_fits = [each for each in fits if each.layout.backend == own]

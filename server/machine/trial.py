@@ -20,7 +20,7 @@ from server.scheduler.loading import LoadOptions, measure_ticks, own_cores, slot
 
 SIZES = doubling(32)  # a CPU's knee lies below; a backend of fixed shapes compiles each
 TIMEOUT_S = 120.0  # for a layout: seconds of loading, and less than one of measuring
-Said = dict[int, float] | str  # seconds of a call by batch size; or why there are none
+Report = dict[int, float] | str  # seconds of a call by batch size; or why there are none
 GO = b"go"
 
 
@@ -29,7 +29,7 @@ class LayoutError(Exception):
     """A layout that does not run here, and why, in a sentence."""
 
     why: str
-    lasting: bool = False  # the backend or the engine said so; else the next start tries again
+    lasting: bool = False  # the backend or the engine refuses; else the next start tries again
 
 
 def measure_layout(folder: Path, layout: Layout, timeout_s: float = TIMEOUT_S) -> dict[int, float]:
@@ -66,40 +66,40 @@ def measure_layout(folder: Path, layout: Layout, timeout_s: float = TIMEOUT_S) -
 
 
 def _answers(links: Sequence[Connection], until_s: float) -> list[dict[int, float]]:
-    """What each process says next. Raises LayoutError where one cannot go on, says nothing in time, or has ended."""
-    said: dict[Connection, dict[int, float]] = {}
-    while len(said) < len(links):
-        ready = wait([link for link in links if link not in said], max(0.0, until_s - time.monotonic()))
+    """What each process sends next. Raises LayoutError where one cannot go on, sends nothing in time, or has ended."""
+    reports: dict[Connection, dict[int, float]] = {}
+    while len(reports) < len(links):
+        ready = wait([link for link in links if link not in reports], max(0.0, until_s - time.monotonic()))
         if not ready:
-            raise LayoutError("it said nothing in time")
+            raise LayoutError("it sent nothing in time")
         for link in ready:
             assert isinstance(link, Connection)
             try:
-                answer = msgspec.json.decode(link.recv_bytes(), type=Said)
+                answer = msgspec.json.decode(link.recv_bytes(), type=Report)
             except (EOFError, ConnectionError):
                 raise LayoutError("a process that measured has ended") from None
             if isinstance(answer, str):
                 raise LayoutError(answer, lasting=True)
-            said[link] = answer
-    return [said[link] for link in links]
+            reports[link] = answer
+    return [reports[link] for link in links]
 
 
-def _say(link: Connection, said: Said) -> None:
-    link.send_bytes(msgspec.json.encode(said))
+def _send(link: Connection, report: Report) -> None:
+    link.send_bytes(msgspec.json.encode(report))
 
 
 def _measure(folder: Path, layout: Layout, number: int, link: Connection, others: Sequence[Connection]) -> None:
-    """The whole of a process: says that it has loaded, waits for the others, then says the times."""
+    """The whole of a process: reports that it has loaded, waits for the others, then reports the times."""
     for other in others:
         other.close()  # or the end of the parent would not be seen
     try:
-        _say(link, _times(folder, layout, number, link))
+        _send(link, _times(folder, layout, number, link))
     except CheckpointError as error:
-        _say(link, str(error))
+        _send(link, str(error))
     except (EOFError, ConnectionError):  # the parent has given up
         pass
     except Exception as error:  # of a library; another layout may run
-        _say(link, f"{type(error).__name__}: {error}")
+        _send(link, f"{type(error).__name__}: {error}")
     sys.stdout.flush()
     os._exit(0)  # a library's own clean-up has nothing to keep
 
@@ -116,6 +116,6 @@ def _times(folder: Path, layout: Layout, number: int, link: Connection) -> dict[
             raise CheckpointError(f"{layout.backend} runs on a GPU here, where layouts of cores say nothing")
         table = slot_table(engine, SIZES)
         measure_ticks(table, SIZES[:1])
-        _say(link, {})
+        _send(link, {})
         link.recv_bytes()
         return measure_ticks(table, SIZES)

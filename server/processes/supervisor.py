@@ -166,11 +166,7 @@ class Supervisor:
             self._signal_http(signal.SIGTERM)
             return
         for http in self.https:
-            if http.exitcode is None:
-                logger.error("the %s process did not end in time and is killed", http.name)
-                self.code = self.code or 1
-                http.kill()
-                http.join()
+            self._kill(http)
 
     def _signal_http(self, number: signal.Signals) -> None:
         for http in self.https:
@@ -182,11 +178,15 @@ class Supervisor:
         until_s = time.monotonic() + KILL_AFTER_S
         for worker in self.workers.values():
             worker.join(max(0.0, until_s - time.monotonic()))
-            if worker.exitcode is None:
-                logger.error("the %s process did not end in time and is killed", worker.name)
-                self.code = self.code or 1
-                worker.kill()
-                worker.join()
+            self._kill(worker)
+
+    def _kill(self, child: ForkProcess) -> None:
+        """Kill a child that has not ended: the exit code says so."""
+        if child.exitcode is None:
+            logger.error("the %s process did not end in time and is killed", child.name)
+            self.code = self.code or 1
+            child.kill()
+            child.join()
 
     def _try_start(self, number: int) -> None:
         """Start a worker; where the system refuses, try again after a growing delay."""

@@ -83,7 +83,7 @@ class DeviceSlotTable:
         self.weighed = np.zeros(capacity, bool)
         self.flags = np.zeros(capacity, np.int64)
         self.previews = np.zeros((capacity, MAX_STEPS + 1), bool)  # by call, from 1
-        self.told = np.zeros((capacity, MAX_STEPS + 1), bool)  # likewise
+        self.reported = np.zeros((capacity, MAX_STEPS + 1), bool)  # likewise
         self.blends: dict[int, Blend] = {}  # by slot, of the few images that mix the noise of another seed into theirs
 
     @property
@@ -112,10 +112,10 @@ class DeviceSlotTable:
             self.log_weight[torch.from_numpy(slots).to(self.log_weight.device)] = 0
         self.calls[slots] = 0
         self.flags[slots] = [self._begin_at(slot, image.start) for slot, image in zip(slots, images, strict=True)]
-        self.previews[slots] = self.told[slots] = False
+        self.previews[slots] = self.reported[slots] = False
         for slot, image in zip(slots, images, strict=True):
             self.previews[slot, list(image.previews)] = True
-            self.told[slot, list(image.told)] = True
+            self.reported[slot, list(image.reported)] = True
         levels = Levels(*self.levels[slots, 0].T)
         sent = self.admitted.send(
             count, slot=slots, target=rows, sigma_next=levels.sigma, c_in=levels.c_in, c_noise=levels.c_noise,
@@ -196,13 +196,13 @@ class DeviceSlotTable:
         log_weight = self._read_log_weights(slots)
         sound &= np.isfinite(log_weight)
 
-        told = np.flatnonzero(self.told[slots, made] & ~last)
-        images: list[Pixels | None] = [None] * len(told)
+        reported = np.flatnonzero(self.reported[slots, made] & ~last)
+        images: list[Pixels | None] = [None] * len(reported)
         if denoised is not None:
             images += [*denoised.cpu().numpy()]
         previews = tuple(
             (self._key(slots[place]), int(made[place]), image)
-            for place, image in zip((*told, *shown), images, strict=True)
+            for place, image in zip((*reported, *shown), images, strict=True)
             if sound[place]
         )
         broken = tuple(self._key(slot) for slot in slots[~sound])

@@ -330,7 +330,7 @@ def _images(number: int, flight: _Flight, count: int, adapter: AdapterNumbers) -
             blends[i],
             adapter.first,
             request.given(i),
-            request.told(i),
+            request.reported(i),
             adapter.last,
             request.log_weight,
         )

@@ -127,7 +127,7 @@ class ImageRequest(Struct, frozen=True):
         """The calls of one image, from 1, whose denoised image is sent with Progress; never its last, which ends it."""
         return self._chosen(image) if self.previews == "images" else ()
 
-    def told(self, image: int) -> Sequence[int]:
+    def reported(self, image: int) -> Sequence[int]:
         """The calls of one image, from 1, that Progress is sent after without an image."""
         if self.every_call:
             sent = self.previewed(image)

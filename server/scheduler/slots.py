@@ -61,10 +61,11 @@ class Image(Struct, frozen=True, eq=False):
     blend: Blend | None = None  # mixes the noise of another seed into its own
     adapter: int = 0  # its number in a network that takes adapters by row; 0: the backbone
     given: Mapping[str, NDArray[np.float32]] | None = None  # its rows of the network's conditions; absent: their fill
-    told: Sequence[int] = ()  # calls, from 1, that are told without an image; none of `previews`, and never the last
+    # Calls, from 1, that are reported without an image; none of `previews`, and never the last.
+    reported: Sequence[int] = ()
     last_adapter: int | None = None  # that of its last call; None: `adapter`
-    # Whether its log weight is told: the sum over its steps of log p_backbone - log p_adapter. It takes two slots, as
-    # every call but the last has a second row for it: the backbone at the same state.
+    # Whether its log weight is computed: the sum over its steps of log p_backbone - log p_adapter. It takes two slots,
+    # as every call but the last has a second row for it: the backbone at the same state.
     weighed: bool = False
 
     @property
@@ -85,7 +86,7 @@ class Tick(Struct, frozen=True):
     active: int = 0  # rows that were images, or the backbone's for their log weights
     batch: int = 0  # rows the network saw; batch - active were padding
     # Of the images that asked for it after this call and go on: which, the number of the call from 1, and the denoised
-    # image uint8 [H, W, C]; None where the call alone is told.
+    # image uint8 [H, W, C]; None where the call alone is reported.
     previews: tuple[tuple[ImageKey, int, Pixels | None], ...] = ()
     log_weights: tuple[tuple[ImageKey, float], ...] = ()  # of the images in `finished` that asked for it
 
@@ -148,7 +149,7 @@ class SlotTable:
         self.capacity = capacity = self.buckets[-1]
         self.images: list[Image] = []  # in flight
         self.ahead: list[Rows | None] = []  # their normals of steps 1, 2 and so on; None: drawn call by call
-        # Whether some of them may begin at an image, mix two noises, be told of their calls, or be weighed.
+        # Whether some of them may begin at an image, mix two noises, have calls reported, or be weighed.
         self.edited = self.mixed = self.watched = self.weighed = False
         self.begun = 0  # images whose row of x is set; those behind have been admitted since the last tick
         # By row.
@@ -186,7 +187,7 @@ class SlotTable:
         self.ahead += [None] * len(images)
         self.edited |= any(image.start for image in images)
         self.mixed |= any(image.blend for image in images)
-        self.watched |= any(image.previews or image.told for image in images)
+        self.watched |= any(image.previews or image.reported for image in images)
         self.weighed |= any(image.weighed for image in images)
         for sigmas in {image.sigmas for image in images}:  # nearly always one list
             same = [slot for slot, image in enumerate(images, start=first) if image.sigmas == sigmas]
@@ -367,12 +368,12 @@ class SlotTable:
         """What is asked for now of images that go on: see Tick.previews. `step` counts the call just made already."""
         made = self.step[: len(self.images)].tolist()
         going = [(row, self.images[row]) for row in more.nonzero()[0].tolist()]
-        told = tuple((image.key, made[row], None) for row, image in going if made[row] in image.told)
+        reported = tuple((image.key, made[row], None) for row, image in going if made[row] in image.reported)
         rows = [row for row, image in going if made[row] in image.previews]
         if not rows:
-            return told
+            return reported
         keys, calls = [self.images[row].key for row in rows], [made[row] for row in rows]
-        return (*told, *zip(keys, calls, to_pixels(self.x[rows]), strict=True))
+        return (*reported, *zip(keys, calls, to_pixels(self.x[rows]), strict=True))
 
     def _keep(self, stays: NDArray[np.bool_]) -> None:
         """Free the slots where `stays` [images in flight] is False, and close the gaps, in order."""

@@ -217,7 +217,8 @@ def answer_form(fields: GenerateBody, images: int, accept: str) -> tuple[str, Fo
     """The media type of the answer, and the encoding of the images. Raises Refusal where nothing fits Accept.
 
     Several images come as JSON, as a zip, as one sheet of them in an image format, or as one array. Events come where
-    the body asks for a stream, or says nothing of one and Accept names their type: a range such as text/* is no wish.
+    the body asks for a stream, or has no field stream and Accept names their type itself: a range such as text/* is not
+    enough.
     """
     return _answer_form(fields.format, fields.stream, images > 1, accept)
 

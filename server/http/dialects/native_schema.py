@@ -229,46 +229,31 @@ def _request(name: str, manifest: Manifest, settings: Settings, default: bool) -
     required = {"required": needed} if needed else {}
     conditions: Schema = {
         "allOf": [
-            reference("schemas", "ImageCount"), _with_image(), _with_seed_to(), _with_stream(), _not_weighed(),
+            reference("schemas", "ImageCount"),
+            {"anyOf": [_given("image", {"type": "string"}), _absent("strength", "mask")]},
+            {"anyOf": [SEED_TO_GIVEN, _absent("mix")]},
+            {"anyOf": [_given("stream", {"const": True}), _absent("previews")]},
+            # A log weight is that of images drawn from noise of their own.
+            {"anyOf": [_absent("image", "seed_to"), {"properties": {"log_weight": {"enum": [False, None]}}}]},
             *map(_not_both, EXCLUSIVE),
         ]
     }  # fmt: skip
     return {"type": "object", "properties": properties, "additionalProperties": False, **required, **conditions}
 
 
-def _with_image() -> Schema:
-    """strength and mask need an image."""
-    return {
-        "anyOf": [
-            {"properties": {"image": {"type": "string"}}, "required": ["image"]},
-            {"properties": {"strength": {"type": "null"}, "mask": {"type": "null"}}},
-        ]
-    }
+def _given(name: str, value: Schema) -> Schema:
+    return {"properties": {name: value}, "required": [name]}
 
 
-def _with_seed_to() -> Schema:
-    """mix needs the seed that the images are on the way to."""
-    return {"anyOf": [_seed_to_given(), {"properties": {"mix": {"type": "null"}}}]}
+def _absent(*names: str) -> Schema:
+    return {"properties": {name: {"type": "null"} for name in names}}
 
 
-def _with_stream() -> Schema:
-    """previews need a stream."""
-    stream: Schema = {"properties": {"stream": {"const": True}}, "required": ["stream"]}
-    return {"anyOf": [stream, {"properties": {"previews": {"type": "null"}}}]}
-
-
-def _not_weighed() -> Schema:
-    """A log weight is that of images drawn from noise of their own."""
-    alone: Schema = {"properties": {"image": {"type": "null"}, "seed_to": {"type": "null"}}}
-    return {"anyOf": [alone, {"properties": {"log_weight": {"enum": [False, None]}}}]}
-
-
-def _seed_to_given() -> Schema:
-    return {"properties": {"seed_to": {"type": "integer"}}, "required": ["seed_to"]}
+SEED_TO_GIVEN = _given("seed_to", {"type": "integer"})
 
 
 def _not_both(names: tuple[str, str]) -> Schema:
-    return {"anyOf": [{"properties": {name: {"type": "null"}}} for name in names]}
+    return {"anyOf": [*map(_absent, names)]}
 
 
 def _image_count(max_images: int) -> Schema:
@@ -281,7 +266,7 @@ def _image_count(max_images: int) -> Schema:
             **dict.fromkeys(("seeds", "labels", "steps", "mix", "guidance"), entries),
         }
         seed: Schema = {"properties": {"seed": {"maximum": SEED_LIMIT - n}}}
-        return {"properties": properties, "anyOf": [seed, _seed_to_given()]}
+        return {"properties": properties, "anyOf": [seed, SEED_TO_GIVEN]}
 
     return {"anyOf": [branch(n) for n in range(1, max_images + 1)]}
 

@@ -176,7 +176,7 @@ class OpenAIDialect:
         raise invalid(message, code="unsupported_response_format", param="response_format")
 
     def _linked(self, asked: Asked, done: Finished, address: str) -> list[dict[str, Any]]:
-        """What is said of the images, with urls in place of their bytes. Raises Refusal."""
+        """The entries of the images, with urls in place of their bytes. Raises Refusal."""
         assert self.kept is not None and asked.request.format != "pixels"
         found = entries(asked, done)
         urls = self.kept.keep([entry.pop("b64_json") for entry in found], asked.request.format, address)
@@ -333,7 +333,7 @@ def usage(images: int, calls: int) -> dict[str, Any]:
 
 
 def image_entry(asked: Asked, index: int, image: Any) -> dict[str, Any]:
-    """What is said of one image; its bytes become base64."""
+    """The entry of one image; its bytes become base64."""
     request, manifest = asked.request, asked.manifest
     label = request.labels[index]
     return {
@@ -345,12 +345,12 @@ def image_entry(asked: Asked, index: int, image: Any) -> dict[str, Any]:
 
 
 def entries(asked: Asked, done: Finished) -> list[dict[str, Any]]:
-    """What is said of each image."""
+    """The entry of each image."""
     return [image_entry(asked, index, image) for index, image in enumerate(done.images)]
 
 
 def images_body(asked: Asked, done: Finished, data: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The answer without stream. data: what is said of each image."""
+    """The answer without stream. data: the entry of each image."""
     request = asked.request
     return {
         "created": int(time.time()),

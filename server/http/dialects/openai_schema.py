@@ -134,11 +134,11 @@ def _response() -> Schema:
     text: Schema = {"type": "string"}
     whole: Schema = {"type": "integer", "minimum": 0}
     milliseconds: Schema = {"type": "number", "minimum": 0}
-    said = {"revised_prompt": {"type": ["string", "null"]}, "seed": whole, "label": {"type": ["integer", "null"]}}
+    about = {"revised_prompt": {"type": ["string", "null"]}, "seed": whole, "label": {"type": ["integer", "null"]}}
     image = {
         "anyOf": [
-            record({"b64_json": {**text, "contentEncoding": "base64"}, **said}),
-            record({"url": {**text, "format": "uri"}, **said}),
+            record({"b64_json": {**text, "contentEncoding": "base64"}, **about}),
+            record({"url": {**text, "format": "uri"}, **about}),
         ]
     }
     tokens = record({"text_tokens": whole, "image_tokens": whole})

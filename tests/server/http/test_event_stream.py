@@ -91,21 +91,21 @@ def test_events_that_come_together_are_sent_together():
 
 def test_a_comment_is_sent_at_once_when_the_client_may_have_left():
     """Twice between two events. A doubt after the last event has no effect."""
-    told: list[Departure] = []
+    watched: list[Departure] = []
 
     class Listening(Departure):
-        def watch(self, tell, doubt=None):
-            super().watch(tell, doubt)
-            told.append(self)
+        def watch(self, on_leave, on_doubt=None):
+            super().watch(on_leave, on_doubt)
+            watched.append(self)
 
     def doubt(loop: FakeClockLoop) -> None:
         for at_s in (4.0, 6.0):
-            loop.call_later(at_s, lambda: told[0].doubted())
+            loop.call_later(at_s, lambda: watched[0].doubted())
 
     done = Finished(0, "png", (b"x",), 0.0, 0.0)
     parts, _ = sent([(20.0, done)], {DEPARTURE: Listening(lambda: None)}, doubt)
     assert parts == [(4.0, KEEPALIVE), (6.0, KEEPALIVE), (20.0, b"Finished")]
-    told[0].doubted()  # after the last event
+    watched[0].doubted()  # after the last event
 
 
 def test_a_stream_without_an_end_ends_at_its_deadline_in_an_error():

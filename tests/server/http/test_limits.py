@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from server.http.limits import LINGER_BYTES, MAX_HEAD_BYTES, BoundedHttp
+from server.http.limits import LINGER_BYTES, MAX_HEAD_BYTES, PIECE_BYTES, BoundedHttp
 from tests.server.http.over_tcp import CHUNKED, HEAD, LARGE, answer, flood, play, refusal
 
 
@@ -154,3 +154,55 @@ def test_chunk_extensions_without_end_are_refused():
         assert await refusal(reader) == (431, "headers_too_large")
 
     assert play(scene) == {"431": 1}
+
+
+def test_requests_that_nobody_waits_for_are_not_parsed_ahead():
+    """A connection that sends requests and reads no answer holds some hundred of them, not all."""
+    seen: list[BoundedHttp] = []
+    most = [0, 0]  # requests that wait, bytes that do
+
+    class Watched(BoundedHttp):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            super().connection_made(transport)
+            seen.append(self)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            most[0], most[1] = max(most[0], len(self.pipeline)), max(most[1], len(self.unparsed))
+
+    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        count = 2_500
+        writer.write((HEAD + b"\r\n") * count)
+        for _ in range(count):
+            assert await answer(reader) == (200, b"0")
+
+    play(scene, Watched)
+    assert len(seen) == 1 and 0 < most[0] <= PIECE_BYTES // len(HEAD) + 1 and most[1] <= 2**19
+
+
+@pytest.mark.parametrize(
+    "before", [b"", HEAD + b"Content-Length: 6000\r\n\r\n" + b"b" * 6_000, HEAD + CHUNKED + b"1\r\na\r\n0\r\n\r\n"]
+)
+def test_pipelined_requests_are_answered_in_order(before: bytes):
+    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sizes = [*range(300), 9_000, 0, 70_000, 1, *range(50)]
+        writer.write(before + b"".join(HEAD + b"Content-Length: %d\r\n\r\n" % size + b"G" * size for size in sizes))
+        if before:
+            await answer(reader)
+        for size in sizes:
+            assert await answer(reader) == (200, str(size).encode())
+        writer.write(HEAD + b"Connection: close\r\n\r\n")
+        assert await answer(reader) == (200, b"0") and await reader.read() == b""
+
+    play(scene)
+
+
+def test_a_refusal_in_the_middle_of_requests_that_wait_is_read_and_the_last_answer():
+    async def scene(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        large = HEAD.replace(b"/length", b"/small") + b"Content-Length: 2000000\r\n\r\n"
+        writer.write((HEAD + b"\r\n") * 300 + large + b"b" * 2_000_000 + (HEAD + b"\r\n") * 300)
+        for _ in range(300):
+            assert await answer(reader) == (200, b"0")
+        assert await refusal(reader) == (413, "body_too_large") and await reader.read() == b""
+
+    assert play(scene) == {"200": 300, "413": 1}

@@ -282,14 +282,14 @@ def test_a_stream_has_the_previews_that_it_asks_for():
         """Of each image, the calls with an image and those without."""
         request = read({"stream": True, **body}).request
         assert request.previews == "images", "finished images come one by one"
-        return [([*request.previewed(image)], [*request.told(image)]) for image in range(request.images)]
+        return [([*request.previewed(image)], [*request.reported(image)]) for image in range(request.images)]
 
     assert calls(steps=4) == [([1, 2, 3], [])]
     assert calls(steps=4, previews=None) == [([1, 2, 3], [])]
     assert calls(steps=4, previews=0) == [([], [1, 2, 3])]
     assert calls(steps=[8, 4, 1], previews=2) == [([1, 4], [2, 3, 5, 6, 7]), ([1, 2], [3]), ([], [])]
     assert calls(sigmas=[80, 2, 1], previews=7) == [([1, 2], [])]
-    assert read({}).request.previews == "none" and not read({}).request.told(0)
+    assert read({}).request.previews == "none" and not read({}).request.reported(0)
 
 
 @pytest.mark.parametrize("mask", [None, PICTURE])

@@ -344,7 +344,7 @@ def test_a_stream_sends_the_calls_that_were_asked_for_and_then_every_image():
         submit = await worker.taken()
         number, request = submit.id, submit.request
         assert (request.previews, request.format, request.quality) == ("images", "jpeg", None)
-        assert [*request.previewed(0)] == [1, 2] and not request.told(0), "the worker makes no other previews"
+        assert [*request.previewed(0)] == [1, 2] and not request.reported(0), "the worker makes no other previews"
         for step in (1, 2):
             for image in (0, 1):
                 await worker.send(Progress(number, image, step, 4, "jpeg", f"{image} after {step}".encode()))

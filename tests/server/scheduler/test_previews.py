@@ -121,8 +121,8 @@ def test_calls_that_are_only_told_make_no_image(table_of, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(slots, "to_pixels", counted(slots.to_pixels))
     monkeypatch.setattr(device_slots, "to_pixels_reference", counted(device_slots.to_pixels_reference))
-    images = [Image(ImageKey(0, 0), 50, 0, LEVELS[4], previews=(2,), told=(1, 3))]
-    images += [Image(ImageKey(n, 0), 50 + n, 0, LEVELS[n], told=range(1, n)) for n in (3, 1)]
+    images = [Image(ImageKey(0, 0), 50, 0, LEVELS[4], previews=(2,), reported=(1, 3))]
+    images += [Image(ImageKey(n, 0), 50 + n, 0, LEVELS[n], reported=range(1, n)) for n in (3, 1)]
     previews, finished = run(table := table_of(GaussianNetwork()), images)
     shown = previews.pop((0, 2))
     assert_close(shown, denoised(images[0])[1])
@@ -143,9 +143,9 @@ def test_previews_are_spread_over_the_calls_of_each_image(count: int | None, cal
         schedules=(LEVELS[calls], LEVELS[1]),
     )  # fmt: skip
     assert list(request.previewed(0)) == spread and list(request.previewed(1)) == []
-    assert sorted([*request.previewed(0), *request.told(0)]) == list(range(1, calls))
+    assert sorted([*request.previewed(0), *request.reported(0)]) == list(range(1, calls))
     quiet = replace(request, every_call=False)
-    assert list(quiet.previewed(0)) == spread and not quiet.told(0)
+    assert list(quiet.previewed(0)) == spread and not quiet.reported(0)
 
 
 @TABLES
