@@ -71,7 +71,7 @@ from trainer.run.draws import seeded
 TEACHER = ROOT / "models" / "earth" / "teacher"
 CLASS = "coast"
 KINDS = ("x4", "inpainting", "quarters")
-SCALES = (0.25, 0.5, 1.0)
+SCALES = (0.03, 0.1, 0.3, 1.0, 2.0)
 OF_ERRORS = 32  # real crops, or images of the chain, that say how wrong a denoiser is
 FEW = 4  # answers to every y, that decide the step of guidance
 SHOWN_ANSWERS, SHOWN_PICTURES = 6, 2
