@@ -32,6 +32,7 @@ from fewstep import extras
 extras.name_missing()
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -43,11 +44,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.edit_coverage import ANSWERS
-from benchmarks.harness import ROOT, WORK
+from benchmarks.harness import ROOT, WORK, picture_file
 from benchmarks.posterior_earth_judging import (
     Asked,
     best_of,
@@ -60,13 +62,14 @@ from benchmarks.posterior_earth_judging import (
 )  # fmt: skip
 from benchmarks.posterior_earth_task import Errors, Measurement, Prior, Told, errors_of, measurements
 from benchmarks.posterior_earth_training import Batch, Budget, balance, denoising
-from benchmarks.posterior_results import end, parsed, picture, said, settings_of, summary, with_deviations, write_rows
+from benchmarks.posterior_results import end, parsed, said, settings_of, summary, with_deviations, write_rows
 from fewstep.card import write_atomically
 from fewstep.checkpoint import load_denoiser
-from fewstep.pixels import from_pixels
+from fewstep.pixels import from_pixels, grid, to_pixels
 from fewstep.ranges import POSITIVE, number, whole
 from trainer.data.format import read_image_set
 from trainer.run.draws import seeded
+from trainer.run.sheet import add_titles
 
 TEACHER = ROOT / "models" / "earth" / "teacher"
 CLASS = "coast"
@@ -74,7 +77,8 @@ KINDS = ("x4", "inpainting", "quarters")
 SCALES = (0.03, 0.1, 0.3, 1.0, 2.0)
 OF_ERRORS = 32  # real crops, or images of the chain, that say how wrong a denoiser is
 FEW = 4  # answers to every y, that decide the step of guidance
-SHOWN_ANSWERS, SHOWN_PICTURES = 6, 2
+SHOWN_ANSWERS, SHOWN_PICTURES = 2, 2
+ON_SHEET = ("gains alone", "denoising", "RTB", "denoising, real")
 COLUMNS = {
     "task": "task", "method": "method", "log_reward": "E[log r]", "psnr": "psnr", "psnr_mean": "psnr, mean",
     "crps": "crps", "off": "off", "apart": "apart", "coverage": "coverage", "features": "of features",
@@ -287,10 +291,21 @@ def rows_of(task: Task, began: float, shown: dict[str, Tensor]) -> Iterator[dict
 def drawn(asked: Asked, answers: Tensor) -> Tensor:
     """Of the first pictures: the truth, what is measured, and the first answers."""
     made, measured = answers.unflatten(0, (-1, ANSWERS)), asked.measurement.spread(asked.y).clamp(-1, 1)
-    pictures = range(min(SHOWN_PICTURES, len(asked.truth)))
+    pictures = range(SHOWN_PICTURES)
     return torch.cat(
         [torch.cat([asked.truth[i : i + 1], measured[i : i + 1], made[i, :SHOWN_ANSWERS]]) for i in pictures]
     )
+
+
+def sheet(shown: dict[str, Tensor]) -> bytes:
+    """A PNG of 256 colours: the rows of ON_SHEET that there are."""
+    rows = {name: images for name, images in shown.items() if name.split(", ", 1)[1] in ON_SHEET}
+    columns = ["truth", "measured", *["answer"] * SHOWN_ANSWERS] * SHOWN_PICTURES
+    tiles = grid(to_pixels(torch.cat(list(rows.values())).numpy()), len(columns))
+    titled = add_titles(tiles, tiles.shape[1] // len(columns), "the first pictures and answers", columns, list(rows))
+    content = io.BytesIO()
+    Image.fromarray(titled).quantize(256).save(content, "PNG", optimize=True)
+    return content.getvalue()
 
 
 def main() -> None:
@@ -307,8 +322,8 @@ def main() -> None:
     for name in args.kinds:
         rows += rows_of(Task(work, measurements(work.shape[-1])[name]), began, shown)
         write_rows(args, "posterior_earth", rows, free=FREE, sigmas=list(work.prior.chain.sigmas), class_name=CLASS)
-        columns = len(next(iter(shown.values())))
-        write_atomically(args.out.with_suffix(".png"), picture(shown, columns))
+    if args.sheet:
+        write_atomically(args.sheet, sheet(shown))
     end(args.out, with_deviations(rows, COLUMNS))
 
 
@@ -340,6 +355,7 @@ def _arguments() -> argparse.Namespace:
     add("--levels-of-gradient", type=whole(1), default=2, help="steps whose gradient is taken (default %(default)s)")
     add("--work", type=Path, default=WORK / "runs/posterior-earth", metavar="DIR",
         help="what is finished (default runs/posterior-earth)")  # fmt: skip
+    add("--sheet", type=picture_file, metavar="FILE.png", help="also write a small picture of some rows")
     args = parsed(parser, "posterior-earth")
     args.scales = list(SCALES)
     if args.smoke:
