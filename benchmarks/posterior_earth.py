@@ -354,7 +354,7 @@ def _arguments() -> argparse.Namespace:
     add("--longer", type=number(POSITIVE), default=4.0,
         help="times as long is trajectory balance trained in another row (default %(default)s)")  # fmt: skip
     add("--updates", type=whole(1), default=100_000, help="of a training at most (default %(default)s)")
-    add("--lr", type=number(POSITIVE), default=2e-4, help="of trajectory balance (default %(default)s)")
+    add("--lr", type=number(POSITIVE), default=3e-5, help="of trajectory balance (default %(default)s)")
     add("--denoising-lr", type=number(POSITIVE), default=1e-3, help="of denoising (default %(default)s)")
     add("--batch", type=whole(1), default=8, help="images of an update of denoising (default %(default)s)")
     add("--measurements", type=whole(1), default=2, help="of an update of trajectory balance (default %(default)s)")

@@ -19,7 +19,7 @@ from trainer.settings import PosteriorConfig
 
 CONFIG = PosteriorConfig()
 GAINS, PULLS = 0.1, 0.01  # rates of denoising
-SCALARS = 0.05  # the rate of trajectory balance for gains and variances
+SCALARS = 0.1  # the rate of trajectory balance for gains and variances
 
 
 @dataclass(frozen=True)
