@@ -303,13 +303,13 @@ def drawn(asked: Asked, answers: Tensor) -> Tensor:
 
 
 def sheet(shown: dict[str, Tensor]) -> bytes:
-    """A PNG of 256 colours: the rows of ON_SHEET that there are."""
+    """A PNG of 160 colours: the rows of ON_SHEET that there are."""
     rows = {name: images for name, images in shown.items() if name.split(", ", 1)[1] in ON_SHEET}
     columns = ["truth", "measured", *["answer"] * SHOWN_ANSWERS] * SHOWN_PICTURES
     tiles = grid(to_pixels(torch.cat(list(rows.values())).numpy()), len(columns))
     titled = add_titles(tiles, tiles.shape[1] // len(columns), "the first pictures and answers", columns, list(rows))
     content = io.BytesIO()
-    Image.fromarray(titled).quantize(256).save(content, "PNG", optimize=True)
+    Image.fromarray(titled).quantize(160).save(content, "PNG", optimize=True)
     return content.getvalue()
 
 
