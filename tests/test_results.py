@@ -31,7 +31,7 @@ def test_the_index_says_what_the_file_says_of_itself(entry: dict[str, Any]):
     text = (RESULTS / entry["file"]).read_text("utf-8")
     result = json.loads(text)
     assert entry["claim"] and {"file", "claim", "command", "commit", "dirty", "machine"} <= set(entry)
-    script = re.fullmatch(r"python benchmarks/(?:load/)?(\w+)\.py.*", entry["command"])
+    script = re.fullmatch(r"(?:python benchmarks/(?:load/)?|fewstep bench )(\w+)(?:\.py)?\b.*", entry["command"])
     assert script, entry["command"]
     names = {"capacity": "load", "training_cost": "training-cost"}  # where the result is not named as its script
     assert result["benchmark"] == names.get(script[1], script[1])
