@@ -85,9 +85,18 @@ class BoundedHandler(logging.Handler):
         return True
 
 
+def _has_descriptor(stream: TextIO) -> bool:
+    """False for a stream that a program has put in the place of stderr; writing to it waits for no reader."""
+    try:
+        stream.fileno()
+    except (AttributeError, OSError):  # io.UnsupportedOperation is an OSError
+        return False
+    return True
+
+
 def configure(settings: Settings) -> None:
     """Send the log to stderr. JSON always has the requests; text has them at --log-level info and below."""
-    handler = BoundedHandler(sys.stderr)
+    handler = BoundedHandler(sys.stderr) if _has_descriptor(sys.stderr) else logging.StreamHandler(sys.stderr)
     text = TextLines("%(asctime)s %(levelname)s %(processName)s %(message)s")
     handler.setFormatter(JsonLines() if settings.log_format == "json" else text)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
