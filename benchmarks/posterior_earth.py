@@ -63,7 +63,16 @@ from benchmarks.posterior_earth_judging import (
 )  # fmt: skip
 from benchmarks.posterior_earth_task import Errors, Measurement, Prior, Told, errors_of, measurements
 from benchmarks.posterior_earth_training import Batch, Budget, balance, denoising
-from benchmarks.posterior_results import end, parsed, said, settings_of, summary, with_deviations, write_rows
+from benchmarks.posterior_results import (
+    end,
+    keep_settings,
+    parsed,
+    said,
+    settings_of,
+    summary,
+    with_deviations,
+    write_rows,
+)
 from fewstep.card import write_atomically
 from fewstep.checkpoint import load_denoiser
 from fewstep.pixels import from_pixels, grid, to_pixels
@@ -320,7 +329,7 @@ def main() -> None:
         sys.exit(f"error: {args.data} does not exist; make it with: "
                  f"fewstep trainer data earth --split test --out {args.data}")  # fmt: skip
     args.work.mkdir(parents=True, exist_ok=True)
-    _same_settings(args.work / "settings.json", settings_of(args, (*FREE, "kinds", "seeds")))
+    keep_settings(args.work / "settings.json", settings_of(args, (*FREE, "kinds", "seeds")))
     began, work = time.monotonic(), Work(args)
     rows: list[dict[str, Any]] = []
     shown: dict[str, Tensor] = {}
@@ -330,13 +339,6 @@ def main() -> None:
     if args.sheet:
         write_atomically(args.sheet, sheet(shown))
     end(args.out, with_deviations(rows, COLUMNS))
-
-
-def _same_settings(path: Path, settings: dict[str, Any]) -> None:
-    """What is kept belongs to one set of settings."""
-    if path.exists() and json.loads(path.read_text()) != settings:
-        sys.exit(f"error: {path.parent} holds a run with other settings; repeat them, or give another --work")
-    write_atomically(path, (json.dumps(settings, indent=2) + "\n").encode())
 
 
 def _arguments() -> argparse.Namespace:

@@ -42,7 +42,7 @@ from benchmarks.posterior_fashion_judging import Judge, chain_row, expected, ver
 from benchmarks.posterior_fashion_serving import engine_with, served, served_images
 from benchmarks.posterior_fashion_task import CLASSES, Task
 from benchmarks.posterior_fashion_training import CALLS, distil, teachers
-from benchmarks.posterior_results import SHOWN, end, parsed, picture, said, settings_of, write_rows
+from benchmarks.posterior_results import SHOWN, end, keep_settings, parsed, picture, said, settings_of, write_rows
 from fewstep.card import write_atomically
 from fewstep.ranges import POSITIVE, SHARE, Range, number, whole
 
@@ -117,7 +117,7 @@ def main() -> None:
     if not args.data.exists():
         sys.exit(f"error: {args.data} does not exist; make it with: fewstep trainer data fashion --out {args.data}")
     args.work.mkdir(parents=True, exist_ok=True)
-    _same_settings(args.work / "settings.json", settings_of(args, FREE))
+    keep_settings(args.work / "settings.json", settings_of(args, FREE))
     began = time.monotonic()
     rows, shown, facts = run(Task(args))
     write_rows(args, "posterior_fashion", rows, shown, FREE, reference=facts)
@@ -126,13 +126,6 @@ def main() -> None:
         write_atomically(args.sheet, picture(chosen, SHEET_COLUMNS))
     said("complete", began)
     end(args.out, table(rows, COLUMNS), json.dumps(facts, indent=1))
-
-
-def _same_settings(path: Path, settings: dict[str, Any]) -> None:
-    """What is kept belongs to one set of settings."""
-    if path.exists() and json.loads(path.read_text()) != settings:
-        sys.exit(f"error: {path.parent} holds a run with other settings; repeat them, or give another --work")
-    write_atomically(path, (json.dumps(settings, indent=2) + "\n").encode())
 
 
 def _arguments() -> argparse.Namespace:

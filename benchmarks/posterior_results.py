@@ -1,6 +1,8 @@
 """The two ends of the benchmarks of posteriors: their last options, and tables over seeds, the JSON and its picture."""
 
 import argparse
+import json
+import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +32,13 @@ def parsed(parser: argparse.ArgumentParser, name: str) -> argparse.Namespace:
 def settings_of(args: argparse.Namespace, free: Collection[str] = ()) -> dict[str, Any]:
     """The options that decide the result. free: further ones that do not."""
     return {name: value for name, value in vars(args).items() if name not in ("out", "smoke", *free)}
+
+
+def keep_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Write what the parts of a run that are kept belong to. Ends the command where they belong to other settings."""
+    if path.exists() and json.loads(path.read_text()) != settings:
+        sys.exit(f"error: {path.parent} holds a run with other settings; repeat them, or give another --work")
+    write_atomically(path, (json.dumps(settings, indent=2) + "\n").encode())
 
 
 def write_rows(

@@ -1,4 +1,4 @@
-"""The log: a reader that hangs stops nobody."""
+"""The log: requests are answered when its reader hangs."""
 
 import json
 import logging

@@ -72,9 +72,7 @@ class Counted(Engine):
         backend: str | None,
         threads: int,
         buckets: Sequence[int],
-        adapters: Any,
-        compiled: Any,
-        background: bool,
+        **others: Any,
     ) -> "Counted":
         engine = load_engine(folder, backend=backend, threads=threads)
         cls.sizes.append(tuple(buckets))
@@ -128,9 +126,7 @@ def test_an_engine_that_takes_any_size_is_opened_once_and_called_with_what_there
         backend: str | None,
         threads: int,
         buckets: Sequence[int],
-        adapters: Any,
-        compiled: Any,
-        background: bool,
+        **others: Any,
     ) -> Engine:
         opened.append(load_engine(folder, backend=backend, threads=threads, buckets=buckets))
         return opened[-1]
