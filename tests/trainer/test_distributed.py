@@ -169,7 +169,8 @@ def test_two_processes_follow_the_curve_of_one(runs: Runs, one: str, two: str):
     assert len({step for points in ours.values() for step, _ in points}) == 8  # every update has something to say
     for tag, points in ours.items():
         assert [step for step, _ in points] == [step for step, _ in theirs[tag]], tag
-        # A mean square of differences d of float32 images of order one is known to 2 d 1e-7: of small ones, not to 1e-5.
+        # The mean square of differences d of float32 images of order one is known to 2e-7 d: where it is small, not to
+        # 1e-5 of it.
         expected = pytest.approx([value for _, value in points], rel=1e-5, abs=5e-9)
         assert [value for _, value in theirs[tag]] == expected, tag
 
