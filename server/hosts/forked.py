@@ -19,7 +19,7 @@ from server.processes.control import Control
 from server.processes.pipes import HttpLinks
 from server.processes.supervisor import Supervisor
 from server.processes.worker import WorkerConfig
-from server.scheduler.calibration import EMPTY, CallTimes
+from server.scheduler.calibration import SharedTimes
 from server.settings.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,16 +43,16 @@ class ForkedServer:
         settings: Settings,
         models: Mapping[str, Manifest],
         listener: socket.socket,
-        calls: Mapping[str, CallTimes] = EMPTY,
+        times: SharedTimes | None = None,
     ) -> None:
-        """models: the manifests of the engines, under the names they are served by. calls: call times that are known,
-        by model. Raises CheckpointError when an adapter of theirs cannot be read."""
+        """models: the manifests of the engines, under the names they are served by. times: call times, with those that
+        are known. Raises CheckpointError when an adapter of theirs cannot be read."""
         self.settings = settings
         self.models = all_served(models.values())
         self.listeners = share_port(listener, settings.api_processes)
         self.address = listener.getsockname()[:2]
         self.workers = settings.workers * max(1, len(settings.devices))
-        self.config = WorkerConfig.of(settings, models, calls)
+        self.config = WorkerConfig.of(settings, models, times)
         self.shared = self._http_process() if settings.api_processes > 1 else None
 
     def serve(self) -> int:

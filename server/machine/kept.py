@@ -18,7 +18,8 @@ from server.machine.choice import Layout
 
 FORMAT = 1
 MAX_BYTES = 2**20
-SIZES = range(1, 1025)  # of a batch, and seconds of a call: others stand in a damaged file only
+BUSY = 0.5  # load average for each core beyond which measured times are doubtful
+SIZES = range(1, 4097)  # of a batch, and seconds of a call: others stand in a damaged file only
 MIN_CALL_S, MAX_CALL_S = 1e-6, 1e4
 PROCESSOR = Path("/proc/cpuinfo")
 LIBRARIES = ("onnxruntime", "openvino", "numpy")

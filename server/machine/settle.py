@@ -12,14 +12,13 @@ from fewstep import cores
 from fewstep.cache_folder import cache_folder
 from server.machine import kept
 from server.machine.choice import FASTER, Fit, Layout, choose, fit, gain, layouts
-from server.machine.kept import Kept
+from server.machine.kept import BUSY, Kept
 from server.scheduler.calibration import EXACT_SLOTS, CallTimes
 from server.settings.settings import Settings, SettingsError
 
 OPENVINO = (BACKEND_OPENVINO, BACKEND_OPENVINO_F32)
 ON_CORES = (BACKEND_ORT_CPU, *OPENVINO)  # the backends for which threads and workers are a question of cores
 MAX_WORKERS = 16  # measured side by side: each holds the engine once more
-BUSY = 0.5  # load average for each core beyond which measured times are doubtful
 Measure = Callable[[Path, Layout], Mapping[int, float]]  # seconds of a call by batch size
 
 

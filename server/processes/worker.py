@@ -18,7 +18,7 @@ from fewstep.cache_folder import cache_folder
 from fewstep.card import CheckpointError
 from server.processes.messages import Answer, Loading, Ready
 from server.processes.pipes import HttpLinks
-from server.scheduler.calibration import EMPTY, CallTimes, SharedTimes
+from server.scheduler.calibration import SharedTimes
 from server.scheduler.encoding import Encoders
 from server.scheduler.loading import LoadOptions, load_model
 from server.scheduler.loop import EngineLoop, Inbox
@@ -55,10 +55,10 @@ class WorkerConfig:
 
     @classmethod
     def of(
-        cls, settings: Settings, announced: Mapping[str, Manifest], calls: Mapping[str, CallTimes] = EMPTY
+        cls, settings: Settings, announced: Mapping[str, Manifest], times: SharedTimes | None = None
     ) -> "WorkerConfig":
-        """calls: call times that are known, by model. Raises CheckpointError when the files of announced adapters
-        cannot be read."""
+        """times: with those that are known; None: none is. Raises CheckpointError when the files of announced
+        adapters cannot be read."""
         options = LoadOptions(
             backend=settings.backend, mode=settings.mode, capacity=settings.capacity, threads=settings.threads,
             processes=settings.workers, stall_s=settings.stall_s, compiled=cache_folder("compiled"),
@@ -67,7 +67,7 @@ class WorkerConfig:
         adapters = {
             name: adapter_files(settings.engines[name], manifest.adapters) for name, manifest in announced.items()
         }
-        return cls(settings.engines, announced, options, policy, SharedTimes(calls), adapters)
+        return cls(settings.engines, announced, options, policy, times or SharedTimes(), adapters)
 
 
 def load(links: HttpLinks, config: WorkerConfig, number: int) -> dict[str, Model]:

@@ -121,8 +121,14 @@ class SharedTimes:
     which the system releases when its holder dies. A limit on the size of files (ulimit -f) concerns neither.
     """
 
-    def __init__(self, known: Mapping[str, CallTimes] = EMPTY) -> None:
-        """known: times by model that need not be measured."""
+    def __init__(
+        self,
+        known: Mapping[str, CallTimes] = EMPTY,
+        keep: Callable[[str, CallTimes], object] = lambda model, times: None,
+    ) -> None:
+        """known: times by model that need not be measured. keep: called with a model and its times by the worker that
+        has measured them."""
+        self.keep = keep
         self.memory = mmap.mmap(-1, SHARED_BYTES)
         self.lock = os.memfd_create("measured times")
         self._write({name: dict(times) for name, times in known.items()})
@@ -140,6 +146,7 @@ class SharedTimes:
             if model not in known:
                 known[model] = dict(measured())
                 self._write(known)
+                self.keep(model, known[model])
             return {int(batch): seconds for batch, seconds in known[model].items()}
         finally:
             fcntl.lockf(self.lock, fcntl.LOCK_UN)

@@ -142,14 +142,14 @@ def _load_model(
             engine.network, manifest.input_shape, manifest.columns, capacity, count, manifest.conditions
         )
     table = slot_table(engine, buckets)
-    # A backend of fixed shapes may prepare one at its first call; the others, and those that prepare the rest in the
-    # background, need no more than the smallest and the largest. Measuring has called the smallest and, unless its
-    # time was up, one of half the slots at least.
+    # A backend of fixed shapes may prepare one at its first call; those that prepare the rest in the background need
+    # the smallest and the largest alone. One of any size needs a call of the largest, which grows its memory.
+    # Measuring has called the smallest and, unless its time was up, one of half the slots at least.
     warm = warm and 2 * max(calls) >= buckets[-1]
     every = not takes_any_size(engine) and not (lazy and options.mode == "fast")
-    sizes = table.buckets if every else () if warm else (buckets[0], buckets[-1])
-    tick_s = warm_up(table, sizes)
-    if warm and capacity not in calls:  # that was the first such call, which grows its memory
+    once = warm or takes_any_size(engine)
+    tick_s = warm_up(table, table.buckets if every else () if once else (buckets[0], buckets[-1]))
+    if once:
         tick_s = min(tick_s, call_time(calls, capacity))
     if options.stall_s and tick_s >= options.stall_s:
         raise CheckpointError(

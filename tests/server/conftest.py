@@ -122,10 +122,11 @@ class Server:
 
 def launch(arguments: Sequence[str], program: str = "server") -> subprocess.Popen[str]:
     """program: the module that runs as the server. Left to itself, it would measure which backend is the fastest."""
+    defaults = {"FEWSTEP_BACKEND": BACKEND_ORT_CPU, "XDG_CACHE_HOME": os.devnull}  # nothing can be kept below a file
     return subprocess.Popen(
         [sys.executable, "-m", program, *arguments],
         cwd=ROOT,
-        env={"FEWSTEP_BACKEND": BACKEND_ORT_CPU, **os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        env={**defaults, **os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,5 +1,6 @@
 import os
 import resource
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import pytest
@@ -155,10 +156,13 @@ def test_a_worker_that_dies_while_it_measures_leaves_it_to_the_next():
     assert shared.get("a", lambda: {1: 0.5}) == {1: 0.5}
 
 
-def test_times_that_are_known_are_not_measured():
-    shared = SharedTimes({"a": {1: 0.25, 16: 1.5}})
+def test_times_that_are_known_are_not_measured_and_the_others_are_given_to_be_kept_once():
+    given: list[tuple[str, Mapping[int, float]]] = []
+    shared = SharedTimes({"a": {1: 0.25, 16: 1.5}}, lambda model, times: given.append((model, times)))
     assert shared.get("a", lambda: {1: 9.0}) == {1: 0.25, 16: 1.5}
-    assert shared.get("b", lambda: {4: 1.0}) == {4: 1.0}
+    for _ in range(2):
+        assert shared.get("b", lambda: {4: 1.0}) == {4: 1.0}
+    assert given == [("b", {4: 1.0})]
 
 
 def test_a_limit_on_the_size_of_files_is_none_on_times():
