@@ -27,7 +27,6 @@ from server.settings.sources import Resolved, resolve
 
 if TYPE_CHECKING:
     from server.machine.settle import Settled
-    from server.scheduler.calibration import SharedTimes
 
 EXIT_REFUSED = 2
 MIN_DESCRIPTORS = 32  # an HTTP process uses 22 before the first connection
@@ -52,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         gc.disable()  # until the parent has loaded its modules (server.processes.worker.freeze_heap)
         # After the checks: a wrong flag should not have to wait for these modules.
         from server.hosts.forked import ForkedServer
+        from server.machine.start_times import shared_times
 
-        server = ForkedServer(found.settings, models, listener, call_times(found, models))
+        server = ForkedServer(found.settings, models, listener, shared_times(found.settings, models, found.calls))
     except (SettingsError, CheckpointError) as error:
         sentence = printable(" ".join(str(error).split("\n")))
         print(f"error: {sentence}", file=sys.stderr)
@@ -72,15 +72,6 @@ def settled(resolved: Resolved, models: Mapping[str, Manifest]) -> "Settled":
     if found.chosen:
         tell(found.chosen)
     return found
-
-
-def call_times(found: "Settled", models: Mapping[str, Manifest]) -> "SharedTimes":
-    """Those measured now or at an earlier start; workers keep what they measure for the next one."""
-    from server.machine.start_times import keeper, read_start_times
-    from server.scheduler.calibration import SharedTimes
-
-    known = read_start_times(found.settings, models)
-    return SharedTimes({**known, **found.calls}, keeper(found.settings, models))
 
 
 def tell(text: str) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 
 from export.manifest import Manifest, all_served, engine_of
+from server.machine.start_times import shared_times
 from server.processes.admission import Admission, Room, Ticket
 from server.processes.worker import WorkerConfig
 from server.scheduler.loading import load_model
@@ -48,7 +49,8 @@ class LocalPool:
     @classmethod
     def load(cls, settings: Settings, manifests: Mapping[str, Manifest]) -> "LocalPool":
         """Load and warm up every model. manifests: of the engines. Raises CheckpointError in a sentence."""
-        started_s, config = time.monotonic(), WorkerConfig.of(settings, manifests)
+        started_s = time.monotonic()
+        config = WorkerConfig.of(settings, manifests, shared_times(settings, manifests))
         models = {
             name: load_model(name, folder, config.options, config.times, manifests[name], config.adapters[name])
             for name, folder in config.engines.items()

@@ -12,12 +12,22 @@ from server.machine import kept
 from server.machine.choice import Layout
 from server.machine.kept import BUSY, Kept
 from server.machine.settle import ON_CORES
-from server.scheduler.calibration import CallTimes
+from server.scheduler.calibration import EMPTY, CallTimes, SharedTimes
 from server.settings.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 Keep = Callable[[str, CallTimes], None]  # called with a model's name and its times
+
+
+def shared_times(
+    settings: Settings, models: Mapping[str, Manifest], calls: Mapping[str, CallTimes] = EMPTY
+) -> SharedTimes:
+    """For the workers of a server: `calls`, by model, and what an earlier start has measured; they keep the rest.
+
+    settings: without anything left open.
+    """
+    return SharedTimes({**read_start_times(settings, models), **calls}, keeper(settings, models))
 
 
 def read_start_times(

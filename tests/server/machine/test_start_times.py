@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.__main__ import call_times
 from server.machine import kept
-from server.machine.settle import Settled
-from server.machine.start_times import keeper, read_start_times
+from server.machine.start_times import keeper, read_start_times, shared_times
 from server.settings.settings import Settings
 from tests.server.fakes import manifest
 
@@ -35,10 +33,10 @@ def test_times_come_back_with_the_same_settings_alone(tmp_path: Path):
 
 def test_a_server_measures_what_no_earlier_start_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    call_times(Settled(SETTINGS), MODELS).get("a", lambda: TIMES)
-    again = call_times(Settled(SETTINGS, calls={"b": {1: 0.5}}), MODELS)
+    shared_times(SETTINGS, MODELS).get("a", lambda: TIMES)
+    again = shared_times(SETTINGS, MODELS, {"b": {1: 0.5}})
     assert again.get("a", dict) == TIMES and again.get("b", dict) == {1: 0.5}
-    newer = call_times(Settled(SETTINGS, calls={"a": {1: 0.5}}), MODELS)
+    newer = shared_times(SETTINGS, MODELS, {"a": {1: 0.5}})
     assert newer.get("a", dict) == {1: 0.5}, "measured now, to settle the settings"
 
 
