@@ -142,15 +142,7 @@ def _load_model(
             engine.network, manifest.input_shape, manifest.columns, capacity, count, manifest.conditions
         )
     table = slot_table(engine, buckets)
-    # A backend of fixed shapes may prepare one at its first call; those that prepare the rest in the background need
-    # the smallest and the largest alone. One of any size needs a call of the largest, which grows its memory.
-    # Measuring has called the smallest and, unless its time was up, one of half the slots at least.
-    warm = warm and 2 * max(calls) >= buckets[-1]
-    every = not takes_any_size(engine) and not (lazy and options.mode == "fast")
-    once = warm or takes_any_size(engine)
-    tick_s = warm_up(table, table.buckets if every else () if once else (buckets[0], buckets[-1]))
-    if once:
-        tick_s = min(tick_s, call_time(calls, capacity))
+    tick_s = _warmed_up(table, options, calls, warm, takes_any_size(engine), lazy)
     if options.stall_s and tick_s >= options.stall_s:
         raise CheckpointError(
             f"a network call of {name} over {capacity} images takes {tick_s:.1f} s, and a worker that is silent for "
@@ -163,6 +155,28 @@ def _load_model(
     numbers = adapter_numbers(replace(manifest, name=name))
     facts = engine.facts if takes_any_size(engine) else {**engine.facts, "buckets": ",".join(map(str, table.buckets))}
     return Model(table, ModelInfo(tick_s, capacity, table.buckets, facts), numbers)
+
+
+def _warmed_up(
+    table: Slots, options: LoadOptions, calls: Mapping[int, float], measured: bool, any_size: bool, lazy: bool
+) -> float:
+    """Seconds of a tick with all slots in use, after as few calls as make the next ones fast.
+
+    measured: this engine was, which has called the smallest batch and, unless its time was up, one of half the slots at
+    least. A backend of fixed shapes may prepare one at its first call; one that is lazy prepares the rest in the
+    background. An engine of any size needs a single call where its times are known, over one image: a call over all
+    slots would take most of what is left of a start.
+    """
+    known = 2 * max(calls) >= table.capacity
+    if any_size and known and not measured:
+        warm_up(table, (), 1)
+        return call_time(calls, table.capacity)
+    measured = measured and known
+    every = not any_size and not (lazy and options.mode == "fast")
+    tick_s = warm_up(table, table.buckets if every else () if measured else (table.buckets[0], table.capacity))
+    if measured and table.capacity not in calls:  # that was the first such call, which grows its memory
+        tick_s = min(tick_s, call_time(calls, table.capacity))
+    return tick_s
 
 
 def check_announced(folder: Path, announced: Manifest, found: Manifest) -> None:
@@ -271,10 +285,10 @@ def measure_ticks(table: Slots, sizes: Sequence[int], enough: float = inf) -> di
     return measure(lambda size: tick_of(table, size), sizes, enough=enough)
 
 
-def warm_up(table: Slots, batches: Sequence[int]) -> float:
-    """Tick once with each number of images; returns the seconds of a tick with all slots in use."""
+def warm_up(table: Slots, batches: Sequence[int], last: int = 0) -> float:
+    """Tick once with each number of images, then with `last` images, or with all slots; returns the seconds of that."""
     elapsed_s, tick = 0.0, Tick()
-    for batch in (*batches, table.capacity):  # the last one twice: the first call grows its memory
+    for batch in (*batches, last or table.capacity):  # where it is in batches, too: its first call grows the memory
         started_s = time.monotonic()
         tick = tick_of(table, batch)
         elapsed_s = time.monotonic() - started_s

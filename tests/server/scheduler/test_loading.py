@@ -15,7 +15,7 @@ from export.manifest import read_manifest
 from fewstep.card import CheckpointError
 from server.processes.worker import use_gpu
 from server.scheduler import loading
-from server.scheduler.calibration import SharedTimes, doubling
+from server.scheduler.calibration import SharedTimes, call_time, doubling
 from server.scheduler.loading import LoadOptions
 from server.scheduler.model import Model
 from server.scheduler.slots import SlotTable
@@ -143,24 +143,28 @@ def test_an_engine_that_takes_any_size_is_opened_once_and_called_with_what_there
 @pytest.mark.parametrize(
     ("known", "found", "warmed"),
     [
-        ({}, {1: 1.0, 11: 2.0}, ()),
-        ({}, {1: 1.0}, ()),  # the time for measuring was up
-        ({1: 1.0, 11: 2.0}, {}, ()),  # another worker has measured, or an earlier start
+        ({}, {1: 1.0, 11: 2.0}, ((), 0)),
+        ({}, {1: 1.0}, ((1, 11), 0)),  # the time for measuring was up
+        ({1: 1.0, 11: 2.0}, {}, ((), 1)),  # another worker has measured, or an earlier start
+        ({1: 1.0, 8: 2.0}, {}, ((), 1)),
+        ({1: 1.0, 4: 2.0}, {}, ((1, 11), 0)),  # too few to say how long eleven images take
     ],
 )
-def test_an_engine_of_any_size_is_warmed_up_by_one_call_of_all_slots(
+def test_an_engine_whose_times_are_known_is_warmed_up_by_one_image(
     engine_dir: Path, monkeypatch: pytest.MonkeyPatch, known: dict[int, float], found: dict[int, float], warmed
 ):
-    asked: list[Sequence[int]] = []
+    asked: list[tuple[Sequence[int], int]] = []
 
-    def warm_up(table: object, batches: Sequence[int]) -> float:
-        asked.append(tuple(batches))
+    def warm_up(table: object, batches: Sequence[int], last: int = 0) -> float:
+        asked.append((tuple(batches), last))
         return 0.1
 
     monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes, enough: found)
     monkeypatch.setattr(loading, "warm_up", warm_up)
-    load_model(engine_dir, measured(known), capacity=11)
+    model = load_model(engine_dir, measured(known), capacity=11)
     assert asked == [warmed]
+    times = known or found
+    assert model.info.tick_s == (call_time(times, 11) if warmed[1] else 0.1)
 
 
 def test_a_gpu_engine_without_triton_says_what_to_install(engine_dir: Path, monkeypatch: pytest.MonkeyPatch):
@@ -189,11 +193,12 @@ def test_a_network_that_returns_no_numbers_is_refused_when_it_is_loaded(
 def test_a_network_so_slow_that_every_call_would_look_like_a_hang_is_refused(
     engine_dir: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loading, "warm_up", lambda table, batches: 31.0)
-    with pytest.raises(CheckpointError, match=r"takes 31\.0 s.*raise --stall-s"):
-        load_model(engine_dir, measured({1: 31.0}), stall_s=30.0)
-    for stall_s in (40.0, 0.0):
-        load_model(engine_dir, measured({1: 31.0}), stall_s=stall_s)
+    monkeypatch.setattr(loading, "warm_up", lambda table, batches, last=0: 31.0)
+    for known in ({1: 1.0}, {1: 1.0, 16: 31.0}):  # a call of all slots is made; it is known from an earlier start
+        with pytest.raises(CheckpointError, match=r"takes 31\.0 s.*raise --stall-s"):
+            load_model(engine_dir, measured(known), stall_s=30.0, capacity=16)
+        for stall_s in (40.0, 0.0):
+            load_model(engine_dir, measured(known), stall_s=stall_s, capacity=16)
 
 
 def test_workers_share_the_cores_of_the_machine_unless_threads_are_given(monkeypatch: pytest.MonkeyPatch):
