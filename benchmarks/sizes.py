@@ -44,7 +44,8 @@ from fewstep.network import UNet
 from fewstep.pixels import Pixels, encode
 from fewstep.ranges import POSITIVE, number, whole
 from fewstep.unet_config import UNetConfig, adm, ddpmpp
-from server.http.pictures import decode, from_base64
+from server.http.picture_files import from_base64
+from server.http.pictures import decode
 from server.scheduler.loading import slot_table
 from trainer.recipes.photos import PHOTOS, PHOTOS_64
 

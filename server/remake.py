@@ -11,7 +11,8 @@ from export.manifest import Manifest, engine_of, read_student, served_models
 from fewstep.card import CheckpointError
 from fewstep.outputs import check_writable
 from fewstep.pixels import KEYWORD, Pixels, encode, png_size, text_of, with_text
-from server.http.pictures import MODES, PictureError, decode
+from server.http.picture_files import MODES, PictureError
+from server.http.pictures import decode
 from server.scheduler.loading import LoadOptions
 from server.scheduler.local import LocalService
 from server.scheduler.refusal import Refusal, shown

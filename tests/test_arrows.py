@@ -273,6 +273,10 @@ def test_the_scheduler_loads_nothing_of_http():
     assert not loaded("\n".join(f"import {name}" for name in names)) & {*NOT_THE_SCHEDULERS, "onnxruntime"}
 
 
+def test_a_server_starts_without_pillow():
+    assert "PIL" not in loaded("import server.hosts.http_process"), "the first picture to decode loads it"
+
+
 def test_the_parent_of_a_server_loads_neither_the_web_framework_nor_litserve():
     packages = loaded("import server.hosts.forked, server.__main__")
     assert "msgspec" in packages  # of the messages between processes

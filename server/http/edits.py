@@ -6,7 +6,7 @@ from typing import TypeVar
 from export.manifest import Manifest
 from fewstep.conditions import LOW, find
 from fewstep.pixels import from_pixels
-from server.http.pictures import MODES, PictureError, base64_length, decode, decode_mask, from_base64, own_bytes
+from server.http.picture_files import MODES, PictureError, base64_length, from_base64, own_bytes
 from server.scheduler.refusal import invalid
 from server.scheduler.request import Edit, Given
 from server.settings.settings import Settings
@@ -32,6 +32,8 @@ def decode_edit(image: Picture, mask: Picture | None, manifest: Manifest) -> Edi
     if manifest.channels not in MODES:
         message = f"{manifest.name} makes images of {manifest.channels} channels, which no picture has; leave image out"
         raise invalid(message, code="invalid_image", param="image")
+    from server.http.pictures import decode, decode_mask  # Pillow takes a tenth of the time of a start
+
     side, known = manifest.resolution, None
     pixels = decode_picture("image", lambda: decode(file_of(image, side), side, manifest.channels))
     if mask is not None:
@@ -41,6 +43,8 @@ def decode_edit(image: Picture, mask: Picture | None, manifest: Manifest) -> Edi
 
 def low_of(manifest: Manifest, picture: Picture) -> Given:
     """The image that a model enlarges, from a picture. Raises Refusal."""
+    from server.http.pictures import decode
+
     condition = find(manifest.conditions, LOW)
     assert condition is not None, "choose_conditions saw to it"
     channels, side, _ = condition.shape

@@ -1,4 +1,4 @@
-"""Decode an untrusted picture: base64 or a file's bytes -> uint8 pixels of exactly one size, or PictureError.
+"""Decode an untrusted picture: a file's bytes -> uint8 pixels of exactly one size, or PictureError.
 
 - PNG, JPEG (baseline or progressive) and WebP are read, known by their first bytes; Pillow decodes. The size is read
   from the header and checked before a pixel is decoded: at most MAX_PIXELS.
@@ -14,7 +14,6 @@
   colour at all.
 """
 
-import base64
 import hashlib
 import io
 import re
@@ -30,13 +29,9 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from fewstep.pixels import Pixels
+from server.http.picture_files import MAX_FILE_BYTES, MODES, REPAINTED_FROM, PictureError, own_bytes, too_long
 
-REPAINTED_FROM = 128  # gray values of a mask from here on are made again; below, the image is kept (as in diffusers)
-MODES = {1: "L", 3: "RGB"}  # Pillow's name by channels
-PREFIX = re.compile("data:image/(?:png|jpeg|webp);base64,", re.IGNORECASE | re.ASCII)
 MAX_PIXELS = 2**24  # such as 4096x4096: up to 280 MB while it is decoded, and half a second
-MAX_FILE_BYTES = 3 * 2**20  # of a file, or more where a picture of the model's own size may need more
-OTHER_BYTES = 65_536  # room for what is no pixel: EXIF with its thumbnail, a colour profile, texts
 # Bits of a WebP's header at which width and height begin, counted from byte 20; their mask; what is added to them.
 WEBP_SIZES = {b"VP8X": (32, 56, 2**24 - 1, 1), b"VP8L": (8, 22, 2**14 - 1, 1), b"VP8 ": (48, 64, 2**14 - 1, 0)}
 MAX_SCANS, MAX_SEGMENTS = 100, 1_000  # of a JPEG: each costs time; encoders write about ten and thirty
@@ -60,33 +55,6 @@ FILLER = b"\xa5" * 64  # no marker; read as pixels, it differs from the gray tha
 EXIF, BYTE_ORDERS = b"Exif\0\0", {b"II*\0": "<", b"MM\0*": ">"}
 ORIENTATION, SHORT = 0x0112, 3  # the tag, and the type that its value has (EXIF 2.32, section 4.6.4)
 TURNS = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), start=2))  # by EXIF's orientation; 1 is upright
-
-
-class PictureError(ValueError):
-    """Why a picture is refused: the end of a sentence that begins with the field's name."""
-
-
-def own_bytes(resolution: int) -> int:
-    """The largest file of the model's own size: a PNG (RGBA of 16 bits that does not shrink) and OTHER_BYTES."""
-    filtered = resolution * (8 * resolution + 2)  # 2: an interlaced PNG has up to twice as many rows
-    return filtered + filtered // 1_000 + OTHER_BYTES
-
-
-def base64_length(size: int) -> int:
-    """The longest text of a file of so many bytes."""
-    return len("data:image/jpeg;base64,") + 4 * -(-size // 3)
-
-
-def from_base64(text: str, resolution: int) -> bytes:
-    """A file from base64 without line breaks, alone or after data:image/png;base64, (or jpeg, or webp)."""
-    most = max(MAX_FILE_BYTES, own_bytes(resolution))
-    if len(text) > base64_length(most):
-        raise PictureError(_too_long(most))
-    prefix = PREFIX.match(text)
-    try:
-        return base64.b64decode(text[prefix.end() :] if prefix else text, validate=True)
-    except ValueError as error:
-        raise PictureError("is not base64 of a picture; send a file's bytes as base64 without line breaks") from error
 
 
 def decode(data: bytes, resolution: int, channels: int) -> Pixels:
@@ -118,7 +86,7 @@ def _decoded(
     """uint8 [resolution, resolution, C] of the middle square that `converted` makes. Raises PictureError."""
     most = max(MAX_FILE_BYTES, own_bytes(resolution))
     if len(data) > most:
-        raise PictureError(_too_long(most))
+        raise PictureError(too_long(most))
     try:
         image, check = _opened(data)
         with LARGE_ONES if image.width * image.height > LARGE_PIXELS else nullcontext():
@@ -309,10 +277,6 @@ def _middle(image: Image.Image) -> tuple[int, int, int, int]:
     left = (image.width - side + (orientation in (2, 3, 7, 8))) // 2  # these look from the right,
     top = (image.height - side + (orientation in (3, 4, 6, 7))) // 2  # and these from below
     return left, top, left + side, top + side
-
-
-def _too_long(most: int) -> str:
-    return f"has more than {most} bytes; save it smaller: it is resized to the size of the model's images anyway"
 
 
 def _opaque(image: Image.Image) -> Image.Image:

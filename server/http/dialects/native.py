@@ -49,7 +49,7 @@ from server.http.forms import Form, is_form
 from server.http.local_files import in_browser
 from server.http.negotiation import named, preferred
 from server.http.openapi import JSON
-from server.http.pictures import MODES
+from server.http.picture_files import MODES
 from server.http.png_text import with_text_of, with_texts
 from server.http.routes import PRIORITY_HEADER, Route
 from server.http.service import IMAGE_REFUSALS, ImageService, Order, Pictures, made, read_body

@@ -14,7 +14,7 @@ from server.http.edits import REPAINT_STRENGTH, VARY_STRENGTH, enlarges
 from server.http.event_stream import MEDIA_TYPE as EVENTS
 from server.http.forms import MEDIA_TYPE as FORM_TYPE
 from server.http.openapi import EVENT_SCHEMA, JSON, Schema, answers, described, headers, record, reference
-from server.http.pictures import MODES, REPAINTED_FROM
+from server.http.picture_files import MODES, REPAINTED_FROM
 from server.http.routes import IMAGE_HEADERS
 from server.scheduler.request import Priority
 from server.scheduler.validate import SEED_LIMIT, choose_steps

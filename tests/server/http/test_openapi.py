@@ -26,7 +26,8 @@ from server.http.dialects.native_schema import GenerateBody, schemas
 from server.http.docs_page import curl, docs_page
 from server.http.errors import STATUS
 from server.http.openapi import TEXTS, answers, document_routes, openapi_body
-from server.http.pictures import PictureError, decode, from_base64
+from server.http.picture_files import PictureError, from_base64
+from server.http.pictures import decode
 from server.http.routes import EVERY_HEADERS, IMAGE_HEADERS, Route
 from server.http.service import ImageService
 from server.scheduler.refusal import Refusal

@@ -13,18 +13,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from fewstep.pixels import Pixels
-from server.http.pictures import (
-    MAX_CHUNKS,
-    MAX_FILE_BYTES,
-    MAX_PIXELS,
-    MAX_SCANS,
-    SIGNATURE,
-    PictureError,
-    decode,
-    decode_mask,
-    from_base64,
-    own_bytes,
-)
+from server.http.picture_files import MAX_FILE_BYTES, PictureError, from_base64, own_bytes
+from server.http.pictures import MAX_CHUNKS, MAX_PIXELS, MAX_SCANS, SIGNATURE, decode, decode_mask
 
 SIDE = 32
 GRAY = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 1), np.uint8)
