@@ -107,6 +107,16 @@ class Engine:
         return self.opened.device
 
     @property
+    def deferred(self) -> bool:
+        """Whether another backend runs the network until `prepare` has ended."""
+        return self.opened.prepare is not None
+
+    def prepare(self) -> None:
+        """Let the backend take over that was deferred; nothing where none was. Takes seconds: call it in a thread."""
+        if self.opened.prepare is not None:
+            self.opened.prepare()
+
+    @property
     def on_device(self) -> DeviceNetwork | None:
         """The network's own buffers, for kernels that write its input in place. None: it speaks numpy only."""
         return self.opened.on_device
@@ -121,6 +131,7 @@ def load_engine(
     adapters: AdapterFiles | None = None,
     compiled: Path | None = None,
     background: bool = False,
+    deferred: bool = False,
 ) -> Engine:
     """The engine in a folder, checked against its manifest and, where one lies beside it, its checkpoint.
 
@@ -130,6 +141,7 @@ def load_engine(
     before, whatever the folder holds by now; None: those of the folder. compiled: a folder where OpenVINO's compiled
     models are kept, which later calls read in place of compiling; it is made, and None: nothing is kept. background:
     while OpenVINO prepares a batch size, in a thread, its rows are padded to a larger size that is ready, if one is.
+    deferred: until `Engine.prepare` has ended, ONNX Runtime runs the network in OpenVINO's place.
     Raises CheckpointError with a sentence when the folder is not a usable engine, or the backend cannot run it.
     """
     source = read_source(folder, adapters)
@@ -138,7 +150,7 @@ def load_engine(
         raise CheckpointError(f"{source.folder / ENGINE_FILE} wants backend {manifest.backend}; {_known()}")
     backend = manifest.backend if backend is None else backend
     sizes = prepared_buckets(manifest, buckets)
-    return Engine(manifest, backend, _open(source, backend, threads, sizes, compiled, background))
+    return Engine(manifest, backend, _open(source, backend, threads, sizes, compiled, background, deferred))
 
 
 def prepared_buckets(manifest: Manifest, buckets: Sequence[int] | None) -> tuple[int, ...]:
@@ -170,8 +182,9 @@ def read_source(folder: str | Path, adapters: AdapterFiles | None = None) -> Sou
 
 
 def _open(
-    source: Source, backend: str, threads: int, buckets: tuple[int, ...], compiled: Path | None, background: bool
-) -> Opened:
+    source: Source, backend: str, threads: int, buckets: tuple[int, ...], compiled: Path | None, background: bool,
+    deferred: bool,
+) -> Opened:  # fmt: skip
     """Imports a backend's module only when it is asked for: most of them load libraries of hundreds of megabytes."""
     if source.manifest.adapted and backend in BACKENDS and backend not in WITH_ADAPTERS:
         raise CheckpointError(
@@ -183,6 +196,10 @@ def _open(
         from export.backends import onnxruntime_cpu
 
         return onnxruntime_cpu.open_network(source, backend, threads)
+    if backend in (BACKEND_OPENVINO, BACKEND_OPENVINO_F32) and deferred:
+        from export.backends import deferred as later
+
+        return later.open_network(source, backend, threads, buckets, compiled)
     if backend in (BACKEND_OPENVINO, BACKEND_OPENVINO_F32):
         from export.backends import openvino
 

@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from server.hosts.forked import ForkedServer
         from server.machine.start_times import shared_times
 
-        server = ForkedServer(found.settings, models, listener, shared_times(found.settings, models, found.calls))
+        times = shared_times(found.settings, models, found.calls)
+        server = ForkedServer(found.settings, models, listener, times, found.deferred)
     except (SettingsError, CheckpointError) as error:
         sentence = printable(" ".join(str(error).split("\n")))
         print(f"error: {sentence}", file=sys.stderr)

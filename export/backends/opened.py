@@ -41,6 +41,7 @@ class Opened:
     facts: Mapping[str, str]  # what really runs: library, device, precision, ...
     device: Literal["cpu", "cuda"] = "cpu"
     on_device: DeviceNetwork | None = None
+    prepare: Callable[[], None] | None = None  # of a backend that is prepared beside another (export.backends.deferred)
 
 
 def require_float32(source: Source, backend: str) -> None:

@@ -44,15 +44,16 @@ class ForkedServer:
         models: Mapping[str, Manifest],
         listener: socket.socket,
         times: SharedTimes | None = None,
+        deferred: bool = False,
     ) -> None:
         """models: the manifests of the engines, under the names they are served by. times: call times, with those that
-        are known. Raises CheckpointError when an adapter of theirs cannot be read."""
+        are known. deferred: as of LoadOptions. Raises CheckpointError when an adapter of theirs cannot be read."""
         self.settings = settings
         self.models = all_served(models.values())
         self.listeners = share_port(listener, settings.api_processes)
         self.address = listener.getsockname()[:2]
         self.workers = settings.workers * max(1, len(settings.devices))
-        self.config = WorkerConfig.of(settings, models, times)
+        self.config = WorkerConfig.of(settings, models, times, deferred)
         self.shared = self._http_process() if settings.api_processes > 1 else None
 
     def serve(self) -> int:

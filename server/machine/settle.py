@@ -33,9 +33,8 @@ class Settled:
     notes: tuple[str, ...] = ()  # troubles, in sentences
     refused: tuple[str, ...] = ()  # sentences about the layouts that do not run here
     path: Path | None = None  # where the times are kept
-    calls: Mapping[str, CallTimes] = field(
-        default_factory=dict
-    )  # of the chosen layout, by model: workers need not measure
+    calls: Mapping[str, CallTimes] = field(default_factory=dict)  # of the chosen layout, by model; not measured again
+    deferred: bool = False  # the backend is a choice, so ONNX Runtime may run in its place until it is prepared
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,8 @@ def _chosen(settings: Settings, asked: Question, times: Kept) -> Settled:
         chosen = replace(chosen, workers=best.layout.workers, threads=best.layout.threads, capacity=best.capacity)
     known = {} if busy else {next(iter(settings.engines)): calls[best.layout]}
     said = sentence(settings, best, fits, asked.own)
-    return Settled(chosen, best, said, fits, notes, refused=refused, calls=known)
+    deferred = settings.backend is None and backend in OPENVINO
+    return Settled(chosen, best, said, fits, notes, refused=refused, calls=known, deferred=deferred)
 
 
 def question(settings: Settings, models: Mapping[str, Manifest]) -> Question | None:

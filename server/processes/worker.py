@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -55,13 +55,18 @@ class WorkerConfig:
 
     @classmethod
     def of(
-        cls, settings: Settings, announced: Mapping[str, Manifest], times: SharedTimes | None = None
+        cls,
+        settings: Settings,
+        announced: Mapping[str, Manifest],
+        times: SharedTimes | None = None,
+        deferred: bool = False,
     ) -> "WorkerConfig":
-        """times: with those that are known; None: none is. Raises CheckpointError when the files of announced
-        adapters cannot be read."""
+        """times: with those that are known; None: none is. deferred: as of LoadOptions. Raises CheckpointError when the
+        files of announced adapters cannot be read."""
         options = LoadOptions(
             backend=settings.backend, mode=settings.mode, capacity=settings.capacity, threads=settings.threads,
             processes=settings.workers, stall_s=settings.stall_s, compiled=cache_folder("compiled"),
+            deferred=deferred,
         )  # fmt: skip
         policy = policy_of(settings.policy, settings.ageing, settings.batch_delay_s)
         adapters = {
@@ -101,8 +106,18 @@ def serve(links: Links, models: Mapping[str, Model], policy: Policy, warm_up_s: 
     freeze_heap()  # the engines and their libraries
     links.send([Ready({name: model.info for name, model in models.items()}, warm_up_s)])
     encoders.start()
+    threading.Thread(target=prepare, args=(models.values(),), name="prepare", daemon=True).start()
     loop.run()
     encoders.close()
+
+
+def prepare(models: Iterable[Model]) -> None:
+    """What the models have deferred, one after the other; they serve meanwhile, and go on where it fails."""
+    try:
+        for model in models:
+            model.prepare()
+    except Exception:
+        logger.exception("the models stay with the backend that they started with")
 
 
 def freeze_heap() -> None:

@@ -4,12 +4,12 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from export.manifest import (
     BACKEND_OPENVINO,
@@ -62,6 +62,7 @@ class LoadOptions:
     process: int = 0  # which of them this is
     stall_s: float = 0.0  # a network call that takes longer is refused; 0: no limit
     compiled: Path | None = None  # where OpenVINO's compiled models are kept; None: every start compiles
+    deferred: bool = False  # where call times are known, OpenVINO takes over after the start (Model.prepare)
 
     @property
     def cores(self) -> int:
@@ -124,10 +125,10 @@ def _load_model(
     expected = announced or found
     check_announced(folder, expected, found)
 
-    def load(buckets: Sequence[int]) -> "Engine":
+    def load(buckets: Sequence[int], deferred: bool = False) -> "Engine":
         engine = load_engine(
             folder, backend=options.backend, threads=options.cores, buckets=buckets, adapters=adapters,
-            compiled=options.compiled, background=options.mode == "fast",
+            compiled=options.compiled, background=options.mode == "fast", deferred=deferred,
         )  # fmt: skip
         check_announced(folder, expected, engine.manifest)  # it may have been replaced since it was read
         return engine
@@ -142,7 +143,7 @@ def _load_model(
             engine.network, manifest.input_shape, manifest.columns, capacity, count, manifest.conditions
         )
     table = slot_table(engine, buckets)
-    tick_s = _warmed_up(table, options, calls, warm, takes_any_size(engine), lazy)
+    tick_s = _warmed_up(table, options, calls, warm, takes_any_size(engine) or engine.deferred, lazy)
     if options.stall_s and tick_s >= options.stall_s:
         raise CheckpointError(
             f"a network call of {name} over {capacity} images takes {tick_s:.1f} s, and a worker that is silent for "
@@ -154,7 +155,7 @@ def _load_model(
     )
     numbers = adapter_numbers(replace(manifest, name=name))
     facts = engine.facts if takes_any_size(engine) else {**engine.facts, "buckets": ",".join(map(str, table.buckets))}
-    return Model(table, ModelInfo(tick_s, capacity, table.buckets, facts), numbers)
+    return Model(table, ModelInfo(tick_s, capacity, table.buckets, facts), numbers, engine.prepare)
 
 
 def _warmed_up(
@@ -164,8 +165,8 @@ def _warmed_up(
 
     measured: this engine was, which has called the smallest batch and, unless its time was up, one of half the slots at
     least. A backend of fixed shapes may prepare one at its first call; one that is lazy prepares the rest in the
-    background. An engine of any size needs a single call where its times are known, over one image: a call over all
-    slots would take most of what is left of a start.
+    background. An engine of any size, as a deferred one is at first, needs a single call over one image where its times
+    are known: a call over all slots would take most of what is left of a start.
     """
     known = 2 * max(calls) >= table.capacity
     if any_size and known and not measured:
@@ -190,18 +191,24 @@ def check_announced(folder: Path, announced: Manifest, found: Manifest) -> None:
         )
 
 
+class Loader(Protocol):
+    """Opens the engine for some batch sizes. deferred: as of export.engine.load_engine."""
+
+    def __call__(self, buckets: Sequence[int], deferred: bool = False) -> "Engine": ...
+
+
 def open_measured(
     name: str,
-    load: "Callable[[Sequence[int]], Engine]",
+    load: "Loader",
     options: LoadOptions,
     times: SharedTimes,
     lazy: bool = False,
 ) -> "tuple[Engine, tuple[int, ...], Mapping[int, float], bool]":
     """The engine, the batch sizes to call it with, the measured times from which they were chosen; was it measured.
 
-    load: opens the engine for some batch sizes. lazy: sizes that are never called cost it nothing. The engine that is
-    measured is the one to be served where its batch sizes fit, and gone before that one is opened where they do not: a
-    GPU need not hold two.
+    load: the engine that is measured is not deferred, others are as the options say. lazy: sizes that are never called
+    cost it nothing. The engine that is measured is the one to be served where its batch sizes fit, and gone before that
+    one is opened where they do not: a GPU need not hold two.
     """
     exact = options.mode == "exact"
     capacity = options.capacity or (EXACT_SLOTS if exact else 0)
@@ -224,11 +231,11 @@ def open_measured(
     if probe and takes_any_size(probe[0]):
         engine = probe.pop()
     elif (lazy or capacity == prepared[-1]) and set(buckets) <= set(prepared):
-        engine = probe.pop() if probe else load(prepared)
+        engine = probe.pop() if probe else load(prepared, options.deferred)
     else:
         if probe:
             release(probe)
-        engine, warm = load(buckets), False
+        engine, warm = load(buckets, options.deferred), False
     if takes_any_size(engine):
         buckets = choose_buckets(buckets_for(capacity, exact, any_size=True), calls)
     return engine, buckets, calls, warm

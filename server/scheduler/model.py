@@ -1,6 +1,6 @@
 """One model of an engine loop: its slot table, the requests that wait for a slot, its counts, and whether it works."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from export.manifest import AdapterNumbers
 from fewstep.schedule import SIGMA_MAX
 from server.scheduler.policy import Grant, Waiting
-from server.scheduler.slots import Image, ImageKey, Slots
+from server.scheduler.slots import Image, ImageKey, Slots, nothing
 from server.scheduler.stats import ModelStats
 
 FAILING_AFTER = 3  # failed network calls in a row
@@ -37,6 +37,7 @@ class Model:
     table: Slots
     info: ModelInfo
     adapters: Mapping[str, AdapterNumbers] = field(default_factory=dict)  # by served model
+    prepare: Callable[[], None] = nothing  # what makes it faster, called in a thread once the server is ready
     stats: ModelStats = field(default_factory=ModelStats)
     waiting: dict[int, Waiting] = field(default_factory=dict)  # in order of arrival; only those with images left
     failures: int = 0  # network calls in a row that failed, not counting probes that succeeded between them

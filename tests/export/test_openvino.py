@@ -1,5 +1,6 @@
 """What only OpenVINO does: two streams, bfloat16 where the CPU has it, and a stack of its own for signal handlers."""
 
+import logging
 import subprocess
 import sys
 import threading
@@ -146,3 +147,36 @@ def test_rows_are_padded_to_a_size_that_is_ready_while_their_own_is_prepared(cap
         thread.join()
     assert list(network(rows[:3], 3)) == [401.0, 402.0, 403.0]
     assert [record.getMessage() for record in caplog.records] == ["batches of 3 stay padded: no memory"]
+
+
+def test_a_deferred_engine_runs_at_once_and_openvino_takes_over(checkpoint, tmp_path, caplog):
+    folder = checkpoint("patch") / "engine"
+    options = {"backend": "openvino-f32", "threads": 1, "buckets": (1, 4), "deferred": True}
+    engine = load_engine(folder, compiled=tmp_path, **options)
+    rows = example_rows(engine, 3)
+    first = engine.network(*rows)
+    assert engine.deferred and not list(tmp_path.iterdir()), "nothing of OpenVINO has been made"
+    assert engine.facts["buckets"] == "1,4" and engine.facts["until_prepared"].startswith("onnxruntime ")
+    np.testing.assert_array_equal(first, load_engine(folder, threads=1).network(*rows))
+    with caplog.at_level(logging.INFO):
+        prepared = threading.Thread(target=engine.prepare)
+        prepared.start()
+        prepared.join()
+    assert len(list(tmp_path.iterdir())) == 2 and "runs with OpenVINO" in caplog.text
+    own = load_engine(folder, **{**options, "deferred": False})
+    assert not own.deferred
+    np.testing.assert_array_equal(engine.network(*rows), own.network(*rows))
+
+
+def test_what_openvino_cannot_run_stays_with_the_first_backend(checkpoint, monkeypatch, caplog):
+    engine = load_engine(checkpoint("patch") / "engine", backend="openvino-f32", threads=1, buckets=(1,), deferred=True)
+    rows = example_rows(engine, 1)
+    before = engine.network(*rows)
+
+    def refuse(*arguments: Any) -> Any:
+        raise RuntimeError("no such layer")
+
+    monkeypatch.setattr(backend._Compiled, "_made", refuse)
+    engine.prepare()
+    assert "stays with ONNX Runtime: OpenVINO cannot run" in caplog.text
+    np.testing.assert_array_equal(engine.network(*rows), before)

@@ -167,6 +167,27 @@ def test_an_engine_whose_times_are_known_is_warmed_up_by_one_image(
     assert model.info.tick_s == (call_time(times, 11) if warmed[1] else 0.1)
 
 
+@pytest.mark.parametrize("known", [{}, {1: 1.0, 8: 2.0}])
+def test_only_an_engine_whose_times_are_known_is_deferred(
+    engine_dir: Path, monkeypatch: pytest.MonkeyPatch, known: dict[int, float]
+):
+    prepared: list[str] = []
+
+    def load(folder: Path, *, deferred: bool, buckets: Sequence[int], **others: Any) -> Engine:
+        engine = load_engine(folder, threads=1)
+        facts = {**engine.opened.facts, "buckets": ",".join(map(str, buckets))}
+        prepare = (lambda: prepared.append("fast")) if deferred else None
+        return replace(engine, opened=replace(engine.opened, facts=facts, prepare=prepare))
+
+    monkeypatch.setattr("export.engine.load_engine", load)
+    monkeypatch.setattr(loading, "measure_ticks", lambda table, sizes, enough: {1: 1.0, 8: 2.0})
+    model = load_model(engine_dir, measured(known), capacity=8, backend="openvino-f32", deferred=True)
+    assert model.info.buckets == (1, 2, 3, 4, 5, 6, 7, 8), "those that OpenVINO prepares"
+    assert model.info.tick_s == 2.0 if known else model.info.tick_s < 1.0
+    model.prepare()
+    assert prepared == (["fast"] if known else [])
+
+
 def test_a_gpu_engine_without_triton_says_what_to_install(engine_dir: Path, monkeypatch: pytest.MonkeyPatch):
     gone = ("kernels", "triton", "server.scheduler.device_slots")
     for name in [name for name in sys.modules if name.startswith(gone)]:
