@@ -1,14 +1,15 @@
 """From `python -m server` to the first image: seconds, memory over all processes, idle CPU, one client's latency.
 
     python benchmarks/cold_start.py --out build/cold_start.json
-    python benchmarks/cold_start.py --backend openvino       # with compiled models that are kept, and without
+    python benchmarks/cold_start.py --backend openvino
     python benchmarks/cold_start.py --backend chosen         # by the server, as without flags, at a later start
 
 Starts real servers one after the other, and stops each with SIGTERM: with the first shipped model alone and with all
-of them, in both modes, in turn. The clients ask for images of the first model. With OpenVINO it is the first model in
-fast mode: with the compiled models of an earlier start, and with none. `chosen` names no backend: each case has one
-start before that measures backends and keeps the times, on a machine that is idle. Where the server chooses OpenVINO,
-ONNX Runtime makes the first image; the columns after it are measured PREPARED_S later, with OpenVINO.
+of them, in both modes, in turn. The clients ask for images of the first model. Each case is measured as a first start
+("anew"), which measures call times and has nothing compiled, and as a later one ("kept"), which an earlier start of
+the same case has told them; that one keeps them on an idle machine only. With OpenVINO it is the first model in fast
+mode. `chosen` names no backend, and has later starts only: where the server chooses OpenVINO, ONNX Runtime makes the
+first image, and the columns after it are measured PREPARED_S later, with OpenVINO.
 """
 
 from fewstep import extras
@@ -37,7 +38,7 @@ from fewstep.ranges import whole
 from server.settings.sources import DEFAULT_MODELS, model_engine
 
 COLUMNS = {
-    "models": "models", "mode": "mode", "backend": "backend", "compiled": "compiled",
+    "models": "models", "mode": "mode", "backend": "backend", "start": "start",
     "ready_s": "ready s", "first_image_s": "first image s",
     "first_image_cpu_s": "CPU s", "pss_mb": "PSS MB",
     "rss_mb": "RSS MB", "idle_cpu": "idle CPU", "p50_ms": "p50 ms", "p95_ms": "p95 ms",
@@ -47,6 +48,7 @@ IDLE_S = 2.0
 PREPARED_S = 10.0
 OPENVINO = (BACKEND_OPENVINO, BACKEND_OPENVINO_F32)
 CHOSEN = "chosen"
+STARTS = ("anew", "kept")
 
 
 class Case(NamedTuple):
@@ -55,26 +57,26 @@ class Case(NamedTuple):
     models: tuple[str, ...]
     mode: str
     backend: str | None = None  # None: the first engine's; CHOSEN: none is named
-    compiled: str = ""  # of OpenVINO: "kept" or "anew"
+    start: str = "kept"  # what an earlier start has measured and compiled; "anew": nothing
 
 
 def cases(backend: str | None) -> list[Case]:
     if backend in OPENVINO:
-        return [Case(DEFAULT_MODELS[:1], "fast", backend, compiled) for compiled in ("anew", "kept")]
+        return [Case(DEFAULT_MODELS[:1], "fast", backend, start) for start in STARTS]
     some = (DEFAULT_MODELS[:1], DEFAULT_MODELS)
     if backend == CHOSEN:
-        return [Case(models, "fast", CHOSEN, "kept") for models in some]
-    return [Case(models, mode, backend) for models in some for mode in ("fast", "exact")]
+        return [Case(models, "fast", CHOSEN) for models in some]
+    return [Case(models, mode, backend, start) for models in some for mode in ("fast", "exact") for start in STARTS]
 
 
 def measure(case: Case, requests: int, cache: Path) -> dict[str, Any]:
-    """One server's life. cache: where it keeps what it compiles, unless that is to be anew."""
-    models, mode, backend, compiled = case
+    """One server's life. cache: where it keeps what it measures and compiles, unless that is to be anew."""
+    models, mode, backend, start = case
     command = [sys.executable, "-m", "server", "--port", "0", "--drain-s", "0", "--mode", mode]
     command += [part for name in models for part in ("--model", name)]
     command += ["--backend", backend or read_manifest(model_engine(models[0])).backend] if backend != CHOSEN else []
     # Nothing can be kept below a file.
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache) if compiled == "kept" else os.devnull}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache) if start == "kept" else os.devnull}
     started = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as server:
         try:
@@ -102,7 +104,7 @@ def measure(case: Case, requests: int, cache: Path) -> dict[str, Any]:
         "models": " ".join(models),
         "mode": mode,
         "backend": ran,
-        "compiled": compiled,
+        "start": start,
         "ready_s": ready,
         "first_image_s": first,
         "first_image_cpu_s": first_cpu,  # of all processes, to which other work on the machine adds little
@@ -154,8 +156,8 @@ def main() -> None:
     every = cases(args.backend)
     with tempfile.TemporaryDirectory() as folder:
         for case in every:
-            if case.compiled == "kept":
-                measure(case, 1, Path(folder))  # it compiles and keeps
+            if case.start == "kept":
+                measure(case, 1, Path(folder))
         runs = [measure(case, args.requests, Path(folder)) for case in tqdm(every * args.repeats)]
     rows = [_median(runs[place :: len(every)]) for place in range(len(every))]
     print(table(rows, COLUMNS))
