@@ -32,7 +32,7 @@ import psutil
 from tqdm import tqdm
 
 from benchmarks.harness import ROOT, percentile_ms, result_file, table, write_result
-from export.manifest import BACKEND_OPENVINO, BACKEND_OPENVINO_F32, BACKENDS, read_manifest
+from export.manifest import BACKEND_OPENVINO, BACKEND_OPENVINO_F32, BACKEND_ORT_CPU, BACKENDS, read_manifest
 from fewstep.client import Client, Wanted
 from fewstep.ranges import whole
 from server.settings.sources import DEFAULT_MODELS, model_engine
@@ -66,7 +66,8 @@ def cases(backend: str | None) -> list[Case]:
     some = (DEFAULT_MODELS[:1], DEFAULT_MODELS)
     if backend == CHOSEN:
         return [Case(models, "fast", CHOSEN) for models in some]
-    return [Case(models, mode, backend, start) for models in some for mode in ("fast", "exact") for start in STARTS]
+    starts = STARTS if backend in (None, BACKEND_ORT_CPU) else STARTS[:1]  # nothing is kept of other backends
+    return [Case(models, mode, backend, start) for models in some for mode in ("fast", "exact") for start in starts]
 
 
 def measure(case: Case, requests: int, cache: Path) -> dict[str, Any]:
