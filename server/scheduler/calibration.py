@@ -18,9 +18,9 @@ CallTimes = Mapping[int, float]  # batch size -> seconds of one network call, wi
 EMPTY: Mapping[str, CallTimes] = MappingProxyType({})  # no model's
 
 KNEE = 0.9  # share of the best throughput that is enough; more slots buy little and cost latency
-# Simulated (benchmarks/load/ideal.py), 16 slots keep the 99th percentile at load 0.8 within its bound on average, at
-# 4 + 3.1 B ms a call as at 20 + 1.25 B; 8 exceed it by 14 and 20 %.
-MIN_SLOTS = 16
+# The 99th percentile at load 0.8 is within its bound (benchmarks/load/capacity.py) with 24 slots, at 4 + 3.1 B ms a call
+# as at 20 + 1.25 B; 16 exceed it by a quarter, 8 by two fifths.
+MIN_SLOTS = 24
 SHORT_S = 1.0  # an image that arrives waits for the call that runs
 EXACT_SLOTS = 8  # in exact mode, where a lone image takes as long as a full batch, and bytes may not depend on a clock
 WORTH = 0.03  # a bucket that saves less than this share of the call it would be padded to is left out

@@ -168,7 +168,7 @@ def _warmed_up(
     background. An engine of any size, as a deferred one is at first, needs a single call over one image where its times
     are known: a call over all slots would take most of what is left of a start.
     """
-    known = 2 * max(calls) >= table.capacity
+    known = 4 * max(calls) >= table.capacity  # near enough to say how long a call over all slots takes
     if any_size and known and not measured:
         warm_up(table, (), 1)
         return call_time(calls, table.capacity)

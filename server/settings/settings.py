@@ -204,7 +204,7 @@ class Settings:
         "for; the more, the closer to fifo", low=0.01, high=1_000_000)
     batch_delay_s: float = _setting(10.0, "scheduling", "a request of priority batch gets its slots as if it had come "
         "so many seconds later", high=86_400)
-    capacity: int = _setting(0, "scheduling", "images of a model in one network call; 0: 8 in exact mode, else 16 or "
+    capacity: int = _setting(0, "scheduling", "images of a model in one network call; 0: 8 in exact mode, else 24 or "
         "more, chosen from call times that are measured at start-up", high=4_096)
 
     max_queue: int = _setting(256, "limits", "images that may wait for a slot; beyond, 429", high=1_000_000)

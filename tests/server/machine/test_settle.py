@@ -67,7 +67,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 def test_the_faster_backend_runs_and_the_user_is_told_in_one_line(machine: Machine):
     found = machine.settle()
-    assert found.settings == Settings(HERE, workers=2, threads=1, capacity=16, backend="openvino")
+    assert found.settings == Settings(HERE, workers=2, threads=1, capacity=24, backend="openvino")
     assert found.chosen.endswith(
         "; the networks run with openvino, 2.0 times as fast as onnxruntime-cpu when measured here; "
         "--backend onnxruntime-cpu keeps the engine's"
@@ -159,8 +159,8 @@ def test_a_backend_without_a_proof_for_every_engine_is_no_rival(machine: Machine
 
 def test_auto_chooses_workers_threads_and_slots_and_keeps_what_is_given(machine: Machine):
     found = machine.settle(workers=0)
-    assert found.settings == Settings(HERE, workers=2, threads=1, capacity=16, backend="openvino")
-    assert found.chosen.startswith("workers auto: openvino, 2 workers of 1 thread, 16 slots each: 4 steps alone 24")
+    assert found.settings == Settings(HERE, workers=2, threads=1, capacity=24, backend="openvino")
+    assert found.chosen.startswith("workers auto: openvino, 2 workers of 1 thread, 24 slots each: 4 steps alone 24")
     assert len(found.fits) == 4
     assert machine.settle(workers=0, mode="exact").settings.backend is None
     given = machine.settle(workers=0, threads=2, capacity=5, backend="onnxruntime-cpu").settings
@@ -299,7 +299,7 @@ def test_the_lines_of_check_have_the_choice_each_figure_and_what_does_not_run(ma
         f"# kept in {found.path}; without that file, the next start measures again",
     ]
     assert str(found.fit).startswith(
-        "openvino-f32, 1 worker of threads as the backend likes, 16 slots each: 4 steps al"
+        "openvino-f32, 1 worker of threads as the backend likes, 24 slots each: 4 steps al"
     )
 
 

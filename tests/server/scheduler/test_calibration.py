@@ -70,8 +70,8 @@ def test_measuring_goes_on_beyond_what_is_enough_only_while_larger_batches_pay()
     assert max(steep_then_flat.measured(doubling(128), enough=16)) == 128, "below what is enough nothing ends it"
 
 
-def test_slots_are_as_many_as_pay_and_16_at_least_unless_a_call_takes_long():
-    assert slots({1: 0.01, 2: 0.02, 4: 0.04}) == MIN_SLOTS == 16
+def test_slots_are_as_many_as_pay_and_24_at_least_unless_a_call_takes_long():
+    assert slots({1: 0.01, 2: 0.02, 4: 0.04}) == MIN_SLOTS == 24
     on_a_gpu = {size: 1e-3 * (1.0 + 0.005 * size) for size in doubling(128)}
     assert slots(on_a_gpu) == knee(on_a_gpu) > 64
     assert slots({1: 0.1, 2: 0.2, 4: 0.4}) == 10

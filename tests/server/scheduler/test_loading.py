@@ -88,8 +88,8 @@ class Counted(Engine):
 @pytest.mark.parametrize(
     ("capacity", "known", "opened"),
     [
-        (0, {}, [doubling(128), (16,)]),  # measured, then opened for what was chosen
-        (0, {1: 1.0, 4: 1.0}, [(16,)]),  # another worker has measured
+        (0, {}, [doubling(128), (24,)]),  # measured, then opened for what was chosen
+        (0, {1: 1.0, 4: 1.0}, [(24,)]),  # another worker has measured
         (8, {}, [tuple(range(1, 9))]),  # measured and kept
         (8, {1: 1.0, 8: 1.0}, [tuple(range(1, 9))]),  # as the worker that measured has it
     ],
@@ -147,7 +147,7 @@ def test_an_engine_that_takes_any_size_is_opened_once_and_called_with_what_there
         ({}, {1: 1.0}, ((1, 11), 0)),  # the time for measuring was up
         ({1: 1.0, 11: 2.0}, {}, ((), 1)),  # another worker has measured, or an earlier start
         ({1: 1.0, 8: 2.0}, {}, ((), 1)),
-        ({1: 1.0, 4: 2.0}, {}, ((1, 11), 0)),  # too few to say how long eleven images take
+        ({1: 1.0, 2: 2.0}, {}, ((1, 11), 0)),  # too few to say how long eleven images take
     ],
 )
 def test_an_engine_whose_times_are_known_is_warmed_up_by_one_image(
