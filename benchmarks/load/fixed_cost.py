@@ -65,6 +65,7 @@ class FixedCostEngine:
     facts: dict[str, str] = field(default_factory=lambda: {"backend": "fixed cost, for load tests"})
     device: str = "cpu"
     on_device: None = None
+    deferred: bool = False
     outputs: dict[int, Floats] = field(default_factory=dict)  # by batch; made anew each time, they cost 2 us a row
 
     def network(self, x: Floats, c_noise: Floats, onehot: Floats) -> Floats:
@@ -75,6 +76,9 @@ class FixedCostEngine:
             self.outputs[batch].setflags(write=False)
         time.sleep(max(due - time.perf_counter(), 0))
         return self.outputs[batch]
+
+    def prepare(self) -> None:
+        """Nothing is deferred."""
 
     @property
     def denoiser(self) -> Denoiser:
