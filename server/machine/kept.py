@@ -75,7 +75,7 @@ def read(path: Path | None, known: Mapping[str, Any]) -> tuple[Kept, str]:
         if not (type(data["load"]) is float and 0 <= data["load"] < math.inf):
             raise ValueError("its load is no number")
         return Kept(calls, refused, data["load"]), ""
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Kept(), ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = (error.strerror or error) if isinstance(error, OSError) else error or type(error).__name__

@@ -57,6 +57,13 @@ def test_nothing_is_kept_of_a_gpu(tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_is_no_trouble(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "file").touch()
+    assert read_start_times(SETTINGS, MODELS, tmp_path / "file") == {}
+    keeper(SETTINGS, MODELS, tmp_path / "file")("a", TIMES)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_a_damaged_file_and_a_full_disk_mean_measuring_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
