@@ -18,8 +18,8 @@ CallTimes = Mapping[int, float]  # batch size -> seconds of one network call, wi
 EMPTY: Mapping[str, CallTimes] = MappingProxyType({})  # no model's
 
 KNEE = 0.9  # share of the best throughput that is enough; more slots buy little and cost latency
-# The 99th percentile at load 0.8 is within its bound (benchmarks/load/capacity.py) with 24 slots, at 4 + 3.1 B ms a call
-# as at 20 + 1.25 B; 16 exceed it by a quarter, 8 by two fifths.
+# The 99th percentile at load 0.8 is within its bound (benchmarks/load/capacity.py) with 24 slots, at 4 + 3.1 B ms a
+# call as at 20 + 1.25 B; 16 exceed it by a quarter, 8 by two fifths.
 MIN_SLOTS = 24
 SHORT_S = 1.0  # an image that arrives waits for the call that runs
 EXACT_SLOTS = 8  # in exact mode, where a lone image takes as long as a full batch, and bytes may not depend on a clock
