@@ -100,7 +100,7 @@ def build(
         max_ongoing_requests=accepted + OTHERS,  # the replica refuses what is too much, with 429; Ray would hold it
         graceful_shutdown_timeout_s=settings.grace_s,
         graceful_shutdown_wait_loop_s=0.5,
-        health_check_period_s=2.0,
+        health_check_period_s=1.0,
         health_check_timeout_s=10.0,
         # A line for each request would be written twice; ours are those of --log-level info.
         logging_config={"enable_access_log": False, "log_level": settings.log_level.upper()},
