@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.tiny import TINY_RECIPE, run_options
+from tests.trainer.tiny import TINY_RECIPE, draw_little, run_options
 from trainer import commands
 from trainer.data.format import ImageSet
 
@@ -17,6 +17,14 @@ def thumbnails(fashion_2000: ImageSet) -> ImageSet:
     """2,000 8x8 thumbnails of Fashion-MNIST."""
     images = fashion_2000.images.reshape(-1, 8, 4, 8, 4, 1).mean(axis=(2, 4)).round().astype("uint8")
     return replace(fashion_2000, images=images)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_sheets() -> Iterator[None]:
+    """Sample sheets of three calls: whole ones take most of the time of runs that are this short."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_little(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -45,5 +53,5 @@ def tiny_teacher(thumbnails: ImageSet, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("tiny") / "teacher"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commands, "recipe", lambda name: TINY_RECIPE)
-        commands.train_teacher(run_options(folder, images=16), thumbnails)
+        commands.train_teacher(run_options(folder, images=16, sheets=False), thumbnails)
     return folder
