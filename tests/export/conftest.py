@@ -1,4 +1,4 @@
-"""Tiny checkpoints and their engines, one export per kind of network, shared by all tests of a run: an export takes ten seconds."""
+"""Tiny checkpoints and their engines. An export takes ten seconds: there is one per kind of network in a test run."""
 
 import dataclasses
 import shutil
