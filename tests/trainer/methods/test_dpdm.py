@@ -124,7 +124,7 @@ def test_short_distillation_brings_samples_closer_to_the_data(small_teacher):
     lists = [student_levels(steps, settings.sigma_min, 80.0) for steps in settings.steps]
     before = [energy_distance(samples(served, levels), data) for levels in lists]
     rng, order = draws(0), torch.Generator().manual_seed(1)  # as in the loop, the batches have an order of their own
-    for i in range(200):
+    for i in range(100):
         index = torch.randint(len(pixels), (64,), generator=order)
         student.update(pixels[index], labels[index], 0.1, rng)
         blend(average, student.networks["student"], power_decay(0.15, 64, 64 * (i + 1)))
