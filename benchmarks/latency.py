@@ -291,7 +291,7 @@ def parse_arguments() -> argparse.Namespace:
         f"--quality knows the student, else {FEWEST_IMAGES} to {MOST_IMAGES}, as the time allows)")  # fmt: skip
     add("--threads", type=whole(0), default=0, help="0: as many as there are cores")
     add("--out", type=result_file, default=WORK / "build" / "latency.json", help="JSON; the PNG lies beside it")
-    add("--smoke", action="store_true", help="four methods, 100 images, 3 rounds")
+    add("--smoke", action="store_true", help="four methods, 50 images, 3 rounds")
     add("--schedules", type=Path, metavar="JSON", help="also the solvers as solver_search.py found them")
     add("--data", type=Path, metavar="PATH", help="the training images, where not Fashion-MNIST")
     add("--held-out", type=Path, metavar="PATH", help="real images for the floor (default: a tenth)")
@@ -300,7 +300,7 @@ def parse_arguments() -> argparse.Namespace:
     if len(dict(args.rival)) < len(args.rival):
         parser.error("two rivals have one name; give each --rival a name of its own")
     if args.smoke:
-        args.images, args.rounds = 100, 3
+        args.images, args.rounds = 50, 3
     args.batch = sorted(set(args.batch))
     return args
 

@@ -378,7 +378,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     args.sizes, args.batches = sorted(set(args.sizes)), sorted(set(args.batches))
     if args.smoke:
-        args.sizes, args.batches, args.seconds, args.most_parameters = [256], [1], 0.1, 10.0
+        args.sizes, args.batches, args.seconds, args.most_parameters = [32], [1], 0.1, 10.0
     return args
 
 

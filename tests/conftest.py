@@ -30,24 +30,35 @@ if not torch.cuda.is_available() and not os.environ.get("KERNELS"):
 hypothesis.settings.register_profile("fewstep", deadline=None)
 hypothesis.settings.load_profile("fewstep")
 
-# The files that take longest come first, so that the processes end at nearly the same time.
+# The files that take longest, 20 to 80 s of CPU time each, come first, so that the processes end at nearly the same
+# time. export/test_backends.py exports the networks that the other files of export/ read.
 LONG = (
     "trainer/test_distributed.py",
-    "server/processes/test_stop_signals.py",
     "export/test_backends.py",
-    "export/test_stacked.py",
     "export/test_adapters.py",
+    "server/processes/test_replaced_engine.py",
     "trainer/methods/test_dpdm.py",
-    "command/test_killed_command.py",
-    "test_models.py",
-    "export/test_plans.py",
-    "server/page/test_page.py",
-    "ptx/test_report.py",
-    "kernels/test_compiled.py",
-    "export/test_build.py",
+    "server/processes/test_stop_signals.py",
     "command/test_command.py",
+    "export/test_conditions.py",
+    "ptx/test_report.py",
+    "server/test_public_complaints.py",
+    "kernels/test_step.py",
+    "server/test_faults.py",
     "trainer/methods/test_consistency.py",
+    "trainer/methods/test_gan.py",
+    "trainer/methods/test_rtb.py",
+    "trainer/run/test_loop.py",
     "trainer/test_posterior_command.py",
+    "benchmarks/test_latency.py",
+    "benchmarks/test_posterior_control.py",
+    "benchmarks/test_posterior_language.py",
+    "benchmarks/test_serving_serve.py",
+    "kernels/test_initial_noise.py",
+    "kernels/test_compiled.py",
+    "server/bulk/test_killed.py",
+    "server/test_api_page.py",
+    "server/test_api_processes.py",
 )
 
 

@@ -1,10 +1,8 @@
 """The ablation: its arithmetic on canned results, its memory of finished runs, and the command."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +14,6 @@ from benchmarks.digit_features import load_digit_sets, make_yardstick
 from fewstep.card import CheckpointError
 from fewstep.network import UNet
 from trainer.settings import StudentConfig
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def result(*distances: float | None) -> dict:
@@ -135,12 +131,11 @@ def test_yardstick_knows_digits_and_sees_what_is_wrong_with_others(world):
     assert make_yardstick(world.work, data, held_out).sha256 == yardstick.sha256
 
 
-def test_smoke_run_prints_a_table_and_writes_json_and_png(tmp_path):
+def test_smoke_run_prints_a_table_and_writes_json_and_png(tmp_path, monkeypatch, capsys):
     out = tmp_path / "ablation.json"
-    command = [sys.executable, "benchmarks/ablation.py", "--smoke", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--smoke", "--out", str(out)])
+    assert ablation.main() == 0
     written = json.loads(out.read_text())
     assert [row["variant"] for row in written["rows"]] == ["base", "tied"] and written["floor"] > 0
     assert all(len(row["cells"]["4"]["values"]) == 2 for row in written["rows"])
-    assert "k=8" in done.stdout and out.with_suffix(".png").stat().st_size > 10_000
+    assert "k=8" in capsys.readouterr().out and out.with_suffix(".png").stat().st_size > 10_000

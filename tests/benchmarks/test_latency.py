@@ -47,7 +47,7 @@ def test_smoke_run_prints_a_table_and_writes_json_and_png(tmp_path):
     # What the project is for: at about equal calls the student is far closer to the data than a solver.
     assert by_name["dpdm", 4, 1]["distance"] < 0.2 * by_name["heun", 3, 1]["distance"]
     # The committed distances are found by weights and noise levels, and stand beside those of this run.
-    assert {"fashion128, N = 10000", "fashion128, N = 100, here"} <= set(by_name["heun", 3, 1]["distances"])
+    assert {"fashion128, N = 10000", "fashion128, N = 50, here"} <= set(by_name["heun", 3, 1]["distances"])
     assert "NFE" in done.stdout and "as close as the teacher's best" in done.stdout
     assert out.with_suffix(".png").stat().st_size > 10_000
     times, distances, quality = tables(result)

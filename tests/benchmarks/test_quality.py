@@ -1,7 +1,6 @@
 """The quality table: its plan, its composition from known cells, and the command from a user's shell."""
 
 import json
-import subprocess
 import sys
 from argparse import Namespace
 from dataclasses import replace
@@ -188,15 +187,15 @@ def test_tables_leave_impossible_cells_empty_and_state_n_and_the_floor(cache):
     assert "no floor: too few held-out images" in tables(rows, held_out_rows([net], 201, 50), (1, 2))
 
 
-# --- From a shell -----------------------------------------------------------------------------------------------------
+# --- The command ------------------------------------------------------------------------------------------------------
 
 
-def test_smoke_run_prints_tables_and_writes_everything(tmp_path, zips):
+def test_smoke_run_prints_tables_and_writes_everything(tmp_path, zips, monkeypatch, capsys):
     out, grids = tmp_path / "quality.json", tmp_path / "grids"
-    command = [sys.executable, "benchmarks/quality.py", "--smoke", *zips, "--out", out, "--grids", grids]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(out.read_text())
+    command = ["quality.py", "--smoke", *zips, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [*command, "--grids", str(grids)])
+    quality.main()
+    said, result = capsys.readouterr().out, json.loads(out.read_text())
     found = {(row["method"], row["nfe"]): row for row in result["rows"]}
     assert len(found) == 18 and ("heun", 3) in found
     # What training does: the student against its own teacher, same sampler, same levels, same seeds.
@@ -204,7 +203,7 @@ def test_smoke_run_prints_tables_and_writes_everything(tmp_path, zips):
     assert found["student", 1]["accuracy"] > 0.5 and result["held_out"][0]["accuracy"] > 0.85
     assert result["settings"]["images"] == 12 and "equal N" in result["note"]
     assert {"machine", "commit", "checkpoints", "extractors", "data", "schedules"} <= set(result)
-    assert "network calls:" in done.stdout and "floor" in done.stdout
+    assert "network calls:" in said and "floor" in said
     assert out.with_suffix(".png").stat().st_size > 10_000
     assert (tmp_path / "quality-closest.png").stat().st_size > 10_000
     assert len(list(grids.iterdir())) == 18

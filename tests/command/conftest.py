@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,9 +12,17 @@ from PIL import Image
 
 from fewstep.__main__ import main
 from tests.command.tiny_command import tiny_recipe
+from tests.trainer.tiny import draw_little
 from trainer.recipes.by_name import RECIPES
 
 KINDS = (("RGB", "png"), ("L", "jpg"), ("RGBA", "png"), ("RGB", "JPG"), ("P", "gif"), ("RGB", "webp"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_sheets() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        draw_little(patch)
+        yield
 
 
 class Made(NamedTuple):

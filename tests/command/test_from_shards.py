@@ -4,7 +4,6 @@ shards are refused."""
 import json
 import shutil
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,13 @@ import pytest
 from fewstep.card import read_card
 from fewstep.commands import train as command_line
 from tests.command.conftest import Made, command
+from tests.command.tiny_command import few_images
 from tests.trainer.data.archives import write_shards
 from trainer import report
 from trainer.data.shards import read_index
 from trainer.data.sources.shards import write_index
 from trainer.methods.edm import Teacher
-from trainer.plan import UPDATES, plan
+from trainer.plan import UPDATES
 from trainer.stages import planning
 
 COUNT = 40
@@ -49,9 +49,7 @@ def stopped(index: Path, out: Path) -> Made:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Teacher, "update", interrupted)
-        patch.setattr(
-            planning, "plan", lambda *a, **facts: replace(plan(*a, **facts), images={"teacher": 48, "dpdm": 16})
-        )
+        patch.setattr(planning, "plan", few_images(planning.plan))
         return command(index, out, "--budget", "2s")
 
 

@@ -1,4 +1,4 @@
-"""Tiny checkpoints and their engines, one export per kind of network, shared by all tests of a run."""
+"""Tiny checkpoints and their engines. An export takes ten seconds: there is one per kind of network in a test run."""
 
 import dataclasses
 import shutil
@@ -16,6 +16,7 @@ from fewstep.checkpoint import save_checkpoint
 from fewstep.network import UNet
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
+from tests.shared import made_once
 
 torch.set_num_threads(1)  # tiny operations on two busy cores stall one another
 
@@ -51,16 +52,14 @@ def make_checkpoint(folder: Path, config: UNetConfig, *, role: str = "student", 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Kind -> folder of its checkpoint, with the engine in `engine/`. Shared: tests must copy before they change it."""
-    made: dict[str, Path] = {}
 
     def get(kind: str) -> Path:
-        if kind not in made:
-            folder = tmp_path_factory.mktemp(kind)
+        def make(folder: Path) -> None:
             role = "teacher" if kind == TEACHER else "student"
             make_checkpoint(folder, CONFIGS[kind], role=role, half=kind == HALF)
             export_checkpoint(folder, folder / "engine", kind, threads=1)
-            made[kind] = folder
-        return made[kind]
+
+        return made_once(tmp_path_factory, kind, make)
 
     return get
 

@@ -56,7 +56,7 @@ def test_networks_without_such_factors_come_back_as_they_are(kind: str):
 def test_stored_weights_are_those_of_the_checkpoint():
     """So that float16 holds them: the factor is a product behind them, which a runtime computes once. (The exporter
     computes it for small ones.)"""
-    network = filled(replace(TINY, width=32)).half().float()
+    network = filled(replace(TINY, width=32, mult=(1,))).half().float()
     model = onnx.load_from_string(network_to_onnx(network, weights_dtype="float16"))
     stored = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16}
     assert any(name.startswith("encoder.0.conv1.") for name in stored)

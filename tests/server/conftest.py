@@ -1,17 +1,21 @@
 """A tiny engine directory (a real ONNX network, no torch), and servers on it."""
 
 import hashlib
+import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -114,6 +118,15 @@ class Server:
 
     def client(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=DEADLINE_S)
+
+    def send(self, body: Mapping[str, Any], padding: int = 0) -> socket.socket:
+        """A POST /v1/generate whose client reads no answer; closing the socket is leaving. padding: bytes of blanks."""
+        content = json.dumps(body).encode() + b" " * padding
+        url = urlsplit(self.url)
+        head = f"POST /v1/generate HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: {len(content)}\r\n\r\n"
+        connection = socket.create_connection((url.hostname, url.port), DEADLINE_S)
+        connection.sendall(head.encode() + content)
+        return connection
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(how)

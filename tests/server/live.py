@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -98,13 +97,8 @@ class Live:
             return [answer.result(DEADLINE_S) for answer in answers]
 
     def send(self, body: Body, padding: int = 0) -> socket.socket:
-        """A request whose client reads no answer; closing the socket is leaving. padding: bytes of blanks in it."""
-        content = json.dumps(body).encode() + b" " * padding
-        url = urlsplit(self.server.url)
-        head = f"POST /v1/generate HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Length: {len(content)}\r\n\r\n"
-        connection = socket.create_connection((url.hostname, url.port), DEADLINE_S)
-        connection.sendall(head.encode() + content)
-        return connection
+        """See `Server.send`."""
+        return self.server.send(body, padding)
 
     def processes(self) -> list[psutil.Process]:
         """The parent and all that it has started, those that have ended and were not waited for included."""

@@ -6,10 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.trainer.tiny import TINY_RECIPE, run_options
+from fewstep.network import UNet
+from tests.shared import made_once
+from tests.trainer.tiny import TINY, TINY_RECIPE, draw_little, draws, run_options
 from trainer import commands
-from trainer.data.format import ImageSet
+from trainer.data.format import ImageSet, sigma_data
+from trainer.methods.edm import Teacher
+from trainer.run.compute import Compute
+from trainer.settings import TeacherConfig
 
 
 @pytest.fixture(scope="session")
@@ -17,6 +23,14 @@ def thumbnails(fashion_2000: ImageSet) -> ImageSet:
     """2,000 8x8 thumbnails of Fashion-MNIST."""
     images = fashion_2000.images.reshape(-1, 8, 4, 8, 4, 1).mean(axis=(2, 4)).round().astype("uint8")
     return replace(fashion_2000, images=images)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_sheets() -> Iterator[None]:
+    """Sample sheets of three calls: whole ones take most of the time of runs that are this short."""
+    with pytest.MonkeyPatch.context() as patch:
+        draw_little(patch)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -45,5 +59,26 @@ def tiny_teacher(thumbnails: ImageSet, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("tiny") / "teacher"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(commands, "recipe", lambda name: TINY_RECIPE)
-        commands.train_teacher(run_options(folder, images=16), thumbnails)
+        commands.train_teacher(run_options(folder, images=16, sheets=False), thumbnails)
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_teacher(thumbnails: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> UNet:
+    """400 updates: poor, but a diffusion model. Read-only."""
+
+    def make(folder: Path) -> None:
+        torch.manual_seed(0)
+        network = UNet(TINY)
+        method = Teacher(network, sigma_data(thumbnails.images), TeacherConfig(), Compute())
+        rng, order = draws(), torch.Generator().manual_seed(0)
+        pixels = torch.from_numpy(thumbnails.images).permute(0, 3, 1, 2).float() / 127.5 - 1
+        labels = torch.from_numpy(thumbnails.labels).long()
+        for i in range(400):
+            index = torch.randint(len(pixels), (64,), generator=order)
+            method.update(pixels[index], labels[index], i / 400, rng)
+        torch.save(network.state_dict(), folder / "weights.pt")
+
+    network = UNet(TINY)
+    network.load_state_dict(torch.load(made_once(tmp_path_factory, "small teacher", make) / "weights.pt"))
+    return network

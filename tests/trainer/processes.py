@@ -18,10 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import trainer.__main__ as command_line
-from tests.trainer.tiny import TINY_RECIPE
+from tests.trainer.tiny import TINY_RECIPE, draw_little
 from trainer import classify, commands
 from trainer.methods.dpdm import Student
 from trainer.run import distributed as world
@@ -57,6 +58,7 @@ def main(folder: Path) -> None:
 
     sys.addaudithook(watch)
     torch.set_num_threads(1)
+    draw_little(pytest.MonkeyPatch())
     world.join_processes = lambda device: nullcontext()  # once, below, for all commands
     commands.recipe = lambda name: TINY_RECIPE
     commands.loop_config = every_update_logged(commands.loop_config)

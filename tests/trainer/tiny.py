@@ -3,12 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from fewstep.network import UNet
 from fewstep.unet_config import UNetConfig
 from trainer.options import RunOptions
 from trainer.recipes.recipe import Recipe
+from trainer.run import artifacts
 from trainer.run.draws import Draws
 from trainer.settings import StudentConfig
 
@@ -41,6 +43,13 @@ def equal(network: torch.nn.Module, before: dict[str, torch.Tensor]) -> bool:
 
 
 TINY_RECIPE = Recipe(TINY, student=StudentConfig(warm_pairs=12))
+
+
+def draw_little(patch: pytest.MonkeyPatch) -> None:
+    """Sample sheets of three network calls; a student's has 15 otherwise, and a teacher's 95."""
+    patch.setattr(artifacts, "TEACHER_LEVELS", 2)
+    patch.setattr(artifacts, "TEACHER_ROWS", 1)
+    patch.setattr(artifacts, "STUDENT_STEPS", (1, 2))
 
 
 def run_options(out: Path, **changes) -> RunOptions:

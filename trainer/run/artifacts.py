@@ -24,6 +24,7 @@ from trainer.run.sheet import add_titles
 GRID_COLUMNS = 20
 TEACHER_LEVELS = 10  # Heun levels of a teacher's grid: 19 calls
 TEACHER_ROWS = 5
+STUDENT_STEPS = (1, 2, 4, 8)  # the rows of a student's grid
 
 
 def environment() -> dict[str, str]:
@@ -53,12 +54,12 @@ def write_sheet(
 
 
 def _steps(card: Card) -> list[int]:
-    return [k for k in (1, 2, 4, 8) if k in card.levels]
+    return [k for k in STUDENT_STEPS if k in card.levels]
 
 
 @torch.no_grad()
 def sample_sheet(denoiser: Denoiser, card: Card, columns: int = GRID_COLUMNS) -> Pixels:
-    """A student: one row per step count 1, 2, 4, 8, the same seeds in each. A teacher: five rows of seeds."""
+    """A student: a row for each of STUDENT_STEPS that it has, the same seeds in each. A teacher: five rows of seeds."""
     device = next(denoiser.network.parameters()).device  # pyright: ignore[reportFunctionMemberAccess]
     rows = []
     plans = [card.levels[k] for k in _steps(card)] or [()] * TEACHER_ROWS

@@ -70,9 +70,6 @@ def left_over(server: Server) -> str:
     ("change", "words"),
     [
         (other_checkpoint, f"announced checkpoint {'c' * 64}, and the folder now holds checkpoint {'d' * 64}"),
-        (other_levels, "levels differ"),
-        (fewer_steps, "levels differ"),
-        (other_shape, "extra"),
         (no_folder, "it is not a fewstep engine"),
         (broken_network, "is not the file its manifest describes"),
     ],
@@ -92,6 +89,18 @@ def test_a_worker_that_finds_another_engine_is_refused_and_the_others_go_on(
     assert str(folder) in said and words in said
     assert "engine-worker-0 could not load; it is tried again in 1 s" in said
     assert "tried again in 2 s" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "words"), [(other_levels, "levels differ"), (fewer_steps, "levels differ"), (other_shape, "extra")]
+)
+def test_a_manifest_that_has_changed_is_refused_as_another_checkpoint_is(
+    folder: Path, change: Callable[[Path], None], words: str
+):
+    announced = read_manifest(folder)
+    change(folder)
+    with pytest.raises(CheckpointError, match=words):
+        check_announced(folder, announced, read_manifest(folder))
 
 
 def test_a_worker_that_finds_the_announced_engine_again_serves_it(folder: Path, until: Until):

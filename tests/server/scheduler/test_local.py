@@ -3,7 +3,7 @@
 import asyncio
 import io
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from server.scheduler.events import Accepted, Event, Failed, Finished, Progress
 from server.scheduler.loading import LoadOptions
 from server.scheduler.local import EventStream, LocalService
 from server.scheduler.refusal import Refusal
-from server.scheduler.request import Previews
+from server.scheduler.request import ImageRequest, Previews
 from server.scheduler.validate import image_request
 from tests.server.fakes import (
     CLASSES,
@@ -85,15 +85,22 @@ def test_images_and_previews_are_written_in_the_format_of_the_request(
     np.testing.assert_array_equal(pixels, expected_pixels(7, 1, 2)[..., 0])
 
 
-def test_many_threads_and_event_loops_at_once_get_the_images_of_the_sampler(service: Fake):
+def test_many_threads_and_event_loops_at_once_get_the_images_of_the_sampler(service: Fake, until: Until):
+    threads = 16
+
     def make(number: int) -> np.ndarray:
         stream = service.submit(request(seed=number, steps=1 + number % 8, label=number % CLASSES))
         return (stream.result() if number % 2 else asyncio.run(stream.aresult())).images[0]
 
-    with ThreadPoolExecutor(16) as pool:
+    def until_all_have_asked(x: np.ndarray, c_noise: np.ndarray) -> None:
+        service.network.before = lambda x, c_noise: None  # the first call alone waits
+        until(lambda: len(service._loop.flights) + service._inbox.queue.qsize() == threads)
+
+    service.network.before = until_all_have_asked
+    with ThreadPoolExecutor(threads) as pool:
         for number, pixels in enumerate(pool.map(make, range(120))):
             np.testing.assert_array_equal(pixels, expected_pixels(number, number % CLASSES, 1 + number % 8))
-    assert max(service.network.batches) > 1, "calls are shared"
+    assert service.network.batches[1] == SLOTS, "calls are shared"
 
 
 def test_one_event_loop_waits_for_many_requests_at_once(service: Fake):
@@ -104,15 +111,32 @@ def test_one_event_loop_waits_for_many_requests_at_once(service: Fake):
         np.testing.assert_array_equal(finished.images[0], expected_pixels(seed, 1, 4))
 
 
-def test_images_come_as_they_are_finished_and_no_slot_waits_for_requests(service: Fake):
-    steps = [8, 1, 2, 4, 1, 3, 2, 8, 5, 1, 1, 6]
-    asked = [request(seed=seed, steps=each) for seed, each in enumerate(steps * 5)]
-    made = dict(service.as_finished(iter(asked), at_once=2 * SLOTS))
+def test_images_come_as_they_are_finished_and_no_slot_waits_for_requests(service: Fake, until: Until):
+    """Each network call lasts until the caller has taken what was finished before it and has begun as many requests."""
+    steps = [8, 1, 2, 4, 1, 3, 2, 8, 5, 1, 1, 6] * 5
+    all_begun = threading.Event()
+    begun_before: list[bool] = []  # of each call, whether all requests were begun before it
+
+    def asked() -> Iterator[ImageRequest]:
+        yield from (request(seed=seed, steps=each) for seed, each in enumerate(steps))
+        all_begun.set()
+
+    def caller_has_caught_up() -> bool:
+        unfinished = len(service._loop.flights) + service._inbox.queue.qsize()
+        return unfinished == 2 * SLOTS or all_begun.is_set()
+
+    def during_a_call(x: np.ndarray, c_noise: np.ndarray) -> None:
+        begun_before.append(all_begun.is_set())
+        until(caller_has_caught_up)
+
+    service.network.before = during_a_call
+    made = dict(service.as_finished(asked(), at_once=2 * SLOTS))
     assert sorted(made) == [*range(60)] and [*made] != sorted(made), "short ones overtake long ones"
     for number, finished in made.items():
-        np.testing.assert_array_equal(finished.images[0], expected_pixels(number, 1, steps[number % 12]))
+        np.testing.assert_array_equal(finished.images[0], expected_pixels(number, 1, steps[number]))
     calls = service.network.batches
-    assert calls.count(SLOTS) > 0.8 * len(calls)
+    full = begun_before.index(True)
+    assert calls[1:full] == [SLOTS] * (full - 1) and full > 0.8 * len(calls)
 
 
 def test_no_more_requests_are_begun_than_together(service: Fake):

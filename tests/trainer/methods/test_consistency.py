@@ -24,15 +24,14 @@ from fewstep.schedule import solver_sigmas
 from tests.trainer.methods.test_dpdm import energy_distance
 from tests.trainer.tiny import TINY, copied, draws, equal, lively, normals, run_options
 from trainer.commands import train_student
-from trainer.data.format import ImageSet, sigma_data
+from trainer.data.format import ImageSet
 from trainer.data.loader import batches
 from trainer.methods.consistency import Consistency, pseudo_huber, solver_step, squared_distance
-from trainer.methods.edm import Teacher
 from trainer.options import Distillation
 from trainer.run.compute import Compute
 from trainer.run.ema import average_of, blend, power_decay
 from trainer.run.loop import LoopConfig, train
-from trainer.settings import ConsistencyConfig, TeacherConfig
+from trainer.settings import ConsistencyConfig
 from trainer.switches import SwitchError
 
 PAIR = Gaussian(0.1, 0.5)
@@ -132,19 +131,6 @@ def test_inverse_weights_divide_by_the_width_of_the_interval():
 def pixels(thumbnails: ImageSet) -> tuple[torch.Tensor, torch.Tensor]:
     images = torch.from_numpy(thumbnails.images).permute(0, 3, 1, 2).float() / 127.5 - 1
     return images, torch.from_numpy(thumbnails.labels).long()
-
-
-@pytest.fixture(scope="module")
-def small_teacher(thumbnails: ImageSet, pixels) -> UNet:
-    """300 updates: poor, but a diffusion model."""
-    torch.manual_seed(0)
-    network = UNet(TINY)
-    method = Teacher(network, sigma_data(thumbnails.images), TeacherConfig(), Compute())
-    rng = draws(0)
-    for i in range(300):
-        index = rng.integers(2000, 64)
-        method.update(pixels[0][index], pixels[1][index], i / 300, rng)
-    return network
 
 
 def weights(network: nn.Module) -> torch.Tensor:

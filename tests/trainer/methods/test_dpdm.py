@@ -13,15 +13,14 @@ from fewstep.precond import Denoiser
 from fewstep.samplers import sample_dpdm
 from fewstep.schedule import student_levels
 from fewstep.unet_config import UNetConfig
-from trainer.data.format import ImageSet, sigma_data
+from trainer.data.format import ImageSet
 from trainer.levels.renoise import Drawn
 from trainer.methods.base import Fed
 from trainer.methods.dpdm import Student
-from trainer.methods.edm import Teacher
 from trainer.run.compute import Compute
 from trainer.run.draws import Draws
 from trainer.run.ema import average_of, blend, power_decay
-from trainer.settings import RULES, StudentConfig, TeacherConfig
+from trainer.settings import RULES, StudentConfig
 
 TINY = UNetConfig(resolution=8, channels=1, classes=10, width=16, mult=(1,), blocks=1)
 
@@ -70,19 +69,10 @@ def test_descent_spreads_outputs_that_are_averages(loss, weight, sigma):
 
 
 @pytest.fixture(scope="module")
-def small_teacher(fashion_2000: ImageSet):
-    """A teacher of 8x8 thumbnails, 400 updates: poor, but a diffusion model."""
-    images = fashion_2000.images.reshape(-1, 8, 4, 8, 4, 1).mean(axis=(2, 4)).round().astype("uint8")
-    data = replace(fashion_2000, images=images)
-    torch.manual_seed(0)
-    network = UNet(TINY)
-    method = Teacher(network, sigma_data(images), TeacherConfig(), Compute())
-    rng, order = draws(0), torch.Generator().manual_seed(0)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    for i in range(400):
-        index = torch.randint(len(pixels), (64,), generator=order)
-        method.update(pixels[index], torch.from_numpy(data.labels)[index].long(), i / 400, rng)
-    return network, pixels, torch.from_numpy(data.labels).long()
+def taught(small_teacher: UNet, thumbnails: ImageSet) -> tuple[UNet, torch.Tensor, torch.Tensor]:
+    """A teacher, its images and their labels."""
+    pixels = torch.from_numpy(thumbnails.images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return small_teacher, pixels, torch.from_numpy(thumbnails.labels).long()
 
 
 def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -99,8 +89,8 @@ def samples(denoiser: Denoiser, levels: tuple[float, ...], count: int = 300) -> 
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_every_rule_trains_and_changes_only_student_and_auxiliary(rule, small_teacher):
-    network, pixels, labels = small_teacher
+def test_every_rule_trains_and_changes_only_student_and_auxiliary(rule, taught):
+    network, pixels, labels = taught
     before = {name: value.clone() for name, value in network.state_dict().items()}
     student = Student(network, 0.66, StudentConfig(renoise=rule), Compute())
     rng = draws(0)
@@ -112,8 +102,8 @@ def test_every_rule_trains_and_changes_only_student_and_auxiliary(rule, small_te
 
 
 # From 2.5 down a student of this teacher gains or loses with the teacher's seed; from 80 down it gains with every one.
-def test_short_distillation_brings_samples_closer_to_the_data(small_teacher):
-    network, pixels, labels = small_teacher
+def test_short_distillation_brings_samples_closer_to_the_data(taught):
+    network, pixels, labels = taught
     settings = StudentConfig(steps=(1, 2), sigma_max=80.0, auxiliary_sees_level=False)
     torch.manual_seed(0)
     steady = replace(settings.adam, decay_from=1.0)
@@ -124,7 +114,7 @@ def test_short_distillation_brings_samples_closer_to_the_data(small_teacher):
     lists = [student_levels(steps, settings.sigma_min, 80.0) for steps in settings.steps]
     before = [energy_distance(samples(served, levels), data) for levels in lists]
     rng, order = draws(0), torch.Generator().manual_seed(1)  # as in the loop, the batches have an order of their own
-    for i in range(200):
+    for i in range(100):
         index = torch.randint(len(pixels), (64,), generator=order)
         student.update(pixels[index], labels[index], 0.1, rng)
         blend(average, student.networks["student"], power_decay(0.15, 64, 64 * (i + 1)))

@@ -23,8 +23,8 @@ def inputs(batch: int = BATCH) -> tuple[Tensor, Tensor, Tensor]:
     return x, torch.randn(batch, generator=generator), torch.eye(classes)[torch.arange(batch) % classes]
 
 
-def gradients(network: nn.Module, compute: Compute) -> tuple[Tensor, list[Tensor]]:
-    x, c_noise, onehot = inputs()
+def gradients(network: nn.Module, compute: Compute, batch: int = BATCH) -> tuple[Tensor, list[Tensor]]:
+    x, c_noise, onehot = inputs(batch)
     network.zero_grad()
     out = runner(network, compute)(x.requires_grad_(), c_noise, onehot)
     (out.square().mean() + out[0].sum()).backward()
@@ -72,7 +72,8 @@ def test_the_gradient_in_parts_is_that_of_one_call(rows: int):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
 def test_compiled_parts_have_the_same_gradient():
     network = Small()
-    whole, in_parts = gradients(network, Compute()), gradients(network, Compute(compile=True, rows=3))
+    compiled = Compute(compile=True, rows=3)  # two parts of one size: another size would be compiled, too
+    whole, in_parts = gradients(network, Compute(), 6), gradients(network, compiled, 6)
     for part, one in zip(in_parts[1], whole[1], strict=True):
         torch.testing.assert_close(part, one, rtol=1e-3, atol=1e-5)
 
