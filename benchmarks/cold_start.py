@@ -76,8 +76,9 @@ def measure(case: Case, requests: int, cache: Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "server", "--port", "0", "--drain-s", "0", "--mode", mode]
     command += [part for name in models for part in ("--model", name)]
     command += ["--backend", backend or read_manifest(model_engine(models[0])).backend] if backend != CHOSEN else []
-    # Nothing can be kept below a file.
+    # Nothing can be kept below a file. Python keeps the bytecode of modules, as it does unless it is told not to.
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache) if start == "kept" else os.devnull}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     started = time.monotonic()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as server:
         try:
