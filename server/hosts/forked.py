@@ -78,6 +78,8 @@ class ForkedServer:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def _http_process(self) -> "HttpProcess":
+        # To look for plugins, pydantic reads the metadata of every installed package.
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         from server.hosts.http_process import HttpProcess
 
         return HttpProcess(self.settings, self.models, self.workers)
