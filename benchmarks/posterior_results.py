@@ -105,8 +105,10 @@ def with_deviations(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str
     return table(shown, columns)
 
 
-def picture(shown: Mapping[str, Tensor], columns: int = SHOWN) -> bytes:
-    """The first images of the first seed of every method, without a choice: a row each."""
+def picture(shown: Mapping[str, Tensor], columns: int = SHOWN, title: str = "") -> bytes:
+    """The first images of the first seed of every method, without a choice: a row each. Each
+    method has at least `columns` images; with fewer, rows would not stand beside their names."""
     sheet = grid(np.concatenate([to_pixels(images[:columns].numpy()) for images in shown.values()]), columns)
     side = next(iter(shown.values())).shape[-1]
-    return encode(add_titles(sheet, side, f"first {columns} images of the first seed", [], list(shown)), "png")
+    title = title or f"first {columns} images of the first seed"
+    return encode(add_titles(sheet, side, title, [], list(shown)), "png")

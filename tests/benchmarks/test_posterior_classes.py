@@ -1,13 +1,15 @@
 """Twelve posteriors of Fashion-MNIST: their rewards, and the prior without classes that they begin at."""
 
 import argparse
+import io
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from benchmarks.posterior_classes import best_of, facts_of, rows_of
+from benchmarks.posterior_classes import best_of, facts_of, rows_of, sheet
 from benchmarks.posterior_classes_task import CLASSES, GROUPS, Task, by_kind, fits, log_rewards
 from benchmarks.posterior_classless import without_classes
 from fewstep.network import UNet
@@ -89,3 +91,9 @@ def test_rows_are_held_against_rejection(task: Task):
     found = facts_of(task, rows)["beside_rejection"]["RTB: class"]
     assert found["hit"] == ["nats_below", "accuracy_below", "distance_ratio", "log_z_error"]
     assert found["pairwise_off"] == pytest.approx(0.25)
+
+
+def test_each_method_is_one_row_of_the_sheet_where_classes_have_few_images():
+    few = torch.zeros(GROUPS * 2, 1, 32, 32)
+    one, two = (Image.open(io.BytesIO(sheet(dict.fromkeys(names, few)))).height for names in ("a", "ab"))
+    assert two - one == 32
