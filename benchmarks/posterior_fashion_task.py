@@ -4,18 +4,17 @@ Stages that take long are kept as files of --work, and read there the next time.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks.inputs import MODELS
 from benchmarks.posterior_fashion_tone import Tone, fit, tones
+from benchmarks.posterior_results import kept
 from fewstep.adapters import Adapter, adapted
 from fewstep.ancestral import Chain, ancestral_chain, denoising_errors, sample_ancestral
 from fewstep.checkpoint import NetworkModule, load_denoiser
@@ -41,14 +40,7 @@ class Task:
 
     def kept(self, name: str, make: Callable[[], Tensors]) -> Tensors:
         """The tensors of a stage: of its file in --work where there is one. "cpu_s" says what they cost."""
-        path = self.args.work / f"{name}.safetensors"
-        if not path.exists():
-            since = time.process_time()
-            made = make()
-            made["cpu_s"] = torch.tensor(time.process_time() - since)
-            save_file({key: value.contiguous() for key, value in made.items()}, path)
-            print(f"{name}: {float(made['cpu_s']):.0f} CPU s", flush=True)
-        return load_file(path)
+        return kept(self.args.work, name, make)
 
     @cached_property
     def halves(self) -> tuple[ImageSet, ImageSet]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from benchmarks.inputs import MODELS
 from benchmarks.posterior_fashion_task import CLASSES, RANK, SIGMA_MAX, SIGMA_MIN, Task
+from benchmarks.posterior_results import told_every
 from fewstep.adapters import Adapter, AdapterCard, adapted, load_adapter, merged, save_adapter
 from fewstep.checkpoint import NetworkModule, load_denoiser
 from fewstep.precond import Denoiser
@@ -122,11 +123,3 @@ def distil(task: Task, adapter: Adapter, images: Tensor) -> Path:
     )
     print(f"student: {spent['cpu_s']:.0f} CPU s", flush=True)
     return folder
-
-
-def told_every(updates: int) -> Callable[[int, float], None]:
-    def say(update: int, loss: float) -> None:
-        if update % updates == 0:
-            print(f"  update {update}: loss {loss:.4g}", flush=True)
-
-    return say

@@ -1,14 +1,16 @@
-"""The two ends of the benchmarks of posteriors: their last options, and tables over seeds, the JSON and its picture."""
+"""What the benchmarks of posteriors share: their last options, stages that are kept, tables, the JSON, its picture."""
 
 import argparse
 import json
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.harness import ROOT, result_file, table, write_result
@@ -39,6 +41,28 @@ def keep_settings(path: Path, settings: dict[str, Any]) -> None:
     if path.exists() and json.loads(path.read_text()) != settings:
         sys.exit(f"error: {path.parent} holds a run with other settings; repeat them, or give another --work")
     write_atomically(path, (json.dumps(settings, indent=2) + "\n").encode())
+
+
+def kept(work: Path, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of a stage: of its file in `work` where there is one. "cpu_s" says what they cost."""
+    path = work / f"{name}.safetensors"
+    if not path.exists():
+        since = time.process_time()
+        made = make()
+        made["cpu_s"] = torch.tensor(time.process_time() - since)
+        save_file({key: value.contiguous() for key, value in made.items()}, path)
+        print(f"{name}: {float(made['cpu_s']):.0f} CPU s", flush=True)
+    return load_file(path)
+
+
+def told_every(updates: int) -> Callable[[int, float], None]:
+    """Prints the loss of every so many updates."""
+
+    def say(update: int, loss: float) -> None:
+        if update % updates == 0:
+            print(f"  update {update}: loss {loss:.4g}", flush=True)
+
+    return say
 
 
 def write_rows(
@@ -81,8 +105,10 @@ def with_deviations(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str
     return table(shown, columns)
 
 
-def picture(shown: Mapping[str, Tensor], columns: int = SHOWN) -> bytes:
-    """The first images of the first seed of every method, without a choice: a row each."""
+def picture(shown: Mapping[str, Tensor], columns: int = SHOWN, title: str = "") -> bytes:
+    """The first images of the first seed of every method, without a choice: a row each. Each
+    method has at least `columns` images; with fewer, rows would not stand beside their names."""
     sheet = grid(np.concatenate([to_pixels(images[:columns].numpy()) for images in shown.values()]), columns)
     side = next(iter(shown.values())).shape[-1]
-    return encode(add_titles(sheet, side, f"first {columns} images of the first seed", [], list(shown)), "png")
+    title = title or f"first {columns} images of the first seed"
+    return encode(add_titles(sheet, side, title, [], list(shown)), "png")
