@@ -33,8 +33,10 @@ from tqdm import tqdm
 
 from benchmarks.harness import ROOT, percentile_ms, result_file, table, write_result
 from export.manifest import BACKEND_OPENVINO, BACKEND_OPENVINO_F32, BACKEND_ORT_CPU, BACKENDS, read_manifest
+from fewstep import cores
 from fewstep.client import Client, Wanted
 from fewstep.ranges import whole
+from server.machine.kept import BUSY
 from server.settings.sources import DEFAULT_MODELS, model_engine
 
 COLUMNS = {
@@ -121,6 +123,13 @@ def measure(case: Case, requests: int, cache: Path) -> dict[str, Any]:
     }
 
 
+def wait_until_idle() -> None:
+    """A busy server keeps no times. The load average falls within a minute, unless other programs run."""
+    while os.getloadavg()[0] > 0.8 * BUSY * cores.count():
+        tqdm.write(f"load average {os.getloadavg()[0]:.1f}: waiting until the machine is idle")
+        time.sleep(5)
+
+
 def _generate(client: Client, **wanted: Unpack[Wanted]) -> float:
     """Seconds from the request to its images as arrays."""
     started = time.monotonic()
@@ -159,6 +168,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for case in every:
             if case.start == "kept":
+                wait_until_idle()
                 measure(case, 1, Path(folder))
         runs = [measure(case, args.requests, Path(folder)) for case in tqdm(every * args.repeats)]
     rows = [_median(runs[place :: len(every)]) for place in range(len(every))]
