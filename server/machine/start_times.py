@@ -57,7 +57,8 @@ def keeper(settings: Settings, models: Mapping[str, Manifest], home: Path | None
         if question is None or load > BUSY:
             return
         known, layout = question
-        if trouble := kept.write(_file(known, home), known, Kept({layout: times}, load=load)):
+        others = kept.read(_file(known, home), known)[0].calls  # of other backends, workers and threads
+        if trouble := kept.write(_file(known, home), known, Kept({**others, layout: times}, load=load)):
             logger.info(trouble)
 
     return keep

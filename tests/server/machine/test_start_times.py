@@ -31,6 +31,14 @@ def test_times_come_back_with_the_same_settings_alone(tmp_path: Path):
     assert read_start_times(SETTINGS, again, tmp_path) == {}
 
 
+def test_servers_with_different_threads_keep_their_times_beside_each_other(tmp_path: Path):
+    other = replace(SETTINGS, threads=2)
+    keeper(SETTINGS, MODELS, tmp_path)("a", TIMES)
+    keeper(other, MODELS, tmp_path)("a", {1: 0.5})
+    assert read_start_times(SETTINGS, MODELS, tmp_path) == {"a": TIMES}
+    assert read_start_times(other, MODELS, tmp_path) == {"a": {1: 0.5}}
+
+
 def test_a_server_measures_what_no_earlier_start_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shared_times(SETTINGS, MODELS).get("a", lambda: TIMES)
